@@ -1,0 +1,576 @@
+"""Which pickled calls mean a tensor, a parameter, an OrderedDict, a numpy array.
+
+The table ``CALLS`` maps the name of a function to one of ours that turns the same arguments into inert
+data. Our functions allocate nothing and read nothing: they check sizes against the storage and make
+references. Whatever is not in the table becomes an :class:`~ckptool.tree.Opaque`.
+
+Sources: torch 2.13 ``torch/_utils.py``, ``torch/_tensor.py``, ``torch/storage.py``; numpy 1.26 and 2.4
+``numpy/_core/src/multiarray/methods.c`` (``array_reduce``, ``array_setstate``); Python's ``copyreg``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import prod
+from struct import Struct
+from typing import Any
+
+from ckptool.dtypes import BY_NAME, BY_STORAGE_CLASS, UINT8, DType
+from ckptool.errors import CkptError, DamagedError
+from ckptool.formats.pickle_tree import Builder, name_of
+from ckptool.tree import (
+    ArrayRef,
+    Blob,
+    ByteSpan,
+    BytesRef,
+    Chunk,
+    CompositeTensor,
+    GlobalRef,
+    Opaque,
+    Quantizer,
+    SpannedBytes,
+    StorageRef,
+    TensorRef,
+    extent,
+    stored_nbytes,
+)
+
+LocateStorage = Callable[[str, int], ByteSpan | None]  # (key, nbytes) -> where it lies
+LoadNested = Callable[[Any], Any]  # the bytes of a nested torch.save -> its tree
+
+# ----------------------------------------------------------------------------------------- tensors
+
+
+def _sizes(values: Any) -> tuple[int, ...]:
+    """A shape or strides as a tuple of non-negative integers, whatever sequence they came in."""
+    if isinstance(values, Opaque):
+        values = values.args[0] if len(values.args) == 1 else values.elements
+    sizes = tuple(values)
+    if not all(type(size) is int and size >= 0 for size in sizes):
+        raise DamagedError(f"sizes must be integers of at least 0, not {sizes!r:.100}")
+    return sizes
+
+
+def _view(
+    storage: Any, offset: Any, shape: Any, strides: Any, dtype: DType | None = None, **more: Any
+) -> TensorRef:
+    """A tensor that views ``storage`` from element ``offset`` on."""
+    if not isinstance(storage, StorageRef):
+        raise DamagedError(f"a tensor is built on {_kind(storage)} instead of a storage")
+    dtype = dtype or storage.dtype
+    shape, strides = _sizes(shape), _sizes(strides)
+    if len(shape) != len(strides):
+        raise DamagedError(f"a tensor has {len(shape)} sizes but {len(strides)} strides")
+    (offset,) = _sizes((offset,))
+    start = stored_nbytes(dtype, offset)
+    nbytes = stored_nbytes(dtype, extent(shape, strides))
+    if storage.span is None:
+        return TensorRef(dtype, shape, (), device=storage.device, **more)
+    if nbytes and start + nbytes > storage.span.nbytes:
+        raise DamagedError(
+            f"a {dtype} tensor of shape {list(shape)} needs bytes {start} to {start + nbytes} "
+            f"of its storage, which has {storage.span.nbytes}"
+        )
+    span = ByteSpan(storage.span.source, storage.span.offset + start, nbytes)
+    chunk = Chunk(span, (0,) * len(shape), shape, strides)
+    return TensorRef(
+        dtype, shape, (chunk,), device=storage.device, byteorder=storage.byteorder, **more
+    )
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> TensorRef:
+    return _view(storage, offset, shape, strides)
+
+
+def _rebuild_tensor_v2(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    requires_grad: Any,
+    _hooks: Any = None,
+    metadata: Any = None,
+) -> TensorRef:
+    lazy = _lazy(metadata) if metadata else ()
+    return _view(storage, offset, shape, strides, requires_grad=bool(requires_grad), lazy=lazy)
+
+
+def _rebuild_tensor_v3(
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    requires_grad: Any,
+    _hooks: Any,
+    dtype: Any,
+    metadata: Any = None,
+) -> TensorRef:
+    more = {"requires_grad": bool(requires_grad), "lazy": _lazy(metadata)}
+    return _view(storage, offset, shape, strides, _dtype(dtype), **more)
+
+
+def _lazy(metadata: Any) -> tuple[str, ...]:
+    return tuple(bit for bit in ("conj", "neg") if isinstance(metadata, dict) and metadata.get(bit))
+
+
+def _rebuild_qtensor(
+    storage: Any, offset: Any, shape: Any, strides: Any, params: Any, requires_grad: Any, _hooks: Any
+) -> TensorRef:
+    scheme, scale, zero_point, *axis = params
+    quantizer = Quantizer(_last_name(scheme), scale, zero_point, axis[0] if axis else None)
+    more = {"requires_grad": bool(requires_grad), "quantizer": quantizer}
+    return _view(storage, offset, shape, strides, **more)
+
+
+def _rebuild_meta_tensor(dtype: Any, shape: Any, _strides: Any, requires_grad: Any) -> TensorRef:
+    return TensorRef(
+        _dtype(dtype), _sizes(shape), (), device="meta", requires_grad=bool(requires_grad)
+    )
+
+
+def _rebuild_parameter(data: Any, requires_grad: Any, _hooks: Any, _state: Any = None) -> Any:
+    if isinstance(data, TensorRef) and data.requires_grad is not bool(requires_grad):
+        return replace(data, requires_grad=bool(requires_grad))
+    return data
+
+
+def _parameter(data: Any = None, requires_grad: Any = True) -> Any:  # noqa: FBT002
+    return _rebuild_parameter(data, requires_grad, None)
+
+
+def _rebuild_device_tensor(data: Any, _dtype: Any, device: Any, requires_grad: Any) -> Any:
+    """XLA and other devices without storage: saved as a CPU tensor, or as a numpy array."""
+    if isinstance(data, TensorRef):
+        return replace(data, device=str(device), requires_grad=bool(requires_grad))
+    return data
+
+
+_COMPRESSED = {
+    "sparse_csr": ("crow_indices", "col_indices"),
+    "sparse_csc": ("ccol_indices", "row_indices"),
+    "sparse_bsr": ("crow_indices", "col_indices"),
+    "sparse_bsc": ("ccol_indices", "row_indices"),
+}
+
+
+def _rebuild_sparse_tensor(layout: Any, data: Any) -> CompositeTensor:
+    name = _last_name(layout)
+    if name == "sparse_coo":
+        indices, values, shape = data[:3]
+        parts = {"indices": indices, "values": values}
+    else:
+        compressed, plain, values, shape = data
+        parts = dict(zip(_COMPRESSED[name], (compressed, plain), strict=True))
+        parts["values"] = values
+    return _composite(name, values, _sizes(shape), parts)
+
+
+def _rebuild_nested_tensor(values: Any, sizes: Any, strides: Any, offsets: Any) -> CompositeTensor:
+    parts = {"values": values, "sizes": sizes, "strides": strides, "storage_offsets": offsets}
+    return _composite("nested", values, values.shape, parts)
+
+
+def _composite(
+    layout: str, values: Any, shape: tuple[int, ...], parts: dict[str, Any]
+) -> CompositeTensor:
+    wrong = [name for name, part in parts.items() if not isinstance(part, TensorRef)]
+    if wrong:
+        raise DamagedError(f"a {layout} tensor whose {wrong[0]} are no tensor")
+    return CompositeTensor(layout, values.dtype, shape, parts)
+
+
+def _rebuild_wrapper_subclass(cls: Any, *args: Any) -> Opaque:
+    """A tensor subclass without data of its own (DTensor and the like): its parts are its state."""
+    return Opaque(name_of(cls), args)
+
+
+def _last_name(value: Any) -> str:
+    """``strided`` for the global ``torch.strided``, however the file's version spelled it."""
+    if isinstance(value, GlobalRef):
+        return value.name
+    if isinstance(value, Opaque) and value.args:  # torch.serialization._get_layout('torch.strided')
+        return str(value.args[0]).rpartition(".")[2]
+    return str(value).rpartition(".")[2]
+
+
+def _dtype(value: Any) -> DType:
+    name = _last_name(value)
+    if name not in BY_NAME:
+        raise DamagedError(f"the element type {name!r:.60} is not known")
+    return BY_NAME[name]
+
+
+def _kind(value: Any) -> str:
+    return value.qualname if isinstance(value, (Opaque, GlobalRef)) else f"a {type(value).__name__}"
+
+
+# ---------------------------------------------------------------------------------------- built-ins
+
+
+def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
+    return dict(pairs)
+
+
+def _default_dict(_factory: Any = None, pairs: Any = ()) -> dict[Any, Any]:
+    return dict(pairs)
+
+
+def _list(values: Any = (), _maxlen: Any = None) -> list[Any]:
+    return list(_finite(values))
+
+
+def _tuple(values: Any = ()) -> tuple[Any, ...]:
+    return tuple(_finite(values))
+
+
+def _set(values: Any = ()) -> set[Any]:
+    return set(_finite(values))
+
+
+def _frozenset(values: Any = ()) -> frozenset[Any]:
+    return frozenset(_finite(values))
+
+
+def _finite(values: Any) -> Any:
+    """Only containers that are already there; ``list(range(10**12))`` would not be."""
+    if not isinstance(values, (list, tuple, set, frozenset, dict, str)):
+        raise DamagedError(f"a container is built from {_kind(values)}")
+    return values
+
+
+def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
+    """``_codecs.encode``: how protocols 0 to 2 spell bytes."""
+    if encoding not in {"latin1", "latin-1", "utf-8", "ascii"}:
+        raise DamagedError(f"bytes are encoded as {encoding!r:.40}")
+    data: bytes = text.encode(encoding)
+    return SpannedBytes.at(data, ByteSpan(Blob(data), 0, len(data)))
+
+
+def _bytes(text: Any = b"", encoding: Any = None) -> bytes:
+    if isinstance(text, str):
+        return _encode(text, encoding)
+    if isinstance(text, (list, tuple, bytes)):
+        return bytes(text)
+    raise DamagedError(f"bytes are built from {_kind(text)}")
+
+
+def _complex(real: Any = 0.0, imag: Any = 0.0) -> complex:
+    return complex(real, imag)
+
+
+def _reconstructor(cls: Any, base: Any, state: Any) -> Any:
+    """``copyreg._reconstructor``: objects in protocols 0 and 1."""
+    made = Opaque(name_of(cls))
+    if isinstance(base, GlobalRef) and base.name == "dict" and isinstance(state, dict):
+        made.items = dict(state)
+    elif isinstance(base, GlobalRef) and base.name == "list" and isinstance(state, list):
+        made.elements = list(state)
+    elif state is not None:
+        made.args = (state,)
+    return made
+
+
+def _newobj(cls: Any, *args: Any) -> Any:
+    return Opaque(name_of(cls), args)
+
+
+def _path(*parts: Any) -> str:
+    """``pathlib``: the path as text."""
+    return "/".join(str(part) for part in parts).replace("//", "/")
+
+
+# -------------------------------------------------------------------------------------------- numpy
+
+# numpy's type strings without the byte order, as struct codes: for scalars
+_SCALARS = {
+    "f8": "d", "f4": "f", "f2": "e", "b1": "?",
+    "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u8": "Q", "u4": "I", "u2": "H", "u1": "B",
+}  # fmt: skip
+
+
+def _numpy_dtype(code: Any, _align: Any = False, _copy: Any = False) -> Opaque:  # noqa: FBT002
+    return Opaque("numpy.dtype", (code,))
+
+
+def _type_string(dtype: Any) -> str:
+    """``<f4`` for a pickled numpy dtype; the byte order is in the state that BUILD gave it."""
+    if not isinstance(dtype, Opaque) or not dtype.args:
+        raise DamagedError(f"a numpy type is described by {_kind(dtype)}")
+    code = dtype.args[0]
+    code = code.decode("latin-1") if isinstance(code, bytes) else str(code)
+    state = dtype.state if isinstance(dtype.state, tuple) else ()
+    order = str(state[1]) if len(state) > 1 and isinstance(state[1], str) else "|"
+    return ("" if code[:1] in "<>|=" else order) + code
+
+
+def _numpy_itemsize(type_string: str) -> int:
+    digits = type_string.lstrip("<>|=")[1:].partition("[")[0]
+    if not digits.isdigit():
+        return 0
+    return int(digits) * (4 if type_string.lstrip("<>|=")[:1] == "U" else 1)
+
+
+def _array(
+    dtype: str, shape: tuple[int, ...], data: Any, *, fortran_order: bool
+) -> ArrayRef | Opaque:
+    if isinstance(data, list):
+        return ArrayRef(dtype, shape, fortran_order, None, data)
+    span = _span_of(data)
+    wanted = prod(shape) * _numpy_itemsize(dtype)
+    if span.nbytes < wanted:
+        raise DamagedError(
+            f"a numpy array {dtype} {list(shape)} takes {wanted} bytes, has {span.nbytes}"
+        )
+    return ArrayRef(dtype, shape, fortran_order, span)
+
+
+def _span_of(data: Any) -> ByteSpan:
+    if isinstance(data, (SpannedBytes, BytesRef)):
+        return data.span
+    if isinstance(data, str):  # a Python 2 pickle whose bytes happen to be text
+        data = data.encode("latin-1")
+    if isinstance(data, (bytes, bytearray)):
+        return ByteSpan(Blob(bytes(data)), 0, len(data))
+    raise DamagedError(f"bytes are expected, not {_kind(data)}")
+
+
+def _numpy_frombuffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> Any:
+    return _array(_type_string(dtype), _sizes(shape), data, fortran_order=order == "F")
+
+
+def _numpy_reconstruct(_cls: Any, _shape: Any = (0,), _code: Any = b"b") -> Opaque:
+    return Opaque(_NDARRAY)
+
+
+_NDARRAY = "numpy.ndarray"
+
+
+def _numpy_build(made: Opaque, state: Any) -> Any:
+    """``ndarray.__setstate__``: (version, shape, dtype, is_fortran, data), the version optional."""
+    shape, dtype, is_fortran, data = state[-4:]
+    return _array(_type_string(dtype), _sizes(shape), data, fortran_order=bool(is_fortran))
+
+
+def _numpy_scalar(dtype: Any, data: Any = b"") -> Any:
+    type_string = _type_string(dtype)
+    code = type_string.lstrip("<>|=")
+    if not isinstance(data, (bytes, str)):
+        return data  # an object scalar is the object
+    raw = data.encode("latin-1") if isinstance(data, str) else bytes(data)
+    if code in _SCALARS:
+        order = ">" if type_string.startswith(">") else "<"
+        return Struct(order + _SCALARS[code]).unpack(raw)[0]
+    if code in {"c8", "c16"}:
+        return complex(*Struct(("<2f", "<2d")[code == "c16"]).unpack(raw))
+    if code[:1] == "U":
+        return raw.decode("utf-32-be" if type_string.startswith(">") else "utf-32-le").rstrip("\0")
+    return raw.rstrip(b"\0") if code[:1] == "S" else Opaque("numpy.scalar", (type_string, raw))
+
+
+# -------------------------------------------------------------------------------- whole-class rules
+
+
+def _persistent_class(meta: Any) -> Any:
+    """NVIDIA's StyleGAN and EDM snapshots: an object with the source code of its class beside it.
+
+    Source: https://github.com/NVlabs/stylegan3/blob/main/torch_utils/persistence.py
+    """
+    fields = meta.items if isinstance(meta, Opaque) else meta
+    if not isinstance(fields, dict):
+        raise DamagedError("a persistent object is described by no dict")
+    return Opaque(str(fields.get("class_name", "?")), state=fields.get("state"))
+
+
+Call = Callable[..., Any]
+
+_TORCH: dict[str, Call] = {
+    "torch._utils._rebuild_tensor": _rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
+    "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
+    "torch._utils._rebuild_qtensor": _rebuild_qtensor,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+    "torch._utils._rebuild_sparse_tensor": _rebuild_sparse_tensor,
+    "torch._utils._rebuild_sparse_csr_tensor": _rebuild_sparse_tensor,
+    "torch._utils._rebuild_nested_tensor": _rebuild_nested_tensor,
+    "torch._utils._rebuild_meta_tensor_no_storage": _rebuild_meta_tensor,
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _rebuild_device_tensor,
+    "torch._utils._rebuild_device_tensor_from_numpy": _rebuild_device_tensor,
+    "torch._utils._rebuild_xla_tensor": _rebuild_device_tensor,
+    "torch._utils._rebuild_wrapper_subclass": _rebuild_wrapper_subclass,
+    "torch.nn.parameter.Parameter": _parameter,
+    "torch.nn.parameter.Buffer": _parameter,
+    "torch.Size": _tuple,
+    "torch_utils.persistence._reconstruct_persistent_obj": _persistent_class,
+}
+
+_PYTHON: dict[str, Call] = {
+    "collections.OrderedDict": _ordered_dict,
+    "collections.defaultdict": _default_dict,
+    "collections.Counter": _ordered_dict,
+    "collections.deque": _list,
+    "_codecs.encode": _encode,
+    "copyreg._reconstructor": _reconstructor,
+    "copyreg.__newobj__": _newobj,
+    **{
+        f"{builtins}.{name}": call
+        for builtins in ("builtins", "__builtin__")
+        for name, call in (
+            ("dict", _ordered_dict),
+            ("list", _list),
+            ("tuple", _tuple),
+            ("set", _set),
+            ("frozenset", _frozenset),
+            ("bytes", _bytes),
+            ("bytearray", _bytes),
+            ("complex", _complex),
+        )
+    },
+    **{
+        f"pathlib{sub}.{cls}": _path
+        for sub in ("", "._local")
+        for cls in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+    },
+}
+_PYTHON["copy_reg._reconstructor"] = _PYTHON["copyreg._reconstructor"]
+
+_NUMPY: dict[str, Call] = {
+    "numpy.dtype": _numpy_dtype,
+    **{
+        f"numpy.{core}.{name}": call
+        for core in ("core", "_core")
+        for name, call in (
+            ("multiarray._reconstruct", _numpy_reconstruct),
+            ("multiarray.scalar", _numpy_scalar),
+            ("numeric._frombuffer", _numpy_frombuffer),
+        )
+    },
+}
+
+CALLS: Mapping[str, Call] = {**_TORCH, **_PYTHON, **_NUMPY}
+
+# Two calls need the builder itself: they call further, or open what is nested.
+_FROM_TYPE = {"torch._tensor._rebuild_from_type", "torch._tensor._rebuild_from_type_v2"}
+_FROM_TYPE |= {name.replace("_tensor", "tensor") for name in _FROM_TYPE}  # before torch 1.9
+_NESTED = {"torch.storage._load_from_bytes"}
+
+VETTED_CALLS = frozenset(CALLS) | _FROM_TYPE | _NESTED
+
+
+class TorchBuilder(Builder):
+    """Turns the calls in ``CALLS`` into tensors and plain containers, and storages into places."""
+
+    def __init__(
+        self,
+        locate: LocateStorage,
+        load_nested: LoadNested | None = None,
+        byteorder: str = "little",
+    ) -> None:
+        self._locate = locate
+        self._load_nested = load_nested
+        self._byteorder = byteorder
+        self._storages: dict[str, StorageRef] = {}
+        self._by_ref: dict[Any, Call | None] = {}
+        self.called: set[GlobalRef] = set()
+
+    def call(self, func: Any, args: tuple[Any, ...]) -> Any:
+        """The row of ``CALLS`` for ``func``, or an inert object."""
+        if not isinstance(func, GlobalRef):
+            return super().call(func, args)
+        if func in self._by_ref:
+            known = self._by_ref[func]
+        else:
+            self.called.add(func)
+            known = self._by_ref[func] = self._find(func.qualname)
+        if known is None:
+            return super().call(func, args)
+        return _checked(known, func.qualname, args)
+
+    def new(self, cls: Any, args: tuple[Any, ...], kwargs: dict[Any, Any]) -> Any:
+        """Plain containers are made through ``__new__`` too, by newer protocols."""
+        known = CALLS.get(cls.qualname) if isinstance(cls, GlobalRef) else None
+        if known is None or kwargs:
+            return super().new(cls, args, kwargs)
+        return _checked(known, cls.qualname, args)
+
+    def build(self, obj: Any, state: Any) -> Any:
+        """Arrays are finished by their state; attributes of plain containers are dropped."""
+        if isinstance(obj, Opaque) and obj.qualname == _NDARRAY:
+            return _checked(_numpy_build, _NDARRAY, (obj, state))
+        return super().build(obj, state)
+
+    def persistent(self, saved_id: Any) -> Any:
+        """``('storage', class, key, location, numel, view)`` as a storage; modules as their class."""
+        if not isinstance(saved_id, tuple) or not saved_id:
+            return super().persistent(saved_id)
+        kind, *rest = saved_id
+        if _as_text(kind) == "module" and rest:  # legacy: (class, source file, source)
+            return rest[0]
+        if _as_text(kind) != "storage" or len(rest) < 4:
+            return super().persistent(saved_id)
+        cls, key, location, numel, *view = rest
+        storage = self._storage(cls, _as_text(key), _as_text(location), numel)
+        return _storage_view(storage, view[0]) if view and view[0] is not None else storage
+
+    def _storage(self, cls: Any, key: str, location: str, numel: Any) -> StorageRef:
+        if key in self._storages:  # as torch does, the first mention decides the type
+            return self._storages[key]
+        dtype = storage_dtype(cls)
+        (count,) = _sizes((numel,))
+        span = self._locate(key, count * dtype.itemsize)
+        storage = StorageRef(dtype, span, location, self._byteorder)
+        if count:  # torch does not remember empty storages
+            self._storages[key] = storage
+        return storage
+
+    def _find(self, qualname: str) -> Call | None:
+        if qualname in _FROM_TYPE:
+            return self._rebuild_from_type
+        if qualname in _NESTED:
+            return self._load_nested
+        return CALLS.get(qualname)
+
+    def _rebuild_from_type(self, func: Any, cls: Any, args: Any, state: Any) -> Any:
+        """A tensor subclass: the plain tensor, marked with its class."""
+        made = self.call(func, args)
+        if isinstance(made, TensorRef):
+            return replace(made, subclass=name_of(cls))
+        return self.build(made, state)
+
+
+def storage_dtype(cls: Any) -> DType:
+    """The element type of a storage class: ``torch.FloatStorage``, ``torch.cuda.HalfStorage``."""
+    name = cls.name if isinstance(cls, GlobalRef) else str(cls)
+    if name in BY_STORAGE_CLASS:
+        return BY_STORAGE_CLASS[name]
+    if name in {"UntypedStorage", "_UntypedStorage"}:
+        return UINT8
+    raise DamagedError(f"the storage class {name!r:.60} is not known")
+
+
+def _storage_view(storage: StorageRef, view: Any) -> StorageRef:
+    """A part of a storage (legacy files): (key, offset, size), in elements."""
+    _key, offset, size = view
+    start, nbytes = (n * storage.dtype.itemsize for n in _sizes((offset, size)))
+    span = storage.span
+    if span is None:
+        return storage
+    if start + nbytes > span.nbytes:
+        raise DamagedError(f"a view of {nbytes} bytes at {start} in a storage of {span.nbytes}")
+    return replace(storage, span=ByteSpan(span.source, span.offset + start, nbytes))
+
+
+def _as_text(value: Any) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
+def _checked(call: Call, qualname: str, args: tuple[Any, ...]) -> Any:
+    try:
+        return call(*args)
+    except CkptError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
+        raise DamagedError(f"{qualname} is given what it cannot take: {error}") from error
+    except Exception as error:  # struct.error and the like have no common base
+        raise DamagedError(f"{qualname} is given what it cannot take: {error}") from error

@@ -1,0 +1,113 @@
+"""``torch.save`` since 1.6: a zip archive of stored records.
+
+Layout: every name begins with one folder, the archive's name (by default the file's stem)::
+
+    <name>/data.pkl            the object, storages as persistent ids ('storage', class, key, location, n)
+    <name>/byteorder           "little" or "big"; absent in old files: little
+    <name>/data/<key>          the bytes of one storage, stored, aligned to 64
+    <name>/version, <name>/.format_version, <name>/.storage_alignment, <name>/.data/serialization_id
+
+Rules: the folder's name is that of the archive's first record, as in torch's own reader
+(``caffe2/serialize/inline_container.cc``). A storage record may be longer than the pickle asks for, never
+shorter, and must be stored: a compressed one cannot be a slice of the file. TorchScript archives
+(``torch.jit.save``) have the same records and a ``constants.pkl``; their objects read as inert data.
+"""
+
+from __future__ import annotations
+
+from ckptool.errors import DamagedError, UnknownFormatError, UnsupportedError
+from ckptool.formats.base import Checkpoint, SourceFile, TensorReader
+from ckptool.formats.byte_sources import ByteSource, FileWindow, MemoryBytes
+from ckptool.formats.pickled import PickledObject, read_pickled
+from ckptool.formats.torch_objects import TorchBuilder
+from ckptool.formats.zip_records import STORED, ZipArchive, ZipRecord, is_zip
+from ckptool.tree import ByteSpan
+
+MAX_PICKLE = 1 << 32  # bytes of data.pkl; the structure of 100,000 tensors takes 10 MB
+
+
+class TorchZip:
+    """See the module's docstring."""
+
+    name = "torch-zip"
+
+    def matches(self, file: SourceFile, head: bytes) -> bool:
+        """A zip, by its first four bytes, as torch decides."""
+        return is_zip(head)
+
+    def open(self, file: SourceFile) -> Checkpoint:
+        """The checkpoint in a zip; reads the directory, the pickle and the headers of storages."""
+        archive = ZipArchive(FileWindow(file))
+        records = TorchRecords(archive)
+        pickled = records.read_tree(file)
+        return Checkpoint(
+            path=file.path,
+            format_name=self.name,
+            size_bytes=file.size,
+            tree=pickled.tree,
+            reader=TensorReader(file),
+            globals_named=pickled.globals_named,
+        )
+
+
+class TorchRecords:
+    """The records of a torch archive by their names inside it.
+
+    Raises:
+        UnknownFormatError: a zip, but not one of torch's.
+    """
+
+    def __init__(self, archive: ZipArchive) -> None:
+        self.archive = archive
+        first = archive.records[0].name if archive.records else ""
+        self.folder = first.partition("/")[0] + "/" if "/" in first else ""
+        if self.folder + "data.pkl" not in archive.by_name:
+            names = ", ".join(repr(r.name)[:40] for r in archive.records[:4]) or "nothing"
+            raise UnknownFormatError(
+                f"a zip archive without data.pkl, so not written by torch.save; it holds {names}",
+                hint="unpack it and point ckptool at the checkpoint inside",
+            )
+
+    def get(self, name: str) -> ZipRecord | None:
+        """The record called ``name`` in the archive's folder."""
+        return self.archive.by_name.get(self.folder + name)
+
+    @property
+    def byteorder(self) -> str:
+        """Of the stored values."""
+        record = self.get("byteorder")
+        order = self.archive.read(record).decode("latin-1") if record else "little"
+        if order not in {"little", "big"}:
+            raise DamagedError(f"the byte order is {order!r:.20}, neither little nor big")
+        return order
+
+    def read_tree(self, file: SourceFile) -> PickledObject:
+        """The object in ``data.pkl``."""
+        record = self.archive.by_name[self.folder + "data.pkl"]
+        builder = TorchBuilder(self.locate, byteorder=self.byteorder)
+        return read_pickled(self._source(record), file, builder, name="data.pkl")
+
+    def _source(self, record: ZipRecord) -> ByteSource:
+        if record.method == STORED:
+            offset = self.archive.data_offset(record)
+            span = self.archive.source.span(offset, record.size)
+            return MemoryBytes(self.archive.source.read(offset, record.size), span)
+        return MemoryBytes(self.archive.read(record))
+
+    def locate(self, key: str, nbytes: int) -> ByteSpan | None:
+        """Where the storage ``key`` lies.
+
+        Raises:
+            DamagedError: no such record, or too short.
+        """
+        record = self.get(f"data/{key}")
+        if record is None:
+            raise DamagedError(f"the record data/{key} is missing, {nbytes} bytes of values with it")
+        if record.method != STORED:
+            raise UnsupportedError(
+                f"the record data/{key} is compressed, which torch never does",
+                hint="load and save it again with torch",
+            )
+        if record.size < nbytes:
+            raise DamagedError(f"the record data/{key} has {record.size} of {nbytes} bytes")
+        return self.archive.source.span(self.archive.data_offset(record), nbytes)

@@ -1,0 +1,204 @@
+"""The records of a zip archive and where their bytes lie, also for an archive inside something else.
+
+Layout, from the end of the bytes (APPNOTE.TXT 6.3.10, sections 4.3 and 4.5)::
+
+    local header  PK\\3\\4  30 bytes + name + extra, then the data, then maybe a data descriptor
+    …
+    central entry PK\\1\\2  46 bytes + name + extra + comment, one a record
+    …
+    zip64 end     PK\\6\\6  56 bytes, and its locator PK\\6\\7, 20 bytes; when sizes need 64 bits
+    end           PK\\5\\6  22 bytes + comment
+
+Rules, each with its reason:
+
+* The data begins behind the *local* header. torch pads that header's extra field so that storages are
+  aligned to 64 bytes; the central entry does not know.
+* torch takes the first of two records with one name; Python's ``zipfile`` takes the last. We follow torch.
+* A CRC of 0 may mean "not computed" (``torch.serialization.set_crc32_options(False)``).
+* Records must lie inside the archive, and may not be encrypted. Only stored records can be tensors;
+  deflated ones are unpacked up to a limit, for the small records that other writers compress.
+* 100,000 records are an ordinary checkpoint of a large mixture of experts, so the loop is plain.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from struct import Struct
+
+from ckptool.errors import DamagedError, UnsupportedError
+from ckptool.formats.byte_sources import ByteSource
+
+END = Struct("<4s4H2IH")
+ZIP64_LOCATOR = Struct("<4sIQI")
+ZIP64_END = Struct("<4sQ2H2I4Q")
+CENTRAL = Struct("<4s4B4H3I5H2I")
+LOCAL = Struct("<4s2B4H3I2H")
+
+STORED, DEFLATED = 0, 8
+ENCRYPTED = 0x1
+HAS_DESCRIPTOR = 0x8
+NO_CRC = 0
+MAX_INFLATED = 64 << 20  # bytes of a deflated record that we unpack
+_UINT16_MAX, _UINT32_MAX = 0xFFFF, 0xFFFFFFFF
+
+
+@dataclass(slots=True)
+class ZipRecord:
+    """One record, as the central directory lists it."""
+
+    name: str
+    method: int
+    flags: int
+    crc: int  # 0: may mean "not computed"
+    compressed_size: int
+    size: int
+    header_offset: int  # of the local header, in the archive
+    entry_offset: int  # of the central entry, in the archive
+
+
+class ZipArchive:
+    """The directory of a zip archive; data offsets are looked up when asked for.
+
+    Raises:
+        DamagedError: no end record, or a directory that does not fit the bytes.
+    """
+
+    def __init__(self, source: ByteSource) -> None:
+        self.source = source
+        self.records = _read_directory(source)
+        self._offsets: dict[int, int] = {}
+
+    @cached_property
+    def by_name(self) -> Mapping[str, ZipRecord]:
+        """Records by name; of equal names the first, as torch has it."""
+        return {record.name: record for record in reversed(self.records)}
+
+    def data_offset(self, record: ZipRecord) -> int:
+        """Where the record's bytes begin in the archive.
+
+        Raises:
+            DamagedError: the local header is not where the directory says, or names something else.
+        """
+        offset = self._offsets.get(record.header_offset)
+        if offset is None:
+            offset = self._offsets[record.header_offset] = _data_offset(self.source, record)
+        return offset
+
+    def read(self, record: ZipRecord) -> bytes:
+        """The record's content, unpacked where it is deflated.
+
+        Raises:
+            UnsupportedError: compressed with another method, or encrypted.
+            DamagedError: the content is not what the directory says.
+        """
+        data = self.source.read(self.data_offset(record), record.compressed_size)
+        if record.flags & ENCRYPTED:
+            raise UnsupportedError(f"the record {record.name!r} is encrypted")
+        if record.method == STORED:
+            return data
+        if record.method != DEFLATED:
+            raise UnsupportedError(f"{record.name!r} is compressed with method {record.method}")
+        return _inflated(record, data)
+
+
+def is_zip(head: bytes) -> bool:
+    """Whether the bytes begin like a zip: what ``torch.load`` goes by."""
+    return head[:4] == b"PK\x03\x04"
+
+
+def _read_directory(source: ByteSource) -> list[ZipRecord]:
+    count, size, offset = _locate_directory(source)
+    directory = source.read(offset, size)
+    records: list[ZipRecord] = []
+    at = 0
+    unpack, width = CENTRAL.unpack_from, CENTRAL.size
+    for _ in range(count):
+        if at + width > len(directory) or directory[at : at + 4] != b"PK\x01\x02":
+            raise DamagedError(f"the zip directory breaks off after {len(records)} of {count} records")
+        (
+            _, _, _, _, _, flags, method, _, _, crc, packed, plain,
+            name_length, extra_length, comment_length, _, _, _, header,
+        ) = unpack(directory, at)  # fmt: skip
+        name_end = at + width + name_length
+        name = directory[at + width : name_end].decode("utf-8", "surrogateescape")
+        if _UINT32_MAX in (packed, plain, header):
+            extra = directory[name_end : name_end + extra_length]
+            plain, packed, header = _zip64_sizes(extra, plain, packed, header)
+        if header + packed > offset:
+            raise DamagedError(f"truncated: the record {name!r} reaches into the directory")
+        records.append(ZipRecord(name, method, flags, crc, packed, plain, header, offset + at))
+        at = name_end + extra_length + comment_length
+    return records
+
+
+def _locate_directory(source: ByteSource) -> tuple[int, int, int]:
+    """(number of records, bytes, offset) of the central directory."""
+    tail_size = min(source.size, END.size + _UINT16_MAX)
+    tail_offset = source.size - tail_size
+    tail = source.read(tail_offset, tail_size)
+    at = tail.rfind(b"PK\x05\x06", 0, len(tail) - END.size + 4)
+    if at < 0:
+        raise DamagedError(
+            "truncated: a zip archive without the directory at its end",
+            hint="the file was cut off while it was written or copied; get it again from its source",
+        )
+    _, _, _, _, count, size, offset, _ = END.unpack_from(tail, at)
+    end = tail_offset + at
+    locator_at = end - ZIP64_LOCATOR.size
+    if locator_at >= 0:
+        locator = source.read(locator_at, ZIP64_LOCATOR.size)
+        if locator[:4] == b"PK\x06\x07":
+            end = ZIP64_LOCATOR.unpack(locator)[2]
+            record = source.read(end, ZIP64_END.size)
+            if record[:4] != b"PK\x06\x06":
+                raise DamagedError("the zip64 end record is not where its locator says")
+            *_, count, size, offset = ZIP64_END.unpack(record)
+    if offset + size > end:
+        raise DamagedError("truncated: the zip directory does not fit the file")
+    if count * CENTRAL.size > size:
+        raise DamagedError(f"a zip directory of {size} bytes cannot list {count} records")
+    return count, size, offset
+
+
+def _zip64_sizes(extra: bytes, plain: int, packed: int, header: int) -> tuple[int, int, int]:
+    """The 64-bit values in the extra field 0x0001, for those that are all ones in 32 bits."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = int.from_bytes(extra[at : at + 2], "little"), extra[at + 2] + 256 * extra[at + 3]
+        if kind == 1:
+            values = iter(Struct(f"<{length // 8}Q").unpack_from(extra, at + 4))
+            try:
+                plain, packed, header = (
+                    next(values) if v == _UINT32_MAX else v for v in (plain, packed, header)
+                )
+            except (StopIteration, RuntimeError) as error:
+                raise DamagedError("a zip64 field lacks the sizes it should hold") from error
+            return plain, packed, header
+        at += 4 + length
+    return plain, packed, header
+
+
+def _data_offset(source: ByteSource, record: ZipRecord) -> int:
+    header = source.read(record.header_offset, LOCAL.size)
+    if header[:4] != b"PK\x03\x04":
+        raise DamagedError(f"the record {record.name!r} has no header at {record.header_offset}")
+    name_length, extra_length = LOCAL.unpack(header)[-2:]
+    start = record.header_offset + LOCAL.size + name_length + extra_length
+    source.span(start, record.compressed_size)  # raises when it reaches past the end
+    return start
+
+
+def _inflated(record: ZipRecord, data: bytes) -> bytes:
+    if record.size > MAX_INFLATED:
+        raise UnsupportedError(f"{record.name!r} is compressed and unpacks to {record.size} bytes")
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        content = unpacker.decompress(data, record.size + 1)
+    except zlib.error as error:
+        raise DamagedError(f"the record {record.name!r} cannot be unpacked: {error}") from error
+    if len(content) != record.size:
+        raise DamagedError(f"the record {record.name!r} does not unpack to {record.size} bytes")
+    return content

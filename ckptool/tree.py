@@ -1,0 +1,450 @@
+"""What every format turns its bytes into: a plain tree whose leaves may be tensor references.
+
+The one idea: **a tensor is a slice of a file**. A :class:`TensorRef` says what a tensor is (dtype, shape)
+and where its bytes lie (path, offset, strides); the values stay on disk until somebody asks. Two tied
+weights are two addresses with the same span, and nothing else needs to record the tie.
+
+A tree is made of ``dict``, ``list``, ``tuple``, ``set``, scalars and
+
+* :class:`TensorRef`, a tensor; :class:`CompositeTensor`, one made of several (sparse, nested);
+* :class:`ArrayRef`, a numpy array; :class:`BytesRef`, a long run of bytes left in the file;
+* :class:`Opaque`, an object whose class we leave alone, with its arguments, state and items as data;
+* :class:`GlobalRef`, the bare name of a class or function.
+
+Pickles hold cycles, sharing that unfolds exponentially and nesting beyond Python's recursion limit, so
+:func:`walk` goes by identity with a stack of its own: a container that is reachable in two ways is walked
+once, and the second way is reported as an alias of the first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from ckptool.dtypes import DType
+from ckptool.errors import DamagedError
+
+Key = str | int
+Address = tuple[Key, ...]
+Tree = Any  # dict | list | tuple | set | TensorRef | CompositeTensor | ArrayRef | Opaque | scalar
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Blob:
+    """Bytes that a file holds only in encoded form (protocol 2 pickles them as text), kept decoded."""
+
+    data: bytes
+
+    def __str__(self) -> str:
+        return f"<{len(self.data)} bytes inside the pickle>"
+
+
+@dataclass(frozen=True, slots=True)
+class ByteSpan:
+    """A run of bytes in a file, or in a :class:`Blob`."""
+
+    source: Path | Blob
+    offset: int  # bytes from the start of the source
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One stored block of a tensor; most tensors have one, sharded ones several."""
+
+    span: ByteSpan  # from the first element used to the last
+    offsets: tuple[int, ...]  # where the block begins inside the tensor, in elements
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # in elements
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the span is the block in C order, byte for byte."""
+        return self.strides == contiguous_strides(self.shape) or _same_order(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizer:
+    """How stored integers become real values: ``(value - zero_point) * scale``."""
+
+    scheme: str  # per_tensor_affine, per_channel_affine, per_channel_affine_float_qparams
+    scale: float | TensorRef
+    zero_point: int | TensorRef
+    axis: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """What a tensor is and where its values lie."""
+
+    dtype: DType
+    shape: tuple[int, ...]
+    chunks: tuple[Chunk, ...]  # empty: the values are not stored (meta tensors)
+    device: str = "cpu"  # as the file says: cuda:0, mps, meta
+    requires_grad: bool = False
+    byteorder: str = "little"  # of the stored values: little or big
+    lazy: tuple[str, ...] = ()  # operations torch applies on read: "conj", "neg"
+    quantizer: Quantizer | None = None
+    subclass: str | None = None  # qualified name, for subclasses of torch.Tensor
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values when contiguous."""
+        return stored_nbytes(self.dtype, self.numel)
+
+    @property
+    def is_stored_plainly(self) -> bool:
+        """Whether the stored bytes are the values, little-endian and in C order: ready to copy."""
+        return (
+            len(self.chunks) == 1
+            and not self.lazy
+            and (self.byteorder == "little" or self.dtype.itemsize == 1)
+            and self.chunks[0].is_contiguous
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class CompositeTensor:
+    """A tensor stored as several: sparse (indices, values) or nested."""
+
+    layout: str  # sparse_coo, sparse_csr, …, nested
+    dtype: DType
+    shape: tuple[int, ...]
+    parts: Mapping[str, TensorRef]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArrayRef:
+    """A numpy array."""
+
+    dtype: str  # numpy's type string: "<f4"
+    shape: tuple[int, ...]
+    fortran_order: bool
+    span: ByteSpan | None  # None: an array of objects
+    objects: list[Any] | None = None  # the elements of an array of objects
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return self.span.nbytes if self.span else 0
+
+
+@dataclass(frozen=True, slots=True)
+class BytesRef:
+    """A bytes object too long to be worth holding."""
+
+    span: ByteSpan
+
+    def __len__(self) -> int:
+        return self.span.nbytes
+
+
+class SpannedBytes(bytes):
+    """A bytes object that knows where it lies."""
+
+    span: ByteSpan
+
+    @classmethod
+    def at(cls, data: bytes, span: ByteSpan) -> SpannedBytes:
+        """``data``, which was read from ``span``."""
+        spanned = cls(data)
+        spanned.span = span
+        return spanned
+
+
+@dataclass(frozen=True, slots=True)
+class StorageRef:
+    """A run of elements that tensors are views of, as torch pickles it."""
+
+    dtype: DType
+    span: ByteSpan | None  # None: not stored (meta)
+    device: str = "cpu"
+    byteorder: str = "little"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the storage."""
+        return self.span.nbytes if self.span else 0
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalRef:
+    """The name of a class or function that a pickle mentions. Never looked up."""
+
+    module: str
+    name: str
+
+    @property
+    def qualname(self) -> str:
+        """``module.name``."""
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(slots=True, eq=False)
+class Opaque:
+    """An object of a class that we leave alone, as the data it was pickled from.
+
+    Hashable by identity, since pickles use objects as dict keys.
+    """
+
+    qualname: str
+    args: tuple[Any, ...] = ()
+    kwargs: dict[Any, Any] = field(default_factory=dict)
+    state: Any = None
+    items: dict[Any, Any] | None = None  # set by pickles of dict subclasses
+    elements: list[Any] | None = None  # set by pickles of list subclasses
+    called: bool = False  # the pickle would call it as a function, not build it as an object
+
+    @property
+    def attributes(self) -> dict[Any, Any]:
+        """The instance's attributes: its ``__dict__`` and ``__slots__`` state."""
+        if isinstance(self.state, dict):
+            return self.state
+        if isinstance(self.state, tuple) and len(self.state) == 2:
+            return {k: v for part in self.state if isinstance(part, dict) for k, v in part.items()}
+        return {}
+
+    @property
+    def is_module(self) -> bool:
+        """Whether it was an ``nn.Module``, whatever its class: told by the dicts that every one has."""
+        state = self.state
+        return isinstance(state, dict) and "_parameters" in state and "_modules" in state
+
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One step of :func:`walk`."""
+
+    address: Address
+    node: Tree
+    alias_of: Address | None = None  # set when the same container was walked before, under that address
+
+
+# ---------------------------------------------------------------------------------------- walking
+
+
+def children(node: Tree) -> list[tuple[Key, Tree]]:
+    """The named parts of a node, in the file's order; empty for a leaf."""
+    if isinstance(node, dict):
+        return [(_as_key(k), v) for k, v in node.items()]
+    if isinstance(node, (list, tuple)):
+        return list(enumerate(node))
+    if isinstance(node, CompositeTensor):
+        return list(node.parts.items())
+    if isinstance(node, Opaque):
+        return _children_of_object(node)
+    return []
+
+
+def _children_of_object(node: Opaque) -> list[tuple[Key, Tree]]:
+    if node.is_module:
+        return list(module_state_dict(node).items())
+    named: dict[Key, Tree] = {_as_key(k): v for k, v in (node.items or {}).items()}
+    for key, value in node.attributes.items():
+        named.setdefault(_as_key(key), value)
+    named.update(enumerate(node.elements or ()))
+    named.update(("args", arg) if i == 0 else (f"args{i}", arg) for i, arg in _deep(node.args))
+    if not node.attributes and _is_container(node.state):
+        named.setdefault("state", node.state)
+    return list(named.items())
+
+
+def _deep(args: tuple[Any, ...]) -> list[tuple[int, Any]]:
+    return [(i, arg) for i, arg in enumerate(args) if _is_container(arg) or _is_tensor(arg)]
+
+
+MAX_DEPTH = 1_000  # levels; no training state nests so far, and addresses cost their length
+
+
+def walk(tree: Tree, at: Address = ()) -> Iterator[Visit]:
+    """Every node, parents before children, in the file's order, each container once.
+
+    A container met again is yielded with ``alias_of`` set to its first address, and not entered.
+
+    Raises:
+        DamagedError: nested deeper than ``MAX_DEPTH``.
+    """
+    seen: dict[int, Address] = {}
+    stack: list[Visit] = [Visit(at, tree)]
+    while stack:
+        visit = stack.pop()
+        node = visit.node
+        if not _is_container(node) or node == ():
+            yield visit
+            continue
+        if len(visit.address) > MAX_DEPTH:
+            raise DamagedError(f"nested deeper than {MAX_DEPTH} levels")
+        first = seen.setdefault(id(node), visit.address)
+        if first is not visit.address:
+            yield Visit(visit.address, node, alias_of=first)
+            continue
+        yield visit
+        address = visit.address
+        stack.extend(Visit((*address, key), child) for key, child in reversed(children(node)))
+
+
+def tensors(tree: Tree) -> Iterator[tuple[Address, TensorRef]]:
+    """Every tensor under ``tree`` with its address; parts of composite tensors one by one."""
+    return ((v.address, v.node) for v in walk(tree) if isinstance(v.node, TensorRef))
+
+
+def _is_container(node: Tree) -> bool:
+    return isinstance(node, (dict, list, tuple, Opaque, CompositeTensor))
+
+
+def _is_tensor(node: Tree) -> bool:
+    return isinstance(node, (TensorRef, CompositeTensor))
+
+
+def _as_key(key: Any) -> Key:
+    """A dict key as a part of an address: strings and integers as they are, the rest by name."""
+    if isinstance(key, str) or (isinstance(key, int) and not isinstance(key, bool)):
+        return key
+    if isinstance(key, bytes):
+        return key.decode("utf-8", "backslashreplace")
+    if isinstance(key, (Opaque, GlobalRef)):
+        return f"<{key.qualname}>"
+    return str(key)
+
+
+MAX_STATE_DICT = 10_000_000  # names; modules that share modules can unfold without end
+
+
+def module_state_dict(module: Opaque) -> dict[str, TensorRef | CompositeTensor]:
+    """What ``module.state_dict()`` would give: names with dots, non-persistent buffers left out.
+
+    Source: torch 2.13 ``torch/nn/modules/module.py``, ``_save_to_state_dict``. Extra state is computed
+    by code in the module's class, so it is not there.
+
+    Raises:
+        DamagedError: the modules contain themselves, or unfold beyond any real model.
+    """
+    entries: dict[str, TensorRef | CompositeTensor] = {}
+    stack: list[tuple[str, Opaque, int]] = [("", module, 0)]
+    steps = 0
+    while stack:
+        prefix, node, depth = stack.pop()
+        steps += 1
+        if depth > MAX_DEPTH or steps > MAX_STATE_DICT or len(entries) > MAX_STATE_DICT:
+            raise DamagedError(f"the modules of {module.qualname} contain themselves")
+        for name, value in _own_tensors(node.attributes):
+            entries[prefix + name] = value
+        stack.extend(
+            (f"{prefix}{name}.", child, depth + 1)
+            for name, child in reversed(_dict(node.attributes.get("_modules")).items())
+            if isinstance(child, Opaque)
+        )
+    return entries
+
+
+def _own_tensors(state: dict[Any, Any]) -> Iterator[tuple[str, TensorRef | CompositeTensor]]:
+    left_out = state.get("_non_persistent_buffers_set") or ()
+    for name, value in _dict(state.get("_parameters")).items():
+        if _is_tensor(value):
+            yield str(name), value
+    for name, value in _dict(state.get("_buffers")).items():
+        if _is_tensor(value) and name not in left_out:
+            yield str(name), value
+
+
+def _dict(value: Any) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+# -------------------------------------------------------------------------------------- addresses
+
+_ESCAPES = {"~": "~0", "/": "~1", "*": "~2"}
+_UNESCAPES = {escaped: char for char, escaped in _ESCAPES.items()}
+
+
+def format_address(address: Address) -> str:
+    """``("callbacks", "EMA", 0)`` as ``callbacks/EMA/0``, with JSON Pointer escaping."""
+    return "/".join(
+        re.sub(r"[~/*]", lambda m: _ESCAPES[m.group()], key) if isinstance(key, str) else str(key)
+        for key in address
+    )
+
+
+def parse_address(text: str) -> tuple[tuple[str, ...], bool]:
+    """The keys of an address as text, and whether the last one is a prefix (a trailing ``*``)."""
+    is_prefix = text.endswith("*")
+    keys = text.removesuffix("*").split("/") if text else []
+    return tuple(re.sub("~[012]", lambda m: _UNESCAPES[m.group()], key) for key in keys), is_prefix
+
+
+def resolve(tree: Tree, keys: tuple[str, ...]) -> tuple[Address, Tree]:
+    """The node at ``keys``, with the address as the tree spells it (integers as integers).
+
+    Raises:
+        KeyError: naming the first key that is not there.
+    """
+    address: Address = ()
+    for key in keys:
+        match = {str(name): (name, child) for name, child in reversed(children(tree))}.get(key)
+        if match is None:
+            raise KeyError(key)
+        address, tree = (*address, match[0]), match[1]
+    return address, tree
+
+
+# --------------------------------------------------------------------------------------- geometry
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides of a C-ordered block, in elements, as torch gives them (empty dimensions count as 1)."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def _same_order(chunk: Chunk) -> bool:
+    """C order apart from dimensions of size 1, whose stride means nothing."""
+    if 0 in chunk.shape:
+        return True
+    sizes = zip(chunk.shape, chunk.strides, contiguous_strides(chunk.shape), strict=True)
+    return all(stride == wanted for size, stride, wanted in sizes if size != 1)
+
+
+def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Elements from the first to the last that a strided view touches."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+def stored_nbytes(dtype: DType, numel: int) -> int:
+    """Bytes of ``numel`` elements; sub-byte quantized types pack several into one."""
+    if dtype.kind == "quantized":
+        return -(-numel // dtype.packed) * dtype.itemsize
+    return numel * dtype.itemsize
+
+
+def stored_bytes(refs: list[TensorRef]) -> int:
+    """Bytes of the file that these tensors occupy together, shared ones counted once."""
+    runs: dict[Path | Blob, list[tuple[int, int]]] = {}
+    for ref in refs:
+        for chunk in ref.chunks:
+            span = chunk.span
+            runs.setdefault(span.source, []).append((span.offset, span.offset + span.nbytes))
+    return sum(_union_length(sorted(spans)) for spans in runs.values())
+
+
+def _union_length(spans: list[tuple[int, int]]) -> int:
+    total = end = 0
+    for start, stop in spans:
+        if stop > end:
+            total += stop - max(start, end)
+            end = stop
+    return total
