@@ -21,9 +21,13 @@ class DType:
     itemsize: int  # bytes of one element as torch counts elements
     kind: str  # float, int, uint, bool, complex, quantized, bits
     numpy: str | None  # name for numpy or ml_dtypes; None: no arithmetic
-    storage_class: str | None = None  # in torch pickles; None: UntypedStorage and _rebuild_tensor_v3
+    storage_class: str | None = (
+        None  # in torch pickles; None: UntypedStorage and _rebuild_tensor_v3
+    )
     safetensors: str | None = None  # tag in the header; None: cannot be stored there
-    packed: int = 1  # logical values in one element: 2 for float4_e2m1fn_x2, which safetensors counts
+    packed: int = (
+        1  # logical values in one element: 2 for float4_e2m1fn_x2, which safetensors counts
+    )
 
     @property
     def is_floating(self) -> bool:

@@ -59,7 +59,9 @@ class UnknownFormatError(CkptError):
     """The bytes are readable but are no checkpoint format that ckptool knows."""
 
     code = "unknown-format"
-    default_hint = "ckptool reads files of torch.save, safetensors files and plain pickles of modules"
+    default_hint = (
+        "ckptool reads files of torch.save, safetensors files and plain pickles of modules"
+    )
 
 
 class DamagedError(CkptError):

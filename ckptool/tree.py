@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptool.dtypes import DType
 from ckptool.errors import DamagedError
@@ -43,17 +43,15 @@ class Blob:
         return f"<{len(self.data)} bytes inside the pickle>"
 
 
-@dataclass(frozen=True, slots=True)
-class ByteSpan:
-    """A run of bytes in a file, or in a :class:`Blob`."""
+class ByteSpan(NamedTuple):
+    """A run of bytes in a file, or in a :class:`Blob`. A named tuple: there is one for each tensor."""
 
     source: Path | Blob
     offset: int  # bytes from the start of the source
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """One stored block of a tensor; most tensors have one, sharded ones several."""
 
     span: ByteSpan  # from the first element used to the last
@@ -99,7 +97,7 @@ class TensorRef:
     @property
     def nbytes(self) -> int:
         """Bytes of the values when contiguous."""
-        return stored_nbytes(self.dtype, self.numel)
+        return stored_nbytes(self.dtype, self.shape)
 
     @property
     def is_stored_plainly(self) -> bool:
@@ -220,14 +218,13 @@ class Opaque:
         return isinstance(state, dict) and "_parameters" in state and "_modules" in state
 
 
-
-@dataclass(frozen=True, slots=True)
-class Visit:
-    """One step of :func:`walk`."""
+class Visit(NamedTuple):
+    """A container met by :func:`walk`, with its named parts."""
 
     address: Address
     node: Tree
-    alias_of: Address | None = None  # set when the same container was walked before, under that address
+    children: list[tuple[Key, Tree]]
+    alias_of: Address | None = None  # set when the same container was met before, at that address
 
 
 # ---------------------------------------------------------------------------------------- walking
@@ -236,7 +233,7 @@ class Visit:
 def children(node: Tree) -> list[tuple[Key, Tree]]:
     """The named parts of a node, in the file's order; empty for a leaf."""
     if isinstance(node, dict):
-        return [(_as_key(k), v) for k, v in node.items()]
+        return [(k if type(k) is str else _as_key(k), v) for k, v in node.items()]
     if isinstance(node, (list, tuple)):
         return list(enumerate(node))
     if isinstance(node, CompositeTensor):
@@ -254,20 +251,20 @@ def _children_of_object(node: Opaque) -> list[tuple[Key, Tree]]:
         named.setdefault(_as_key(key), value)
     named.update(enumerate(node.elements or ()))
     named.update(("args", arg) if i == 0 else (f"args{i}", arg) for i, arg in _deep(node.args))
-    if not node.attributes and _is_container(node.state):
+    if not node.attributes and is_container(node.state):
         named.setdefault("state", node.state)
     return list(named.items())
 
 
 def _deep(args: tuple[Any, ...]) -> list[tuple[int, Any]]:
-    return [(i, arg) for i, arg in enumerate(args) if _is_container(arg) or _is_tensor(arg)]
+    return [(i, arg) for i, arg in enumerate(args) if is_container(arg) or _is_tensor(arg)]
 
 
 MAX_DEPTH = 1_000  # levels; no training state nests so far, and addresses cost their length
 
 
 def walk(tree: Tree, at: Address = ()) -> Iterator[Visit]:
-    """Every node, parents before children, in the file's order, each container once.
+    """Every container once, parents before children, in the file's order; leaves come as children.
 
     A container met again is yielded with ``alias_of`` set to its first address, and not entered.
 
@@ -275,31 +272,40 @@ def walk(tree: Tree, at: Address = ()) -> Iterator[Visit]:
         DamagedError: nested deeper than ``MAX_DEPTH``.
     """
     seen: dict[int, Address] = {}
-    stack: list[Visit] = [Visit(at, tree)]
+    stack: list[tuple[Address, Tree]] = [(at, tree)] if is_container(tree) else []
     while stack:
-        visit = stack.pop()
-        node = visit.node
-        if not _is_container(node) or node == ():
-            yield visit
-            continue
-        if len(visit.address) > MAX_DEPTH:
+        address, node = stack.pop()
+        if len(address) > MAX_DEPTH:
             raise DamagedError(f"nested deeper than {MAX_DEPTH} levels")
-        first = seen.setdefault(id(node), visit.address)
-        if first is not visit.address:
-            yield Visit(visit.address, node, alias_of=first)
+        first = seen.setdefault(id(node), address)
+        kids = children(node)
+        if first is not address:
+            yield Visit(address, node, kids, alias_of=first)
             continue
-        yield visit
-        address = visit.address
-        stack.extend(Visit((*address, key), child) for key, child in reversed(children(node)))
+        yield Visit(address, node, kids)
+        inner = [((*address, key), child) for key, child in kids if is_container(child)]
+        stack.extend(reversed(inner))
 
 
 def tensors(tree: Tree) -> Iterator[tuple[Address, TensorRef]]:
     """Every tensor under ``tree`` with its address; parts of composite tensors one by one."""
-    return ((v.address, v.node) for v in walk(tree) if isinstance(v.node, TensorRef))
+    if isinstance(tree, TensorRef):
+        yield (), tree
+    for visit in walk(tree):
+        if visit.alias_of is None:
+            for key, child in visit.children:
+                if isinstance(child, TensorRef):
+                    yield (*visit.address, key), child
 
 
-def _is_container(node: Tree) -> bool:
-    return isinstance(node, (dict, list, tuple, Opaque, CompositeTensor))
+_CONTAINERS = (dict, list, tuple, Opaque, CompositeTensor)
+
+
+def is_container(node: Tree) -> bool:
+    """Whether the node may have parts; the empty tuple, of which there is one only, has none."""
+    return isinstance(node, _CONTAINERS) and node != ()
+
+
 
 
 def _is_tensor(node: Tree) -> bool:
@@ -348,7 +354,7 @@ def module_state_dict(module: Opaque) -> dict[str, TensorRef | CompositeTensor]:
 
 
 def _own_tensors(state: dict[Any, Any]) -> Iterator[tuple[str, TensorRef | CompositeTensor]]:
-    left_out = state.get("_non_persistent_buffers_set") or ()
+    left_out = _names(state.get("_non_persistent_buffers_set"))
     for name, value in _dict(state.get("_parameters")).items():
         if _is_tensor(value):
             yield str(name), value
@@ -359,6 +365,11 @@ def _own_tensors(state: dict[Any, Any]) -> Iterator[tuple[str, TensorRef | Compo
 
 def _dict(value: Any) -> dict[Any, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _names(value: Any) -> frozenset[str]:
+    is_group = isinstance(value, (set, frozenset, list, tuple))
+    return frozenset(name for name in value if isinstance(name, str)) if is_group else frozenset()
 
 
 # -------------------------------------------------------------------------------------- addresses
@@ -421,14 +432,17 @@ def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     """Elements from the first to the last that a strided view touches."""
     if 0 in shape:
         return 0
-    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    last = 0
+    for size, stride in zip(shape, strides, strict=True):
+        last += (size - 1) * stride
+    return last + 1
 
 
-def stored_nbytes(dtype: DType, numel: int) -> int:
-    """Bytes of ``numel`` elements; sub-byte quantized types pack several into one."""
-    if dtype.kind == "quantized":
-        return -(-numel // dtype.packed) * dtype.itemsize
-    return numel * dtype.itemsize
+def stored_nbytes(dtype: DType, shape: tuple[int, ...]) -> int:
+    """Bytes of a contiguous block; sub-byte quantized types fill each row up to whole bytes."""
+    if dtype.kind == "quantized" and dtype.packed > 1 and shape:
+        return prod(shape[:-1]) * -(-shape[-1] // dtype.packed)
+    return prod(shape) * dtype.itemsize
 
 
 def stored_bytes(refs: list[TensorRef]) -> int:

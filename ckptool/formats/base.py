@@ -91,7 +91,10 @@ class SourceFile:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -162,7 +165,10 @@ class Checkpoint:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -176,7 +182,7 @@ class CheckpointFormat(Protocol):
 
     name: str
 
-    def matches(self, file: SourceFile, head: bytes) -> bool:
+    def matches(self, head: bytes) -> bool:
         """Whether the file is of this format; ``head`` is its first 4 KiB."""
 
     def open(self, file: SourceFile) -> Checkpoint:

@@ -85,13 +85,6 @@ def name_of(func: Any) -> str:
     return f"<{type(func).__name__}>"
 
 
-class _Mark:
-    """Stands on the stack for MARK."""
-
-
-_MARK = _Mark()
-
-
 class PickleMachine:
     """Follows one pickle from ``offset`` on.
 
@@ -99,8 +92,18 @@ class PickleMachine:
     ``globals`` holds every name it mentioned with the offset of the first mention.
     """
 
-    def __init__(self, source: ByteSource, offset: int = 0, builder: Builder | None = None) -> None:
+    def __init__(
+        self,
+        source: ByteSource,
+        offset: int = 0,
+        builder: Builder | None = None,
+        *,
+        window: int = WINDOW,
+    ) -> None:
         self.source = source
+        self.window = (
+            window  # bytes fetched at a time: fewer for short pickles in front of much data
+        )
         self.start = self.end = offset
         self.builder = builder or Builder()
         self.globals: dict[GlobalRef, int] = {}
@@ -118,10 +121,10 @@ class PickleMachine:
     # The loop below is long on purpose: see the module's docstring.
     def _run(self) -> Any:  # noqa: C901, PLR0912, PLR0915
         base = self.start  # offset of window[0] in the source
-        window = self._fetch(base, WINDOW)
+        window = self._fetch(base, self.window)
         stack: list[Any] = []
         memo: dict[int, Any] = {}
-        push, pop = stack.append, stack.pop
+        marks: list[list[Any]] = []  # the stacks below each MARK
         builder = self.builder
         i = begin = 0
         while True:
@@ -129,98 +132,99 @@ class PickleMachine:
             try:
                 op = window[i]
                 i += 1
-                if op == 0x68:  # BINGET
-                    push(memo[window[i]])
-                    i += 1
-                elif op == 0x4B:  # BININT1
-                    push(window[i])
-                    i += 1
-                elif op == 0x6A:  # LONG_BINGET
-                    push(memo[_UINT32(window, i)[0]])
-                    i += 4
-                elif op == 0x71:  # BINPUT
-                    memo[window[i]] = stack[-1]
-                    i += 1
-                elif op == 0x72:  # LONG_BINPUT
+                if op == 0x72:  # LONG_BINPUT
                     memo[_UINT32(window, i)[0]] = stack[-1]
                     i += 4
-                elif op == 0x94:  # MEMOIZE
-                    memo[len(memo)] = stack[-1]
+                elif op == 0x68:  # BINGET
+                    stack.append(memo[window[i]])
+                    i += 1
+                elif op == 0x4B:  # BININT1
+                    stack.append(window[i])
+                    i += 1
+                elif op == 0x58:  # BINUNICODE
+                    start = i + 4
+                    i = self._need(window, base, start + _UINT32(window, i)[0])
+                    stack.append(_text(window[start:i]))
                 elif op == 0x28:  # MARK
-                    push(_MARK)
+                    marks.append(stack)
+                    stack = []
                 elif op == 0x74:  # TUPLE
-                    items = _pop_mark(stack)
-                    push(tuple(items))
+                    items, stack = stack, marks.pop()
+                    stack.append(tuple(items))
+                elif op == 0x52:  # REDUCE
+                    args = stack.pop()
+                    stack[-1] = builder.call(stack[-1], _args(args))
                 elif op == 0x51:  # BINPERSID
                     stack[-1] = builder.persistent(stack[-1])
+                elif op == 0x29:  # EMPTY_TUPLE
+                    stack.append(())
+                elif op == 0x89:  # NEWFALSE
+                    stack.append(False)
                 elif op == 0x85:  # TUPLE1
                     stack[-1] = (stack[-1],)
                 elif op == 0x86:  # TUPLE2
                     stack[-2:] = [(stack[-2], stack[-1])]
-                elif op == 0x87:  # TUPLE3
-                    stack[-3:] = [(stack[-3], stack[-2], stack[-1])]
-                elif op == 0x52:  # REDUCE
-                    args = pop()
-                    stack[-1] = builder.call(stack[-1], _args(args))
-                elif op == 0x29:  # EMPTY_TUPLE
-                    push(())
-                elif op == 0x89:  # NEWFALSE
-                    push(False)
-                elif op == 0x88:  # NEWTRUE
-                    push(True)
-                elif op == 0x4A:  # BININT
-                    push(_INT32(window, i)[0])
+                elif op == 0x6A:  # LONG_BINGET
+                    stack.append(memo[_UINT32(window, i)[0]])
                     i += 4
+                elif op == 0x71:  # BINPUT
+                    memo[window[i]] = stack[-1]
+                    i += 1
                 elif op == 0x4D:  # BININT2
-                    push(_UINT16(window, i)[0])
+                    stack.append(_UINT16(window, i)[0])
                     i += 2
-                elif op == 0x58:  # BINUNICODE
-                    start = i + 4
-                    i = self._need(window, base, start + _UINT32(window, i)[0])
-                    push(_text(window[start:i]))
+                elif op == 0x94:  # MEMOIZE
+                    memo[len(memo)] = stack[-1]
                 elif op == 0x8C:  # SHORT_BINUNICODE
                     start = i + 1
                     i = self._need(window, base, start + window[i])
-                    push(_text(window[start:i]))
+                    stack.append(_text(window[start:i]))
+                elif op == 0x87:  # TUPLE3
+                    stack[-3:] = [(stack[-3], stack[-2], stack[-1])]
+                elif op == 0x88:  # NEWTRUE
+                    stack.append(True)
+                elif op == 0x4A:  # BININT
+                    stack.append(_INT32(window, i)[0])
+                    i += 4
                 elif op == 0x7D:  # EMPTY_DICT
-                    push({})
+                    stack.append({})
                 elif op == 0x5D:  # EMPTY_LIST
-                    push([])
+                    stack.append([])
                 elif op == 0x75:  # SETITEMS
-                    items = _pop_mark(stack)
+                    items, stack = stack, marks.pop()
                     _set_items(stack[-1], items)
                 elif op == 0x73:  # SETITEM
-                    value = pop()
-                    key = pop()
+                    value = stack.pop()
+                    key = stack.pop()
                     _set_items(stack[-1], [key, value])
                 elif op == 0x65:  # APPENDS
-                    items = _pop_mark(stack)
+                    items, stack = stack, marks.pop()
                     _append(stack[-1], items)
                 elif op == 0x61:  # APPEND
-                    value = pop()
+                    value = stack.pop()
                     _append(stack[-1], [value])
                 elif op == 0x62:  # BUILD
-                    state = pop()
+                    state = stack.pop()
                     stack[-1] = builder.build(stack[-1], state)
                 elif op == 0x81:  # NEWOBJ
-                    args = pop()
+                    args = stack.pop()
                     stack[-1] = builder.new(stack[-1], _args(args), {})
                 elif op == 0x4E:  # NONE
-                    push(None)
+                    stack.append(None)
                 elif op == 0x47:  # BINFLOAT
-                    push(_DOUBLE(window, i)[0])
+                    stack.append(_DOUBLE(window, i)[0])
                     i += 8
                 elif op == 0x63:  # GLOBAL
                     module, i = _line(window, i)
                     name, i = _line(window, i)
-                    push(self._global(_text(module), _text(name), base + begin))
+                    stack.append(self._global(_text(module), _text(name), base + begin))
                 elif op == 0x93:  # STACK_GLOBAL
-                    name = pop()
+                    name = stack.pop()
                     stack[-1] = self._global(stack[-1], name, base + begin)
                 elif op == 0x8A:  # LONG1
                     start = i + 1
                     i = self._need(window, base, start + window[i])
-                    push(int.from_bytes(window[start:i], "little", signed=True))
+                    stack.append(int.from_bytes(window[start:i], "little", signed=True))
                 elif op == 0x95:  # FRAME
                     _UINT64(window, i)
                     i += 8
@@ -230,9 +234,9 @@ class PickleMachine:
                     i += 1
                 elif op == 0x2E:  # STOP
                     self.end = base + i
-                    if len(stack) != 1:
-                        raise DamagedError(f"the pickle ends with {len(stack)} values on its stack")
-                    return pop()
+                    if len(stack) != 1 or marks:
+                        raise DamagedError("the pickle ends with more or less than one value")
+                    return stack.pop()
                 elif op in _BYTES_LENGTH:  # BINBYTES, SHORT_BINBYTES, BINBYTES8, BYTEARRAY8
                     read, width = _BYTES_LENGTH[op]
                     (nbytes,) = read(window, i)
@@ -240,96 +244,99 @@ class PickleMachine:
                     if nbytes <= LONG_BYTES:
                         i = self._need(window, base, start + nbytes)
                         span = self.source.span(base + start, nbytes)
-                        push(SpannedBytes.at(window[start:i], span))
+                        stack.append(SpannedBytes.at(window[start:i], span))
                     else:
-                        push(BytesRef(self._span(base + start, nbytes)))
+                        stack.append(BytesRef(self._span(base + start, nbytes)))
                         base, i = base + start + nbytes, 0
-                        window = self._fetch(base, WINDOW)
+                        window = self._fetch(base, self.window)
                 elif op in _STRING_LENGTH:  # BINSTRING, SHORT_BINSTRING, BINUNICODE8
                     read, width = _STRING_LENGTH[op]
                     (nbytes,) = read(window, i)
                     start = i + width
                     i = self._need(window, base, start + nbytes)
-                    push(_text_or_bytes(window[start:i]))
+                    stack.append(_text_or_bytes(window[start:i]))
                 elif op == 0x8B:  # LONG4
                     start = i + 4
                     i = self._need(window, base, start + _UINT32(window, i)[0])
-                    push(int.from_bytes(window[start:i], "little", signed=True))
+                    stack.append(int.from_bytes(window[start:i], "little", signed=True))
                 elif op == 0x8F:  # EMPTY_SET
-                    push(set())
+                    stack.append(set())
                 elif op == 0x90:  # ADDITEMS
-                    items = _pop_mark(stack)
+                    items, stack = stack, marks.pop()
                     _add(stack[-1], items)
                 elif op == 0x91:  # FROZENSET
-                    items = _pop_mark(stack)
+                    items, stack = stack, marks.pop()
                     _check_keys(items)
-                    push(frozenset(items))
+                    stack.append(frozenset(items))
                 elif op == 0x92:  # NEWOBJ_EX
-                    kwargs = pop()
-                    args = pop()
+                    kwargs = stack.pop()
+                    args = stack.pop()
                     stack[-1] = builder.new(stack[-1], _args(args), _kwargs(kwargs))
                 elif op == 0x64:  # DICT
-                    items = _pop_mark(stack)
+                    items, stack = stack, marks.pop()
                     made: dict[Any, Any] = {}
                     _set_items(made, items)
-                    push(made)
+                    stack.append(made)
                 elif op == 0x6C:  # LIST
-                    items = _pop_mark(stack)
-                    push(items)
+                    items, stack = stack, marks.pop()
+                    stack.append(items)
                 elif op == 0x30:  # POP
-                    pop()
+                    if stack:
+                        stack.pop()
+                    else:  # the MARK itself
+                        stack = marks.pop()
                 elif op == 0x31:  # POP_MARK
-                    _pop_mark(stack)
+                    stack = marks.pop()
                 elif op == 0x32:  # DUP
-                    push(stack[-1])
+                    stack.append(stack[-1])
                 elif op == 0x67:  # GET
                     line, i = _line(window, i)
-                    push(memo[_decimal(line)])
+                    stack.append(memo[_decimal(line)])
                 elif op == 0x70:  # PUT
                     line, i = _line(window, i)
                     memo[_decimal(line)] = stack[-1]
                 elif op == 0x49:  # INT
                     line, i = _line(window, i)
-                    push(_BOOLEANS[line] if line in _BOOLEANS else _decimal(line))
+                    stack.append(_BOOLEANS[line] if line in _BOOLEANS else _decimal(line))
                 elif op == 0x4C:  # LONG
                     line, i = _line(window, i)
-                    push(_decimal(line.removesuffix(b"L")))
+                    stack.append(_decimal(line.removesuffix(b"L")))
                 elif op == 0x46:  # FLOAT
                     line, i = _line(window, i)
-                    push(float(line))
+                    stack.append(float(line))
                 elif op == 0x53:  # STRING
                     line, i = _line(window, i)
-                    push(_text_or_bytes(_quoted(line)))
+                    stack.append(_text_or_bytes(_quoted(line)))
                 elif op == 0x56:  # UNICODE
                     line, i = _line(window, i)
-                    push(line.decode("raw-unicode-escape"))
+                    stack.append(line.decode("raw-unicode-escape"))
                 elif op == 0x50:  # PERSID
                     line, i = _line(window, i)
-                    push(builder.persistent(_text(line)))
+                    stack.append(builder.persistent(_text(line)))
                 elif op == 0x69:  # INST
                     module, i = _line(window, i)
                     name, i = _line(window, i)
-                    args = _pop_mark(stack)
+                    args, stack = stack, marks.pop()
                     func = self._global(_text(module), _text(name), base + begin)
-                    push(builder.call(func, tuple(args)))
+                    stack.append(builder.call(func, tuple(args)))
                 elif op == 0x6F:  # OBJ
-                    items = _pop_mark(stack)
-                    push(builder.call(items[0], tuple(items[1:])))
+                    items, stack = stack, marks.pop()
+                    stack.append(builder.call(items[0], tuple(items[1:])))
                 elif op in _EXT:
                     (code,) = _EXT[op].unpack_from(window, i)
                     i += _EXT[op].size
-                    push(self._global("copyreg", f"extension {code}", base + begin))
+                    stack.append(self._global("copyreg", f"extension {code}", base + begin))
                 elif op == 0x97:  # NEXT_BUFFER
-                    push(Opaque("<out-of-band buffer>"))
+                    stack.append(Opaque("<out-of-band buffer>"))
                 elif op != 0x98:  # READONLY_BUFFER changes nothing
                     raise DamagedError(f"byte 0x{op:02x} is no pickle instruction")
             except _ShortError as short:
                 base, i = base + begin, 0
-                window = self._fetch(base, max(WINDOW, short.end - begin))
+                window = self._fetch(base, max(self.window, short.end - begin))
             except (StructError, IndexError, ValueError, TypeError, KeyError) as error:
                 if _ran_off(error, window, i) and base + len(window) < self.source.size:
                     base, i = base + begin, 0
-                    window = self._fetch(base, len(window) - begin + WINDOW)
+                    window = self._fetch(base, len(window) - begin + self.window)
                     continue
                 raise self._broken(error, base + begin, window, i) from error
             except DamagedError as error:
@@ -402,18 +409,6 @@ def _why(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"memo entry {error.args[0]} was never stored"
     return {IndexError: "the stack is empty", TypeError: str(error)}.get(type(error), str(error))
-
-
-def _pop_mark(stack: list[Any]) -> list[Any]:
-    """Everything above the topmost MARK, which is removed too."""
-    at = len(stack) - 1
-    while stack[at] is not _MARK:
-        at -= 1
-        if at < 0:
-            raise DamagedError("a MARK is missing")
-    items = stack[at + 1 :]
-    del stack[at:]
-    return items
 
 
 def _set_items(target: Any, items: list[Any]) -> None:

@@ -1,43 +1,87 @@
-"""One pickle with everything around it: its tree, the names it mentions, and what is nested inside.
+"""The pickles of one file, read with torch's objects recognised: their trees and the names in them.
 
-``torch.storage._load_from_bytes`` holds a whole ``torch.save`` as a bytes object: plain pickles of modules
-(StyleGAN, EDM) keep every storage so. Such bytes are opened in place as another container, by the same
-readers, down to ``MAX_NESTING`` levels.
+A file holds several pickles: those of its own container, and ``torch.storage._load_from_bytes``
+holds a whole ``torch.save`` as a bytes object inside a pickle (StyleGAN and EDM snapshots keep
+every storage so). All are read by one :class:`Pickles`, which remembers what the file as a whole
+names.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 from ckptool.errors import DamagedError
 from ckptool.formats.base import NamedGlobal, SourceFile
 from ckptool.formats.byte_sources import ByteSource
-from ckptool.formats.pickle_tree import PickleMachine
+from ckptool.formats.pickle_tree import WINDOW, PickleMachine
 from ckptool.formats.torch_objects import TorchBuilder
+from ckptool.tree import GlobalRef
 
-MAX_NESTING = 4
+SHORT = 1 << 12  # bytes fetched at a time of a short pickle, with tensors' values behind it
+MAX_NESTING = 4  # levels of streams inside pickles; real files have one
+MAX_STREAMS = 1_000_000  # nested in one file; a pickle may open the same bytes again and again
+
+
+@dataclass(slots=True)
+class _SharedState:
+    """What the pickles of a file have in common, however deep they are nested."""
+
+    names: dict[tuple[int, GlobalRef, bool], NamedGlobal] = field(default_factory=dict)
+    streams: dict[int, tuple[Any, Any]] = field(default_factory=dict)  # id(bytes) -> (bytes, tree)
 
 
 @dataclass(frozen=True, slots=True)
-class PickledObject:
-    """What :func:`read_pickled` returns."""
+class Pickles:
+    """Reads the pickles of ``file``, and those nested in them."""
 
-    tree: Any
-    globals_named: tuple[NamedGlobal, ...]
-    end: int  # offset behind the pickle's STOP, in its source
+    file: SourceFile
+    label: str  # which pickle: data.pkl
+    depth: int = 0
+    _shared: _SharedState = field(default_factory=_SharedState)
 
+    @property
+    def globals_named(self) -> tuple[NamedGlobal, ...]:
+        """Each name once for every level of nesting, the outermost level first."""
+        return tuple(
+            named for _, named in sorted(self._shared.names.items(), key=lambda e: e[0][0])
+        )
 
-def read_pickled(
-    source: ByteSource,
-    file: SourceFile,
-    builder: TorchBuilder,
-    *,
-    name: str,
-    offset: int = 0,
-) -> PickledObject:
-    """The pickle at ``offset`` of ``source``, with torch's objects recognised."""
-    machine = PickleMachine(source, offset, builder)
-    tree = machine.run()
-    named = tuple(NamedGlobal(ref, ref in builder.called, name) for ref in machine.globals)
-    return PickledObject(tree, named, machine.end)
+    @property
+    def window(self) -> int:
+        """Bytes to fetch at a time: nested pickles are those of single storages."""
+        return SHORT if self.depth else WINDOW
+
+    def read(self, source: ByteSource, builder: TorchBuilder, offset: int = 0) -> tuple[Any, int]:
+        """The tree of the pickle at ``offset`` of ``source``, and the offset behind its STOP."""
+        machine = PickleMachine(source, offset, builder, window=self.window)
+        tree = machine.run()
+        for ref in machine.globals:
+            called = ref in builder.called
+            named = NamedGlobal(ref, called, self.label)
+            self._shared.names.setdefault((self.depth, ref, called), named)
+        return tree, machine.end
+
+    def open_nested(self, data: Any) -> Any:
+        """The value of a ``torch.save`` that the pickle holds as bytes.
+
+        The same bytes give the same value: its tensors have the same spans anyway.
+
+        Raises:
+            DamagedError: no such bytes, or nested beyond any real file.
+        """
+        known = self._shared.streams
+        if id(data) in known:
+            return known[id(data)][1]
+        if self.depth == MAX_NESTING or len(known) == MAX_STREAMS:
+            raise DamagedError("streams of torch.save are nested in one another without end")
+        # Late, since the readers of such streams read their pickles with this module.
+        from ckptool.formats.nested import read_stream  # noqa: PLC0415
+
+        tree = read_stream(data, self._inner())
+        known[id(data)] = data, tree
+        return tree
+
+    def _inner(self) -> Self:
+        label = self.label if self.depth else f"bytes inside {self.label}"
+        return type(self)(self.file, label, self.depth + 1, self._shared)

@@ -47,12 +47,13 @@ def _sizes(values: Any) -> tuple[int, ...]:
     if isinstance(values, Opaque):
         values = values.args[0] if len(values.args) == 1 else values.elements
     sizes = tuple(values)
-    if not all(type(size) is int and size >= 0 for size in sizes):
-        raise DamagedError(f"sizes must be integers of at least 0, not {sizes!r:.100}")
+    for size in sizes:  # a loop: four times a tensor, and half the time of all()
+        if type(size) is not int or size < 0:
+            raise DamagedError(f"sizes must be integers of at least 0, not {sizes!r:.100}")
     return sizes
 
 
-def _view(
+def tensor_view(
     storage: Any, offset: Any, shape: Any, strides: Any, dtype: DType | None = None, **more: Any
 ) -> TensorRef:
     """A tensor that views ``storage`` from element ``offset`` on."""
@@ -63,8 +64,10 @@ def _view(
     if len(shape) != len(strides):
         raise DamagedError(f"a tensor has {len(shape)} sizes but {len(strides)} strides")
     (offset,) = _sizes((offset,))
-    start = stored_nbytes(dtype, offset)
-    nbytes = stored_nbytes(dtype, extent(shape, strides))
+    if dtype.kind == "quantized" and dtype.packed > 1:  # torch has no strided views of these
+        start, nbytes = offset // dtype.packed, stored_nbytes(dtype, shape)
+    else:
+        start, nbytes = offset * dtype.itemsize, extent(shape, strides) * dtype.itemsize
     if storage.span is None:
         return TensorRef(dtype, shape, (), device=storage.device, **more)
     if nbytes and start + nbytes > storage.span.nbytes:
@@ -80,7 +83,7 @@ def _view(
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> TensorRef:
-    return _view(storage, offset, shape, strides)
+    return tensor_view(storage, offset, shape, strides)
 
 
 def _rebuild_tensor_v2(
@@ -93,7 +96,9 @@ def _rebuild_tensor_v2(
     metadata: Any = None,
 ) -> TensorRef:
     lazy = _lazy(metadata) if metadata else ()
-    return _view(storage, offset, shape, strides, requires_grad=bool(requires_grad), lazy=lazy)
+    return tensor_view(
+        storage, offset, shape, strides, requires_grad=bool(requires_grad), lazy=lazy
+    )
 
 
 def _rebuild_tensor_v3(
@@ -107,7 +112,7 @@ def _rebuild_tensor_v3(
     metadata: Any = None,
 ) -> TensorRef:
     more = {"requires_grad": bool(requires_grad), "lazy": _lazy(metadata)}
-    return _view(storage, offset, shape, strides, _dtype(dtype), **more)
+    return tensor_view(storage, offset, shape, strides, _dtype(dtype), **more)
 
 
 def _lazy(metadata: Any) -> tuple[str, ...]:
@@ -115,12 +120,18 @@ def _lazy(metadata: Any) -> tuple[str, ...]:
 
 
 def _rebuild_qtensor(
-    storage: Any, offset: Any, shape: Any, strides: Any, params: Any, requires_grad: Any, _hooks: Any
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    params: Any,
+    requires_grad: Any,
+    _hooks: Any,
 ) -> TensorRef:
     scheme, scale, zero_point, *axis = params
     quantizer = Quantizer(_last_name(scheme), scale, zero_point, axis[0] if axis else None)
     more = {"requires_grad": bool(requires_grad), "quantizer": quantizer}
-    return _view(storage, offset, shape, strides, **more)
+    return tensor_view(storage, offset, shape, strides, **more)
 
 
 def _rebuild_meta_tensor(dtype: Any, shape: Any, _strides: Any, requires_grad: Any) -> TensorRef:
@@ -329,7 +340,7 @@ def _span_of(data: Any) -> ByteSpan:
     if isinstance(data, (SpannedBytes, BytesRef)):
         return data.span
     if isinstance(data, str):  # a Python 2 pickle whose bytes happen to be text
-        data = data.encode("latin-1")
+        data = data.encode()
     if isinstance(data, (bytes, bytearray)):
         return ByteSpan(Blob(bytes(data)), 0, len(data))
     raise DamagedError(f"bytes are expected, not {_kind(data)}")
@@ -357,7 +368,7 @@ def _numpy_scalar(dtype: Any, data: Any = b"") -> Any:
     code = type_string.lstrip("<>|=")
     if not isinstance(data, (bytes, str)):
         return data  # an object scalar is the object
-    raw = data.encode("latin-1") if isinstance(data, str) else bytes(data)
+    raw = data.encode() if isinstance(data, str) else bytes(data)  # text by accident
     if code in _SCALARS:
         order = ">" if type_string.startswith(">") else "<"
         return Struct(order + _SCALARS[code]).unpack(raw)[0]
@@ -455,7 +466,14 @@ _FROM_TYPE = {"torch._tensor._rebuild_from_type", "torch._tensor._rebuild_from_t
 _FROM_TYPE |= {name.replace("_tensor", "tensor") for name in _FROM_TYPE}  # before torch 1.9
 _NESTED = {"torch.storage._load_from_bytes"}
 
+# Saved so when they carry attributes.
+_NO_SUBCLASS = {"torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"}
+
 VETTED_CALLS = frozenset(CALLS) | _FROM_TYPE | _NESTED
+
+
+def _UNSEEN() -> None:  # noqa: N802
+    """Marks a function that has not been looked up yet."""
 
 
 class TorchBuilder(Builder):
@@ -471,18 +489,17 @@ class TorchBuilder(Builder):
         self._load_nested = load_nested
         self._byteorder = byteorder
         self._storages: dict[str, StorageRef] = {}
-        self._by_ref: dict[Any, Call | None] = {}
+        self._by_id: dict[int, Call | None] = {}  # the machine interns names: identity is enough
         self.called: set[GlobalRef] = set()
 
     def call(self, func: Any, args: tuple[Any, ...]) -> Any:
         """The row of ``CALLS`` for ``func``, or an inert object."""
         if not isinstance(func, GlobalRef):
             return super().call(func, args)
-        if func in self._by_ref:
-            known = self._by_ref[func]
-        else:
+        known = self._by_id.get(id(func), _UNSEEN)
+        if known is _UNSEEN:
             self.called.add(func)
-            known = self._by_ref[func] = self._find(func.qualname)
+            known = self._by_id[id(func)] = self._find(func.qualname)
         if known is None:
             return super().call(func, args)
         return _checked(known, func.qualname, args)
@@ -511,7 +528,7 @@ class TorchBuilder(Builder):
             return super().persistent(saved_id)
         cls, key, location, numel, *view = rest
         storage = self._storage(cls, _as_text(key), _as_text(location), numel)
-        return _storage_view(storage, view[0]) if view and view[0] is not None else storage
+        return storage_view(storage, view[0]) if view and view[0] is not None else storage
 
     def _storage(self, cls: Any, key: str, location: str, numel: Any) -> StorageRef:
         if key in self._storages:  # as torch does, the first mention decides the type
@@ -535,7 +552,8 @@ class TorchBuilder(Builder):
         """A tensor subclass: the plain tensor, marked with its class."""
         made = self.call(func, args)
         if isinstance(made, TensorRef):
-            return replace(made, subclass=name_of(cls))
+            name = name_of(cls)
+            return made if name in _NO_SUBCLASS else replace(made, subclass=name)
         return self.build(made, state)
 
 
@@ -549,7 +567,7 @@ def storage_dtype(cls: Any) -> DType:
     raise DamagedError(f"the storage class {name!r:.60} is not known")
 
 
-def _storage_view(storage: StorageRef, view: Any) -> StorageRef:
+def storage_view(storage: StorageRef, view: Any) -> StorageRef:
     """A part of a storage (legacy files): (key, offset, size), in elements."""
     _key, offset, size = view
     start, nbytes = (n * storage.dtype.itemsize for n in _sizes((offset, size)))
@@ -562,6 +580,8 @@ def _storage_view(storage: StorageRef, view: Any) -> StorageRef:
 
 
 def _as_text(value: Any) -> str:
+    if type(value) is str:
+        return value
     return value.decode("latin-1") if isinstance(value, bytes) else str(value)
 
 

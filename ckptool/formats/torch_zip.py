@@ -2,23 +2,27 @@
 
 Layout: every name begins with one folder, the archive's name (by default the file's stem)::
 
-    <name>/data.pkl            the object, storages as persistent ids ('storage', class, key, location, n)
+    <name>/data.pkl            the object, storages as persistent ids:
+                               ('storage', class, key, location, numel)
     <name>/byteorder           "little" or "big"; absent in old files: little
     <name>/data/<key>          the bytes of one storage, stored, aligned to 64
     <name>/version, <name>/.format_version, <name>/.storage_alignment, <name>/.data/serialization_id
 
 Rules: the folder's name is that of the archive's first record, as in torch's own reader
-(``caffe2/serialize/inline_container.cc``). A storage record may be longer than the pickle asks for, never
-shorter, and must be stored: a compressed one cannot be a slice of the file. TorchScript archives
-(``torch.jit.save``) have the same records and a ``constants.pkl``; their objects read as inert data.
+(``caffe2/serialize/inline_container.cc``). A storage record may be longer than the pickle asks
+for, never shorter, and must be stored: a compressed one cannot be a slice of the file.
+TorchScript archives (``torch.jit.save``) have the same records and a ``constants.pkl``; their
+objects read as inert data.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from ckptool.errors import DamagedError, UnknownFormatError, UnsupportedError
 from ckptool.formats.base import Checkpoint, SourceFile, TensorReader
 from ckptool.formats.byte_sources import ByteSource, FileWindow, MemoryBytes
-from ckptool.formats.pickled import PickledObject, read_pickled
+from ckptool.formats.pickled import Pickles
 from ckptool.formats.torch_objects import TorchBuilder
 from ckptool.formats.zip_records import STORED, ZipArchive, ZipRecord, is_zip
 from ckptool.tree import ByteSpan
@@ -31,22 +35,22 @@ class TorchZip:
 
     name = "torch-zip"
 
-    def matches(self, file: SourceFile, head: bytes) -> bool:
+    def matches(self, head: bytes) -> bool:
         """A zip, by its first four bytes, as torch decides."""
         return is_zip(head)
 
     def open(self, file: SourceFile) -> Checkpoint:
         """The checkpoint in a zip; reads the directory, the pickle and the headers of storages."""
         archive = ZipArchive(FileWindow(file))
-        records = TorchRecords(archive)
-        pickled = records.read_tree(file)
+        pickles = Pickles(file, "data.pkl")
+        tree = TorchRecords(archive).read_tree(pickles)
         return Checkpoint(
             path=file.path,
             format_name=self.name,
             size_bytes=file.size,
-            tree=pickled.tree,
+            tree=tree,
             reader=TensorReader(file),
-            globals_named=pickled.globals_named,
+            globals_named=pickles.globals_named,
         )
 
 
@@ -81,11 +85,12 @@ class TorchRecords:
             raise DamagedError(f"the byte order is {order!r:.20}, neither little nor big")
         return order
 
-    def read_tree(self, file: SourceFile) -> PickledObject:
+    def read_tree(self, pickles: Pickles) -> Any:
         """The object in ``data.pkl``."""
         record = self.archive.by_name[self.folder + "data.pkl"]
-        builder = TorchBuilder(self.locate, byteorder=self.byteorder)
-        return read_pickled(self._source(record), file, builder, name="data.pkl")
+        builder = TorchBuilder(self.locate, pickles.open_nested, self.byteorder)
+        tree, _ = pickles.read(self._source(record), builder)
+        return tree
 
     def _source(self, record: ZipRecord) -> ByteSource:
         if record.method == STORED:
@@ -100,9 +105,11 @@ class TorchRecords:
         Raises:
             DamagedError: no such record, or too short.
         """
-        record = self.get(f"data/{key}")
+        record = self.archive.by_name.get(f"{self.folder}data/{key}")
         if record is None:
-            raise DamagedError(f"the record data/{key} is missing, {nbytes} bytes of values with it")
+            raise DamagedError(
+                f"the record data/{key} is missing, {nbytes} bytes of values with it"
+            )
         if record.method != STORED:
             raise UnsupportedError(
                 f"the record data/{key} is compressed, which torch never does",
@@ -110,4 +117,4 @@ class TorchRecords:
             )
         if record.size < nbytes:
             raise DamagedError(f"the record data/{key} has {record.size} of {nbytes} bytes")
-        return self.archive.source.span(self.archive.data_offset(record), nbytes)
+        return self.archive.span(record, nbytes)

@@ -30,6 +30,7 @@ from struct import Struct
 
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.byte_sources import ByteSource
+from ckptool.tree import ByteSpan
 
 END = Struct("<4s4H2IH")
 ZIP64_LOCATOR = Struct("<4sIQI")
@@ -41,6 +42,7 @@ STORED, DEFLATED = 0, 8
 ENCRYPTED = 0x1
 HAS_DESCRIPTOR = 0x8
 NO_CRC = 0
+HEADER_WINDOW = 4096  # bytes read at a time for local headers
 MAX_INFLATED = 64 << 20  # bytes of a deflated record that we unpack
 _UINT16_MAX, _UINT32_MAX = 0xFFFF, 0xFFFFFFFF
 
@@ -69,7 +71,7 @@ class ZipArchive:
     def __init__(self, source: ByteSource) -> None:
         self.source = source
         self.records = _read_directory(source)
-        self._offsets: dict[int, int] = {}
+        self._window, self._window_offset = b"", 0
 
     @cached_property
     def by_name(self) -> Mapping[str, ZipRecord]:
@@ -82,10 +84,25 @@ class ZipArchive:
         Raises:
             DamagedError: the local header is not where the directory says, or names something else.
         """
-        offset = self._offsets.get(record.header_offset)
-        if offset is None:
-            offset = self._offsets[record.header_offset] = _data_offset(self.source, record)
-        return offset
+        at = record.header_offset - self._window_offset
+        if not 0 <= at <= len(self._window) - LOCAL.size:
+            # Small tensors lie side by side: one read serves the headers of many.
+            available = min(HEADER_WINDOW, self.source.size - record.header_offset)
+            self._window = self.source.read(record.header_offset, max(available, LOCAL.size))
+            self._window_offset, at = record.header_offset, 0
+        header = LOCAL.unpack_from(self._window, at)
+        if header[0] != b"PK\x03\x04":
+            raise DamagedError(
+                f"the record {record.name!r} has no header at {record.header_offset}"
+            )
+        start = record.header_offset + LOCAL.size + header[-2] + header[-1]
+        if start + record.compressed_size > self.source.size:
+            raise DamagedError(f"truncated: the record {record.name!r} reaches past the end")
+        return start
+
+    def span(self, record: ZipRecord, nbytes: int) -> ByteSpan:
+        """The place of the first ``nbytes`` bytes of a stored record."""
+        return self.source.span(self.data_offset(record), nbytes)
 
     def read(self, record: ZipRecord) -> bytes:
         """The record's content, unpacked where it is deflated.
@@ -117,7 +134,9 @@ def _read_directory(source: ByteSource) -> list[ZipRecord]:
     unpack, width = CENTRAL.unpack_from, CENTRAL.size
     for _ in range(count):
         if at + width > len(directory) or directory[at : at + 4] != b"PK\x01\x02":
-            raise DamagedError(f"the zip directory breaks off after {len(records)} of {count} records")
+            raise DamagedError(
+                f"the zip directory breaks off after {len(records)} of {count} records"
+            )
         (
             _, _, _, _, _, flags, method, _, _, crc, packed, plain,
             name_length, extra_length, comment_length, _, _, _, header,
@@ -167,7 +186,10 @@ def _zip64_sizes(extra: bytes, plain: int, packed: int, header: int) -> tuple[in
     """The 64-bit values in the extra field 0x0001, for those that are all ones in 32 bits."""
     at = 0
     while at + 4 <= len(extra):
-        kind, length = int.from_bytes(extra[at : at + 2], "little"), extra[at + 2] + 256 * extra[at + 3]
+        kind, length = (
+            int.from_bytes(extra[at : at + 2], "little"),
+            extra[at + 2] + 256 * extra[at + 3],
+        )
         if kind == 1:
             values = iter(Struct(f"<{length // 8}Q").unpack_from(extra, at + 4))
             try:
@@ -179,16 +201,6 @@ def _zip64_sizes(extra: bytes, plain: int, packed: int, header: int) -> tuple[in
             return plain, packed, header
         at += 4 + length
     return plain, packed, header
-
-
-def _data_offset(source: ByteSource, record: ZipRecord) -> int:
-    header = source.read(record.header_offset, LOCAL.size)
-    if header[:4] != b"PK\x03\x04":
-        raise DamagedError(f"the record {record.name!r} has no header at {record.header_offset}")
-    name_length, extra_length = LOCAL.unpack(header)[-2:]
-    start = record.header_offset + LOCAL.size + name_length + extra_length
-    source.span(start, record.compressed_size)  # raises when it reaches past the end
-    return start
 
 
 def _inflated(record: ZipRecord, data: bytes) -> bytes:

@@ -1,0 +1,196 @@
+"""Pairs the names of averaged weights with the model's names.
+
+Frameworks wrap: the model's names carry ``model.`` or ``module.``, the average's do not, or ``_orig_mod.`` stands
+in the middle. The rule here knows no framework: it looks for the pair of prefixes that, stripped from
+either side, makes most names *and shapes* agree. Wrapper components that torch itself puts in
+(``WRAPPERS``) are dropped wherever they stand.
+
+The words are those of ``load_state_dict``, seen from the model: ``missing_keys`` are names that the model
+has and the average lacks, ``unexpected_keys`` the reverse.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from os.path import commonprefix
+
+from ckptool.inventory import Leaf
+
+# Components that wrappers put into names: DataParallel and AveragedModel, torch.compile, FSDP,
+# activation checkpointing.
+WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
+
+SAMPLE = 64  # names that vote on the prefixes
+FINALISTS = 8  # prefix pairs tried on all names
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """Which average belongs to which tensor of the model."""
+
+    pairs: Mapping[str, str]  # model's name -> name in the average, in the model's order
+    missing_keys: tuple[str, ...]
+    unexpected_keys: tuple[str, ...]
+    mismatched: tuple[str, ...]  # the model's names whose counterpart has another shape
+    naming: str  # same | prefixed | wrapped
+    rivals: tuple[str, ...]  # prefixes in the average under which as many names would pair
+    tied: Mapping[str, str]  # pairs that hold through a tie: model's name -> the name it is tied to
+
+    @property
+    def coverage(self) -> float:
+        """Share of the model's tensors that have an average."""
+        total = len(self.pairs) + len(self.missing_keys)
+        return len(self.pairs) / total if total else 0.0
+
+
+def align_names(model: Mapping[str, Leaf], average: Mapping[str, Leaf]) -> Alignment:
+    """The best pairing of the average's names with the model's.
+
+    Example:
+        >>> from ckptool.dtypes import BY_NAME
+        >>> from ckptool.tree import TensorRef
+        >>> ref = TensorRef(BY_NAME["float32"], (2,), ())
+        >>> align_names({"model.w": ref, "model.b": ref}, {"w": ref}).pairs
+        {'model.w': 'w'}
+    """
+    tried: list[tuple[str, dict[str, str]]] = []
+    for naming, pairs in _candidate_pairs(model, average):
+        tried.append((naming, pairs))
+        if len(pairs) == len(average):
+            break
+    naming, best = max(tried, key=lambda attempt: len(attempt[1]))
+    rivals = [pairs for _, pairs in tried if len(pairs) == len(best) > 0 and pairs != best]
+    return _finish(model, average, best, naming, tuple(map(_prefix_of, rivals)))
+
+
+def _prefix_of(pairs: Mapping[str, str]) -> str:
+    """What all names of the average that a pairing uses begin with."""
+    return commonprefix(list(pairs.values())).rpartition(".")[0] + "."
+
+
+def _candidate_pairs(
+    model: Mapping[str, Leaf], average: Mapping[str, Leaf]
+) -> Iterable[tuple[str, dict[str, str]]]:
+    yield "same", _pair(model, average, {name: name for name in average})
+    bare_model = {unwrapped(name): name for name in model}
+    bare_average = {unwrapped(name): name for name in average}
+    unambiguous = len(bare_model) == len(model) and len(bare_average) == len(average)
+    if not unambiguous:
+        bare_model, bare_average = {n: n for n in model}, {n: n for n in average}
+    yield "wrapped", _joined(model, average, bare_model, bare_average)
+    for ours, theirs in _prefix_pairs(bare_model, bare_average):
+        renamed = {
+            ours + name[len(theirs) :]: original
+            for name, original in bare_average.items()
+            if name.startswith(theirs)
+        }
+        yield "prefixed", _joined(model, average, bare_model, renamed)
+
+
+def _joined(
+    model: Mapping[str, Leaf],
+    average: Mapping[str, Leaf],
+    model_names: Mapping[str, str],
+    average_names: Mapping[str, str],
+) -> dict[str, str]:
+    """Pairs of original names whose canonical names agree."""
+    wanted = {
+        name: average_names[canonical]
+        for canonical, name in model_names.items()
+        if canonical in average_names
+    }
+    return {
+        name: other for name, other in wanted.items() if model[name].shape == average[other].shape
+    }
+
+
+def _pair(
+    model: Mapping[str, Leaf], average: Mapping[str, Leaf], names: Mapping[str, str]
+) -> dict[str, str]:
+    return {
+        name: names[name]
+        for name in model
+        if name in names and model[name].shape == average[names[name]].shape
+    }
+
+
+def _prefix_pairs(model: Iterable[str], average: Iterable[str]) -> list[tuple[str, str]]:
+    """(prefix of the model, prefix of the average), the most voted first.
+
+    Every sampled name of the average votes, with each model name that has the same last component,
+    for what remains before their longest common tail of components.
+    """
+    by_last: dict[str, list[str]] = {}
+    for name in model:
+        by_last.setdefault(name.rpartition(".")[2], []).append(name)
+    votes: Counter[tuple[str, str]] = Counter()
+    for name in _spread(list(average), SAMPLE):
+        twins = by_last.get(name.rpartition(".")[2], [])
+        tails = {other: len(common_tail(name, other)) for other in _spread(twins, SAMPLE * 16)}
+        longest = max(tails.values(), default=0)
+        votes.update(
+            (other[: len(other) - tail], name[: len(name) - tail])
+            for other, tail in tails.items()
+            if tail == longest
+        )
+    return [pair for pair, _ in votes.most_common(FINALISTS)]
+
+
+def common_tail(one: str, other: str) -> str:
+    """The longest common run of whole components at the end: ``a.b.w``, ``c.b.w`` -> ``b.w``."""
+    tail = commonprefix([one[::-1], other[::-1]])[::-1]
+    if len(tail) in {len(one), len(other)} and _begins_component(one, other, tail):
+        return tail
+    return tail.partition(".")[2]
+
+
+def _begins_component(one: str, other: str, tail: str) -> bool:
+    return all(len(name) == len(tail) or name[-len(tail) - 1] == "." for name in (one, other))
+
+
+def _spread(names: list[str], count: int) -> list[str]:
+    """At most ``count`` of the names, evenly spread."""
+    step = max(1, len(names) // count)
+    return names[::step][:count]
+
+
+def unwrapped(name: str) -> str:
+    """``name`` without the components that wrappers put in."""
+    if not any(wrapper in name for wrapper in WRAPPERS):
+        return name
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _finish(
+    model: Mapping[str, Leaf],
+    average: Mapping[str, Leaf],
+    pairs: dict[str, str],
+    naming: str,
+    rivals: tuple[str, ...],
+) -> Alignment:
+    used = set(pairs.values())
+    tied = _through_ties(model, pairs)
+    covered = {**pairs, **{name: pairs[other] for name, other in tied.items()}}
+    missing = tuple(name for name in model if name not in covered)
+    unexpected = tuple(name for name in average if name not in used)
+    mismatched = tuple(name for name in missing if name in average)
+    ordered = {name: covered[name] for name in model if name in covered}
+    return Alignment(ordered, missing, unexpected, mismatched, naming, rivals, tied)
+
+
+def _through_ties(model: Mapping[str, Leaf], pairs: Mapping[str, str]) -> dict[str, str]:
+    """The model's names without a pair that view the same bytes as one that has a pair."""
+    first = {_place(model[name]): name for name in reversed(pairs)}
+    return {
+        name: first[_place(ref)]
+        for name, ref in model.items()
+        if name not in pairs and _place(ref) is not None and _place(ref) in first
+    }
+
+
+def _place(ref: Leaf) -> object:
+    """What makes two tensors the same memory; None for tensors without bytes."""
+    chunks = getattr(ref, "chunks", ())
+    return (chunks, ref.dtype.name) if chunks and ref.shape and 0 not in ref.shape else None

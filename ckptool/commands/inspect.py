@@ -1,0 +1,234 @@
+"""What a checkpoint holds: formats, sections, the EMA, training state, the names its pickles mention.
+
+Reads headers and pickles, and a few values to compare the average with the model; ``--stats`` reads all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from ckptool.ema import Candidate, EmaLocation, locate_ema, table_address
+from ckptool.errors import CkptError
+from ckptool.formats import open_checkpoint
+from ckptool.formats.base import Checkpoint
+from ckptool.inventory import scalars_in, take_inventory
+from ckptool.numerics import Progress, no_progress, tensor_stats
+from ckptool.reports import (
+    CandidateReport,
+    EmaReport,
+    Finding,
+    GlobalReport,
+    InspectReport,
+    RunEntry,
+    RunReport,
+    TensorEntry,
+)
+from ckptool.sections import sections, totals
+from ckptool.training import TrainingState, read_training_state
+from ckptool.tree import format_address, tensors
+from ckptool.trust import DANGEROUS, trust_of
+
+
+def inspect_file(
+    path: Path,
+    *,
+    list_tensors: bool = False,
+    match: str | None = None,
+    stats: bool = False,
+    progress: Progress = no_progress,
+) -> InspectReport:
+    """Everything about one file.
+
+    Args:
+        path: the checkpoint.
+        list_tensors: list every tensor in ``entries``.
+        match: only list tensors whose address fits this glob.
+        stats: read the values of the listed tensors.
+        progress: called with the bytes read.
+
+    Raises:
+        CkptError: the file cannot be read.
+    """
+    with open_checkpoint(path) as checkpoint:
+        inventory = take_inventory(checkpoint.tree)
+        location = locate_ema(checkpoint)
+        training = read_training_state(checkpoint.tree, checkpoint.reader)
+        wanted = list_tensors or stats or match is not None
+        entries = _entries(checkpoint, match or "*", stats=stats, progress=progress)
+        return InspectReport(
+            path=str(path),
+            format=checkpoint.format_name,
+            size_bytes=checkpoint.size_bytes,
+            tensors=totals(inventory),
+            sections=sections(checkpoint.tree, inventory, location),
+            ema=describe_ema(location),
+            training=_training(training),
+            pickle={"globals": _globals(checkpoint)},
+            metadata=checkpoint.metadata,
+            findings=tuple(_findings(checkpoint, location)),
+            entries=tuple(entries) if wanted else None,
+        )
+
+
+def _entries(
+    checkpoint: Checkpoint, match: str, *, stats: bool, progress: Progress
+) -> Iterator[TensorEntry]:
+    for address, ref in tensors(checkpoint.tree):
+        text = format_address(address)
+        if fnmatchcase(text, match):
+            numbers = tensor_stats(checkpoint.reader, ref) if stats else None
+            progress(ref.nbytes)
+            yield TensorEntry(text, str(ref.dtype), ref.shape, ref.nbytes, ref.device, numbers)
+
+
+def describe_ema(location: EmaLocation) -> EmaReport:
+    """The location as a report."""
+    return EmaReport(
+        status=location.status,
+        main_slot=location.main_slot,
+        selected=location.selected.address if location.selected else None,
+        candidates=tuple(_candidate(c, location) for c in location.candidates),
+    )
+
+
+def _candidate(candidate: Candidate, location: EmaLocation) -> CandidateReport:
+    alignment, layout = candidate.alignment, candidate.layout
+    refs = candidate.table.tensors.values()
+    return CandidateReport(
+        address=candidate.address,
+        file=None,
+        kind=candidate.kind,
+        layout=layout.name if layout else None,
+        library=layout.library if layout else None,
+        why=candidate.why,
+        tensors=len(candidate.table.entries),
+        bytes=sum(ref.nbytes for ref in refs),
+        aliases=tuple(map(format_address, candidate.aliases)),
+        model=table_address(location.model) if location.model else None,
+        naming=alignment.naming if alignment else None,
+        matched=len(alignment.pairs) if alignment else 0,
+        missing=alignment.missing_keys if alignment else (),
+        unexpected=alignment.unexpected_keys if alignment else (),
+        meta=candidate.meta,
+    )
+
+
+def _training(state: TrainingState) -> dict[str, Any]:
+    parts: dict[str, Mapping[str, Any]] = {
+        "best": state.best,
+        "early_stopping": state.early_stopping,
+        "metrics": state.metrics,
+        "rng": state.rng,
+    }
+    return {**state.facts, **{name: part for name, part in parts.items() if part}}
+
+
+def _globals(checkpoint: Checkpoint) -> tuple[GlobalReport, ...]:
+    merged: dict[str, GlobalReport] = {}
+    for named in checkpoint.globals_named:
+        name = named.ref.qualname
+        known = merged.get(name)
+        called = named.called or bool(known and known.called)
+        merged[name] = GlobalReport(name, trust_of(named), called, named.pickle)
+    return tuple(merged.values())
+
+
+def _findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:
+    for entry in _globals(checkpoint):
+        if entry.trust == DANGEROUS:
+            verb = "call" if entry.called else "import"
+            message = f"torch.load(weights_only=False) would {verb} {entry.name}; ckptool did not"
+            yield Finding("CK201", "error", entry.pickle, message)
+    yield from _ema_findings(checkpoint, location)
+
+
+def _ema_findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:
+    for candidate in location.candidates:
+        if candidate.layout and candidate.layout.holds == "raw":
+            message = (
+                f"{candidate.layout.library} swaps on saving: this slot holds the raw weights, "
+                "the model's own slot the averaged ones"
+            )
+            yield Finding("CK405", "warning", candidate.address, message)
+    chosen = location.selected
+    if chosen and location.identical and location.main_slot != "averaged" and chosen.agreement:
+        message = (
+            f"identical to the model's weights in all {chosen.agreement.compared} tensors compared: "
+            "never updated, or already copied into the model"
+        )
+        yield Finding("CK404", "warning", chosen.address, message)
+    declared = scalars_in(checkpoint.tree).get("has_ema")
+    if declared is True and not location.candidates:
+        yield Finding("CK403", "warning", "has_ema", "has_ema is True, but no EMA was found")
+
+
+# ------------------------------------------------------------------------------------- directories
+
+CHECKPOINT_SUFFIXES = frozenset(
+    {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pkl", ".tar", ".pyt", ".model", ".th", ".t7"}
+)
+
+# What a metric's name says about which way is better; names in neither are not judged.
+LOWER = ("loss", "error", "err", "fid", "wer", "cer", "ppl", "perplexity", "rmse", "mae", "mse")
+HIGHER = ("acc", "pck", "f1", "auc", "map", "iou", "dice", "psnr", "ssim", "bleu", "score")
+
+
+def inspect_directory(path: Path) -> RunReport:
+    """A table of the checkpoints directly in a directory, in the order of their steps."""
+    files = sorted(p for p in path.iterdir() if p.suffix in CHECKPOINT_SUFFIXES and p.is_file())
+    entries = sorted(map(_run_entry, files), key=_progress_of)
+    return RunReport(str(path), tuple(entries), _best(entries))
+
+
+def _progress_of(entry: RunEntry) -> tuple[float, float, str]:
+    return (entry.global_step or 0, entry.epoch or 0, entry.path)
+
+
+def _run_entry(path: Path) -> RunEntry:
+    try:
+        report = inspect_file(path)
+    except CkptError as error:
+        size = path.stat().st_size if path.exists() else 0
+        return RunEntry(str(path), size, None, None, None, {}, None, error=error.message)
+    training = report.training
+    metrics = {**training.get("metrics", {}), **training.get("best", {})}
+    return RunEntry(
+        path=str(path),
+        size_bytes=report.size_bytes,
+        format=report.format,
+        epoch=training.get("epoch"),
+        global_step=training.get("global_step"),
+        metrics=metrics,
+        ema=report.ema.selected if report.ema.selected is not None else report.ema.status,
+    )
+
+
+def _best(entries: list[RunEntry]) -> dict[str, str]:
+    """For each metric that more than one checkpoint has: the checkpoint that is best by it.
+
+    Running bests (``best_val_loss``) are left out: they are equal in every later checkpoint.
+    """
+    names = dict.fromkeys(name for entry in entries for name in entry.metrics)
+    best = {}
+    for name in names:
+        direction = _direction(name)
+        rated = [
+            (entry.metrics[name], entry.path)
+            for entry in entries
+            if isinstance(entry.metrics.get(name), (int, float)) and entry.metrics[name] == entry.metrics[name]
+        ]
+        if direction and len(rated) > 1 and "best" not in name.lower():
+            best[name] = (min if direction < 0 else max)(rated, key=lambda pair: pair[0])[1]
+    return best
+
+
+def _direction(name: str) -> int:
+    words = name.lower().replace("/", "_").split("_")
+    if any(word.startswith(LOWER) for word in words):
+        return -1
+    return int(any(word.startswith(HIGHER) for word in words))
+
+

@@ -1,0 +1,189 @@
+"""The averaged weights put into the model's own slot, all else untouched.
+
+Code that knows nothing of EMA then loads the good weights. The optimizer's state still belongs to the raw
+weights: resume training from the original file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ckptool.commands.soundness import refuse_nonfinite
+from ckptool.ema import Candidate, EmaLocation, locate_ema, require_ema, table_address
+from ckptool.errors import EmaRefusedError, UnsupportedError
+from ckptool.formats import open_checkpoint
+from ckptool.formats.base import Checkpoint
+from ckptool.inventory import Table
+from ckptool.numerics import Progress, no_progress
+from ckptool.plans import shared_with_others
+from ckptool.reports import Finding, PromoteReport
+from ckptool.tree import TensorRef, tensors
+from ckptool.writers import patched_copy
+from ckptool.writers.base import check_output, whole_file
+from ckptool.writers.patched_copy import Patch
+
+PATCHABLE = frozenset({"torch-zip"})
+
+
+def promote_ema(
+    path: Path,
+    output: Path,
+    *,
+    ema: str | None = None,
+    model: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    progress: Progress = no_progress,
+) -> PromoteReport:
+    """Write a copy of ``path`` whose model slot holds the averaged weights.
+
+    Args:
+        path: the checkpoint, a torch zip.
+        output: the file to write.
+        ema: address of the averaged weights, instead of searching.
+        model: address of the slot to fill, instead of searching.
+        force: replace an existing file; promote values that are not finite.
+        dry_run: only say what would be written.
+        progress: called with the bytes written.
+
+    Raises:
+        EmaNotFoundError, EmaAmbiguousError, EmaRefusedError: see ``ema.require_ema``.
+        UnsupportedError: the container or a tensor cannot be patched.
+        OutputError: the output exists or cannot be written.
+    """
+    with open_checkpoint(path) as checkpoint:
+        location = locate_ema(checkpoint, ema=ema, model=model)
+        if location.main_slot == "averaged":
+            candidate, patches = location.selected, ()
+        else:
+            candidate = require_ema(location, checkpoint)
+            patches = _plan(checkpoint, location, candidate)
+        target = check_output(output, path, force=force)
+        averages = [(patch.name, patch.source) for patch in patches]
+        findings = refuse_nonfinite(checkpoint, averages, force=force)
+        if not dry_run:
+            _write(checkpoint, patches, target, force=force, progress=progress)
+        return _report(path, output, checkpoint, location, candidate, patches, findings, not dry_run)
+
+
+def _plan(
+    checkpoint: Checkpoint, location: EmaLocation, candidate: Candidate
+) -> tuple[Patch, ...]:
+    """One patch for each run of bytes in the model's slot.
+
+    Raises:
+        UnsupportedError: not a torch zip, no model to fill, or bytes that something else views.
+        EmaRefusedError: tied tensors whose averages differ.
+    """
+    if checkpoint.format_name not in PATCHABLE:
+        raise UnsupportedError(
+            f"promotion into a {checkpoint.format_name} file is not possible yet",
+            path=checkpoint.path,
+            hint="ckptool extract-ema writes the averaged weights as a file of their own",
+        )
+    model = location.model
+    if model is None or candidate.alignment is None or not candidate.alignment.pairs:
+        raise EmaRefusedError(
+            "the file has no model slot that these weights fit",
+            path=checkpoint.path,
+            address=candidate.address,
+            hint="name the slot: --model ADDRESS; or ckptool extract-ema",
+        )
+    patches = [
+        Patch(name, _dense(model, name), _dense(candidate.table, other))
+        for name, other in candidate.alignment.pairs.items()
+    ]
+    patches = [p for p in patches if p.target.numel]
+    for patch in patches:
+        patched_copy.check_patch(patch)
+    _refuse_shared(checkpoint, model, patches)
+    return _without_ties(checkpoint, patches)
+
+
+def _dense(table: Table, name: str) -> TensorRef:
+    ref = table.entries[name]
+    if not isinstance(ref, TensorRef):
+        raise UnsupportedError(f"a {ref.layout} tensor cannot be patched", address=name)
+    return ref
+
+
+def _refuse_shared(checkpoint: Checkpoint, model: Table, patches: list[Patch]) -> None:
+    own = {(*model.address, model.prefix + name) for name in model.entries}
+    targets = {patch.name: patch.target for patch in patches}
+    shared = shared_with_others(targets, list(tensors(checkpoint.tree)), own)
+    if shared:
+        raise UnsupportedError(
+            f"{len(shared)} tensors elsewhere view the bytes that would change: {', '.join(shared[:3])}",
+            path=checkpoint.path,
+            hint="ckptool extract-ema writes the averaged weights as a file of their own",
+        )
+
+
+def _without_ties(checkpoint: Checkpoint, patches: list[Patch]) -> tuple[Patch, ...]:
+    """Tied tensors are one target; their averages must agree, byte for byte."""
+    first: dict[object, Patch] = {}
+    for patch in patches:
+        key = patch.target.chunks
+        known = first.setdefault(key, patch)
+        if known is not patch and not _same_values(checkpoint, known.source, patch.source):
+            raise EmaRefusedError(
+                f"tied to {known.name} in the model, but their averages differ",
+                path=checkpoint.path,
+                address=patch.name,
+                hint="ckptool extract-ema keeps both",
+            )
+    return tuple(first.values())
+
+
+def _same_values(checkpoint: Checkpoint, one: TensorRef, other: TensorRef) -> bool:
+    if one.chunks == other.chunks:
+        return True
+    if one.shape != other.shape or one.dtype is not other.dtype:
+        return False
+    reader = checkpoint.reader
+    return reader.read(one.chunks[0].span) == reader.read(other.chunks[0].span)
+
+
+def _write(
+    checkpoint: Checkpoint,
+    patches: tuple[Patch, ...],
+    target: Path,
+    *,
+    force: bool,
+    progress: Progress,
+) -> None:
+    reader = checkpoint.reader
+    with whole_file(target, force=force) as output:
+        file = reader.file(checkpoint.path)
+        if patches:
+            patched_copy.write(output, file, patches, reader, progress)
+            patched_copy.check(output, patches, reader)
+        else:
+            output.copy_file(file, progress)
+
+
+def _report(
+    path: Path,
+    output: Path,
+    checkpoint: Checkpoint,
+    location: EmaLocation,
+    candidate: Candidate | None,
+    patches: tuple[Patch, ...],
+    findings: tuple[Finding, ...],
+    written: bool,  # noqa: FBT001
+) -> PromoteReport:
+    alignment = candidate.alignment if candidate and patches else None
+    return PromoteReport(
+        path=str(path),
+        output=str(output),
+        format=checkpoint.format_name,
+        written=written,
+        ema=candidate.address if candidate else "",
+        model=table_address(location.model) if location.model else "",
+        main_slot=location.main_slot,
+        tensors=len(alignment.pairs) if alignment else 0,
+        bytes=sum(patch.target.nbytes for patch in patches),
+        kept=alignment.missing_keys if alignment else (),
+        dropped=alignment.unexpected_keys if alignment else (),
+        findings=findings,
+    )

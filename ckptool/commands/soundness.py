@@ -1,0 +1,37 @@
+"""The last look at averaged weights before somebody builds on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ckptool.errors import EmaRefusedError
+from ckptool.formats.base import Checkpoint
+from ckptool.numerics import find_nonfinite
+from ckptool.reports import Finding
+from ckptool.tree import TensorRef
+
+
+def refuse_nonfinite(
+    checkpoint: Checkpoint, averages: Iterable[tuple[str, TensorRef]], *, force: bool
+) -> tuple[Finding, ...]:
+    """Averages with NaN or infinities are refused: whoever loads them gets noise.
+
+    Returns:
+        With ``force``, a finding for each such tensor instead.
+
+    Raises:
+        EmaRefusedError: there are some, without ``force``.
+    """
+    bad = find_nonfinite(checkpoint.reader, averages)
+    if bad and not force:
+        first, count = next(iter(bad.items()))
+        tensors = f"{len(bad)} tensors" if len(bad) > 1 else "1 tensor"
+        raise EmaRefusedError(
+            f"the averaged weights are not finite: {tensors}, {count} values of {first} among them",
+            path=checkpoint.path,
+            hint="an earlier checkpoint may be sound; --force writes these all the same",
+        )
+    return tuple(
+        Finding("CK301", "warning", name, f"{count} values are not finite")
+        for name, count in bad.items()
+    )

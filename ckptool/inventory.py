@@ -1,0 +1,131 @@
+"""Where in a tree the tensors sit: tables of named tensors, optimizers, ordered lists.
+
+A **table** is a container with tensors directly under its keys: a state dict, a pickled module, a list of
+weights. What commands ask of a tree (totals, sections, candidates for EMA) they ask of its tables, which
+are few, instead of its tensors, which may be 100,000.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ckptool.tree import Address, CompositeTensor, Key, Opaque, TensorRef, Tree, walk
+
+Leaf = TensorRef | CompositeTensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """Named tensors in one container."""
+
+    address: Address
+    entries: Mapping[str, Leaf]  # by name, in the file's order
+    node: Tree
+    prefix: str = ""  # stripped from the names: the table is the part of the container under it
+    aliases: tuple[Address, ...] = ()  # other addresses of the same container
+    is_list: bool = False  # names are positions
+
+    @property
+    def tensors(self) -> dict[str, TensorRef]:
+        """The entries that are one dense tensor each."""
+        return {name: ref for name, ref in self.entries.items() if isinstance(ref, TensorRef)}
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Every table of a tree, and which of them belong to optimizers."""
+
+    tree: Tree
+    tables: tuple[Table, ...]
+    optimizers: tuple[Address, ...]
+    aliases: Mapping[Address, tuple[Address, ...]]  # first address of a container -> the others
+
+    @cached_property
+    def weights(self) -> tuple[Table, ...]:
+        """The tables outside optimizers: what could be model weights or averages of them."""
+        inside = self.optimizers
+        return tuple(t for t in self.tables if not any(_is_under(t.address, at) for at in inside))
+
+    @cached_property
+    def leaves(self) -> list[TensorRef]:
+        """Every dense tensor once, in the file's order."""
+        refs: list[TensorRef] = []
+        for table in self.tables:
+            for leaf in table.entries.values():
+                if isinstance(leaf, TensorRef):
+                    refs.append(leaf)
+        return refs
+
+
+def take_inventory(tree: Tree) -> Inventory:
+    """The tables of ``tree``; a bare tensor at the top is a table of one, named by the empty string."""
+    aliases: dict[Address, list[Address]] = {}
+    found: list[tuple[Address, Tree, dict[str, Leaf]]] = []
+    optimizers: list[Address] = []
+    if isinstance(tree, TensorRef):
+        found.append(((), tree, {"": tree}))
+    for visit in walk(tree):
+        if visit.alias_of is not None:
+            aliases.setdefault(visit.alias_of, []).append(visit.address)
+            continue
+        if is_optimizer(visit.node):
+            optimizers.append(visit.address)
+        entries = _tensor_entries(visit.children)
+        if entries:
+            found.append((visit.address, visit.node, entries))
+    others = {first: tuple(rest) for first, rest in aliases.items()}
+    tables = tuple(
+        Table(
+            address=address,
+            entries=entries,
+            node=node,
+            aliases=_aliases_of(address, others),
+            is_list=isinstance(node, (list, tuple)),
+        )
+        for address, node, entries in found
+    )
+    return Inventory(tree, tables, tuple(optimizers), others)
+
+
+def is_optimizer(node: Tree) -> bool:
+    """Whether a node is an optimizer's state dict, or a pickled optimizer: it has both these parts."""
+    fields = node.attributes if isinstance(node, Opaque) else node
+    return isinstance(fields, dict) and "param_groups" in fields and "state" in fields
+
+
+def _tensor_entries(children: list[tuple[Key, Tree]]) -> dict[str, Leaf]:
+    return {
+        str(key): child
+        for key, child in children
+        if isinstance(child, (TensorRef, CompositeTensor))
+    }
+
+
+def _aliases_of(address: Address, aliases: Mapping[Address, tuple[Address, ...]]) -> tuple[Address, ...]:
+    """Other addresses of a table: its container's, or those of a container around it."""
+    return tuple(
+        (*other, *address[depth:])
+        for depth in range(1, len(address) + 1)
+        for other in aliases.get(address[:depth], ())
+    )
+
+
+def _is_under(address: Address, ancestor: Address) -> bool:
+    return address[: len(ancestor)] == ancestor
+
+
+def scalars_in(node: Tree) -> dict[str, Any]:
+    """The plain values directly under a node: numbers, text, booleans, None, one-element tensors."""
+    fields = node.attributes if isinstance(node, Opaque) else node
+    if not isinstance(fields, dict):
+        return {}
+    return {
+        str(key): value
+        for key, value in fields.items()
+        if value is None
+        or isinstance(value, (bool, int, float, str))
+        or (isinstance(value, TensorRef) and value.numel == 1)
+    }

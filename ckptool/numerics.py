@@ -1,0 +1,182 @@
+"""Arithmetic on stored tensors, chunk by chunk; the only module that knows numpy.
+
+Values are read through a buffer that fits a processor's cache, so memory does not grow with the tensor and
+the arithmetic runs while the bytes are warm. numpy is imported when first used: 0.1 s that ``inspect``
+without ``--stats`` does not spend. bfloat16 and the float8 family are ``ml_dtypes``'.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from ckptool.dtypes import DType
+from ckptool.errors import UnsupportedError
+from ckptool.formats.base import TensorReader
+from ckptool.reports import TensorStats
+from ckptool.tree import Chunk, TensorRef
+
+if TYPE_CHECKING:
+    import numpy as np
+
+BLOCK = 1 << 20  # bytes read at a time
+THREADS = 2
+
+Progress = Callable[[int], None]
+
+
+def no_progress(_nbytes: int) -> None:
+    """Tells nobody."""
+
+
+def numpy_dtype(dtype: DType, byteorder: str = "little") -> np.dtype[Any]:
+    """The numpy type that does arithmetic on ``dtype``.
+
+    Raises:
+        UnsupportedError: there is none (packed and bit types).
+    """
+    import ml_dtypes  # noqa: PLC0415
+    import numpy as np  # noqa: PLC0415
+
+    if dtype.numpy is None:
+        raise UnsupportedError(f"there is no arithmetic for {dtype}")
+    own = getattr(ml_dtypes, dtype.numpy, None)
+    if own is not None and not hasattr(np, dtype.numpy):
+        plain = np.dtype(own)
+        return plain.newbyteorder(">") if byteorder == "big" and plain.itemsize > 1 else plain
+    return np.dtype(dtype.numpy).newbyteorder("<" if byteorder == "little" else ">")
+
+
+def blocks(reader: TensorReader, ref: TensorRef) -> Iterator[np.ndarray[Any, Any]]:
+    """The tensor's values in C order, as flat arrays of at most ``BLOCK`` bytes.
+
+    Strided tensors are gathered chunk by chunk, which takes memory for one chunk.
+    """
+    import numpy as np  # noqa: PLC0415
+
+    dtype = numpy_dtype(ref.dtype, ref.byteorder)
+    for chunk in ref.chunks:
+        if chunk.is_contiguous:
+            step = BLOCK - BLOCK % dtype.itemsize
+            for start in range(0, chunk.span.nbytes, step):
+                data = reader.read(chunk.span, start, min(step, chunk.span.nbytes - start))
+                yield _resolved(np.frombuffer(data, dtype), ref)
+        else:
+            flat = gather(reader, chunk, dtype).reshape(-1)
+            per_block = BLOCK // dtype.itemsize
+            for start in range(0, flat.size, per_block):
+                yield _resolved(flat[start : start + per_block], ref)
+
+
+def gather(reader: TensorReader, chunk: Chunk, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """A strided chunk as a contiguous array of its shape."""
+    import numpy as np  # noqa: PLC0415
+
+    base = np.frombuffer(reader.read(chunk.span), dtype)
+    strides = tuple(stride * dtype.itemsize for stride in chunk.strides)
+    view = np.lib.stride_tricks.as_strided(base, chunk.shape, strides, writeable=False)
+    return np.ascontiguousarray(view)
+
+
+def _resolved(values: np.ndarray[Any, Any], ref: TensorRef) -> np.ndarray[Any, Any]:
+    """The values after the operations that torch stored as flags instead of doing them."""
+    if "conj" in ref.lazy:
+        values = values.conj()
+    return -values if "neg" in ref.lazy else values
+
+
+def value_bytes(reader: TensorReader, ref: TensorRef) -> Iterator[bytes]:
+    """The tensor's values in C order, little-endian: what a safetensors file stores."""
+    if ref.is_stored_plainly:
+        span = ref.chunks[0].span
+        for start in range(0, span.nbytes, BLOCK):
+            yield reader.read(span, start, min(BLOCK, span.nbytes - start))
+        return
+    for values in blocks(reader, ref):
+        dtype = values.dtype
+        swapped = ref.byteorder == "big" and dtype.itemsize > 1
+        yield (values.byteswap() if swapped else values).tobytes()
+
+
+# ------------------------------------------------------------------------------------------- finite
+
+
+def count_nonfinite(reader: TensorReader, ref: TensorRef) -> int:
+    """How many values are NaN or infinite; 0 for types that cannot be."""
+    if not ref.dtype.is_floating or ref.dtype.numpy is None:
+        return 0
+    import numpy as np  # noqa: PLC0415
+
+    count = 0
+    with np.errstate(all="ignore"):
+        for values in blocks(reader, ref):
+            # A sum is not finite if a value is not, and costs a third of asking each. It may overflow.
+            if not np.isfinite(_sum(values)):
+                count += int(values.size - np.count_nonzero(np.isfinite(_wide(values))))
+    return count
+
+
+def find_nonfinite(
+    reader: TensorReader, refs: Iterable[tuple[str, TensorRef]], progress: Progress = no_progress
+) -> dict[str, int]:
+    """The names whose tensors hold NaN or infinities, and how many; on a few threads."""
+
+    def examine(named: tuple[str, TensorRef]) -> tuple[str, int]:
+        count = count_nonfinite(reader, named[1])
+        progress(named[1].nbytes)
+        return named[0], count
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return {name: count for name, count in pool.map(examine, refs) if count}
+
+
+def _sum(values: np.ndarray[Any, Any]) -> Any:
+    return values.sum() if values.dtype.kind in "fc" else _wide(values).sum()
+
+
+def _wide(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Types of ``ml_dtypes`` as float32, where numpy's own loops are fast and complete."""
+    return values if values.dtype.kind in "fciub" else values.astype("float32")
+
+
+# -------------------------------------------------------------------------------------------- stats
+
+
+def tensor_stats(reader: TensorReader, ref: TensorRef) -> TensorStats | None:
+    """Minimum, maximum, mean, standard deviation and norm over the finite values, in float64.
+
+    None for types without an order (complex) or without arithmetic.
+    """
+    if ref.dtype.numpy is None or ref.dtype.kind == "complex" or not ref.chunks:
+        return None
+    import numpy as np  # noqa: PLC0415
+
+    lows, highs, moments, nonfinite = [], [], [], 0
+    for block in blocks(reader, ref):
+        values = block.astype(np.float64)
+        finite = values[np.isfinite(values)]
+        nonfinite += values.size - finite.size
+        if finite.size:
+            lows.append(float(finite.min()))
+            highs.append(float(finite.max()))
+            mean = float(finite.mean())
+            moments.append((finite.size, mean, float(((finite - mean) ** 2).sum())))
+    if not moments:
+        return TensorStats(None, None, None, None, None, nonfinite)
+    count, mean, spread = _combined(moments)
+    norm = math.sqrt(spread + count * mean * mean)
+    return TensorStats(min(lows), max(highs), mean, math.sqrt(spread / count), norm, nonfinite)
+
+
+def _combined(moments: list[tuple[int, float, float]]) -> tuple[int, float, float]:
+    """(count, mean, sum of squared deviations) of blocks together (Chan, Golub, LeVeque 1979)."""
+    count, mean, spread = moments[0]
+    for n, m, s in moments[1:]:
+        delta = m - mean
+        total = count + n
+        mean += delta * n / total
+        spread += s + delta * delta * count * n / total
+        count = total
+    return count, mean, spread

@@ -1,0 +1,1 @@
+"""How reports are shown: terminal text, JSON. Renderers take a report and know no checkpoint."""

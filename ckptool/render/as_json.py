@@ -1,0 +1,44 @@
+"""Reports as JSON documents: exact, ASCII only, ``schema`` first.
+
+ASCII only, so that a name from a file cannot steer the terminal that the document is printed on, and lone
+surrogates survive. Numbers that JSON has no word for (NaN, infinities) become their names as strings.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+
+def to_json(report: Any) -> str:
+    """One document; an array for a list of reports."""
+    return json.dumps(plain(report), indent=2, ensure_ascii=True, allow_nan=False)
+
+
+def plain(value: Any) -> Any:
+    """A report as what ``json`` can write."""
+    if is_dataclass(value) and not isinstance(value, type):
+        schema = getattr(value, "schema", None)
+        head = {"schema": schema} if schema else {}
+        names = [field.name for field in fields(value)]
+        kept = {name: getattr(value, name) for name in names}
+        return head | {name: plain(part) for name, part in kept.items() if not _absent(name, part)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 4096:
+        return hex(value)  # Python refuses to write such a number in decimal
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def _absent(name: str, part: Any) -> bool:
+    """Parts that were not asked for."""
+    return part is None and name in {"entries", "stats", "error"}

@@ -1,0 +1,91 @@
+"""Folds the repeated layers of a model, so that a thousand tensors fit on a screen.
+
+Addresses are cut at their slashes and names at their dots into a tree. Neighbouring children that are numbers and hold the same (names,
+types and shapes) become one line: ``blocks.0…11  ×12``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from ckptool.reports import TensorEntry
+
+MAX_PARTS = 24  # components of a name that make levels; the rest stays together
+
+
+@dataclass(slots=True)
+class Node:
+    """A component of names, with what is below it."""
+
+    entry: TensorEntry | None = None
+    children: dict[str, Node] = field(default_factory=dict)
+    signature: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line to show: a component, folded where ``times`` is above 1."""
+
+    depth: int
+    label: str
+    entry: TensorEntry | None
+    times: int  # how many equal layers stand in this line, those around it not counted
+
+
+def fold(entries: Iterable[TensorEntry]) -> Iterator[Row]:
+    """The rows of a folded tree of the entries."""
+    root = Node()
+    for entry in entries:
+        _insert(root, entry)
+    _sign(root)
+    yield from _rows(root, 0)
+
+
+def _insert(root: Node, entry: TensorEntry) -> None:
+    sections = entry.address.split("/", MAX_PARTS)
+    parts = [*(f"{part}/" for part in sections[:-1]), *sections[-1].split(".", MAX_PARTS)]
+    node = root
+    for part in parts:
+        node = node.children.setdefault(part, Node())
+    node.entry = entry
+
+
+def _sign(node: Node) -> int:
+    own = (str(node.entry.dtype), node.entry.shape) if node.entry and not node.entry.stats else None
+    if node.entry and node.entry.stats:
+        own = (node.entry.address, ())  # with numbers of its own, no two are the same
+    below = tuple((name, _sign(child)) for name, child in node.children.items())
+    node.signature = hash((own, below))
+    return node.signature
+
+
+def _rows(node: Node, depth: int) -> Iterator[Row]:
+    for names, child in _runs(node.children):
+        label, child, times = _joined(names, child)  # noqa: PLW2901
+        yield Row(depth, label, child.entry, times)
+        yield from _rows(child, depth + 1)
+
+
+def _joined(names: list[str], child: Node) -> tuple[str, Node, int]:
+    """A run of names as a label; chains with a single child are one line: ``attn.qkv.weight``."""
+    label = names[0] if len(names) == 1 else f"{names[0]}…{names[-1]}"
+    while child.entry is None and len(child.children) == 1:
+        ((name, only),) = child.children.items()
+        label, child = f"{label}{'' if label.endswith('/') else '.'}{name}", only
+    return label, child, len(names)
+
+
+def _runs(children: dict[str, Node]) -> Iterator[tuple[list[str], Node]]:
+    run: list[str] = []
+    first: Node | None = None
+    for name, child in children.items():
+        same = first is not None and child.signature == first.signature
+        if same and name.isdigit() and run[-1].isdigit():
+            run.append(name)
+            continue
+        if first is not None:
+            yield run, first
+        run, first = [name], child
+    if first is not None:
+        yield run, first

@@ -1,0 +1,84 @@
+"""Words and numbers for people, and names from files made harmless.
+
+A checkpoint's names are somebody else's text: escape sequences, newlines, bidirectional controls and megabyte
+names in it must not reach a terminal. :func:`printable` is the one gate.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+NAME_LIMIT = 160  # characters of a name that are shown
+
+# Categories that draw nothing or steer the terminal: controls, formats (bidi, zero-width), surrogates,
+# private use, unassigned, line and paragraph separators.
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+
+
+def printable(text: object, limit: int = NAME_LIMIT) -> str:
+    r"""``text`` with everything invisible escaped, cut in the middle when too long.
+
+    Example:
+        >>> printable("a\x1b[31mb")
+        'a\\x1b[31mb'
+    """
+    raw = str(text)
+    if len(raw) > limit:
+        half = limit // 2
+        raw = f"{raw[:half]}…{raw[-half:]}"
+    if raw.isascii() and raw.isprintable():
+        return raw
+    return "".join(map(_visible, raw))
+
+
+def _visible(char: str) -> str:
+    if unicodedata.category(char) not in _HIDDEN:
+        return char
+    code = ord(char)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def size(nbytes: float) -> str:
+    """``2941129401`` as ``2.74 GiB``."""
+    value = float(nbytes)
+    for unit in _UNITS:
+        if abs(value) < 1024 or unit == _UNITS[-1]:
+            return f"{value:.0f} B" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1024
+    raise AssertionError("the last unit takes everything")
+
+
+def count(number: float) -> str:
+    """``183815168`` as ``183.8 M``."""
+    for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "K")):
+        if number >= limit:
+            scale = limit if unit != "K" else 1e3
+            return f"{number / scale:.4g} {unit}"
+    return f"{number:g}"
+
+
+def plural(number: int, noun: str) -> str:
+    """``1 tensor``, ``2 tensors``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def value(thing: Any) -> str:
+    """A scalar from a file, short."""
+    if isinstance(thing, bool) or thing is None:
+        return str(thing)
+    if isinstance(thing, float):
+        return f"{thing:.6g}"
+    if isinstance(thing, int):
+        return str(thing) if abs(thing) < 10**18 else f"an integer of {thing.bit_length()} bits"
+    return printable(thing, 60)
+
+
+def some(names: tuple[str, ...] | list[str], limit: int = 3) -> str:
+    """The first names, and how many more."""
+    shown = ", ".join(printable(name, 60) for name in names[:limit])
+    rest = len(names) - limit
+    return f"{shown} and {rest:,} more" if rest > 0 else shown

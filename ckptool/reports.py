@@ -1,0 +1,213 @@
+"""What the commands answer: frozen dataclasses whose fields are the keys of the JSON documents.
+
+Commands compute them, renderers show them; neither knows the other. ``schema`` names the document and its
+version; within a version keys are only ever added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something worth saying about a checkpoint."""
+
+    rule: str  # CK404
+    severity: str  # error | warning | info
+    address: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """How many tensors, and how many bytes they have."""
+
+    count: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorTotals:
+    """All tensors of a checkpoint."""
+
+    count: int
+    elements: int
+    bytes: int  # of the values
+    stored_bytes: int  # of the file that they take, shared ones once
+    dtypes: Mapping[str, Amount]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A top-level part of a checkpoint."""
+
+    address: str
+    role: str  # model, ema, optimizer, scheduler, rng, metrics, config, callbacks, other, …
+    tensors: int
+    elements: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateReport:
+    """A place that may hold averaged weights."""
+
+    address: str
+    file: str | None  # the sibling that holds it, if it is another file
+    kind: str
+    layout: str | None
+    library: str | None
+    why: str
+    tensors: int
+    bytes: int
+    aliases: tuple[str, ...]
+    model: str | None
+    naming: str | None
+    matched: int
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    meta: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class EmaReport:
+    """Where the averaged weights are."""
+
+    status: str  # found | none | ambiguous
+    main_slot: str  # raw | averaged | unknown
+    selected: str | None
+    candidates: tuple[CandidateReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalReport:
+    """A class or function that a pickle names."""
+
+    name: str
+    trust: str  # known | unknown | dangerous
+    called: bool  # a loader that obeyed the pickle would call it
+    pickle: str
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStats:
+    """Numbers over the finite values of one tensor; None where there are none."""
+
+    min: float | None
+    max: float | None
+    mean: float | None
+    std: float | None  # of the population
+    norm: float | None  # L2
+    nonfinite: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of ``--tensors``."""
+
+    address: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    device: str
+    stats: TensorStats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InspectReport:
+    """What ``ckptool inspect`` says of one file."""
+
+    schema: ClassVar[str] = "ckptool/inspect/1"
+
+    path: str
+    format: str
+    size_bytes: int
+    tensors: TensorTotals
+    sections: tuple[Section, ...]
+    ema: EmaReport
+    training: Mapping[str, Any]
+    pickle: Mapping[str, tuple[GlobalReport, ...]]
+    metadata: Mapping[str, Any]  # what the container says of itself: safetensors' __metadata__
+    findings: tuple[Finding, ...]
+    entries: tuple[TensorEntry, ...] | None = None  # with --tensors or --stats
+
+
+@dataclass(frozen=True, slots=True)
+class RunEntry:
+    """One checkpoint of a training run."""
+
+    path: str
+    size_bytes: int
+    format: str | None
+    epoch: float | None
+    global_step: float | None
+    metrics: Mapping[str, Any]
+    ema: str | None  # address, or the status where none was found
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """What ``ckptool inspect`` says of a directory: a table of a run's checkpoints."""
+
+    schema: ClassVar[str] = "ckptool/inspect-run/1"
+
+    path: str
+    checkpoints: tuple[RunEntry, ...]
+    best: Mapping[str, str]  # metric -> path of the checkpoint that is best by it
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractReport:
+    """What ``ckptool extract-ema`` did, or with ``--dry-run`` would do."""
+
+    schema: ClassVar[str] = "ckptool/extract-ema/1"
+
+    path: str
+    output: str
+    format: str  # safetensors | torch-zip
+    written: bool
+    ema: str  # address of the averaged weights
+    model: str | None
+    names: str  # model | bare | ema
+    main_slot: str
+    tensors: int
+    bytes: int
+    averaged: int  # tensors that come from the average
+    from_model: tuple[str, ...]  # names of tensors that the average lacks
+    tied: Mapping[str, str]
+    dropped: tuple[str, ...]  # names in the average that the model does not have
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromoteReport:
+    """What ``ckptool promote-ema`` did, or with ``--dry-run`` would do."""
+
+    schema: ClassVar[str] = "ckptool/promote-ema/1"
+
+    path: str
+    output: str
+    format: str
+    written: bool
+    ema: str
+    model: str
+    main_slot: str  # of the input
+    tensors: int  # replaced
+    bytes: int  # replaced
+    kept: tuple[str, ...]  # the model's tensors without an average, which stay
+    dropped: tuple[str, ...]
+    shared: tuple[str, ...] = ()  # other addresses that view the bytes that change
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReport:
+    """An error as a document."""
+
+    schema: ClassVar[str] = "ckptool/error/1"
+
+    error: Mapping[str, Any] = field(default_factory=dict)

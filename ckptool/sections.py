@@ -1,0 +1,119 @@
+"""The top-level parts of a checkpoint and the role of each.
+
+A role is read off a part's form where it has one (optimizers, random states), off what the EMA locator found,
+and else off its key, by the table ``ROLES``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from ckptool.ema import EmaLocation
+from ckptool.inventory import Inventory, is_optimizer
+from ckptool.reports import Amount, Section, TensorTotals
+from ckptool.tree import (
+    ArrayRef,
+    Key,
+    Opaque,
+    TensorRef,
+    Tree,
+    children,
+    format_address,
+    is_container,
+    stored_bytes,
+    tensors,
+)
+
+# The first pattern found in a key decides.
+ROLES: tuple[tuple[str, str], ...] = (
+    (r"rng|random_state|seed", "rng"),
+    (r"sched", "scheduler"),
+    (r"scaler|grad_scal|amp", "scaler"),
+    (r"optim|\bopt\b|^opt_|opt$", "optimizer"),
+    (r"callback", "callbacks"),
+    (r"loops?$|trainer_state", "progress"),
+    (r"stats|metric|best|loss|score|history|message_hub|result", "metrics"),
+    (r"args|hparam|hyper_parameter|config|cfg|options|settings|meta|version", "config"),
+    (r"teacher|momentum_encoder|target", "teacher"),
+    (r"ema|shadow|swa|averaged", "ema"),
+    (r"state_dict|model|net|module|weights|params|encoder|decoder|student", "model"),
+)
+
+
+def totals(inventory: Inventory) -> TensorTotals:
+    """Counts and bytes of all tensors, by element type."""
+    refs = inventory.leaves
+    by_dtype: dict[str, list[int]] = {}
+    elements = nbytes = 0
+    for ref in refs:
+        numel, size = ref.numel, ref.nbytes
+        elements, nbytes = elements + numel, nbytes + size
+        amount = by_dtype.setdefault(ref.dtype.name, [0, 0])
+        amount[0] += 1
+        amount[1] += size
+    return TensorTotals(
+        count=len(refs),
+        elements=elements,
+        bytes=nbytes,
+        stored_bytes=stored_bytes(refs),
+        dtypes={name: Amount(*amount) for name, amount in by_dtype.items()},
+    )
+
+
+def is_state_dict(tree: Tree) -> bool:
+    """Whether the top itself is a table of weights, not a training state with a loose tensor in it."""
+    parts = children(tree)
+    loose = sum(isinstance(node, TensorRef) for _, node in parts)
+    return isinstance(tree, TensorRef) or loose * 2 > len(parts)
+
+
+def sections(tree: Tree, inventory: Inventory, location: EmaLocation) -> tuple[Section, ...]:
+    """The parts that hold tensors or structure; plain numbers at the top are no sections."""
+    if is_state_dict(tree):
+        role = "ema" if location.selected and not location.selected.address else "model"
+        return (_section((), tree, role),)
+    parts = children(tree)
+    if not isinstance(tree, (dict, Opaque)):
+        return (_section((), tree, "other"),) if parts else ()
+    return tuple(
+        _section((key,), node, _role(key, node, location))
+        for key, node in parts
+        if is_container(node) or isinstance(node, (TensorRef, ArrayRef))
+    )
+
+
+def _section(address: tuple[Key, ...], node: Tree, role: str) -> Section:
+    refs = [ref for _, ref in tensors(node)]
+    return Section(
+        address=format_address(address),
+        role=role,
+        tensors=len(refs),
+        elements=sum(ref.numel for ref in refs),
+        bytes=sum(ref.nbytes for ref in refs),
+    )
+
+
+def _role(key: Key, node: Tree, location: EmaLocation) -> str:
+    for candidate in location.candidates:
+        if candidate.table.address[:1] == (key,) and not candidate.table.prefix:
+            swapped = candidate.layout is not None and candidate.layout.holds == "raw"
+            return "raw weights" if swapped else candidate.kind.replace("chosen", "ema")
+    if location.model is not None and location.model.address[:1] == (key,):
+        return "model"
+    if any(map(is_optimizer, _self_and_parts(node))):
+        return "optimizer"
+    name = str(key).lower()
+    role = next((role for pattern, role in ROLES if re.search(pattern, name)), "other")
+    if role in {"model", "ema", "teacher"} and not any(True for _ in tensors(node)):
+        return "other"
+    return role
+
+
+def _self_and_parts(node: Tree) -> Iterator[Tree]:
+    """A node and what is directly in it: optimizers come alone, in a list or by name."""
+    yield node
+    if isinstance(node, (list, tuple)):
+        yield from node
+    elif isinstance(node, dict):
+        yield from node.values()

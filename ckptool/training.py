@@ -1,0 +1,196 @@
+"""What a checkpoint says of the training run: how far it is, how good it was, what it takes to resume.
+
+Facts are scalars under known keys. ``FACTS`` lists the names in the order in which they are looked for; the
+first one present at the top level, or one or two levels down, is shown. Random states are told by
+their form, since scripts name them as they please.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ckptool.evidence import scalar_value
+from ckptool.formats.base import TensorReader
+from ckptool.inventory import is_optimizer, scalars_in
+from ckptool.tree import Address, ArrayRef, Opaque, TensorRef, Tree, children, format_address
+
+FACTS: Mapping[str, tuple[str, ...]] = {
+    "epoch": ("epoch", "current_epoch", "cur_epoch", "start_epoch", "epochs_done", "meta/epoch"),
+    "global_step": (
+        "global_step", "step", "iteration", "iter", "global_iteration", "current_step",
+        "train_step", "n_iter", "meta/iter",
+    ),
+}  # fmt: skip
+
+# A key that speaks of the best result so far, or of patience with a run that no longer improves.
+BEST = re.compile(r"^(best(?!_model_path|_k_models)\w*|metric)$", re.IGNORECASE)
+PATIENCE = re.compile(
+    r"^(epochs_without_improvement|epochs_no_improve|no_improve\w*|wait(_count)?|num_bad_epochs|"
+    r"patience(_counter)?|early_stop\w*|stopped_epoch|bad_epochs|counter)$",
+    re.IGNORECASE,
+)
+METRIC = re.compile(
+    r"(loss|acc(uracy)?\d?|pck|f1|auc|map|iou|dice|psnr|ssim|fid|wer|cer|bleu|perplexity|ppl|"
+    r"score|rmse|mae|mse)$",
+    re.IGNORECASE,
+)
+STATS = re.compile(r"(stats|metrics|results|scores|logs?)$", re.IGNORECASE)
+
+MAX_DEPTH = 3  # levels below the top at which counters and best values are looked for
+MT19937_WORDS = 624
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingState:
+    """See the module's docstring; every value as the file gives it."""
+
+    facts: Mapping[str, Any]  # epoch, global_step
+    best: Mapping[str, Any]  # address -> value
+    early_stopping: Mapping[str, Any]  # address -> value
+    metrics: Mapping[str, Any]  # address -> value
+    rng: Mapping[str, tuple[str, ...]]  # torch, cuda, numpy, python -> addresses
+
+
+def read_training_state(tree: Tree, reader: TensorReader) -> TrainingState:
+    """The training state in ``tree``; small values are read from the file."""
+    best: dict[str, Any] = {}
+    patience: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    for address, key, value in _scalars(tree):
+        where = format_address(address)
+        if BEST.match(key) and _is_number(value):
+            best[where] = scalar_value(reader, value)
+        elif PATIENCE.match(key) and _is_number(value):
+            patience[where] = scalar_value(reader, value)
+        elif METRIC.search(key) and _is_number(value) and _is_metric_place(address):
+            metrics[where] = scalar_value(reader, value)
+    return TrainingState(_facts(tree, reader), best, patience, metrics, _rng_states(tree))
+
+
+def _facts(tree: Tree, reader: TensorReader) -> dict[str, Any]:
+    found = {}
+    for fact, names in FACTS.items():
+        for name in names:
+            value = scalar_value(reader, _at(tree, name.split("/")))
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                found[fact] = value
+                break
+    return found
+
+
+def _at(tree: Tree, keys: list[str]) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, TensorRef):
+        return value.numel == 1
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_metric_place(address: Address) -> bool:
+    """At the top, or in a dict of results: not among the arguments of a loss function."""
+    return len(address) == 1 or (len(address) == 2 and bool(STATS.search(str(address[0]))))
+
+
+def _scalars(tree: Tree) -> list[tuple[Address, str, Any]]:
+    """Scalars down to ``MAX_DEPTH``; optimizers and configurations are not entered."""
+    found: list[tuple[Address, str, Any]] = []
+    level: list[tuple[Address, Tree]] = [((), tree)]
+    for _ in range(MAX_DEPTH):
+        inner: list[tuple[Address, Tree]] = []
+        for address, node in level:
+            for key, value in scalars_in(node).items():
+                found.append(((*address, key), key, value))
+            inner += [((*address, key), child) for key, child in _enterable(node)]
+        level = inner
+    return found
+
+
+def _enterable(node: Tree) -> list[tuple[str, Tree]]:
+    if not isinstance(node, dict) or any(isinstance(v, TensorRef) and v.shape for v in node.values()):
+        return []
+    return [
+        (str(key), child)
+        for key, child in node.items()
+        if isinstance(child, dict) and not is_optimizer(child) and not _is_config(str(key))
+    ]
+
+
+def _is_config(key: str) -> bool:
+    return bool(re.search(r"(hyper_parameters|hparams|config|cfg|args|scheduler|optim)", key.lower()))
+
+
+# --------------------------------------------------------------------------------- random generators
+
+
+def _rng_states(tree: Tree) -> dict[str, tuple[str, ...]]:
+    """Random states by generator, told by form; a key with ``cuda`` in it decides between the torch ones."""
+    found: dict[str, list[str]] = {}
+    level: list[tuple[Address, Tree]] = [((), tree)]
+    for _ in range(MAX_DEPTH):
+        inner: list[tuple[Address, Tree]] = []
+        for address, node in level:
+            for key, child in _rng_children(node):
+                kind = _rng_kind(str(key), child)
+                if kind:
+                    found.setdefault(kind, []).append(format_address((*address, key)))
+                elif isinstance(child, dict) and not is_optimizer(child):
+                    inner.append(((*address, key), child))
+        level = inner
+    return {kind: tuple(places) for kind, places in found.items()}
+
+
+def _rng_children(node: Tree) -> list[tuple[Any, Tree]]:
+    if isinstance(node, dict) and any(isinstance(v, TensorRef) and v.dtype.is_floating for v in node.values()):
+        return []  # weights
+    return list(children(node)) if isinstance(node, (dict, Opaque)) else []
+
+
+def _rng_kind(key: str, node: Tree) -> str | None:
+    return next((kind for kind, test in _RNG_FORMS if test(key.lower(), node)), None)
+
+
+def _is_python_rng(_key: str, node: Tree) -> bool:
+    """``random.getstate()``: (3, 625 integers, None)."""
+    return (
+        isinstance(node, (tuple, list))
+        and len(node) == 3
+        and isinstance(node[0], int)
+        and isinstance(node[1], (tuple, list))
+        and len(node[1]) == MT19937_WORDS + 1
+    )
+
+
+def _is_numpy_rng(_key: str, node: Tree) -> bool:
+    """``numpy.random.get_state()``: ('MT19937', 624 words, position, …), or a dict of a bit generator."""
+    if isinstance(node, (tuple, list)) and len(node) >= 3 and isinstance(node[0], str):
+        return isinstance(node[1], (ArrayRef, list, tuple)) and "MT19937" in node[0]
+    return isinstance(node, dict) and "bit_generator" in node
+
+
+def _is_cuda_rng(key: str, node: Tree) -> bool:
+    if "cuda" not in key and "gpu" not in key:
+        return False
+    if "rng" not in key and "random" not in key and "seed" not in key:
+        return False
+    return isinstance(node, (list, tuple, TensorRef, dict))
+
+
+def _is_torch_rng(key: str, node: Tree) -> bool:
+    """``torch.get_rng_state()``: 5056 bytes in a ByteTensor."""
+    named = "rng" in key or "random" in key
+    return named and isinstance(node, TensorRef) and node.dtype.name == "uint8" and len(node.shape) == 1
+
+
+_RNG_FORMS = (
+    ("python", _is_python_rng),
+    ("numpy", _is_numpy_rng),
+    ("cuda", _is_cuda_rng),
+    ("torch", _is_torch_rng),
+)

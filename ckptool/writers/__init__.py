@@ -1,0 +1,1 @@
+"""Puts new files in place, whole or not at all; one module a format."""

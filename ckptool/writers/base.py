@@ -1,0 +1,217 @@
+"""Output is whole or absent: a ``.partial`` neighbour, fsync, rename, fsync of the folder.
+
+Until the rename nobody sees the new file; after it nobody sees a part of one. A run that is killed leaves
+at most the partial file, which the next run for the same output recognises as abandoned (nobody holds its
+lock) and replaces.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ckptool.errors import DamagedError, OutputError
+from ckptool.formats.base import SourceFile, TensorReader
+from ckptool.numerics import Progress, no_progress
+from ckptool.tree import Blob, ByteSpan
+from ckptool.writers.copying import copy_bytes
+
+PARTIAL = ".partial"
+
+
+class PartialFile:
+    """A file that is being written, from its beginning to its end."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path, self.fd = path, fd
+        self.position = 0  # bytes written
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
+        self.position += self._put(data, self.position)
+
+    def patch(self, data: bytes | memoryview, offset: int) -> None:
+        """Overwrite bytes that were written before."""
+        self._put(data, offset)
+
+    def copy(
+        self, reader: TensorReader, span: ByteSpan, progress: Progress = no_progress
+    ) -> None:
+        """Append the bytes of a span."""
+        self.place(reader, span, self.position, progress)
+        self.position += span.nbytes
+
+    def place(
+        self, reader: TensorReader, span: ByteSpan, offset: int, progress: Progress = no_progress
+    ) -> None:
+        """Copy the bytes of a span to ``offset``."""
+        if isinstance(span.source, Blob):
+            self._put(reader.read(span), offset)
+            return
+        source = reader.file(span.source).fd
+        copy_bytes(source, self.fd, span.nbytes, start=span.offset, at=offset, progress=progress)
+
+    def copy_file(self, file: SourceFile, progress: Progress = no_progress) -> None:
+        """The whole of another file."""
+        copy_bytes(file.fd, self.fd, file.size, start=0, at=0, progress=progress)
+        self.position = file.size
+
+    def _put(self, data: bytes | memoryview, offset: int) -> int:
+        view, done = memoryview(data).cast("B"), 0
+        while done < len(view):
+            done += os.pwrite(self.fd, view[done:], offset + done)
+        return done
+
+
+def check_output(path: Path, source: Path, *, force: bool) -> Path:
+    """The path to write to (through symbolic links), if it may be written.
+
+    Raises:
+        OutputError: no such folder, not a regular file, the input itself, or there already.
+    """
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise OutputError(
+            "the folder does not exist", path=path, hint=f"mkdir -p '{path.parent}'"
+        )
+    try:
+        status = target.stat()
+    except FileNotFoundError:
+        return target
+    except OSError as error:
+        raise OutputError(str(error.strerror), path=path) from error
+    if stat.S_ISDIR(status.st_mode):
+        raise OutputError("a directory", path=path, hint="name a file: -o DIRECTORY/NAME")
+    if not stat.S_ISREG(status.st_mode):
+        raise OutputError("not a regular file", path=path, hint="name a file with -o")
+    if source.exists() and target.samefile(source):
+        raise OutputError(
+            "the output is the input itself", path=path, hint="name another file with -o"
+        )
+    if not force:
+        raise OutputError(
+            "the file exists", path=path, hint="--force replaces it, -o names another"
+        )
+    return target
+
+
+@contextmanager
+def whole_file(target: Path, *, force: bool) -> Iterator[PartialFile]:
+    """A file that stands at ``target`` when the block ends well, and nowhere when it does not.
+
+    Raises:
+        OutputError: it cannot be created, the disk is full, or it appeared meanwhile.
+    """
+    partial = target.with_name(target.name + PARTIAL)
+    try:
+        fd = _create(partial)
+    except OSError as error:
+        raise OutputError(_reason(error), path=target) from error
+    try:
+        yield PartialFile(partial, fd)
+        os.fchmod(fd, _mode(target))
+        os.fsync(fd)
+        _publish(partial, target, force=force)
+    except OSError as error:
+        _discard(partial)
+        raise OutputError(_reason(error), path=target) from error
+    except BaseException:
+        _discard(partial)
+        raise
+    finally:
+        os.close(fd)
+    _sync_folder(target.parent)
+
+
+def _create(partial: Path) -> int:
+    """A new file of our own; one that a killed run left behind is replaced."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    for _ in range(2):
+        try:
+            fd = os.open(partial, flags, 0o600)
+        except FileExistsError:
+            _remove_abandoned(partial)
+            continue
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return fd
+    raise OSError(errno.EEXIST, "another run is writing it")
+
+
+def _remove_abandoned(partial: Path) -> None:
+    fd = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        partial.unlink()
+    except BlockingIOError as error:
+        raise OSError(errno.EBUSY, f"another run is writing {partial.name}") from error
+    finally:
+        os.close(fd)
+
+
+def _mode(target: Path) -> int:
+    """The mode of the file that is replaced, else what the umask leaves."""
+    with suppress(FileNotFoundError):
+        return stat.S_IMODE(target.stat().st_mode)
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def _publish(partial: Path, target: Path, *, force: bool) -> None:
+    if force:
+        partial.rename(target)
+        return
+    try:
+        os.link(partial, target)  # unlike a rename, fails when something is there
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links on this file system
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, "the file exists") from None
+        partial.rename(target)
+        return
+    partial.unlink()
+
+
+def _discard(partial: Path) -> None:
+    with suppress(OSError):
+        partial.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # some file systems cannot; the file itself is safe
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+_REASONS = {
+    errno.ENOSPC: "no space left on the device; nothing was written",
+    errno.EDQUOT: "the disk quota is exhausted; nothing was written",
+    errno.EACCES: "permission denied",
+    errno.EROFS: "the file system is read-only",
+    errno.EFBIG: "the file would be larger than the file system or a limit allows",
+}
+
+
+def _reason(error: OSError) -> str:
+    return _REASONS.get(error.errno or 0) or error.strerror or str(error)
+
+
+def expect(condition: bool, message: str, path: Path) -> None:  # noqa: FBT001
+    """A check of what was just written.
+
+    Raises:
+        DamagedError: it does not hold; the file is not put in place.
+    """
+    if not condition:
+        raise DamagedError(f"what was written does not read back: {message}", path=path)
+
+

@@ -1,0 +1,82 @@
+"""Copies runs of bytes between files without bringing them into this process where the kernel can.
+
+``copy_file_range`` shares blocks on file systems with reflinks and copies in the kernel elsewhere;
+``sendfile`` copies in the kernel across file systems; reading and writing works everywhere. Each is tried in
+that order and left at the first error that says "not here".
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+
+from ckptool.errors import DamagedError
+from ckptool.numerics import Progress, no_progress
+
+STEP = 64 << 20  # bytes a call, so that progress is seen and signals are heard
+BLOCK = 1 << 20  # bytes in this process, when the kernel cannot
+
+_NOT_HERE = frozenset(
+    {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM, errno.EIO}
+)
+
+# (source fd, destination fd, bytes, source offset, destination offset) -> bytes copied
+Copier = Callable[[int, int, int, int, int], int]
+
+
+def _copy_file_range(source: int, target: int, nbytes: int, start: int, at: int) -> int:
+    return os.copy_file_range(source, target, nbytes, start, at)
+
+
+def _sendfile(source: int, target: int, nbytes: int, start: int, at: int) -> int:
+    os.lseek(target, at, os.SEEK_SET)
+    return os.sendfile(target, source, start, nbytes)
+
+
+def _read_and_write(source: int, target: int, nbytes: int, start: int, at: int) -> int:
+    return os.pwrite(target, os.pread(source, min(nbytes, BLOCK), start), at)
+
+
+COPIERS: tuple[Copier, ...] = (
+    *((_copy_file_range,) if hasattr(os, "copy_file_range") else ()),
+    *((_sendfile,) if hasattr(os, "sendfile") else ()),
+    _read_and_write,
+)
+
+
+def copy_bytes(
+    source: int,
+    target: int,
+    nbytes: int,
+    *,
+    start: int,
+    at: int,
+    progress: Progress = no_progress,
+    copiers: tuple[Copier, ...] = COPIERS,
+) -> None:
+    """Copy ``nbytes`` bytes from ``start`` in ``source`` to ``at`` in ``target`` (file descriptors).
+
+    Raises:
+        DamagedError: the source ends before.
+        OSError: the target cannot be written.
+    """
+    remaining = list(copiers)
+    while nbytes:
+        try:
+            copied = remaining[0](source, target, min(nbytes, STEP), start, at)
+        except OSError as error:
+            if error.errno in _NOT_HERE and len(remaining) > 1:
+                del remaining[0]
+                continue
+            raise
+        if not copied:
+            if len(remaining) > 1:  # some file systems answer 0 instead of "not here"
+                del remaining[0]
+                continue
+            raise DamagedError(
+                "the file became shorter while it was read",
+                hint="wait until the job that writes it has finished",
+            )
+        progress(copied)
+        nbytes, start, at = nbytes - copied, start + copied, at + copied
