@@ -1,3 +1,37 @@
-"""Look into training checkpoints, find the averaged weights, get them out. Executes nothing."""
+"""Look into training checkpoints, find the averaged weights, get them out. Executes nothing.
+
+    >>> import ckptool
+    >>> with ckptool.open_checkpoint("fixtures/ema/has_ema/late.pt") as checkpoint:
+    ...     checkpoint.format_name
+    'torch-zip'
+
+``open_checkpoint`` gives the tree of any checkpoint; ``load_state_dict`` gives torch tensors.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ckptool.errors import CkptError
+    from ckptool.formats import open_checkpoint
+    from ckptool.library import load_state_dict
+
+__all__ = ["CkptError", "__version__", "load_state_dict", "open_checkpoint"]
+
+# Where each public name lives; imported when first used, so that `import ckptool` costs nothing.
+_HOMES = {
+    "CkptError": "ckptool.errors",
+    "load_state_dict": "ckptool.library",
+    "open_checkpoint": "ckptool.formats",
+}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module  # noqa: PLC0415
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ckptool' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,20 +1,20 @@
 """Pairs the names of averaged weights with the model's names.
 
-Frameworks wrap: the model's names carry ``model.`` or ``module.``, the average's do not, or ``_orig_mod.`` stands
-in the middle. The rule here knows no framework: it looks for the pair of prefixes that, stripped from
-either side, makes most names *and shapes* agree. Wrapper components that torch itself puts in
-(``WRAPPERS``) are dropped wherever they stand.
+Frameworks wrap: the model's names carry ``model.`` or ``module.``, the average's do not, or
+``_orig_mod.`` stands in the middle. The rule here knows no framework: it looks for the pair of
+prefixes that, stripped from either side, makes most names *and shapes* agree. Wrapper components
+that torch itself puts in (``WRAPPERS``) are dropped wherever they stand.
 
-The words are those of ``load_state_dict``, seen from the model: ``missing_keys`` are names that the model
-has and the average lacks, ``unexpected_keys`` the reverse.
+The words are those of ``load_state_dict``, seen from the model: ``missing_keys`` are names that
+the model has and the average lacks, ``unexpected_keys`` the reverse.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from os.path import commonprefix
+from typing import NamedTuple
 
 from ckptool.inventory import Leaf
 
@@ -55,38 +55,43 @@ def align_names(model: Mapping[str, Leaf], average: Mapping[str, Leaf]) -> Align
         >>> align_names({"model.w": ref, "model.b": ref}, {"w": ref}).pairs
         {'model.w': 'w'}
     """
-    tried: list[tuple[str, dict[str, str]]] = []
-    for naming, pairs in _candidate_pairs(model, average):
-        tried.append((naming, pairs))
-        if len(pairs) == len(average):
+    attempts: list[_Attempt] = []
+    for attempt in _attempts(model, average):
+        attempts.append(attempt)
+        if len(attempt.pairs) == len(average):
             break
-    naming, best = max(tried, key=lambda attempt: len(attempt[1]))
-    rivals = [pairs for _, pairs in tried if len(pairs) == len(best) > 0 and pairs != best]
-    return _finish(model, average, best, naming, tuple(map(_prefix_of, rivals)))
+    best = max(attempts, key=lambda attempt: len(attempt.pairs))
+    rivals = tuple(
+        attempt.prefix
+        for attempt in attempts
+        if len(attempt.pairs) == len(best.pairs) > 0 and attempt.pairs != best.pairs
+    )
+    return _finish(model, average, best, rivals)
 
 
-def _prefix_of(pairs: Mapping[str, str]) -> str:
-    """What all names of the average that a pairing uses begin with."""
-    return commonprefix(list(pairs.values())).rpartition(".")[0] + "."
+class _Attempt(NamedTuple):
+    """One way to pair the names."""
+
+    naming: str
+    prefix: str  # of the average's names, stripped
+    pairs: dict[str, str]
 
 
-def _candidate_pairs(
-    model: Mapping[str, Leaf], average: Mapping[str, Leaf]
-) -> Iterable[tuple[str, dict[str, str]]]:
-    yield "same", _pair(model, average, {name: name for name in average})
+def _attempts(model: Mapping[str, Leaf], average: Mapping[str, Leaf]) -> Iterator[_Attempt]:
+    yield _Attempt("same", "", _pair(model, average, {name: name for name in average}))
     bare_model = {unwrapped(name): name for name in model}
     bare_average = {unwrapped(name): name for name in average}
     unambiguous = len(bare_model) == len(model) and len(bare_average) == len(average)
     if not unambiguous:
         bare_model, bare_average = {n: n for n in model}, {n: n for n in average}
-    yield "wrapped", _joined(model, average, bare_model, bare_average)
+    yield _Attempt("wrapped", "", _joined(model, average, bare_model, bare_average))
     for ours, theirs in _prefix_pairs(bare_model, bare_average):
         renamed = {
             ours + name[len(theirs) :]: original
             for name, original in bare_average.items()
             if name.startswith(theirs)
         }
-        yield "prefixed", _joined(model, average, bare_model, renamed)
+        yield _Attempt("prefixed", theirs, _joined(model, average, bare_model, renamed))
 
 
 def _joined(
@@ -140,14 +145,13 @@ def _prefix_pairs(model: Iterable[str], average: Iterable[str]) -> list[tuple[st
 
 def common_tail(one: str, other: str) -> str:
     """The longest common run of whole components at the end: ``a.b.w``, ``c.b.w`` -> ``b.w``."""
-    tail = commonprefix([one[::-1], other[::-1]])[::-1]
-    if len(tail) in {len(one), len(other)} and _begins_component(one, other, tail):
-        return tail
-    return tail.partition(".")[2]
-
-
-def _begins_component(one: str, other: str, tail: str) -> bool:
-    return all(len(name) == len(tail) or name[-len(tail) - 1] == "." for name in (one, other))
+    ours, theirs = one.split("."), other.split(".")
+    same = 0
+    for mine, yours in zip(reversed(ours), reversed(theirs), strict=False):
+        if mine != yours:
+            break
+        same += 1
+    return ".".join(ours[len(ours) - same :])
 
 
 def _spread(names: list[str], count: int) -> list[str]:
@@ -166,10 +170,10 @@ def unwrapped(name: str) -> str:
 def _finish(
     model: Mapping[str, Leaf],
     average: Mapping[str, Leaf],
-    pairs: dict[str, str],
-    naming: str,
+    best: _Attempt,
     rivals: tuple[str, ...],
 ) -> Alignment:
+    pairs = best.pairs
     used = set(pairs.values())
     tied = _through_ties(model, pairs)
     covered = {**pairs, **{name: pairs[other] for name, other in tied.items()}}
@@ -177,12 +181,12 @@ def _finish(
     unexpected = tuple(name for name in average if name not in used)
     mismatched = tuple(name for name in missing if name in average)
     ordered = {name: covered[name] for name in model if name in covered}
-    return Alignment(ordered, missing, unexpected, mismatched, naming, rivals, tied)
+    return Alignment(ordered, missing, unexpected, mismatched, best.naming, rivals, tied)
 
 
 def _through_ties(model: Mapping[str, Leaf], pairs: Mapping[str, str]) -> dict[str, str]:
     """The model's names without a pair that view the same bytes as one that has a pair."""
-    first = {_place(model[name]): name for name in reversed(pairs)}
+    first = {_place(model[name]): name for name in reversed(list(pairs))}
     return {
         name: first[_place(ref)]
         for name, ref in model.items()

@@ -1,7 +1,8 @@
 """The command line: the only module that knows the terminal, the environment and exit codes.
 
-Everything it does with a checkpoint is one call into ``commands``. Whatever the input, there is no traceback:
-:func:`main` turns every refusal into an ``error:`` line, a ``hint:`` line and exit code 2.
+Everything it does with a checkpoint is one call into ``commands``. Whatever the input, there is no
+traceback: :func:`main` turns every refusal into an ``error:`` line, a ``hint:`` line and exit code
+2.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ ClickError: type[Exception] = typer.BadParameter.__mro__[2]  # click's own base,
 
 app = typer.Typer(
     name="ckptool",
-    help="Look into training checkpoints, find the averaged weights, get them out. Executes nothing.",
+    help="Look into training checkpoints, find the averaged weights, get them out.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -45,18 +46,20 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Answer with one JSON d
 ColorOption = Annotated[Color, typer.Option(help="When to colour the output.")]
 EmaOption = Annotated[
     str | None,
-    typer.Option("--ema", metavar="ADDRESS", help="Where the averaged weights are: a/b or a/prefix*."),
+    typer.Option(
+        "--ema", metavar="ADDRESS", help="Where the averaged weights are: a/b or a/prefix*."
+    ),
 ]
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", metavar="ADDRESS", help="Which weights they average: a/b or a/prefix*."),
+    typer.Option(
+        "--model", metavar="ADDRESS", help="Which weights they average: a/b or a/prefix*."
+    ),
 ]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Replace an existing file; take values that are not finite.")
 ]
-DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Only say what would be written.")
-]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be written.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -69,7 +72,9 @@ def _root(
 
 @app.command()
 def inspect(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Checkpoints, or a run's folder.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Checkpoints, or a run's folder.")
+    ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     match: Annotated[
         str | None, typer.Option(metavar="GLOB", help="List the tensors whose address fits.")
@@ -103,7 +108,9 @@ def extract_ema(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="OUT",
+            "-o",
+            "--output",
+            metavar="OUT",
             help="The suffix chooses the format: .safetensors, or .pt .pth .ckpt .bin for torch. "
             "By default PATH with .ema.safetensors.",
         ),
@@ -115,7 +122,8 @@ def extract_ema(
         typer.Option(help="Names as in the model's slot, those without wrappers, or as stored."),
     ] = "model",
     wrap: Annotated[
-        str | None, typer.Option(metavar="KEY", help="Put the state dict under this key (torch files).")
+        str | None,
+        typer.Option(metavar="KEY", help="Put the state dict under this key (torch files)."),
     ] = None,
     force: ForceOption = False,
     dry_run: DryRunOption = False,
@@ -136,7 +144,9 @@ def extract_ema(
 @app.command("promote-ema")
 def promote_ema(
     path: PathOperand,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="The file to write.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="OUT", help="The file to write.")
+    ],
     ema: EmaOption = None,
     model: ModelOption = None,
     force: ForceOption = False,
@@ -172,7 +182,7 @@ def _answer(report: Any, *, json: bool, color: str) -> None:
 
 @contextlib.contextmanager
 def _progress(verb: str) -> Iterator[Callable[[int], None]]:
-    """A line on stderr with bytes and rate, on a terminal only, once something takes over a second."""
+    """Bytes and rate on stderr, on a terminal only, once something takes over a second."""
     done, begun, shown = 0, time.monotonic(), 0.0
     is_terminal = sys.stderr.isatty()
 
@@ -198,35 +208,42 @@ def _progress(verb: str) -> Iterator[Callable[[int], None]]:
 
 def main(args: Sequence[str]) -> int:
     """Run one command and return its exit code; every error becomes text or a document."""
-    as_json = "--json" in args
-    color = _asked_color(args)
     try:
         app(args=list(args), standalone_mode=False, prog_name="ckptool")
-    except CkptError as error:
-        return _refuse(error, as_json=as_json, color=color)
     except typer.Exit as stop:
         return int(stop.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except BrokenPipeError:
         _close_stdout()
-    except ClickError as error:
-        return _refuse(_usage_error(error), as_json=as_json, color=color)
-    except RecursionError:
-        return _refuse(CkptError("nested too deep to be read"), as_json=as_json, color=color)
-    except MemoryError:
-        return _refuse(CkptError("not enough memory"), as_json=as_json, color=color)
-    except OSError as error:
-        wrapped = CkptError(error.strerror or str(error), path=error.filename)
-        return _refuse(wrapped, as_json=as_json, color=color)
+    except tuple(TRANSLATIONS) as error:
+        return _refuse(_translated(error), as_json="--json" in args, color=_asked_color(args))
     return DONE
 
 
-def _usage_error(error: Exception) -> UsageError:
+def _translated(error: Exception) -> CkptError:
+    return next(make(error) for kind, make in TRANSLATIONS.items() if isinstance(error, kind))
+
+
+def _usage_error(error: Any) -> CkptError:
     message = getattr(error, "format_message", lambda: str(error))().rstrip(".")
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "ckptool"
     return UsageError(message, hint=f"{command} --help")
+
+
+def _system_error(error: Any) -> CkptError:
+    return CkptError(error.strerror or str(error), path=error.filename)
+
+
+# What can go wrong, and how it is said.
+TRANSLATIONS: dict[type[Exception], Callable[[Any], CkptError]] = {
+    CkptError: lambda error: error,
+    ClickError: _usage_error,
+    RecursionError: lambda _: CkptError("nested too deep to be read"),
+    MemoryError: lambda _: CkptError("not enough memory"),
+    OSError: _system_error,
+}
 
 
 def _refuse(error: CkptError, *, as_json: bool, color: str) -> int:

@@ -1,11 +1,11 @@
 """The element types of tensors: one table, and its inverses.
 
-A row gives the name that torch uses, the storage class that ``torch.save`` pickles for it, the tag in a
-safetensors header, the size in memory, and the numpy type that can do arithmetic on it (bfloat16 and
-the float8 family come from ``ml_dtypes``).
+A row gives the name that torch uses, the storage class that ``torch.save`` pickles for it, the tag
+in a safetensors header, the size in memory, and the numpy type that can do arithmetic on it
+(bfloat16 and the float8 family come from ``ml_dtypes``).
 
-Sources: torch 2.13 ``torch/storage.py`` (``_dtype_to_storage_type_map``, ``_new_dtypes``), safetensors
-0.8 ``safetensors/src/tensor.rs`` (``Dtype``).
+Sources: torch 2.13 ``torch/storage.py`` (``_dtype_to_storage_type_map``, ``_new_dtypes``),
+safetensors 0.8 ``safetensors/src/tensor.rs`` (``Dtype``).
 """
 
 from __future__ import annotations

@@ -2,16 +2,18 @@
 
 The rules, in order; frameworks' names appear only in ``layouts.py``:
 
-1. Tables (``inventory.py``) outside optimizers are weights. The **model** is the table whose address a naive
-   loader would read, without a marker in it.
-2. A **marker** is a whole word in a table's address: ``ema``, ``shadow``, ``swa``, ``averaged``; split at anything
-   that is no letter and at camel case, so that ``semantic`` or ``schema`` mark nothing. ``teacher``, ``momentum``
-   and ``target`` mark other kinds, which are reported and never taken unasked.
-3. A marker counts only with **alignment** (``alignment.py``): names and shapes must pair with the model's.
+1. Tables (``inventory.py``) outside optimizers are weights. The **model** is the table whose
+   address a naive loader would read, without a marker in it.
+2. A **marker** is a whole word in a table's address: ``ema``, ``shadow``, ``swa``, ``averaged``;
+   split at anything that is no letter and at camel case, so that ``semantic`` or ``schema`` mark
+   nothing. ``teacher``, ``momentum`` and ``target`` mark other kinds, which are reported and never
+   taken unasked.
+3. A marker counts only with **alignment** (``alignment.py``): names and shapes must pair with the
+   model's.
 4. The same container under several addresses, or the same bytes, is one candidate with aliases.
 5. One candidate of an averaging kind is *found*; several that differ are *ambiguous*.
-6. A few values are compared: an average identical to the model was never updated, or the model's slot
-   holds it already.
+6. A few values are compared: an average identical to the model was never updated, or the model's
+   slot holds it already.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ckptool.alignment import Alignment, align_names
-from ckptool.errors import AddressError, EmaAmbiguousError, EmaNotFoundError, EmaRefusedError
+from ckptool.errors import AddressError, EmaAmbiguousError, EmaNotFoundError
 from ckptool.evidence import Agreement, sample_agreement, scalar_value
 from ckptool.formats.base import Checkpoint
 from ckptool.inventory import Inventory, Table, scalars_in, take_inventory
@@ -31,7 +33,6 @@ from ckptool.tree import (
     Address,
     TensorRef,
     format_address,
-    is_container,
     parse_address,
     resolve,
 )
@@ -50,7 +51,9 @@ MARKERS: Mapping[str, str] = {
     "target": "target-network",
 }
 AVERAGES = frozenset({"ema", "swa"})
-ASIDE = frozenset({"collected", "backup", "stored"})  # words for raw weights put aside during evaluation
+ASIDE = frozenset(
+    {"collected", "backup", "stored"}
+)  # words for raw weights put aside during evaluation
 
 # Keys under which loaders look for the model, the usual ones first.
 MODEL_KEYS = (
@@ -231,9 +234,10 @@ def _merged(candidates: list[Candidate]) -> list[Candidate]:
     """Rule 4: tables of the same bytes are one candidate; the shortest address stands for it."""
     merged: dict[Any, Candidate] = {}
     for candidate in sorted(candidates, key=lambda c: len(c.table.address)):
-        key = tuple(
-            (name, ref.chunks) for name, ref in candidate.table.tensors.items()
-        ) or candidate.table.address
+        key = (
+            tuple((name, ref.chunks) for name, ref in candidate.table.tensors.items())
+            or candidate.table.address
+        )
         first = merged.get(key)
         if first is None:
             merged[key] = candidate
@@ -338,8 +342,7 @@ def require_ema(location: EmaLocation, checkpoint: Checkpoint) -> Candidate:
     if not location.candidates:
         raise EmaNotFoundError(
             "no averaged weights are stored beside the model's; whether these weights are "
-            "themselves averaged cannot be told from this file"
-            + _declared(checkpoint),
+            "themselves averaged cannot be told from this file" + _declared(checkpoint),
             path=path,
             hint="if you know where they are: --ema ADDRESS; ckptool inspect lists the addresses",
         )
@@ -364,20 +367,3 @@ def _declared(checkpoint: Checkpoint) -> str:
     values = scalars_in(checkpoint.tree)
     said = [f"{k} is {values[k]}" for k in ("has_ema", "ema_state_dict") if k in values]
     return f" ({', '.join(said)})" if said else ""
-
-
-def refuse_unaligned(candidate: Candidate, checkpoint: Checkpoint) -> None:
-    """Stop when no name of the average pairs with the model's: loading it would match nothing.
-
-    Raises:
-        EmaRefusedError: nothing pairs.
-    """
-    if candidate.alignment is not None and not candidate.alignment.pairs:
-        raise EmaRefusedError(
-            "none of its names and shapes pairs with the model's",
-            path=checkpoint.path,
-            address=candidate.address,
-            hint="name the weights it averages with --model ADDRESS, or keep its names: --names ema",
-        )
-
-

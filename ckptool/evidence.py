@@ -1,7 +1,7 @@
 """What a few values say: read only when needed, and never more than ``BUDGET`` bytes.
 
-Names and addresses lie; values do not. Comparing stored bytes needs no arithmetic, so this runs without
-numpy and costs a millisecond.
+Names and addresses lie; values do not. Comparing stored bytes needs no arithmetic, so this runs
+without numpy and costs a millisecond.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where in a tree the tensors sit: tables of named tensors, optimizers, ordered lists.
 
-A **table** is a container with tensors directly under its keys: a state dict, a pickled module, a list of
-weights. What commands ask of a tree (totals, sections, candidates for EMA) they ask of its tables, which
-are few, instead of its tensors, which may be 100,000.
+A **table** is a container with tensors directly under its keys: a state dict, a pickled module, a
+list of weights. What commands ask of a tree (totals, sections, candidates for EMA) they ask of its
+tables, which are few, instead of its tensors, which may be 100,000.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ class Inventory:
     @cached_property
     def leaves(self) -> list[TensorRef]:
         """Every dense tensor once, in the file's order."""
-        refs: list[TensorRef] = []
-        for table in self.tables:
-            for leaf in table.entries.values():
-                if isinstance(leaf, TensorRef):
-                    refs.append(leaf)
-        return refs
+        return [
+            leaf
+            for table in self.tables
+            for leaf in table.entries.values()
+            if isinstance(leaf, TensorRef)
+        ]
 
 
 def take_inventory(tree: Tree) -> Inventory:
-    """The tables of ``tree``; a bare tensor at the top is a table of one, named by the empty string."""
+    """The tables of ``tree``; a bare tensor at the top is a table of one, without a name."""
     aliases: dict[Address, list[Address]] = {}
     found: list[tuple[Address, Tree, dict[str, Leaf]]] = []
     optimizers: list[Address] = []
@@ -91,7 +91,7 @@ def take_inventory(tree: Tree) -> Inventory:
 
 
 def is_optimizer(node: Tree) -> bool:
-    """Whether a node is an optimizer's state dict, or a pickled optimizer: it has both these parts."""
+    """Whether a node is an optimizer, pickled or its state dict: it has both these parts."""
     fields = node.attributes if isinstance(node, Opaque) else node
     return isinstance(fields, dict) and "param_groups" in fields and "state" in fields
 
@@ -104,7 +104,9 @@ def _tensor_entries(children: list[tuple[Key, Tree]]) -> dict[str, Leaf]:
     }
 
 
-def _aliases_of(address: Address, aliases: Mapping[Address, tuple[Address, ...]]) -> tuple[Address, ...]:
+def _aliases_of(
+    address: Address, aliases: Mapping[Address, tuple[Address, ...]]
+) -> tuple[Address, ...]:
     """Other addresses of a table: its container's, or those of a container around it."""
     return tuple(
         (*other, *address[depth:])
@@ -118,7 +120,7 @@ def _is_under(address: Address, ancestor: Address) -> bool:
 
 
 def scalars_in(node: Tree) -> dict[str, Any]:
-    """The plain values directly under a node: numbers, text, booleans, None, one-element tensors."""
+    """The plain values directly under a node; tensors of one element count as numbers."""
     fields = node.attributes if isinstance(node, Opaque) else node
     if not isinstance(fields, dict):
         return {}

@@ -1,8 +1,9 @@
 """Where frameworks keep averaged weights: the table ``LAYOUTS``.
 
-A row gives a found candidate its name and library, says where its metadata stands and what the model's own
-slot then holds, and links the code that writes such files. A row never replaces the evidence (names and
-shapes must align, see ``ema.py``), and a layout without a row is found all the same.
+A row gives a found candidate its name and library, says where its metadata stands and what the
+model's own slot then holds, and links the code that writes such files. A row never replaces the
+evidence (names and shapes must align, see ``ema.py``), and a layout without a row is found all the
+same.
 
 Addresses are patterns: ``callbacks/*/ema`` has one component that may be anything.
 """
@@ -28,8 +29,12 @@ class EmaLayout:
     written_by: str  # the code that writes it, or who is known to write so
     beside: tuple[str, ...] = ()  # top-level keys that must be there too
     meta_at: tuple[str, ...] = ()  # patterns of the dicts that hold decay, updates and the like
-    holds: str = "averaged"  # what stands at ema_at: averaged, or raw where the writer swaps on saving
-    promoted_flag: str | None = None  # top-level key: True may mean the model's slot was overwritten
+    holds: str = (
+        "averaged"  # what stands at ema_at: averaged, or raw where the writer swaps on saving
+    )
+    promoted_flag: str | None = (
+        None  # top-level key: True may mean the model's slot was overwritten
+    )
 
 
 # fmt: off
@@ -63,7 +68,7 @@ LAYOUTS = (
 
 
 def match_layout(tree: Tree, addresses: Iterable[Address]) -> EmaLayout | None:
-    """The first row whose pattern fits one of the table's addresses and whose neighbours are there."""
+    """The first row that fits one of the addresses and whose neighbours are there."""
     spelled = [tuple(map(str, address)) for address in addresses]
     return next(
         (

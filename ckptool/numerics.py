@@ -1,8 +1,9 @@
 """Arithmetic on stored tensors, chunk by chunk; the only module that knows numpy.
 
-Values are read through a buffer that fits a processor's cache, so memory does not grow with the tensor and
-the arithmetic runs while the bytes are warm. numpy is imported when first used: 0.1 s that ``inspect``
-without ``--stats`` does not spend. bfloat16 and the float8 family are ``ml_dtypes``'.
+Values are read through a buffer that fits a processor's cache, so memory does not grow with the
+tensor and the arithmetic runs while the bytes are warm. numpy is imported when first used: 0.1 s
+that ``inspect`` without ``--stats`` does not spend. bfloat16 and the float8 family are
+``ml_dtypes``'.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ def numpy_dtype(dtype: DType, byteorder: str = "little") -> np.dtype[Any]:
     Raises:
         UnsupportedError: there is none (packed and bit types).
     """
-    import ml_dtypes  # noqa: PLC0415
-    import numpy as np  # noqa: PLC0415
+    import ml_dtypes
+    import numpy as np
 
     if dtype.numpy is None:
         raise UnsupportedError(f"there is no arithmetic for {dtype}")
     own = getattr(ml_dtypes, dtype.numpy, None)
     if own is not None and not hasattr(np, dtype.numpy):
-        plain = np.dtype(own)
+        plain: np.dtype[Any] = np.dtype(own)
         return plain.newbyteorder(">") if byteorder == "big" and plain.itemsize > 1 else plain
     return np.dtype(dtype.numpy).newbyteorder("<" if byteorder == "little" else ">")
 
@@ -54,7 +55,7 @@ def blocks(reader: TensorReader, ref: TensorRef) -> Iterator[np.ndarray[Any, Any
 
     Strided tensors are gathered chunk by chunk, which takes memory for one chunk.
     """
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     dtype = numpy_dtype(ref.dtype, ref.byteorder)
     for chunk in ref.chunks:
@@ -72,7 +73,7 @@ def blocks(reader: TensorReader, ref: TensorRef) -> Iterator[np.ndarray[Any, Any
 
 def gather(reader: TensorReader, chunk: Chunk, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     """A strided chunk as a contiguous array of its shape."""
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     base = np.frombuffer(reader.read(chunk.span), dtype)
     strides = tuple(stride * dtype.itemsize for stride in chunk.strides)
@@ -107,12 +108,13 @@ def count_nonfinite(reader: TensorReader, ref: TensorRef) -> int:
     """How many values are NaN or infinite; 0 for types that cannot be."""
     if not ref.dtype.is_floating or ref.dtype.numpy is None:
         return 0
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     count = 0
     with np.errstate(all="ignore"):
         for values in blocks(reader, ref):
-            # A sum is not finite if a value is not, and costs a third of asking each. It may overflow.
+            # A sum is not finite if a value is not, and costs a third of asking each. It may
+            # overflow.
             if not np.isfinite(_sum(values)):
                 count += int(values.size - np.count_nonzero(np.isfinite(_wide(values))))
     return count
@@ -151,7 +153,7 @@ def tensor_stats(reader: TensorReader, ref: TensorRef) -> TensorStats | None:
     """
     if ref.dtype.numpy is None or ref.dtype.kind == "complex" or not ref.chunks:
         return None
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     lows, highs, moments, nonfinite = [], [], [], 0
     for block in blocks(reader, ref):

@@ -1,7 +1,7 @@
 """What extraction and promotion will do, computed before anything is written.
 
-Pure functions over references: an :class:`Extraction` names every tensor of the output and where its values
-come from; the same plan is what ``--dry-run`` reports and what the writers carry out.
+Pure functions over references: an :class:`Extraction` names every tensor of the output and where
+its values come from; the same plan is what ``--dry-run`` reports and what the writers carry out.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Extraction:
 def plan_extraction(location: EmaLocation, candidate: Candidate | None, names: str) -> Extraction:
     """The averaged weights under the model's names (``model``, ``bare``) or their own (``ema``).
 
-    When the model's own slot holds the averages, they are taken from there. Tensors that the average lacks
-    come from the model.
+    When the model's own slot holds the averages, they are taken from there. Tensors that the
+    average lacks come from the model.
 
     Raises:
         EmaRefusedError: nothing pairs with the model.
@@ -42,8 +42,7 @@ def plan_extraction(location: EmaLocation, candidate: Candidate | None, names: s
     """
     model = location.model
     if model is not None and location.main_slot == "averaged":
-        everything = dict(model.entries)
-        return _extraction(everything, frozenset(everything), (), {}, (), names)
+        return plan_model(model, names)
     assert candidate is not None, "a location without a candidate has an averaged main slot"
     average, alignment = candidate.table.entries, candidate.alignment
     if model is None or alignment is None:
@@ -70,10 +69,14 @@ def plan_extraction(location: EmaLocation, candidate: Candidate | None, names: s
     )
 
 
-def _under_own_names(
-    model: Table, average: Mapping[str, Leaf], alignment: Alignment
-) -> Extraction:
-    """The stored names; the model's tensors that it lacks are renamed by the prefix that pairs them."""
+def plan_model(model: Table, names: str) -> Extraction:
+    """The model's own slot as it stands: it holds the averages, or was asked for."""
+    everything = dict(model.entries)
+    return _extraction(everything, frozenset(everything), (), {}, (), names)
+
+
+def _under_own_names(model: Table, average: Mapping[str, Leaf], alignment: Alignment) -> Extraction:
+    """The stored names; what the average lacks is renamed by the prefix that pairs the others."""
     ours, theirs = paired_prefixes(alignment)
     renamed = {
         theirs + name[len(ours) :]: model.entries[name]
@@ -136,7 +139,8 @@ def _bare(plan: Extraction) -> Extraction:
     )
 
 
-# ----------------------------------------------------------------------------------------- promotion
+# -----------------------------------------------------------------------------------------
+# promotion
 
 
 def shared_with_others(

@@ -1,7 +1,7 @@
 """What the commands answer: frozen dataclasses whose fields are the keys of the JSON documents.
 
-Commands compute them, renderers show them; neither knows the other. ``schema`` names the document and its
-version; within a version keys are only ever added.
+Commands compute them, renderers show them; neither knows the other. ``schema`` names the document
+and its version; within a version keys are only ever added.
 """
 
 from __future__ import annotations

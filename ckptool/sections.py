@@ -1,7 +1,7 @@
 """The top-level parts of a checkpoint and the role of each.
 
-A role is read off a part's form where it has one (optimizers, random states), off what the EMA locator found,
-and else off its key, by the table ``ROLES``.
+A role is read off a part's form where it has one (optimizers, random states), off what the EMA
+locator found, and else off its key, by the table ``ROLES``.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ def totals(inventory: Inventory) -> TensorTotals:
 
 
 def is_state_dict(tree: Tree) -> bool:
-    """Whether the top itself is a table of weights, not a training state with a loose tensor in it."""
+    """Whether the top itself is a table of weights, not a training state with a loose tensor."""
     parts = children(tree)
     loose = sum(isinstance(node, TensorRef) for _, node in parts)
     return isinstance(tree, TensorRef) or loose * 2 > len(parts)
 
 
-def sections(tree: Tree, inventory: Inventory, location: EmaLocation) -> tuple[Section, ...]:
+def sections(tree: Tree, location: EmaLocation) -> tuple[Section, ...]:
     """The parts that hold tensors or structure; plain numbers at the top are no sections."""
     if is_state_dict(tree):
         role = "ema" if location.selected and not location.selected.address else "model"

@@ -1,8 +1,8 @@
-"""What a checkpoint says of the training run: how far it is, how good it was, what it takes to resume.
+"""What a checkpoint says of its run: how far it is, how good it was, what it takes to resume.
 
-Facts are scalars under known keys. ``FACTS`` lists the names in the order in which they are looked for; the
-first one present at the top level, or one or two levels down, is shown. Random states are told by
-their form, since scripts name them as they please.
+Facts are scalars under known keys. ``FACTS`` lists the names in the order in which they are looked
+for; the first one present at the top level, or one or two levels down, is shown. Random states are
+told by their form, since scripts name them as they please.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ def _scalars(tree: Tree) -> list[tuple[Address, str, Any]]:
 
 
 def _enterable(node: Tree) -> list[tuple[str, Tree]]:
-    if not isinstance(node, dict) or any(isinstance(v, TensorRef) and v.shape for v in node.values()):
+    if not isinstance(node, dict) or any(
+        isinstance(v, TensorRef) and v.shape for v in node.values()
+    ):
         return []
     return [
         (str(key), child)
@@ -123,14 +125,17 @@ def _enterable(node: Tree) -> list[tuple[str, Tree]]:
 
 
 def _is_config(key: str) -> bool:
-    return bool(re.search(r"(hyper_parameters|hparams|config|cfg|args|scheduler|optim)", key.lower()))
+    return bool(
+        re.search(r"(hyper_parameters|hparams|config|cfg|args|scheduler|optim)", key.lower())
+    )
 
 
-# --------------------------------------------------------------------------------- random generators
+# --------------------------------------------------------------------------------- random
+# generators
 
 
 def _rng_states(tree: Tree) -> dict[str, tuple[str, ...]]:
-    """Random states by generator, told by form; a key with ``cuda`` in it decides between the torch ones."""
+    """Random states by generator, told by form; the key decides between torch and CUDA."""
     found: dict[str, list[str]] = {}
     level: list[tuple[Address, Tree]] = [((), tree)]
     for _ in range(MAX_DEPTH):
@@ -147,7 +152,9 @@ def _rng_states(tree: Tree) -> dict[str, tuple[str, ...]]:
 
 
 def _rng_children(node: Tree) -> list[tuple[Any, Tree]]:
-    if isinstance(node, dict) and any(isinstance(v, TensorRef) and v.dtype.is_floating for v in node.values()):
+    if isinstance(node, dict) and any(
+        isinstance(v, TensorRef) and v.dtype.is_floating for v in node.values()
+    ):
         return []  # weights
     return list(children(node)) if isinstance(node, (dict, Opaque)) else []
 
@@ -168,7 +175,7 @@ def _is_python_rng(_key: str, node: Tree) -> bool:
 
 
 def _is_numpy_rng(_key: str, node: Tree) -> bool:
-    """``numpy.random.get_state()``: ('MT19937', 624 words, position, …), or a dict of a bit generator."""
+    """``numpy.random.get_state()``: ('MT19937', 624 words, …), or a bit generator's dict."""
     if isinstance(node, (tuple, list)) and len(node) >= 3 and isinstance(node[0], str):
         return isinstance(node[1], (ArrayRef, list, tuple)) and "MT19937" in node[0]
     return isinstance(node, dict) and "bit_generator" in node
@@ -185,7 +192,12 @@ def _is_cuda_rng(key: str, node: Tree) -> bool:
 def _is_torch_rng(key: str, node: Tree) -> bool:
     """``torch.get_rng_state()``: 5056 bytes in a ByteTensor."""
     named = "rng" in key or "random" in key
-    return named and isinstance(node, TensorRef) and node.dtype.name == "uint8" and len(node.shape) == 1
+    return (
+        named
+        and isinstance(node, TensorRef)
+        and node.dtype.name == "uint8"
+        and len(node.shape) == 1
+    )
 
 
 _RNG_FORMS = (

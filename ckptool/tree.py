@@ -1,19 +1,21 @@
 """What every format turns its bytes into: a plain tree whose leaves may be tensor references.
 
-The one idea: **a tensor is a slice of a file**. A :class:`TensorRef` says what a tensor is (dtype, shape)
-and where its bytes lie (path, offset, strides); the values stay on disk until somebody asks. Two tied
-weights are two addresses with the same span, and nothing else needs to record the tie.
+The one idea: **a tensor is a slice of a file**. A :class:`TensorRef` says what a tensor is (dtype,
+shape) and where its bytes lie (path, offset, strides); the values stay on disk until somebody
+asks. Two tied weights are two addresses with the same span, and nothing else needs to record the
+tie.
 
 A tree is made of ``dict``, ``list``, ``tuple``, ``set``, scalars and
 
 * :class:`TensorRef`, a tensor; :class:`CompositeTensor`, one made of several (sparse, nested);
 * :class:`ArrayRef`, a numpy array; :class:`BytesRef`, a long run of bytes left in the file;
-* :class:`Opaque`, an object whose class we leave alone, with its arguments, state and items as data;
+* :class:`Opaque`, an object whose class we leave alone, with its arguments, state and items as
+  data;
 * :class:`GlobalRef`, the bare name of a class or function.
 
-Pickles hold cycles, sharing that unfolds exponentially and nesting beyond Python's recursion limit, so
-:func:`walk` goes by identity with a stack of its own: a container that is reachable in two ways is walked
-once, and the second way is reported as an alias of the first.
+Pickles hold cycles, sharing that unfolds exponentially and nesting beyond Python's recursion
+limit, so :func:`walk` goes by identity with a stack of its own: a container that is reachable in
+two ways is walked once, and the second way is reported as an alias of the first.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ Tree = Any  # dict | list | tuple | set | TensorRef | CompositeTensor | ArrayRef
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blob:
-    """Bytes that a file holds only in encoded form (protocol 2 pickles them as text), kept decoded."""
+    """Bytes that a file holds only encoded (protocol 2 pickles them as text), kept decoded."""
 
     data: bytes
 
@@ -44,7 +46,7 @@ class Blob:
 
 
 class ByteSpan(NamedTuple):
-    """A run of bytes in a file, or in a :class:`Blob`. A named tuple: there is one for each tensor."""
+    """A run of bytes in a file or a :class:`Blob`. A named tuple: every tensor has one."""
 
     source: Path | Blob
     offset: int  # bytes from the start of the source
@@ -213,7 +215,7 @@ class Opaque:
 
     @property
     def is_module(self) -> bool:
-        """Whether it was an ``nn.Module``, whatever its class: told by the dicts that every one has."""
+        """Whether it was an ``nn.Module``, whatever its class: every one has these dicts."""
         state = self.state
         return isinstance(state, dict) and "_parameters" in state and "_modules" in state
 
@@ -306,8 +308,6 @@ def is_container(node: Tree) -> bool:
     return isinstance(node, _CONTAINERS) and node != ()
 
 
-
-
 def _is_tensor(node: Tree) -> bool:
     return isinstance(node, (TensorRef, CompositeTensor))
 
@@ -329,8 +329,8 @@ MAX_STATE_DICT = 10_000_000  # names; modules that share modules can unfold with
 def module_state_dict(module: Opaque) -> dict[str, TensorRef | CompositeTensor]:
     """What ``module.state_dict()`` would give: names with dots, non-persistent buffers left out.
 
-    Source: torch 2.13 ``torch/nn/modules/module.py``, ``_save_to_state_dict``. Extra state is computed
-    by code in the module's class, so it is not there.
+    Source: torch 2.13 ``torch/nn/modules/module.py``, ``_save_to_state_dict``. Extra state is
+    computed by code in the module's class, so it is not there.
 
     Raises:
         DamagedError: the modules contain themselves, or unfold beyond any real model.
@@ -412,7 +412,7 @@ def resolve(tree: Tree, keys: tuple[str, ...]) -> tuple[Address, Tree]:
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides of a C-ordered block, in elements, as torch gives them (empty dimensions count as 1)."""
+    """Strides of a C-ordered block, in elements, as in torch (empty dimensions count as 1)."""
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)

@@ -1,8 +1,9 @@
 """How far the names in a pickle can be trusted: known, unknown or dangerous. Deny by default.
 
-``known`` are the calls that ckptool itself understands and a short vetted list of classes. ``dangerous`` are
-modules whose functions run code or touch the system, and every other function that the pickle would *call*:
-a loader that obeyed would run it. ``unknown`` is an object of a class that we do not know.
+``known`` are the calls that ckptool itself understands and a short vetted list of classes.
+``dangerous`` are modules whose functions run code or touch the system, and every other function
+that the pickle would *call*: a loader that obeyed would run it. ``unknown`` is an object of a
+class that we do not know.
 """
 
 from __future__ import annotations
@@ -16,22 +17,24 @@ KNOWN, UNKNOWN, DANGEROUS = "known", "unknown", "dangerous"
 
 # Top-level modules whose functions run code, load code or reach the system.
 DANGEROUS_MODULES = frozenset({
-    "os", "posix", "nt", "subprocess", "commands", "sys", "runpy", "importlib", "imp", "pkgutil", "code",
-    "codeop", "ctypes", "_ctypes", "cffi", "socket", "_socket", "ssl", "http", "urllib", "urllib2",
-    "httplib", "requests", "ftplib", "smtplib", "telnetlib", "webbrowser", "asyncio", "multiprocessing",
-    "threading", "_thread", "signal", "shutil", "tempfile", "glob", "pty", "platform", "marshal", "types",
-    "pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "inspect", "gc", "atexit",
-    "bdb", "pdb", "profile", "cProfile", "timeit", "trace", "doctest", "unittest", "venv", "pip",
-    "setuptools", "distutils", "zipimport", "zipfile", "tarfile", "io", "_io", "fileinput", "operator",
-    "_operator", "builtins", "__builtin__", "functools", "idlelib", "lib2to3", "pydoc", "site", "test",
-    "numpy.testing", "torch.hub", "torch.utils.cpp_extension", "torch.jit",
+    "os", "posix", "nt", "subprocess", "commands", "sys", "runpy", "importlib", "imp", "pkgutil",
+    "code", "codeop", "ctypes", "_ctypes", "cffi", "socket", "_socket", "ssl", "http", "urllib",
+    "urllib2", "httplib", "requests", "ftplib", "smtplib", "telnetlib", "webbrowser", "asyncio",
+    "multiprocessing", "threading", "_thread", "signal", "shutil", "tempfile", "glob", "pty",
+    "platform", "marshal", "types", "pickle", "_pickle", "cPickle", "dill", "cloudpickle",
+    "joblib", "shelve", "inspect", "gc", "atexit", "bdb", "pdb", "profile", "cProfile", "timeit",
+    "trace", "doctest", "unittest", "venv", "pip", "setuptools", "distutils", "zipimport",
+    "zipfile", "tarfile", "io", "_io", "fileinput", "operator", "_operator", "builtins",
+    "__builtin__", "functools", "idlelib", "lib2to3", "pydoc", "site", "test", "numpy.testing",
+    "torch.hub", "torch.utils.cpp_extension", "torch.jit",
 })  # fmt: skip
 
 VETTED_CLASSES = frozenset({
-    "argparse.Namespace", "types.SimpleNamespace", "functools.partial", "torch.device", "torch.dtype",
-    "torch.Size", "torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer",
-    "torch.torch_version.TorchVersion", "torch.serialization._get_layout", "torch.Generator",
-    "numpy.ndarray", "numpy.dtype", "numpy.bool_", "numpy.float32", "numpy.float64", "numpy.int64",
+    "argparse.Namespace", "types.SimpleNamespace", "functools.partial", "torch.device",
+    "torch.dtype", "torch.Size", "torch.Tensor", "torch.nn.parameter.Parameter",
+    "torch.nn.parameter.Buffer", "torch.torch_version.TorchVersion",
+    "torch.serialization._get_layout", "torch.Generator", "numpy.ndarray", "numpy.dtype",
+    "numpy.bool_", "numpy.float32", "numpy.float64", "numpy.int64",
     "numpy.random._pickle.__randomstate_ctor", "numpy.random._pickle.__generator_ctor",
     "numpy.random._pickle.__bit_generator_ctor", "numpy.random._mt19937.MT19937",
     "numpy.random._pcg64.PCG64", "datetime.datetime", "datetime.timedelta", "datetime.date",

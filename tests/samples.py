@@ -292,7 +292,11 @@ def collections():
 
 
 def partials():
-    return {"partial": partial(nn.Linear, 3, bias=False), "function": nn.functional.relu, "class": nn.Linear}
+    return {
+        "partial": partial(nn.Linear, 3, bias=False),
+        "function": nn.functional.relu,
+        "class": nn.Linear,
+    }
 
 
 def scalars():
@@ -337,7 +341,7 @@ def nothing():
 
 EVERYWHERE = (
     every_old_dtype, state_dict_with_metadata, parameters, views, ties, quantized, packed_quantized,
-    sparse, nested_tensor, lazy_views, meta_tensor, storages, module, module_and_average, optimizers,
+    sparse, nested_tensor, lazy_views, meta_tensor, module, module_and_average, optimizers,
     namespace, numpy_values, random_states, enums, paths, dataclasses, collections, partials, scalars,
     torch_values, nesting, subclass, bare_tensor, bare_list, nothing,
 )  # fmt: skip

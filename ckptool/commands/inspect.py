@@ -1,6 +1,7 @@
-"""What a checkpoint holds: formats, sections, the EMA, training state, the names its pickles mention.
+"""What a checkpoint holds: sections, the EMA, training state, the names its pickles mention.
 
-Reads headers and pickles, and a few values to compare the average with the model; ``--stats`` reads all.
+Reads headers and pickles, and a few values to compare the average with the model; ``--stats``
+reads all.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def inspect_file(
             format=checkpoint.format_name,
             size_bytes=checkpoint.size_bytes,
             tensors=totals(inventory),
-            sections=sections(checkpoint.tree, inventory, location),
+            sections=sections(checkpoint.tree, location),
             ema=describe_ema(location),
             training=_training(training),
             pickle={"globals": _globals(checkpoint)},
@@ -156,7 +157,7 @@ def _ema_findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Fin
     chosen = location.selected
     if chosen and location.identical and location.main_slot != "averaged" and chosen.agreement:
         message = (
-            f"identical to the model's weights in all {chosen.agreement.compared} tensors compared: "
+            f"identical to the model's in all {chosen.agreement.compared} tensors compared: "
             "never updated, or already copied into the model"
         )
         yield Finding("CK404", "warning", chosen.address, message)
@@ -218,7 +219,8 @@ def _best(entries: list[RunEntry]) -> dict[str, str]:
         rated = [
             (entry.metrics[name], entry.path)
             for entry in entries
-            if isinstance(entry.metrics.get(name), (int, float)) and entry.metrics[name] == entry.metrics[name]
+            if isinstance(entry.metrics.get(name), (int, float))
+            and entry.metrics[name] == entry.metrics[name]
         ]
         if direction and len(rated) > 1 and "best" not in name.lower():
             best[name] = (min if direction < 0 else max)(rated, key=lambda pair: pair[0])[1]
@@ -230,5 +232,3 @@ def _direction(name: str) -> int:
     if any(word.startswith(LOWER) for word in words):
         return -1
     return int(any(word.startswith(HIGHER) for word in words))
-
-

@@ -1,7 +1,7 @@
 """The averaged weights put into the model's own slot, all else untouched.
 
-Code that knows nothing of EMA then loads the good weights. The optimizer's state still belongs to the raw
-weights: resume training from the original file.
+Code that knows nothing of EMA then loads the good weights. The optimizer's state still belongs to
+the raw weights: resume training from the original file.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ckptool.writers.base import check_output, whole_file
 from ckptool.writers.patched_copy import Patch
 
 PATCHABLE = frozenset({"torch-zip"})
+NOTHING: tuple[Patch, ...] = ()
 
 
 def promote_ema(
@@ -54,7 +55,7 @@ def promote_ema(
     with open_checkpoint(path) as checkpoint:
         location = locate_ema(checkpoint, ema=ema, model=model)
         if location.main_slot == "averaged":
-            candidate, patches = location.selected, ()
+            candidate, patches = location.selected, NOTHING
         else:
             candidate = require_ema(location, checkpoint)
             patches = _plan(checkpoint, location, candidate)
@@ -63,12 +64,12 @@ def promote_ema(
         findings = refuse_nonfinite(checkpoint, averages, force=force)
         if not dry_run:
             _write(checkpoint, patches, target, force=force, progress=progress)
-        return _report(path, output, checkpoint, location, candidate, patches, findings, not dry_run)
+        return _report(
+            path, output, checkpoint, location, candidate, patches, findings, not dry_run
+        )
 
 
-def _plan(
-    checkpoint: Checkpoint, location: EmaLocation, candidate: Candidate
-) -> tuple[Patch, ...]:
+def _plan(checkpoint: Checkpoint, location: EmaLocation, candidate: Candidate) -> tuple[Patch, ...]:
     """One patch for each run of bytes in the model's slot.
 
     Raises:
@@ -112,8 +113,9 @@ def _refuse_shared(checkpoint: Checkpoint, model: Table, patches: list[Patch]) -
     targets = {patch.name: patch.target for patch in patches}
     shared = shared_with_others(targets, list(tensors(checkpoint.tree)), own)
     if shared:
+        some = ", ".join(shared[:3])
         raise UnsupportedError(
-            f"{len(shared)} tensors elsewhere view the bytes that would change: {', '.join(shared[:3])}",
+            f"{len(shared)} tensors elsewhere view the bytes that would change: {some}",
             path=checkpoint.path,
             hint="ckptool extract-ema writes the averaged weights as a file of their own",
         )

@@ -1,8 +1,9 @@
 """What a format is and what it returns.
 
-A format is one module with a :class:`CheckpointFormat`: it recognises its files by their first bytes and
-turns one into a :class:`Checkpoint`. Formats read through a :class:`SourceFile`, which checks what it is
-given (only regular files, never past the end), so that a short file is an error and never a short read.
+A format is one module with a :class:`CheckpointFormat`: it recognises its files by their first
+bytes and turns one into a :class:`Checkpoint`. Formats read through a :class:`SourceFile`, which
+checks what it is given (only regular files, never past the end), so that a short file is an error
+and never a short read.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Where a reader's bytes come from: a window of an open file, or bytes in memory.
 
-Containers nest (a zip inside a pickle, a pickle inside a tar), so readers never open anything: they are
-given a source, ask it for bytes by offset, and for the *place* of bytes that they leave where they are.
+Containers nest (a zip inside a pickle, a pickle inside a tar), so readers never open anything:
+they are given a source, ask it for bytes by offset, and for the *place* of bytes that they leave
+where they are.
 """
 
 from __future__ import annotations

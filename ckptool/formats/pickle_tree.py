@@ -1,8 +1,8 @@
 r"""A pickle read as data: the instructions are followed, nothing they name is looked up or called.
 
-A pickle is a program for a stack machine. It pushes scalars, gathers them into containers, and asks for
-Python objects by naming a class or function (``GLOBAL``) and calling it (``REDUCE`` and its kin). This
-module runs that machine with inert values in place of the dangerous ones:
+A pickle is a program for a stack machine. It pushes scalars, gathers them into containers, and
+asks for Python objects by naming a class or function (``GLOBAL``) and calling it (``REDUCE`` and
+its kin). This module runs that machine with inert values in place of the dangerous ones:
 
 * a name becomes a :class:`~ckptool.tree.GlobalRef`;
 * a call becomes whatever the given :class:`Builder` makes of it: by default an
@@ -11,17 +11,19 @@ module runs that machine with inert values in place of the dangerous ones:
 
 Nothing is imported, so safety can be seen in the imports above instead of being argued for.
 
-The opcodes are those of protocols 0 to 5 (https://docs.python.org/3/library/pickletools.html). Rules of
-this reader, each with its reason:
+The opcodes are those of protocols 0 to 5 (https://docs.python.org/3/library/pickletools.html).
+Rules of this reader, each with its reason:
 
-* One flat loop, frequent opcodes first: a checkpoint that names 100,000 tensors has 1.6 million of them.
-* Bytes are fetched in windows. Running off the window's end restarts the one instruction with more bytes
-  (its handler has changed nothing yet), so the loop checks no bounds, and a plain pickle of 3 GB with
-  the storages inside is read in constant memory: runs of bytes over ``LONG_BYTES`` stay in the file as
-  :class:`~ckptool.tree.BytesRef`.
+* One flat loop, frequent opcodes first: a checkpoint that names 100,000 tensors has 1.6 million of
+  them.
+* Bytes are fetched in windows. Running off the window's end restarts the one instruction with more
+  bytes (its handler has changed nothing yet), so the loop checks no bounds, and a plain pickle of
+  3 GB with the storages inside is read in constant memory: runs of bytes over ``LONG_BYTES`` stay
+  in the file as :class:`~ckptool.tree.BytesRef`.
 * Every length is held against the bytes that are really left before anything is allocated.
 * The memo is a dict, so that a huge index costs nothing.
-* ``EXT`` codes name classes through a registry in the reading process; here they are names of their own.
+* ``EXT`` codes name classes through a registry in the reading process; here they are names of
+  their own.
 """
 
 from __future__ import annotations
@@ -352,9 +354,8 @@ class PickleMachine:
         if end <= len(window):
             return end
         if base + end > self.source.size:
-            raise DamagedError(
-                f"truncated: the pickle wants {base + end - self.source.size} bytes more than there are"
-            )
+            missing = base + end - self.source.size
+            raise DamagedError(f"truncated: the pickle wants {missing} bytes more than there are")
         raise _ShortError(end)
 
     def _span(self, offset: int, nbytes: int) -> ByteSpan:

@@ -1,11 +1,12 @@
 """Which pickled calls mean a tensor, a parameter, an OrderedDict, a numpy array.
 
-The table ``CALLS`` maps the name of a function to one of ours that turns the same arguments into inert
-data. Our functions allocate nothing and read nothing: they check sizes against the storage and make
-references. Whatever is not in the table becomes an :class:`~ckptool.tree.Opaque`.
+The table ``CALLS`` maps the name of a function to one of ours that turns the same arguments into
+inert data. Our functions allocate nothing and read nothing: they check sizes against the storage
+and make references. Whatever is not in the table becomes an :class:`~ckptool.tree.Opaque`.
 
-Sources: torch 2.13 ``torch/_utils.py``, ``torch/_tensor.py``, ``torch/storage.py``; numpy 1.26 and 2.4
-``numpy/_core/src/multiarray/methods.c`` (``array_reduce``, ``array_setstate``); Python's ``copyreg``.
+Sources: torch 2.13 ``torch/_utils.py``, ``torch/_tensor.py``, ``torch/storage.py``; numpy 1.26 and
+2.4 ``numpy/_core/src/multiarray/methods.c`` (``array_reduce``, ``array_setstate``); Python's
+``copyreg``.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def _rebuild_tensor_v3(
     dtype: Any,
     metadata: Any = None,
 ) -> TensorRef:
-    more = {"requires_grad": bool(requires_grad), "lazy": _lazy(metadata)}
+    more: dict[str, Any] = {"requires_grad": bool(requires_grad), "lazy": _lazy(metadata)}
     return tensor_view(storage, offset, shape, strides, _dtype(dtype), **more)
 
 
@@ -130,7 +131,7 @@ def _rebuild_qtensor(
 ) -> TensorRef:
     scheme, scale, zero_point, *axis = params
     quantizer = Quantizer(_last_name(scheme), scale, zero_point, axis[0] if axis else None)
-    more = {"requires_grad": bool(requires_grad), "quantizer": quantizer}
+    more: dict[str, Any] = {"requires_grad": bool(requires_grad), "quantizer": quantizer}
     return tensor_view(storage, offset, shape, strides, **more)
 
 
@@ -146,7 +147,7 @@ def _rebuild_parameter(data: Any, requires_grad: Any, _hooks: Any, _state: Any =
     return data
 
 
-def _parameter(data: Any = None, requires_grad: Any = True) -> Any:  # noqa: FBT002
+def _parameter(data: Any = None, requires_grad: Any = True) -> Any:
     return _rebuild_parameter(data, requires_grad, None)
 
 
@@ -300,7 +301,7 @@ _SCALARS = {
 }  # fmt: skip
 
 
-def _numpy_dtype(code: Any, _align: Any = False, _copy: Any = False) -> Opaque:  # noqa: FBT002
+def _numpy_dtype(code: Any, _align: Any = False, _copy: Any = False) -> Opaque:
     return Opaque("numpy.dtype", (code,))
 
 
@@ -518,7 +519,7 @@ class TorchBuilder(Builder):
         return super().build(obj, state)
 
     def persistent(self, saved_id: Any) -> Any:
-        """``('storage', class, key, location, numel, view)`` as a storage; modules as their class."""
+        """``('storage', class, key, location, numel, view)`` as a storage, or a module's class."""
         if not isinstance(saved_id, tuple) or not saved_id:
             return super().persistent(saved_id)
         kind, *rest = saved_id

@@ -66,11 +66,7 @@ class TorchRecords:
         first = archive.records[0].name if archive.records else ""
         self.folder = first.partition("/")[0] + "/" if "/" in first else ""
         if self.folder + "data.pkl" not in archive.by_name:
-            names = ", ".join(repr(r.name)[:40] for r in archive.records[:4]) or "nothing"
-            raise UnknownFormatError(
-                f"a zip archive without data.pkl, so not written by torch.save; it holds {names}",
-                hint="unpack it and point ckptool at the checkpoint inside",
-            )
+            raise _not_from_torch(archive)
 
     def get(self, name: str) -> ZipRecord | None:
         """The record called ``name`` in the archive's folder."""
@@ -118,3 +114,34 @@ class TorchRecords:
         if record.size < nbytes:
             raise DamagedError(f"the record data/{key} has {record.size} of {nbytes} bytes")
         return self.archive.span(record, nbytes)
+
+
+_UNPACK = "unpack it and point ckptool at the checkpoint inside"
+
+# How the records of other zips are called, what those are, and what to do.
+_OTHER_ZIPS = (
+    (
+        ".npy",
+        "a numpy .npz archive",
+        "numpy.load reads it",
+    ),
+    (".weights.h5", "a Keras archive", "load it with Keras and save the weights as safetensors"),
+    (".pt", "a zip archive of checkpoints", _UNPACK),
+    (
+        ".safetensors",
+        "a zip archive of checkpoints",
+        "unpack it and point ckptool at the one inside",
+    ),
+)
+
+
+def _not_from_torch(archive: ZipArchive) -> UnknownFormatError:
+    names = [record.name for record in archive.records]
+    for suffix, what, hint in _OTHER_ZIPS:
+        if any(name.endswith(suffix) for name in names):
+            return UnknownFormatError(f"{what}, not written by torch.save", hint=hint)
+    shown = ", ".join(repr(name)[:40] for name in names[:4]) or "nothing"
+    return UnknownFormatError(
+        f"a zip archive without data.pkl, so not written by torch.save; it holds {shown}",
+        hint=_UNPACK,
+    )

@@ -1,19 +1,21 @@
-"""The records of a zip archive and where their bytes lie, also for an archive inside something else.
+r"""The records of a zip archive and where their bytes lie, also of one inside something else.
 
 Layout, from the end of the bytes (APPNOTE.TXT 6.3.10, sections 4.3 and 4.5)::
 
-    local header  PK\\3\\4  30 bytes + name + extra, then the data, then maybe a data descriptor
+    local header  PK\3\4  30 bytes + name + extra, then the data, then maybe a data descriptor
     …
-    central entry PK\\1\\2  46 bytes + name + extra + comment, one a record
+    central entry PK\1\2  46 bytes + name + extra + comment, one a record
     …
-    zip64 end     PK\\6\\6  56 bytes, and its locator PK\\6\\7, 20 bytes; when sizes need 64 bits
-    end           PK\\5\\6  22 bytes + comment
+    zip64 end     PK\6\6  56 bytes, and its locator PK\6\7, 20 bytes; when sizes need 64 bits
+    end           PK\5\6  22 bytes + comment
 
 Rules, each with its reason:
 
-* The data begins behind the *local* header. torch pads that header's extra field so that storages are
-  aligned to 64 bytes; the central entry does not know.
-* torch takes the first of two records with one name; Python's ``zipfile`` takes the last. We follow torch.
+* The data begins behind the *local* header. torch pads that header's extra field so that storages
+  are aligned to 64 bytes; the central entry does not know.
+* Names are unique. Of two equal ones Python's ``zipfile`` takes the last, and torch's miniz
+  either: it searches a sorted directory by halves. A file that two readers see differently is
+  refused.
 * A CRC of 0 may mean "not computed" (``torch.serialization.set_crc32_options(False)``).
 * Records must lie inside the archive, and may not be encrypted. Only stored records can be tensors;
   deflated ones are unpacked up to a limit, for the small records that other writers compress.
@@ -75,8 +77,16 @@ class ZipArchive:
 
     @cached_property
     def by_name(self) -> Mapping[str, ZipRecord]:
-        """Records by name; of equal names the first, as torch has it."""
-        return {record.name: record for record in reversed(self.records)}
+        """Records by name.
+
+        Raises:
+            DamagedError: two have the same name.
+        """
+        by_name = {record.name: record for record in self.records}
+        if len(by_name) != len(self.records):
+            name = next(r.name for r in self.records if by_name[r.name] is not r)
+            raise DamagedError(f"two records are called {name!r:.80}; readers would disagree")
+        return by_name
 
     def data_offset(self, record: ZipRecord) -> int:
         """Where the record's bytes begin in the archive.
@@ -95,7 +105,7 @@ class ZipArchive:
             raise DamagedError(
                 f"the record {record.name!r} has no header at {record.header_offset}"
             )
-        start = record.header_offset + LOCAL.size + header[-2] + header[-1]
+        start: int = record.header_offset + LOCAL.size + header[-2] + header[-1]
         if start + record.compressed_size > self.source.size:
             raise DamagedError(f"truncated: the record {record.name!r} reaches past the end")
         return start
@@ -162,7 +172,7 @@ def _locate_directory(source: ByteSource) -> tuple[int, int, int]:
     if at < 0:
         raise DamagedError(
             "truncated: a zip archive without the directory at its end",
-            hint="the file was cut off while it was written or copied; get it again from its source",
+            hint="it was cut off while it was written or copied; get it again from its source",
         )
     _, _, _, _, count, size, offset, _ = END.unpack_from(tail, at)
     end = tail_offset + at

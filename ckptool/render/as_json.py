@@ -1,7 +1,8 @@
 """Reports as JSON documents: exact, ASCII only, ``schema`` first.
 
-ASCII only, so that a name from a file cannot steer the terminal that the document is printed on, and lone
-surrogates survive. Numbers that JSON has no word for (NaN, infinities) become their names as strings.
+ASCII only, so that a name from a file cannot steer the terminal that the document is printed on,
+and lone surrogates survive. Numbers that JSON has no word for (NaN, infinities) become their names
+as strings.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
+
+MAX_BITS = 4096  # of an integer in decimal; Python refuses to write much larger ones
 
 
 def to_json(report: Any) -> str:
@@ -30,13 +33,22 @@ def plain(value: Any) -> Any:
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(part) for part in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 4096:
-        return hex(value)  # Python refuses to write such a number in decimal
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value)
+    return value if value is None or _is_exact(value) else _spelled(value)
+
+
+def _is_exact(value: Any) -> bool:
+    """Whether JSON has a word for it that Python can write."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, (bool, str)) or (isinstance(value, int) and not _is_huge(value))
+
+
+def _is_huge(value: int) -> bool:
+    return value.bit_length() > MAX_BITS
+
+
+def _spelled(value: Any) -> str:
+    return hex(value) if isinstance(value, int) else str(value)
 
 
 def _absent(name: str, part: Any) -> bool:

@@ -1,7 +1,7 @@
 """Folds the repeated layers of a model, so that a thousand tensors fit on a screen.
 
-Addresses are cut at their slashes and names at their dots into a tree. Neighbouring children that are numbers and hold the same (names,
-types and shapes) become one line: ``blocks.0…11  ×12``.
+Addresses are cut at their slashes and names at their dots into a tree. Neighbouring children that
+are numbers and hold the same (names, types and shapes) become one line: ``blocks.0…11  ×12``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Reports as text for a terminal, with Rich; plain lines when piped.
 
-The answer first, then the evidence. Nothing from a file is parsed as markup: every piece is a ``Text``, and
-every name goes through :func:`~ckptool.render.text.printable`.
+The answer first, then the evidence. Nothing from a file is parsed as markup: every piece is a
+``Text``, and every name goes through :func:`~ckptool.render.text.printable`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _ROLE_STYLE = {"ema": "good", "model": "title", "raw weights": "warning"}
 
 def console_for(stream: IO[str], color: str) -> Console:
     """A console on ``stream``; ``color`` is auto, always or never."""
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
     is_terminal = stream.isatty()
     forced = {"always": True, "never": False}.get(color)
@@ -76,7 +76,7 @@ def show(report: Any, stream: IO[str], color: str = "auto") -> None:
 
 
 def _text(*pieces: tuple[str, str] | str) -> Text:
-    from rich.text import Text  # noqa: PLC0415
+    from rich.text import Text
 
     line = Text(no_wrap=False, overflow="fold")
     for piece in pieces:
@@ -87,7 +87,7 @@ def _text(*pieces: tuple[str, str] | str) -> Text:
 
 def _grid(*justify: str) -> Table:
     """A table without lines; columns are told apart by alignment."""
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Table
 
     grid = Table.grid(padding=(0, 2), collapse_padding=True)
     for side in justify:
@@ -319,16 +319,24 @@ def _run_cells(entry: RunEntry, metrics: list[str]) -> list[Text]:
         return [name, *([_text("")] * (len(metrics) + 3)), _text((_plain(entry.error), "error"))]
     numbers = (entry.epoch, entry.global_step, *(entry.metrics.get(m) for m in metrics))
     cells = [_text("" if n is None else words.value(n)) for n in numbers]
-    return [name, *cells, _text(words.size(entry.size_bytes)), _text(_plain(entry.ema or "(the top)"))]
+    return [
+        name,
+        *cells,
+        _text(words.size(entry.size_bytes)),
+        _text(_plain(entry.ema or "(the top)")),
+    ]
 
 
-# -------------------------------------------------------------------------------- extract and promote
+# -------------------------------------------------------------------------------- extract and
+# promote
 
 
 def show_extract(report: ExtractReport, console: Console) -> None:
     """What was written, from where, and what the average lacked."""
     done = "wrote" if report.written else "would write"
-    console.print(_text(f"{done} ", (words.printable(report.output), "title"), f"  {report.format}"))
+    console.print(
+        _text(f"{done} ", (words.printable(report.output), "title"), f"  {report.format}")
+    )
     console.print(_facts("From", _extract_lines(report)))
     _show_findings(report.findings, console)
 
@@ -336,7 +344,10 @@ def show_extract(report: ExtractReport, console: Console) -> None:
 def _extract_lines(report: ExtractReport) -> Iterator[Line]:
     total = f"{words.plural(report.tensors, 'tensor')}, {words.size(report.bytes)}"
     yield "tensors", _text(f"{total}, names as in the {report.names}")
-    yield "averaged", _text(f"{report.averaged} from ", (words.printable(report.ema) or "(the top)", "name"))
+    yield (
+        "averaged",
+        _text(f"{report.averaged} from ", (words.printable(report.ema) or "(the top)", "name")),
+    )
     if report.from_model:
         kept = words.some(report.from_model)
         yield "from model", _text(f"{len(report.from_model)} that the average lacks: {kept}")
@@ -352,7 +363,9 @@ def _extract_lines(report: ExtractReport) -> Iterator[Line]:
 def show_promote(report: PromoteReport, console: Console) -> None:
     """What was replaced by what, and what stays."""
     done = "wrote" if report.written else "would write"
-    console.print(_text(f"{done} ", (words.printable(report.output), "title"), f"  {report.format}"))
+    console.print(
+        _text(f"{done} ", (words.printable(report.output), "title"), f"  {report.format}")
+    )
     console.print(_facts("Promoted", _promote_lines(report)))
     _show_findings(report.findings, console)
 
@@ -362,7 +375,10 @@ def _promote_lines(report: PromoteReport) -> Iterator[Line]:
         yield "nothing", _text(f"{_MAIN_SLOT['averaged']}: the output is an unchanged copy")
         return
     replaced = f"{words.plural(report.tensors, 'tensor')}, {words.size(report.bytes)}"
-    yield "replaced", _text(replaced, " at ", (words.printable(report.model) or "(the top)", "name"))
+    yield (
+        "replaced",
+        _text(replaced, " at ", (words.printable(report.model) or "(the top)", "name")),
+    )
     yield "with", _text((words.printable(report.ema) or "(the top)", "name"))
     if report.kept:
         kept = words.some(report.kept)
@@ -386,7 +402,9 @@ def show_error(report: ErrorReport, console: Console) -> None:
     message = ": ".join([*where, words.printable(error["message"], 1000)])
     console.print(_text(("error: ", "error"), message), soft_wrap=True)
     if error.get("hint"):
-        console.print(_text(("hint: ", "info"), words.printable(error["hint"], 600)), soft_wrap=True)
+        console.print(
+            _text(("hint: ", "info"), words.printable(error["hint"], 600)), soft_wrap=True
+        )
 
 
 VIEWS: dict[type, Callable[[Any, Console], None]] = {
@@ -396,5 +414,3 @@ VIEWS: dict[type, Callable[[Any, Console], None]] = {
     PromoteReport: show_promote,
     ErrorReport: show_error,
 }
-
-

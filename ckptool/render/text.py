@@ -1,7 +1,7 @@
 """Words and numbers for people, and names from files made harmless.
 
-A checkpoint's names are somebody else's text: escape sequences, newlines, bidirectional controls and megabyte
-names in it must not reach a terminal. :func:`printable` is the one gate.
+A checkpoint's names are somebody else's text: escape sequences, newlines, bidirectional controls
+and megabyte names in it must not reach a terminal. :func:`printable` is the one gate.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 
 NAME_LIMIT = 160  # characters of a name that are shown
 
-# Categories that draw nothing or steer the terminal: controls, formats (bidi, zero-width), surrogates,
-# private use, unassigned, line and paragraph separators.
+# Categories that draw nothing or steer the terminal: controls, formats (bidi, zero-width),
+# surrogates, private use, unassigned, line and paragraph separators.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
@@ -36,7 +36,13 @@ def _visible(char: str) -> str:
     if unicodedata.category(char) not in _HIDDEN:
         return char
     code = ord(char)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return (
+        f"\\x{code:02x}"
+        if code < 0x100
+        else f"\\u{code:04x}"
+        if code < 0x10000
+        else f"\\U{code:08x}"
+    )
 
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")

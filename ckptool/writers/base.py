@@ -1,8 +1,8 @@
 """Output is whole or absent: a ``.partial`` neighbour, fsync, rename, fsync of the folder.
 
-Until the rename nobody sees the new file; after it nobody sees a part of one. A run that is killed leaves
-at most the partial file, which the next run for the same output recognises as abandoned (nobody holds its
-lock) and replaces.
+Until the rename nobody sees the new file; after it nobody sees a part of one. A run that is killed
+leaves at most the partial file, which the next run for the same output recognises as abandoned
+(nobody holds its lock) and replaces.
 """
 
 from __future__ import annotations
@@ -39,9 +39,7 @@ class PartialFile:
         """Overwrite bytes that were written before."""
         self._put(data, offset)
 
-    def copy(
-        self, reader: TensorReader, span: ByteSpan, progress: Progress = no_progress
-    ) -> None:
+    def copy(self, reader: TensorReader, span: ByteSpan, progress: Progress = no_progress) -> None:
         """Append the bytes of a span."""
         self.place(reader, span, self.position, progress)
         self.position += span.nbytes
@@ -76,9 +74,7 @@ def check_output(path: Path, source: Path, *, force: bool) -> Path:
     """
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
-        raise OutputError(
-            "the folder does not exist", path=path, hint=f"mkdir -p '{path.parent}'"
-        )
+        raise OutputError("the folder does not exist", path=path, hint=f"mkdir -p '{path.parent}'")
     try:
         status = target.stat()
     except FileNotFoundError:
@@ -213,5 +209,3 @@ def expect(condition: bool, message: str, path: Path) -> None:  # noqa: FBT001
     """
     if not condition:
         raise DamagedError(f"what was written does not read back: {message}", path=path)
-
-

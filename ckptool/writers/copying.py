@@ -1,8 +1,8 @@
 """Copies runs of bytes between files without bringing them into this process where the kernel can.
 
 ``copy_file_range`` shares blocks on file systems with reflinks and copies in the kernel elsewhere;
-``sendfile`` copies in the kernel across file systems; reading and writing works everywhere. Each is tried in
-that order and left at the first error that says "not here".
+``sendfile`` copies in the kernel across file systems; reading and writing works everywhere. Each
+is tried in that order and left at the first error that says "not here".
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def copy_bytes(
     progress: Progress = no_progress,
     copiers: tuple[Copier, ...] = COPIERS,
 ) -> None:
-    """Copy ``nbytes`` bytes from ``start`` in ``source`` to ``at`` in ``target`` (file descriptors).
+    """Copy ``nbytes`` bytes from ``start`` in ``source`` to ``at`` in ``target``; both are fds.
 
     Raises:
         DamagedError: the source ends before.

@@ -1,10 +1,12 @@
 """A copy of a torch zip in which some tensors have other values, and every other byte is the same.
 
-The file is copied by the kernel, the target tensors' bytes are overwritten in place, and the checksums of the
-records they lie in are refreshed in the directory, in the local header and in the data descriptor. The
-pickle is not touched: optimizer, epoch and instances of classes that nobody has installed stay as they were.
+The file is copied by the kernel, the target tensors' bytes are overwritten in place, and the
+checksums of the records they lie in are refreshed in the directory, in the local header and in the
+data descriptor. The pickle is not touched: optimizer, epoch and instances of classes that nobody
+has installed stay as they were.
 
-A record whose checksum is 0 keeps it: the file was written with checksums off, and torch reads it so.
+A record whose checksum is 0 keeps it: the file was written with checksums off, and torch reads it
+so.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ def check_patch(patch: Patch) -> None:
     """Refuse what cannot be moved exactly.
 
     Raises:
-        UnsupportedError: no values, several blocks, or a conversion that is no cast of real numbers.
+        UnsupportedError: no values, several blocks, or a conversion that is no cast of real
+        numbers.
     """
     target, source = patch.target, patch.source
     for ref in (target, source):
@@ -105,7 +108,7 @@ def rearranged(reader: TensorReader, patch: Patch) -> bytes:
 
     Bytes between the target's elements stay. Takes memory for one tensor.
     """
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     ours, theirs = patch.target.chunks[0], patch.source.chunks[0]
     wanted = numpy_dtype(patch.target.dtype, patch.target.byteorder)
@@ -123,7 +126,7 @@ def rearranged(reader: TensorReader, patch: Patch) -> bytes:
 
 
 def _strided(base: Any, chunk: Chunk) -> Any:
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     strides = tuple(stride * base.itemsize for stride in chunk.strides)
     return np.lib.stride_tricks.as_strided(base, chunk.shape, strides)
@@ -134,9 +137,7 @@ def _strided(base: Any, chunk: Chunk) -> Any:
 _Inside = list[Patch]
 
 
-def _touched(
-    archive: ZipArchive, patches: Iterable[Patch]
-) -> list[tuple[ZipRecord, _Inside]]:
+def _touched(archive: ZipArchive, patches: Iterable[Patch]) -> list[tuple[ZipRecord, _Inside]]:
     """The records that hold a target, each with the patches in it."""
     records = sorted(archive.records, key=lambda record: record.header_offset)
     starts = [record.header_offset for record in records]
@@ -176,9 +177,7 @@ def _moved_checksum(
     return known.get((span.offset, span.nbytes))
 
 
-def _refresh(
-    output: PartialFile, archive: ZipArchive, record: ZipRecord, crc: int | None
-) -> None:
+def _refresh(output: PartialFile, archive: ZipArchive, record: ZipRecord, crc: int | None) -> None:
     if crc == NO_CRC and record.crc == NO_CRC:
         return
     start = archive.data_offset(record)
@@ -212,7 +211,8 @@ def _checksum(output: PartialFile, start: int, size: int) -> int:
     return crc
 
 
-# ------------------------------------------------------------------------------------------ checking
+# ------------------------------------------------------------------------------------------
+# checking
 
 
 def check(output: PartialFile, patches: Sequence[Patch], reader: TensorReader) -> None:

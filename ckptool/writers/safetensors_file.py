@@ -1,8 +1,9 @@
 """Writes safetensors: 8 bytes of header length, a JSON header, then the tensors without holes.
 
-The header is ours, since the library's writer wants every tensor in memory at once; the order is the library's
-(wide types first, then by name), which keeps every tensor aligned to its width. The library is the judge of
-the result: :func:`check` reopens it with ``safe_open`` before it replaces anything.
+The header is ours, since the library's writer wants every tensor in memory at once; the order is
+the library's (wide types first, then by name), which keeps every tensor aligned to its width. The
+library is the judge of the result: :func:`check` reopens it with ``safe_open`` before it replaces
+anything.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def _header(ordered: list[tuple[str, TensorRef]], metadata: Mapping[str, str]) -
     try:
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise UnsupportedError("a tensor's name is not valid text, which safetensors needs") from error
+        raise UnsupportedError(
+            "a tensor's name is not valid text, which safetensors needs"
+        ) from error
     text += b" " * (-len(text) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
@@ -74,7 +77,7 @@ def _tag(name: str, ref: TensorRef) -> str:
 
 
 def _shape(ref: TensorRef) -> list[int]:
-    """safetensors counts the values of packed types, torch their bytes."""
+    """Safetensors counts the values of packed types, torch their bytes."""
     if ref.dtype.packed == 1 or not ref.shape:
         return list(ref.shape)
     return [*ref.shape[:-1], ref.shape[-1] * ref.dtype.packed]
@@ -86,10 +89,10 @@ def check(path: Path, tensors: Mapping[str, TensorRef]) -> None:
     Raises:
         DamagedError: the library does not read it, or reads other names.
     """
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415
+    from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "numpy") as opened:
             expect(set(opened.keys()) == set(tensors), "other names", path)
     except SafetensorError as error:
-        expect(False, str(error), path)  # noqa: FBT003
+        expect(False, str(error), path)

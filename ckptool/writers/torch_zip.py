@@ -1,9 +1,9 @@
 """Writes a state dict as ``torch.save`` would, without torch.
 
-The archive has the records that torch's has (see ``formats/torch_zip.py``): the pickle, the byte order, one
-record a storage, aligned to 64 bytes by padding in the local header, each with its checksum. The pickle
-names only what ``torch.load(weights_only=True)`` allows. Tensors that view the same bytes of the source
-share one storage, so ties survive.
+The archive has the records that torch's has (see ``formats/torch_zip.py``): the pickle, the byte
+order, one record a storage, aligned to 64 bytes by padding in the local header, each with its
+checksum. The pickle names only what ``torch.load(weights_only=True)`` allows. Tensors that view
+the same bytes of the source share one storage, so ties survive.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class _Storage:
 
 
 def _plan_storages(tensors: Mapping[str, TensorRef]) -> list[_Storage]:
-    """One storage for each run of overlapping bytes; tensors that need rearranging get their own."""
+    """One storage for each run of overlapping bytes; rearranged tensors get their own."""
     in_place = {name: ref for name, ref in tensors.items() if _keeps_bytes(name, ref)}
     storages = _overlapping(in_place)
     for name, ref in tensors.items():
@@ -121,7 +121,9 @@ def _joins(last: ByteSpan, span: ByteSpan, one: DType, other: DType) -> bool:
 
 
 def _pickle(tensors: Mapping[str, TensorRef], storages: list[_Storage], wrap: str | None) -> bytes:
-    home = {name: (storage, offset) for storage in storages for name, offset in storage.views.items()}
+    home = {
+        name: (storage, offset) for storage in storages for name, offset in storage.views.items()
+    }
     out = _PickleWriter()
     if wrap is not None:
         out.raw(b"}").text(wrap)
@@ -241,7 +243,17 @@ class _ArchiveWriter:
         extra = _SIZES64.pack(1, 16, size, size) + b"FB" + padding.to_bytes(2, "little")
         extra += b"Z" * padding
         fixed = LOCAL_HEAD.pack(
-            b"PK\x03\x04", 45, UTF8_NAME, 0, 0, DOS_DATE, crc, ZIP64_FROM, ZIP64_FROM, len(name), len(extra)
+            b"PK\x03\x04",
+            45,
+            UTF8_NAME,
+            0,
+            0,
+            DOS_DATE,
+            crc,
+            ZIP64_FROM,
+            ZIP64_FROM,
+            len(name),
+            len(extra),
         )
         return fixed + name + extra
 
@@ -254,11 +266,14 @@ class _ArchiveWriter:
         size, count = output.position - start, len(self._written)
         if count >= 0xFFFF or start >= ZIP64_FROM or size >= ZIP64_FROM:
             at = output.position
-            output.write(
-                ZIP64_END.pack(b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start)
-            )
+            output.write(ZIP64_END.pack(b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start))
             output.write(ZIP64_LOCATOR.pack(b"PK\x06\x07", 0, at, 1))
-        ends = (min(count, 0xFFFF), min(count, 0xFFFF), min(size, ZIP64_FROM), min(start, ZIP64_FROM))
+        ends = (
+            min(count, 0xFFFF),
+            min(count, 0xFFFF),
+            min(size, ZIP64_FROM),
+            min(start, ZIP64_FROM),
+        )
         output.write(END.pack(b"PK\x05\x06", 0, 0, *ends, 0))
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import random
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
 from ckptool.errors import CkptError, DamagedError
-from ckptool.formats import HEAD_BYTES, open_checkpoint
+from ckptool.formats import open_checkpoint
 from ckptool.tree import TensorRef, walk
 from judge import assert_reads_like
 from samples import EVERYWHERE
@@ -32,6 +33,7 @@ class FormatTests:
     beyond_judge: frozenset[str] = frozenset()  # samples that the judge writes but cannot load
     ties = True  # whether tensors can share storages
     padding = 0  # bytes at the end that may be missing
+    signature = 16  # bytes from which on a beginning tells the format
 
     def write(self, path: Path, obj: object) -> None:
         """Put ``obj`` into a file."""
@@ -95,7 +97,7 @@ class FormatTests:
             with pytest.raises(CkptError) as caught:
                 open_checkpoint(path)
             assert caught.value.path == path
-            assert isinstance(caught.value, DamagedError) or size < HEAD_BYTES // 8
+            assert isinstance(caught.value, DamagedError) or size < self.signature
 
     def test_no_mutation_escapes(self, tmp_path):
         path = tmp_path / "mutated"
@@ -111,19 +113,21 @@ class FormatTests:
         path = tmp_path / "truncated"
         self.write(path, self.small())
         os.truncate(path, (path.stat().st_size - self.padding) // 2)
-        before = len(os.listdir("/dev/fd"))
+        before = open_files()
         with pytest.raises(CkptError):
             open_checkpoint(path)
-        assert len(os.listdir("/dev/fd")) == before
+        assert open_files() == before
+
+
+def open_files() -> int:
+    """How many this process has; the one that lists them included."""
+    return len(list(Path("/dev/fd").iterdir()))
 
 
 def read_everything(path: Path) -> None:
     """Opens, walks and reads a file; only errors of ours may come out, and they are swallowed."""
-    try:
-        with open_checkpoint(path) as checkpoint:
-            for visit in walk(checkpoint.tree):
-                if isinstance(visit.node, TensorRef):
-                    for chunk in visit.node.chunks:
-                        checkpoint.reader.read(chunk.span)
-    except CkptError as error:
-        assert str(path) in str(error)
+    with suppress(CkptError), open_checkpoint(path) as checkpoint:
+        for visit in walk(checkpoint.tree):
+            if isinstance(visit.node, TensorRef):
+                for chunk in visit.node.chunks:
+                    checkpoint.reader.read(chunk.span)
