@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ckptool.tree import Address, CompositeTensor, Key, Opaque, TensorRef, Tree, walk
+from ckptool.tree import Address, CompositeTensor, Key, Opaque, TensorRef, Tree, children, walk
 
 Leaf = TensorRef | CompositeTensor
 
@@ -96,11 +96,16 @@ def is_optimizer(node: Tree) -> bool:
     return isinstance(fields, dict) and "param_groups" in fields and "state" in fields
 
 
-def _tensor_entries(children: list[tuple[Key, Tree]]) -> dict[str, Leaf]:
+def is_state_dict(node: Tree) -> bool:
+    """Whether a node is mostly tensors: weights, not a training state with a loose tensor in it."""
+    parts = children(node)
+    loose = sum(isinstance(child, TensorRef) for _, child in parts)
+    return isinstance(node, TensorRef) or loose * 2 > len(parts)
+
+
+def _tensor_entries(parts: list[tuple[Key, Tree]]) -> dict[str, Leaf]:
     return {
-        str(key): child
-        for key, child in children
-        if isinstance(child, (TensorRef, CompositeTensor))
+        str(key): child for key, child in parts if isinstance(child, (TensorRef, CompositeTensor))
     }
 
 

@@ -35,8 +35,8 @@ def load_state_dict(
 
     Args:
         path: the checkpoint.
-        which: ``ema``: the averaged weights; ``model``: the model's own slot; ``auto``: the averaged
-            weights if the file has them, else the model's.
+        which: ``ema``: the averaged weights; ``model``: the model's own slot; ``auto``: the average
+            if the file has one, else the model's.
         names: ``model``: the names of the model's slot; ``bare``: without wrappers (``module.``);
             ``ema``: the names under which the averages are stored.
         ema: address of the averaged weights, instead of searching.

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from ckptool.ema import EmaLocation
-from ckptool.inventory import Inventory, is_optimizer
+from ckptool.inventory import Inventory, is_optimizer, is_state_dict
 from ckptool.reports import Amount, Section, TensorTotals
 from ckptool.tree import (
     ArrayRef,
@@ -59,13 +59,6 @@ def totals(inventory: Inventory) -> TensorTotals:
         stored_bytes=stored_bytes(refs),
         dtypes={name: Amount(*amount) for name, amount in by_dtype.items()},
     )
-
-
-def is_state_dict(tree: Tree) -> bool:
-    """Whether the top itself is a table of weights, not a training state with a loose tensor."""
-    parts = children(tree)
-    loose = sum(isinstance(node, TensorRef) for _, node in parts)
-    return isinstance(tree, TensorRef) or loose * 2 > len(parts)
 
 
 def sections(tree: Tree, location: EmaLocation) -> tuple[Section, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ckptool.evidence import scalar_value
 from ckptool.formats.base import TensorReader
-from ckptool.inventory import is_optimizer, scalars_in
+from ckptool.inventory import is_optimizer, is_state_dict, scalars_in
 from ckptool.tree import Address, ArrayRef, Opaque, TensorRef, Tree, children, format_address
 
 FACTS: Mapping[str, tuple[str, ...]] = {
@@ -113,9 +113,7 @@ def _scalars(tree: Tree) -> list[tuple[Address, str, Any]]:
 
 
 def _enterable(node: Tree) -> list[tuple[str, Tree]]:
-    if not isinstance(node, dict) or any(
-        isinstance(v, TensorRef) and v.shape for v in node.values()
-    ):
+    if not isinstance(node, dict) or is_state_dict(node):
         return []
     return [
         (str(key), child)
@@ -152,11 +150,12 @@ def _rng_states(tree: Tree) -> dict[str, tuple[str, ...]]:
 
 
 def _rng_children(node: Tree) -> list[tuple[Any, Tree]]:
-    if isinstance(node, dict) and any(
-        isinstance(v, TensorRef) and v.dtype.is_floating for v in node.values()
-    ):
-        return []  # weights
-    return list(children(node)) if isinstance(node, (dict, Opaque)) else []
+    if not isinstance(node, (dict, Opaque)):
+        return []
+    holds_weights = is_state_dict(node) and any(
+        isinstance(child, TensorRef) and child.dtype.is_floating for _, child in children(node)
+    )
+    return [] if holds_weights else children(node)
 
 
 def _rng_kind(key: str, node: Tree) -> str | None:
@@ -186,7 +185,8 @@ def _is_cuda_rng(key: str, node: Tree) -> bool:
         return False
     if "rng" not in key and "random" not in key and "seed" not in key:
         return False
-    return isinstance(node, (list, tuple, TensorRef, dict))
+    # An empty list is what torch.cuda.get_rng_state_all() gives without a GPU: no state.
+    return isinstance(node, TensorRef) or (isinstance(node, (list, tuple, dict)) and bool(node))
 
 
 def _is_torch_rng(key: str, node: Tree) -> bool:

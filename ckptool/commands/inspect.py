@@ -6,6 +6,7 @@ reads all.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -210,7 +211,8 @@ def _run_entry(path: Path) -> RunEntry:
 def _best(entries: list[RunEntry]) -> dict[str, str]:
     """For each metric that more than one checkpoint has: the checkpoint that is best by it.
 
-    Running bests (``best_val_loss``) are left out: they are equal in every later checkpoint.
+    Running bests (``best_val_loss``) are left out, being equal in every later checkpoint, and so are
+    the numbers of the training set.
     """
     names = dict.fromkeys(name for entry in entries for name in entry.metrics)
     best = {}
@@ -222,7 +224,8 @@ def _best(entries: list[RunEntry]) -> dict[str, str]:
             if isinstance(entry.metrics.get(name), (int, float))
             and entry.metrics[name] == entry.metrics[name]
         ]
-        if direction and len(rated) > 1 and "best" not in name.lower():
+        is_judged = not re.match(r"train|.*best", name, re.IGNORECASE)
+        if direction and len(rated) > 1 and is_judged:
             best[name] = (min if direction < 0 else max)(rated, key=lambda pair: pair[0])[1]
     return best
 

@@ -214,8 +214,12 @@ def _coverage(candidate: CandidateReport) -> Text:
     return line
 
 
+_META_FIRST = frozenset({"decay", "ema_decay", "num_updates", "updates", "n_averaged"})
+
+
 def _meta(candidate: CandidateReport) -> str:
-    said = [f"{_plain(key)} {words.value(val)}" for key, val in candidate.meta.items()]
+    ordered = sorted(candidate.meta.items(), key=lambda kv: kv[0] not in _META_FIRST)
+    said = [f"{_plain(key)} {words.value(val)}" for key, val in ordered]
     if "decay" not in candidate.meta:
         said.append("decay not stored")
     return ", ".join(said)

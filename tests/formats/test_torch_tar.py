@@ -15,7 +15,7 @@ import samples
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError
 from ckptool.formats import open_checkpoint
 from conformance import FormatTests
-from judge import assert_reads_like
+from judge import assert_reads_like, storage_bytes
 from paths import FIXTURES
 
 FIXTURE = FIXTURES / "formats" / "torch_tar" / "plain.pt"
@@ -61,16 +61,22 @@ def test_views_of_storages():
 
 def test_tensors_without_dimension_were_empty(tmp_path):
     path = tmp_path / "empty.pt"
-    write_tar(path, members_of({"empty": torch.empty(0).as_strided((), ())}))
+    members = dict(members_of({"empty": torch.empty(0)}))
+    as_now, as_then = struct.pack("<ii3q", 1, 0, 0, 1, 0), struct.pack("<iiq", 0, 0, 0)
+    members["tensors"] = members["tensors"].replace(as_now, as_then)
+    write_tar(path, list(members.items()))
     with open_checkpoint(path) as checkpoint:
         assert checkpoint.tree["empty"].shape == (0,)
 
 
 def test_modules_are_named_by_their_class(tmp_path):
     class ModulePickler(TarPickler):
+        seen = False
+
         def persistent_id(self, obj):
-            if obj is torch.nn.Linear:
-                return (obj, "linear.py", "class Linear: pass")
+            if obj is torch.nn.Linear and not self.seen:
+                self.seen = True
+                return (obj, "linear.py", "")
             return super().persistent_id(obj)
 
     path = tmp_path / "module.pt"
@@ -218,7 +224,7 @@ def tensor_entry(tensor):
 
 def storage_entry(tensor):
     entry = pickle.dumps((storage_key(tensor), "cpu", class_of(tensor, "Storage")), 2)
-    raw = bytes(tensor.untyped_storage())
+    raw = storage_bytes(tensor.untyped_storage())
     return entry + struct.pack("<q", len(raw) // tensor.element_size()) + raw
 
 
