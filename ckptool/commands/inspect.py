@@ -211,8 +211,8 @@ def _run_entry(path: Path) -> RunEntry:
 def _best(entries: list[RunEntry]) -> dict[str, str]:
     """For each metric that more than one checkpoint has: the checkpoint that is best by it.
 
-    Running bests (``best_val_loss``) are left out, being equal in every later checkpoint, and so are
-    the numbers of the training set.
+    Running bests (``best_val_loss``) are left out, being equal in every later checkpoint, and so
+    are the numbers of the training set.
     """
     names = dict.fromkeys(name for entry in entries for name in entry.metrics)
     best = {}
