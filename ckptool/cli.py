@@ -91,7 +91,7 @@ def inspect(
     reports: list[Any] = []
     with _progress("reading") as progress:
         for path in paths:
-            if path.is_dir():
+            if os.path.isdir(path):  # noqa: PTH112 - unlike Path.is_dir, it raises nothing
                 reports.append(inspect_directory(path))
             else:
                 reports.append(

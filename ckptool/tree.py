@@ -112,7 +112,7 @@ class TensorRef:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CompositeTensor:
     """A tensor stored as several: sparse (indices, values) or nested."""
 
@@ -263,6 +263,7 @@ def _deep(args: tuple[Any, ...]) -> list[tuple[int, Any]]:
 
 
 MAX_DEPTH = 1_000  # levels; no training state nests so far, and addresses cost their length
+MAX_ADDRESS_PARTS = 50_000_000  # keys in all addresses together
 
 
 def walk(tree: Tree, at: Address = ()) -> Iterator[Visit]:
@@ -271,9 +272,10 @@ def walk(tree: Tree, at: Address = ()) -> Iterator[Visit]:
     A container met again is yielded with ``alias_of`` set to its first address, and not entered.
 
     Raises:
-        DamagedError: nested deeper than ``MAX_DEPTH``.
+        DamagedError: nested deeper than ``MAX_DEPTH``, or too much of it for the memory.
     """
     seen: dict[int, Address] = {}
+    parts = 0
     stack: list[tuple[Address, Tree]] = [(at, tree)] if is_container(tree) else []
     while stack:
         address, node = stack.pop()
@@ -281,6 +283,9 @@ def walk(tree: Tree, at: Address = ()) -> Iterator[Visit]:
             raise DamagedError(f"nested deeper than {MAX_DEPTH} levels")
         first = seen.setdefault(id(node), address)
         kids = children(node)
+        parts += len(address) * len(kids)
+        if parts > MAX_ADDRESS_PARTS:
+            raise DamagedError("too many values are nested too deep to give them all addresses")
         if first is not address:
             yield Visit(address, node, kids, alias_of=first)
             continue
@@ -314,15 +319,30 @@ def _is_tensor(node: Tree) -> bool:
 
 def _as_key(key: Any) -> Key:
     """A dict key as a part of an address: strings and integers as they are, the rest by name."""
-    if isinstance(key, str) or (isinstance(key, int) and not isinstance(key, bool)):
+    if isinstance(key, str):
+        return key
+    if isinstance(key, int) and not isinstance(key, bool) and key.bit_length() <= MAX_KEY_BITS:
         return key
     if isinstance(key, bytes):
         return key.decode("utf-8", "backslashreplace")
+    return _describe(key)
+
+
+def _describe(key: Any, depth: int = 0) -> str:
+    """A key as text; not by ``repr``, which a hostile pickle can make endless."""
+    if isinstance(key, int) and key.bit_length() > MAX_KEY_BITS:
+        return f"<integer of {key.bit_length()} bits>"
+    if key is None or isinstance(key, (bool, int, float, complex, str, bytes)):
+        return repr(key)
     if isinstance(key, (Opaque, GlobalRef)):
         return f"<{key.qualname}>"
-    return str(key)
+    if isinstance(key, tuple) and depth < 4:
+        parts = [_describe(part, depth + 1) for part in key[:8]]
+        return f"({', '.join(parts)}{', …' if len(key) > 8 else ''})"
+    return f"<{type(key).__name__}>"
 
 
+MAX_KEY_BITS = 1 << 10  # Python refuses to write out integers of 4300 digits
 MAX_STATE_DICT = 10_000_000  # names; modules that share modules can unfold without end
 
 

@@ -1,11 +1,12 @@
-"""What all tests share: where the fixtures are, and Hypothesis without chance."""
+"""What all tests share: the fixtures, the command line, and Hypothesis without chance."""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from paths import FIXTURES
+from output import STEERING, run_inside, run_process
+from paths import FIXTURES, ZOO
 
 settings.register_profile(
     "ckptool",
@@ -17,7 +18,33 @@ settings.register_profile(
 settings.load_profile("ckptool")
 
 
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch):
+    for name in STEERING:
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def fixtures():
     """The folder of files that other programs wrote."""
     return FIXTURES
+
+
+@pytest.fixture
+def zoo():
+    """The folder of samples with their truth, where there is one."""
+    if ZOO is None:
+        pytest.skip("the zoo of samples is not beside this repository")
+    return ZOO
+
+
+@pytest.fixture
+def ckptool():
+    """``ckptool("inspect", path)`` in this process; the result is the output."""
+    return run_inside
+
+
+@pytest.fixture
+def ckptool_process():
+    """``ckptool_process("inspect", path)`` in a fresh process; the result is the output."""
+    return run_process

@@ -13,7 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-OUTPUT = re.compile(r"<!-- output: ckptool (?P<args>.*?) -->\n```text\n(?P<text>.*?)```\n", re.DOTALL)
+OUTPUT = re.compile(
+    r"<!-- output: ckptool (?P<args>.*?) -->\n```text\n(?P<text>.*?)```\n", re.DOTALL
+)
 COMMANDS = ("inspect", "extract-ema", "promote-ema")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptool.ema import Candidate, EmaLocation, locate_ema, table_address
-from ckptool.errors import CkptError
+from ckptool.errors import CkptError, UnreadableError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.inventory import scalars_in, take_inventory
@@ -179,8 +179,21 @@ HIGHER = ("acc", "pck", "f1", "auc", "map", "iou", "dice", "psnr", "ssim", "bleu
 
 
 def inspect_directory(path: Path) -> RunReport:
-    """A table of the checkpoints directly in a directory, in the order of their steps."""
-    files = sorted(p for p in path.iterdir() if p.suffix in CHECKPOINT_SUFFIXES and p.is_file())
+    """A table of the checkpoints directly in a directory, in the order of their steps.
+
+    Raises:
+        UnreadableError: it cannot be listed, or there are none.
+    """
+    try:
+        files = sorted(p for p in path.iterdir() if p.suffix in CHECKPOINT_SUFFIXES and p.is_file())
+    except OSError as error:
+        raise UnreadableError((error.strerror or str(error)).lower(), path=path) from error
+    if not files:
+        raise UnreadableError(
+            "a directory without checkpoint files",
+            path=path,
+            hint="name a file: it is read whatever its suffix",
+        )
     entries = sorted(map(_run_entry, files), key=_progress_of)
     return RunReport(str(path), tuple(entries), _best(entries))
 

@@ -40,6 +40,7 @@ from ckptool.formats.byte_sources import ByteSource
 from ckptool.tree import ByteSpan, BytesRef, GlobalRef, Opaque, SpannedBytes
 
 WINDOW = 1 << 20  # bytes fetched at a time
+BETWEEN = 1 << 14  # bytes fetched behind a run that stays in the file: more such runs may follow
 LONG_BYTES = 1 << 16  # a bytes object longer than this is left in the file
 MAX_KEY_DEPTH = 16  # levels of tuples in a dict key
 MAX_KEY_PARTS = 1 << 12
@@ -83,7 +84,8 @@ def name_of(func: Any) -> str:
     if isinstance(func, GlobalRef):
         return func.qualname
     if isinstance(func, Opaque):
-        return f"<result of {func.qualname}>"
+        name = func.qualname  # calls of calls of calls keep the first one's name
+        return name if name.startswith("<") else f"<result of {name}>"
     return f"<{type(func).__name__}>"
 
 
@@ -250,7 +252,7 @@ class PickleMachine:
                     else:
                         stack.append(BytesRef(self._span(base + start, nbytes)))
                         base, i = base + start + nbytes, 0
-                        window = self._fetch(base, self.window)
+                        window = self._fetch(base, min(self.window, BETWEEN))
                 elif op in _STRING_LENGTH:  # BINSTRING, SHORT_BINSTRING, BINUNICODE8
                     read, width = _STRING_LENGTH[op]
                     (nbytes,) = read(window, i)
@@ -268,7 +270,7 @@ class PickleMachine:
                     _add(stack[-1], items)
                 elif op == 0x91:  # FROZENSET
                     items, stack = stack, marks.pop()
-                    _check_keys(items)
+                    check_keys(items)
                     stack.append(frozenset(items))
                 elif op == 0x92:  # NEWOBJ_EX
                     kwargs = stack.pop()
@@ -338,7 +340,8 @@ class PickleMachine:
             except (StructError, IndexError, ValueError, TypeError, KeyError) as error:
                 if _ran_off(error, window, i) and base + len(window) < self.source.size:
                     base, i = base + begin, 0
-                    window = self._fetch(base, len(window) - begin + self.window)
+                    more = max(self.window, len(window) - begin)  # doubling: a line may be long
+                    window = self._fetch(base, len(window) - begin + more)
                     continue
                 raise self._broken(error, base + begin, window, i) from error
             except DamagedError as error:
@@ -421,7 +424,7 @@ def _set_items(target: Any, items: list[Any]) -> None:
     if not isinstance(target, dict):
         raise DamagedError(f"items are set on a {type(target).__name__}")
     keys = items[::2]
-    _check_keys(keys)
+    check_keys(keys)
     target.update(zip(keys, items[1::2], strict=True))
 
 
@@ -439,11 +442,11 @@ def _add(target: Any, items: list[Any]) -> None:
         return _append(target, items)
     if not isinstance(target, set):
         raise DamagedError(f"elements are added to a {type(target).__name__}")
-    _check_keys(items)
+    check_keys(items)
     return target.update(items)
 
 
-def _check_keys(keys: list[Any]) -> None:
+def check_keys(keys: list[Any]) -> None:
     """Python hashes nested tuples by recursion in C, which a deep one would overflow."""
     for key in keys:
         if type(key) is tuple:

@@ -16,11 +16,11 @@ from ckptool.formats.base import NamedGlobal, SourceFile
 from ckptool.formats.byte_sources import ByteSource
 from ckptool.formats.pickle_tree import WINDOW, PickleMachine
 from ckptool.formats.torch_objects import TorchBuilder
-from ckptool.tree import GlobalRef
+from ckptool.tree import BytesRef, GlobalRef
 
 SHORT = 1 << 12  # bytes fetched at a time of a short pickle, with tensors' values behind it
 MAX_NESTING = 4  # levels of streams inside pickles; real files have one
-MAX_STREAMS = 1_000_000  # nested in one file; a pickle may open the same bytes again and again
+_BYTES = (bytes, bytearray, str, BytesRef)
 
 
 @dataclass(slots=True)
@@ -29,6 +29,7 @@ class _SharedState:
 
     names: dict[tuple[int, GlobalRef, bool], NamedGlobal] = field(default_factory=dict)
     streams: dict[int, tuple[Any, Any]] = field(default_factory=dict)  # id(bytes) -> (bytes, tree)
+    nested_left: int = 0  # bytes that nested streams may still have
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,9 @@ class Pickles:
 
     def read(self, source: ByteSource, builder: TorchBuilder, offset: int = 0) -> tuple[Any, int]:
         """The tree of the pickle at ``offset`` of ``source``, and the offset behind its STOP."""
+        builder.copies_left = max(builder.copies_left, source.size)
+        if self.depth == 0:  # a level of nesting can hold no more than the one around it
+            self._shared.nested_left += source.size * MAX_NESTING
         machine = PickleMachine(source, offset, builder, window=self.window)
         tree = machine.run()
         for ref in machine.globals:
@@ -73,7 +77,8 @@ class Pickles:
         known = self._shared.streams
         if id(data) in known:
             return known[id(data)][1]
-        if self.depth == MAX_NESTING or len(known) == MAX_STREAMS:
+        self._shared.nested_left -= len(data) if isinstance(data, _BYTES) else 0
+        if self.depth == MAX_NESTING or self._shared.nested_left < 0:
             raise DamagedError("streams of torch.save are nested in one another without end")
         # Late, since the readers of such streams read their pickles with this module.
         from ckptool.formats.nested import read_stream  # noqa: PLC0415

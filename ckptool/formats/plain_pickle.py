@@ -27,11 +27,11 @@ from ckptool.tree import ByteSpan
 _NAME = rb"[A-Za-z_][\w.]*\n"
 _MEMO = rb"(p[01]\n|q[\0\1])"  # the first entry: cPickle of Python 2 counts from 1
 
-# Protocols 0 and 1: a dict or list with its memo instruction; a class with what follows a class.
+# Protocols 0 and 1: a dict, a list or a class, with its memo instruction.
 _EARLY = re.compile(
     rb"\([dl]" + _MEMO  # (dp0
     + rb"|[}\]]" + _MEMO  # }q
-    + rb"|\(?c" + _NAME + _NAME + _MEMO + rb"?[()N]"  # ccopy_reg …
+    + rb"|\(?c" + _NAME + _NAME + _MEMO  # ccopy_reg _reconstructor p0
     + rb"|\(i" + _NAME + _NAME + _MEMO  # (iargparse Namespace p0
 )  # fmt: skip
 _SINCE_2 = re.compile(rb"\x80[\x02-\x05]")

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from math import prod
 from struct import Struct
 from typing import Any
 
 from ckptool.dtypes import BY_NAME, BY_STORAGE_CLASS, UINT8, DType
 from ckptool.errors import CkptError, DamagedError
-from ckptool.formats.pickle_tree import Builder, name_of
+from ckptool.formats.pickle_tree import Builder, check_keys, name_of
 from ckptool.tree import (
     ArrayRef,
     Blob,
@@ -50,7 +51,8 @@ def _sizes(values: Any) -> tuple[int, ...]:
     sizes = tuple(values)
     for size in sizes:  # a loop: four times a tensor, and half the time of all()
         if type(size) is not int or size < 0:
-            raise DamagedError(f"sizes must be integers of at least 0, not {sizes!r:.100}")
+            shown = size if type(size) is int else _kind(size)
+            raise DamagedError(f"sizes must be integers of at least 0, not {shown}")
     return sizes
 
 
@@ -154,7 +156,7 @@ def _parameter(data: Any = None, requires_grad: Any = True) -> Any:
 def _rebuild_device_tensor(data: Any, _dtype: Any, device: Any, requires_grad: Any) -> Any:
     """XLA and other devices without storage: saved as a CPU tensor, or as a numpy array."""
     if isinstance(data, TensorRef):
-        return replace(data, device=str(device), requires_grad=bool(requires_grad))
+        return replace(data, device=_last_name(device), requires_grad=bool(requires_grad))
     return data
 
 
@@ -202,8 +204,8 @@ def _last_name(value: Any) -> str:
     if isinstance(value, GlobalRef):
         return value.name
     if isinstance(value, Opaque) and value.args:  # torch.serialization._get_layout('torch.strided')
-        return str(value.args[0]).rpartition(".")[2]
-    return str(value).rpartition(".")[2]
+        value = value.args[0]
+    return _as_text(value).rpartition(".")[2]
 
 
 def _dtype(value: Any) -> DType:
@@ -221,11 +223,16 @@ def _kind(value: Any) -> str:
 
 
 def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
+    if not pairs:  # every tensor has an empty one
+        return {}
+    if not isinstance(pairs, dict):
+        pairs = [(key, value) for key, value in _finite(pairs)]
+        check_keys([key for key, _ in pairs])
     return dict(pairs)
 
 
 def _default_dict(_factory: Any = None, pairs: Any = ()) -> dict[Any, Any]:
-    return dict(pairs)
+    return _ordered_dict(pairs)
 
 
 def _list(values: Any = (), _maxlen: Any = None) -> list[Any]:
@@ -237,11 +244,17 @@ def _tuple(values: Any = ()) -> tuple[Any, ...]:
 
 
 def _set(values: Any = ()) -> set[Any]:
-    return set(_finite(values))
+    return set(_hashable(values))
 
 
 def _frozenset(values: Any = ()) -> frozenset[Any]:
-    return frozenset(_finite(values))
+    return frozenset(_hashable(values))
+
+
+def _hashable(values: Any) -> list[Any]:
+    made = list(_finite(values))
+    check_keys(made)
+    return made
 
 
 def _finite(values: Any) -> Any:
@@ -253,7 +266,7 @@ def _finite(values: Any) -> Any:
 
 def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
     """``_codecs.encode``: how protocols 0 to 2 spell bytes."""
-    if encoding not in {"latin1", "latin-1", "utf-8", "ascii"}:
+    if _as_text(encoding) not in {"latin1", "latin-1", "utf-8", "ascii"}:
         raise DamagedError(f"bytes are encoded as {encoding!r:.40}")
     data: bytes = text.encode(encoding)
     return SpannedBytes.at(data, ByteSpan(Blob(data), 0, len(data)))
@@ -289,7 +302,7 @@ def _newobj(cls: Any, *args: Any) -> Any:
 
 def _path(*parts: Any) -> str:
     """``pathlib``: the path as text."""
-    return "/".join(str(part) for part in parts).replace("//", "/")
+    return "/".join(_as_text(part) for part in parts).replace("//", "/")
 
 
 # -------------------------------------------------------------------------------------------- numpy
@@ -310,7 +323,7 @@ def _type_string(dtype: Any) -> str:
     if not isinstance(dtype, Opaque) or not dtype.args:
         raise DamagedError(f"a numpy type is described by {_kind(dtype)}")
     code = dtype.args[0]
-    code = code.decode("latin-1") if isinstance(code, bytes) else str(code)
+    code = _as_text(code)
     state = dtype.state if isinstance(dtype.state, tuple) else ()
     order = str(state[1]) if len(state) > 1 and isinstance(state[1], str) else "|"
     return ("" if code[:1] in "<>|=" else order) + code
@@ -358,9 +371,13 @@ def _numpy_reconstruct(_cls: Any, _shape: Any = (0,), _code: Any = b"b") -> Opaq
 _NDARRAY = "numpy.ndarray"
 
 
-def _numpy_build(made: Opaque, state: Any) -> Any:
-    """``ndarray.__setstate__``: (version, shape, dtype, is_fortran, data), the version optional."""
-    shape, dtype, is_fortran, data = state[-4:]
+def _state_of(state: Any) -> tuple[Any, ...]:
+    """``(version, shape, dtype, is_fortran, data)`` without the version, which old numpy left out."""
+    return state[-4:] if isinstance(state, tuple) else (state,)
+
+
+def _numpy_build(shape: Any, dtype: Any, is_fortran: Any, data: Any) -> Any:
+    """``ndarray.__setstate__``."""
     return _array(_type_string(dtype), _sizes(shape), data, fortran_order=bool(is_fortran))
 
 
@@ -391,7 +408,7 @@ def _persistent_class(meta: Any) -> Any:
     fields = meta.items if isinstance(meta, Opaque) else meta
     if not isinstance(fields, dict):
         raise DamagedError("a persistent object is described by no dict")
-    return Opaque(str(fields.get("class_name", "?")), state=fields.get("state"))
+    return Opaque(_as_text(fields.get("class_name", "?")), state=fields.get("state"))
 
 
 Call = Callable[..., Any]
@@ -470,6 +487,11 @@ _NESTED = {"torch.storage._load_from_bytes"}
 # Saved so when they carry attributes.
 _NO_SUBCLASS = {"torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"}
 
+# Calls that copy what they are given. A pickle may give one thing to a million of them.
+_COPYING = frozenset(_PYTHON) | frozenset(_NUMPY) | {"torch.Size", _NDARRAY}
+_SIZED = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
+MIN_COPIES = 1 << 24
+
 VETTED_CALLS = frozenset(CALLS) | _FROM_TYPE | _NESTED
 
 
@@ -492,6 +514,9 @@ class TorchBuilder(Builder):
         self._storages: dict[str, StorageRef] = {}
         self._by_id: dict[int, Call | None] = {}  # the machine interns names: identity is enough
         self.called: set[GlobalRef] = set()
+        self.copies_left = (
+            MIN_COPIES  # elements or bytes; whoever reads a larger pickle allows more
+        )
 
     def call(self, func: Any, args: tuple[Any, ...]) -> Any:
         """The row of ``CALLS`` for ``func``, or an inert object."""
@@ -507,7 +532,7 @@ class TorchBuilder(Builder):
 
     def new(self, cls: Any, args: tuple[Any, ...], kwargs: dict[Any, Any]) -> Any:
         """Plain containers are made through ``__new__`` too, by newer protocols."""
-        known = CALLS.get(cls.qualname) if isinstance(cls, GlobalRef) else None
+        known = self._plain(cls.qualname) if isinstance(cls, GlobalRef) else None
         if known is None or kwargs:
             return super().new(cls, args, kwargs)
         return _checked(known, cls.qualname, args)
@@ -515,7 +540,7 @@ class TorchBuilder(Builder):
     def build(self, obj: Any, state: Any) -> Any:
         """Arrays are finished by their state; attributes of plain containers are dropped."""
         if isinstance(obj, Opaque) and obj.qualname == _NDARRAY:
-            return _checked(_numpy_build, _NDARRAY, (obj, state))
+            return _checked(partial(self._metered, _numpy_build), _NDARRAY, _state_of(state))
         return super().build(obj, state)
 
     def persistent(self, saved_id: Any) -> Any:
@@ -523,9 +548,9 @@ class TorchBuilder(Builder):
         if not isinstance(saved_id, tuple) or not saved_id:
             return super().persistent(saved_id)
         kind, *rest = saved_id
-        if _as_text(kind) == "module" and rest:  # legacy: (class, source file, source)
+        if kind in ("module", b"module") and rest:  # legacy: (class, source file, source)
             return rest[0]
-        if _as_text(kind) != "storage" or len(rest) < 4:
+        if kind not in ("storage", b"storage") or len(rest) < 4:
             return super().persistent(saved_id)
         cls, key, location, numel, *view = rest
         storage = self._storage(cls, _as_text(key), _as_text(location), numel)
@@ -547,7 +572,20 @@ class TorchBuilder(Builder):
             return self._rebuild_from_type
         if qualname in _NESTED:
             return self._load_nested
-        return CALLS.get(qualname)
+        return self._plain(qualname)
+
+    def _plain(self, qualname: str) -> Call | None:
+        known = CALLS.get(qualname)
+        return partial(self._metered, known) if known and qualname in _COPYING else known
+
+    def _metered(self, call: Call, *args: Any) -> Any:
+        """``call(*args)``, unless the pickle has copied more than it could have spelled out."""
+        for arg in args:
+            if isinstance(arg, _SIZED):
+                self.copies_left -= len(arg)
+        if self.copies_left < 0:
+            raise DamagedError("the pickle copies the same data again and again")
+        return call(*args)
 
     def _rebuild_from_type(self, func: Any, cls: Any, args: Any, state: Any) -> Any:
         """A tensor subclass: the plain tensor, marked with its class."""
@@ -560,7 +598,7 @@ class TorchBuilder(Builder):
 
 def storage_dtype(cls: Any) -> DType:
     """The element type of a storage class: ``torch.FloatStorage``, ``torch.cuda.HalfStorage``."""
-    name = cls.name if isinstance(cls, GlobalRef) else str(cls)
+    name = cls.name if isinstance(cls, GlobalRef) else _as_text(cls)
     if name in BY_STORAGE_CLASS:
         return BY_STORAGE_CLASS[name]
     if name in {"UntypedStorage", "_UntypedStorage"}:
@@ -581,9 +619,14 @@ def storage_view(storage: StorageRef, view: Any) -> StorageRef:
 
 
 def _as_text(value: Any) -> str:
+    """A name: text, or what Python 2 wrote as bytes. Nothing else has one in bounded time."""
     if type(value) is str:
         return value
-    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    if type(value) is int:
+        return str(value)
+    raise DamagedError(f"a name is expected, not {_kind(value)}")
 
 
 def _checked(call: Call, qualname: str, args: tuple[Any, ...]) -> Any:

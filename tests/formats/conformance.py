@@ -16,7 +16,7 @@ import torch
 
 from ckptool.errors import CkptError, DamagedError
 from ckptool.formats import open_checkpoint
-from ckptool.tree import TensorRef, walk
+from ckptool.tree import tensors
 from judge import assert_reads_like
 from samples import EVERYWHERE
 
@@ -127,7 +127,6 @@ def open_files() -> int:
 def read_everything(path: Path) -> None:
     """Opens, walks and reads a file; only errors of ours may come out, and they are swallowed."""
     with suppress(CkptError), open_checkpoint(path) as checkpoint:
-        for visit in walk(checkpoint.tree):
-            if isinstance(visit.node, TensorRef):
-                for chunk in visit.node.chunks:
-                    checkpoint.reader.read(chunk.span)
+        for _, ref in tensors(checkpoint.tree):
+            for chunk in ref.chunks:
+                checkpoint.reader.read(chunk.span)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import sys
 import types
 
@@ -180,16 +181,37 @@ def test_nesting_has_an_end(tmp_path):
         open_checkpoint(path)
 
 
-def test_the_same_bytes_are_opened_once(tmp_path):
-    """Each level opens the one below a hundred times; followed to the letter, that takes forever."""
+def bomb(levels: int, protocol: int) -> bytes:
+    """Each level opens the one below fifty times."""
     data = saved({"weight": torch.ones(2)})
-    for _ in range(MAX_NESTING):
-        data = pickle.dumps([Nested(data)] * 100, 4).replace(b"R\x94", b"R")
-        data = legacy_stream(hundred_calls(data) if False else data)
+    for _ in range(levels):
+        calls = [Nested(data) for _ in range(50)]
+        data = saved(calls, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+    return data
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_the_same_bytes_are_opened_once(protocol, tmp_path):
     path = tmp_path / "bomb.pt"
-    path.write_bytes(data)
+    path.write_bytes(bomb(MAX_NESTING, protocol))
     with open_checkpoint(path) as checkpoint:
-        assert isinstance(checkpoint.tree, list)
+        assert len(checkpoint.tree) == 50
+
+
+def test_bytes_that_are_spelled_anew_each_time_run_out(tmp_path):
+    stream = saved({"padding": "x" * 1000}, _use_new_zipfile_serialization=False)
+    text = stream.decode("latin-1").encode()
+    spell = (
+        b"c_codecs\nencode\nX"
+        + struct.pack("<I", len(text))
+        + text
+        + b"q\x01X\6\0\0\0latin1\x86q\2"
+    )
+    again = b"ctorch.storage\n_load_from_bytes\nc_codecs\nencode\nh\2R\x85R"
+    path = tmp_path / "bomb.pkl"
+    path.write_bytes(b"\x80\2" + spell + b"00(" + again * 1000 + b"l.")
+    with pytest.raises(DamagedError, match="without end"):
+        open_checkpoint(path)
 
 
 @pytest.mark.parametrize("data", [b"", b"PK\3\4", b"\x80\x02K\x01.", b"text"])
@@ -213,25 +235,25 @@ def test_storage_as_a_value(tmp_path):
 
 
 def test_instances_of_classes_that_nobody_has(tmp_path):
-    module = types.ModuleType("lab.private")
+    module = types.ModuleType("private_lab")
     code = "class Config:\n    pass\nclass Names(list):\n    pass\n"
     exec(compile(code, "<test>", "exec"), vars(module))
-    sys.modules["lab.private"] = module
+    sys.modules["private_lab"] = module
     try:
         config, names = module.Config(), module.Names(["a"])
         config.width, config.weight = 3, torch.ones(2)
         data = [pickle.dumps([config, names], protocol) for protocol in range(6)]
     finally:
-        del sys.modules["lab.private"]
+        del sys.modules["private_lab"]
     for protocol, raw in enumerate(data):
         path = tmp_path / f"{protocol}.pkl"
         path.write_bytes(raw)
         with open_checkpoint(path) as checkpoint:
             config, names = checkpoint.tree
-            assert config.qualname == "lab.private.Config"
+            assert config.qualname == "private_lab.Config"
             assert config.attributes["width"] == 3
             assert isinstance(config.attributes["weight"], TensorRef)
-            assert (names.qualname, names.elements) == ("lab.private.Names", ["a"])
+            assert (names.qualname, names.elements) == ("private_lab.Names", ["a"])
 
 
 def test_data_pkl_of_an_unpacked_archive(tmp_path):

@@ -125,7 +125,9 @@ def test_views_of_storages(tmp_path):
     write_stream(path, tensors, {"7": [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]})
     loaded = torch.load(path, weights_only=False)
     assert loaded["part"].tolist() == [3.0, 4.0]
-    assert_reads_like(path, loaded, ties=False)  # torch gives a view of a storage a pointer of its own
+    assert_reads_like(
+        path, loaded, ties=False
+    )  # torch gives a view of a storage a pointer of its own
 
 
 def test_views_must_fit_their_storage(tmp_path):

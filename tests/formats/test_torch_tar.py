@@ -117,7 +117,9 @@ def test_other_members_are_passed_over(tmp_path):
 def test_sizes_in_base_256_and_in_extended_headers(tmp_path):
     path = tmp_path / "model.pt"
     members = dict(members_of(samples.ties()))
-    blocks = [tar_header(name, data, base_256=True) + padded(data) for name, data in members.items()]
+    blocks = [
+        tar_header(name, data, base_256=True) + padded(data) for name, data in members.items()
+    ]
     size = len(members["storages"])
     record = b"%d size=%d\n" % (len(b"00 size=\n") + len(str(size)), size)
     extended = tar_header("PaxHeader", record, kind=b"x") + padded(record)

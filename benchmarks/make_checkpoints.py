@@ -1,0 +1,113 @@
+"""Makes the checkpoints that the benchmarks read; run by the harness in a process of its own.
+
+    python benchmarks/make_checkpoints.py training /tmp/checkpoint.pt
+
+Written by ``torch.save``, holes included: ``skip_data`` leaves out the values and keeps their room.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.serialization import skip_data
+
+Shape = tuple[int, ...]
+
+
+def transformer(width: int, layers: int, vocabulary: int) -> dict[str, Shape]:
+    """Names and shapes of a plain transformer: 12 tensors a layer."""
+    return dict(_transformer(width, layers, vocabulary))
+
+
+def _transformer(width: int, layers: int, vocabulary: int) -> Iterator[tuple[str, Shape]]:
+    yield "embed.weight", (vocabulary, width)
+    for i in range(layers):
+        for name, (out, into) in {
+            "attn.qkv": (3 * width, width),
+            "attn.proj": (width, width),
+            "mlp.fc1": (4 * width, width),
+            "mlp.fc2": (width, 4 * width),
+        }.items():
+            yield f"blocks.{i}.{name}.weight", (out, into)
+            yield f"blocks.{i}.{name}.bias", (out,)
+        for name in ("norm1", "norm2"):
+            yield f"blocks.{i}.{name}.weight", (width,)
+            yield f"blocks.{i}.{name}.bias", (width,)
+    yield "norm.weight", (width,)
+    yield "norm.bias", (width,)
+
+
+def experts(count: int) -> dict[str, Shape]:
+    """``count`` names of a mixture of experts; small values, since only the names matter."""
+    parts = ("w1.weight", "w2.weight", "w3.weight", "w1.bias", "w2.bias")
+    return {
+        f"model.layers.{i // 1280}.mlp.experts.{i // 5 % 256}.{parts[i % 5]}": (4, 4)
+        for i in range(count)
+    }
+
+
+def weights(shapes: dict[str, Shape]) -> dict[str, torch.Tensor]:
+    """Random float32 values, which no file system can share or squeeze."""
+    return {name: torch.empty(shape).uniform_(-1, 1) for name, shape in shapes.items()}
+
+
+def training_state(shapes: dict[str, Shape]) -> dict[str, object]:
+    """Model, EMA and Adam as a plain training loop saves them."""
+    state = {
+        i: {"step": torch.tensor(1000.0), "exp_avg": first, "exp_avg_sq": second}
+        for i, (first, second) in enumerate(
+            zip(weights(shapes).values(), weights(shapes).values(), strict=True)
+        )
+    }
+    group = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "params": list(state)}
+    return {
+        "epoch": 3,
+        "global_step": 1000,
+        "model_state_dict": weights(shapes),
+        "ema_state_dict": weights(shapes),
+        "has_ema": True,
+        "optimizer_state_dict": {"state": state, "param_groups": [group]},
+        "best_val_loss": 0.25,
+    }
+
+
+MODEL = {"width": 768, "layers": 24, "vocabulary": 16_384}  # 182.7 million values: 2.9 GB with Adam
+LARGE_MODEL = {"width": 6592, "layers": 24, "vocabulary": 140_000}  # 13.4 billion
+NAMED = 100_000
+
+
+def save_training(path: Path) -> None:
+    """Model, EMA and Adam of the same 183 million values each: 2.9 GB."""
+    torch.save(training_state(transformer(**MODEL)), path)
+
+
+def save_holes(path: Path) -> None:
+    """The same names with larger shapes: 200 GiB, of which no value is on the disk."""
+    with FakeTensorMode(), skip_data(materialize_fake_tensors=True):
+        torch.save(training_state(transformer(**LARGE_MODEL)), path)
+
+
+def save_names(path: Path) -> None:
+    """100,000 tensors, each with a storage of its own."""
+    torch.save({"epoch": 3, "model_state_dict": weights(experts(NAMED))}, path)
+
+
+def save_named_training(path: Path) -> None:
+    """100,000 tensors in a model, its EMA and Adam."""
+    torch.save(training_state(experts(NAMED // 5)), path)
+
+
+MAKERS = {
+    "training": save_training,
+    "holes": save_holes,
+    "names": save_names,
+    "named-training": save_named_training,
+}
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    MAKERS[sys.argv[1]](Path(sys.argv[2]))

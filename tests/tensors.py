@@ -1,0 +1,64 @@
+"""Equality of what torch loads: to the last bit, and at all depths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from judge import tensor_bytes
+
+
+def assert_same_tensor(found: Tensor, wanted: Tensor, at: str = "") -> None:
+    """Equal in type, shape and every bit; strides may differ."""
+    assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape), at
+    assert tensor_bytes(found.resolve_conj()) == tensor_bytes(wanted.resolve_conj()), at
+
+
+def assert_same_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """The same names, and equal tensors under them."""
+    assert set(found) == set(wanted)
+    for name, tensor in wanted.items():
+        assert_same_tensor(found[name], tensor, name)
+
+
+def assert_same_objects(found: object, wanted: object, at: str = "") -> None:
+    """Two loaded checkpoints, or parts of them, are the same."""
+    assert type(found) is type(wanted), at
+    if isinstance(wanted, Tensor):
+        assert_same_tensor(found, wanted, at)
+        assert found.stride() == wanted.stride(), at
+    elif isinstance(wanted, np.ndarray):
+        assert found.dtype == wanted.dtype, at
+        assert np.array_equal(found, wanted), at
+    elif isinstance(wanted, Mapping):
+        assert list(found) == list(wanted), at
+        for key, value in wanted.items():
+            assert_same_objects(found[key], value, f"{at}/{key}")
+    elif isinstance(wanted, (list, tuple)):
+        assert len(found) == len(wanted), at
+        for index, (ours, theirs) in enumerate(zip(found, wanted, strict=True)):
+            assert_same_objects(ours, theirs, f"{at}/{index}")
+    elif hasattr(wanted, "__dict__"):
+        assert_same_objects(vars(found), vars(wanted), at)
+    else:
+        assert found == wanted or found != found, at
+
+
+def storage_of(tensor: Tensor) -> int:
+    """The same number for tensors that share memory."""
+    return tensor.untyped_storage().data_ptr()
+
+
+def truth(checkpoint: Path, which: str) -> dict[str, Tensor]:
+    """The live weights when ``checkpoint`` was saved; ``which`` is online or averaged."""
+    return load_file(checkpoint.with_suffix(f".{which}.safetensors"))
+
+
+def load(path: Path) -> object:
+    """What torch makes of a file of ours or of the fixtures."""
+    return torch.load(path, weights_only=False)
