@@ -1,16 +1,16 @@
 """Pairs the names of averaged weights with the model's names.
 
-Frameworks wrap and flatten: the model's names carry ``model.`` or ``module.``, the average's do not;
-``_orig_mod.`` stands in the middle; buffers cannot have dots in their names, so dots are dropped (LitEma) or
-become underscores (mmcv 1). The rules here know no framework. They look for the pair of prefixes, and
-if need be the flattening, by which most names *and shapes* agree. Wrapper components that torch itself
-puts in (``WRAPPERS``) are dropped wherever they stand.
+Frameworks wrap and flatten: the model's names carry ``model.`` or ``module.``, the average's do
+not; ``_orig_mod.`` stands in the middle; buffers cannot have dots in their names, so dots are
+dropped (LitEma) or become underscores (mmcv 1). The rules here know no framework. They look for
+the pair of prefixes, and if need be the flattening, by which most names *and shapes* agree.
+Wrapper components that torch itself puts in (``WRAPPERS``) are dropped wherever they stand.
 
-A flattening can give two tensors of the model one name. Which of them the average belongs to cannot be
-known, so neither is paired, and both are named (``colliding``).
+A flattening can give two tensors of the model one name. Which of them the average belongs to
+cannot be known, so neither is paired, and both are named (``colliding``).
 
-The words are those of ``load_state_dict``, seen from the model: ``missing_keys`` are names that the model
-has and the average lacks, ``unexpected_keys`` the reverse.
+The words are those of ``load_state_dict``, seen from the model: ``missing_keys`` are names that
+the model has and the average lacks, ``unexpected_keys`` the reverse.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def align_names(
 ) -> Alignment:
     """The best pairing of the average's names with the model's.
 
-    ``hint`` is the prefix of the model's names to prefer when several pair equally well: for a group
-    called ``actor_target.``, that is ``actor.``.
+    ``hint`` is the prefix of the model's names to prefer when several pair equally well: for a
+    group called ``actor_target.``, that is ``actor.``.
 
     Example:
         >>> from ckptool.dtypes import BY_NAME
@@ -238,7 +238,9 @@ def _finish(
     unexpected = tuple(name for name in average if name not in used)
     mismatched = tuple(name for name in missing if name in average)
     ordered = {name: covered[name] for name in model if name in covered}
-    return Alignment(ordered, missing, unexpected, mismatched, best.naming, rivals, best.colliding, tied)
+    return Alignment(
+        ordered, missing, unexpected, mismatched, best.naming, rivals, best.colliding, tied
+    )
 
 
 def _through_ties(model: Mapping[str, Leaf], pairs: Mapping[str, str]) -> dict[str, str]:

@@ -2,19 +2,23 @@
 
 The rules, in order; frameworks' names appear only in ``layouts.py``:
 
-1. Tables (``inventory.py``) outside optimizers are weights, and so are the parts of a table under a marked
-   prefix (``groups.py``). The **model** is the table that a naive loader would read, without a marker.
-2. A **marker** (``markers.py``) is a whole word in an address or a prefix: ``ema``, ``shadow``, ``swa``. ``teacher``,
-   ``momentum`` and ``target`` mark other kinds, which are reported and never taken unasked.
-3. A marker counts only with **alignment**: names and shapes must pair with the model's (``alignment.py``);
-   lists pair by order (``ordering.py``).
-4. The same container under several addresses, the same bytes or equal values are one candidate with aliases.
-5. A few values are compared (``evidence.py``): an average identical to the model was never updated, or the
-   model's slot holds it already; one that is unrelated to the model is no average of it.
-6. Some writers keep the averages in the model's slot and the raw weights in the one called ema. ``layouts.py``
-   tells them by what else they write; the raw ones are never taken.
-7. One candidate of an averaging kind is *found*; several that differ, or names that cannot be told apart, are
-   *ambiguous*.
+1. Tables (``inventory.py``) outside optimizers are weights, and so are the parts of a table under
+   a marked prefix (``groups.py``). The **model** is the table that a naive loader would read,
+   without a marker.
+2. A **marker** (``markers.py``) is a whole word in an address or a prefix: ``ema``, ``shadow``,
+   ``swa``. ``teacher``, ``momentum`` and ``target`` mark other kinds, which are reported and never
+   taken unasked.
+3. A marker counts only with **alignment**: names and shapes must pair with the model's
+   (``alignment.py``); lists pair by order (``ordering.py``).
+4. The same container under several addresses, the same bytes or equal values are one candidate
+   with aliases.
+5. A few values are compared (``evidence.py``): an average identical to the model was never
+   updated, or the model's slot holds it already; one that is unrelated to the model is no average
+   of it.
+6. Some writers keep the averages in the model's slot and the raw weights in the one called ema.
+   ``layouts.py`` tells them by what else they write; the raw ones are never taken.
+7. One candidate of an averaging kind is *found*; several that differ, or names that cannot be told
+   apart, are *ambiguous*.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ from ckptool.layouts import (
 from ckptool.markers import AVERAGES, Marker, is_raw, marker_in, unmarked
 from ckptool.optimizers import OPTIMIZERS, train_mode
 from ckptool.ordering import order_names
-from ckptool.siblings import averaged_neighbours, raw_neighbours
+from ckptool.siblings import averaged_neighbours, config_beside, raw_neighbours
 from ckptool.tree import (
     Address,
     TensorRef,
@@ -63,7 +67,8 @@ MODEL_KEYS = (
 # Scalars beside averaged weights that describe them.
 META_KEYS = frozenset({
     "decay", "num_updates", "updates", "n_averaged", "update_every", "update_start_step",
-    "update_after_step", "optimization_step", "cur_step", "current_step", "step", "steps", "initted",
+    "update_after_step", "optimization_step", "cur_step", "current_step", "step", "steps",
+    "initted",
     "last_global_step", "latest_update_step", "latest_update_epoch", "store_on_cpu", "use_buffers",
     "min_decay", "inv_gamma", "power", "use_ema_warmup", "every_n_steps", "using_ema", "has_ema",
     "ema_decay", "count", "is_holding_ema_weights",
@@ -71,8 +76,10 @@ META_KEYS = frozenset({
 ROOT_META_KEYS = frozenset({"using_ema", "has_ema", "ema_decay"})  # clear without a neighbour
 
 MIN_SHARE = 0.3  # of a candidate's tensors that must pair with the model's
+MIN_PART = 0.15  # of a marked table that a marked part must hold to stand for it
 MIN_GROUP = 3  # tensors of a group under a prefix
 AVERAGED_MODEL = "n_averaged"  # the counter that torch's AveragedModel keeps among its weights
+RAW_KIND = "raw"  # the kind of what is called ema and holds the raw weights
 CHOSEN = "chosen"  # the kind of what the user names
 
 
@@ -113,6 +120,8 @@ class Candidate:
     @property
     def doubt(self) -> str | None:
         """Why it must not be taken although it is the only one; None: it may be."""
+        if self.kind == "swa" and self.meta.get(AVERAGED_MODEL) == 0:
+            return "n_averaged is 0: it is the copy from which averaging will start"
         if self.alignment is None:
             return None
         if self.alignment.colliding:
@@ -171,9 +180,9 @@ def locate_ema(
         if not model:
             search.find_model(leaving_out=table)
         chosen = search.examine(table, CHOSEN, "named on the command line")
-        return _decide(checkpoint, search.model, (chosen,))
+        return _decide(search, (chosen,))
     candidates = search.candidates(fixed_model=bool(model))  # settles the model too
-    location = _decide(checkpoint, search.model, candidates)
+    location = _decide(search, candidates)
     return search.among_neighbours(location) if location.status == "none" else location
 
 
@@ -217,7 +226,7 @@ class _Search:
         path = self.checkpoint.path
         found = tuple(c for other in averaged_neighbours(path) for c in self._in_neighbour(other))
         if found:
-            return _decide(self.checkpoint, self.model, found)
+            return _decide(self, found)
         if any(True for other in raw_neighbours(path) for _ in self._in_neighbour(other)):
             return replace(location, main_slot="averaged")
         return location
@@ -236,16 +245,23 @@ class _Search:
         if all(table.entries[n].shape == ref.shape for n, ref in self.model.entries.items()):
             found = self.examine(table, "ema", f"the file beside it is called {path.name}")
             meta = {"file name": path.stem} if re.search(r"\d", path.stem) else {}
+            meta |= {key: value for key, value in config_beside(path).items() if key in META_KEYS}
             yield replace(found, file=path, aliases=(), layout=None, meta=meta)
 
     def find_model(self, leaving_out: Table) -> None:
         """The model, when the average is known: never the average itself."""
-        plain = [t for t in self.inventory.weights if not _marker_of(t) or t.node is leaving_out.node]
+        plain = [
+            t for t in self.inventory.weights if not _marker_of(t) or t.node is leaving_out.node
+        ]
         rest = [
             _without(t, [Group(leaving_out, Marker("", ""))]) if t.node is leaving_out.node else t
             for t in plain
         ]
         self.model = choose_model([t for t in rest if t.entries])
+
+    def has_raw_weights_aside(self) -> bool:
+        """Whether raw weights are put aside: the file was saved in an evaluation."""
+        return any(is_raw(str(key)) for table in self.inventory.weights for key in table.address)
 
     def _proposals(self) -> tuple[list[Table], list[Group]]:
         """(tables without a marker in their address, marked tables or their marked parts)."""
@@ -261,7 +277,8 @@ class _Search:
                 continue
             parts = [
                 g for g in split_groups(table)[1]
-                if g.marker.kind in AVERAGES and 2 * len(g.table.entries) >= MIN_SHARE * len(table.entries)
+                if g.marker.kind in AVERAGES
+                and len(g.table.entries) >= MIN_PART * len(table.entries)
             ]  # fmt: skip
             proposals += parts or [Group(table, marker)]
         return plain, proposals
@@ -287,11 +304,11 @@ class _Search:
         ours, _ = paired_prefixes(alignment)
         part = [name for name in main.entries if name.startswith(ours)]
         matched = len(alignment.pairs)
-        return matched >= MIN_GROUP and matched >= MIN_SHARE * max(len(part), len(group.table.entries))
+        return matched >= MIN_GROUP and matched >= MIN_SHARE * max(
+            len(part), len(group.table.entries)
+        )
 
-    def examine(
-        self, table: Table, kind: str, why: str, main: Table | None = None
-    ) -> Candidate:
+    def examine(self, table: Table, kind: str, why: str, main: Table | None = None) -> Candidate:
         """A table as a candidate: aligned, compared, with what the file says of it."""
         main = main or self.model
         addresses = sorted((table.address, *table.aliases), key=len)
@@ -341,7 +358,7 @@ class _Search:
         layout: EmaLayout | None,
         own: Mapping[str, Leaf],
     ) -> dict[str, Any]:
-        """Decay, updates and the like, from what stands around the table and where its layout says."""
+        """Decay, updates and the like: from around the table and where its layout says."""
         tree, found = self.checkpoint.tree, {}
         root = scalars_in(tree)
         found.update({key: root[key] for key in root if key in ROOT_META_KEYS})
@@ -427,12 +444,10 @@ def _weights(table: Table) -> Table | None:
     return replace(table, entries=entries) if entries else None
 
 
-def _without_metadata(
-    table: Table, main: Table | None
-) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
+def _without_metadata(table: Table, main: Table | None) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
     """(weights, one-element tensors that describe them: n_averaged, decay, step)."""
     known = {name.rpartition(".")[2] for name in main.entries} if main else set()
-    own = {
+    own: dict[str, Leaf] = {
         name: ref
         for name, ref in table.entries.items()
         if isinstance(ref, TensorRef)
@@ -495,53 +510,72 @@ def _is_credible(candidate: Candidate) -> bool:
 # ----------------------------------------------------------------------------------------- deciding
 
 
-def _decide(
-    checkpoint: Checkpoint, main: Table | None, candidates: tuple[Candidate, ...]
-) -> EmaLocation:
-    row = main_slot_layout(checkpoint.tree)
-    if row is not None and main is not None and not any(c.kind == CHOSEN for c in candidates):
-        return _in_main_slot(checkpoint, main, row)
-    if swapped := tuple(c for c in candidates if c.is_raw):
-        return EmaLocation("found", "averaged", main, swapped, None)
+def _decide(search: _Search, candidates: tuple[Candidate, ...]) -> EmaLocation:
+    main = search.model
+    if main is not None and not any(c.kind == CHOSEN for c in candidates):
+        in_slot = _in_main_slot(search, main, candidates)
+        if in_slot is not None:
+            others = tuple(replace(c, kind=RAW_KIND) for c in candidates if c.is_raw)
+            return EmaLocation("found", "averaged", main, (in_slot, *others), in_slot)
     averages = [c for c in candidates if c.is_average]
     selected = averages[0] if len(averages) == 1 and not averages[0].doubt else None
     location = EmaLocation(_status(candidates, selected), "unknown", main, candidates, selected)
-    return replace(location, main_slot=_main_slot(checkpoint, location))
+    return replace(location, main_slot=_main_slot(search, location))
 
 
-def _in_main_slot(checkpoint: Checkpoint, main: Table, row: EmaLayout) -> EmaLocation:
-    values: dict[str, Any] = {}
-    for place in metadata_at(checkpoint.tree, row):
-        values.update({key: place[key] for key in place if key in META_KEYS})
-    meta = {key: scalar_value(checkpoint.reader, value) for key, value in values.items()}
-    why = f"{row.library} saves the averages as the model: {', '.join(row.beside)} say so"
-    candidate = Candidate(main, "ema", why, None, row, meta, None)
-    return EmaLocation("found", "averaged", main, (candidate,), candidate)
+def _in_main_slot(
+    search: _Search, main: Table, candidates: tuple[Candidate, ...]
+) -> Candidate | None:
+    """The model's own slot, where its writer is known to keep the averages there."""
+    tree, reader = search.checkpoint.tree, search.checkpoint.reader
+    row = main_slot_layout(tree)
+    swapped = next((c for c in candidates if c.is_raw and c.layout), None)
+    free = next((c for c in candidates if train_mode(c.table.node) is False), None)
+    own = align_names(main.entries, main.entries)
+    if row is not None:
+        values = {k: v for place in metadata_at(tree, row) for k, v in place.items()}
+        meta = {k: scalar_value(reader, v) for k, v in values.items() if k in META_KEYS}
+        why = f"{row.library} saves the averages as the model: {', '.join(row.beside)} say so"
+        return Candidate(main, "ema", why, own, row, meta, None)
+    if swapped is not None and swapped.layout:
+        why = (
+            f"{swapped.layout.library} swaps on saving: the averages are in the model's slot, "
+            f"the raw weights at {swapped.address}"
+        )
+        return Candidate(main, "ema", why, own, swapped.layout, swapped.meta, None)
+    if free is not None:
+        why = "saved after optimizer.eval(): the model's slot holds the averaged point"
+        return Candidate(main, free.kind, why, own, None, free.meta, None)
+    return None
 
 
 def _status(candidates: tuple[Candidate, ...], selected: Candidate | None) -> str:
     if selected is not None:
         return "found"
-    if all(c.is_implied for c in candidates):
+    if all(c.kind == "schedule-free" for c in candidates):
         return "none"
     unrelated = any(c.agreement and c.agreement.unrelated for c in candidates)
     undecided = unrelated or any(c.is_average for c in candidates)
     return "ambiguous" if undecided else "found"
 
 
-def _main_slot(checkpoint: Checkpoint, location: EmaLocation) -> str:
+def _main_slot(search: _Search, location: EmaLocation) -> str:
     """What the model's own slot holds, as far as the file tells."""
     chosen = location.selected
     if location.model is None or not location.candidates:
         return "unknown"
     flag = chosen.layout.promoted_flag if chosen and chosen.layout else None
-    says_so = bool(flag and scalars_in(checkpoint.tree).get(flag))
-    if location.identical and (says_so or marker_in([checkpoint.path.stem])):
+    says_so = (
+        bool(flag and scalars_in(search.checkpoint.tree).get(flag))
+        or marker_in([search.checkpoint.path.stem]) is not None
+        or search.has_raw_weights_aside()
+    )
+    if location.identical and says_so:
         return "averaged"
-    modes = {train_mode(c.table.node) for c in location.candidates if c.kind == "schedule-free"}
-    if modes:
-        return "raw" if modes == {True} else "averaged"
-    return "raw" if location.status == "found" else "unknown"
+    is_known = location.status == "found" or any(
+        c.kind == "schedule-free" for c in location.candidates
+    )
+    return "raw" if is_known else "unknown"
 
 
 # ---------------------------------------------------------------------------------------- selecting
@@ -614,7 +648,9 @@ def require_ema(location: EmaLocation, checkpoint: Checkpoint) -> Candidate:
         message = f"{only.address or '(the top)'}: {only.doubt}"
         hint = "name the part that is meant: --ema 'ADDRESS/PREFIX*' or --model ADDRESS"
     elif only.agreement and only.agreement.unrelated:
-        message = f"{only.address} is called {only.kind}, but its values are unrelated to the model's"
+        message = (
+            f"{only.address} is called {only.kind}, but its values are unrelated to the model's"
+        )
     else:
         message = f"{only.address} is a {only.kind}, which is not taken unless it is named"
     raise EmaAmbiguousError(message, path=path, hint=hint)

@@ -1,9 +1,9 @@
 """What a few values say: read only when needed, and never more than ``BUDGET`` bytes.
 
-Names and addresses lie; values do not. A sample of the beginnings of evenly spread tensors tells an
-average that was never updated (identical), one that is no average at all (unrelated), and which of several
-orders fits an unnamed list. The arithmetic is plain Python on a few thousand numbers, so that looking at a
-checkpoint needs no numpy and takes milliseconds.
+Names and addresses lie; values do not. A sample of the beginnings of evenly spread tensors tells
+an average that was never updated (identical), one that is no average at all (unrelated), and which
+of several orders fits an unnamed list. The arithmetic is plain Python on a few thousand numbers,
+so that looking at a checkpoint needs no numpy and takes milliseconds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Parts of a table by the prefixes of their names: averages often live inside the model's own state dict.
+"""Parts of a table by the prefixes of their names: averages often live inside a state dict.
 
-``{"model.w": …, "model_ema.w": …}`` is one container with two tables in it: the names under a marked
-component, and the rest. Groups with numbers for names (``shadow_params.0``) are lists in disguise.
+``{"model.w": …, "model_ema.w": …}`` is one container with two tables in it: the names under a
+marked component, and the rest. Groups with numbers for names (``shadow_params.0``) are lists in
+disguise.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Group:
 
 
 def split_groups(table: Table) -> tuple[Table, tuple[Group, ...]]:
-    """The table without its marked groups, and the groups; the table itself where there are none."""
+    """The table without its marked groups, and the groups."""
     if table.is_list:
         return table, ()
     marked: dict[str, Marker] = {}
@@ -46,7 +47,7 @@ def split_groups(table: Table) -> tuple[Table, tuple[Group, ...]]:
 
 
 def _marked_prefix(name: str, marked: dict[str, Marker]) -> str | None:
-    """The name up to its first marked component, ``model_ema.``; or ``ema_`` of a name without dots."""
+    """The name up to its first marked component: ``model_ema.``; ``ema_`` where there are no dots."""
     parts = name.split(".")
     if len(parts) == 1:
         head, _, tail = name.partition("_")
@@ -78,7 +79,7 @@ def _remember(prefix: str, found: Marker | None, marked: dict[str, Marker]) -> s
 
 
 def ordered(table: Table) -> list[tuple[str, Leaf]] | None:
-    """The entries in the order of their numbers, when the names are nothing but numbers; else None."""
+    """The entries in the order of their numbers, when that is all their names are; else None."""
     if table.is_list:
         return list(table.entries.items())
     numbered = _numbered(table.entries)

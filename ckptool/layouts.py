@@ -1,12 +1,12 @@
 """Where frameworks keep averaged weights: the table ``LAYOUTS``.
 
-A row gives a found candidate its name and library, says where its metadata stands and whether the writer
-keeps the averages in the model's own slot, and links the code that writes such files. A row never replaces
-the evidence (names and shapes must align, see ``ema.py``), and a layout without a row is found all the
-same.
+A row gives a found candidate its name and library, says where its metadata stands and whether the
+writer keeps the averages in the model's own slot, and links the code that writes such files. A row
+never replaces the evidence (names and shapes must align, see ``ema.py``), and a layout without a
+row is found all the same.
 
-Addresses are patterns: ``callbacks/*/ema`` has one component that may be anything. A row whose ``ema_at`` is
-its ``model_at`` is a writer that puts the averages into the model's slot.
+Addresses are patterns: ``callbacks/*/ema`` has one component that may be anything. A row whose
+``ema_at`` is its ``model_at`` is a writer that puts the averages into the model's slot.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ LAYOUTS = (
               meta_at=("ema",)),
     EmaLayout("openfold", "OpenFold", "ema/params", "state_dict",
               "https://github.com/aqlaboratory/openfold/blob/main/openfold/utils/exponential_moving_average.py"),
-    EmaLayout("shadow-list", "torch_ema, diffusers EMAModel, score_sde", "ema/shadow_params", "model",
+    EmaLayout("shadow-list", "torch_ema, diffusers EMAModel, score_sde",
+              "ema/shadow_params", "model",
               "https://github.com/fadel/pytorch_ema/blob/master/torch_ema/ema.py"),
     EmaLayout("edm2", "EDM2 training state", "ema/emas/*", "net",
               "https://github.com/NVlabs/edm2/blob/main/training/phema.py"),
@@ -140,7 +141,7 @@ def match_layout(tree: Tree, written: Iterable[str], naming: str | None) -> EmaL
 
 
 def main_slot_layout(tree: Tree) -> EmaLayout | None:
-    """The row of a writer that put the averages into the model's own slot, if its marks are there."""
+    """The row of a writer that put the averages into the model's slot, if its marks are there."""
     return next((row for row in LAYOUTS if row.in_main_slot and _holds(row, tree)), None)
 
 

@@ -1,8 +1,8 @@
 """Words that mark averaged weights in addresses, names and file names.
 
 A marker is a whole word: text is split at everything that is no letter and at camel case, so that
-``semantic``, ``schema`` and ``cinema`` mark nothing. A marker alone never decides; names, shapes and
-values must agree (``ema.py``).
+``semantic``, ``schema`` and ``cinema`` mark nothing. A marker alone never decides; names, shapes
+and values must agree (``ema.py``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Optimizers that average: what they keep, and what follows from it.
 
-These averages are not tables of named weights, so they are reported and not taken: ASGD's stand in the state of
-each parameter, Schedule-Free's are not stored at all but follow from the weights and the state.
+These averages are not tables of named weights, so they are reported and not taken: ASGD's stand in
+the state of each parameter, Schedule-Free's are not stored at all but follow from the weights and
+the state.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class AveragingOptimizer:
         groups = _fields(optimizer).get("param_groups")
         group = groups[0] if isinstance(groups, list) and groups else {}
         shown = (self.setting, "betas", "lambd", "alpha", "t0")
-        return {key: group[key] for key in shown if isinstance(group, dict) and key in group}
+        return {
+            key: group[key] for key in shown if key and isinstance(group, dict) and key in group
+        }
 
 
 OPTIMIZERS = (

@@ -1,11 +1,12 @@
-"""Pairs an unnamed list of averages with the model's names, by order, shape and, where needed, values.
+"""Pairs an unnamed list of averages with the model's names, by order, shape and, if need be, values.
 
-``torch_ema``, diffusers and NeMo store a bare list in the order of ``parameters()``. A state dict has the same
-order, with buffers in between and sometimes with frozen parameters that the list lacks. So the pairing is a
-monotone one: a subsequence of the model's floating-point tensors whose shapes are those of the list.
+``torch_ema``, diffusers and NeMo store a bare list in the order of ``parameters()``. A state dict
+has the same order, with buffers in between and sometimes with frozen parameters that the list
+lacks. So the pairing is a monotone one: a subsequence of the model's floating-point tensors whose
+shapes are those of the list.
 
-When only one such subsequence exists, shapes decide. When several do, the one whose values are nearest is
-taken, and only if it is near: a list that fits badly everywhere is paired with nothing.
+When only one such subsequence exists, shapes decide. When several do, the one whose values are
+nearest is taken, and only if it is near: a list that fits badly everywhere is paired with nothing.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def _count_ways(
 ) -> int:
     """In how many ways the list is a subsequence of the model by shape.
 
-    ``ways[k]`` counts the pairings of the list so far that skip at most ``k`` of the model's tensors.
+    ``ways[k]`` counts the pairings of the list so far that skip at most ``k`` of the model's
+    tensors.
     """
     ways = [1] * (slack + 1)
     for i, (_, ref) in enumerate(average):
@@ -87,9 +89,7 @@ def _count_ways(
     return ways[-1]
 
 
-def _first_way(
-    model: Sequence[tuple[str, Leaf]], average: Sequence[tuple[str, Leaf]]
-) -> list[int]:
+def _first_way(model: Sequence[tuple[str, Leaf]], average: Sequence[tuple[str, Leaf]]) -> list[int]:
     """The only way there is: each tensor goes to the first place left that fits."""
     chosen, j = [], 0
     for _, ref in average:

@@ -74,7 +74,9 @@ def _without_wrapper(candidate: Candidate) -> Mapping[str, Leaf]:
     """The names that the model has, where only its ``AveragedModel`` is there, which wraps it."""
     entries = candidate.table.entries
     wrapped = AVERAGED_MODEL in candidate.meta and all(map(_is_wrapped, entries))
-    return {name.removeprefix(WRAPPER): ref for name, ref in entries.items()} if wrapped else entries
+    return (
+        {name.removeprefix(WRAPPER): ref for name, ref in entries.items()} if wrapped else entries
+    )
 
 
 WRAPPER = "module."

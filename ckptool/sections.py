@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ckptool.ema import EmaLocation
+from ckptool.ema import RAW_KIND, EmaLocation
 from ckptool.inventory import Inventory, is_optimizer, is_state_dict
 from ckptool.reports import Amount, Section, TensorTotals
 from ckptool.tree import (
@@ -91,8 +91,16 @@ def _section(address: tuple[Key, ...], node: Tree, role: str) -> Section:
 
 def _role(key: Key, node: Tree, location: EmaLocation) -> str:
     for candidate in location.candidates:
-        if candidate.file is None and candidate.table.address[:1] == (key,) and not candidate.table.prefix:
-            return "raw weights" if candidate.is_raw else candidate.kind.replace("chosen", "ema")
+        if (
+            candidate.file is None
+            and candidate.table.address[:1] == (key,)
+            and not candidate.table.prefix
+        ):
+            return (
+                "raw weights"
+                if candidate.kind == RAW_KIND
+                else candidate.kind.replace("chosen", "ema")
+            )
     if location.model is not None and location.model.address[:1] == (key,):
         return "model"
     if any(map(is_optimizer, _self_and_parts(node))):

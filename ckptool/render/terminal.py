@@ -175,7 +175,7 @@ _MAIN_SLOT = {
 
 def _ema_lines(report: InspectReport) -> Iterator[Line]:
     ema = report.ema
-    if ema.status == "none":
+    if not ema.candidates:
         yield "", _text("none stored beside the weights")
         yield "", _text((_MAIN_SLOT["unknown"], "quiet"))
         return
