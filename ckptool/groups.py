@@ -47,7 +47,7 @@ def split_groups(table: Table) -> tuple[Table, tuple[Group, ...]]:
 
 
 def _marked_prefix(name: str, marked: dict[str, Marker]) -> str | None:
-    """The name up to its first marked component: ``model_ema.``; ``ema_`` where there are no dots."""
+    """The name up to its first marked component: ``model_ema.``; ``ema_`` without dots."""
     parts = name.split(".")
     if len(parts) == 1:
         head, _, tail = name.partition("_")

@@ -1,4 +1,4 @@
-"""Pairs an unnamed list of averages with the model's names, by order, shape and, if need be, values.
+"""Pairs an unnamed list of averages with the model's names, by order, shape and maybe values.
 
 ``torch_ema``, diffusers and NeMo store a bare list in the order of ``parameters()``. A state dict
 has the same order, with buffers in between and sometimes with frozen parameters that the list
