@@ -1,8 +1,8 @@
 """Does inspecting a large checkpoint cost its structure, or its size?
 
 Against ``torch.load(mmap=True)`` in a fresh interpreter, which also leaves the values on the disk;
-and a file of holes with the same names, 73 times as large, against the first: whoever reads the values, or any
-part of them that grows with the file, fails there.
+and a file of holes with the same names, 73 times as large, against the first: whoever reads the
+values, or anything else that grows with the file, fails there.
 """
 
 from __future__ import annotations

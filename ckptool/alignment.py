@@ -1,9 +1,13 @@
 """Pairs the names of averaged weights with the model's names.
 
-Frameworks wrap: the model's names carry ``model.`` or ``module.``, the average's do not, or
-``_orig_mod.`` stands in the middle. The rule here knows no framework: it looks for the pair of
-prefixes that, stripped from either side, makes most names *and shapes* agree. Wrapper components
-that torch itself puts in (``WRAPPERS``) are dropped wherever they stand.
+Frameworks wrap and flatten: the model's names carry ``model.`` or ``module.``, the average's do
+not; ``_orig_mod.`` stands in the middle; buffers cannot have dots in their names, so dots are
+dropped (LitEma) or become underscores (mmcv 1). The rules here know no framework. They look for
+the pair of prefixes, and if need be the flattening, by which most names *and shapes* agree.
+Wrapper components that torch itself puts in (``WRAPPERS``) are dropped wherever they stand.
+
+A flattening can give two tensors of the model one name. Which of them the average belongs to
+cannot be known, so neither is paired, and both are named (``colliding``).
 
 The words are those of ``load_state_dict``, seen from the model: ``missing_keys`` are names that
 the model has and the average lacks, ``unexpected_keys`` the reverse.
@@ -23,6 +27,7 @@ from ckptool.inventory import Leaf
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 SAMPLE = 64  # names that vote on the prefixes
+LEADING = 32  # prefixes tried for flattened names
 FINALISTS = 8  # prefix pairs tried on all names
 
 
@@ -34,8 +39,9 @@ class Alignment:
     missing_keys: tuple[str, ...]
     unexpected_keys: tuple[str, ...]
     mismatched: tuple[str, ...]  # the model's names whose counterpart has another shape
-    naming: str  # same | prefixed | wrapped
+    naming: str  # same | prefixed | wrapped | dots-removed | underscores | positional
     rivals: tuple[str, ...]  # prefixes in the average under which as many names would pair
+    colliding: tuple[str, ...]  # the model's names that the average's naming cannot tell apart
     tied: Mapping[str, str]  # pairs that hold through a tie: model's name -> the name it is tied to
 
     @property
@@ -45,8 +51,13 @@ class Alignment:
         return len(self.pairs) / total if total else 0.0
 
 
-def align_names(model: Mapping[str, Leaf], average: Mapping[str, Leaf]) -> Alignment:
+def align_names(
+    model: Mapping[str, Leaf], average: Mapping[str, Leaf], hint: str | None = None
+) -> Alignment:
     """The best pairing of the average's names with the model's.
+
+    ``hint`` is the prefix of the model's names to prefer when several pair equally well: for a
+    group called ``actor_target.``, that is ``actor.``.
 
     Example:
         >>> from ckptool.dtypes import BY_NAME
@@ -56,42 +67,88 @@ def align_names(model: Mapping[str, Leaf], average: Mapping[str, Leaf]) -> Align
         {'model.w': 'w'}
     """
     attempts: list[_Attempt] = []
-    for attempt in _attempts(model, average):
+    for attempt in _attempts(model, average, hint):
         attempts.append(attempt)
-        if len(attempt.pairs) == len(average):
+        if len(attempt.pairs) == len(average) and hint in {None, attempt.ours}:
             break
-    best = max(attempts, key=lambda attempt: len(attempt.pairs))
+    best = max(attempts, key=lambda attempt: (len(attempt.pairs), attempt.ours == hint))
     rivals = tuple(
-        attempt.prefix
+        attempt.theirs
         for attempt in attempts
-        if len(attempt.pairs) == len(best.pairs) > 0 and attempt.pairs != best.pairs
+        if len(attempt.pairs) == len(best.pairs) > 0
+        and attempt.pairs != best.pairs
+        and best.ours != hint
     )
     return _finish(model, average, best, rivals)
+
+
+def align_positions(
+    model: Mapping[str, Leaf], average: Mapping[str, Leaf], pairs: Mapping[str, str]
+) -> Alignment:
+    """An alignment whose pairs were found by order (``ordering.py``)."""
+    return _finish(model, average, _Attempt("positional", "", "", dict(pairs)), ())
 
 
 class _Attempt(NamedTuple):
     """One way to pair the names."""
 
     naming: str
-    prefix: str  # of the average's names, stripped
+    ours: str  # prefix of the model's names, stripped
+    theirs: str  # prefix of the average's names, stripped
     pairs: dict[str, str]
+    colliding: tuple[str, ...] = ()
 
 
-def _attempts(model: Mapping[str, Leaf], average: Mapping[str, Leaf]) -> Iterator[_Attempt]:
-    yield _Attempt("same", "", _pair(model, average, {name: name for name in average}))
+def _attempts(
+    model: Mapping[str, Leaf], average: Mapping[str, Leaf], hint: str | None
+) -> Iterator[_Attempt]:
+    yield _Attempt("same", "", "", _pair(model, average, {name: name for name in average}))
     bare_model = {unwrapped(name): name for name in model}
     bare_average = {unwrapped(name): name for name in average}
     unambiguous = len(bare_model) == len(model) and len(bare_average) == len(average)
     if not unambiguous:
         bare_model, bare_average = {n: n for n in model}, {n: n for n in average}
-    yield _Attempt("wrapped", "", _joined(model, average, bare_model, bare_average))
-    for ours, theirs in _prefix_pairs(bare_model, bare_average):
+    yield _Attempt("wrapped", "", "", _joined(model, average, bare_model, bare_average))
+    prefixes = _prefix_pairs(bare_model, bare_average)
+    if hint is not None and (hint, "") not in prefixes:
+        prefixes = [(hint, ""), *prefixes]
+    for ours, theirs in prefixes:
         renamed = {
             ours + name[len(theirs) :]: original
             for name, original in bare_average.items()
             if name.startswith(theirs)
         }
-        yield _Attempt("prefixed", theirs, _joined(model, average, bare_model, renamed))
+        pairs = _joined(model, average, bare_model, renamed)
+        yield _Attempt("prefixed", ours, theirs, pairs)
+    if not any("." in name for name in average):  # flattened names have no dots left
+        yield from _flattened_attempts(model, average)
+
+
+FLATTENINGS = {"dots-removed": "", "underscores": "_"}  # what a dot becomes
+
+
+def _flattened_attempts(
+    model: Mapping[str, Leaf], average: Mapping[str, Leaf]
+) -> Iterator[_Attempt]:
+    for naming, replacement in FLATTENINGS.items():
+        for ours in _leading_prefixes(model):
+            candidates: dict[str, list[str]] = {}
+            for name, ref in model.items():
+                flat = name[len(ours) :].replace(".", replacement)
+                if name.startswith(ours) and flat in average and average[flat].shape == ref.shape:
+                    candidates.setdefault(flat, []).append(name)
+            pairs = {names[0]: flat for flat, names in candidates.items() if len(names) == 1}
+            colliding = [n for names in candidates.values() if len(names) > 1 for n in names]
+            yield _Attempt(naming, ours, "", pairs, tuple(colliding))
+
+
+def _leading_prefixes(names: Iterable[str]) -> list[str]:
+    """The empty prefix and the most common ones of one to three components."""
+    votes: Counter[str] = Counter()
+    for name in names:
+        parts = name.split(".")
+        votes.update(".".join(parts[:depth]) + "." for depth in range(1, min(4, len(parts))))
+    return ["", *(prefix for prefix, _ in votes.most_common(LEADING))]
 
 
 def _joined(
@@ -181,7 +238,9 @@ def _finish(
     unexpected = tuple(name for name in average if name not in used)
     mismatched = tuple(name for name in missing if name in average)
     ordered = {name: covered[name] for name in model if name in covered}
-    return Alignment(ordered, missing, unexpected, mismatched, best.naming, rivals, tied)
+    return Alignment(
+        ordered, missing, unexpected, mismatched, best.naming, rivals, best.colliding, tied
+    )
 
 
 def _through_ties(model: Mapping[str, Leaf], pairs: Mapping[str, str]) -> dict[str, str]:
@@ -198,3 +257,13 @@ def _place(ref: Leaf) -> object:
     """What makes two tensors the same memory; None for tensors without bytes."""
     chunks = getattr(ref, "chunks", ())
     return (chunks, ref.dtype.name) if chunks and ref.shape and 0 not in ref.shape else None
+
+
+def paired_prefixes(alignment: Alignment) -> tuple[str, str]:
+    """The (model, average) prefixes by which most pairs differ."""
+    votes: Counter[tuple[str, str]] = Counter()
+    for name, other in alignment.pairs.items():
+        if name not in alignment.tied:
+            tail = len(common_tail(name, other))
+            votes[name[: len(name) - tail], other[: len(other) - tail]] += 1
+    return votes.most_common(1)[0][0] if votes else ("", "")

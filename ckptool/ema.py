@@ -2,58 +2,61 @@
 
 The rules, in order; frameworks' names appear only in ``layouts.py``:
 
-1. Tables (``inventory.py``) outside optimizers are weights. The **model** is the table whose
-   address a naive loader would read, without a marker in it.
-2. A **marker** is a whole word in a table's address: ``ema``, ``shadow``, ``swa``, ``averaged``;
-   split at anything that is no letter and at camel case, so that ``semantic`` or ``schema`` mark
-   nothing. ``teacher``, ``momentum`` and ``target`` mark other kinds, which are reported and never
+1. Tables (``inventory.py``) outside optimizers are weights, and so are the parts of a table under
+   a marked prefix (``groups.py``). The **model** is the table that a naive loader would read,
+   without a marker.
+2. A **marker** (``markers.py``) is a whole word in an address or a prefix: ``ema``, ``shadow``,
+   ``swa``. ``teacher``, ``momentum`` and ``target`` mark other kinds, which are reported and never
    taken unasked.
-3. A marker counts only with **alignment** (``alignment.py``): names and shapes must pair with the
-   model's.
-4. The same container under several addresses, or the same bytes, is one candidate with aliases.
-5. One candidate of an averaging kind is *found*; several that differ are *ambiguous*.
-6. A few values are compared: an average identical to the model was never updated, or the model's
-   slot holds it already.
+3. A marker counts only with **alignment**: names and shapes must pair with the model's
+   (``alignment.py``); lists pair by order (``ordering.py``).
+4. The same container under several addresses, the same bytes or equal values are one candidate
+   with aliases.
+5. A few values are compared (``evidence.py``): an average identical to the model was never
+   updated, or the model's slot holds it already; one that is unrelated to the model is no average
+   of it.
+6. Some writers keep the averages in the model's slot and the raw weights in the one called ema.
+   ``layouts.py`` tells them by what else they write; the raw ones are never taken.
+7. One candidate of an averaging kind is *found*; several that differ, or names that cannot be told
+   apart, are *ambiguous*.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from ckptool.alignment import Alignment, align_names
-from ckptool.errors import AddressError, EmaAmbiguousError, EmaNotFoundError
-from ckptool.evidence import Agreement, sample_agreement, scalar_value
+from ckptool.alignment import Alignment, align_names, align_positions, paired_prefixes
+from ckptool.errors import AddressError, CkptError, EmaAmbiguousError, EmaNotFoundError
+from ckptool.evidence import Agreement, compare_sample, scalar_value
+from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
-from ckptool.inventory import Inventory, Table, scalars_in, take_inventory
-from ckptool.layouts import EmaLayout, match_layout, nodes_at
+from ckptool.groups import Group, ordered, split_groups
+from ckptool.inventory import Inventory, Leaf, Table, scalars_in, take_inventory
+from ckptool.layouts import (
+    EmaLayout,
+    main_slot_layout,
+    match_layout,
+    metadata_at,
+    spelled,
+)
+from ckptool.markers import AVERAGES, Marker, is_raw, marker_in, unmarked
+from ckptool.optimizers import OPTIMIZERS, train_mode
+from ckptool.ordering import order_names
+from ckptool.siblings import averaged_neighbours, config_beside, raw_neighbours
 from ckptool.tree import (
     Address,
     TensorRef,
+    Tree,
+    children,
     format_address,
+    is_container,
     parse_address,
     resolve,
 )
-
-# What a word in an address marks; the averaging kinds are taken, the others only reported.
-MARKERS: Mapping[str, str] = {
-    "ema": "ema",
-    "shadow": "ema",
-    "avg": "ema",
-    "average": "ema",
-    "averaged": "ema",
-    "polyak": "ema",
-    "swa": "swa",
-    "teacher": "teacher",
-    "momentum": "momentum-encoder",
-    "target": "target-network",
-}
-AVERAGES = frozenset({"ema", "swa"})
-ASIDE = frozenset(
-    {"collected", "backup", "stored"}
-)  # words for raw weights put aside during evaluation
 
 # Keys under which loaders look for the model, the usual ones first.
 MODEL_KEYS = (
@@ -64,13 +67,20 @@ MODEL_KEYS = (
 # Scalars beside averaged weights that describe them.
 META_KEYS = frozenset({
     "decay", "num_updates", "updates", "n_averaged", "update_every", "update_start_step",
-    "update_after_step", "optimization_step", "cur_step", "current_step", "step", "initted",
-    "last_global_step", "store_on_cpu", "use_buffers", "min_decay", "inv_gamma", "power",
-    "every_n_steps", "using_ema", "has_ema", "ema_decay", "count",
+    "update_after_step", "optimization_step", "cur_step", "current_step", "step", "steps",
+    "initted",
+    "last_global_step", "latest_update_step", "latest_update_epoch", "store_on_cpu", "use_buffers",
+    "min_decay", "inv_gamma", "power", "use_ema_warmup", "every_n_steps", "using_ema", "has_ema",
+    "ema_decay", "count", "is_holding_ema_weights",
 })  # fmt: skip
 ROOT_META_KEYS = frozenset({"using_ema", "has_ema", "ema_decay"})  # clear without a neighbour
 
 MIN_SHARE = 0.3  # of a candidate's tensors that must pair with the model's
+MIN_PART = 0.15  # of a marked table that a marked part must hold to stand for it
+MIN_GROUP = 3  # tensors of a group under a prefix
+AVERAGED_MODEL = "n_averaged"  # the counter that torch's AveragedModel keeps among its weights
+RAW_KIND = "raw"  # the kind of what is called ema and holds the raw weights
+CHOSEN = "chosen"  # the kind of what the user names
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +94,45 @@ class Candidate:
     layout: EmaLayout | None
     meta: Mapping[str, Any]  # what the file says; nothing is made up
     agreement: Agreement | None  # with the model, by value
-    aliases: tuple[Address, ...]
+    aliases: tuple[Address, ...] = ()
+    file: Path | None = None  # the neighbour that holds it, if it is another file
 
     @property
     def address(self) -> str:
         """Of the table, written; with the prefix form where it is part of a container."""
         return table_address(self.table)
+
+    @property
+    def is_average(self) -> bool:
+        """Whether it is of a kind that is taken unasked."""
+        return self.kind in AVERAGES or self.kind == CHOSEN
+
+    @property
+    def is_implied(self) -> bool:
+        """Whether it stands in an optimizer's state: reported, and never taken."""
+        return not self.table.entries
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether its writer is known to keep the raw weights there."""
+        return self.layout is not None and self.layout.swapped
+
+    @property
+    def doubt(self) -> str | None:
+        """Why it must not be taken although it is the only one; None: it may be."""
+        if self.kind == "swa" and self.meta.get(AVERAGED_MODEL) == 0:
+            return "n_averaged is 0: it is the copy from which averaging will start"
+        if self.alignment is None:
+            return None
+        if self.alignment.colliding:
+            names = ", ".join(self.alignment.colliding[:4])
+            return f"its names cannot tell {len(self.alignment.colliding)} tensors apart: {names}"
+        if self.alignment.rivals:
+            others = ", ".join(repr(prefix) for prefix in self.alignment.rivals[:3])
+            return f"its names pair with the model's in several ways, also under {others}"
+        if self.alignment.naming == "positional" and not self.alignment.pairs:
+            return "it is a list without names, and neither shapes nor values decide its order"
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,169 +172,410 @@ def locate_ema(
     Raises:
         AddressError: one of the addresses names nothing, or no weights.
     """
-    inventory = take_inventory(checkpoint.tree)
-    main = select_table(inventory, model) if model else find_model(inventory)
+    search = _Search(checkpoint)
+    if model:
+        search.model = select_table(search.inventory, model)
     if ema:
-        chosen = select_table(inventory, ema)
-        candidate = _examine(checkpoint, chosen, main, "chosen", "named on the command line")
-        return _decide(checkpoint, main, (candidate,))
-    examined = [
-        _examine(checkpoint, table, main, kind, f"the address says {word!r}")
-        for table in inventory.weights
-        if table is not main and not table.is_list
-        for word, kind in [marker(table.address)]
-        if kind
-    ]
-    return _decide(checkpoint, main, tuple(c for c in _merged(examined) if _is_credible(c)))
+        table = select_table(search.inventory, ema)
+        if not model:
+            search.find_model(leaving_out=table)
+        chosen = search.examine(table, CHOSEN, "named on the command line")
+        return _decide(search, (chosen,))
+    candidates = search.candidates(fixed_model=bool(model))  # settles the model too
+    location = _decide(search, candidates)
+    return search.among_neighbours(location) if location.status == "none" else location
 
 
-def find_model(inventory: Inventory) -> Table | None:
+class _Search:
+    """The state of one search: the inventory, and the model once it is known."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.inventory = take_inventory(checkpoint.tree)
+        self.model: Table | None = None
+
+    def candidates(self, *, fixed_model: bool) -> tuple[Candidate, ...]:
+        """Everything marked that pairs with the model, merged where it is the same."""
+        plain, proposals = self._proposals()
+        if not fixed_model:
+            self.model = choose_model(plain)
+        groups = [group for table in plain for group in self._groups_of(table)]
+        if groups and self.model is not None and not fixed_model:
+            self.model = _weights(_without(self.model, groups))
+        examined = [
+            self.examine(group.table, group.marker.kind, f"the address says {group.marker.word!r}")
+            for group in [*proposals, *groups]
+            if group.table.node is not (self.model.node if self.model else None)
+            or group.table.prefix
+        ]
+        found = tuple(c for c in self._merged(examined) if _is_credible(c))
+        return (*found, *self._in_optimizers())
+
+    def _in_optimizers(self) -> Iterator[Candidate]:
+        """Averages that an optimizer keeps, or from whose state they follow; only reported."""
+        for address in self.inventory.optimizers:
+            _, node = resolve(self.checkpoint.tree, tuple(map(str, address)))
+            for row in OPTIMIZERS:
+                if any(True for _ in row.parts(node)):
+                    table = Table((*address, "state"), {}, node)
+                    meta = row.settings(node)
+                    yield Candidate(table, row.kind, row.why, None, None, meta, None)
+
+    def among_neighbours(self, location: EmaLocation) -> EmaLocation:
+        """Look beside the file when there is nothing in it."""
+        path = self.checkpoint.path
+        found = tuple(c for other in averaged_neighbours(path) for c in self._in_neighbour(other))
+        if found:
+            return _decide(self, found)
+        if any(True for other in raw_neighbours(path) for _ in self._in_neighbour(other)):
+            return replace(location, main_slot="averaged")
+        return location
+
+    def _in_neighbour(self, path: Path) -> Iterator[Candidate]:
+        """The weights of another file, if they have the names and shapes of ours."""
+        if self.model is None:
+            return
+        try:
+            with open_checkpoint(path) as other:
+                table = choose_model(_plain_tables(take_inventory(other.tree)))
+        except CkptError:
+            return
+        if table is None or table.entries.keys() != self.model.entries.keys():
+            return
+        if all(table.entries[n].shape == ref.shape for n, ref in self.model.entries.items()):
+            found = self.examine(table, "ema", f"the file beside it is called {path.name}")
+            meta = {"file name": path.stem} if re.search(r"\d", path.stem) else {}
+            meta |= {key: value for key, value in config_beside(path).items() if key in META_KEYS}
+            yield replace(found, file=path, aliases=(), layout=None, meta=meta)
+
+    def find_model(self, leaving_out: Table) -> None:
+        """The model, when the average is known: never the average itself."""
+        plain = [
+            t for t in self.inventory.weights if not _marker_of(t) or t.node is leaving_out.node
+        ]
+        rest = [
+            _without(t, [Group(leaving_out, Marker("", ""))]) if t.node is leaving_out.node else t
+            for t in plain
+        ]
+        self.model = choose_model([t for t in rest if t.entries])
+
+    def has_raw_weights_aside(self) -> bool:
+        """Whether raw weights are put aside: the file was saved in an evaluation."""
+        return any(is_raw(str(key)) for table in self.inventory.weights for key in table.address)
+
+    def _proposals(self) -> tuple[list[Table], list[Group]]:
+        """(tables without a marker in their address, marked tables or their marked parts)."""
+        plain: list[Table] = []
+        proposals: list[Group] = []
+        for table in self.inventory.weights:
+            marker = _marker_of(table)
+            if marker is None:
+                if AVERAGED_MODEL in table.entries and len(table.entries) > MIN_GROUP:
+                    proposals.append(Group(table, Marker(AVERAGED_MODEL, "swa")))
+                elif not table.is_list and not any(is_raw(str(key)) for key in table.address):
+                    plain.append(table)
+                continue
+            parts = [
+                g for g in split_groups(table)[1]
+                if g.marker.kind in AVERAGES
+                and len(g.table.entries) >= MIN_PART * len(table.entries)
+            ]  # fmt: skip
+            proposals += parts or [Group(table, marker)]
+        return plain, proposals
+
+    def _groups_of(self, table: Table) -> list[Group]:
+        """The marked parts of an unmarked table that are averages of the rest of it."""
+        rest, groups = split_groups(table)
+        rest = _weights(rest) or replace(rest, entries={})
+        main = self.model if self.model is not None and self.model.node is not table.node else rest
+        return [g for g in groups if self._pairs_with(main, g)]
+
+    def _pairs_with(self, main: Table, group: Group) -> bool:
+        if len(group.table.entries) < MIN_GROUP:
+            return False
+        if not main.entries:
+            return group.marker.kind in AVERAGES
+        candidate = self.examine(group.table, group.marker.kind, "", main)
+        alignment = candidate.alignment
+        if alignment is None or (candidate.agreement and candidate.agreement.unrelated):
+            return candidate.kind == "teacher" and _is_credible(candidate)
+        if alignment.colliding:
+            return True
+        ours, _ = paired_prefixes(alignment)
+        part = [name for name in main.entries if name.startswith(ours)]
+        matched = len(alignment.pairs)
+        return matched >= MIN_GROUP and matched >= MIN_SHARE * max(
+            len(part), len(group.table.entries)
+        )
+
+    def examine(self, table: Table, kind: str, why: str, main: Table | None = None) -> Candidate:
+        """A table as a candidate: aligned, compared, with what the file says of it."""
+        main = main or self.model
+        addresses = sorted((table.address, *table.aliases), key=len)
+        primary = replace(table, address=addresses[0])
+        entries, own = _without_metadata(primary, main)
+        primary = replace(primary, entries=entries)
+        alignment = self._align(main, primary) if main and main.entries else None
+        written = [spelled(a) + (f"/{table.prefix}*" if table.prefix else "") for a in addresses]
+        written = [w.removeprefix("/") for w in written]
+        naming = alignment.naming if alignment else None
+        layout = match_layout(self.checkpoint.tree, written, naming)
+        kind = layout.kind if layout and layout.kind and kind != CHOSEN else kind
+        return Candidate(
+            table=primary,
+            kind=kind,
+            why=f"{why}; {_coverage_text(alignment, primary)}",
+            alignment=alignment,
+            layout=layout,
+            meta=self._metadata(primary, addresses, layout, own),
+            agreement=self._agreement(main, primary, alignment) if main and alignment else None,
+            aliases=tuple(addresses[1:]),
+        )
+
+    def _align(self, main: Table, table: Table) -> Alignment:
+        """By order for lists and numbered names, else by name."""
+        sequence = ordered(table)
+        if sequence is not None and not _shares_names(main, table.entries):
+            found = order_names(main.entries, sequence, self.checkpoint.reader)
+            if found is not None:
+                return align_positions(main.entries, table.entries, found.pairs)
+        hint = f"{unmarked(table.prefix.rstrip('.'))}." if table.prefix.endswith(".") else None
+        return align_names(main.entries, table.entries, hint)
+
+    def _agreement(self, main: Table, table: Table, alignment: Alignment) -> Agreement:
+        pairs = [
+            (ours, theirs)
+            for name, other in alignment.pairs.items()
+            if isinstance(ours := main.entries[name], TensorRef)
+            and isinstance(theirs := table.entries[other], TensorRef)
+        ]
+        return compare_sample(self.checkpoint.reader, pairs)
+
+    def _metadata(
+        self,
+        table: Table,
+        addresses: list[Address],
+        layout: EmaLayout | None,
+        own: Mapping[str, Leaf],
+    ) -> dict[str, Any]:
+        """Decay, updates and the like: from around the table and where its layout says."""
+        tree, found = self.checkpoint.tree, {}
+        root = scalars_in(tree)
+        found.update({key: root[key] for key in root if key in ROOT_META_KEYS})
+        around = [resolve(tree, tuple(map(str, a[:-1])))[1] for a in addresses if a[:-1]]
+        places = [scalars_in(node) for node in around] + metadata_at(tree, layout)
+        places += [scalars_in(node) for node in _extra_states(table)]
+        for values in reversed(places):
+            found.update({key: values[key] for key in values if key in META_KEYS})
+        found.update({name.rpartition(".")[2]: ref for name, ref in own.items()})
+        found.update(_nth_of_lists(tree, addresses[0]))
+        return {key: scalar_value(self.checkpoint.reader, value) for key, value in found.items()}
+
+    def _merged(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Rule 4: the same bytes or equal values; the shortest address stands for all."""
+        merged: list[Candidate] = []
+        for candidate in sorted(candidates, key=lambda c: len(c.table.address)):
+            twin = next((i for i, c in enumerate(merged) if self._is_same(c, candidate)), None)
+            if twin is None:
+                merged.append(candidate)
+            else:
+                first = merged[twin]
+                more = (*first.aliases, candidate.table.address, *candidate.aliases)
+                merged[twin] = replace(first, aliases=more, meta={**candidate.meta, **first.meta})
+        return merged
+
+    def _is_same(self, one: Candidate, other: Candidate) -> bool:
+        if one.kind != other.kind or one.is_raw != other.is_raw:
+            return False
+        if one.alignment is None or other.alignment is None:
+            return one.table.entries == other.table.entries
+        common = [name for name in one.alignment.pairs if name in other.alignment.pairs]
+        if len(common) != len(one.alignment.pairs) or len(common) != len(other.alignment.pairs):
+            return False
+        pairs = [
+            (a, b)
+            for name in common
+            if isinstance(a := one.table.entries[one.alignment.pairs[name]], TensorRef)
+            and isinstance(b := other.table.entries[other.alignment.pairs[name]], TensorRef)
+        ]
+        if all(a.chunks == b.chunks for a, b in pairs):
+            return bool(pairs)
+        return compare_sample(self.checkpoint.reader, pairs).identical
+
+
+def _plain_tables(inventory: Inventory) -> list[Table]:
+    return [t for t in inventory.weights if _marker_of(t) is None and not t.is_list]
+
+
+def _marker_of(table: Table) -> Marker | None:
+    return marker_in(str(key) for key in table.address)
+
+
+def choose_model(tables: list[Table]) -> Table | None:
     """The table that a naive loader would take for the model's weights, or None."""
-    unmarked = [
-        table for table in inventory.weights if not marker(table.address)[1] and _is_named(table)
-    ]
+    named = [t for t in tables if t.entries and any(not name.isdigit() for name in t.entries)]
     for key in MODEL_KEYS:
-        for table in unmarked:
+        for table in named:
             if table.address == (key,):
                 return table
-    named = [t for t in unmarked if t.address and str(t.address[-1]) in MODEL_KEYS]
-    return max(named or [t for t in unmarked if len(t.address) <= 1], key=_size, default=None)
-
-
-def _is_named(table: Table) -> bool:
-    return not table.is_list and any(not name.isdigit() for name in table.entries)
+    usual = [t for t in named if t.address and str(t.address[-1]) in MODEL_KEYS]
+    return max(usual or [t for t in named if len(t.address) <= 1], key=_size, default=None)
 
 
 def _size(table: Table) -> int:
     return sum(ref.nbytes for ref in table.tensors.values())
 
 
-def marker(address: Address) -> tuple[str, str | None]:
-    """The first word of an address that marks averaged weights, and the kind it marks."""
-    words = [word for key in address if isinstance(key, str) for word in _words(key)]
-    if any(word in ASIDE for word in words):
-        return "", None
-    return next(((word, MARKERS[word]) for word in words if word in MARKERS), ("", None))
+def _without(table: Table, groups: list[Group]) -> Table:
+    """The table without the names of the groups that are parts of it."""
+    left_out = {
+        group.table.prefix + name
+        for group in groups
+        if group.table.node is table.node
+        for name in group.table.entries
+    }
+    rest = {name: ref for name, ref in table.entries.items() if name not in left_out}
+    return replace(table, entries=rest)
 
 
-def _words(text: str) -> list[str]:
-    """``EMACallback`` -> ema, callback; ``state_dict_ema`` -> state, dict, ema."""
-    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", text)]
+def _weights(table: Table) -> Table | None:
+    """The table without counters; None when nothing else is left."""
+    entries, _ = _without_metadata(table, None)
+    return replace(table, entries=entries) if entries else None
 
 
-def _examine(
-    checkpoint: Checkpoint, table: Table, main: Table | None, kind: str, why: str
-) -> Candidate:
-    addresses = sorted((table.address, *table.aliases), key=len)
-    primary = replace(table, address=addresses[0])
-    alignment = align_names(main.entries, table.entries) if main else None
-    layout = match_layout(checkpoint.tree, addresses)
-    agreement = _agreement(checkpoint, main, table, alignment) if main and alignment else None
-    return Candidate(
-        table=primary,
-        kind=kind,
-        why=f"{why}; {_coverage_text(alignment, table)}",
-        alignment=alignment,
-        layout=layout,
-        meta=_metadata(checkpoint, addresses, layout),
-        agreement=agreement,
-        aliases=tuple(addresses[1:]),
-    )
+def _without_metadata(table: Table, main: Table | None) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
+    """(weights, one-element tensors that describe them: n_averaged, decay, step)."""
+    known = {name.rpartition(".")[2] for name in main.entries} if main else set()
+    own: dict[str, Leaf] = {
+        name: ref
+        for name, ref in table.entries.items()
+        if isinstance(ref, TensorRef)
+        and ref.numel == 1
+        and (last := name.rpartition(".")[2]) in META_KEYS
+        and last not in known
+    }
+    return {name: ref for name, ref in table.entries.items() if name not in own}, own
 
 
-def _agreement(
-    checkpoint: Checkpoint, main: Table, table: Table, alignment: Alignment
-) -> Agreement:
-    pairs = [
-        (ours, theirs)
-        for name, other in alignment.pairs.items()
-        if isinstance(ours := main.entries[name], TensorRef)
-        and isinstance(theirs := table.entries[other], TensorRef)
-    ]
-    return sample_agreement(checkpoint.reader, pairs)
+def _shares_names(main: Table, entries: Mapping[str, Leaf]) -> bool:
+    return any(name in main.entries for name in entries)
+
+
+def _extra_states(table: Table) -> Iterator[Tree]:
+    """Dicts inside a state dict under the table's prefix: ``ema._extra_state``."""
+    if table.prefix and isinstance(table.node, dict):
+        for key, value in table.node.items():
+            if isinstance(value, dict) and str(key).startswith(table.prefix):
+                yield value
+
+
+def _nth_of_lists(tree: Tree, address: Address) -> dict[str, Any]:
+    """For one of several tracks in a list: the numbers at its place in the lists beside it."""
+    if len(address) < 2 or not isinstance(address[-1], int):
+        return {}
+    _, tracks = resolve(tree, tuple(map(str, address[:-1])))
+    _, around = resolve(tree, tuple(map(str, address[:-2])))
+    return {
+        str(key).removesuffix("s"): node[address[-1]]
+        for key, node in children(around)
+        if isinstance(node, (list, tuple))
+        and node is not tracks
+        and len(node) == len(tracks)
+        and all(isinstance(value, (int, float)) for value in node)
+    }
 
 
 def _coverage_text(alignment: Alignment | None, table: Table) -> str:
     if alignment is None:
         return "the file holds no model to compare it with"
     total = len(alignment.pairs) + len(alignment.missing_keys)
-    return (
-        f"names and shapes pair with {len(alignment.pairs)} of the model's {total} tensors"
-        if alignment.pairs
-        else f"none of its {len(table.entries)} names pairs with the model's"
-    )
+    if not alignment.pairs:
+        return f"none of its {len(table.entries)} names pairs with the model's"
+    how = "order and shapes pair" if alignment.naming == "positional" else "names and shapes pair"
+    return f"{how} with {len(alignment.pairs)} of the model's {total} tensors"
 
 
 def _is_credible(candidate: Candidate) -> bool:
     """Rule 3: a marker counts only with alignment, if there is a model to align with."""
-    if candidate.alignment is None:
-        return True
-    matched = len(candidate.alignment.pairs) - len(candidate.alignment.tied)
+    alignment = candidate.alignment
+    if alignment is None:
+        return len(candidate.table.entries) >= MIN_GROUP and not candidate.table.is_list
+    if candidate.doubt:
+        return candidate.is_average
+    matched = len(alignment.pairs) - len(alignment.tied)
     return matched > 0 and matched >= MIN_SHARE * len(candidate.table.entries)
 
 
-def _merged(candidates: list[Candidate]) -> list[Candidate]:
-    """Rule 4: tables of the same bytes are one candidate; the shortest address stands for it."""
-    merged: dict[Any, Candidate] = {}
-    for candidate in sorted(candidates, key=lambda c: len(c.table.address)):
-        key = (
-            tuple((name, ref.chunks) for name, ref in candidate.table.tensors.items())
-            or candidate.table.address
+# ----------------------------------------------------------------------------------------- deciding
+
+
+def _decide(search: _Search, candidates: tuple[Candidate, ...]) -> EmaLocation:
+    main = search.model
+    if main is not None and not any(c.kind == CHOSEN for c in candidates):
+        in_slot = _in_main_slot(search, main, candidates)
+        if in_slot is not None:
+            others = tuple(replace(c, kind=RAW_KIND) for c in candidates if c.is_raw)
+            return EmaLocation("found", "averaged", main, (in_slot, *others), in_slot)
+    averages = [c for c in candidates if c.is_average]
+    selected = averages[0] if len(averages) == 1 and not averages[0].doubt else None
+    location = EmaLocation(_status(candidates, selected), "unknown", main, candidates, selected)
+    return replace(location, main_slot=_main_slot(search, location))
+
+
+def _in_main_slot(
+    search: _Search, main: Table, candidates: tuple[Candidate, ...]
+) -> Candidate | None:
+    """The model's own slot, where its writer is known to keep the averages there."""
+    tree, reader = search.checkpoint.tree, search.checkpoint.reader
+    row = main_slot_layout(tree)
+    swapped = next((c for c in candidates if c.is_raw and c.layout), None)
+    free = next((c for c in candidates if train_mode(c.table.node) is False), None)
+    own = align_names(main.entries, main.entries)
+    if row is not None:
+        values = {k: v for place in metadata_at(tree, row) for k, v in place.items()}
+        meta = {k: scalar_value(reader, v) for k, v in values.items() if k in META_KEYS}
+        why = f"{row.library} saves the averages as the model: {', '.join(row.beside)} say so"
+        return Candidate(main, "ema", why, own, row, meta, None)
+    if swapped is not None and swapped.layout:
+        why = (
+            f"{swapped.layout.library} swaps on saving: the averages are in the model's slot, "
+            f"the raw weights at {swapped.address}"
         )
-        first = merged.get(key)
-        if first is None:
-            merged[key] = candidate
-        else:
-            more = (*first.aliases, candidate.table.address, *candidate.aliases)
-            merged[key] = replace(first, aliases=more)
-    return list(merged.values())
+        return Candidate(main, "ema", why, own, swapped.layout, swapped.meta, None)
+    if free is not None:
+        why = "saved after optimizer.eval(): the model's slot holds the averaged point"
+        return Candidate(main, free.kind, why, own, None, free.meta, None)
+    return None
 
 
-def _decide(
-    checkpoint: Checkpoint, main: Table | None, candidates: tuple[Candidate, ...]
-) -> EmaLocation:
-    if swapped := [c for c in candidates if c.layout and c.layout.holds == "raw"]:
-        return EmaLocation("found", "averaged", main, tuple(swapped), None)
-    averages = [c for c in candidates if c.kind in AVERAGES or c.kind == "chosen"]
-    selected = averages[0] if len(averages) == 1 and not _rivals(averages[0]) else None
-    status = "found" if selected else ("ambiguous" if candidates else "none")
-    location = EmaLocation(status, "unknown", main, candidates, selected)
-    return replace(location, main_slot=_main_slot(checkpoint, location))
+def _status(candidates: tuple[Candidate, ...], selected: Candidate | None) -> str:
+    if selected is not None:
+        return "found"
+    if all(c.kind == "schedule-free" for c in candidates):
+        return "none"
+    unrelated = any(c.agreement and c.agreement.unrelated for c in candidates)
+    undecided = unrelated or any(c.is_average for c in candidates)
+    return "ambiguous" if undecided else "found"
 
 
-def _rivals(candidate: Candidate) -> tuple[str, ...]:
-    return candidate.alignment.rivals if candidate.alignment else ()
-
-
-def _main_slot(checkpoint: Checkpoint, location: EmaLocation) -> str:
+def _main_slot(search: _Search, location: EmaLocation) -> str:
     """What the model's own slot holds, as far as the file tells."""
     chosen = location.selected
-    if location.model is None or chosen is None:
+    if location.model is None or not location.candidates:
         return "unknown"
-    flag = chosen.layout.promoted_flag if chosen.layout else None
-    if location.identical and flag and _flag(checkpoint, flag):
+    flag = chosen.layout.promoted_flag if chosen and chosen.layout else None
+    says_so = (
+        bool(flag and scalars_in(search.checkpoint.tree).get(flag))
+        or marker_in([search.checkpoint.path.stem]) is not None
+        or search.has_raw_weights_aside()
+    )
+    if location.identical and says_so:
         return "averaged"
-    return "raw"
-
-
-def _flag(checkpoint: Checkpoint, key: str) -> bool:
-    return bool(scalars_in(checkpoint.tree).get(key))
-
-
-def _metadata(
-    checkpoint: Checkpoint, addresses: list[Address], layout: EmaLayout | None
-) -> dict[str, Any]:
-    """Decay, updates and the like, from the dicts around the table and those its layout names."""
-    found: dict[str, Any] = {}
-    root = scalars_in(checkpoint.tree)
-    found.update({key: root[key] for key in root if key in ROOT_META_KEYS})
-    places = [resolve(checkpoint.tree, tuple(map(str, a[:-1])))[1] for a in addresses if a[:-1]]
-    for pattern in layout.meta_at if layout else ():
-        places += nodes_at(checkpoint.tree, pattern)
-    for place in reversed(places):
-        values = scalars_in(place)
-        found.update({key: values[key] for key in values if key in META_KEYS})
-    return {key: scalar_value(checkpoint.reader, value) for key, value in found.items()}
+    is_known = location.status == "found" or any(
+        c.kind == "schedule-free" for c in location.candidates
+    )
+    return "raw" if is_known else "unknown"
 
 
 # ---------------------------------------------------------------------------------------- selecting
@@ -334,11 +618,20 @@ def require_ema(location: EmaLocation, checkpoint: Checkpoint) -> Candidate:
 
     Raises:
         EmaNotFoundError: none.
-        EmaAmbiguousError: several, or only kinds that must be asked for.
+        EmaAmbiguousError: several, names that cannot be told apart, or only kinds that must be
+            asked for.
     """
     if location.selected is not None:
         return location.selected
     path = checkpoint.path
+    implied = [c for c in location.candidates if c.is_implied]
+    if implied and len(implied) == len(location.candidates):
+        raise EmaNotFoundError(
+            f"no averaged weights are stored as such; {implied[0].why}",
+            path=path,
+            address=implied[0].address,
+            hint="load the optimizer with its library, switch it to evaluation, and save again",
+        )
     if not location.candidates:
         raise EmaNotFoundError(
             "no averaged weights are stored beside the model's; whether these weights are "
@@ -346,24 +639,27 @@ def require_ema(location: EmaLocation, checkpoint: Checkpoint) -> Candidate:
             path=path,
             hint="if you know where they are: --ema ADDRESS; ckptool inspect lists the addresses",
         )
-    listed = ", ".join(f"{c.address or '(the top)'} ({c.kind})" for c in location.candidates)
     only = location.candidates[0]
-    if rivals := _rivals(only):
-        message = (
-            f"the names at {only.address} pair with the model's in {len(rivals) + 1} ways: "
-            + ", ".join(repr(prefix) for prefix in rivals)
-        )
-        hint = f"name the part that is meant: --ema '{only.address}/PREFIX*'"
-        raise EmaAmbiguousError(message, path=path, hint=hint)
-    if len(location.candidates) == 1:
-        message = f"{only.address} is a {only.kind}, which is not taken unless it is named"
-    else:
+    hint = f"name one: --ema '{only.address}'"
+    if len(location.candidates) > 1:
+        listed = ", ".join(f"{c.address or '(the top)'} ({c.kind})" for c in location.candidates)
         message = f"{len(location.candidates)} places could be meant: {listed}"
-    raise EmaAmbiguousError(message, path=path, hint=f"name one: --ema {only.address}")
+    elif only.doubt:
+        message = f"{only.address or '(the top)'}: {only.doubt}"
+        hint = "name the part that is meant: --ema 'ADDRESS/PREFIX*' or --model ADDRESS"
+    elif only.agreement and only.agreement.unrelated:
+        message = (
+            f"{only.address} is called {only.kind}, but its values are unrelated to the model's"
+        )
+    else:
+        message = f"{only.address} is a {only.kind}, which is not taken unless it is named"
+    raise EmaAmbiguousError(message, path=path, hint=hint)
 
 
 def _declared(checkpoint: Checkpoint) -> str:
     """What the file itself says about having no EMA."""
+    if not is_container(checkpoint.tree):
+        return ""
     values = scalars_in(checkpoint.tree)
     said = [f"{k} is {values[k]}" for k in ("has_ema", "ema_state_dict") if k in values]
     return f" ({', '.join(said)})" if said else ""

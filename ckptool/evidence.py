@@ -1,73 +1,112 @@
 """What a few values say: read only when needed, and never more than ``BUDGET`` bytes.
 
-Names and addresses lie; values do not. Comparing stored bytes needs no arithmetic, so this runs
-without numpy and costs a millisecond.
+Names and addresses lie; values do not. A sample of the beginnings of evenly spread tensors tells
+an average that was never updated (identical), one that is no average at all (unrelated), and which
+of several orders fits an unnamed list. The arithmetic is plain Python on a few thousand numbers,
+so that looking at a checkpoint needs no numpy and takes milliseconds.
 """
 
 from __future__ import annotations
 
+import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from struct import Struct
+from struct import Struct, unpack
 from typing import Any
 
 from ckptool.formats.base import TensorReader
 from ckptool.tree import TensorRef
 
 BUDGET = 1 << 20  # bytes read from either side
-PER_TENSOR = 1 << 15
+PER_TENSOR = 1 << 12
 MAX_TENSORS = 64
+UNRELATED = 0.9  # relative distance from here on: no average of these weights
 
 _SCALAR_CODES = {
     "float64": "d", "float32": "f", "float16": "e", "int64": "q", "int32": "i", "int16": "h",
     "int8": "b", "uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q", "bool": "?",
 }  # fmt: skip
 
+Pair = tuple[TensorRef, TensorRef]  # (the model's, the average's)
+
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How many tensors of two tables were compared by bytes, and how many were equal."""
+    """How a sample of the model's values compares with the average's."""
 
-    compared: int
-    equal: int
-    nbytes: int  # read from each side
+    compared: int  # tensors
+    equal: int  # of them, by value
+    distance: float | None  # ‖average - model‖ / ‖model‖ over the sample; None: nothing comparable
+    finite: bool = True  # no NaN or infinity in the sample of the average
 
     @property
     def identical(self) -> bool:
         """Everything that was compared is equal, and something was."""
         return 0 < self.compared == self.equal
 
+    @property
+    def unrelated(self) -> bool:
+        """The values have nothing to do with each other."""
+        return self.distance is not None and self.distance >= UNRELATED
 
-def sample_agreement(
-    reader: TensorReader, pairs: Sequence[tuple[TensorRef, TensorRef]]
-) -> Agreement:
-    """Compare the beginnings of evenly spread pairs of floating-point tensors, byte for byte."""
-    comparable = [(a, b) for a, b in pairs if _is_comparable(a, b)]
-    step = max(1, -(-len(comparable) // MAX_TENSORS))
-    compared = equal = nbytes = 0
-    for one, other in comparable[::step]:
-        count = min(PER_TENSOR, one.nbytes, BUDGET - nbytes)
-        if count <= 0:
-            break
-        spans = one.chunks[0].span, other.chunks[0].span
+
+def compare_sample(reader: TensorReader, pairs: Sequence[Pair]) -> Agreement:
+    """Compare the beginnings of evenly spread pairs of floating-point tensors."""
+    usable = [pair for pair in pairs if all(map(is_readable, pair))]
+    step = max(1, -(-len(usable) // MAX_TENSORS))
+    compared = equal = 0
+    off = norm = 0.0
+    finite = True
+    for ours, theirs in usable[::step]:
+        mine, yours = beginning(reader, ours), beginning(reader, theirs)
         compared += 1
-        equal += spans[0] == spans[1] or _equal(reader, *spans, count)
-        nbytes += count
-    return Agreement(compared, equal, nbytes)
+        equal += mine == yours
+        difference, size = _squares(mine, yours)
+        finite = finite and math.isfinite(difference)
+        off, norm = off + difference, norm + size
+    distance = math.sqrt(off / norm) if norm > 0 and finite else None
+    return Agreement(compared, equal, distance, finite)
 
 
-def _is_comparable(one: TensorRef, other: TensorRef) -> bool:
-    return (
-        one.dtype is other.dtype
-        and one.dtype.is_floating
-        and one.nbytes > 0
-        and one.is_stored_plainly
-        and other.is_stored_plainly
-    )
+def distance(reader: TensorReader, one: TensorRef, other: TensorRef, limit: int = 256) -> float:
+    """Relative distance of the first values of two tensors; infinite where it cannot be told."""
+    if not (is_readable(one) and is_readable(other)):
+        return math.inf
+    difference, size = _squares(beginning(reader, one, limit), beginning(reader, other, limit))
+    if difference == 0:
+        return 0.0
+    return math.sqrt(difference / size) if size > 0 and math.isfinite(difference) else math.inf
 
 
-def _equal(reader: TensorReader, one: Any, other: Any, count: int) -> bool:
-    return reader.read(one, 0, count) == reader.read(other, 0, count)
+def is_readable(ref: TensorRef) -> bool:
+    """Whether the beginning of a tensor can be read as numbers without more ado."""
+    name = ref.dtype.name
+    known = name in {"float64", "float32", "float16", "bfloat16"}
+    return known and ref.numel > 0 and ref.is_stored_plainly
+
+
+def beginning(reader: TensorReader, ref: TensorRef, limit: int = PER_TENSOR) -> Sequence[float]:
+    """The first values of a tensor, at most ``limit`` bytes of them."""
+    span = ref.chunks[0].span
+    count = min(limit, span.nbytes)
+    data = reader.read(span, 0, count - count % ref.dtype.itemsize)
+    return _numbers(ref.dtype.name, data)
+
+
+def _numbers(dtype: str, data: bytes) -> Sequence[float]:
+    if dtype == "bfloat16":  # the upper half of a float32
+        data = b"".join(b"\0\0" + data[i : i + 2] for i in range(0, len(data), 2))
+        return array("f", data)
+    if dtype == "float16":
+        return unpack(f"<{len(data) // 2}e", data)
+    return array("d" if dtype == "float64" else "f", data)
+
+
+def _squares(mine: Sequence[float], yours: Sequence[float]) -> tuple[float, float]:
+    """(squared distance, squared norm of the first), over as many values as both have."""
+    pairs = list(zip(mine, yours, strict=False))
+    return sum((b - a) ** 2 for a, b in pairs), sum(a * a for a, _ in pairs)
 
 
 def scalar_value(reader: TensorReader, value: Any) -> Any:

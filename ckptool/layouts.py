@@ -1,11 +1,12 @@
 """Where frameworks keep averaged weights: the table ``LAYOUTS``.
 
-A row gives a found candidate its name and library, says where its metadata stands and what the
-model's own slot then holds, and links the code that writes such files. A row never replaces the
-evidence (names and shapes must align, see ``ema.py``), and a layout without a row is found all the
-same.
+A row gives a found candidate its name and library, says where its metadata stands and whether the
+writer keeps the averages in the model's own slot, and links the code that writes such files. A row
+never replaces the evidence (names and shapes must align, see ``ema.py``), and a layout without a
+row is found all the same.
 
-Addresses are patterns: ``callbacks/*/ema`` has one component that may be anything.
+Addresses are patterns: ``callbacks/*/ema`` has one component that may be anything. A row whose
+``ema_at`` is its ``model_at`` is a writer that puts the averages into the model's slot.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
-from ckptool.inventory import is_optimizer
-from ckptool.tree import Address, Tree, is_container, resolve
+from ckptool.inventory import scalars_in
+from ckptool.tree import Address, Tree, children, is_container
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +26,21 @@ class EmaLayout:
 
     name: str
     library: str
-    ema_at: str  # pattern of the table's address
+    ema_at: str  # pattern of the address
     model_at: str  # address of the weights that it averages
     written_by: str  # the code that writes it, or who is known to write so
-    beside: tuple[str, ...] = ()  # top-level keys that must be there too
-    meta_at: tuple[str, ...] = ()  # patterns of the dicts that hold decay, updates and the like
-    holds: str = (
-        "averaged"  # what stands at ema_at: averaged, or raw where the writer swaps on saving
-    )
-    promoted_flag: str | None = (
-        None  # top-level key: True may mean the model's slot was overwritten
-    )
+    beside: tuple[str, ...] = ()  # patterns of places that must be there too
+    when: tuple[str, Any] | None = None  # (pattern of a place, value) that must hold
+    naming: str | None = None  # as alignment names it, where that tells the writer
+    kind: str | None = None  # where the address does not say what it is
+    swapped: bool = False  # the raw weights stand at ema_at, the averages in the model's slot
+    meta_at: tuple[str, ...] = ()  # patterns of the places that hold decay, updates and the like
+    promoted_flag: str | None = None  # top-level key: True may mean that the slot was overwritten
+
+    @property
+    def in_main_slot(self) -> bool:
+        """Whether the writer keeps the averages where a naive loader reads."""
+        return self.ema_at == self.model_at
 
 
 # fmt: off
@@ -45,6 +51,18 @@ LAYOUTS = (
     EmaLayout("callback-state", "Lightning EMACallback", "callbacks/*/ema", "state_dict",
               "an EMACallback's state_dict(), kept by Lightning under callbacks",
               meta_at=("callbacks/*EMA*",)),
+    EmaLayout("lightning-weight-averaging", "Lightning WeightAveraging", "state_dict", "state_dict",
+              "https://github.com/Lightning-AI/pytorch-lightning/blob/master/src/lightning/pytorch/callbacks/weight_averaging.py",
+              beside=("current_model_state", "averaging_state"),
+              meta_at=("averaging_state", "callbacks/*WeightAveraging*")),
+    EmaLayout("lightning-swa", "Lightning StochasticWeightAveraging",
+              "callbacks/*/average_model_state", "state_dict",
+              "https://github.com/Lightning-AI/pytorch-lightning/blob/master/src/lightning/pytorch/callbacks/stochastic_weight_avg.py",
+              kind="swa"),
+    EmaLayout("nemo-optimizer", "NeMo EMAOptimizer", "optimizer_states/*/ema", "state_dict",
+              "https://github.com/NVIDIA/NeMo/blob/main/nemo/collections/common/callbacks/ema.py"),
+    EmaLayout("boltz", "Boltz EMA callback", "ema/ema_weights", "state_dict",
+              "https://github.com/jwohlwend/boltz/blob/main/src/boltz/model/optim/ema.py"),
     EmaLayout("has-ema", "plain training loop", "ema_state_dict", "model_state_dict",
               "loops that save model_state_dict, ema_state_dict and has_ema",
               beside=("has_ema",)),
@@ -53,61 +71,114 @@ LAYOUTS = (
               promoted_flag="using_ema"),
     EmaLayout("timm", "timm CheckpointSaver", "state_dict_ema", "state_dict",
               "https://github.com/huggingface/pytorch-image-models/blob/main/timm/utils/checkpoint_saver.py"),
+    EmaLayout("torchvision", "torchvision references, ConvNeXt, DeiT", "model_ema", "model",
+              "https://github.com/pytorch/vision/blob/main/references/classification/train.py"),
     EmaLayout("basicsr", "BasicSR, Real-ESRGAN", "params_ema", "params",
               "https://github.com/XPixelGroup/BasicSR/blob/master/basicsr/models/base_model.py"),
     EmaLayout("rtdetr", "RT-DETR, D-FINE, DEIM", "ema/module", "model",
               "https://github.com/lyuwenyu/RT-DETR/blob/main/rtdetrv2_pytorch/src/optim/ema.py",
               meta_at=("ema",)),
-    EmaLayout("dit", "DiT, SiT and their likes", "ema", "model",
-              "https://github.com/facebookresearch/DiT/blob/main/train.py"),
+    EmaLayout("openfold", "OpenFold", "ema/params", "state_dict",
+              "https://github.com/aqlaboratory/openfold/blob/main/openfold/utils/exponential_moving_average.py"),
+    EmaLayout("shadow-list", "torch_ema, diffusers EMAModel, score_sde",
+              "ema/shadow_params", "model",
+              "https://github.com/fadel/pytorch_ema/blob/master/torch_ema/ema.py"),
+    EmaLayout("edm2", "EDM2 training state", "ema/emas/*", "net",
+              "https://github.com/NVlabs/edm2/blob/main/training/phema.py"),
+    EmaLayout("ema-pytorch", "ema-pytorch", "*ema_model.*", "model",
+              "https://github.com/lucidrains/ema-pytorch/blob/main/ema_pytorch/ema_pytorch.py"),
+    EmaLayout("ema-pytorch", "ema-pytorch in a trainer", "ema/ema_model.*", "model",
+              "https://github.com/lucidrains/denoising-diffusion-pytorch"),
+    EmaLayout("litema", "latent-diffusion LitEma", "state_dict/model_ema.*", "state_dict",
+              "https://github.com/CompVis/stable-diffusion/blob/main/ldm/modules/ema.py",
+              naming="dots-removed"),
+    EmaLayout("nequip-swapped", "nequip EMALightningModule", "state_dict/ema.*", "state_dict",
+              "https://github.com/mir-group/nequip/blob/main/nequip/train/ema.py",
+              when=("state_dict/ema._extra_state/is_holding_ema_weights", False), swapped=True),
+    EmaLayout("nequip", "nequip EMALightningModule", "state_dict/ema.*", "state_dict",
+              "https://github.com/mir-group/nequip/blob/main/nequip/train/ema.py",
+              beside=("state_dict/ema._extra_state",)),
     EmaLayout("mmengine-swapped", "mmengine EMAHook", "ema_state_dict", "state_dict",
               "https://github.com/open-mmlab/mmengine/blob/main/mmengine/hooks/ema_hook.py",
-              beside=("message_hub", "meta"), holds="raw"),
+              beside=("message_hub", "meta"), swapped=True),
+    EmaLayout("mmcv1-swapped", "mmcv 1 EMAHook, mmdet 2", "state_dict/ema_*", "state_dict",
+              "https://github.com/open-mmlab/mmcv/blob/1.x/mmcv/runner/hooks/ema.py",
+              naming="underscores", swapped=True),
+    EmaLayout("composer-swapped", "MosaicML Composer",
+              "state/algorithms/*/1/ema_model/named_parameters_dict", "state/model",
+              "https://github.com/mosaicml/composer/blob/main/composer/algorithms/ema/ema.py",
+              when=("state/algorithms/*/1/ema_weights_active", True), swapped=True),
+    EmaLayout("ultralytics-stripped", "Ultralytics strip_optimizer", "model", "model",
+              "https://github.com/ultralytics/ultralytics/blob/main/ultralytics/utils/torch_utils.py",
+              beside=("train_args", "ema", "updates"), when=("ema", None)),
+    EmaLayout("stylegan", "StyleGAN2-ada, StyleGAN3, EDM", "G_ema", "G",
+              "https://github.com/NVlabs/stylegan3/blob/main/training/training_loop.py"),
+    EmaLayout("dit", "DiT, SiT and their likes", "ema", "model",
+              "https://github.com/facebookresearch/DiT/blob/main/train.py"),
+    EmaLayout("dino", "DINO, iBOT", "teacher", "student",
+              "https://github.com/facebookresearch/dino/blob/main/main_dino.py"),
+    EmaLayout("moco", "MoCo", "state_dict/*encoder_k.*", "state_dict",
+              "https://github.com/facebookresearch/moco/blob/main/moco/builder.py"),
+    EmaLayout("stable-baselines3", "Stable-Baselines3 TD3, SAC, DQN", "*_target.*", "",
+              "https://github.com/DLR-RM/stable-baselines3/blob/master/stable_baselines3/td3/policies.py"),
 )
 # fmt: on
 
 
-def match_layout(tree: Tree, addresses: Iterable[Address]) -> EmaLayout | None:
-    """The first row that fits one of the addresses and whose neighbours are there."""
-    spelled = [tuple(map(str, address)) for address in addresses]
+def match_layout(tree: Tree, written: Iterable[str], naming: str | None) -> EmaLayout | None:
+    """The first row that fits one of the written addresses and whose conditions hold."""
+    addresses = list(written)
     return next(
         (
             row
             for row in LAYOUTS
-            if any(_fits(row.ema_at, address) for address in spelled) and _has(tree, row.beside)
+            if any(_fits(row.ema_at, address) for address in addresses)
+            and row.naming in {None, naming}
+            and _holds(row, tree)
         ),
         None,
     )
 
 
+def main_slot_layout(tree: Tree) -> EmaLayout | None:
+    """The row of a writer that put the averages into the model's slot, if its marks are there."""
+    return next((row for row in LAYOUTS if row.in_main_slot and _holds(row, tree)), None)
+
+
+def _holds(row: EmaLayout, tree: Tree) -> bool:
+    if not all(nodes_at(tree, pattern) for pattern in row.beside):
+        return False
+    if row.when is None:
+        return True
+    pattern, wanted = row.when
+    return any(node is wanted for node in nodes_at(tree, pattern))
+
+
 def nodes_at(tree: Tree, pattern: str) -> list[Tree]:
-    """The containers at a pattern; optimizers are never entered."""
+    """The nodes at a pattern, which may be leaves."""
     level = [tree]
     for part in pattern.split("/"):
         level = [
             child
             for node in level
-            for key, child in _named_parts(node).items()
+            if is_container(node)
+            for key, child in children(node)
             if fnmatchcase(str(key), part)
         ]
-    return [node for node in level if not is_optimizer(node)]
+    return level
 
 
-def _named_parts(node: Tree) -> dict[str, Tree]:
-    return node if isinstance(node, dict) else {}
+def metadata_at(tree: Tree, layout: EmaLayout | None) -> list[dict[str, Any]]:
+    """The scalars at the places where a layout keeps its metadata."""
+    patterns = layout.meta_at if layout else ()
+    return [scalars_in(node) for pattern in patterns for node in nodes_at(tree, pattern)]
 
 
-def _fits(pattern: str, address: tuple[str, ...]) -> bool:
-    parts = pattern.split("/")
-    return len(parts) == len(address) and all(map(fnmatchcase, address, parts))
+def _fits(pattern: str, address: str) -> bool:
+    parts, keys = pattern.split("/"), address.split("/")
+    return len(parts) == len(keys) and all(map(fnmatchcase, keys, parts))
 
 
-def _has(tree: Tree, keys: tuple[str, ...]) -> bool:
-    if not is_container(tree):
-        return not keys
-    try:
-        for key in keys:
-            resolve(tree, (key,))
-    except KeyError:
-        return False
-    return True
+def spelled(address: Address) -> str:
+    """An address with its components as they are, for matching only."""
+    return "/".join(str(key).replace("/", "~1") for key in address)

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ckptool.alignment import Alignment, common_tail, unwrapped
-from ckptool.ema import Candidate, EmaLocation
+from ckptool.alignment import Alignment, paired_prefixes, unwrapped
+from ckptool.ema import AVERAGED_MODEL, Candidate, EmaLocation
 from ckptool.errors import EmaAmbiguousError, EmaRefusedError, UnsupportedError
 from ckptool.inventory import Leaf, Table
 from ckptool.tree import Blob, TensorRef, format_address
@@ -46,7 +46,8 @@ def plan_extraction(location: EmaLocation, candidate: Candidate | None, names: s
     assert candidate is not None, "a location without a candidate has an averaged main slot"
     average, alignment = candidate.table.entries, candidate.alignment
     if model is None or alignment is None:
-        return _extraction(dict(average), frozenset(average), (), {}, (), names)
+        alone = average if names == "ema" else _without_wrapper(candidate)
+        return _extraction(alone, frozenset(alone), (), {}, (), names)
     if not alignment.pairs:
         raise EmaRefusedError(
             "none of its names and shapes pairs with the model's",
@@ -69,6 +70,22 @@ def plan_extraction(location: EmaLocation, candidate: Candidate | None, names: s
     )
 
 
+def _without_wrapper(candidate: Candidate) -> Mapping[str, Leaf]:
+    """The names that the model has, where only its ``AveragedModel`` is there, which wraps it."""
+    entries = candidate.table.entries
+    wrapped = AVERAGED_MODEL in candidate.meta and all(map(_is_wrapped, entries))
+    return (
+        {name.removeprefix(WRAPPER): ref for name, ref in entries.items()} if wrapped else entries
+    )
+
+
+WRAPPER = "module."
+
+
+def _is_wrapped(name: str) -> bool:
+    return name.startswith(WRAPPER)
+
+
 def plan_model(model: Table, names: str) -> Extraction:
     """The model's own slot as it stands: it holds the averages, or was asked for."""
     everything = dict(model.entries)
@@ -86,16 +103,6 @@ def _under_own_names(model: Table, average: Mapping[str, Leaf], alignment: Align
     outside = tuple(name for name in alignment.missing_keys if not name.startswith(ours))
     merged = {**average, **{n: ref for n, ref in renamed.items() if n not in average}}
     return _extraction(merged, frozenset(average), tuple(renamed), {}, outside, "ema")
-
-
-def paired_prefixes(alignment: Alignment) -> tuple[str, str]:
-    """The (model, average) prefixes by which most pairs differ."""
-    votes: Counter[tuple[str, str]] = Counter()
-    for name, other in alignment.pairs.items():
-        if name not in alignment.tied:
-            tail = len(common_tail(name, other))
-            votes[name[: len(name) - tail], other[: len(other) - tail]] += 1
-    return votes.most_common(1)[0][0] if votes else ("", "")
 
 
 def _extraction(

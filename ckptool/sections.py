@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ckptool.ema import EmaLocation
+from ckptool.ema import RAW_KIND, EmaLocation
 from ckptool.inventory import Inventory, is_optimizer, is_state_dict
 from ckptool.reports import Amount, Section, TensorTotals
 from ckptool.tree import (
@@ -64,7 +64,9 @@ def totals(inventory: Inventory) -> TensorTotals:
 def sections(tree: Tree, location: EmaLocation) -> tuple[Section, ...]:
     """The parts that hold tensors or structure; plain numbers at the top are no sections."""
     if is_state_dict(tree):
-        role = "ema" if location.selected and not location.selected.address else "model"
+        chosen = location.selected
+        is_average = chosen is not None and not chosen.address and chosen.file is None
+        role = "ema" if is_average and location.model is None else "model"
         return (_section((), tree, role),)
     parts = children(tree)
     if not isinstance(tree, (dict, Opaque)):
@@ -89,9 +91,16 @@ def _section(address: tuple[Key, ...], node: Tree, role: str) -> Section:
 
 def _role(key: Key, node: Tree, location: EmaLocation) -> str:
     for candidate in location.candidates:
-        if candidate.table.address[:1] == (key,) and not candidate.table.prefix:
-            swapped = candidate.layout is not None and candidate.layout.holds == "raw"
-            return "raw weights" if swapped else candidate.kind.replace("chosen", "ema")
+        if (
+            candidate.file is None
+            and candidate.table.address[:1] == (key,)
+            and not candidate.table.prefix
+        ):
+            return (
+                "raw weights"
+                if candidate.kind == RAW_KIND
+                else candidate.kind.replace("chosen", "ema")
+            )
     if location.model is not None and location.model.address[:1] == (key,):
         return "model"
     if any(map(is_optimizer, _self_and_parts(node))):

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ckptool.ema import Candidate, EmaLocation, locate_ema, table_address
+from ckptool.ema import RAW_KIND, Candidate, EmaLocation, locate_ema, table_address
 from ckptool.errors import CkptError, UnreadableError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
@@ -101,7 +101,7 @@ def _candidate(candidate: Candidate, location: EmaLocation) -> CandidateReport:
     refs = candidate.table.tensors.values()
     return CandidateReport(
         address=candidate.address,
-        file=None,
+        file=str(candidate.file) if candidate.file else None,
         kind=candidate.kind,
         layout=layout.name if layout else None,
         library=layout.library if layout else None,
@@ -149,7 +149,7 @@ def _findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding
 
 def _ema_findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:
     for candidate in location.candidates:
-        if candidate.layout and candidate.layout.holds == "raw":
+        if candidate.kind == RAW_KIND and candidate.layout:
             message = (
                 f"{candidate.layout.library} swaps on saving: this slot holds the raw weights, "
                 "the model's own slot the averaged ones"

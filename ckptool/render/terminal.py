@@ -175,7 +175,7 @@ _MAIN_SLOT = {
 
 def _ema_lines(report: InspectReport) -> Iterator[Line]:
     ema = report.ema
-    if ema.status == "none":
+    if not ema.candidates:
         yield "", _text("none stored beside the weights")
         yield "", _text((_MAIN_SLOT["unknown"], "quiet"))
         return
@@ -189,6 +189,8 @@ def _ema_lines(report: InspectReport) -> Iterator[Line]:
 def _candidate_lines(candidate: CandidateReport) -> Iterator[Line]:
     where = words.printable(candidate.address) or "(the top)"
     yield "at", _text((where, "name"), f"  {candidate.kind}, {words.size(candidate.bytes)}")
+    if candidate.file:
+        yield "in file", _text((words.printable(candidate.file), "name"))
     if candidate.layout:
         yield "layout", _text(f"{candidate.layout} ({candidate.library})")
     yield "why", _text(words.printable(candidate.why))

@@ -1,0 +1,73 @@
+"""Optimizers that average: what they keep, and what follows from it.
+
+These averages are not tables of named weights, so they are reported and not taken: ASGD's stand in
+the state of each parameter, Schedule-Free's are not stored at all but follow from the weights and
+the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ckptool.tree import Opaque, TensorRef, Tree
+
+
+@dataclass(frozen=True, slots=True)
+class AveragingOptimizer:
+    """An optimizer that keeps an average, told by a tensor in the state of its parameters."""
+
+    kind: str
+    key: str  # of the tensor in each parameter's state
+    setting: str | None  # key in param_groups that must be there
+    why: str
+
+    def parts(self, optimizer: Tree) -> Iterator[TensorRef]:
+        """The tensors under ``key``; nothing when this is another optimizer."""
+        if self.setting is not None and self.setting not in self.settings(optimizer):
+            return
+        for state in _states(optimizer):
+            if isinstance(state, dict) and isinstance(ref := state.get(self.key), TensorRef):
+                yield ref
+
+    def settings(self, optimizer: Tree) -> dict[str, Any]:
+        """What the first parameter group says of the average."""
+        groups = _fields(optimizer).get("param_groups")
+        group = groups[0] if isinstance(groups, list) and groups else {}
+        shown = (self.setting, "betas", "lambd", "alpha", "t0")
+        return {
+            key: group[key] for key in shown if key and isinstance(group, dict) and key in group
+        }
+
+
+OPTIMIZERS = (
+    # https://github.com/facebookresearch/schedule_free: x = y + (z - y) * (1 - 1 / beta1)
+    AveragingOptimizer(
+        "schedule-free",
+        "z",
+        "train_mode",
+        "the averaged point follows from the weights y and the optimizer's z: "
+        "x = y + (z - y)(1 - 1/beta1); call optimizer.eval() before saving",
+    ),
+    # torch.optim.ASGD: https://docs.pytorch.org/docs/stable/generated/torch.optim.ASGD.html
+    AveragingOptimizer(
+        "asgd", "ax", "lambd", "ASGD keeps the average of each parameter in its state as ax"
+    ),
+)
+
+
+def train_mode(optimizer: Tree) -> bool | None:
+    """Whether a Schedule-Free optimizer was saved in training mode; None for any other."""
+    mode = OPTIMIZERS[0].settings(optimizer).get("train_mode")
+    return mode if isinstance(mode, bool) else None
+
+
+def _fields(optimizer: Tree) -> dict[Any, Any]:
+    fields = optimizer.attributes if isinstance(optimizer, Opaque) else optimizer
+    return fields if isinstance(fields, dict) else {}
+
+
+def _states(optimizer: Tree) -> list[Any]:
+    state = _fields(optimizer).get("state")
+    return list(state.values()) if isinstance(state, dict) else []
