@@ -86,12 +86,12 @@ def inspect(
     color: ColorOption = "auto",
 ) -> None:
     """Show what a checkpoint holds, where its EMA is, what training state rides along."""
-    from ckptool.commands.inspect import inspect_directory, inspect_file  # noqa: PLC0415
+    from ckptool.commands.inspect import inspect_directory, inspect_file, is_run  # noqa: PLC0415
 
     reports: list[Any] = []
     with _progress("reading") as progress:
         for path in paths:
-            if os.path.isdir(path):  # noqa: PTH112 - unlike Path.is_dir, it raises nothing
+            if is_run(path):
                 reports.append(inspect_directory(path))
             else:
                 reports.append(
@@ -236,6 +236,16 @@ def _system_error(error: Any) -> CkptError:
     return CkptError(error.strerror or str(error), path=error.filename)
 
 
+def _bug(error: Any) -> CkptError:
+    """A mistake of ours: still one line, and a way to see more."""
+    if os.environ.get("CKPTOOL_DEBUG"):
+        raise error
+    return CkptError(
+        f"a bug in ckptool: {type(error).__name__}: {error}",
+        hint="CKPTOOL_DEBUG=1 shows where; please report it with the format of the file",
+    )
+
+
 # What can go wrong, and how it is said.
 TRANSLATIONS: dict[type[Exception], Callable[[Any], CkptError]] = {
     CkptError: lambda error: error,
@@ -243,6 +253,7 @@ TRANSLATIONS: dict[type[Exception], Callable[[Any], CkptError]] = {
     RecursionError: lambda _: CkptError("nested too deep to be read"),
     MemoryError: lambda _: CkptError("not enough memory"),
     OSError: _system_error,
+    Exception: _bug,
 }
 
 

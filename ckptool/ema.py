@@ -368,6 +368,8 @@ class _Search:
         for values in reversed(places):
             found.update({key: values[key] for key in values if key in META_KEYS})
         found.update({name.rpartition(".")[2]: ref for name, ref in own.items()})
+        config = _config_of(table)
+        found.update({key: config[key] for key in config if key in META_KEYS})
         found.update(_nth_of_lists(tree, addresses[0]))
         return {key: scalar_value(self.checkpoint.reader, value) for key, value in found.items()}
 
@@ -468,6 +470,14 @@ def _extra_states(table: Table) -> Iterator[Tree]:
         for key, value in table.node.items():
             if isinstance(value, dict) and str(key).startswith(table.prefix):
                 yield value
+
+
+def _config_of(table: Table) -> dict[str, Any]:
+    """The settings beside the file, where its folder is marked: ``unet_ema/config.json``."""
+    first = next(iter(table.tensors.values()), None)
+    source = first.chunks[0].span.source if first is not None and first.chunks else None
+    is_marked = isinstance(source, Path) and marker_in([source.parent.name]) is not None
+    return config_beside(source) if is_marked and isinstance(source, Path) else {}
 
 
 def _nth_of_lists(tree: Tree, address: Address) -> dict[str, Any]:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ckptool.dtypes import DType
-from ckptool.errors import UnsupportedError
+from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import TensorReader
 from ckptool.reports import TensorStats
 from ckptool.tree import Chunk, TensorRef
@@ -58,6 +59,9 @@ def blocks(reader: TensorReader, ref: TensorRef) -> Iterator[np.ndarray[Any, Any
     import numpy as np
 
     dtype = numpy_dtype(ref.dtype, ref.byteorder)
+    if not _in_order(ref):
+        yield from _slices(_resolved(assemble(reader, ref, dtype).reshape(-1), ref))
+        return
     for chunk in ref.chunks:
         if chunk.is_contiguous:
             step = BLOCK - BLOCK % dtype.itemsize
@@ -65,10 +69,44 @@ def blocks(reader: TensorReader, ref: TensorRef) -> Iterator[np.ndarray[Any, Any
                 data = reader.read(chunk.span, start, min(step, chunk.span.nbytes - start))
                 yield _resolved(np.frombuffer(data, dtype), ref)
         else:
-            flat = gather(reader, chunk, dtype).reshape(-1)
-            per_block = BLOCK // dtype.itemsize
-            for start in range(0, flat.size, per_block):
-                yield _resolved(flat[start : start + per_block], ref)
+            yield from _slices(_resolved(gather(reader, chunk, dtype).reshape(-1), ref))
+
+
+def _slices(flat: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
+    step = max(1, BLOCK // flat.itemsize)
+    for start in range(0, flat.size, step):
+        yield flat[start : start + step]
+
+
+def _in_order(ref: TensorRef) -> bool:
+    """Whether the chunks, one after the other, are the tensor in C order: cut along its first size."""
+    row = 0
+    for chunk in ref.chunks:
+        whole_rows = chunk.shape[1:] == ref.shape[1:] and not any(chunk.offsets[1:])
+        if len(ref.chunks) > 1 and (not whole_rows or chunk.offsets[0] != row):
+            return False
+        row += chunk.shape[0] if chunk.shape else 0
+    return True
+
+
+def assemble(reader: TensorReader, ref: TensorRef, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """A tensor of several chunks as one array of its shape; takes memory for all of it.
+
+    Raises:
+        DamagedError: the chunks do not cover the tensor.
+    """
+    import numpy as np
+
+    if sum(prod(chunk.shape) for chunk in ref.chunks) != ref.numel:
+        raise DamagedError(f"the chunks of a tensor of shape {list(ref.shape)} do not cover it")
+    whole = np.empty(ref.shape, dtype)
+    for chunk in ref.chunks:
+        place = tuple(
+            slice(start, start + size)
+            for start, size in zip(chunk.offsets, chunk.shape, strict=True)
+        )
+        whole[place] = gather(reader, chunk, dtype)
+    return whole
 
 
 def gather(reader: TensorReader, chunk: Chunk, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:

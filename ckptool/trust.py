@@ -30,6 +30,7 @@ DANGEROUS_MODULES = frozenset({
 })  # fmt: skip
 
 VETTED_CLASSES = frozenset({
+    "torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING",
     "argparse.Namespace", "types.SimpleNamespace", "functools.partial", "torch.device",
     "torch.dtype", "torch.Size", "torch.Tensor", "torch.nn.parameter.Parameter",
     "torch.nn.parameter.Buffer", "torch.torch_version.TorchVersion",
@@ -54,7 +55,12 @@ _STORAGES = frozenset(BY_STORAGE_CLASS) | {"UntypedStorage", "_UntypedStorage", 
 _STORAGE_MODULES = frozenset({"torch", "torch.cuda", "torch.storage", "torch.mps"})
 
 # Families whose classes are built as objects, never called.
-_KNOWN_FAMILIES = ("torch.nn.modules.", "torch.optim.", "torch.ao.quantization.")
+_KNOWN_FAMILIES = (
+    "torch.nn.modules.",
+    "torch.optim.",
+    "torch.ao.quantization.",
+    "torch.distributed.checkpoint.",
+)
 
 
 def trust_of(named: NamedGlobal) -> str:

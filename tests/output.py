@@ -66,6 +66,7 @@ def run_process(*args: object, env: Mapping[str, str] | None = None, **options) 
     """``python -m ckptool`` in a process of its own."""
     command = [sys.executable, "-m", "ckptool", *map(str, args)]
     done = subprocess.run(
-        command, env=environment(env), capture_output=True, text=True, timeout=60, check=False, **options
+        command, env=environment(env), capture_output=True, text=True, timeout=60, check=False,
+        **options,
     )  # fmt: skip
     return Output.of(done.stdout, done.stderr, done.returncode)

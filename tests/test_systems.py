@@ -1,4 +1,4 @@
-"""Five training systems, whole: their checkpoints through every command, and into their own code."""
+"""Five training systems: their checkpoints through every command, and into their own code."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def promoted(ckptool, system, output):
     return load(output)
 
 
-# --------------------------------------------------------------------------- those with an average
+# ---------------------------------------------------------------------------- those with an average
 
 
 def test_inspect_says_where_the_average_is(system, ckptool):
@@ -154,7 +154,7 @@ def test_without_export_the_callback_state_is_found(ckptool):
     }
 
 
-# ------------------------------------------------------------------------------ 2: a growing average
+# ----------------------------------------------------------------------------- 2: a growing average
 
 
 def test_an_average_of_a_part_names_what_it_lacks(ckptool, tmp_path):
@@ -172,7 +172,7 @@ def test_a_later_average_lacks_only_buffers(ckptool):
     assert [name.rpartition(".")[2] for name in candidate["missing"]] == [*names, *names]
 
 
-# ------------------------------------------------------------------------- 3: promoted by its script
+# ------------------------------------------------------------------------ 3: promoted by its script
 
 
 def test_a_promoted_slot_is_recognised_by_value(ckptool):
@@ -210,7 +210,7 @@ def test_a_tied_weight_follows_the_one_it_is_tied_to(ckptool, tmp_path):
     assert storage_of(weights["decoder.weight"]) == storage_of(weights["embed.weight"])
 
 
-# ------------------------------------------------------------------------------ 4: a run to be resumed
+# --------------------------------------------------------------------------- 4: a run to be resumed
 
 
 def test_everything_that_a_resumed_run_needs_is_seen(ckptool):
@@ -259,7 +259,7 @@ def test_the_weights_of_a_run_without_ema_are_served():
     )
 
 
-# ------------------------------------------------------------------------------- 5: bare DoRA weights
+# ----------------------------------------------------------------------------- 5: bare DoRA weights
 
 
 def test_a_bare_state_dict_of_an_adapter_is_weights(ckptool):
@@ -279,7 +279,7 @@ def test_adapter_and_base_serve_as_the_projects_own_loader_does():
     assert torch.equal(outputs(net, "make_dora"), outputs(by_hand, "make_dora"))
 
 
-# ----------------------------------------------------------------------------- those without average
+# ---------------------------------------------------------------------------- those without average
 
 
 @pytest.mark.parametrize("command", ["extract-ema", "promote-ema"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,9 +124,16 @@ def test_a_teacher_is_reported_and_not_taken(name, zoo, ckptool, tmp_path):
     path = zoo / rows()[name]["file"]
     (candidate,) = ckptool("inspect", path, "--json").json["ema"]["candidates"]
     assert candidate["kind"] == "teacher"
-    refused = ckptool("extract-ema", path, "-o", tmp_path / "ema.pt")
-    assert refused.exit_code == 2
-    assert "--ema teacher" in refused.stderr
+    assert ckptool("extract-ema", path, "-o", tmp_path / "ema.pt").exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_hint_takes_the_teacher_when_it_is_typed(zoo, ckptool, tmp_path):
+    path, output = zoo / rows()["dino"]["file"], tmp_path / "ema.pt"
+    hint = ckptool("extract-ema", path, "-o", output).stderr.splitlines()[1]
+    typed = shlex.split(hint.partition(": name one: ")[2])
+    assert ckptool("extract-ema", path, "-o", output, *typed).exit_code == 0
+    assert_same_tensors(load(output), load_file(zoo / rows()["dino"]["expected_averaged"]))
 
 
 def test_an_average_that_never_moved_is_told(zoo, ckptool):

@@ -6,6 +6,7 @@ reads all.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -14,7 +15,7 @@ from typing import Any
 
 from ckptool.ema import RAW_KIND, Candidate, EmaLocation, locate_ema, table_address
 from ckptool.errors import CkptError, UnreadableError
-from ckptool.formats import open_checkpoint
+from ckptool.formats import folder_format, open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.inventory import scalars_in, take_inventory
 from ckptool.numerics import Progress, no_progress, tensor_stats
@@ -176,6 +177,11 @@ CHECKPOINT_SUFFIXES = frozenset(
 # What a metric's name says about which way is better; names in neither are not judged.
 LOWER = ("loss", "error", "err", "fid", "wer", "cer", "ppl", "perplexity", "rmse", "mae", "mse")
 HIGHER = ("acc", "pck", "f1", "auc", "map", "iou", "dice", "psnr", "ssim", "bleu", "score")
+
+
+def is_run(path: Path) -> bool:
+    """Whether the path is a folder of checkpoints, and not one checkpoint itself."""
+    return os.path.isdir(path) and folder_format(path) is None  # noqa: PTH112 - never raises
 
 
 def inspect_directory(path: Path) -> RunReport:

@@ -8,13 +8,16 @@ empty file.
 
 from __future__ import annotations
 
+import os
 import re
 from codecs import getincrementaldecoder
 from dataclasses import dataclass
 from pathlib import Path
 
 from ckptool.errors import CkptError, UnknownFormatError
-from ckptool.formats.base import Checkpoint, CheckpointFormat, SourceFile
+from ckptool.formats.base import Checkpoint, CheckpointFormat, FolderFormat, SourceFile
+from ckptool.formats.dcp import DcpFolder
+from ckptool.formats.model_folders import ModelFolders
 from ckptool.formats.plain_pickle import PlainPickle
 from ckptool.formats.safetensors_file import SafetensorsFile
 from ckptool.formats.torch_legacy import TorchLegacy
@@ -34,7 +37,7 @@ HEAD_BYTES = 4096  # what formats are recognised by
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """The checkpoint at ``path``, of whatever format; to be closed, or used in a ``with``.
+    """The checkpoint at ``path``, a file or a folder; to be closed, or used in a ``with``.
 
     Raises:
         UnreadableError: there is no file that can be read.
@@ -43,6 +46,23 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         UnsupportedError: a checkpoint in order that holds what cannot be represented.
     """
     path = Path(path)
+    folder = folder_format(path)
+    if folder is None:
+        return _open_file(path)
+    try:
+        return folder.open(path)
+    except CkptError as error:
+        raise error.at(path) from error.__cause__
+
+
+def folder_format(path: Path) -> FolderFormat | None:
+    """The format of a folder that is one checkpoint; None for files and all other folders."""
+    if not os.path.isdir(path):  # noqa: PTH112 - unlike Path.is_dir, it raises nothing
+        return None
+    return next((known for known in FOLDER_FORMATS if known.matches(path)), None)
+
+
+def _open_file(path: Path) -> Checkpoint:
     file = SourceFile(path)
     try:
         head = file.head(HEAD_BYTES)
@@ -53,6 +73,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     except BaseException:
         file.close()
         raise
+
+
+FOLDER_FORMATS: tuple[FolderFormat, ...] = (DcpFolder(), ModelFolders(_open_file))
 
 
 def _recognise(head: bytes) -> CheckpointFormat:

@@ -127,6 +127,11 @@ class TensorReader:
             self._files[path] = SourceFile(path)
         return self._files[path]
 
+    @property
+    def opened(self) -> tuple[SourceFile, ...]:
+        """The files that are open."""
+        return tuple(self._files.values())
+
     def read(self, span: ByteSpan, start: int = 0, nbytes: int | None = None) -> bytes:
         """``nbytes`` bytes of the span from ``start``; by default all from there on."""
         count = span.nbytes - start if nbytes is None else min(nbytes, span.nbytes - start)
@@ -191,4 +196,20 @@ class CheckpointFormat(Protocol):
 
         Raises:
             DamagedError: the file breaks the rules of the format.
+        """
+
+
+class FolderFormat(Protocol):
+    """A row of ``FOLDER_FORMATS``: a folder that is one checkpoint."""
+
+    name: str
+
+    def matches(self, folder: Path) -> bool:
+        """Whether the folder is of this format."""
+
+    def open(self, folder: Path) -> Checkpoint:
+        """The folder as a checkpoint.
+
+        Raises:
+            DamagedError: the folder breaks the rules of the format.
         """

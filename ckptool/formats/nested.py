@@ -12,7 +12,7 @@ from typing import Any
 
 from ckptool.errors import DamagedError
 from ckptool.formats import torch_legacy, torch_zip
-from ckptool.formats.byte_sources import source_of
+from ckptool.formats.byte_sources import ByteSource, source_of
 from ckptool.formats.pickled import Pickles
 from ckptool.formats.zip_records import ZipArchive, is_zip
 from ckptool.tree import BytesRef
@@ -28,7 +28,15 @@ def read_stream(data: Any, pickles: Pickles) -> Any:
         data = data.encode()
     if not isinstance(data, (bytes, bytearray, BytesRef)):
         raise DamagedError(f"a stream of torch.save is a {type(data).__name__} instead of bytes")
-    source = source_of(data, pickles.file)
+    return read_source(source_of(data, pickles.file), pickles)
+
+
+def read_source(source: ByteSource, pickles: Pickles) -> Any:
+    """The value of the ``torch.save`` that fills ``source``.
+
+    Raises:
+        DamagedError: it is none.
+    """
     head = source.read(0, min(torch_legacy.MAGIC_BYTES, source.size))
     if is_zip(head):
         return torch_zip.TorchRecords(ZipArchive(source)).read_tree(pickles)

@@ -115,7 +115,7 @@ def _rebuild_tensor_v3(
     metadata: Any = None,
 ) -> TensorRef:
     more: dict[str, Any] = {"requires_grad": bool(requires_grad), "lazy": _lazy(metadata)}
-    return tensor_view(storage, offset, shape, strides, _dtype(dtype), **more)
+    return tensor_view(storage, offset, shape, strides, dtype_of(dtype), **more)
 
 
 def _lazy(metadata: Any) -> tuple[str, ...]:
@@ -139,7 +139,7 @@ def _rebuild_qtensor(
 
 def _rebuild_meta_tensor(dtype: Any, shape: Any, _strides: Any, requires_grad: Any) -> TensorRef:
     return TensorRef(
-        _dtype(dtype), _sizes(shape), (), device="meta", requires_grad=bool(requires_grad)
+        dtype_of(dtype), _sizes(shape), (), device="meta", requires_grad=bool(requires_grad)
     )
 
 
@@ -208,7 +208,12 @@ def _last_name(value: Any) -> str:
     return _as_text(value).rpartition(".")[2]
 
 
-def _dtype(value: Any) -> DType:
+def dtype_of(value: Any) -> DType:
+    """The element type that a pickled ``torch.dtype`` names.
+
+    Raises:
+        DamagedError: an unknown one.
+    """
     name = _last_name(value)
     if name not in BY_NAME:
         raise DamagedError(f"the element type {name!r:.60} is not known")
@@ -372,7 +377,7 @@ _NDARRAY = "numpy.ndarray"
 
 
 def _state_of(state: Any) -> tuple[Any, ...]:
-    """``(version, shape, dtype, is_fortran, data)`` without the version, which old numpy left out."""
+    """``(version, shape, dtype, is_fortran, data)``, the version being left out by old numpy."""
     return state[-4:] if isinstance(state, tuple) else (state,)
 
 
