@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +23,9 @@ from ckptool import __version__
 from ckptool.errors import CkptError, UsageError
 from ckptool.render.as_json import to_json
 from ckptool.reports import ErrorReport
+
+if TYPE_CHECKING:
+    from ckptool.layouts import Layouts
 
 DONE, NO, CANNOT, INTERRUPTED = 0, 1, 2, 130
 PROGRESS_AFTER = 1.0  # seconds
@@ -92,11 +95,16 @@ def inspect(
     with _progress("reading") as progress:
         for path in paths:
             if is_run(path):
-                reports.append(inspect_directory(path))
+                reports.append(inspect_directory(path, layouts=_house_layouts()))
             else:
                 reports.append(
                     inspect_file(
-                        path, list_tensors=tensors, match=match, stats=stats, progress=progress
+                        path,
+                        list_tensors=tensors,
+                        match=match,
+                        stats=stats,
+                        progress=progress,
+                        layouts=_house_layouts(),
                     )
                 )
     _answer(reports if len(reports) > 1 else reports[0], json=json, color=color)
@@ -136,7 +144,7 @@ def extract_ema(
     with _progress("extracting") as progress:
         report = run_extract(
             path, output, ema=ema, model=model, names=names, wrap=wrap, force=force,
-            dry_run=dry_run, progress=progress,
+            dry_run=dry_run, progress=progress, layouts=_house_layouts(),
         )  # fmt: skip
     _answer(report, json=json, color=color)
 
@@ -159,9 +167,32 @@ def promote_ema(
 
     with _progress("promoting") as progress:
         report = run_promote(
-            path, output, ema=ema, model=model, force=force, dry_run=dry_run, progress=progress
+            path,
+            output,
+            ema=ema,
+            model=model,
+            force=force,
+            dry_run=dry_run,
+            progress=progress,
+            layouts=_house_layouts(),
         )
     _answer(report, json=json, color=color)
+
+
+@app.command()
+def layouts(json: JsonOption = False, color: ColorOption = "auto") -> None:
+    """List where frameworks are known to keep averaged weights."""
+    from ckptool.layouts import LAYOUTS  # noqa: PLC0415
+    from ckptool.reports import LayoutsReport  # noqa: PLC0415
+
+    _answer(LayoutsReport((*_house_layouts(), *LAYOUTS)), json=json, color=color)
+
+
+def _house_layouts() -> Layouts:
+    """Rows of the configuration at or above the working directory."""
+    from ckptool.config import read_layouts  # noqa: PLC0415
+
+    return read_layouts(Path.cwd())
 
 
 # ------------------------------------------------------------------------------------------ output

@@ -25,36 +25,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from shlex import quote
 
 from ckptool.alignment import Alignment, align_names, align_positions, paired_prefixes
-from ckptool.errors import AddressError, CkptError, EmaAmbiguousError, EmaNotFoundError
-from ckptool.evidence import Agreement, compare_sample, scalar_value
+from ckptool.candidates import (
+    AVERAGED_MODEL,
+    CHOSEN,
+    RAW_KIND,
+    Candidate,
+    EmaLocation,
+)
+from ckptool.errors import CkptError, EmaAmbiguousError, EmaNotFoundError
+from ckptool.evidence import Evidence, compare_sample
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.groups import Group, ordered, split_groups
 from ckptool.inventory import Inventory, Leaf, Table, scalars_in, take_inventory
-from ckptool.layouts import (
-    EmaLayout,
-    main_slot_layout,
-    match_layout,
-    metadata_at,
-    spelled,
-)
+from ckptool.layouts import Layouts, main_slot_layout, match_layout, spelled
 from ckptool.markers import AVERAGES, Marker, is_raw, marker_in, unmarked
+from ckptool.metadata import META_KEYS, layout_metadata, read_metadata, split_counters
 from ckptool.optimizers import OPTIMIZERS, train_mode
 from ckptool.ordering import order_names
+from ckptool.selection import select_table
 from ckptool.siblings import averaged_neighbours, config_beside, raw_neighbours
 from ckptool.tree import (
-    Address,
     TensorRef,
-    Tree,
-    children,
-    format_address,
     is_container,
-    parse_address,
     resolve,
 )
 
@@ -64,115 +62,29 @@ MODEL_KEYS = (
     "generator", "G", "g", "unet", "network_weights", "network", "weights",
 )  # fmt: skip
 
-# Scalars beside averaged weights that describe them.
-META_KEYS = frozenset({
-    "decay", "num_updates", "updates", "n_averaged", "update_every", "update_start_step",
-    "update_after_step", "optimization_step", "cur_step", "current_step", "step", "steps",
-    "initted",
-    "last_global_step", "latest_update_step", "latest_update_epoch", "store_on_cpu", "use_buffers",
-    "min_decay", "inv_gamma", "power", "use_ema_warmup", "every_n_steps", "using_ema", "has_ema",
-    "ema_decay", "count", "is_holding_ema_weights",
-})  # fmt: skip
-ROOT_META_KEYS = frozenset({"using_ema", "has_ema", "ema_decay"})  # clear without a neighbour
-
 MIN_SHARE = 0.3  # of a candidate's tensors that must pair with the model's
 MIN_PART = 0.15  # of a marked table that a marked part must hold to stand for it
 MIN_GROUP = 3  # tensors of a group under a prefix
-AVERAGED_MODEL = "n_averaged"  # the counter that torch's AveragedModel keeps among its weights
-RAW_KIND = "raw"  # the kind of what is called ema and holds the raw weights
-CHOSEN = "chosen"  # the kind of what the user names
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A place that may hold averaged weights."""
-
-    table: Table
-    kind: str  # ema, swa, teacher, momentum-encoder, target-network, chosen (by the user)
-    why: str
-    alignment: Alignment | None  # None: there is no model to align with
-    layout: EmaLayout | None
-    meta: Mapping[str, Any]  # what the file says; nothing is made up
-    agreement: Agreement | None  # with the model, by value
-    aliases: tuple[Address, ...] = ()
-    file: Path | None = None  # the neighbour that holds it, if it is another file
-
-    @property
-    def address(self) -> str:
-        """Of the table, written; with the prefix form where it is part of a container."""
-        return table_address(self.table)
-
-    @property
-    def is_average(self) -> bool:
-        """Whether it is of a kind that is taken unasked."""
-        return self.kind in AVERAGES or self.kind == CHOSEN
-
-    @property
-    def is_implied(self) -> bool:
-        """Whether it stands in an optimizer's state: reported, and never taken."""
-        return not self.table.entries
-
-    @property
-    def is_raw(self) -> bool:
-        """Whether its writer is known to keep the raw weights there."""
-        return self.layout is not None and self.layout.swapped
-
-    @property
-    def doubt(self) -> str | None:
-        """Why it must not be taken although it is the only one; None: it may be."""
-        if self.kind == "swa" and self.meta.get(AVERAGED_MODEL) == 0:
-            return "n_averaged is 0: it is the copy from which averaging will start"
-        if self.alignment is None:
-            return None
-        if self.alignment.colliding:
-            names = ", ".join(self.alignment.colliding[:4])
-            return f"its names cannot tell {len(self.alignment.colliding)} tensors apart: {names}"
-        if self.alignment.rivals:
-            others = ", ".join(repr(prefix) for prefix in self.alignment.rivals[:3])
-            return f"its names pair with the model's in several ways, also under {others}"
-        if self.alignment.naming == "positional" and not self.alignment.pairs:
-            return "it is a list without names, and neither shapes nor values decide its order"
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class EmaLocation:
-    """The answer of :func:`locate_ema`."""
-
-    status: str  # found | none | ambiguous
-    main_slot: str  # raw | averaged | unknown: what the model's own slot holds
-    model: Table | None
-    candidates: tuple[Candidate, ...]
-    selected: Candidate | None
-
-    @property
-    def identical(self) -> bool:
-        """Whether the selected average has the model's values, as far as they were compared."""
-        chosen = self.selected
-        return bool(chosen and chosen.agreement and chosen.agreement.identical)
-
-
-def table_address(table: Table) -> str:
-    """``a/b``, or ``a/b/prefix.*`` for the part of a container under a prefix."""
-    address = format_address(table.address)
-    if not table.prefix:
-        return address
-    prefix = format_address((table.prefix,)) + "*"
-    return f"{address}/{prefix}" if address else prefix
 
 
 # ----------------------------------------------------------------------------------------- locating
 
 
 def locate_ema(
-    checkpoint: Checkpoint, *, ema: str | None = None, model: str | None = None
+    checkpoint: Checkpoint,
+    *,
+    ema: str | None = None,
+    model: str | None = None,
+    layouts: Layouts = (),
 ) -> EmaLocation:
     """Where the averaged weights are; ``ema`` and ``model`` are addresses that override the search.
+
+    ``layouts`` are rows of a house style, tried before ``LAYOUTS``.
 
     Raises:
         AddressError: one of the addresses names nothing, or no weights.
     """
-    search = _Search(checkpoint)
+    search = _Search(checkpoint, layouts)
     if model:
         search.model = select_table(search.inventory, model)
     if ema:
@@ -189,8 +101,8 @@ def locate_ema(
 class _Search:
     """The state of one search: the inventory, and the model once it is known."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, layouts: Layouts) -> None:
+        self.checkpoint, self.layouts = checkpoint, layouts
         self.inventory = take_inventory(checkpoint.tree)
         self.model: Table | None = None
 
@@ -297,29 +209,28 @@ class _Search:
             return group.marker.kind in AVERAGES
         candidate = self.examine(group.table, group.marker.kind, "", main)
         alignment = candidate.alignment
-        if alignment is None or (candidate.agreement and candidate.agreement.unrelated):
-            return candidate.kind == "teacher" and _is_credible(candidate)
-        if alignment.colliding:
-            return True
+        if alignment is None or alignment.colliding:
+            return alignment is not None
         ours, _ = paired_prefixes(alignment)
         part = [name for name in main.entries if name.startswith(ours)]
         matched = len(alignment.pairs)
-        return matched >= MIN_GROUP and matched >= MIN_SHARE * max(
-            len(part), len(group.table.entries)
-        )
+        if matched < max(MIN_GROUP, MIN_SHARE * max(len(part), len(group.table.entries))):
+            return False
+        is_plain = candidate.is_average and 2 * matched >= len(main.entries)
+        return is_plain or candidate.kind == "teacher" or not candidate.is_unrelated
 
     def examine(self, table: Table, kind: str, why: str, main: Table | None = None) -> Candidate:
         """A table as a candidate: aligned, compared, with what the file says of it."""
         main = main or self.model
         addresses = sorted((table.address, *table.aliases), key=len)
         primary = replace(table, address=addresses[0])
-        entries, own = _without_metadata(primary, main)
+        entries, own = split_counters(primary, main)
         primary = replace(primary, entries=entries)
         alignment = self._align(main, primary) if main and main.entries else None
         written = [spelled(a) + (f"/{table.prefix}*" if table.prefix else "") for a in addresses]
         written = [w.removeprefix("/") for w in written]
         naming = alignment.naming if alignment else None
-        layout = match_layout(self.checkpoint.tree, written, naming)
+        layout = match_layout(self.checkpoint.tree, written, naming, self.layouts)
         kind = layout.kind if layout and layout.kind and kind != CHOSEN else kind
         return Candidate(
             table=primary,
@@ -327,8 +238,8 @@ class _Search:
             why=f"{why}; {_coverage_text(alignment, primary)}",
             alignment=alignment,
             layout=layout,
-            meta=self._metadata(primary, addresses, layout, own),
-            agreement=self._agreement(main, primary, alignment) if main and alignment else None,
+            meta=read_metadata(self.checkpoint, primary, addresses, layout, own),
+            evidence=self._evidence(main, primary, alignment) if main and alignment else None,
             aliases=tuple(addresses[1:]),
         )
 
@@ -342,36 +253,14 @@ class _Search:
         hint = f"{unmarked(table.prefix.rstrip('.'))}." if table.prefix.endswith(".") else None
         return align_names(main.entries, table.entries, hint)
 
-    def _agreement(self, main: Table, table: Table, alignment: Alignment) -> Agreement:
+    def _evidence(self, main: Table, table: Table, alignment: Alignment) -> Evidence:
         pairs = [
             (ours, theirs)
             for name, other in alignment.pairs.items()
             if isinstance(ours := main.entries[name], TensorRef)
             and isinstance(theirs := table.entries[other], TensorRef)
         ]
-        return compare_sample(self.checkpoint.reader, pairs)
-
-    def _metadata(
-        self,
-        table: Table,
-        addresses: list[Address],
-        layout: EmaLayout | None,
-        own: Mapping[str, Leaf],
-    ) -> dict[str, Any]:
-        """Decay, updates and the like: from around the table and where its layout says."""
-        tree, found = self.checkpoint.tree, {}
-        root = scalars_in(tree)
-        found.update({key: root[key] for key in root if key in ROOT_META_KEYS})
-        around = [resolve(tree, tuple(map(str, a[:-1])))[1] for a in addresses if a[:-1]]
-        places = [scalars_in(node) for node in around] + metadata_at(tree, layout)
-        places += [scalars_in(node) for node in _extra_states(table)]
-        for values in reversed(places):
-            found.update({key: values[key] for key in values if key in META_KEYS})
-        found.update({name.rpartition(".")[2]: ref for name, ref in own.items()})
-        config = _config_of(table)
-        found.update({key: config[key] for key in config if key in META_KEYS})
-        found.update(_nth_of_lists(tree, addresses[0]))
-        return {key: scalar_value(self.checkpoint.reader, value) for key, value in found.items()}
+        return Evidence(self.checkpoint.reader, tuple(pairs))
 
     def _merged(self, candidates: list[Candidate]) -> list[Candidate]:
         """Rule 4: the same bytes or equal values; the shortest address stands for all."""
@@ -442,58 +331,12 @@ def _without(table: Table, groups: list[Group]) -> Table:
 
 def _weights(table: Table) -> Table | None:
     """The table without counters; None when nothing else is left."""
-    entries, _ = _without_metadata(table, None)
+    entries, _ = split_counters(table, None)
     return replace(table, entries=entries) if entries else None
-
-
-def _without_metadata(table: Table, main: Table | None) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
-    """(weights, one-element tensors that describe them: n_averaged, decay, step)."""
-    known = {name.rpartition(".")[2] for name in main.entries} if main else set()
-    own: dict[str, Leaf] = {
-        name: ref
-        for name, ref in table.entries.items()
-        if isinstance(ref, TensorRef)
-        and ref.numel == 1
-        and (last := name.rpartition(".")[2]) in META_KEYS
-        and last not in known
-    }
-    return {name: ref for name, ref in table.entries.items() if name not in own}, own
 
 
 def _shares_names(main: Table, entries: Mapping[str, Leaf]) -> bool:
     return any(name in main.entries for name in entries)
-
-
-def _extra_states(table: Table) -> Iterator[Tree]:
-    """Dicts inside a state dict under the table's prefix: ``ema._extra_state``."""
-    if table.prefix and isinstance(table.node, dict):
-        for key, value in table.node.items():
-            if isinstance(value, dict) and str(key).startswith(table.prefix):
-                yield value
-
-
-def _config_of(table: Table) -> dict[str, Any]:
-    """The settings beside the file, where its folder is marked: ``unet_ema/config.json``."""
-    first = next(iter(table.tensors.values()), None)
-    source = first.chunks[0].span.source if first is not None and first.chunks else None
-    is_marked = isinstance(source, Path) and marker_in([source.parent.name]) is not None
-    return config_beside(source) if is_marked and isinstance(source, Path) else {}
-
-
-def _nth_of_lists(tree: Tree, address: Address) -> dict[str, Any]:
-    """For one of several tracks in a list: the numbers at its place in the lists beside it."""
-    if len(address) < 2 or not isinstance(address[-1], int):
-        return {}
-    _, tracks = resolve(tree, tuple(map(str, address[:-1])))
-    _, around = resolve(tree, tuple(map(str, address[:-2])))
-    return {
-        str(key).removesuffix("s"): node[address[-1]]
-        for key, node in children(around)
-        if isinstance(node, (list, tuple))
-        and node is not tracks
-        and len(node) == len(tracks)
-        and all(isinstance(value, (int, float)) for value in node)
-    }
 
 
 def _coverage_text(alignment: Alignment | None, table: Table) -> str:
@@ -537,14 +380,13 @@ def _in_main_slot(
     search: _Search, main: Table, candidates: tuple[Candidate, ...]
 ) -> Candidate | None:
     """The model's own slot, where its writer is known to keep the averages there."""
-    tree, reader = search.checkpoint.tree, search.checkpoint.reader
-    row = main_slot_layout(tree)
+    tree = search.checkpoint.tree
+    row = main_slot_layout(tree, search.layouts)
     swapped = next((c for c in candidates if c.is_raw and c.layout), None)
     free = next((c for c in candidates if train_mode(c.table.node) is False), None)
     own = align_names(main.entries, main.entries)
     if row is not None:
-        values = {k: v for place in metadata_at(tree, row) for k, v in place.items()}
-        meta = {k: scalar_value(reader, v) for k, v in values.items() if k in META_KEYS}
+        meta = layout_metadata(search.checkpoint, row)
         why = f"{row.library} saves the averages as the model: {', '.join(row.beside)} say so"
         return Candidate(main, "ema", why, own, row, meta, None)
     if swapped is not None and swapped.layout:
@@ -564,7 +406,7 @@ def _status(candidates: tuple[Candidate, ...], selected: Candidate | None) -> st
         return "found"
     if all(c.kind == "schedule-free" for c in candidates):
         return "none"
-    unrelated = any(c.agreement and c.agreement.unrelated for c in candidates)
+    unrelated = any(c.is_unrelated for c in candidates if not c.is_average)
     undecided = unrelated or any(c.is_average for c in candidates)
     return "ambiguous" if undecided else "found"
 
@@ -580,7 +422,7 @@ def _main_slot(search: _Search, location: EmaLocation) -> str:
         or marker_in([search.checkpoint.path.stem]) is not None
         or search.has_raw_weights_aside()
     )
-    if location.identical and says_so:
+    if says_so and location.identical:  # values are read only then
         return "averaged"
     is_known = location.status == "found" or any(
         c.kind == "schedule-free" for c in location.candidates
@@ -588,39 +430,8 @@ def _main_slot(search: _Search, location: EmaLocation) -> str:
     return "raw" if is_known else "unknown"
 
 
-# ---------------------------------------------------------------------------------------- selecting
-
-
-def select_table(inventory: Inventory, text: str) -> Table:
-    """The table at a written address, ``a/b`` or ``a/b/prefix.*``.
-
-    Raises:
-        AddressError: nothing there, or no tensors.
-    """
-    keys, is_prefix = parse_address(text)
-    container, prefix = (keys[:-1], keys[-1]) if is_prefix else (keys, "")
-    try:
-        address, node = resolve(inventory.tree, container)
-    except KeyError as error:
-        raise AddressError(f"no such place: there is no {error.args[0]!r}", address=text) from None
-    table = next((t for t in inventory.tables if t.node is node), None)
-    if table is None:
-        raise AddressError(
-            "this place holds no tensors", address=text, hint=_places_hint(inventory, address)
-        )
-    if not is_prefix:
-        return replace(table, address=address)
-    entries = {n[len(prefix) :]: ref for n, ref in table.entries.items() if n.startswith(prefix)}
-    if not entries:
-        raise AddressError(f"no name there begins with {prefix!r}", address=text)
-    return replace(table, address=address, entries=entries, prefix=prefix, aliases=())
-
-
-def _places_hint(inventory: Inventory, address: Address) -> str:
-    inside = [t for t in inventory.tables if t.address[: len(address)] == address]
-    listed = inside or list(inventory.weights)
-    places = ", ".join(format_address(t.address) or "(the top)" for t in listed[:5])
-    return f"tensors are at: {places}" if places else "the file holds no tensors"
+# -----------------------------------------------------------------------------------------
+# requiring
 
 
 def require_ema(location: EmaLocation, checkpoint: Checkpoint) -> Candidate:
@@ -650,14 +461,14 @@ def require_ema(location: EmaLocation, checkpoint: Checkpoint) -> Candidate:
             hint="if you know where they are: --ema ADDRESS; ckptool inspect lists the addresses",
         )
     only = location.candidates[0]
-    hint = f"name one: --ema '{only.address}'"
+    hint = f"ckptool extract-ema {quote(str(path))} --ema {quote(only.address)}"
     if len(location.candidates) > 1:
         listed = ", ".join(f"{c.address or '(the top)'} ({c.kind})" for c in location.candidates)
         message = f"{len(location.candidates)} places could be meant: {listed}"
     elif only.doubt:
         message = f"{only.address or '(the top)'}: {only.doubt}"
         hint = "name the part that is meant: --ema 'ADDRESS/PREFIX*' or --model ADDRESS"
-    elif only.agreement and only.agreement.unrelated:
+    elif only.is_unrelated:
         message = (
             f"{only.address} is called {only.kind}, but its values are unrelated to the model's"
         )

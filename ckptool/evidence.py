@@ -12,6 +12,7 @@ import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from struct import Struct, unpack
 from typing import Any
 
@@ -49,6 +50,18 @@ class Agreement:
     def unrelated(self) -> bool:
         """The values have nothing to do with each other."""
         return self.distance is not None and self.distance >= UNRELATED
+
+
+class Evidence:
+    """Pairs whose values can be compared; nothing is read before somebody asks."""
+
+    def __init__(self, reader: TensorReader, pairs: Sequence[Pair]) -> None:
+        self._reader, self.pairs = reader, pairs
+
+    @cached_property
+    def agreement(self) -> Agreement:
+        """How the averages compare with the model."""
+        return compare_sample(self._reader, self.pairs)
 
 
 def compare_sample(reader: TensorReader, pairs: Sequence[Pair]) -> Agreement:

@@ -43,8 +43,10 @@ class EmaLayout:
         return self.ema_at == self.model_at
 
 
+Layouts = tuple[EmaLayout, ...]
+
 # fmt: off
-LAYOUTS = (
+LAYOUTS: Layouts = (
     EmaLayout("callback-export", "Lightning EMACallback", "ema_state_dict", "state_dict",
               "an EMACallback with export_to_checkpoint=True, in on_save_checkpoint",
               beside=("ema_meta",), meta_at=("ema_meta", "callbacks/*EMA*")),
@@ -125,13 +127,18 @@ LAYOUTS = (
 # fmt: on
 
 
-def match_layout(tree: Tree, written: Iterable[str], naming: str | None) -> EmaLayout | None:
-    """The first row that fits one of the written addresses and whose conditions hold."""
+def match_layout(
+    tree: Tree, written: Iterable[str], naming: str | None, more: Layouts = ()
+) -> EmaLayout | None:
+    """The first row that fits one of the addresses and whose conditions hold.
+
+    ``more`` are rows of a house style; they come first.
+    """
     addresses = list(written)
     return next(
         (
             row
-            for row in LAYOUTS
+            for row in (*more, *LAYOUTS)
             if any(_fits(row.ema_at, address) for address in addresses)
             and row.naming in {None, naming}
             and _holds(row, tree)
@@ -140,9 +147,9 @@ def match_layout(tree: Tree, written: Iterable[str], naming: str | None) -> EmaL
     )
 
 
-def main_slot_layout(tree: Tree) -> EmaLayout | None:
+def main_slot_layout(tree: Tree, more: Layouts = ()) -> EmaLayout | None:
     """The row of a writer that put the averages into the model's slot, if its marks are there."""
-    return next((row for row in LAYOUTS if row.in_main_slot and _holds(row, tree)), None)
+    return next((row for row in (*more, *LAYOUTS) if row.in_main_slot and _holds(row, tree)), None)
 
 
 def _holds(row: EmaLayout, tree: Tree) -> bool:

@@ -14,7 +14,7 @@ from ckptool.torch_bridge import as_torch
 if TYPE_CHECKING:
     import torch
 
-    from ckptool.ema import EmaLocation
+    from ckptool.candidates import EmaLocation
     from ckptool.formats.base import Checkpoint
 
 Which = Literal["ema", "model", "auto"]

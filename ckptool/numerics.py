@@ -79,7 +79,7 @@ def _slices(flat: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
 
 
 def _in_order(ref: TensorRef) -> bool:
-    """Whether the chunks, one after the other, are the tensor in C order: cut along its first size."""
+    """Whether the chunks, one after the other, are the tensor in C order: cut into rows."""
     row = 0
     for chunk in ref.chunks:
         whole_rows = chunk.shape[1:] == ref.shape[1:] and not any(chunk.offsets[1:])
@@ -201,8 +201,9 @@ def tensor_stats(reader: TensorReader, ref: TensorRef) -> TensorStats | None:
         if finite.size:
             lows.append(float(finite.min()))
             highs.append(float(finite.max()))
-            mean = float(finite.mean())
-            moments.append((finite.size, mean, float(((finite - mean) ** 2).sum())))
+            with np.errstate(all="ignore"):  # beyond 1e154 squares are infinite, and so are these
+                mean = float(finite.mean())
+                moments.append((finite.size, mean, float(((finite - mean) ** 2).sum())))
     if not moments:
         return TensorStats(None, None, None, None, None, nonfinite)
     count, mean, spread = _combined(moments)

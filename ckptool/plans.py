@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ckptool.alignment import Alignment, paired_prefixes, unwrapped
-from ckptool.ema import AVERAGED_MODEL, Candidate, EmaLocation
+from ckptool.candidates import AVERAGED_MODEL, Candidate, EmaLocation
 from ckptool.errors import EmaAmbiguousError, EmaRefusedError, UnsupportedError
 from ckptool.inventory import Leaf, Table
 from ckptool.tree import Blob, TensorRef, format_address

@@ -70,6 +70,9 @@ class CandidateReport:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     meta: Mapping[str, Any]
+    distance: (
+        float | None
+    )  # of a sample of values, relative to the model's; 0: identical, 1: unrelated
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +205,15 @@ class PromoteReport:
     dropped: tuple[str, ...]
     shared: tuple[str, ...] = ()  # other addresses that view the bytes that change
     findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutsReport:
+    """The table of layouts."""
+
+    schema: ClassVar[str] = "ckptool/layouts/1"
+
+    layouts: tuple[Any, ...]  # rows of ``layouts.py``, those of the configuration first
 
 
 @dataclass(frozen=True, slots=True)

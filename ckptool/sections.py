@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ckptool.ema import RAW_KIND, EmaLocation
+from ckptool.candidates import RAW_KIND, EmaLocation
 from ckptool.inventory import Inventory, is_optimizer, is_state_dict
 from ckptool.reports import Amount, Section, TensorTotals
 from ckptool.tree import (

@@ -22,6 +22,7 @@ settings.load_profile("ckptool")
 def _plain_environment(monkeypatch):
     for name in STEERING:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CKPTOOL_DEBUG", "1")  # a bug is a traceback, not a refusal
 
 
 @pytest.fixture

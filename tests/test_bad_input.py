@@ -327,3 +327,14 @@ def test_a_folder_shows_its_bad_files_beside_the_good_ones(ckptool, tmp_path):
 def test_wrong_usage(args, ckptool):
     assert_two_lines(ckptool(*args))
     assert_document(ckptool(*args, "--json"))
+
+
+# --------------------------------------------------------------------------------------------- bugs
+
+
+def test_a_bug_is_one_line_too(ckptool, monkeypatch):
+    monkeypatch.delenv("CKPTOOL_DEBUG")
+    monkeypatch.setattr("ckptool.commands.inspect.locate_ema", lambda checkpoint: 1 // 0)
+    output = ckptool("inspect", EXPORTED)
+    assert_two_lines(output)
+    assert "a bug in ckptool: ZeroDivisionError" in output.stderr

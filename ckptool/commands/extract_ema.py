@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from ckptool.candidates import EmaLocation, table_address
 from ckptool.commands.soundness import refuse_nonfinite
-from ckptool.ema import EmaLocation, locate_ema, require_ema, table_address
+from ckptool.ema import locate_ema, require_ema
 from ckptool.errors import DamagedError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.inventory import take_inventory
+from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress
 from ckptool.plans import Extraction, plan_extraction
 from ckptool.reports import ExtractReport, Finding
@@ -41,6 +43,7 @@ def extract_ema(
     force: bool = False,
     dry_run: bool = False,
     progress: Progress = no_progress,
+    layouts: Layouts = (),
 ) -> ExtractReport:
     """Write the averaged weights of ``path`` to ``output``.
 
@@ -55,6 +58,7 @@ def extract_ema(
         force: replace an existing file; write values that are not finite.
         dry_run: only say what would be written.
         progress: called with the bytes read and written.
+        layouts: rows of a house style, tried before the known ones.
 
     Raises:
         EmaNotFoundError, EmaAmbiguousError, EmaRefusedError: see ``ema.require_ema``.
@@ -63,7 +67,7 @@ def extract_ema(
     output = output or path.with_suffix(DEFAULT_SUFFIX)
     kind = _format_of(output, wrap)
     with open_checkpoint(path) as checkpoint:
-        location = locate_ema(checkpoint, ema=ema, model=model)
+        location = locate_ema(checkpoint, ema=ema, model=model, layouts=layouts)
         plan = _plan(checkpoint, location, names)
         target = check_output(output, path, force=force)
         averages = [(n, ref) for n, ref in plan.tensors.items() if n in plan.averaged]

@@ -13,11 +13,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ckptool.ema import RAW_KIND, Candidate, EmaLocation, locate_ema, table_address
+from ckptool.candidates import Candidate, EmaLocation, table_address
+from ckptool.ema import locate_ema
+from ckptool.ema_findings import ema_findings
 from ckptool.errors import CkptError, UnreadableError
 from ckptool.formats import folder_format, open_checkpoint
 from ckptool.formats.base import Checkpoint
-from ckptool.inventory import scalars_in, take_inventory
+from ckptool.inventory import take_inventory
+from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress, tensor_stats
 from ckptool.reports import (
     CandidateReport,
@@ -42,6 +45,7 @@ def inspect_file(
     match: str | None = None,
     stats: bool = False,
     progress: Progress = no_progress,
+    layouts: Layouts = (),
 ) -> InspectReport:
     """Everything about one file.
 
@@ -51,13 +55,14 @@ def inspect_file(
         match: only list tensors whose address fits this glob.
         stats: read the values of the listed tensors.
         progress: called with the bytes read.
+        layouts: rows of a house style, tried before the known ones.
 
     Raises:
         CkptError: the file cannot be read.
     """
     with open_checkpoint(path) as checkpoint:
         inventory = take_inventory(checkpoint.tree)
-        location = locate_ema(checkpoint)
+        location = locate_ema(checkpoint, layouts=layouts)
         training = read_training_state(checkpoint.tree, checkpoint.reader)
         wanted = list_tensors or stats or match is not None
         entries = _entries(checkpoint, match or "*", stats=stats, progress=progress)
@@ -116,6 +121,7 @@ def _candidate(candidate: Candidate, location: EmaLocation) -> CandidateReport:
         missing=alignment.missing_keys if alignment else (),
         unexpected=alignment.unexpected_keys if alignment else (),
         meta=candidate.meta,
+        distance=candidate.agreement.distance if candidate.agreement else None,
     )
 
 
@@ -145,27 +151,7 @@ def _findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding
             verb = "call" if entry.called else "import"
             message = f"torch.load(weights_only=False) would {verb} {entry.name}; ckptool did not"
             yield Finding("CK201", "error", entry.pickle, message)
-    yield from _ema_findings(checkpoint, location)
-
-
-def _ema_findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:
-    for candidate in location.candidates:
-        if candidate.kind == RAW_KIND and candidate.layout:
-            message = (
-                f"{candidate.layout.library} swaps on saving: this slot holds the raw weights, "
-                "the model's own slot the averaged ones"
-            )
-            yield Finding("CK405", "warning", candidate.address, message)
-    chosen = location.selected
-    if chosen and location.identical and location.main_slot != "averaged" and chosen.agreement:
-        message = (
-            f"identical to the model's in all {chosen.agreement.compared} tensors compared: "
-            "never updated, or already copied into the model"
-        )
-        yield Finding("CK404", "warning", chosen.address, message)
-    declared = scalars_in(checkpoint.tree).get("has_ema")
-    if declared is True and not location.candidates:
-        yield Finding("CK403", "warning", "has_ema", "has_ema is True, but no EMA was found")
+    yield from ema_findings(checkpoint, location)
 
 
 # ------------------------------------------------------------------------------------- directories
@@ -184,7 +170,7 @@ def is_run(path: Path) -> bool:
     return os.path.isdir(path) and folder_format(path) is None  # noqa: PTH112 - never raises
 
 
-def inspect_directory(path: Path) -> RunReport:
+def inspect_directory(path: Path, *, layouts: Layouts = ()) -> RunReport:
     """A table of the checkpoints directly in a directory, in the order of their steps.
 
     Raises:
@@ -200,7 +186,7 @@ def inspect_directory(path: Path) -> RunReport:
             path=path,
             hint="name a file: it is read whatever its suffix",
         )
-    entries = sorted(map(_run_entry, files), key=_progress_of)
+    entries = sorted((_run_entry(p, layouts) for p in files), key=_progress_of)
     return RunReport(str(path), tuple(entries), _best(entries))
 
 
@@ -208,9 +194,9 @@ def _progress_of(entry: RunEntry) -> tuple[float, float, str]:
     return (entry.global_step or 0, entry.epoch or 0, entry.path)
 
 
-def _run_entry(path: Path) -> RunEntry:
+def _run_entry(path: Path, layouts: Layouts) -> RunEntry:
     try:
-        report = inspect_file(path)
+        report = inspect_file(path, layouts=layouts)
     except CkptError as error:
         size = path.stat().st_size if path.exists() else 0
         return RunEntry(str(path), size, None, None, None, {}, None, error=error.message)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ckptool.candidates import Candidate, EmaLocation, table_address
 from ckptool.commands.soundness import refuse_nonfinite
-from ckptool.ema import Candidate, EmaLocation, locate_ema, require_ema, table_address
+from ckptool.ema import locate_ema, require_ema
 from ckptool.errors import EmaRefusedError, UnsupportedError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.inventory import Table
+from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress
 from ckptool.plans import shared_with_others
 from ckptool.reports import Finding, PromoteReport
@@ -35,6 +37,7 @@ def promote_ema(
     force: bool = False,
     dry_run: bool = False,
     progress: Progress = no_progress,
+    layouts: Layouts = (),
 ) -> PromoteReport:
     """Write a copy of ``path`` whose model slot holds the averaged weights.
 
@@ -46,6 +49,7 @@ def promote_ema(
         force: replace an existing file; promote values that are not finite.
         dry_run: only say what would be written.
         progress: called with the bytes written.
+        layouts: rows of a house style, tried before the known ones.
 
     Raises:
         EmaNotFoundError, EmaAmbiguousError, EmaRefusedError: see ``ema.require_ema``.
@@ -53,7 +57,7 @@ def promote_ema(
         OutputError: the output exists or cannot be written.
     """
     with open_checkpoint(path) as checkpoint:
-        location = locate_ema(checkpoint, ema=ema, model=model)
+        location = locate_ema(checkpoint, ema=ema, model=model, layouts=layouts)
         if location.main_slot == "averaged":
             candidate, patches = location.selected, NOTHING
         else:

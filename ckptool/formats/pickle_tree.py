@@ -238,9 +238,7 @@ class PickleMachine:
                     i += 1
                 elif op == 0x2E:  # STOP
                     self.end = base + i
-                    if len(stack) != 1 or marks:
-                        raise DamagedError("the pickle ends with more or less than one value")
-                    return stack.pop()
+                    return stack.pop()  # what lies below is ignored, as every loader does
                 elif op in _BYTES_LENGTH:  # BINBYTES, SHORT_BINBYTES, BINBYTES8, BYTEARRAY8
                     read, width = _BYTES_LENGTH[op]
                     (nbytes,) = read(window, i)
@@ -253,7 +251,11 @@ class PickleMachine:
                         stack.append(BytesRef(self._span(base + start, nbytes)))
                         base, i = base + start + nbytes, 0
                         window = self._fetch(base, min(self.window, BETWEEN))
-                elif op in _STRING_LENGTH:  # BINSTRING, SHORT_BINSTRING, BINUNICODE8
+                elif op == 0x8D:  # BINUNICODE8
+                    start = i + 8
+                    i = self._need(window, base, start + _UINT64(window, i)[0])
+                    stack.append(_text(window[start:i]))
+                elif op in _STRING_LENGTH:  # BINSTRING, SHORT_BINSTRING
                     read, width = _STRING_LENGTH[op]
                     (nbytes,) = read(window, i)
                     start = i + width
@@ -399,7 +401,7 @@ _BOOLEANS = {b"00": False, b"01": True}
 _EXT = {0x82: Struct("<B"), 0x83: Struct("<H"), 0x84: Struct("<i")}
 _UINT8 = Struct("<B").unpack_from
 _BYTES_LENGTH = {0x42: (_UINT32, 4), 0x43: (_UINT8, 1), 0x8E: (_UINT64, 8), 0x96: (_UINT64, 8)}
-_STRING_LENGTH = {0x54: (_UINT32, 4), 0x55: (_UINT8, 1), 0x8D: (_UINT64, 8)}
+_STRING_LENGTH = {0x54: (_UINT32, 4), 0x55: (_UINT8, 1)}
 
 
 def _ran_off(error: Exception, window: bytes, i: int) -> bool:

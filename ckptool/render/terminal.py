@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from shlex import quote
 from typing import IO, TYPE_CHECKING, Any
 
 from ckptool.render import text as words
@@ -18,6 +19,7 @@ from ckptool.reports import (
     ExtractReport,
     Finding,
     InspectReport,
+    LayoutsReport,
     PromoteReport,
     RunEntry,
     RunReport,
@@ -180,9 +182,12 @@ def _ema_lines(report: InspectReport) -> Iterator[Line]:
         yield "", _text((_MAIN_SLOT["unknown"], "quiet"))
         return
     if ema.status == "ambiguous":
-        yield "", _text(("not decided: name the one you mean with --ema ADDRESS", "warning"))
+        yield "", _text(("not decided", "warning"))
     for candidate in ema.candidates:
         yield from _candidate_lines(candidate)
+        if ema.selected is None and candidate.tensors:
+            where = f"{quote(report.path)} --ema {quote(candidate.address)}"
+            yield "take it with", _text(words.printable(f"ckptool extract-ema {where}"))
     yield "main slot", _text(_MAIN_SLOT[ema.main_slot])
 
 
@@ -196,6 +201,8 @@ def _candidate_lines(candidate: CandidateReport) -> Iterator[Line]:
     yield "why", _text(words.printable(candidate.why))
     if candidate.model is not None:
         yield "covers", _coverage(candidate)
+    if candidate.distance is not None and candidate.model is not None:
+        yield "distance", _text(f"{candidate.distance:.3g} of the model's values, in a sample")
     if candidate.unexpected:
         extra = words.some(candidate.unexpected)
         yield "unpaired", _text(f"{len(candidate.unexpected)} of its names: {extra}")
@@ -398,6 +405,23 @@ def _show_findings(findings: tuple[Finding, ...], console: Console) -> None:
         console.print(_facts("Findings", map(_finding, findings)))
 
 
+# ------------------------------------------------------------------------------------------ layouts
+
+
+def show_layouts(report: LayoutsReport, console: Console) -> None:
+    """One line a layout: its name, where the averages are, who writes it."""
+    grid = _grid("left", "left", "left")
+    grid.add_row(*(_text((head, "label")) for head in ("layout", "averages at", "written by")))
+    for row in report.layouts:
+        where = f"{row.ema_at} (holds the raw weights)" if row.swapped else row.ema_at
+        grid.add_row(
+            _text((_plain(row.name), "name")),
+            _text(words.printable(where)),
+            _text(_plain(row.library)),
+        )
+    console.print(grid)
+
+
 # ------------------------------------------------------------------------------------------- errors
 
 
@@ -415,6 +439,7 @@ def show_error(report: ErrorReport, console: Console) -> None:
 
 VIEWS: dict[type, Callable[[Any, Console], None]] = {
     InspectReport: show_inspect,
+    LayoutsReport: show_layouts,
     RunReport: show_run,
     ExtractReport: show_extract,
     PromoteReport: show_promote,

@@ -1,0 +1,107 @@
+"""What a search for averaged weights finds: candidates, and the location that was decided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ckptool.alignment import Alignment
+from ckptool.evidence import Agreement, Evidence
+from ckptool.inventory import Table
+from ckptool.layouts import EmaLayout
+from ckptool.markers import AVERAGES
+from ckptool.tree import Address, format_address
+
+CHOSEN = "chosen"  # the kind of what the user names
+RAW_KIND = "raw"  # the kind of what is called ema and holds the raw weights
+AVERAGED_MODEL = "n_averaged"  # the counter that torch's AveragedModel keeps among its weights
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A place that may hold averaged weights."""
+
+    table: Table
+    kind: str  # ema, swa, teacher, momentum-encoder, target-network, chosen (by the user)
+    why: str
+    alignment: Alignment | None  # None: there is no model to align with
+    layout: EmaLayout | None
+    meta: Mapping[str, Any]  # what the file says; nothing is made up
+    evidence: Evidence | None  # what values say; read when asked
+    aliases: tuple[Address, ...] = ()
+    file: Path | None = None  # the neighbour that holds it, if it is another file
+
+    @property
+    def address(self) -> str:
+        """Of the table, written; with the prefix form where it is part of a container."""
+        return table_address(self.table)
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """How its values compare with the model's; reads a sample on first use."""
+        return self.evidence.agreement if self.evidence else None
+
+    @property
+    def is_unrelated(self) -> bool:
+        """Whether its values have nothing to do with the model's."""
+        return bool(self.agreement and self.agreement.unrelated)
+
+    @property
+    def is_average(self) -> bool:
+        """Whether it is of a kind that is taken unasked."""
+        return self.kind in AVERAGES or self.kind == CHOSEN
+
+    @property
+    def is_implied(self) -> bool:
+        """Whether it stands in an optimizer's state: reported, and never taken."""
+        return not self.table.entries
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether its writer is known to keep the raw weights there."""
+        return self.layout is not None and self.layout.swapped
+
+    @property
+    def doubt(self) -> str | None:
+        """Why it must not be taken although it is the only one; None: it may be."""
+        if self.kind == "swa" and self.meta.get(AVERAGED_MODEL) == 0:
+            return "n_averaged is 0: it is the copy from which averaging will start"
+        if self.alignment is None:
+            return None
+        if self.alignment.colliding:
+            names = ", ".join(self.alignment.colliding[:4])
+            return f"its names cannot tell {len(self.alignment.colliding)} tensors apart: {names}"
+        if self.alignment.rivals:
+            others = ", ".join(repr(prefix) for prefix in self.alignment.rivals[:3])
+            return f"its names pair with the model's in several ways, also under {others}"
+        if self.alignment.naming == "positional" and not self.alignment.pairs:
+            return "it is a list without names, and neither shapes nor values decide its order"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class EmaLocation:
+    """The answer of :func:`locate_ema`."""
+
+    status: str  # found | none | ambiguous
+    main_slot: str  # raw | averaged | unknown: what the model's own slot holds
+    model: Table | None
+    candidates: tuple[Candidate, ...]
+    selected: Candidate | None
+
+    @property
+    def identical(self) -> bool:
+        """Whether the selected average has the model's values, as far as they were compared."""
+        chosen = self.selected
+        return bool(chosen and chosen.agreement and chosen.agreement.identical)
+
+
+def table_address(table: Table) -> str:
+    """``a/b``, or ``a/b/prefix.*`` for the part of a container under a prefix."""
+    address = format_address(table.address)
+    if not table.prefix:
+        return address
+    prefix = format_address((table.prefix,)) + "*"
+    return f"{address}/{prefix}" if address else prefix

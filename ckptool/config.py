@@ -1,0 +1,83 @@
+"""Rows for a house style, from ``ckptool.toml`` or ``[tool.ckptool]`` in ``pyproject.toml``.
+
+The nearest of the two, from the working directory upwards, is read; nothing in a checkpoint's own
+folder is, unless one works there. A layout row has the fields of ``EmaLayout``::
+
+    [[layouts]]                      # [[tool.ckptool.layouts]] in pyproject.toml
+    name = "ours"
+    library = "our trainer"
+    ema_at = "trainer/ema_weights"
+    model_at = "trainer/weights"
+    meta_at = ["trainer/ema_settings"]
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from ckptool.errors import CkptError
+from ckptool.layouts import EmaLayout, Layouts
+
+FILES = {
+    "ckptool.toml": (),
+    "pyproject.toml": ("tool", "ckptool"),
+}  # name -> where the table stands
+MAX_SIZE = 1 << 20  # bytes
+
+
+class ConfigError(CkptError):
+    """A configuration file says something that ckptool does not understand."""
+
+    code = "config"
+    default_hint = "README.md shows a layout row; --ema and --model work without one"
+
+
+def read_layouts(start: Path) -> Layouts:
+    """The layout rows of the nearest configuration at or above ``start``.
+
+    Raises:
+        ConfigError: not TOML, or a row with missing or unknown fields.
+    """
+    for folder in (start, *start.parents):
+        for name, keys in FILES.items():
+            path = folder / name
+            table = _table(path, keys) if path.is_file() else None
+            if table is not None:
+                return tuple(_row(entry, path) for entry in _rows(table, path))
+    return ()
+
+
+def _table(path: Path, keys: tuple[str, ...]) -> Mapping[str, Any] | None:
+    """The table of ckptool in a file; None when the file has none."""
+    try:
+        if path.stat().st_size > MAX_SIZE:
+            raise ConfigError("larger than a configuration can be", path=path)
+        table: Any = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot be read as TOML: {error}", path=path) from error
+    for key in keys:
+        table = table.get(key) if isinstance(table, dict) else None
+    return table if isinstance(table, dict) else None
+
+
+def _rows(table: Mapping[str, Any], path: Path) -> list[Any]:
+    rows = table.get("layouts", [])
+    if not isinstance(rows, list):
+        raise ConfigError("layouts is a list of tables: [[layouts]]", path=path)
+    return rows
+
+
+def _row(entry: Any, path: Path) -> EmaLayout:
+    known = {field.name: field for field in fields(EmaLayout)}
+    given = {"written_by": str(path), **entry} if isinstance(entry, dict) else {}
+    unknown = [name for name in given if name not in known]
+    missing = [n for n, f in known.items() if f.default is MISSING and n not in given]
+    if unknown or missing:
+        wrong = f"unknown fields {unknown}" if unknown else f"missing fields {missing}"
+        raise ConfigError(f"a layout row has {wrong}", path=path)
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return EmaLayout(**plain)

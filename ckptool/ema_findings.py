@@ -1,0 +1,110 @@
+"""What is worth saying about averages that were found: a row a finding.
+
+Each row asks one question of a location and answers with a message or None. Values are read here,
+a sample of them, which is why only commands that report findings ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from ckptool.candidates import RAW_KIND, Candidate, EmaLocation
+from ckptool.direction import direction_cosine
+from ckptool.formats.base import Checkpoint
+from ckptool.inventory import scalars_in, take_inventory
+from ckptool.reports import Finding
+
+IMMATURE_ABOVE = 0.05  # share of the initial weights still in the average
+
+Ask = Callable[[Checkpoint, EmaLocation, Candidate], "str | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A row: the rule, how bad it is, and what to ask of each candidate."""
+
+    rule: str
+    severity: str
+    ask: Ask
+
+
+def _identical(_checkpoint: Checkpoint, location: EmaLocation, candidate: Candidate) -> str | None:
+    seen = candidate.agreement
+    if location.main_slot == "averaged" or seen is None or not seen.identical:
+        return None
+    return (
+        f"identical to the model's in all {seen.compared} tensors compared: never updated, or "
+        "already copied into the model"
+    )
+
+
+def _unrelated(_checkpoint: Checkpoint, _location: EmaLocation, candidate: Candidate) -> str | None:
+    if not candidate.is_unrelated or not candidate.agreement:
+        return None
+    return (
+        f"its values are unrelated to the model's (relative distance "
+        f"{candidate.agreement.distance:.2f}): no average of these weights, or of very early ones"
+    )
+
+
+def _not_finite(
+    _checkpoint: Checkpoint, _location: EmaLocation, candidate: Candidate
+) -> str | None:
+    seen = candidate.agreement
+    return "a sample of its values holds NaN or infinities" if seen and not seen.finite else None
+
+
+def _swapped(_checkpoint: Checkpoint, _location: EmaLocation, candidate: Candidate) -> str | None:
+    if candidate.kind != RAW_KIND or candidate.layout is None:
+        return None
+    return (
+        f"{candidate.layout.library} swaps on saving: this slot holds the raw weights, the model's "
+        "own slot the averaged ones"
+    )
+
+
+def _immature(_checkpoint: Checkpoint, _location: EmaLocation, candidate: Candidate) -> str | None:
+    decay = candidate.meta.get("decay")
+    updates = candidate.meta.get("num_updates", candidate.meta.get("updates"))
+    if not isinstance(decay, float) or not isinstance(updates, int) or not 0 < decay < 1:
+        return None
+    share = decay**updates if 0 < updates < 10**12 else 0.0
+    if share <= IMMATURE_ABOVE:
+        return None
+    settings = f"decay {decay:g}, {updates} updates"
+    return f"young: {share:.0%} of it are still the initial weights ({settings})"
+
+
+def _against(checkpoint: Checkpoint, location: EmaLocation, candidate: Candidate) -> str | None:
+    if location.main_slot != "raw" or location.model is None or not candidate.is_average:
+        return None
+    inventory = take_inventory(checkpoint.tree)
+    cosine = direction_cosine(inventory, location.model, candidate, checkpoint.reader)
+    if cosine is None or cosine > 0:
+        return None
+    return (
+        f"the optimizer's last step leads from the model's slot to this one (cosine {cosine:.2f}): "
+        "the model's slot may hold the averages, and this one the raw weights"
+    )
+
+
+QUESTIONS = (
+    Question("CK303", "warning", _not_finite),
+    Question("CK404", "warning", _identical),
+    Question("CK405", "warning", _unrelated),
+    Question("CK406", "warning", _swapped),
+    Question("CK407", "warning", _immature),
+    Question("CK408", "warning", _against),
+)
+
+
+def ema_findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:
+    """Everything that the rows have to say, and a declaration that nothing answers to."""
+    for candidate in location.candidates:
+        for question in QUESTIONS:
+            message = question.ask(checkpoint, location, candidate)
+            if message:
+                yield Finding(question.rule, question.severity, candidate.address, message)
+    if scalars_in(checkpoint.tree).get("has_ema") is True and not location.candidates:
+        yield Finding("CK403", "warning", "has_ema", "has_ema is True, but no EMA was found")

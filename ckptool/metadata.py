@@ -1,0 +1,106 @@
+"""What a file says of its averages: decay, updates, flags. Nothing is made up, nothing is computed.
+
+Metadata stands in many places: counters among the weights, scalars beside them, a dict that the
+layout names, a dict inside the state dict (``_extra_state``), numbers in a list parallel to
+several tracks, a ``config.json`` in a marked folder. All are looked at; the place nearest to the
+weights wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ckptool.evidence import scalar_value
+from ckptool.formats.base import Checkpoint
+from ckptool.inventory import Leaf, Table, scalars_in
+from ckptool.layouts import EmaLayout, metadata_at
+from ckptool.markers import marker_in
+from ckptool.siblings import config_beside
+from ckptool.tree import Address, TensorRef, Tree, children, resolve
+
+# Scalars beside averaged weights that describe them.
+META_KEYS = frozenset({
+    "decay", "num_updates", "updates", "n_averaged", "update_every", "update_start_step",
+    "update_after_step", "optimization_step", "cur_step", "current_step", "step", "steps",
+    "initted",
+    "last_global_step", "latest_update_step", "latest_update_epoch", "store_on_cpu", "use_buffers",
+    "min_decay", "inv_gamma", "power", "use_ema_warmup", "every_n_steps", "using_ema", "has_ema",
+    "ema_decay", "count", "is_holding_ema_weights",
+})  # fmt: skip
+ROOT_META_KEYS = frozenset({"using_ema", "has_ema", "ema_decay"})  # clear without a neighbour
+
+
+def read_metadata(
+    checkpoint: Checkpoint,
+    table: Table,
+    addresses: list[Address],
+    layout: EmaLayout | None,
+    counters: Mapping[str, Leaf],
+) -> dict[str, Any]:
+    """Everything that describes the table; ``counters`` stood among its weights."""
+    tree, found = checkpoint.tree, {}
+    root = scalars_in(tree)
+    found.update({key: root[key] for key in root if key in ROOT_META_KEYS})
+    around = [resolve(tree, tuple(map(str, a[:-1])))[1] for a in addresses if a[:-1]]
+    places = [scalars_in(node) for node in around] + metadata_at(tree, layout)
+    places += [scalars_in(node) for node in _extra_states(table)] + [_config_of(table)]
+    for values in reversed(places):
+        found.update({key: values[key] for key in values if key in META_KEYS})
+    found.update({name.rpartition(".")[2]: ref for name, ref in counters.items()})
+    found.update(_nth_of_lists(tree, addresses[0]))
+    return {key: scalar_value(checkpoint.reader, value) for key, value in found.items()}
+
+
+def layout_metadata(checkpoint: Checkpoint, layout: EmaLayout) -> dict[str, Any]:
+    """What stands at the places that a layout names, and nowhere else."""
+    values = {k: v for place in metadata_at(checkpoint.tree, layout) for k, v in place.items()}
+    known = {key: value for key, value in values.items() if key in META_KEYS}
+    return {key: scalar_value(checkpoint.reader, value) for key, value in known.items()}
+
+
+def split_counters(table: Table, main: Table | None) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
+    """(weights, one-element tensors that describe them: n_averaged, decay, step)."""
+    known = {name.rpartition(".")[2] for name in main.entries} if main else set()
+    own: dict[str, Leaf] = {
+        name: ref
+        for name, ref in table.entries.items()
+        if isinstance(ref, TensorRef)
+        and ref.numel == 1
+        and (last := name.rpartition(".")[2]) in META_KEYS
+        and last not in known
+    }
+    return {name: ref for name, ref in table.entries.items() if name not in own}, own
+
+
+def _extra_states(table: Table) -> Iterator[Tree]:
+    """Dicts inside a state dict under the table's prefix: ``ema._extra_state``."""
+    if table.prefix and isinstance(table.node, dict):
+        for key, value in table.node.items():
+            if isinstance(value, dict) and str(key).startswith(table.prefix):
+                yield value
+
+
+def _config_of(table: Table) -> dict[str, Any]:
+    """The settings beside the file, where its folder is marked: ``unet_ema/config.json``."""
+    first = next(iter(table.tensors.values()), None)
+    source = first.chunks[0].span.source if first is not None and first.chunks else None
+    is_marked = isinstance(source, Path) and marker_in([source.parent.name]) is not None
+    return config_beside(source) if is_marked and isinstance(source, Path) else {}
+
+
+def _nth_of_lists(tree: Tree, address: Address) -> dict[str, Any]:
+    """For one of several tracks in a list: the numbers at its place in the lists beside it."""
+    if len(address) < 2 or not isinstance(address[-1], int):
+        return {}
+    _, tracks = resolve(tree, tuple(map(str, address[:-1])))
+    _, around = resolve(tree, tuple(map(str, address[:-2])))
+    return {
+        str(key).removesuffix("s"): node[address[-1]]
+        for key, node in children(around)
+        if isinstance(node, (list, tuple))
+        and node is not tracks
+        and len(node) == len(tracks)
+        and all(isinstance(value, (int, float)) for value in node)
+    }

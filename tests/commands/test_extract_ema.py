@@ -1,0 +1,518 @@
+"""``ckptool extract-ema``: names, formats, what it refuses, what it leaves behind."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import stat
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from making import average_of, resumable, save, weights
+from paths import FIXTURES
+from tensors import assert_same_tensor, assert_same_tensors, load, storage_of
+
+EXPORTED = FIXTURES / "ema" / "emacallback" / "exported.ckpt"
+
+DOCUMENT = [
+    "schema", "path", "output", "format", "written", "ema", "model", "names", "main_slot",
+    "tensors", "bytes", "averaged", "from_model", "tied", "dropped", "findings",
+]  # fmt: skip
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return save(tmp_path / "last.ckpt", weights(), epoch=3)
+
+
+@pytest.fixture
+def refused(ckptool, tmp_path):
+    """Run, expect a refusal that leaves the folder as it was; gives the error."""
+
+    def run(*args) -> dict:
+        before = {p: p.lstat() for p in tmp_path.rglob("*")}
+        output = ckptool("extract-ema", *args, "--json")
+        assert output.exit_code == 2
+        assert {p: p.lstat() for p in tmp_path.rglob("*")} == before
+        return output.json["error"]
+
+    return run
+
+
+# ------------------------------------------------------------------------------------- the document
+
+
+def test_document_has_its_keys(path, ckptool, tmp_path):
+    report = ckptool("extract-ema", path, "-o", tmp_path / "out.pt", "--json").json
+    assert list(report) == DOCUMENT
+    assert report["schema"] == "ckptool/extract-ema/1"
+    assert (report["path"], report["output"]) == (str(path), str(tmp_path / "out.pt"))
+    assert (report["format"], report["written"]) == ("torch-zip", True)
+    assert (report["ema"], report["model"]) == ("ema_state_dict", "state_dict")
+    assert (report["tensors"], report["averaged"]) == (5, 5)
+    assert report["bytes"] == sum(t.nbytes for t in weights().values())
+
+
+def test_dry_run_says_the_same_and_writes_nothing(path, ckptool, tmp_path):
+    args = ("extract-ema", path, "-o", tmp_path / "out.pt", "--json")
+    planned = ckptool(*args, "--dry-run").json
+    assert list(tmp_path.iterdir()) == [path]
+    done = ckptool(*args).json
+    assert planned == done | {"written": False}
+
+
+def test_dry_run_is_told_in_words(path, ckptool):
+    assert ckptool("extract-ema", path, "--dry-run").startswith("would write ")
+
+
+# --------------------------------------------------------------------------------------- the output
+
+
+def test_default_output_stands_beside_the_input(path, ckptool, tmp_path):
+    assert ckptool("extract-ema", path, "--json").json["output"] == str(
+        tmp_path / "last.ema.safetensors"
+    )
+    assert_same_tensors(load_file(tmp_path / "last.ema.safetensors"), average_of(weights()))
+
+
+@pytest.mark.parametrize("suffix", TORCH_SUFFIXES)
+def test_torch_suffixes_give_a_file_that_torch_trusts(suffix, path, ckptool, tmp_path):
+    output = tmp_path / f"ema{suffix}"
+    assert ckptool("extract-ema", path, "-o", output).exit_code == 0
+    assert_same_tensors(torch.load(output, weights_only=True), average_of(weights()))
+    assert_same_tensors(torch.load(output, mmap=True), average_of(weights()))
+
+
+def test_suffix_chooses_in_either_case(path, ckptool, tmp_path):
+    output = tmp_path / "ema.SAFETENSORS"
+    assert ckptool("extract-ema", path, "-o", output).exit_code == 0
+    assert_same_tensors(load_file(output), average_of(weights()))
+
+
+def test_safetensors_say_that_they_are_for_torch(path, ckptool, tmp_path):
+    """transformers refuses files without ``format``."""
+    output = tmp_path / "ema.safetensors"
+    ckptool("extract-ema", path, "-o", output)
+    with safe_open(output, "pt") as opened:
+        assert opened.metadata() == {"format": "pt"}
+
+
+def test_names_keep_the_order_of_the_model_in_torch_files(path, ckptool, tmp_path):
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt")
+    assert list(load(tmp_path / "ema.pt")) == list(weights())
+
+
+def test_the_same_input_gives_the_same_bytes(path, ckptool, tmp_path):
+    for suffix in (".pt", ".safetensors"):
+        outputs = [tmp_path / f"{n}{suffix}" for n in range(2)]
+        for output in outputs:
+            ckptool("extract-ema", path, "-o", output)
+        assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
+def test_wrap_puts_the_state_dict_under_a_key(path, ckptool, tmp_path):
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--wrap", "state_dict")
+    (wrapped,) = torch.load(tmp_path / "ema.pt").items()
+    assert wrapped[0] == "state_dict"
+    assert_same_tensors(wrapped[1], average_of(weights()))
+
+
+def test_what_was_extracted_is_read_again(path, ckptool, tmp_path):
+    for suffix in (".safetensors", ".pt"):
+        ckptool("extract-ema", path, "-o", tmp_path / f"ema{suffix}")
+        report = ckptool("inspect", tmp_path / f"ema{suffix}", "--json").json
+        assert report["tensors"]["count"] == 5
+
+
+def test_nothing_but_the_output_is_left(path, ckptool, tmp_path):
+    before = path.read_bytes()
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt")
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "ema.pt", path]
+    assert path.read_bytes() == before
+
+
+# -------------------------------------------------------------------------------------------- names
+
+
+def wrapped(model, prefix="module."):
+    return {prefix + name: tensor for name, tensor in model.items()}
+
+
+def test_names_are_those_of_the_models_slot(ckptool, tmp_path):
+    model, average = wrapped(weights()), average_of(weights())
+    path = save(tmp_path / "ddp.pt", model, average)
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt")
+    assert_same_tensors(load(tmp_path / "ema.pt"), wrapped(average))
+
+
+def test_names_bare_are_without_wrappers(ckptool, tmp_path):
+    average = average_of(weights())
+    path = save(tmp_path / "ddp.pt", wrapped(weights(), "module._orig_mod."), wrapped(average))
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--names", "bare")
+    assert_same_tensors(load(tmp_path / "ema.pt"), average)
+
+
+def test_names_ema_are_those_that_are_stored(ckptool, tmp_path):
+    average = wrapped(average_of(weights()), "net.")
+    path = save(tmp_path / "net.pt", weights(), average)
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--names", "ema")
+    assert_same_tensors(load(tmp_path / "ema.pt"), average)
+
+
+def test_names_ema_get_what_the_average_lacks_under_their_prefix(ckptool, tmp_path):
+    model, average = weights(), average_of(weights())
+    stored = {f"net.{n}": t for n, t in average.items() if n != "steps"}
+    path = save(tmp_path / "net.pt", model, stored)
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--names", "ema")
+    assert_same_tensors(load(tmp_path / "ema.pt"), stored | {"net.steps": model["steps"]})
+
+
+def test_bare_names_that_collide_are_refused(refused, tmp_path):
+    model = {"module.a": torch.ones(2), "a": torch.zeros(2), "b": torch.ones(3)}
+    path = save(tmp_path / "twice.pt", model)
+    error = refused(path, "-o", tmp_path / "ema.pt", "--names", "bare")
+    assert error["code"] == "ema-ambiguous"
+    assert "'a'" in error["message"]
+
+
+# --------------------------------------------------------------------------- what the average lacks
+
+
+def test_what_the_average_lacks_comes_from_the_model_and_is_named(ckptool, tmp_path):
+    model, average = weights(), average_of(weights())
+    del average["stem.bias"], average["steps"]
+    path = save(tmp_path / "part.pt", model, average)
+    report = ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--json").json
+    assert report["from_model"] == ["stem.bias", "steps"]
+    assert report["averaged"] == 3
+    assert_same_tensors(load(tmp_path / "ema.pt"), model | average)
+
+
+def test_what_the_model_lacks_is_left_out_and_named(ckptool, tmp_path):
+    average = average_of(weights()) | {"extra": torch.ones(2)}
+    path = save(tmp_path / "more.pt", weights(), average)
+    report = ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--json").json
+    assert report["dropped"] == ["extra"]
+    assert "extra" not in load(tmp_path / "ema.pt")
+
+
+def test_the_averages_keep_their_own_type(ckptool, tmp_path):
+    """Extraction moves bytes: a float32 average of a bfloat16 model stays float32."""
+    average = average_of(weights())
+    model = {n: t.bfloat16() if t.is_floating_point() else t for n, t in weights().items()}
+    path = save(tmp_path / "bf16.pt", model, average)
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt")
+    assert_same_tensors(load(tmp_path / "ema.pt"), average)
+
+
+# ---------------------------------------------------------------------------------- awkward tensors
+
+
+def test_ties_survive_in_torch_files_and_are_written_out_in_safetensors(ckptool, tmp_path):
+    shared = torch.randn(3, 2)
+    model = weights(embed=shared, decoder=shared)
+    average = average_of(weights(embed=shared))
+    path = save(tmp_path / "tied.pt", model, average)
+    for suffix in (".pt", ".safetensors"):
+        report = ckptool("extract-ema", path, "-o", tmp_path / f"ema{suffix}", "--json").json
+        assert report["tied"] == {"decoder": "embed"}
+        assert report["from_model"] == []
+    written = torch.load(tmp_path / "ema.pt")
+    assert storage_of(written["embed"]) == storage_of(written["decoder"])
+    both = load_file(tmp_path / "ema.safetensors")
+    assert_same_tensor(both["decoder"], average["embed"])
+
+
+AWKWARD = {
+    "transposed": torch.arange(6.0).view(2, 3).t(),
+    "sliced": torch.arange(24.0).view(4, 6)[1:3, ::2],
+    "expanded": torch.arange(3.0).expand(2, 3),
+    "channels_last": torch.arange(48.0).view(2, 3, 2, 4).to(memory_format=torch.channels_last),
+    "scalar": torch.tensor(4.0),
+    "empty": torch.empty(0, 3),
+    "conjugated": torch.view_as_complex(torch.arange(8.0).view(4, 2)).conj(),
+    "flags": torch.tensor([True, False]),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_awkward_tensors_have_their_values(suffix, ckptool, tmp_path):
+    model = weights(**{name: tensor.clone() for name, tensor in AWKWARD.items()})
+    average = average_of(weights()) | AWKWARD
+    path, output = save(tmp_path / "awkward.pt", model, average), tmp_path / f"ema{suffix}"
+    assert ckptool("extract-ema", path, "-o", output).exit_code == 0
+    written = load_file(output) if suffix == ".safetensors" else load(output)
+    assert_same_tensors(written, {n: t.resolve_conj() for n, t in average.items()})
+
+
+def test_torch_files_keep_strides(ckptool, tmp_path):
+    average = average_of(weights()) | AWKWARD
+    path = save(tmp_path / "awkward.pt", weights(**AWKWARD), average)
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt")
+    written = load(tmp_path / "ema.pt")
+    for name in ("transposed", "sliced", "expanded", "channels_last"):
+        assert written[name].stride() == AWKWARD[name].stride()
+
+
+@pytest.mark.parametrize("name", ["plain.pt", "big_endian.pt", "no_crc.pt", "proto4.pt"])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_every_kind_of_zip_gives_the_same_values(name, suffix, ckptool, tmp_path):
+    """Named by hand: the file has one table of weights and no average."""
+    folder, output = FIXTURES / "formats" / "torch_zip", tmp_path / f"out{suffix}"
+    done = ckptool("extract-ema", folder / name, "-o", output, "--ema", "state_dict")
+    assert done.exit_code == 0, done.stderr
+    written = load_file(output) if suffix == ".safetensors" else load(output)
+    assert_same_tensors(written, load(folder / "plain.pt")["state_dict"])
+
+
+def test_other_containers_give_their_average_too(ckptool, tmp_path):
+    path = tmp_path / "legacy.pt"
+    content = {"state_dict": weights(), "ema_state_dict": average_of(weights())}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt")
+    assert_same_tensors(load(tmp_path / "ema.pt"), average_of(weights()))
+
+
+def test_average_of_a_pickled_module_is_found(ckptool, tmp_path):
+    path = FIXTURES / "formats" / "pickle" / "module_snapshot_proto4.pkl"
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt")
+    assert_same_tensors(
+        load(tmp_path / "ema.pt"), load_file(path.with_suffix(".averaged.safetensors"))
+    )
+
+
+# --------------------------------------------------------------------------------------- by address
+
+
+def test_addresses_override_the_search(ckptool, tmp_path):
+    model, average = weights(), average_of(weights())
+    path = tmp_path / "own.pt"
+    torch.save({"a": {"b": model}, "c": [average], "state_dict": weights()}, path)
+    args = ("--ema", "c/0", "--model", "a/b")
+    report = ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", *args, "--json").json
+    assert (report["ema"], report["model"]) == ("c/0", "a/b")
+    assert_same_tensors(load(tmp_path / "ema.pt"), average)
+
+
+def test_a_prefix_is_an_address(ckptool, tmp_path):
+    path = tmp_path / "inside.pt"
+    average = average_of(weights())
+    torch.save({"state_dict": weights() | wrapped(average, "copy.")}, path)
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--ema", "state_dict/copy.*")
+    assert_same_tensors(load(tmp_path / "ema.pt"), average)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("nowhere", "'nowhere'"),
+        ("state_dict/nowhere", "'nowhere'"),
+        ("epoch", "holds no tensors"),
+        ("state_dict/no_such_prefix*", "no_such_prefix"),
+    ],
+)
+def test_an_unknown_address_is_refused(address, said, path, refused, tmp_path):
+    error = refused(path, "-o", tmp_path / "ema.pt", "--ema", address)
+    assert (error["code"], error["address"]) == ("no-such-address", address)
+    assert said in error["message"]
+
+
+def test_a_place_without_tensors_names_places_with(path, refused, tmp_path):
+    error = refused(path, "-o", tmp_path / "ema.pt", "--ema", "epoch")
+    assert "state_dict" in error["hint"]
+
+
+def test_an_average_that_fits_nothing_is_refused(refused, tmp_path):
+    path = tmp_path / "other.pt"
+    torch.save({"state_dict": weights(), "other": {"x": torch.ones(9), "y": torch.ones(8)}}, path)
+    error = refused(path, "-o", tmp_path / "ema.pt", "--ema", "other")
+    assert error["code"] == "ema-refused"
+
+
+# ----------------------------------------------------------------------------------------- refusals
+
+
+def test_two_averages_are_ambiguous_and_named(refused, ckptool, tmp_path):
+    slow = {n: t * 0.5 if t.is_floating_point() else t for n, t in weights().items()}
+    path = save(tmp_path / "two.pt", weights(), ema_slow=slow)
+    error = refused(path, "-o", tmp_path / "ema.pt")
+    assert error["code"] == "ema-ambiguous"
+    assert "ema_state_dict" in error["message"]
+    assert "ema_slow" in error["message"]
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--ema", "ema_slow")
+    assert_same_tensors(load(tmp_path / "ema.pt"), slow)
+
+
+def test_two_names_of_one_average_are_not(ckptool, tmp_path):
+    average = average_of(weights())
+    path = save(tmp_path / "alias.pt", weights(), average, callbacks={"EMA": {"ema": average}})
+    report = ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--json").json
+    assert report["ema"] == "ema_state_dict"
+
+
+@pytest.mark.parametrize("slot", ["teacher", "momentum_encoder", "target_network"])
+def test_other_kinds_are_taken_only_when_named(slot, refused, ckptool, tmp_path):
+    path = tmp_path / "teacher.pt"
+    torch.save({"state_dict": weights(), slot: average_of(weights())}, path)
+    error = refused(path, "-o", tmp_path / "ema.pt")
+    assert error["code"] == "ema-ambiguous"
+    assert slot in error["message"]
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--ema", slot)
+    assert_same_tensors(load(tmp_path / "ema.pt"), average_of(weights()))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_an_average_that_is_not_finite_is_refused(value, dtype, refused, tmp_path):
+    average = average_of(weights()) | {"stem.bias": torch.tensor([1, value, value, 2], dtype=dtype)}
+    path = save(tmp_path / "nan.pt", weights(), average)
+    error = refused(path, "-o", tmp_path / "ema.pt")
+    assert error["code"] == "ema-refused"
+    assert "2 values of stem.bias" in error["message"]
+
+
+def test_force_takes_it_and_says_so(ckptool, tmp_path):
+    average = average_of(weights()) | {"scale": torch.tensor(math.nan)}
+    path = save(tmp_path / "nan.pt", weights(), average)
+    report = ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--force", "--json").json
+    (finding,) = report["findings"]
+    assert (finding["severity"], finding["address"]) == ("warning", "scale")
+    assert_same_tensors(load(tmp_path / "ema.pt"), average)
+
+
+def test_a_model_that_is_not_finite_does_not_matter(ckptool, tmp_path):
+    """Only the averages are taken from a run that diverged."""
+    model = weights() | {"scale": torch.tensor(math.nan)}
+    path = save(tmp_path / "nan.pt", model, average_of(weights()))
+    assert ckptool("extract-ema", path, "-o", tmp_path / "ema.pt").exit_code == 0
+
+
+def test_an_existing_file_is_kept_without_force(path, refused, ckptool, tmp_path):
+    output = tmp_path / "ema.pt"
+    output.write_text("mine")
+    error = refused(path, "-o", output)
+    assert (error["code"], "--force" in error["hint"]) == ("output", True)
+    assert output.read_text() == "mine"
+    assert ckptool("extract-ema", path, "-o", output, "--force").exit_code == 0
+    assert_same_tensors(load(output), average_of(weights()))
+
+
+def test_dry_run_refuses_an_existing_file_too(path, refused, tmp_path):
+    (tmp_path / "ema.pt").write_text("mine")
+    assert refused(path, "-o", tmp_path / "ema.pt", "--dry-run")["code"] == "output"
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_the_input_is_never_the_output(force, path, refused, tmp_path):
+    (tmp_path / "link.ckpt").symlink_to(path)
+    os.link(path, tmp_path / "hard.ckpt")
+    for output in (path, tmp_path / "link.ckpt", tmp_path / "hard.ckpt"):
+        error = refused(path, "-o", output, *force)
+        assert "the input itself" in error["message"]
+
+
+@pytest.mark.parametrize("name", ["ema", "ema.onnx", "ema.safetensors.bak", ".pt"])
+def test_a_suffix_that_chooses_no_format_is_refused(name, path, refused, tmp_path):
+    error = refused(path, "-o", tmp_path / name)
+    assert error["code"] == "usage"
+    assert ".safetensors" in error["hint"]
+
+
+def test_wrap_is_refused_with_safetensors(path, refused, tmp_path):
+    error = refused(path, "-o", tmp_path / "ema.safetensors", "--wrap", "model")
+    assert error["code"] == "usage"
+
+
+def test_a_missing_folder_is_refused(path, refused, tmp_path):
+    error = refused(path, "-o", tmp_path / "no" / "such" / "ema.pt")
+    assert "does not exist" in error["message"]
+    assert error["hint"] == f"mkdir -p '{tmp_path / 'no' / 'such'}'"
+
+
+def test_a_folder_is_refused(path, refused, tmp_path):
+    (tmp_path / "folder.pt").mkdir()
+    assert "a directory" in refused(path, "-o", tmp_path / "folder.pt")["message"]
+
+
+def test_a_device_is_refused(path, refused, tmp_path):
+    (tmp_path / "null.pt").symlink_to("/dev/null")
+    assert "not a regular file" in refused(path, "-o", tmp_path / "null.pt", "--force")["message"]
+
+
+def test_a_full_disk_is_refused_and_leaves_nothing(path, refused, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(os, "fsync", full)
+    assert "no space left" in refused(path, "-o", tmp_path / "ema.pt")["message"]
+
+
+def quantized():
+    return torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+
+
+def sparse():
+    return torch.eye(3).to_sparse()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch deprecates quantized tensors
+@pytest.mark.parametrize("make", [quantized, sparse])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_tensors_without_plain_values_are_named_and_refused(make, suffix, refused, tmp_path):
+    path = save(tmp_path / "odd.pt", weights(odd=make()), average_of(weights()))
+    error = refused(path, "-o", tmp_path / f"ema{suffix}")
+    assert (error["code"], error["address"]) == ("unsupported", "odd")
+
+
+# -------------------------------------------------------------------------------------------- modes
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_a_new_file_has_the_mode_of_the_umask(suffix, umask, path, ckptool, tmp_path):
+    before = os.umask(umask)
+    try:
+        ckptool("extract-ema", path, "-o", tmp_path / f"ema{suffix}")
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / f"ema{suffix}") == 0o666 & ~umask
+
+
+def test_a_replaced_file_keeps_its_mode(path, ckptool, tmp_path):
+    output = tmp_path / "ema.pt"
+    output.write_text("old")
+    output.chmod(0o640)
+    ckptool("extract-ema", path, "-o", output, "--force")
+    assert mode(output) == 0o640
+
+
+def test_a_link_is_written_through(path, ckptool, tmp_path):
+    (tmp_path / "real").mkdir()
+    link = tmp_path / "latest.pt"
+    link.symlink_to("real/ema.pt")
+    ckptool("extract-ema", path, "-o", link)
+    assert link.is_symlink()
+    assert_same_tensors(load(tmp_path / "real" / "ema.pt"), average_of(weights()))
+
+
+def test_an_input_that_cannot_be_written_is_read(ckptool, tmp_path):
+    shutil.copy(EXPORTED, tmp_path / "read_only.ckpt")
+    (tmp_path / "read_only.ckpt").chmod(0o444)
+    output = tmp_path / "ema.pt"
+    assert ckptool("extract-ema", tmp_path / "read_only.ckpt", "-o", output).exit_code == 0
+
+
+def test_only_weights_are_taken(ckptool, tmp_path):
+    path = save(tmp_path / "run.pt", weights(), **resumable(weights()))
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt")
+    assert_same_tensors(load(tmp_path / "ema.pt"), average_of(weights()))
