@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ckptool.inventory import Leaf, Table
-from ckptool.markers import Marker, is_raw, marker_in
+from ckptool.markers import Marker, is_raw, marker_in, may_mark
 
 NUMBERED = re.compile(r"^(?P<stem>.*?)(?P<number>\d+)$")
 MIN_NUMBERED = 3
@@ -34,7 +34,7 @@ def split_groups(table: Table) -> tuple[Table, tuple[Group, ...]]:
     members: dict[str, dict[str, Leaf]] = {}
     rest: dict[str, Leaf] = {}
     for name, ref in table.entries.items():
-        prefix = _marked_prefix(name, marked)
+        prefix = _marked_prefix(name, marked) if may_mark(name) else None
         if prefix is None:
             rest[name] = ref
         else:

@@ -62,6 +62,14 @@ def marker_in(texts: Iterable[str]) -> Marker | None:
     return found
 
 
+_ANY = re.compile("|".join((*KINDS, *COMPONENTS)), re.IGNORECASE)
+
+
+def may_mark(text: str) -> bool:
+    """Whether a marker could be in the text at all: a quick no for most of 100,000 names."""
+    return _ANY.search(text) is not None
+
+
 def is_raw(text: str) -> bool:
     """Whether a word says that these are raw weights."""
     return any(word in RAW for word in words(text))

@@ -113,10 +113,9 @@ def gather(reader: TensorReader, chunk: Chunk, dtype: np.dtype[Any]) -> np.ndarr
     """A strided chunk as a contiguous array of its shape."""
     import numpy as np
 
-    base = np.frombuffer(reader.read(chunk.span), dtype)
+    data = reader.read(chunk.span)
     strides = tuple(stride * dtype.itemsize for stride in chunk.strides)
-    view = np.lib.stride_tricks.as_strided(base, chunk.shape, strides, writeable=False)
-    return np.ascontiguousarray(view)
+    return np.ascontiguousarray(np.ndarray(chunk.shape, dtype, data, strides=strides))
 
 
 def _resolved(values: np.ndarray[Any, Any], ref: TensorRef) -> np.ndarray[Any, Any]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ckptool.alignment import Alignment, paired_prefixes, unwrapped
 from ckptool.candidates import AVERAGED_MODEL, Candidate, EmaLocation
 from ckptool.errors import EmaAmbiguousError, EmaRefusedError, UnsupportedError
 from ckptool.inventory import Leaf, Table
-from ckptool.tree import Blob, TensorRef, format_address
+from ckptool.tree import Address, Blob, TensorRef, format_address
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +152,9 @@ def _bare(plan: Extraction) -> Extraction:
 
 def shared_with_others(
     targets: Mapping[str, TensorRef],
-    everything: list[tuple[tuple[str | int, ...], TensorRef]],
-    own: set[tuple[str | int, ...]],
+    others: Iterable[tuple[Address, TensorRef]],
 ) -> tuple[str, ...]:
-    """Addresses outside ``own`` whose tensors view bytes that the targets will change."""
+    """Addresses of the others whose tensors view bytes that the targets will change."""
     runs = sorted(
         (span.offset, span.offset + span.nbytes)
         for ref in targets.values()
@@ -163,9 +162,7 @@ def shared_with_others(
         if span.nbytes
     )
     return tuple(
-        format_address(address)
-        for address, ref in everything
-        if address not in own and ref.chunks and _overlaps(runs, ref)
+        format_address(address) for address, ref in others if ref.chunks and _overlaps(runs, ref)
     )
 
 

@@ -90,6 +90,8 @@ def _section(address: tuple[Key, ...], node: Tree, role: str) -> Section:
 
 
 def _role(key: Key, node: Tree, location: EmaLocation) -> str:
+    if location.model is not None and location.model.address[:1] == (key,):
+        return "model"
     for candidate in location.candidates:
         if (
             candidate.file is None
@@ -101,8 +103,6 @@ def _role(key: Key, node: Tree, location: EmaLocation) -> str:
                 if candidate.kind == RAW_KIND
                 else candidate.kind.replace("chosen", "ema")
             )
-    if location.model is not None and location.model.address[:1] == (key,):
-        return "model"
     if any(map(is_optimizer, _self_and_parts(node))):
         return "optimizer"
     name = str(key).lower()

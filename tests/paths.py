@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -15,3 +16,12 @@ def _find_zoo() -> Path | None:
 
 
 ZOO = _find_zoo()
+
+
+def contents(folder: Path) -> dict[Path, tuple[int, ...]]:
+    """What is in a folder, such that any change makes a difference; reading is none."""
+    return {path: _identity(path.lstat()) for path in folder.rglob("*")}
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return (status.st_ino, status.st_mode, status.st_nlink, status.st_size, status.st_mtime_ns)

@@ -6,6 +6,7 @@ the raw weights: resume training from the original file.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from ckptool.candidates import Candidate, EmaLocation, table_address
@@ -19,7 +20,7 @@ from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress
 from ckptool.plans import shared_with_others
 from ckptool.reports import Finding, PromoteReport
-from ckptool.tree import TensorRef, tensors
+from ckptool.tree import Address, TensorRef, Tree, walk
 from ckptool.writers import patched_copy
 from ckptool.writers.base import check_output, whole_file
 from ckptool.writers.patched_copy import Patch
@@ -102,7 +103,9 @@ def _plan(checkpoint: Checkpoint, location: EmaLocation, candidate: Candidate) -
     for patch in patches:
         patched_copy.check_patch(patch)
     _refuse_shared(checkpoint, model, patches)
-    return _without_ties(checkpoint, patches)
+    distinct = _without_ties(checkpoint, patches)
+    _refuse_overlaps(checkpoint, distinct)
+    return distinct
 
 
 def _dense(table: Table, name: str) -> TensorRef:
@@ -113,9 +116,8 @@ def _dense(table: Table, name: str) -> TensorRef:
 
 
 def _refuse_shared(checkpoint: Checkpoint, model: Table, patches: list[Patch]) -> None:
-    own = {(*model.address, model.prefix + name) for name in model.entries}
     targets = {patch.name: patch.target for patch in patches}
-    shared = shared_with_others(targets, list(tensors(checkpoint.tree)), own)
+    shared = shared_with_others(targets, _outside(checkpoint.tree, model))
     if shared:
         some = ", ".join(shared[:3])
         raise UnsupportedError(
@@ -123,6 +125,16 @@ def _refuse_shared(checkpoint: Checkpoint, model: Table, patches: list[Patch]) -
             path=checkpoint.path,
             hint="ckptool extract-ema writes the averaged weights as a file of their own",
         )
+
+
+def _outside(tree: Tree, table: Table) -> Iterator[tuple[Address, TensorRef]]:
+    """Every tensor that is no entry of the table, which may have several addresses."""
+    own = {table.prefix + name for name in table.entries}
+    for visit in walk(tree):
+        for key, child in visit.children if visit.alias_of is None else ():
+            is_own = visit.node is table.node and str(key) in own
+            if isinstance(child, TensorRef) and not is_own:
+                yield (*visit.address, key), child
 
 
 def _without_ties(checkpoint: Checkpoint, patches: list[Patch]) -> tuple[Patch, ...]:
@@ -139,6 +151,40 @@ def _without_ties(checkpoint: Checkpoint, patches: list[Patch]) -> tuple[Patch, 
                 hint="ckptool extract-ema keeps both",
             )
     return tuple(first.values())
+
+
+def _refuse_overlaps(checkpoint: Checkpoint, patches: tuple[Patch, ...]) -> None:
+    """Targets that overlap in part must get the same bytes where they do."""
+    ordered = sorted((p for p in patches if p.is_plain), key=_start)
+    reach: Patch | None = None  # the one so far that ends last
+    for patch in ordered:
+        if reach is not None and not _agree(checkpoint, reach, patch):
+            raise EmaRefusedError(
+                f"overlaps {reach.name} in the model, but their averages differ",
+                path=checkpoint.path,
+                address=patch.name,
+                hint="ckptool extract-ema keeps both",
+            )
+        if reach is None or _end(patch) > _end(reach):
+            reach = patch
+
+
+def _start(patch: Patch) -> int:
+    return patch.target.chunks[0].span.offset
+
+
+def _end(patch: Patch) -> int:
+    return _start(patch) + patch.target.chunks[0].span.nbytes
+
+
+def _agree(checkpoint: Checkpoint, one: Patch, other: Patch) -> bool:
+    """Whether two patches, the second beginning later, put equal bytes where both reach."""
+    shared = min(_end(one), _end(other)) - _start(other)
+    if shared <= 0:
+        return True
+    ours, theirs = one.source.chunks[0].span, other.source.chunks[0].span
+    read = checkpoint.reader.read
+    return read(ours, _start(other) - _start(one), shared) == read(theirs, 0, shared)
 
 
 def _same_values(checkpoint: Checkpoint, one: TensorRef, other: TensorRef) -> bool:

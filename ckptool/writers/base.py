@@ -39,6 +39,14 @@ class PartialFile:
         """Overwrite bytes that were written before."""
         self._put(data, offset)
 
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Bytes that were written before."""
+        parts = []
+        while nbytes and (part := os.pread(self.fd, min(nbytes, 1 << 30), offset)):
+            parts.append(part)
+            offset, nbytes = offset + len(part), nbytes - len(part)
+        return b"".join(parts)
+
     def copy(self, reader: TensorReader, span: ByteSpan, progress: Progress = no_progress) -> None:
         """Append the bytes of a span."""
         self.place(reader, span, self.position, progress)

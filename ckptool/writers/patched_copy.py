@@ -11,7 +11,6 @@ so.
 
 from __future__ import annotations
 
-import os
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -95,7 +94,9 @@ def write(
         if patch.is_plain:
             output.place(reader, patch.source.chunks[0].span, patch.target.chunks[0].span.offset)
         else:
-            output.patch(rearranged(reader, patch), patch.target.chunks[0].span.offset)
+            span = patch.target.chunks[0].span
+            there = output.read(span.offset, span.nbytes)
+            output.patch(rearranged(there, reader, patch), span.offset)
     archive = ZipArchive(FileWindow(file))
     known = _known_checksums(archive)
     for record, inside in _touched(archive, patches):
@@ -103,8 +104,8 @@ def write(
         _refresh(output, archive, record, crc)
 
 
-def rearranged(reader: TensorReader, patch: Patch) -> bytes:
-    """The target's bytes with the source's values in them: cast, and in the target's strides.
+def rearranged(there: bytes, reader: TensorReader, patch: Patch) -> bytes:
+    """The bytes ``there`` with the source's values in them: cast, and in the target's strides.
 
     Bytes between the target's elements stay. Takes memory for one tensor.
     """
@@ -113,23 +114,23 @@ def rearranged(reader: TensorReader, patch: Patch) -> bytes:
     ours, theirs = patch.target.chunks[0], patch.source.chunks[0]
     wanted = numpy_dtype(patch.target.dtype, patch.target.byteorder)
     given = numpy_dtype(patch.source.dtype, patch.source.byteorder)
-    content = bytearray(reader.read(ours.span))
-    source = _strided(np.frombuffer(reader.read(theirs.span), given), theirs)
+    content = bytearray(there)
+    source = _strided(reader.read(theirs.span), given, theirs)
     if "conj" in patch.source.lazy:
         source = source.conj()
     if "neg" in patch.source.lazy:
         source = -source
-    target = _strided(np.frombuffer(content, wanted), ours)
+    target = _strided(content, wanted, ours)
     with np.errstate(all="ignore"):  # overflow to infinity is what a cast does
         target[...] = source.astype(wanted)
     return bytes(content)
 
 
-def _strided(base: Any, chunk: Chunk) -> Any:
+def _strided(data: bytes | bytearray, dtype: Any, chunk: Chunk) -> Any:
     import numpy as np
 
-    strides = tuple(stride * base.itemsize for stride in chunk.strides)
-    return np.lib.stride_tricks.as_strided(base, chunk.shape, strides)
+    strides = tuple(stride * dtype.itemsize for stride in chunk.strides)
+    return np.ndarray(chunk.shape, dtype, data, strides=strides)
 
 
 # --------------------------------------------------------------------------------------- checksums
@@ -207,7 +208,7 @@ def _refresh_descriptor(
 def _checksum(output: PartialFile, start: int, size: int) -> int:
     crc = 0
     for at in range(start, start + size, BLOCK):
-        crc = zlib.crc32(os.pread(output.fd, min(BLOCK, start + size - at), at), crc)
+        crc = zlib.crc32(output.read(at, min(BLOCK, start + size - at)), crc)
     return crc
 
 
@@ -228,7 +229,7 @@ def check(output: PartialFile, patches: Sequence[Patch], reader: TensorReader) -
                 _compare(written, span, reader, patch.source.chunks[0].span, patch.name)
             else:
                 found = written.read(span.offset, span.nbytes)
-                expect(found == rearranged(reader, patch), patch.name, output.path)
+                expect(found == rearranged(found, reader, patch), patch.name, output.path)
 
 
 def _compare(

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from making import average_of, resumable, save, weights
-from paths import FIXTURES
+from paths import FIXTURES, contents
 from tensors import assert_same_tensor, assert_same_tensors, load, storage_of
 
 EXPORTED = FIXTURES / "ema" / "emacallback" / "exported.ckpt"
@@ -35,10 +35,10 @@ def refused(ckptool, tmp_path):
     """Run, expect a refusal that leaves the folder as it was; gives the error."""
 
     def run(*args) -> dict:
-        before = {p: p.lstat() for p in tmp_path.rglob("*")}
+        before = contents(tmp_path)
         output = ckptool("extract-ema", *args, "--json")
         assert output.exit_code == 2
-        assert {p: p.lstat() for p in tmp_path.rglob("*")} == before
+        assert contents(tmp_path) == before
         return output.json["error"]
 
     return run

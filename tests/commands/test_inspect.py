@@ -40,7 +40,7 @@ def test_document_has_the_keys_of_the_contract(report):
     assert "findings" in report
     assert list(report["tensors"]) == ["count", "elements", "bytes", "stored_bytes", "dtypes"]
     assert list(report["ema"]) == ["status", "main_slot", "selected", "candidates"]
-    assert list(report["ema"]["candidates"][0]) == CANDIDATE
+    assert list(report["ema"]["candidates"][0])[: len(CANDIDATE)] == CANDIDATE
     assert list(report["sections"][0]) == ["address", "role", "tensors", "elements", "bytes"]
     assert list(report["pickle"]["globals"][0])[:2] == ["name", "trust"]
 
