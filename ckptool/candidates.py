@@ -64,9 +64,14 @@ class Candidate:
         return self.layout is not None and self.layout.swapped
 
     @property
+    def is_unstarted(self) -> bool:
+        """Whether it says that nothing has been averaged yet."""
+        return self.kind == "swa" and self.meta.get(AVERAGED_MODEL) == 0
+
+    @property
     def doubt(self) -> str | None:
         """Why it must not be taken although it is the only one; None: it may be."""
-        if self.kind == "swa" and self.meta.get(AVERAGED_MODEL) == 0:
+        if self.is_unstarted:
             return "n_averaged is 0: it is the copy from which averaging will start"
         if self.alignment is None:
             return None

@@ -42,14 +42,14 @@ from ckptool.evidence import Evidence, compare_sample
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.groups import Group, ordered, split_groups
-from ckptool.inventory import Inventory, Leaf, Table, scalars_in, take_inventory
+from ckptool.inventory import Inventory, Leaf, Table, join_tables, scalars_in, take_inventory
 from ckptool.layouts import Layouts, main_slot_layout, match_layout, spelled
 from ckptool.markers import AVERAGES, Marker, is_raw, marker_in, unmarked
 from ckptool.metadata import META_KEYS, layout_metadata, read_metadata, split_counters
-from ckptool.optimizers import OPTIMIZERS, train_mode
+from ckptool.optimizers import OPTIMIZERS, group_sizes, train_mode
 from ckptool.ordering import order_names
 from ckptool.selection import select_table
-from ckptool.siblings import averaged_neighbours, config_beside, raw_neighbours
+from ckptool.siblings import POSTHOC, averaged_neighbours, config_beside, raw_neighbours
 from ckptool.tree import (
     TensorRef,
     is_container,
@@ -120,7 +120,7 @@ class _Search:
             if group.table.node is not (self.model.node if self.model else None)
             or group.table.prefix
         ]
-        found = tuple(c for c in self._merged(examined) if _is_credible(c))
+        found = self._joined([c for c in self._merged(examined) if _is_credible(c)])
         return (*found, *self._in_optimizers())
 
     def _in_optimizers(self) -> Iterator[Candidate]:
@@ -136,29 +136,37 @@ class _Search:
     def among_neighbours(self, location: EmaLocation) -> EmaLocation:
         """Look beside the file when there is nothing in it."""
         path = self.checkpoint.path
-        found = tuple(c for other in averaged_neighbours(path) for c in self._in_neighbour(other))
+        found = tuple(
+            c for kind, other in averaged_neighbours(path) for c in self._in_neighbour(other, kind)
+        )
         if found:
             return _decide(self, found)
-        if any(True for other in raw_neighbours(path) for _ in self._in_neighbour(other)):
+        if any(True for other in raw_neighbours(path) for _ in self._in_neighbour(other, "raw")):
             return replace(location, main_slot="averaged")
         return location
 
-    def _in_neighbour(self, path: Path) -> Iterator[Candidate]:
+    def _in_neighbour(self, path: Path, kind: str) -> Iterator[Candidate]:
         """The weights of another file, if they have the names and shapes of ours."""
         if self.model is None:
             return
         try:
             with open_checkpoint(path) as other:
-                table = choose_model(_plain_tables(take_inventory(other.tree)))
+                tables = take_inventory(other.tree).weights
         except CkptError:
             return
-        if table is None or table.entries.keys() != self.model.entries.keys():
+        table = choose_model([t for t in tables if not t.is_list])
+        if table is None:
             return
-        if all(table.entries[n].shape == ref.shape for n, ref in self.model.entries.items()):
-            found = self.examine(table, "ema", f"the file beside it is called {path.name}")
-            meta = {"file name": path.stem} if re.search(r"\d", path.stem) else {}
-            meta |= {key: value for key, value in config_beside(path).items() if key in META_KEYS}
-            yield replace(found, file=path, aliases=(), layout=None, meta=meta)
+        entries, _ = split_counters(table, self.model)
+        found = self.examine(
+            replace(table, entries=entries), kind, f"the file beside it is called {path.name}"
+        )
+        alignment = found.alignment
+        if alignment is None or alignment.missing_keys or alignment.unexpected_keys:
+            return
+        meta = {"file name": path.stem} if re.search(r"\d", path.stem) else {}
+        meta |= {key: value for key, value in config_beside(path).items() if key in META_KEYS}
+        yield replace(found, file=path, aliases=(), layout=None, meta=meta)
 
     def find_model(self, leaving_out: Table) -> None:
         """The model, when the average is known: never the average itself."""
@@ -247,7 +255,9 @@ class _Search:
         """By order for lists and numbered names, else by name."""
         sequence = ordered(table)
         if sequence is not None and not _shares_names(main, table.entries):
-            found = order_names(main.entries, sequence, self.checkpoint.reader)
+            around = resolve(self.checkpoint.tree, tuple(map(str, table.address[:-1])))[1]
+            groups = group_sizes(around) if table.address else ()
+            found = order_names(main.entries, sequence, self.checkpoint.reader, groups)
             if found is not None:
                 return align_positions(main.entries, table.entries, found.pairs)
         hint = f"{unmarked(table.prefix.rstrip('.'))}." if table.prefix.endswith(".") else None
@@ -275,6 +285,28 @@ class _Search:
                 merged[twin] = replace(first, aliases=more, meta={**candidate.meta, **first.meta})
         return merged
 
+    def _joined(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Averages of different parts of the model in one container are one candidate."""
+        whole: list[Candidate] = []
+        for candidate in candidates:
+            parent = candidate.table.address[:-1]
+            parts = [
+                c for c in candidates if c.table.address[:-1] == parent and c.kind == candidate.kind
+            ]
+            _, node = resolve(self.checkpoint.tree, tuple(map(str, parent)))
+            table = join_tables(parent, node, [c.table for c in parts]) if len(parts) > 1 else None
+            joined = (
+                self.examine(table, candidate.kind, candidate.why.partition(";")[0])
+                if table
+                else None
+            )
+            if joined is None or not _covers_all(joined, parts):
+                whole.append(candidate)
+            elif not any(c.table.address == parent for c in whole):
+                layout = next((c.layout for c in parts if c.layout), joined.layout)
+                whole.append(replace(joined, layout=layout))
+        return whole
+
     def _is_same(self, one: Candidate, other: Candidate) -> bool:
         if one.kind != other.kind or one.is_raw != other.is_raw:
             return False
@@ -292,6 +324,12 @@ class _Search:
         if all(a.chunks == b.chunks for a, b in pairs):
             return bool(pairs)
         return compare_sample(self.checkpoint.reader, pairs).identical
+
+
+def _covers_all(joined: Candidate, parts: list[Candidate]) -> bool:
+    """Whether the parts were of different tensors: together they pair with as many."""
+    one_by_one = sum(len(part.alignment.pairs) for part in parts if part.alignment)
+    return joined.alignment is not None and len(joined.alignment.pairs) == one_by_one
 
 
 def _plain_tables(inventory: Inventory) -> list[Table]:
@@ -404,10 +442,11 @@ def _in_main_slot(
 def _status(candidates: tuple[Candidate, ...], selected: Candidate | None) -> str:
     if selected is not None:
         return "found"
-    if all(c.kind == "schedule-free" for c in candidates):
+    if all(c.kind == "schedule-free" or c.is_unstarted for c in candidates):
         return "none"
     unrelated = any(c.is_unrelated for c in candidates if not c.is_average)
-    undecided = unrelated or any(c.is_average for c in candidates)
+    tracks = len([c for c in candidates if c.kind == POSTHOC]) > 1
+    undecided = unrelated or tracks or any(c.is_average for c in candidates)
     return "ambiguous" if undecided else "found"
 
 
@@ -424,9 +463,7 @@ def _main_slot(search: _Search, location: EmaLocation) -> str:
     )
     if says_so and location.identical:  # values are read only then
         return "averaged"
-    is_known = location.status == "found" or any(
-        c.kind == "schedule-free" for c in location.candidates
-    )
+    is_known = location.status in {"found", "none"}
     return "raw" if is_known else "unknown"
 
 
@@ -446,6 +483,13 @@ def require_ema(location: EmaLocation, checkpoint: Checkpoint) -> Candidate:
         return location.selected
     path = checkpoint.path
     implied = [c for c in location.candidates if c.is_implied]
+    if unstarted := [c for c in location.candidates if c.is_unstarted]:
+        raise EmaNotFoundError(
+            f"no averaged weights yet: {unstarted[0].doubt}",
+            path=path,
+            address=unstarted[0].address,
+            hint="take a checkpoint from after the averaging began",
+        )
     if implied and len(implied) == len(location.candidates):
         raise EmaNotFoundError(
             f"no averaged weights are stored as such; {implied[0].why}",

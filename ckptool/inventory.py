@@ -7,7 +7,7 @@ tables, which are few, instead of its tensors, which may be 100,000.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -88,6 +88,18 @@ def take_inventory(tree: Tree) -> Inventory:
         for address, node, entries in found
     )
     return Inventory(tree, tables, tuple(optimizers), others)
+
+
+def join_tables(address: Address, node: Tree, tables: Sequence[Table]) -> Table | None:
+    """The tables directly in one container as one, when no two use the same name; else None.
+
+    Composer keeps averaged parameters and averaged buffers so, side by side.
+    """
+    parts = [t for t in tables if t.address[:-1] == address and not t.is_list and not t.prefix]
+    entries = {name: ref for part in parts for name, ref in part.entries.items()}
+    if len(parts) < 2 or len(entries) != sum(len(part.entries) for part in parts):
+        return None
+    return Table(address, entries, node)
 
 
 def is_optimizer(node: Tree) -> bool:

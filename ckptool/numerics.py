@@ -118,6 +118,28 @@ def gather(reader: TensorReader, chunk: Chunk, dtype: np.dtype[Any]) -> np.ndarr
     return np.ascontiguousarray(np.ndarray(chunk.shape, dtype, data, strides=strides))
 
 
+E4M3_MAX = 448.0
+FLOAT32_BYTES = 4
+
+
+def cast(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Floating-point values in another type, rounded as torch 2.13 does it.
+
+    torch reaches types below 32 bits by way of float32, and ``float8_e4m3fn``, which has no
+    infinity, by taking its largest value for all that is beyond.
+    """
+    import numpy as np
+
+    if values.dtype == wanted:
+        return values
+    with np.errstate(all="ignore"):  # overflow to infinity is what a cast does
+        if wanted.itemsize < FLOAT32_BYTES < values.dtype.itemsize:
+            values = values.astype(np.float32)
+        if wanted.name == "float8_e4m3fn":
+            values = values.astype(np.float32).clip(-E4M3_MAX, E4M3_MAX)
+        return values.astype(wanted)
+
+
 def _resolved(values: np.ndarray[Any, Any], ref: TensorRef) -> np.ndarray[Any, Any]:
     """The values after the operations that torch stored as flags instead of doing them."""
     if "conj" in ref.lazy:

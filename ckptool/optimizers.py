@@ -57,6 +57,16 @@ OPTIMIZERS = (
 )
 
 
+def group_sizes(neighbour: Tree) -> tuple[int, ...]:
+    """Sizes of the groups of the optimizer in a container: NeMo lists averages in that order."""
+    for part in _fields(neighbour).values():
+        groups = _fields(part).get("param_groups")
+        if isinstance(groups, list) and all(isinstance(g, dict) for g in groups):
+            sizes = [g.get("params") for g in groups]
+            return tuple(len(params) for params in sizes if isinstance(params, list))
+    return ()
+
+
 def train_mode(optimizer: Tree) -> bool | None:
     """Whether a Schedule-Free optimizer was saved in training mode; None for any other."""
     mode = OPTIMIZERS[0].settings(optimizer).get("train_mode")

@@ -21,6 +21,8 @@ from ckptool.formats.base import TensorReader
 from ckptool.inventory import Leaf
 from ckptool.tree import TensorRef
 
+DOUBTFUL = 0.5  # relative distance from here on: look for a better partner
+MAX_TWINS = 64  # tensors of one shape that are looked at
 TIE = 1e-9  # distances this near are equal
 MAX_CELLS = 2_000_000  # of the table of partial pairings
 STATISTICS = re.compile(r"(running_mean|running_var|num_batches_tracked)$")
@@ -35,19 +37,74 @@ class Ordering:
 
 
 def order_names(
-    model: Mapping[str, Leaf], average: Sequence[tuple[str, Leaf]], reader: TensorReader
+    model: Mapping[str, Leaf],
+    average: Sequence[tuple[str, Leaf]],
+    reader: TensorReader,
+    groups: Sequence[int] = (),
 ) -> Ordering | None:
     """The pairing of a list with the model's tensors in their order, or None where none fits.
 
     Tried first on parameters (floating point, no batch statistics), then on every tensor.
+    ``groups`` are the sizes of the parameter groups when an optimizer wrote the list: each group
+    then has an order of its own. Whatever shapes allow is held against the values before it is
+    believed.
     """
     everything = list(model.items())
     parameters = [(name, ref) for name, ref in everything if _is_parameter(name, ref)]
-    for names in (parameters, everything):
-        found = _monotone(names, average, reader)
-        if found is not None:
-            return found
-    return None
+    attempts = [_monotone(names, average, reader) for names in (parameters, everything)]
+    if len(groups) > 1 and sum(groups) == len(average):
+        attempts.append(_by_groups(parameters, average, reader, groups))
+    fitting = [found for found in attempts if found is not None]
+    entries = dict(average)
+    believed = [f for f in fitting if f.pairs and not _misplaced(model, entries, f.pairs, reader)]
+    if believed:
+        return min(believed, key=lambda f: _total_distance(model, entries, f.pairs, reader))
+    return Ordering({}, fitting[0].ways) if fitting else None
+
+
+def _by_groups(
+    model: Sequence[tuple[str, Leaf]],
+    average: Sequence[tuple[str, Leaf]],
+    reader: TensorReader,
+    groups: Sequence[int],
+) -> Ordering | None:
+    """One group after the other, each among the names that are left."""
+    pairs: dict[str, str] = {}
+    ways, start = 1, 0
+    for size in groups:
+        left = [(name, ref) for name, ref in model if name not in pairs]
+        found = _monotone(left, average[start : start + size], reader)
+        if found is None or not found.pairs:
+            return None
+        pairs, ways, start = {**pairs, **found.pairs}, ways * found.ways, start + size
+    return Ordering(pairs, ways)
+
+
+def _misplaced(
+    model: Mapping[str, Leaf],
+    average: Mapping[str, Leaf],
+    pairs: Mapping[str, str],
+    reader: TensorReader,
+) -> bool:
+    """Whether a pair that fits badly has a much better partner: the order is another."""
+    for name, position in pairs.items():
+        ref = average[position]
+        found = _cost(reader, model[name], ref)
+        if found < DOUBTFUL or ref.shape == ():
+            continue
+        twins = [r for n, r in model.items() if n != name and r.shape == ref.shape][:MAX_TWINS]
+        if any(_cost(reader, twin, ref) < found / 2 for twin in twins):
+            return True
+    return False
+
+
+def _total_distance(
+    model: Mapping[str, Leaf],
+    average: Mapping[str, Leaf],
+    pairs: Mapping[str, str],
+    reader: TensorReader,
+) -> float:
+    return sum(_cost(reader, model[name], average[place]) for name, place in pairs.items())
 
 
 def _is_parameter(name: str, ref: Leaf) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ckptool.errors import AddressError
-from ckptool.inventory import Inventory, Table
+from ckptool.inventory import Inventory, Table, join_tables
 from ckptool.tree import Address, format_address, parse_address, resolve
 
 
@@ -22,6 +22,7 @@ def select_table(inventory: Inventory, text: str) -> Table:
     except KeyError as error:
         raise AddressError(f"no such place: there is no {error.args[0]!r}", address=text) from None
     table = next((t for t in inventory.tables if t.node is node), None)
+    table = table or join_tables(address, node, inventory.weights)
     if table is None:
         raise AddressError(
             "this place holds no tensors", address=text, hint=_places_hint(inventory, address)

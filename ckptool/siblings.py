@@ -17,21 +17,25 @@ from ckptool.markers import marker_in, unmarked
 
 MAX_CONFIG = 1 << 20  # bytes
 MAX_NEIGHBOURS = 10_000  # files of a folder that are looked at
+POSTHOC = "posthoc-ema"  # ema-pytorch's PostHocEMA: the average is made from all tracks later
+TRACK = re.compile(r"^\d+\.\d+$")  # its files: <track>.<step>.pt
 STEP = re.compile(r"(\d+)$")
 ROLES = re.compile(
     r"^(model|net|network|unet|nnet|weights?|ckpt|checkpoint|generator|g)?[\W_]*$", re.IGNORECASE
 )
 
 
-def averaged_neighbours(path: Path) -> Iterator[Path]:
-    """Files that may hold the averages of the weights in ``path``, by their names."""
+def averaged_neighbours(path: Path) -> Iterator[tuple[str, Path]]:
+    """(kind, file) of what may hold the averages of the weights in ``path``, by their names."""
     if marker_in([path.stem]):
         return
-    yield from (p for p in _alike(path) if _is_average_of(p.stem, path.stem))
+    yield from (("ema", p) for p in _alike(path) if _is_average_of(p.stem, path.stem))
     for folder in _files(path.parent, folders=True):
         if marker_in([folder.name]) and not unmarked(folder.name):  # ema/last.pt
-            yield from (p for p in (folder / path.name,) if p.is_file())
-    yield from _in_neighbour_folders(path)
+            yield from (("ema", p) for p in (folder / path.name,) if p.is_file())
+    yield from (("ema", p) for p in _in_neighbour_folders(path))
+    if not TRACK.match(path.stem):
+        yield from ((POSTHOC, p) for p in _alike(path) if TRACK.match(p.stem))
 
 
 def raw_neighbours(path: Path) -> Iterator[Path]:

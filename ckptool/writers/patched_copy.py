@@ -21,12 +21,13 @@ from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import SourceFile, TensorReader
 from ckptool.formats.byte_sources import FileWindow
 from ckptool.formats.zip_records import HAS_DESCRIPTOR, LOCAL, NO_CRC, ZipArchive, ZipRecord
-from ckptool.numerics import BLOCK, Progress, no_progress, numpy_dtype
+from ckptool.numerics import BLOCK, Progress, cast, no_progress, numpy_dtype
 from ckptool.tree import ByteSpan, Chunk, TensorRef, extent
 from ckptool.writers.base import PartialFile, expect
 
 CENTRAL_CRC = 16  # offsets of the checksum in each structure
 LOCAL_CRC = 14
+SCALES = "float8_e8m0fnu"  # powers of two without zero or sign: other numbers make no sense there
 DESCRIPTOR_SIGNATURE = b"PK\x07\x08"
 
 
@@ -73,7 +74,8 @@ def check_patch(patch: Patch) -> None:
             raise UnsupportedError("only tensors with plain stored values move", address=patch.name)
     if patch.is_plain:
         return
-    if target.dtype is not source.dtype and {target.dtype.kind, source.dtype.kind} != {"float"}:
+    casts = {target.dtype.kind, source.dtype.kind} == {"float"} and target.dtype.name != SCALES
+    if target.dtype is not source.dtype and not casts:
         raise UnsupportedError(
             f"{source.dtype} values do not go into a {target.dtype} slot", address=patch.name
         )
@@ -109,8 +111,6 @@ def rearranged(there: bytes, reader: TensorReader, patch: Patch) -> bytes:
 
     Bytes between the target's elements stay. Takes memory for one tensor.
     """
-    import numpy as np
-
     ours, theirs = patch.target.chunks[0], patch.source.chunks[0]
     wanted = numpy_dtype(patch.target.dtype, patch.target.byteorder)
     given = numpy_dtype(patch.source.dtype, patch.source.byteorder)
@@ -121,8 +121,7 @@ def rearranged(there: bytes, reader: TensorReader, patch: Patch) -> bytes:
     if "neg" in patch.source.lazy:
         source = -source
     target = _strided(content, wanted, ours)
-    with np.errstate(all="ignore"):  # overflow to infinity is what a cast does
-        target[...] = source.astype(wanted)
+    target[...] = cast(source, wanted)
     return bytes(content)
 
 
