@@ -463,8 +463,7 @@ def _main_slot(search: _Search, location: EmaLocation) -> str:
     )
     if says_so and location.identical:  # values are read only then
         return "averaged"
-    is_known = location.status in {"found", "none"}
-    return "raw" if is_known else "unknown"
+    return "raw"
 
 
 # -----------------------------------------------------------------------------------------

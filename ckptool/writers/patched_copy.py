@@ -5,8 +5,8 @@ checksums of the records they lie in are refreshed in the directory, in the loca
 data descriptor. The pickle is not touched: optimizer, epoch and instances of classes that nobody
 has installed stay as they were.
 
-A record whose checksum is 0 keeps it: the file was written with checksums off, and torch reads it
-so.
+Where every checksum is 0 they stay so: the file was written with checksums off, and torch reads
+it so.
 """
 
 from __future__ import annotations
@@ -100,6 +100,8 @@ def write(
             there = output.read(span.offset, span.nbytes)
             output.patch(rearranged(there, reader, patch), span.offset)
     archive = ZipArchive(FileWindow(file))
+    if not any(record.crc != NO_CRC for record in archive.records):
+        return
     known = _known_checksums(archive)
     for record, inside in _touched(archive, patches):
         crc = _moved_checksum(archive, record, inside, known)
@@ -165,8 +167,6 @@ def _moved_checksum(
     known: dict[tuple[int, int], int],
 ) -> int | None:
     """The checksum of a record that became another's copy as a whole: no second read. Else None."""
-    if record.crc == NO_CRC:
-        return NO_CRC
     spans = {patch.source.chunks[0].span for patch in inside}
     if len(spans) != 1 or not all(patch.is_plain for patch in inside):
         return None
@@ -178,17 +178,16 @@ def _moved_checksum(
 
 
 def _refresh(output: PartialFile, archive: ZipArchive, record: ZipRecord, crc: int | None) -> None:
-    if crc == NO_CRC and record.crc == NO_CRC:
-        return
     start = archive.data_offset(record)
     if crc is None:
         crc = _checksum(output, start, record.size)
     data = crc.to_bytes(4, "little")
     output.patch(data, record.entry_offset + CENTRAL_CRC)
     header = archive.source.read(record.header_offset, LOCAL.size)
-    if header[LOCAL_CRC : LOCAL_CRC + 4] != bytes(4):
+    has_descriptor = record.flags & HAS_DESCRIPTOR
+    if not has_descriptor or header[LOCAL_CRC : LOCAL_CRC + 4] != bytes(4):
         output.patch(data, record.header_offset + LOCAL_CRC)
-    if record.flags & HAS_DESCRIPTOR:
+    if has_descriptor:
         _refresh_descriptor(output, archive, record, data)
 
 

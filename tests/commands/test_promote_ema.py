@@ -325,23 +325,32 @@ def test_a_file_without_checksums_gets_none(promote, tmp_path):
         assert {r.CRC for r in archive.infolist() if "/data/" in r.filename} == {0}
 
 
-def test_a_record_with_the_checksum_zero_beside_others_is_refreshed(promote, tmp_path):
-    """A storage whose checksum happens to be 0 is not told from one without: it stays readable."""
-    path = save(tmp_path / "zero.pt", weights(empty=torch.empty(0), zero=torch.zeros(3)))
-    assert_same_tensors(
-        promote(path)["state_dict"], average_of(weights(empty=torch.empty(0), zero=torch.zeros(3)))
-    )
+def test_a_checksum_that_happens_to_be_zero_is_refreshed(promote, tmp_path):
+    """Of a storage with just these four bytes; only where all are zero they are switched off."""
+    unlucky = torch.tensor([0x9D, 0x0A, 0xD9, 0x6D], dtype=torch.uint8).view(torch.float32)
+    path = save(tmp_path / "zero.pt", weights(unlucky=unlucky))
+    with zipfile.ZipFile(path) as archive:
+        assert 0 in {r.CRC for r in archive.infolist() if r.file_size}
+    promote(path)
+    with zipfile.ZipFile(tmp_path / "promoted.pt") as archive:
+        assert archive.testzip() is None
+    rewritten = tmp_path / "rewritten.pt"
+    rewrite(path, rewritten)
+    promote(rewritten, "--force")
     with zipfile.ZipFile(tmp_path / "promoted.pt") as archive:
         assert archive.testzip() is None
 
 
-def test_a_file_of_another_zip_writer_is_patched(promote, tmp_path):
-    """Rewritten by ``zipfile``: no padding, no descriptors, checksums in the local headers."""
-    torch_file = save(tmp_path / "torch.pt", weights())
-    path = tmp_path / "rewritten.pt"
+def rewrite(torch_file, path) -> None:
+    """As ``zipfile`` writes it: no padding, no descriptors, checksums in the local headers."""
     with zipfile.ZipFile(torch_file) as source, zipfile.ZipFile(path, "w") as target:
         for record in source.infolist():
             target.writestr(record.filename, source.read(record))
+
+
+def test_a_file_of_another_zip_writer_is_patched(promote, tmp_path):
+    path = tmp_path / "rewritten.pt"
+    rewrite(save(tmp_path / "torch.pt", weights()), path)
     assert_same_tensors(promote(path)["state_dict"], average_of(weights()))
     with zipfile.ZipFile(tmp_path / "promoted.pt") as archive:
         assert archive.testzip() is None

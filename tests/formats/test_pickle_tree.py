@@ -302,8 +302,8 @@ def test_names_are_listed_with_their_offsets():
 DAMAGED = {
     "empty": (b"", "without its STOP"),
     "no stop": (b"N", "without its STOP"),
-    "nothing left": (b".", "the stack is empty"),
-    "mark left": (b"N(.", "the stack is empty"),
+    "nothing left": (b".N", "the stack is empty"),
+    "mark left": (b"N(.N", "the stack is empty"),
     "unknown instruction": (b"\xff.", "byte 0xff is no pickle instruction"),
     "protocol 6": (b"\x80\6N.", "protocol 6 is not known"),
     "no mark": (b"Nt.", "not a valid pickle at byte 1"),
