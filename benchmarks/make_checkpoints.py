@@ -55,20 +55,28 @@ def weights(shapes: dict[str, Shape]) -> dict[str, torch.Tensor]:
     return {name: torch.empty(shape).uniform_(-1, 1) for name, shape in shapes.items()}
 
 
+def average(weight: torch.Tensor) -> torch.Tensor:
+    """Values near those of ``weight``, as an average that trails behind it has."""
+    return torch.empty_like(weight).uniform_(-0.01, 0.01).add_(weight)
+
+
 def training_state(shapes: dict[str, Shape]) -> dict[str, object]:
     """Model, EMA and Adam as a plain training loop saves them."""
+    model = weights(shapes)
     state = {
-        i: {"step": torch.tensor(1000.0), "exp_avg": first, "exp_avg_sq": second}
-        for i, (first, second) in enumerate(
-            zip(weights(shapes).values(), weights(shapes).values(), strict=True)
-        )
+        i: {
+            "step": torch.tensor(1000.0),
+            "exp_avg": torch.empty_like(weight).uniform_(-0.1, 0.1),
+            "exp_avg_sq": torch.empty_like(weight).uniform_(0.1, 1),
+        }
+        for i, weight in enumerate(model.values())
     }
     group = {"lr": 1e-4, "betas": (0.9, 0.999), "eps": 1e-8, "params": list(state)}
     return {
         "epoch": 3,
         "global_step": 1000,
-        "model_state_dict": weights(shapes),
-        "ema_state_dict": weights(shapes),
+        "model_state_dict": model,
+        "ema_state_dict": {name: average(weight) for name, weight in model.items()},
         "has_ema": True,
         "optimizer_state_dict": {"state": state, "param_groups": [group]},
         "best_val_loss": 0.25,

@@ -240,15 +240,18 @@ def _progress(verb: str) -> Iterator[Callable[[int], None]]:
 def main(args: Sequence[str]) -> int:
     """Run one command and return its exit code; every error becomes text or a document."""
     try:
-        app(args=list(args), standalone_mode=False, prog_name="ckptool")
+        # Commands answer nothing; typer answers with a code when one exits or is interrupted.
+        code = app(args=list(args), standalone_mode=False, prog_name="ckptool")
     except typer.Exit as stop:
         return int(stop.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # typer exits when a pipe breaks
         _close_stdout()
     except tuple(TRANSLATIONS) as error:
         return _refuse(_translated(error), as_json="--json" in args, color=_asked_color(args))
+    else:
+        return code if isinstance(code, int) else DONE
     return DONE
 
 

@@ -466,8 +466,7 @@ def _main_slot(search: _Search, location: EmaLocation) -> str:
     return "raw"
 
 
-# -----------------------------------------------------------------------------------------
-# requiring
+# ---------------------------------------------------------------------------------------- requiring
 
 
 def require_ema(location: EmaLocation, checkpoint: Checkpoint) -> Candidate:

@@ -51,6 +51,16 @@ def numpy_dtype(dtype: DType, byteorder: str = "little") -> np.dtype[Any]:
     return np.dtype(dtype.numpy).newbyteorder("<" if byteorder == "little" else ">")
 
 
+def element_dtype(ref: TensorRef) -> np.dtype[Any]:
+    """The numpy type of the stored elements; plain bytes where they can only be moved."""
+    import numpy as np
+
+    swapped = ref.byteorder == "big" and ref.dtype.itemsize > 1
+    if ref.dtype.numpy is None and not ref.lazy and not swapped:
+        return np.dtype(f"V{ref.dtype.itemsize}")
+    return numpy_dtype(ref.dtype, ref.byteorder)
+
+
 def blocks(reader: TensorReader, ref: TensorRef) -> Iterator[np.ndarray[Any, Any]]:
     """The tensor's values in C order, as flat arrays of at most ``BLOCK`` bytes.
 
@@ -58,7 +68,7 @@ def blocks(reader: TensorReader, ref: TensorRef) -> Iterator[np.ndarray[Any, Any
     """
     import numpy as np
 
-    dtype = numpy_dtype(ref.dtype, ref.byteorder)
+    dtype = element_dtype(ref)
     if not _in_order(ref):
         yield from _slices(_resolved(assemble(reader, ref, dtype).reshape(-1), ref))
         return

@@ -1,7 +1,8 @@
 """Compares what ckptool reads with what the other party (torch, pickle) loads from the same file.
 
-The one idea: walk both side by side. Wherever the other party has a live object, ckptool has data that
-must say the same: a tensor and its reference, a module and its state dict, an instance and its attributes.
+The one idea: walk both side by side. Wherever the other party has a live object, ckptool has data
+that must say the same: a tensor and its reference, a module and its state dict, an instance and
+its attributes.
 """
 
 from __future__ import annotations
@@ -150,7 +151,8 @@ class Comparison:
     # ---------------------------------------------------------------------------------- objects
 
     def same_module(self, node, loaded: nn.Module, at: str) -> None:
-        assert isinstance(node, Opaque) and node.is_module, f"{at}: {node!r}"
+        assert isinstance(node, Opaque), f"{at}: {node!r}"
+        assert node.is_module, f"{at}: {node!r}"
         self.same_type_name(node, type(loaded), at)
         self.same(module_state_dict(node), dict(loaded.state_dict(keep_vars=True)), at)
 
@@ -165,6 +167,9 @@ class Comparison:
         assert ours.astype(loaded.dtype).tobytes() == loaded.tobytes(), at
 
     def same_scalar(self, node, loaded: np.generic, at: str) -> None:
+        if isinstance(node, Opaque):  # a date: numpy's type and its bytes
+            assert np.frombuffer(node.args[1], np.dtype(node.args[0]))[0] == loaded, at
+            return
         self.same(node, loaded.item(), at)
 
     def same_partial(self, node, loaded: functools.partial, at: str) -> None:

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# --------------------------------------------------------------------------------- classes to pickle
+# --------------------------------------------------------------------------------- classes to
+# pickle
 
 
 class TinyNet(nn.Module):
@@ -77,7 +78,8 @@ class Slotted:
         self.left, self.right = 1, [2.5]
 
 
-# ------------------------------------------------------------------------------------------- tensors
+# -------------------------------------------------------------------------------------------
+# tensors
 
 
 def filled(dtype: torch.dtype, count: int) -> Tensor:
@@ -208,7 +210,8 @@ def storages():
     return {"tensor": tensor, "untyped": torch.arange(3, dtype=torch.uint8).untyped_storage()}
 
 
-# ------------------------------------------------------------------------------------------- objects
+# -------------------------------------------------------------------------------------------
+# objects
 
 
 def module():
@@ -302,8 +305,10 @@ def partials():
 def scalars():
     return [
         None, True, False, 0, 1, -1, 255, 256, 65536, -(2**31), 2**31, 2**63, -(2**200), 0.0, -0.0,
-        1e-300, float("inf"), float("nan"), 1 + 2j, "", "text", "Größe 3 µm 🎲", "\ud800", "\0\n'\"\\",
-        b"", b"bytes\x00\xff", bytearray(b"array"), "long" * 100,
+        1e-300, float("inf"), float("nan"), 1 + 2j, "", "text", "Größe 3 µm 🎲", "\ud800",
+        "\0\n'\"\\",
+        b"", b"bytes\x00\xff", bytearray(b"array"), "long" * 100, bytes(100_000),
+        bytearray(100_000),
     ]  # fmt: skip
 
 
@@ -342,6 +347,7 @@ def nothing():
 EVERYWHERE = (
     every_old_dtype, state_dict_with_metadata, parameters, views, ties, quantized, packed_quantized,
     sparse, nested_tensor, lazy_views, meta_tensor, module, module_and_average, optimizers,
-    namespace, numpy_values, random_states, enums, paths, dataclasses, collections, partials, scalars,
+    namespace, numpy_values, random_states, enums, paths, dataclasses, collections, partials,
+    scalars,
     torch_values, nesting, subclass, bare_tensor, bare_list, nothing,
 )  # fmt: skip

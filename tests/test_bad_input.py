@@ -334,7 +334,7 @@ def test_wrong_usage(args, ckptool):
 
 def test_a_bug_is_one_line_too(ckptool, monkeypatch):
     monkeypatch.delenv("CKPTOOL_DEBUG")
-    monkeypatch.setattr("ckptool.commands.inspect.locate_ema", lambda checkpoint: 1 // 0)
+    monkeypatch.setattr("ckptool.commands.inspect.locate_ema", lambda _checkpoint, **_options: 1 // 0)
     output = ckptool("inspect", EXPORTED)
     assert_two_lines(output)
     assert "a bug in ckptool: ZeroDivisionError" in output.stderr

@@ -50,6 +50,24 @@ class FileWindow:
         return ByteSpan(self._file.path, self._offset + offset, nbytes)
 
 
+class SourceWindow:
+    """A run of bytes in another source."""
+
+    def __init__(self, source: ByteSource, offset: int, size: int) -> None:
+        source.span(offset, size)  # raises when it reaches past the end
+        self._source, self._offset, self.size = source, offset, size
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Bytes of the source, counted from the window's start."""
+        _check(offset, nbytes, self.size)
+        return self._source.read(self._offset + offset, nbytes)
+
+    def span(self, offset: int, nbytes: int) -> ByteSpan:
+        """Their place, wherever the source has it."""
+        _check(offset, nbytes, self.size)
+        return self._source.span(self._offset + offset, nbytes)
+
+
 class MemoryBytes:
     """Bytes in memory; ``origin`` says where in a file they lie, if they do."""
 
@@ -74,7 +92,7 @@ def source_of(data: bytes | bytearray | BytesRef, file: SourceFile) -> ByteSourc
     if isinstance(data, BytesRef):
         if isinstance(data.span.source, Blob):
             start = data.span.offset
-            return MemoryBytes(data.span.source.data[start : start + len(data)])
+            return MemoryBytes(data.span.source.data[start : start + len(data)], data.span)
         return FileWindow(file, data.span.offset, data.span.nbytes)
     origin = data.span if isinstance(data, SpannedBytes) else None
     return MemoryBytes(bytes(data), origin)

@@ -153,6 +153,11 @@ def _parameter(data: Any = None, requires_grad: Any = True) -> Any:
     return _rebuild_parameter(data, requires_grad, None)
 
 
+def _variable(data: Any = None, *_flags: Any) -> Any:
+    """Before torch 0.4 a tensor that has a gradient was wrapped in this."""
+    return data
+
+
 def _rebuild_device_tensor(data: Any, _dtype: Any, device: Any, requires_grad: Any) -> Any:
     """XLA and other devices without storage: saved as a CPU tensor, or as a numpy array."""
     if isinstance(data, TensorRef):
@@ -277,7 +282,9 @@ def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
     return SpannedBytes.at(data, ByteSpan(Blob(data), 0, len(data)))
 
 
-def _bytes(text: Any = b"", encoding: Any = None) -> bytes:
+def _bytes(text: Any = b"", encoding: Any = None) -> bytes | BytesRef:
+    if isinstance(text, BytesRef):  # a bytearray of protocols 3 and 4, too long to hold
+        return text
     if isinstance(text, str):
         return _encode(text, encoding)
     if isinstance(text, (list, tuple, bytes)):
@@ -327,11 +334,17 @@ def _type_string(dtype: Any) -> str:
     """``<f4`` for a pickled numpy dtype; the byte order is in the state that BUILD gave it."""
     if not isinstance(dtype, Opaque) or not dtype.args:
         raise DamagedError(f"a numpy type is described by {_kind(dtype)}")
-    code = dtype.args[0]
-    code = _as_text(code)
+    code = _as_text(dtype.args[0])
     state = dtype.state if isinstance(dtype.state, tuple) else ()
     order = str(state[1]) if len(state) > 1 and isinstance(state[1], str) else "|"
-    return ("" if code[:1] in "<>|=" else order) + code
+    unit = _time_unit(state[8]) if code in {"M8", "m8"} and len(state) > 8 else ""
+    return ("" if code[:1] in "<>|=" else order) + code + unit
+
+
+def _time_unit(metadata: Any) -> str:
+    """``[7us]`` for ``(None, (b"us", 7, 1, 1))``: what integers of dates and durations count."""
+    _, (unit, count, *_) = metadata
+    return f"[{count if type(count) is int and count != 1 else ''}{_as_text(unit)}]"
 
 
 def _numpy_itemsize(type_string: str) -> int:
@@ -435,6 +448,7 @@ _TORCH: dict[str, Call] = {
     "torch._utils._rebuild_wrapper_subclass": _rebuild_wrapper_subclass,
     "torch.nn.parameter.Parameter": _parameter,
     "torch.nn.parameter.Buffer": _parameter,
+    "torch.autograd.variable.Variable": _variable,
     "torch.Size": _tuple,
     "torch_utils.persistence._reconstruct_persistent_obj": _persistent_class,
 }

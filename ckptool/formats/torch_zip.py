@@ -21,13 +21,11 @@ from typing import Any
 
 from ckptool.errors import DamagedError, UnknownFormatError, UnsupportedError
 from ckptool.formats.base import Checkpoint, SourceFile, TensorReader
-from ckptool.formats.byte_sources import ByteSource, FileWindow, MemoryBytes
+from ckptool.formats.byte_sources import ByteSource, FileWindow, MemoryBytes, SourceWindow
 from ckptool.formats.pickled import Pickles
 from ckptool.formats.torch_objects import TorchBuilder
 from ckptool.formats.zip_records import STORED, ZipArchive, ZipRecord, is_zip
 from ckptool.tree import ByteSpan
-
-MAX_PICKLE = 1 << 32  # bytes of data.pkl; the structure of 100,000 tensors takes 10 MB
 
 
 class TorchZip:
@@ -91,8 +89,7 @@ class TorchRecords:
     def _source(self, record: ZipRecord) -> ByteSource:
         if record.method == STORED:
             offset = self.archive.data_offset(record)
-            span = self.archive.source.span(offset, record.size)
-            return MemoryBytes(self.archive.source.read(offset, record.size), span)
+            return SourceWindow(self.archive.source, offset, record.size)
         return MemoryBytes(self.archive.read(record))
 
     def locate(self, key: str, nbytes: int) -> ByteSpan | None:

@@ -17,11 +17,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ckptool.dtypes import DType
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import SourceFile, TensorReader
 from ckptool.formats.byte_sources import FileWindow
 from ckptool.formats.zip_records import HAS_DESCRIPTOR, LOCAL, NO_CRC, ZipArchive, ZipRecord
-from ckptool.numerics import BLOCK, Progress, cast, no_progress, numpy_dtype
+from ckptool.numerics import BLOCK, Progress, cast, element_dtype, no_progress
 from ckptool.tree import ByteSpan, Chunk, TensorRef, extent
 from ckptool.writers.base import PartialFile, expect
 
@@ -74,13 +75,16 @@ def check_patch(patch: Patch) -> None:
             raise UnsupportedError("only tensors with plain stored values move", address=patch.name)
     if patch.is_plain:
         return
-    casts = {target.dtype.kind, source.dtype.kind} == {"float"} and target.dtype.name != SCALES
-    if target.dtype is not source.dtype and not casts:
+    if target.dtype is not source.dtype and not _casts(source.dtype, target.dtype):
         raise UnsupportedError(
             f"{source.dtype} values do not go into a {target.dtype} slot", address=patch.name
         )
-    numpy_dtype(target.dtype)  # raises for types without arithmetic
-    numpy_dtype(source.dtype)
+
+
+def _casts(source: DType, target: DType) -> bool:
+    """Whether values of one type are cast to the other, as ``copy_`` does it silently."""
+    are_numbers = source.numpy is not None and target.numpy is not None
+    return are_numbers and {source.kind, target.kind} == {"float"} and target.name != SCALES
 
 
 def write(
@@ -114,8 +118,7 @@ def rearranged(there: bytes, reader: TensorReader, patch: Patch) -> bytes:
     Bytes between the target's elements stay. Takes memory for one tensor.
     """
     ours, theirs = patch.target.chunks[0], patch.source.chunks[0]
-    wanted = numpy_dtype(patch.target.dtype, patch.target.byteorder)
-    given = numpy_dtype(patch.source.dtype, patch.source.byteorder)
+    wanted, given = element_dtype(patch.target), element_dtype(patch.source)
     content = bytearray(there)
     source = _strided(reader.read(theirs.span), given, theirs)
     if "conj" in patch.source.lazy:
@@ -210,8 +213,7 @@ def _checksum(output: PartialFile, start: int, size: int) -> int:
     return crc
 
 
-# ------------------------------------------------------------------------------------------
-# checking
+# ----------------------------------------------------------------------------------------- checking
 
 
 def check(output: PartialFile, patches: Sequence[Patch], reader: TensorReader) -> None:

@@ -25,6 +25,7 @@ ALIGNMENT = 64
 ARCHIVE = "archive"
 UTF8_NAME = 0x800
 ZIP64_FROM = 0xFFFFFFFF  # sizes and offsets from here on need 64 bits
+IN_EXTRA = 0xFFFFFFFF  # stands for a number that is in the 64-bit field
 DOS_DATE = 0x21  # 1980-01-01: the same input gives the same bytes
 
 
@@ -250,8 +251,8 @@ class _ArchiveWriter:
             0,
             DOS_DATE,
             crc,
-            ZIP64_FROM,
-            ZIP64_FROM,
+            IN_EXTRA,
+            IN_EXTRA,
             len(name),
             len(extra),
         )
@@ -271,8 +272,8 @@ class _ArchiveWriter:
         ends = (
             min(count, 0xFFFF),
             min(count, 0xFFFF),
-            min(size, ZIP64_FROM),
-            min(start, ZIP64_FROM),
+            size if size < ZIP64_FROM else IN_EXTRA,
+            start if start < ZIP64_FROM else IN_EXTRA,
         )
         output.write(END.pack(b"PK\x05\x06", 0, 0, *ends, 0))
 
@@ -280,8 +281,8 @@ class _ArchiveWriter:
 def _central(record: _Written) -> bytes:
     is_large = record.size >= ZIP64_FROM or record.offset >= ZIP64_FROM
     extra = _CENTRAL64.pack(1, 24, record.size, record.size, record.offset) if is_large else b""
-    size = ZIP64_FROM if is_large else record.size
-    offset = ZIP64_FROM if is_large else record.offset
+    size = IN_EXTRA if is_large else record.size
+    offset = IN_EXTRA if is_large else record.offset
     fixed = CENTRAL_HEAD.pack(
         b"PK\x01\x02", 45, 45, UTF8_NAME, 0, 0, DOS_DATE, record.crc, size, size,
         len(record.name), len(extra), 0, 0, 0, 0, offset,

@@ -18,7 +18,7 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(items):
-    """The judge warns, of its quantized and sparse tensors and of what is deprecated; ckptool never."""
+    """The judge warns, of quantized and sparse tensors and of what is deprecated; we never."""
     for item in items:
         if item.path.is_relative_to(HERE):
             for category in OF_TORCH:

@@ -10,6 +10,7 @@ import types
 
 import pytest
 import torch
+from conformance import FormatTests
 from hypothesis import given, settings
 
 import samples
@@ -18,7 +19,6 @@ from ckptool.errors import CkptError, DamagedError, UnknownFormatError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.pickled import MAX_NESTING
 from ckptool.tree import Blob, StorageRef, TensorRef, tensors
-from conformance import FormatTests
 from judge import assert_reads_like
 from paths import FIXTURES
 
@@ -231,7 +231,7 @@ def test_storage_as_a_value(tmp_path):
     assert_reads_like(path, {"storage": storage})
 
 
-# --------------------------------------------------------------------------------- what is not there
+# -------------------------------------------------------------------------------- what is not there
 
 
 def test_instances_of_classes_that_nobody_has(tmp_path):
@@ -275,7 +275,7 @@ def test_what_follows_is_counted(tmp_path):
         assert checkpoint.metadata == {"trailing_bytes": len(second)}
 
 
-# --------------------------------------------------------------------------------- how it is recognised
+# ----------------------------------------------------------------------------- how it is recognised
 
 
 @pytest.mark.parametrize("protocol", [0, 1])
@@ -313,7 +313,7 @@ def test_pickles_of_python_2_are_recognised(head, tmp_path):
     "text",
     [
         b"(dp\n", b"(listen)\n", b"(see below)\n", b"[1, 2, 3]\n", b"{}\n", b"}quit\n", b"]q\n",
-        b"config\nsettings\n", b"cat\ndog\n(a pair)", b"checkpoints\nin\nthis\nfolder\n", b"(i\nj\n)",
+        b"config\nsettings\n", b"cat\ndog\n(a pair)", b"checkpoints\nin\nhere\n", b"(i\nj\n)",
         b"I1\n.", b"N.", b".", b"K\x01.", b"import torch\nprint(1)\n", b"epoch,loss\n1,0.5\n",
     ],
 )  # fmt: skip

@@ -33,7 +33,7 @@ LOOKALIKES = {
     "git lfs": (POINTER, "Git LFS pointer", "git lfs pull"),
     "html": (b"<!DOCTYPE html>\n<html>", "a web page", "the download got a page"),
     "html behind a comment": (b"\n<!-- x -->\n<html lang='en'>", "a web page", "download"),
-    "xml": (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "an XML document", "storage service"),
+    "xml": (b"<?xml version='1.0'?><Error>Denied</Error>", "an XML document", "storage service"),
     "json": (json.dumps({"weight_map": {"a": "b"}}).encode(), "JSON", "names the files"),
     "json list": (b"[1, 2]", "JSON", None),
     "text": ("Größe: 3\n".encode(), "plain text", "head"),

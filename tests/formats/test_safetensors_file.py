@@ -9,6 +9,7 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
+from conformance import FormatTests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +18,6 @@ import strategies
 from ckptool.dtypes import BY_SAFETENSORS_TAG, DTYPES
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError, UnsupportedError
 from ckptool.formats import open_checkpoint
-from conformance import FormatTests
 from judge import assert_reads_like
 
 TAGGED = [getattr(torch, row.name) for row in DTYPES if row.safetensors]
@@ -96,7 +96,7 @@ def test_float4_counts_pairs_as_torch_does(tmp_path):
         assert checkpoint.tree["weight"].nbytes == 8
 
 
-# ----------------------------------------------------------------------------- one test for each rule
+# --------------------------------------------------------------------------- one test for each rule
 
 
 def entry(shape, begin, end=None, dtype="F32"):
@@ -155,7 +155,7 @@ BROKEN = {
     "negative size": (({"a": W | {"shape": [-2, -1]}}, {"size": 8}), "shape must be a list"),
     "size beyond 64 bits": (({"a": entry([0, 2**64], 0)}, {}), "shape must be a list"),
     "overflow": (({"a": entry([2**40, 2**40, 0], 0, 0)}, {}), r"more than 2\^64 bits"),
-    "minus zero": ((b'{"a":{"dtype":"U8","shape":[-0],"data_offsets":[0,0]}}', {}), "-0 is no integer"),
+    "minus zero": ((b'{"a":{"dtype":"U8","shape":[-0],"data_offsets":[0,0]}}', {}), "-0 is no"),
     "one offset": (({"a": W | {"data_offsets": [0]}}, {"size": 8}), "two integers"),
     "three offsets": (({"a": W | {"data_offsets": [0, 8, 8]}}, {"size": 8}), "two integers"),
     "end before begin": (({"a": entry([2], 8, 0)}, {"size": 8}), "span -8 bytes"),
@@ -183,7 +183,7 @@ def test_broken_rule_is_named(rule, tmp_path):
 STRICTER = {"key twice", "metadata twice", "more fields", "no brace"}
 
 
-@pytest.mark.parametrize("rule", set(BROKEN) - STRICTER)
+@pytest.mark.parametrize("rule", sorted(set(BROKEN) - STRICTER))
 def test_the_library_refuses_it_too(rule, tmp_path):
     (header, how), _ = BROKEN[rule]
     assert not library_accepts(write(tmp_path, header, **how))
@@ -220,10 +220,8 @@ def test_float4_in_odd_rows(shape, tmp_path):
         (b'{"__metadata__":null}', 0),
         (b'{"__metadata__":{}}', 0),
         (b'{ "a" :\n{"dtype":"F32","shape":[],"data_offsets":[0,4]} }   \t\r\n', 4),
-        (b'{"b":{"dtype":"U8","shape":[1],"data_offsets":[1,2]},'
-         b'"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', 2),
-        (b'{"e":{"dtype":"F32","shape":[0],"data_offsets":[4,4]},'
-         b'"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}}', 4),
+        ({"b": entry([1], 1, dtype="U8", end=2), "a": entry([1], 0, dtype="U8", end=1)}, 2),
+        ({"e": entry([0], 4), "a": entry([4], 0, dtype="U8", end=4)}, 4),
     ],
     ids=["empty", "null metadata", "empty metadata", "white space", "not in order", "empty tensor"],
 )  # fmt: skip
@@ -233,7 +231,7 @@ def test_unusual_headers_in_order(header, size, tmp_path):
     open_checkpoint(path).close()
 
 
-# ------------------------------------------------------------------------------- the library is the judge
+# ------------------------------------------------------------------------- the library is the judge
 
 numbers = st.sampled_from(
     ["0", "1", "2", "3", "4", "8", "16", "-0", "-1", "1.0", "1e0", "01", "+1", "0x1", "NaN", "null",
@@ -309,9 +307,7 @@ def test_never_accepts_what_the_library_refuses(data, tmp_path):
 
 
 @settings(max_examples=500)
-@given(
-    at=st.integers(0, 10_000), new=st.binary(max_size=3), gone=st.integers(0, 3), data=st.data()
-)
+@given(at=st.integers(0, 10_000), new=st.binary(max_size=3), gone=st.integers(0, 3), data=st.data())
 def test_never_accepts_a_mutation_that_the_library_refuses(at, new, gone, data, tmp_path):
     tensors = {"a": torch.ones(2, 2), "b": torch.ones(3, dtype=torch.uint8), "e": torch.ones(0)}
     sound = safetensors.torch.save(tensors, metadata={"k": "v"})

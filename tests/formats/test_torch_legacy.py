@@ -7,13 +7,13 @@ import struct
 
 import pytest
 import torch
+from conformance import FormatTests
 from hypothesis import given, settings
 
 import samples
 import strategies
 from ckptool.errors import CkptError, DamagedError
 from ckptool.formats import open_checkpoint
-from conformance import FormatTests
 from judge import assert_reads_like
 from paths import FIXTURES
 
@@ -76,7 +76,7 @@ def test_devices_are_told_and_change_nothing(device, tmp_path, monkeypatch):
         assert checkpoint.tree["embed"].device == device
 
 
-# -------------------------------------------------------------------- streams that torch writes no more
+# ---------------------------------------------------------------- streams that torch writes no more
 
 
 class Storage:
@@ -166,7 +166,7 @@ def test_missing_bytes_are_counted(tmp_path):
     path = tmp_path / "short.pt"
     save({"weight": torch.ones(1000)}, path)
     path.write_bytes(path.read_bytes()[:-1500])
-    with pytest.raises(DamagedError, match="truncated: the storages take 4008 .*1500 bytes short"):
+    with pytest.raises(DamagedError, match=r"truncated: the storages take 4008 .*1500 bytes short"):
         open_checkpoint(path)
 
 

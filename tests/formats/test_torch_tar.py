@@ -9,12 +9,12 @@ import tarfile
 
 import pytest
 import torch
+from conformance import FormatTests
 from torch import Tensor
 
 import samples
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError
 from ckptool.formats import open_checkpoint
-from conformance import FormatTests
 from judge import assert_reads_like, storage_bytes
 from paths import FIXTURES
 
@@ -177,7 +177,7 @@ def test_dimensions_are_held_against_the_bytes(tmp_path):
             open_checkpoint(path)
 
 
-# ------------------------------------------------------------------------------- a writer of torch 0.1
+# ---------------------------------------------------------------------------- a writer of torch 0.1
 
 
 class TarPickler(pickle.Pickler):

@@ -8,13 +8,13 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from conformance import FormatTests
 from hypothesis import given, settings
 
 import samples
 import strategies
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError, UnsupportedError
 from ckptool.formats import open_checkpoint
-from conformance import FormatTests
 from judge import Comparison, assert_reads_like
 from paths import FIXTURES
 from values import element_bytes, numbers
@@ -38,7 +38,7 @@ def test_what_torch_saves_reads_as_torch_loads_it(obj, tmp_path):
     assert_reads_like(path, torch.load(path, weights_only=False))
 
 
-# -------------------------------------------------------------------------------- how torch writes
+# --------------------------------------------------------------------------------- how torch writes
 
 
 @pytest.mark.parametrize("protocol", [1, 2, 3, 4, 5])
@@ -136,7 +136,7 @@ def test_torchscript_reads_as_data(tmp_path):
         comparison.same_tensor(attributes["bias"], net.bias, "bias")
 
 
-# --------------------------------------------------------------------------------- how zips can be
+# ---------------------------------------------------------------------------------- how zips can be
 
 
 def test_zip64_records(tmp_path):
@@ -223,7 +223,7 @@ def test_other_zips_are_no_checkpoints(tmp_path):
         open_checkpoint(path)
 
 
-# ---------------------------------------------------------------------------------- a writer of zips
+# --------------------------------------------------------------------------------- a writer of zips
 
 
 def torch_records(folder) -> list[tuple[str, bytes]]:

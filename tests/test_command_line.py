@@ -1,0 +1,115 @@
+"""What a shell sees: streams, exit codes, pipes that break, progress."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import ckptool as library
+from ckptool import cli
+from output import environment
+from paths import FIXTURES
+
+EXPORTED = FIXTURES / "ema" / "emacallback" / "exported.ckpt"
+COMMANDS = ("inspect", "extract-ema", "promote-ema")
+
+
+def test_version(ckptool):
+    assert ckptool("--version") == f"ckptool {library.__version__}\n"
+
+
+@pytest.mark.parametrize("args", [("--help",), ("-h",), ("inspect", "--help"), ("inspect", "-h")])
+def test_help_is_an_answer(args, ckptool):
+    output = ckptool(*args)
+    assert (output.exit_code, output.stderr) == (0, "")
+    assert "Usage: ckptool" in output
+
+
+def test_every_command_is_in_the_help(ckptool):
+    shown = ckptool("--help")
+    for command in COMMANDS:
+        assert f"\n  {command} " in shown
+
+
+def test_answers_go_to_stdout_and_nothing_to_stderr(ckptool_process, tmp_path):
+    for args in (
+        ("inspect", EXPORTED),
+        ("extract-ema", EXPORTED, "-o", tmp_path / "ema.pt"),
+        ("promote-ema", EXPORTED, "-o", tmp_path / "promoted.ckpt"),
+    ):
+        output = ckptool_process(*args)
+        assert (output.exit_code, output.stderr) == (0, "")
+        assert output
+
+
+def test_refusals_go_to_stderr_and_nothing_to_stdout(ckptool_process, tmp_path):
+    output = ckptool_process("inspect", tmp_path / "missing.ckpt")
+    assert (output.exit_code, output) == (2, "")
+    assert len(output.stderr.splitlines()) == 2
+
+
+def test_a_fresh_process_says_the_same(ckptool, ckptool_process):
+    for options in ((), ("--json",), ("--tensors",), ("--stats",)):
+        args = ("inspect", EXPORTED, *options)
+        assert ckptool_process(*args) == ckptool(*args)
+
+
+@pytest.mark.parametrize("options", [("--tensors",), ("--tensors", "--json")])
+def test_a_reader_that_goes_away_is_no_error(options, tmp_path):
+    """``ckptool inspect … | head -1``, with more output than a pipe holds."""
+    path = tmp_path / "many.pt"
+    torch.save({f"layer_{i}{'x' * 200}": torch.ones(i % 7 + 1) for i in range(2000)}, path)
+    command = [sys.executable, "-m", "ckptool", "inspect", str(path), *options]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as process:
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 0
+
+
+# ----------------------------------------------------------------------------------------- progress
+
+
+class Terminal(io.StringIO):
+    """A stream that says that somebody is watching."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """A clock by which every look takes a second."""
+    seconds = iter(range(1000))
+    monkeypatch.setattr(cli.time, "monotonic", lambda: float(next(seconds)))
+
+
+def test_progress_is_shown_on_a_terminal_and_wiped(slow, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with cli._progress("copying") as advance:
+        for _ in range(4):
+            advance(1 << 20)
+    shown = sys.stderr.getvalue()
+    assert "copying: 3 MiB" in shown
+    assert shown.endswith("\r\x1b[K")
+
+
+def test_progress_is_not_shown_elsewhere(slow, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with cli._progress("copying") as advance:
+        for _ in range(4):
+            advance(1 << 20)
+    assert sys.stderr.getvalue() == ""
+
+
+def test_progress_of_something_quick_is_not_shown(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with cli._progress("copying") as advance:
+        advance(1 << 20)
+    assert sys.stderr.getvalue() == ""

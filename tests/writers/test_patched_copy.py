@@ -1,0 +1,213 @@
+"""Values moved inside a copy of a torch zip are those that torch's ``copy_`` gives."""
+
+from __future__ import annotations
+
+import zipfile
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ckptool.commands.promote_ema import promote_ema
+from ckptool.errors import DamagedError, UnsupportedError
+from ckptool.formats import open_checkpoint
+from ckptool.writers import patched_copy
+from ckptool.writers.base import whole_file
+from ckptool.writers.patched_copy import Patch, check_patch
+from judge import tensor_bytes
+from making import average_of, save, weights
+from samples import NEW_DTYPES, OLD_DTYPES, filled
+from strategies import strided_views
+from tensors import assert_same_tensor, load
+
+FLOATS = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
+    torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz,
+)  # fmt: skip
+
+
+def promoted(path):
+    """Promote by address, whatever the values are; gives what torch makes of it."""
+    output = path.with_suffix(".promoted")
+    promote_ema(path, output, ema="ema", model="model", force=True)
+    with zipfile.ZipFile(output) as archive:
+        assert archive.testzip() is None
+    return load(output)["model"]
+
+
+def saved(folder, model, ema):
+    path = folder / "in.pt"
+    torch.save({"model": model, "ema": ema}, path)
+    return path
+
+
+# ------------------------------------------------------------------------------------------- moving
+
+
+def has_own_elements(tensor) -> bool:
+    """Whether no two elements share memory: else their new values would depend on an order."""
+    places = torch.arange(tensor.untyped_storage().nbytes()).as_strided(
+        tensor.shape, tensor.stride(), tensor.storage_offset()
+    )
+    return places.unique().numel() == tensor.numel()
+
+
+@st.composite
+def slots_and_sources(draw):
+    """A tensor of any type as a view of a storage, and another of the same shape and type."""
+    dtype = draw(st.sampled_from(OLD_DTYPES + NEW_DTYPES))
+    target = draw(strided_views(filled(dtype, draw(st.integers(1, 60)))).filter(has_own_elements))
+    flat = filled(dtype, target.numel() + 1)[1:]
+    if draw(st.booleans()):
+        return target, flat.view(target.shape)
+    order = draw(st.permutations(range(target.ndim)))
+    turned = flat.view([target.shape[i] for i in order])
+    return target, turned.permute([order.index(i) for i in range(target.ndim)])
+
+
+@settings(max_examples=150)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch has second thoughts about complex32
+@given(pairs=st.lists(slots_and_sources(), min_size=1, max_size=3))
+def test_any_slot_takes_any_source_of_its_type(pairs, tmp_path_factory):
+    model = {str(i): target for i, (target, _) in enumerate(pairs)}
+    ema = {str(i): source for i, (_, source) in enumerate(pairs)}
+    found = promoted(saved(tmp_path_factory.mktemp("any"), model, ema))
+    for name, target in model.items():
+        assert tensor_bytes(found[name]) == tensor_bytes(ema[name])
+        assert found[name].stride() == target.stride()
+        rest = whole_storage(found[name]), whole_storage(model[name])
+        assert bytes_beside(rest[0], found[name]) == bytes_beside(rest[1], model[name])
+
+
+def whole_storage(tensor) -> bytes:
+    return bytes(tensor.untyped_storage())
+
+
+def bytes_beside(storage: bytes, tensor) -> bytes:
+    """The bytes of a storage that the tensor does not show."""
+    width = tensor.element_size()
+    places = torch.arange(len(storage) // width).as_strided(
+        tensor.shape, tensor.stride(), tensor.storage_offset()
+    )
+    shown = set(places.reshape(-1).tolist())
+    return b"".join(
+        storage[i * width : (i + 1) * width] for i in range(len(storage) // width) if i not in shown
+    )
+
+
+# ------------------------------------------------------------------------------------------ casting
+
+
+def every_float(kind) -> torch.Tensor:
+    """All magnitudes, ties between neighbours of narrower types, zeros, NaN, infinities."""
+    exponents = torch.arange(-40, 40, dtype=torch.float64)
+    steps = torch.tensor([1.0, 1.5, 1 + 2**-3, 1 + 2**-4, 1 + 2**-8, 1 + 2**-9, 1 + 2**-11])
+    nearly = torch.cat([steps.double(), steps.double() + 2**-40, steps.double() - 2**-40])
+    values = (2 ** exponents[:, None] * nearly).reshape(-1)
+    odd = torch.tensor([0.0, float("inf"), float("nan"), 448.0, 464.0, 465.0, 57344.0, 65504.0])
+    positive = torch.cat([values, odd.double()])
+    return torch.cat([positive, -positive]).to(kind)
+
+
+@pytest.mark.parametrize("slot", FLOATS, ids=str)
+@pytest.mark.parametrize("source", FLOATS, ids=str)
+def test_casts_are_those_of_torch(slot, source, tmp_path):
+    values = every_float(source)
+    wanted = torch.empty(values.shape, dtype=slot).copy_(values)
+    model = {"w": torch.zeros(values.shape, dtype=slot)}
+    found = promoted(saved(tmp_path, model, {"w": values}))["w"]
+    assert found.dtype is slot
+    ours, theirs = (tensor.double().nan_to_num(nan=1e99) for tensor in (found, wanted))
+    assert torch.equal(ours, theirs)
+    assert torch.equal(ours.signbit(), theirs.signbit())
+
+
+@given(data=st.data())
+def test_casts_go_into_any_strides(data, tmp_path_factory):
+    slot, source = (data.draw(st.sampled_from(FLOATS)) for _ in range(2))
+    target = data.draw(strided_views(torch.zeros(60, dtype=slot)).filter(has_own_elements))
+    values = torch.linspace(-3, 3, max(target.numel(), 1)).to(source)[: target.numel()]
+    values = values.view(target.shape)
+    wanted = torch.empty(target.shape, dtype=slot).copy_(values)
+    found = promoted(saved(tmp_path_factory.mktemp("cast"), {"w": target}, {"w": values}))["w"]
+    assert_same_tensor(found, wanted)
+
+
+REFUSED = [
+    (torch.int64, torch.float32),
+    (torch.float32, torch.int64),
+    (torch.int32, torch.int64),
+    (torch.bool, torch.uint8),
+    (torch.complex64, torch.float32),
+    (torch.complex64, torch.complex128),
+    (torch.float8_e8m0fnu, torch.float32),
+    (torch.float4_e2m1fn_x2, torch.float32),
+]
+
+
+@pytest.mark.parametrize(("slot", "source"), REFUSED, ids=str)
+def test_what_is_no_cast_of_real_numbers_is_refused(slot, source, tmp_path):
+    path = saved(tmp_path, {"w": filled(slot, 4)}, {"w": filled(source, 4)})
+    with open_checkpoint(path) as checkpoint, pytest.raises(UnsupportedError) as caught:
+        check_patch(Patch("w", checkpoint.tree["model"]["w"], checkpoint.tree["ema"]["w"]))
+    assert caught.value.address == "w"
+
+
+# ----------------------------------------------------------------------------------------- checking
+
+
+def test_what_does_not_read_back_is_not_put_in_place(tmp_path, monkeypatch):
+    path = save(tmp_path / "last.pt", weights())
+    real = patched_copy.write
+
+    def flawed(output, *args):
+        real(output, *args)
+        with open_checkpoint(path) as checkpoint:
+            at = checkpoint.tree["state_dict"]["head.weight"].chunks[0].span.offset
+        output.patch(b"\xff", at + 5)
+
+    monkeypatch.setattr(patched_copy, "write", flawed)
+    with pytest.raises(DamagedError, match=r"head\.weight"):
+        promote_ema(path, tmp_path / "out.pt")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_descriptor_that_disagrees_is_noticed(tmp_path):
+    path = save(tmp_path / "last.pt", weights())
+    data = bytearray(path.read_bytes())
+    with open_checkpoint(path) as checkpoint:
+        span = checkpoint.tree["state_dict"]["stem.weight"].chunks[0].span
+    at = data.index(b"PK\x07\x08", span.offset)
+    data[at + 4] ^= 0xFF
+    path.write_bytes(data)
+    with pytest.raises(DamagedError, match="descriptor"):
+        promote_ema(path, tmp_path / "out.pt")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_moved_storage_takes_its_checksum_along(tmp_path, monkeypatch):
+    """Its bytes were read once already, when the file was written: they are not summed again."""
+    path = save(tmp_path / "last.pt", weights(), average_of(weights()))
+    summed = []
+    real = patched_copy._checksum
+    monkeypatch.setattr(patched_copy, "_checksum", lambda *args: summed.append(args) or real(*args))
+    promote_ema(path, tmp_path / "out.pt")
+    assert summed == []
+    with zipfile.ZipFile(tmp_path / "out.pt") as archive:
+        assert archive.testzip() is None
+
+
+def test_copying_needs_one_pass(tmp_path):
+    """Progress counts the bytes of the file once."""
+    path = save(tmp_path / "last.pt", weights())
+    told: list[int] = []
+    promote_ema(path, tmp_path / "out.pt", progress=told.append)
+    assert sum(told) == path.stat().st_size
+
+
+def test_nothing_to_patch_is_a_copy(tmp_path):
+    path = save(tmp_path / "last.pt", weights())
+    with open_checkpoint(path) as checkpoint, whole_file(tmp_path / "o", force=False) as output:
+        patched_copy.write(output, checkpoint.reader.file(path), (), checkpoint.reader)
+    assert (tmp_path / "o").read_bytes() == path.read_bytes()

@@ -1,0 +1,292 @@
+"""A file stands whole or not at all, whatever happens while it is written."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ckptool.errors import OutputError
+from ckptool.writers.base import check_output, whole_file
+from making import average_of, save, weights
+from output import environment
+from tensors import assert_same_tensors, load
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "out.pt"
+
+
+@pytest.fixture
+def partial(target):
+    return target.with_name("out.pt.partial")
+
+
+def write(target, data=b"new", *, force=False):
+    with whole_file(target, force=force) as output:
+        output.write(data)
+
+
+# ---------------------------------------------------------------------------------------- it stands
+
+
+def test_what_is_written_stands_when_the_block_ends(target, tmp_path):
+    write(target, b"whole")
+    assert target.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_nobody_sees_it_before(target, partial):
+    with whole_file(target, force=False) as output:
+        output.write(b"half")
+        assert not target.exists()
+        assert partial.exists()
+        output.write(b" and half")
+    assert target.read_bytes() == b"half and half"
+
+
+def test_nobody_else_may_read_it_before(target, partial):
+    with whole_file(target, force=False):
+        assert stat.S_IMODE(partial.stat().st_mode) == 0o600
+
+
+def test_the_old_file_stays_until_the_new_one_is_whole(target):
+    target.write_bytes(b"old")
+    with whole_file(target, force=True) as output:
+        output.write(b"new")
+        assert target.read_bytes() == b"old"
+    assert target.read_bytes() == b"new"
+
+
+def test_contents_are_on_disk_before_the_name_is(target, monkeypatch):
+    order = []
+    for module, name in ((os, "fsync"), (os, "link")):
+        real = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, real=real, name=name: (order.append(name), real(*a))
+        )
+    write(target)
+    assert order == ["fsync", "link", "fsync"]  # the file, its name, the folder
+
+
+def test_patches_go_where_they_belong(target):
+    with whole_file(target, force=False) as output:
+        output.write(b"0123456789")
+        output.patch(b"ab", 3)
+        output.write(b"!")
+        assert output.read(2, 4) == b"2ab5"
+    assert target.read_bytes() == b"012ab56789!"
+
+
+# -------------------------------------------------------------------------------- it does not stand
+
+
+def break_off(target, error, *, force=False):
+    with whole_file(target, force=force) as output:
+        output.write(b"half")
+        raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
+def test_an_error_leaves_nothing(error, target, tmp_path):
+    with pytest.raises(error):
+        break_off(target, error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_leaves_the_old_file(target, tmp_path):
+    target.write_bytes(b"old")
+    with pytest.raises(ValueError, match="broken"):
+        break_off(target, ValueError("broken"), force=True)
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "no space left on the device; nothing was written"),
+        (errno.EDQUOT, "the disk quota is exhausted; nothing was written"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+@pytest.mark.parametrize("call", ["pwrite", "fsync"])
+def test_an_error_of_the_disk_says_which(call, number, said, target, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OutputError) as caught:
+        write(target)
+    assert caught.value.message == said
+    assert caught.value.path == target
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_are_closed_after_an_error(target):
+    before = sorted(Path("/dev/fd").iterdir())
+    with pytest.raises(ValueError, match="broken"):
+        break_off(target, ValueError("broken"))
+    assert sorted(Path("/dev/fd").iterdir()) == before
+
+
+# ------------------------------------------------------------------------------------ other writers
+
+
+def test_an_abandoned_partial_file_is_replaced(target, partial, tmp_path):
+    partial.write_bytes(b"of a run that was killed, and longer than what comes now")
+    write(target, b"short")
+    assert target.read_bytes() == b"short"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_that_another_run_is_writing_is_left_to_it(target, partial):
+    partial.write_bytes(b"theirs")
+    with partial.open("rb") as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        with pytest.raises(OutputError, match="another run"):
+            write(target)
+    assert partial.read_bytes() == b"theirs"
+    assert not target.exists()
+
+
+def test_two_runs_in_one_process_exclude_each_other(target):
+    with whole_file(target, force=False) as output:
+        output.write(b"first")
+        with pytest.raises(OutputError, match="another run"):
+            write(target, b"second")
+    assert target.read_bytes() == b"first"
+
+
+def overtaken(target, *, force):
+    with whole_file(target, force=force) as output:
+        output.write(b"ours")
+        target.write_bytes(b"theirs")
+
+
+def test_a_file_that_appears_meanwhile_is_kept(target, tmp_path):
+    with pytest.raises(OutputError):
+        overtaken(target, force=False)
+    assert target.read_bytes() == b"theirs"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_that_appears_meanwhile_is_replaced_with_force(target):
+    overtaken(target, force=True)
+    assert target.read_bytes() == b"ours"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_it_works_without_hard_links(force, target, tmp_path, monkeypatch):
+    def none(*_, **__):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", none)
+    write(target, force=force)
+    assert target.read_bytes() == b"new"
+    if not force:
+        with pytest.raises(OutputError, match="exists"):
+            write(target, b"newer")
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_link_in_place_of_the_partial_file_is_not_followed(target, partial, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    partial.symlink_to(victim)
+    with pytest.raises(OutputError):
+        write(target)
+    assert victim.read_bytes() == b"precious"
+    assert not target.exists()
+
+
+def test_a_pipe_in_place_of_the_partial_file_is_not_waited_for(target, partial):
+    os.mkfifo(partial)
+    write(target)
+    assert target.read_bytes() == b"new"
+
+
+# ----------------------------------------------------------------------------------------- refusals
+
+
+def test_checks_say_where_to_write(target, tmp_path):
+    source = tmp_path / "in.pt"
+    source.write_bytes(b"in")
+    link = tmp_path / "link.pt"
+    link.symlink_to("out.pt")
+    assert check_output(target, source, force=False) == target
+    assert check_output(link, source, force=False) == target
+
+
+def test_a_dangling_chain_of_links_without_a_folder_is_refused(tmp_path):
+    (tmp_path / "link.pt").symlink_to("no/such/out.pt")
+    with pytest.raises(OutputError, match="folder does not exist"):
+        check_output(tmp_path / "link.pt", tmp_path / "in.pt", force=False)
+
+
+# --------------------------------------------------------------------------------- killed meanwhile
+
+# The real command, which stops before its file is put in place and says so.
+DRIVER = """
+import os, sys, time
+from ckptool import cli
+
+def stop(fd):
+    print("written", flush=True)
+    time.sleep(60)
+
+os.fsync = stop
+cli.run()
+"""
+
+
+@pytest.fixture(params=["extract-ema", "promote-ema"])
+def killed(request, target, tmp_path):
+    """Kill a run by a signal while its file is partial; gives its exit code."""
+    source = save(tmp_path / "last.ckpt", weights())
+
+    def run(number, *options):
+        command = [sys.executable, "-c", DRIVER, request.param, source, "-o", target, *options]
+        with subprocess.Popen(
+            list(map(str, command)), stdout=subprocess.PIPE, env=environment(), text=True
+        ) as process:
+            assert process.stdout.readline() == "written\n"
+            process.send_signal(number)
+            return process.wait(timeout=30)
+
+    run.command, run.source = request.param, source
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_leaves_nothing(number, killed, tmp_path):
+    assert killed(number) == 130
+    assert list(tmp_path.iterdir()) == [killed.source]
+
+
+def test_a_signal_leaves_the_old_file(killed, target, tmp_path):
+    target.write_bytes(b"old")
+    assert killed(signal.SIGTERM, "--force") == 130
+    assert target.read_bytes() == b"old"
+    assert sorted(tmp_path.iterdir()) == [killed.source, target]
+
+
+def test_a_kill_leaves_the_old_file_and_the_next_run_clears_up(killed, target, tmp_path, ckptool):
+    target.write_bytes(b"old")
+    assert killed(signal.SIGKILL, "--force") == -signal.SIGKILL
+    assert target.read_bytes() == b"old"
+    assert ckptool(killed.command, killed.source, "-o", target, "--force").exit_code == 0
+    assert sorted(tmp_path.iterdir()) == [killed.source, target]
+    found = load(target)
+    found = found["state_dict"] if killed.command == "promote-ema" else found
+    assert_same_tensors(found, average_of(weights()))
+    assert torch.load(target, mmap=True)
