@@ -69,7 +69,7 @@ def align_names(
     attempts: list[_Attempt] = []
     for attempt in _attempts(model, average, hint):
         attempts.append(attempt)
-        if len(attempt.pairs) == len(average) and hint in {None, attempt.ours}:
+        if len(attempt.pairs) == len(average) and _is_sure(attempt, hint):
             break
     best = max(attempts, key=lambda attempt: (len(attempt.pairs), attempt.ours == hint))
     rivals = tuple(
@@ -80,6 +80,11 @@ def align_names(
         and best.ours != hint
     )
     return _finish(model, average, best, rivals)
+
+
+def _is_sure(attempt: _Attempt, hint: str | None) -> bool:
+    """Whether a complete pairing needs no look at others: by whole names, or by the hint."""
+    return attempt.ours == hint if hint is not None else attempt.naming in {"same", "wrapped"}
 
 
 def align_positions(
@@ -97,18 +102,19 @@ class _Attempt(NamedTuple):
     theirs: str  # prefix of the average's names, stripped
     pairs: dict[str, str]
     colliding: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()  # names of the model that pair, but for their shapes
 
 
 def _attempts(
     model: Mapping[str, Leaf], average: Mapping[str, Leaf], hint: str | None
 ) -> Iterator[_Attempt]:
-    yield _Attempt("same", "", "", _pair(model, average, {name: name for name in average}))
+    yield _attempt("same", "", "", model, average, {n: n for n in model if n in average})
     bare_model = {unwrapped(name): name for name in model}
     bare_average = {unwrapped(name): name for name in average}
     unambiguous = len(bare_model) == len(model) and len(bare_average) == len(average)
     if not unambiguous:
         bare_model, bare_average = {n: n for n in model}, {n: n for n in average}
-    yield _Attempt("wrapped", "", "", _joined(model, average, bare_model, bare_average))
+    yield _attempt("wrapped", "", "", model, average, _joined(bare_model, bare_average))
     prefixes = _prefix_pairs(bare_model, bare_average)
     if hint is not None and (hint, "") not in prefixes:
         prefixes = [(hint, ""), *prefixes]
@@ -118,8 +124,7 @@ def _attempts(
             for name, original in bare_average.items()
             if name.startswith(theirs)
         }
-        pairs = _joined(model, average, bare_model, renamed)
-        yield _Attempt("prefixed", ours, theirs, pairs)
+        yield _attempt("prefixed", ours, theirs, model, average, _joined(bare_model, renamed))
     if not any("." in name for name in average):  # flattened names have no dots left
         yield from _flattened_attempts(model, average)
 
@@ -134,8 +139,10 @@ def _flattened_attempts(
         for ours in _leading_prefixes(model):
             candidates: dict[str, list[str]] = {}
             for name, ref in model.items():
+                if not name.startswith(ours):
+                    continue
                 flat = name[len(ours) :].replace(".", replacement)
-                if name.startswith(ours) and flat in average and average[flat].shape == ref.shape:
+                if flat in average and average[flat].shape == ref.shape:
                     candidates.setdefault(flat, []).append(name)
             pairs = {names[0]: flat for flat, names in candidates.items() if len(names) == 1}
             colliding = [n for names in candidates.values() if len(names) > 1 for n in names]
@@ -151,31 +158,23 @@ def _leading_prefixes(names: Iterable[str]) -> list[str]:
     return ["", *(prefix for prefix, _ in votes.most_common(LEADING))]
 
 
-def _joined(
+def _joined(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, str]:
+    """Original names whose canonical names agree."""
+    return {name: theirs[canonical] for canonical, name in ours.items() if canonical in theirs}
+
+
+def _attempt(
+    naming: str,
+    ours: str,
+    theirs: str,
     model: Mapping[str, Leaf],
     average: Mapping[str, Leaf],
-    model_names: Mapping[str, str],
-    average_names: Mapping[str, str],
-) -> dict[str, str]:
-    """Pairs of original names whose canonical names agree."""
-    wanted = {
-        name: average_names[canonical]
-        for canonical, name in model_names.items()
-        if canonical in average_names
-    }
-    return {
-        name: other for name, other in wanted.items() if model[name].shape == average[other].shape
-    }
-
-
-def _pair(
-    model: Mapping[str, Leaf], average: Mapping[str, Leaf], names: Mapping[str, str]
-) -> dict[str, str]:
-    return {
-        name: names[name]
-        for name in model
-        if name in names and model[name].shape == average[names[name]].shape
-    }
+    names: Mapping[str, str],
+) -> _Attempt:
+    """The names of which the shapes agree are pairs."""
+    pairs = {n: other for n, other in names.items() if model[n].shape == average[other].shape}
+    mismatched = tuple(n for n in names if n not in pairs) if len(pairs) < len(names) else ()
+    return _Attempt(naming, ours, theirs, pairs, (), mismatched)
 
 
 def _prefix_pairs(model: Iterable[str], average: Iterable[str]) -> list[tuple[str, str]]:
@@ -236,7 +235,7 @@ def _finish(
     covered = {**pairs, **{name: pairs[other] for name, other in tied.items()}}
     missing = tuple(name for name in model if name not in covered)
     unexpected = tuple(name for name in average if name not in used)
-    mismatched = tuple(name for name in missing if name in average)
+    mismatched = tuple(name for name in best.mismatched if name not in covered)
     ordered = {name: covered[name] for name in model if name in covered}
     return Alignment(
         ordered, missing, unexpected, mismatched, best.naming, rivals, best.colliding, tied

@@ -9,7 +9,7 @@ from typing import Any
 
 from ckptool.alignment import Alignment
 from ckptool.evidence import Agreement, Evidence
-from ckptool.inventory import Table
+from ckptool.inventory import Inventory, Table
 from ckptool.layouts import EmaLayout
 from ckptool.markers import AVERAGES
 from ckptool.tree import Address, format_address
@@ -81,6 +81,9 @@ class Candidate:
         if self.alignment.rivals:
             others = ", ".join(repr(prefix) for prefix in self.alignment.rivals[:3])
             return f"its names pair with the model's in several ways, also under {others}"
+        if self.alignment.mismatched:
+            names = ", ".join(self.alignment.mismatched[:4])
+            return f"it is of another model: {names} have other shapes"
         if self.alignment.naming == "positional" and not self.alignment.pairs:
             return "it is a list without names, and neither shapes nor values decide its order"
         return None
@@ -95,6 +98,7 @@ class EmaLocation:
     model: Table | None
     candidates: tuple[Candidate, ...]
     selected: Candidate | None
+    inventory: Inventory  # of the whole tree, taken once
 
     @property
     def identical(self) -> bool:

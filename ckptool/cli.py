@@ -337,6 +337,8 @@ def run() -> None:
     code = main(sys.argv[1:])
     try:
         sys.stdout.flush()
+        sys.stderr.flush()
     except BrokenPipeError:
         _close_stdout()
-    sys.exit(code)
+    # Every file is closed and in place; taking a tree of 100,000 tensors apart would cost 0.3 s.
+    os._exit(code)

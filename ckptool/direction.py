@@ -18,11 +18,12 @@ from ckptool.candidates import Candidate
 from ckptool.evidence import beginning, is_readable
 from ckptool.formats.base import TensorReader
 from ckptool.inventory import Inventory, Leaf, Table
-from ckptool.ordering import order_names
+from ckptool.ordering import order_by_shape
 from ckptool.tree import Opaque, TensorRef, Tree, resolve
 
 SILENT_BELOW = 0.03  # cosines this small say nothing
-MAX_TENSORS = 64
+MAX_TENSORS = 16
+PER_TENSOR = 1 << 10  # bytes
 
 Update = tuple[TensorRef, TensorRef | None]  # (first moment, second moment)
 
@@ -39,7 +40,7 @@ def direction_cosine(
     for address in inventory.optimizers:
         _, node = resolve(inventory.tree, tuple(map(str, address)))
         updates = _updates(node)
-        names = _named(model.entries, updates, reader)
+        names = _named(model.entries, updates)
         found = _cosine(model, candidate, names, reader)
         if found is not None:
             return found if abs(found) >= SILENT_BELOW else None
@@ -60,15 +61,11 @@ def _updates(optimizer: Tree) -> list[Update]:
     return updates
 
 
-def _named(
-    model: Mapping[str, Leaf], updates: Sequence[Update], reader: TensorReader
-) -> dict[str, Update]:
+def _named(model: Mapping[str, Leaf], updates: Sequence[Update]) -> dict[str, Update]:
     """The updates by the model's names: the state has the order of the parameters."""
     sequence = [(str(i), first) for i, (first, _) in enumerate(updates)]
-    found = order_names(model, sequence, reader) if sequence else None
-    if found is None or found.ways != 1:  # moments are no weights: values cannot decide here
-        return {}
-    return {name: updates[int(position)] for name, position in found.pairs.items()}
+    found = order_by_shape(model, sequence) if sequence else {}
+    return {name: updates[int(position)] for name, position in found.items()}
 
 
 def _cosine(
@@ -76,7 +73,7 @@ def _cosine(
 ) -> float | None:
     pairs = candidate.alignment.pairs if candidate.alignment else {}
     dot = difference = step = 0.0
-    for name in [name for name in updates if name in pairs][:MAX_TENSORS]:
+    for name in _spread([name for name in updates if name in pairs]):
         ours, theirs = model.entries[name], candidate.table.entries[pairs[name]]
         first, second = updates[name]
         if not all(isinstance(r, TensorRef) and is_readable(r) for r in (ours, theirs, first)):
@@ -90,13 +87,17 @@ def _cosine(
     return dot / math.sqrt(difference * step)
 
 
+def _spread(names: list[str]) -> list[str]:
+    return names[:: max(1, -(-len(names) // MAX_TENSORS))]
+
+
 def _move(reader: TensorReader, first: TensorRef, second: TensorRef | None) -> list[float]:
-    moments = beginning(reader, first)
+    moments = beginning(reader, first, PER_TENSOR)
     if second is None or not is_readable(second):
         return [-m for m in moments]
-    squares = beginning(reader, second)
+    squares = beginning(reader, second, PER_TENSOR)
     return [-m / (math.sqrt(max(s, 0.0)) + 1e-8) for m, s in zip(moments, squares, strict=False)]
 
 
 def _read(reader: TensorReader, ref: Leaf) -> Sequence[float]:
-    return beginning(reader, ref) if isinstance(ref, TensorRef) else ()
+    return beginning(reader, ref, PER_TENSOR) if isinstance(ref, TensorRef) else ()

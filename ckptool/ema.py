@@ -37,7 +37,7 @@ from ckptool.candidates import (
     Candidate,
     EmaLocation,
 )
-from ckptool.errors import CkptError, EmaAmbiguousError, EmaNotFoundError
+from ckptool.errors import CkptError, EmaAmbiguousError, EmaNotFoundError, EmaRefusedError
 from ckptool.evidence import Evidence, compare_sample
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
@@ -110,7 +110,7 @@ class _Search:
         """Everything marked that pairs with the model, merged where it is the same."""
         plain, proposals = self._proposals()
         if not fixed_model:
-            self.model = choose_model(plain)
+            self.model = _averaged_model(plain, proposals)
         groups = [group for table in plain for group in self._groups_of(table)]
         if groups and self.model is not None and not fixed_model:
             self.model = _weights(_without(self.model, groups))
@@ -152,6 +152,8 @@ class _Search:
         try:
             with open_checkpoint(path) as other:
                 tables = take_inventory(other.tree).weights
+                if kind == "ema" and _keeps_both(other, self.layouts):
+                    return  # a checkpoint of its own, and its main slot is raw
         except CkptError:
             return
         table = choose_model([t for t in tables if not t.is_list])
@@ -187,20 +189,22 @@ class _Search:
         """(tables without a marker in their address, marked tables or their marked parts)."""
         plain: list[Table] = []
         proposals: list[Group] = []
+        marked: list[Group] = []
         for table in self.inventory.weights:
-            marker = _marker_of(table)
-            if marker is None:
-                if AVERAGED_MODEL in table.entries and len(table.entries) > MIN_GROUP:
-                    proposals.append(Group(table, Marker(AVERAGED_MODEL, "swa")))
-                elif not table.is_list and not any(is_raw(str(key)) for key in table.address):
-                    plain.append(table)
-                continue
+            if marker := _marker_of(table):
+                marked.append(Group(table, marker))
+            elif AVERAGED_MODEL in table.entries and len(table.entries) > MIN_GROUP:
+                proposals.append(Group(table, Marker(AVERAGED_MODEL, "swa")))
+            elif not table.is_list and not any(is_raw(str(key)) for key in table.address):
+                plain.append(table)
+        for group in marked:
             parts = [
-                g for g in split_groups(table)[1]
+                g for g in split_groups(group.table)[1]
                 if g.marker.kind in AVERAGES
-                and len(g.table.entries) >= MIN_PART * len(table.entries)
+                and len(g.table.entries) >= MIN_PART * len(group.table.entries)
+                and not any(_has_names_of(t, g.table) for t in plain)
             ]  # fmt: skip
-            proposals += parts or [Group(table, marker)]
+            proposals += parts or [group]
         return plain, proposals
 
     def _groups_of(self, table: Table) -> list[Group]:
@@ -224,7 +228,8 @@ class _Search:
         matched = len(alignment.pairs)
         if matched < max(MIN_GROUP, MIN_SHARE * max(len(part), len(group.table.entries))):
             return False
-        is_plain = candidate.is_average and 2 * matched >= len(main.entries)
+        is_known = candidate.is_average and candidate.layout is not None
+        is_plain = is_known and 2 * matched >= len(main.entries)  # values need not be read
         return is_plain or candidate.kind == "teacher" or not candidate.is_unrelated
 
     def examine(self, table: Table, kind: str, why: str, main: Table | None = None) -> Candidate:
@@ -332,6 +337,13 @@ def _covers_all(joined: Candidate, parts: list[Candidate]) -> bool:
     return joined.alignment is not None and len(joined.alignment.pairs) == one_by_one
 
 
+def _keeps_both(checkpoint: Checkpoint, layouts: Layouts) -> bool:
+    """Whether a file has raw weights and an average of its own."""
+    search = _Search(checkpoint, layouts)
+    location = _decide(search, search.candidates(fixed_model=False))
+    return any(c.is_average for c in location.candidates) and location.main_slot == "raw"
+
+
 def _plain_tables(inventory: Inventory) -> list[Table]:
     return [t for t in inventory.weights if _marker_of(t) is None and not t.is_list]
 
@@ -351,6 +363,31 @@ def choose_model(tables: list[Table]) -> Table | None:
     return max(usual or [t for t in named if len(t.address) <= 1], key=_size, default=None)
 
 
+def _averaged_model(plain: list[Table], proposals: list[Group]) -> Table | None:
+    """The model; when only another table has an average called after it, that one.
+
+    Of ``{"encoder": …, "decoder": …, "decoder_ema": …}`` it is the decoder.
+    """
+    usual = choose_model(plain)
+    twins = [t for t in plain if any(_is_called_after(g, t) for g in proposals)]
+    if usual in twins or not twins:
+        return usual
+    return choose_model(twins) or max(twins, key=_size)
+
+
+def _is_called_after(group: Group, table: Table) -> bool:
+    """Whether an average has a table's name and a marker, and no more tensors than it."""
+    bare = [unmarked(k) if marker_in([k]) else k for k in map(str, group.table.address)]
+    name = tuple(key for key in bare if key)
+    own = tuple(map(str, table.address))
+    return (
+        group.marker.kind in AVERAGES
+        and bool(name)
+        and own[-len(name) :] == name
+        and len(table.entries) + 1 >= len(group.table.entries)  # it may count its updates
+    )
+
+
 def _size(table: Table) -> int:
     return sum(ref.nbytes for ref in table.tensors.values())
 
@@ -365,6 +402,11 @@ def _without(table: Table, groups: list[Group]) -> Table:
     }
     rest = {name: ref for name, ref in table.entries.items() if name not in left_out}
     return replace(table, entries=rest)
+
+
+def _has_names_of(table: Table, part: Table) -> bool:
+    """Whether the names of a marked part are names of the model: a layer is called so."""
+    return all(part.prefix + name in table.entries for name in part.entries)
 
 
 def _weights(table: Table) -> Table | None:
@@ -392,7 +434,7 @@ def _is_credible(candidate: Candidate) -> bool:
     alignment = candidate.alignment
     if alignment is None:
         return len(candidate.table.entries) >= MIN_GROUP and not candidate.table.is_list
-    if candidate.doubt:
+    if candidate.doubt and not alignment.mismatched:
         return candidate.is_average
     matched = len(alignment.pairs) - len(alignment.tied)
     return matched > 0 and matched >= MIN_SHARE * len(candidate.table.entries)
@@ -407,10 +449,14 @@ def _decide(search: _Search, candidates: tuple[Candidate, ...]) -> EmaLocation:
         in_slot = _in_main_slot(search, main, candidates)
         if in_slot is not None:
             others = tuple(replace(c, kind=RAW_KIND) for c in candidates if c.is_raw)
-            return EmaLocation("found", "averaged", main, (in_slot, *others), in_slot)
+            return EmaLocation(
+                "found", "averaged", main, (in_slot, *others), in_slot, search.inventory
+            )
     averages = [c for c in candidates if c.is_average]
     selected = averages[0] if len(averages) == 1 and not averages[0].doubt else None
-    location = EmaLocation(_status(candidates, selected), "unknown", main, candidates, selected)
+    location = EmaLocation(
+        _status(candidates, selected), "unknown", main, candidates, selected, search.inventory
+    )
     return replace(location, main_slot=_main_slot(search, location))
 
 
@@ -477,9 +523,10 @@ def require_ema(location: EmaLocation, checkpoint: Checkpoint) -> Candidate:
         EmaAmbiguousError: several, names that cannot be told apart, or only kinds that must be
             asked for.
     """
-    if location.selected is not None:
-        return location.selected
     path = checkpoint.path
+    if location.selected is not None:
+        _refuse_unrelated(location.selected, path)
+        return location.selected
     implied = [c for c in location.candidates if c.is_implied]
     if unstarted := [c for c in location.candidates if c.is_unstarted]:
         raise EmaNotFoundError(
@@ -517,6 +564,19 @@ def require_ema(location: EmaLocation, checkpoint: Checkpoint) -> Candidate:
     else:
         message = f"{only.address} is a {only.kind}, which is not taken unless it is named"
     raise EmaAmbiguousError(message, path=path, hint=hint)
+
+
+def _refuse_unrelated(chosen: Candidate, path: Path) -> None:
+    """Rule 5: what has nothing to do with the model is taken only when it is named."""
+    if chosen.kind != CHOSEN and chosen.is_unrelated:
+        place = chosen.address or "(the top)"
+        where = f"{chosen.file}: {place}" if chosen.file else place
+        raise EmaRefusedError(
+            f"{where} is called {chosen.kind}, but its values are unrelated to the model's",
+            path=path,
+            hint=f"if it is what you want: ckptool extract-ema {quote(str(chosen.file or path))} "
+            f"--ema {quote(chosen.address)}",
+        )
 
 
 def _declared(checkpoint: Checkpoint) -> str:

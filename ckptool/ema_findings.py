@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ckptool.candidates import RAW_KIND, Candidate, EmaLocation
 from ckptool.direction import direction_cosine
 from ckptool.formats.base import Checkpoint
-from ckptool.inventory import scalars_in, take_inventory
+from ckptool.inventory import scalars_in
 from ckptool.reports import Finding
 
 IMMATURE_ABOVE = 0.05  # share of the initial weights still in the average
@@ -79,8 +79,7 @@ def _immature(_checkpoint: Checkpoint, _location: EmaLocation, candidate: Candid
 def _against(checkpoint: Checkpoint, location: EmaLocation, candidate: Candidate) -> str | None:
     if location.main_slot != "raw" or location.model is None or not candidate.is_average:
         return None
-    inventory = take_inventory(checkpoint.tree)
-    cosine = direction_cosine(inventory, location.model, candidate, checkpoint.reader)
+    cosine = direction_cosine(location.inventory, location.model, candidate, checkpoint.reader)
     if cosine is None or cosine > 0:
         return None
     return (

@@ -21,7 +21,8 @@ from ckptool.tree import TensorRef
 
 BUDGET = 1 << 20  # bytes read from either side
 PER_TENSOR = 1 << 12
-MAX_TENSORS = 64
+MAX_TENSORS = 16
+GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it spread evenly over 0 to 1
 UNRELATED = 0.9  # relative distance from here on: no average of these weights
 
 _SCALAR_CODES = {
@@ -67,11 +68,10 @@ class Evidence:
 def compare_sample(reader: TensorReader, pairs: Sequence[Pair]) -> Agreement:
     """Compare the beginnings of evenly spread pairs of floating-point tensors."""
     usable = [pair for pair in pairs if all(map(is_readable, pair))]
-    step = max(1, -(-len(usable) // MAX_TENSORS))
     compared = equal = 0
     off = norm = 0.0
     finite = True
-    for ours, theirs in usable[::step]:
+    for ours, theirs in _spread(usable):
         mine, yours = beginning(reader, ours), beginning(reader, theirs)
         compared += 1
         equal += mine == yours
@@ -80,6 +80,14 @@ def compare_sample(reader: TensorReader, pairs: Sequence[Pair]) -> Agreement:
         off, norm = off + difference, norm + size
     distance = math.sqrt(off / norm) if norm > 0 and finite else None
     return Agreement(compared, equal, distance, finite)
+
+
+def _spread(pairs: Sequence[Pair]) -> Sequence[Pair]:
+    """At most ``MAX_TENSORS``, evenly, but not every n-th: layers repeat, and all would be biases."""
+    if len(pairs) <= MAX_TENSORS:
+        return pairs
+    places = {int(i * GOLDEN % 1 * len(pairs)) for i in range(MAX_TENSORS)}
+    return [pairs[place] for place in sorted(places)]
 
 
 def distance(reader: TensorReader, one: TensorRef, other: TensorRef, limit: int = 256) -> float:

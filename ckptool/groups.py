@@ -53,11 +53,11 @@ def _marked_prefix(name: str, marked: dict[str, Marker]) -> str | None:
         head, _, tail = name.partition("_")
         found = marker_in([head]) if tail else None
         return _remember(f"{head}_", found, marked)
+    if any(map(is_raw, parts[:-1])):
+        return None
     at = 0
     for part in parts[:-1]:
         at += len(part) + 1
-        if is_raw(part):
-            return None
         prefix = name[:at]
         if prefix in marked or (found := _component_marker(part)) is None:
             if prefix in marked:

@@ -30,6 +30,9 @@ AVERAGES = frozenset({"ema", "swa"})
 # Whole components that mark, where no single word does: MoCo's key encoder.
 COMPONENTS: Mapping[str, str] = {"encoder_k": "momentum-encoder"}
 
+# Words before avg that make it a moment of an optimizer: exp_avg, square_avg.
+MOMENTS = frozenset({"exp", "square", "grad"})
+
 # Words for raw weights: put aside during evaluation, or kept beside their average.
 RAW = frozenset({"collected", "backup", "stored", "online"})
 
@@ -52,11 +55,13 @@ def marker_in(texts: Iterable[str]) -> Marker | None:
     """The first marker in the texts, unless a word says that the weights are raw."""
     found: Marker | None = None
     for text in texts:
+        before = ""
         for word in words(text):
             if word in RAW:
                 return None
-            if found is None and word in KINDS:
+            if found is None and word in KINDS and before not in MOMENTS:
                 found = Marker(word, KINDS[word])
+            before = word
         if found is None and text in COMPONENTS:
             found = Marker(text, COMPONENTS[text])
     return found

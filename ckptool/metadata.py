@@ -27,9 +27,11 @@ META_KEYS = frozenset({
     "initted",
     "last_global_step", "latest_update_step", "latest_update_epoch", "store_on_cpu", "use_buffers",
     "min_decay", "inv_gamma", "power", "use_ema_warmup", "every_n_steps", "using_ema", "has_ema",
-    "ema_decay", "count", "is_holding_ema_weights",
+    "ema_decay", "count", "is_holding_ema_weights", "ema_started", "ema_weights_active",
 })  # fmt: skip
-ROOT_META_KEYS = frozenset({"using_ema", "has_ema", "ema_decay"})  # clear without a neighbour
+ROOT_META_KEYS = frozenset(
+    {"using_ema", "has_ema", "ema_decay", "updates"}
+)  # clear without a neighbour
 
 
 def read_metadata(
@@ -43,7 +45,9 @@ def read_metadata(
     tree, found = checkpoint.tree, {}
     root = scalars_in(tree)
     found.update({key: root[key] for key in root if key in ROOT_META_KEYS})
-    around = [resolve(tree, tuple(map(str, a[:-1])))[1] for a in addresses if a[:-1]]
+    around = [node for address in addresses for node in _around(tree, address)]
+    if table.prefix:  # the container of the part
+        around.insert(0, table.node)
     places = [scalars_in(node) for node in around] + metadata_at(tree, layout)
     places += [scalars_in(node) for node in _extra_states(table)] + [_config_of(table)]
     for values in reversed(places):
@@ -51,6 +55,14 @@ def read_metadata(
     found.update({name.rpartition(".")[2]: ref for name, ref in counters.items()})
     found.update(_nth_of_lists(tree, addresses[0]))
     return {key: scalar_value(checkpoint.reader, value) for key, value in found.items()}
+
+
+def _around(tree: Tree, address: Address) -> Iterator[Tree]:
+    """The containers around a table, the nearest first: its parent, and all that are marked."""
+    parents = [address[:depth] for depth in range(len(address) - 1, 0, -1)]
+    for parent in parents:
+        if parent is parents[0] or marker_in(map(str, parent)):
+            yield resolve(tree, tuple(map(str, parent)))[1]
 
 
 def layout_metadata(checkpoint: Checkpoint, layout: EmaLayout) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -123,9 +122,15 @@ def gather(reader: TensorReader, chunk: Chunk, dtype: np.dtype[Any]) -> np.ndarr
     """A strided chunk as a contiguous array of its shape."""
     import numpy as np
 
-    data = reader.read(chunk.span)
+    return np.ascontiguousarray(strided(reader.read(chunk.span), chunk, dtype))
+
+
+def strided(data: bytes | bytearray, chunk: Chunk, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """The bytes of a chunk as an array with its shape and strides; writes go into ``data``."""
+    import numpy as np
+
     strides = tuple(stride * dtype.itemsize for stride in chunk.strides)
-    return np.ascontiguousarray(np.ndarray(chunk.shape, dtype, data, strides=strides))
+    return np.ndarray(chunk.shape, dtype, data, strides=strides)
 
 
 E4M3_MAX = 448.0
@@ -198,6 +203,8 @@ def find_nonfinite(
         count = count_nonfinite(reader, named[1])
         progress(named[1].nbytes)
         return named[0], count
+
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - it brings logging along
 
     with ThreadPoolExecutor(THREADS) as pool:
         return {name: count for name, count in pool.map(examine, refs) if count}

@@ -51,15 +51,35 @@ def order_names(
     """
     everything = list(model.items())
     parameters = [(name, ref) for name, ref in everything if _is_parameter(name, ref)]
-    attempts = [_monotone(names, average, reader) for names in (parameters, everything)]
+    of_parameters = [_monotone(parameters, average, reader)]
     if len(groups) > 1 and sum(groups) == len(average):
-        attempts.append(_by_groups(parameters, average, reader, groups))
-    fitting = [found for found in attempts if found is not None]
-    entries = dict(average)
-    believed = [f for f in fitting if f.pairs and not _misplaced(model, entries, f.pairs, reader)]
-    if believed:
-        return min(believed, key=lambda f: _total_distance(model, entries, f.pairs, reader))
-    return Ordering({}, fitting[0].ways) if fitting else None
+        of_parameters.append(_by_groups(parameters, average, reader, groups))
+    entries, ways = dict(average), 0
+    for attempts in (of_parameters, [_monotone(everything, average, reader)]):
+        fitting = [f for f in attempts if f is not None]
+        believed = [
+            f for f in fitting if f.pairs and not _misplaced(model, entries, f.pairs, reader)
+        ]
+        if believed:
+            return min(believed, key=lambda f: _total_distance(model, entries, f.pairs, reader))
+        ways = ways or sum(f.ways for f in fitting)
+    return Ordering({}, ways) if ways else None
+
+
+def order_by_shape(
+    model: Mapping[str, Leaf], average: Sequence[tuple[str, Leaf]]
+) -> dict[str, str]:
+    """Model's name -> position, when shapes alone allow one order of the parameters; else empty.
+
+    For lists whose values say nothing about the model's, such as an optimizer's moments.
+    """
+    names = [(name, ref) for name, ref in model.items() if _is_parameter(name, ref)]
+    slack = len(names) - len(average)
+    if slack < 0 or len(average) * (slack + 1) > MAX_CELLS:
+        return {}
+    if _count_ways(names, average, slack) != 1:
+        return {}
+    return {names[j][0]: average[i][0] for i, j in enumerate(_first_way(names, average))}
 
 
 def _by_groups(

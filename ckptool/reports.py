@@ -7,12 +7,10 @@ and its version; within a version keys are only ever added.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """Something worth saying about a checkpoint."""
 
     rule: str  # CK404
@@ -21,16 +19,14 @@ class Finding:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Amount:
+class Amount(NamedTuple):
     """How many tensors, and how many bytes they have."""
 
     count: int
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class TensorTotals:
+class TensorTotals(NamedTuple):
     """All tensors of a checkpoint."""
 
     count: int
@@ -40,8 +36,7 @@ class TensorTotals:
     dtypes: Mapping[str, Amount]
 
 
-@dataclass(frozen=True, slots=True)
-class Section:
+class Section(NamedTuple):
     """A top-level part of a checkpoint."""
 
     address: str
@@ -51,8 +46,7 @@ class Section:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class CandidateReport:
+class CandidateReport(NamedTuple):
     """A place that may hold averaged weights."""
 
     address: str
@@ -75,8 +69,7 @@ class CandidateReport:
     )  # of a sample of values, relative to the model's; 0: identical, 1: unrelated
 
 
-@dataclass(frozen=True, slots=True)
-class EmaReport:
+class EmaReport(NamedTuple):
     """Where the averaged weights are."""
 
     status: str  # found | none | ambiguous
@@ -85,8 +78,7 @@ class EmaReport:
     candidates: tuple[CandidateReport, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class GlobalReport:
+class GlobalReport(NamedTuple):
     """A class or function that a pickle names."""
 
     name: str
@@ -95,8 +87,7 @@ class GlobalReport:
     pickle: str
 
 
-@dataclass(frozen=True, slots=True)
-class TensorStats:
+class TensorStats(NamedTuple):
     """Numbers over the finite values of one tensor; None where there are none."""
 
     min: float | None
@@ -107,8 +98,7 @@ class TensorStats:
     nonfinite: int
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
+class TensorEntry(NamedTuple):
     """One tensor of ``--tensors``."""
 
     address: str
@@ -119,11 +109,8 @@ class TensorEntry:
     stats: TensorStats | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class InspectReport:
+class InspectReport(NamedTuple):
     """What ``ckptool inspect`` says of one file."""
-
-    schema: ClassVar[str] = "ckptool/inspect/1"
 
     path: str
     format: str
@@ -138,8 +125,7 @@ class InspectReport:
     entries: tuple[TensorEntry, ...] | None = None  # with --tensors or --stats
 
 
-@dataclass(frozen=True, slots=True)
-class RunEntry:
+class RunEntry(NamedTuple):
     """One checkpoint of a training run."""
 
     path: str
@@ -152,22 +138,16 @@ class RunEntry:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RunReport:
+class RunReport(NamedTuple):
     """What ``ckptool inspect`` says of a directory: a table of a run's checkpoints."""
-
-    schema: ClassVar[str] = "ckptool/inspect-run/1"
 
     path: str
     checkpoints: tuple[RunEntry, ...]
     best: Mapping[str, str]  # metric -> path of the checkpoint that is best by it
 
 
-@dataclass(frozen=True, slots=True)
-class ExtractReport:
+class ExtractReport(NamedTuple):
     """What ``ckptool extract-ema`` did, or with ``--dry-run`` would do."""
-
-    schema: ClassVar[str] = "ckptool/extract-ema/1"
 
     path: str
     output: str
@@ -186,11 +166,8 @@ class ExtractReport:
     findings: tuple[Finding, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class PromoteReport:
+class PromoteReport(NamedTuple):
     """What ``ckptool promote-ema`` did, or with ``--dry-run`` would do."""
-
-    schema: ClassVar[str] = "ckptool/promote-ema/1"
 
     path: str
     output: str
@@ -207,19 +184,24 @@ class PromoteReport:
     findings: tuple[Finding, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class LayoutsReport:
+class LayoutsReport(NamedTuple):
     """The table of layouts."""
-
-    schema: ClassVar[str] = "ckptool/layouts/1"
 
     layouts: tuple[Any, ...]  # rows of ``layouts.py``, those of the configuration first
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorReport:
+class ErrorReport(NamedTuple):
     """An error as a document."""
 
-    schema: ClassVar[str] = "ckptool/error/1"
+    error: Mapping[str, Any]
 
-    error: Mapping[str, Any] = field(default_factory=dict)
+
+# Documents that stand alone, with the version of their form.
+SCHEMAS: Mapping[type, str] = {
+    InspectReport: "ckptool/inspect/1",
+    RunReport: "ckptool/inspect-run/1",
+    ExtractReport: "ckptool/extract-ema/1",
+    PromoteReport: "ckptool/promote-ema/1",
+    LayoutsReport: "ckptool/layouts/1",
+    ErrorReport: "ckptool/error/1",
+}

@@ -19,7 +19,6 @@ from ckptool.ema_findings import ema_findings
 from ckptool.errors import CkptError, UnreadableError
 from ckptool.formats import folder_format, open_checkpoint
 from ckptool.formats.base import Checkpoint
-from ckptool.inventory import take_inventory
 from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress, tensor_stats
 from ckptool.reports import (
@@ -61,7 +60,6 @@ def inspect_file(
         CkptError: the file cannot be read.
     """
     with open_checkpoint(path) as checkpoint:
-        inventory = take_inventory(checkpoint.tree)
         location = locate_ema(checkpoint, layouts=layouts)
         training = read_training_state(checkpoint.tree, checkpoint.reader)
         wanted = list_tensors or stats or match is not None
@@ -70,7 +68,7 @@ def inspect_file(
             path=str(path),
             format=checkpoint.format_name,
             size_bytes=checkpoint.size_bytes,
-            tensors=totals(inventory),
+            tensors=totals(location.inventory),
             sections=sections(checkpoint.tree, location),
             ema=describe_ema(location),
             training=_training(training),

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from ckptool.reports import SCHEMAS
+
 MAX_BITS = 4096  # of an integer in decimal; Python refuses to write much larger ones
 
 
@@ -23,12 +25,13 @@ def to_json(report: Any) -> str:
 
 def plain(value: Any) -> Any:
     """A report as what ``json`` can write."""
-    if is_dataclass(value) and not isinstance(value, type):
-        schema = getattr(value, "schema", None)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        schema = SCHEMAS.get(type(value))
         head = {"schema": schema} if schema else {}
-        names = [field.name for field in fields(value)]
-        kept = {name: getattr(value, name) for name in names}
-        return head | {name: plain(part) for name, part in kept.items() if not _absent(name, part)}
+        kept = zip(value._fields, value, strict=True)
+        return head | {name: plain(part) for name, part in kept if not _absent(name, part)}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

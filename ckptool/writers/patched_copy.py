@@ -15,14 +15,13 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ckptool.dtypes import DType
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import SourceFile, TensorReader
 from ckptool.formats.byte_sources import FileWindow
 from ckptool.formats.zip_records import HAS_DESCRIPTOR, LOCAL, NO_CRC, ZipArchive, ZipRecord
-from ckptool.numerics import BLOCK, Progress, cast, element_dtype, no_progress
+from ckptool.numerics import BLOCK, Progress, cast, element_dtype, no_progress, strided
 from ckptool.tree import ByteSpan, Chunk, TensorRef, extent
 from ckptool.writers.base import PartialFile, expect
 
@@ -120,21 +119,14 @@ def rearranged(there: bytes, reader: TensorReader, patch: Patch) -> bytes:
     ours, theirs = patch.target.chunks[0], patch.source.chunks[0]
     wanted, given = element_dtype(patch.target), element_dtype(patch.source)
     content = bytearray(there)
-    source = _strided(reader.read(theirs.span), given, theirs)
+    source = strided(reader.read(theirs.span), theirs, given)
     if "conj" in patch.source.lazy:
         source = source.conj()
     if "neg" in patch.source.lazy:
         source = -source
-    target = _strided(content, wanted, ours)
+    target = strided(content, ours, wanted)
     target[...] = cast(source, wanted)
     return bytes(content)
-
-
-def _strided(data: bytes | bytearray, dtype: Any, chunk: Chunk) -> Any:
-    import numpy as np
-
-    strides = tuple(stride * dtype.itemsize for stride in chunk.strides)
-    return np.ndarray(chunk.shape, dtype, data, strides=strides)
 
 
 # --------------------------------------------------------------------------------------- checksums

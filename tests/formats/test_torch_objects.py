@@ -243,10 +243,9 @@ def test_jagged_tensors_are_objects_with_tensors(tmp_path):
 def test_distributed_tensors_hold_their_local_part(tmp_path):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Shard
+    from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
-    )
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
         torch.save({"w": DTensor.from_local(torch.ones(2, 3), mesh, [Shard(0)])}, tmp_path / "d.pt")
@@ -308,7 +307,7 @@ def test_array_of_objects_is_a_list():
 
 
 def endless(use: bytes) -> bytes:
-    """A pickle of a pair that holds twice a pair that holds twice a pair, and so on; and its use."""
+    """A pickle of a pair that holds a pair twice, that holds a pair twice, and so on; and its use."""
     levels = b"".join(b"h%ch%c\x86q%c0" % (i, i, i + 1) for i in range(60))
     return b"\x80\2K\1\x85q\x000" + levels + use.replace(b"IT", b"h\x3c")
 
