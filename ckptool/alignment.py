@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ckptool.inventory import Leaf
@@ -31,8 +30,7 @@ LEADING = 32  # prefixes tried for flattened names
 FINALISTS = 8  # prefix pairs tried on all names
 
 
-@dataclass(frozen=True, slots=True)
-class Alignment:
+class Alignment(NamedTuple):
     """Which average belongs to which tensor of the model."""
 
     pairs: Mapping[str, str]  # model's name -> name in the average, in the model's order

@@ -73,20 +73,22 @@ class Candidate:
         """Why it must not be taken although it is the only one; None: it may be."""
         if self.is_unstarted:
             return "n_averaged is 0: it is the copy from which averaging will start"
-        if self.alignment is None:
-            return None
-        if self.alignment.colliding:
-            names = ", ".join(self.alignment.colliding[:4])
-            return f"its names cannot tell {len(self.alignment.colliding)} tensors apart: {names}"
-        if self.alignment.rivals:
-            others = ", ".join(repr(prefix) for prefix in self.alignment.rivals[:3])
-            return f"its names pair with the model's in several ways, also under {others}"
-        if self.alignment.mismatched:
-            names = ", ".join(self.alignment.mismatched[:4])
-            return f"it is of another model: {names} have other shapes"
-        if self.alignment.naming == "positional" and not self.alignment.pairs:
-            return "it is a list without names, and neither shapes nor values decide its order"
-        return None
+        return _doubt(self.alignment) if self.alignment else None
+
+
+def _doubt(alignment: Alignment) -> str | None:
+    if alignment.colliding:
+        names = ", ".join(alignment.colliding[:4])
+        return f"its names cannot tell {len(alignment.colliding)} tensors apart: {names}"
+    if alignment.rivals:
+        others = ", ".join(repr(prefix) for prefix in alignment.rivals[:3])
+        return f"its names pair with the model's in several ways, also under {others}"
+    if alignment.mismatched:
+        names = ", ".join(alignment.mismatched[:4])
+        return f"it is of another model: {names} have other shapes"
+    if alignment.naming == "positional" and not alignment.pairs:
+        return "it is a list without names, and neither shapes nor values decide its order"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ folder is, unless one works there. A layout row has the fields of ``EmaLayout``:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +75,10 @@ def _rows(table: Mapping[str, Any], path: Path) -> list[Any]:
 
 
 def _row(entry: Any, path: Path) -> EmaLayout:
-    known = {field.name: field for field in fields(EmaLayout)}
     given = {"written_by": str(path), **entry} if isinstance(entry, dict) else {}
-    unknown = [name for name in given if name not in known]
-    missing = [n for n, f in known.items() if f.default is MISSING and n not in given]
+    unknown = [name for name in given if name not in EmaLayout._fields]
+    needed = [name for name in EmaLayout._fields if name not in EmaLayout._field_defaults]
+    missing = [name for name in needed if name not in given]
     if unknown or missing:
         wrong = f"unknown fields {unknown}" if unknown else f"missing fields {missing}"
         raise ConfigError(f"a layout row has {wrong}", path=path)

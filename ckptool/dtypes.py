@@ -10,11 +10,10 @@ safetensors 0.8 ``safetensors/src/tensor.rs`` (``Dtype``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class DType:
+class DType(NamedTuple):
     """One element type."""
 
     name: str  # torch's name without "torch."

@@ -7,7 +7,7 @@ a sample of them, which is why only commands that report findings ask.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ckptool.candidates import RAW_KIND, Candidate, EmaLocation
 from ckptool.direction import direction_cosine
@@ -20,8 +20,7 @@ IMMATURE_ABOVE = 0.05  # share of the initial weights still in the average
 Ask = Callable[[Checkpoint, EmaLocation, Candidate], "str | None"]
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """A row: the rule, how bad it is, and what to ask of each candidate."""
 
     rule: str

@@ -11,10 +11,9 @@ from __future__ import annotations
 import math
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from struct import Struct, unpack
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptool.formats.base import TensorReader
 from ckptool.tree import TensorRef
@@ -33,8 +32,7 @@ _SCALAR_CODES = {
 Pair = tuple[TensorRef, TensorRef]  # (the model's, the average's)
 
 
-@dataclass(frozen=True, slots=True)
-class Agreement:
+class Agreement(NamedTuple):
     """How a sample of the model's values compares with the average's."""
 
     compared: int  # tensors
@@ -83,7 +81,7 @@ def compare_sample(reader: TensorReader, pairs: Sequence[Pair]) -> Agreement:
 
 
 def _spread(pairs: Sequence[Pair]) -> Sequence[Pair]:
-    """At most ``MAX_TENSORS``, evenly, but not every n-th: layers repeat, and all would be biases."""
+    """At most ``MAX_TENSORS``, spread, but not every n-th: layers repeat; all would be biases."""
     if len(pairs) <= MAX_TENSORS:
         return pairs
     places = {int(i * GOLDEN % 1 * len(pairs)) for i in range(MAX_TENSORS)}

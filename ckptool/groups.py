@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from ckptool.inventory import Leaf, Table
 from ckptool.markers import Marker, is_raw, marker_in, may_mark
@@ -18,8 +19,7 @@ NUMBERED = re.compile(r"^(?P<stem>.*?)(?P<number>\d+)$")
 MIN_NUMBERED = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """The entries of a table under a marked prefix."""
 
     table: Table

@@ -12,16 +12,14 @@ Addresses are patterns: ``callbacks/*/ema`` has one component that may be anythi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptool.inventory import scalars_in
 from ckptool.tree import Address, Tree, children, is_container
 
 
-@dataclass(frozen=True, slots=True)
-class EmaLayout:
+class EmaLayout(NamedTuple):
     """One way of keeping averaged weights."""
 
     name: str

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 # What a word marks. The averaging kinds are taken; the others are reported, and taken when named.
 KINDS: Mapping[str, str] = {
@@ -37,8 +37,7 @@ MOMENTS = frozenset({"exp", "square", "grad"})
 RAW = frozenset({"collected", "backup", "stored", "online"})
 
 
-@dataclass(frozen=True, slots=True)
-class Marker:
+class Marker(NamedTuple):
     """A word that was found, and what it marks."""
 
     word: str

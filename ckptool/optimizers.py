@@ -8,14 +8,12 @@ the state.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptool.tree import Opaque, TensorRef, Tree
 
 
-@dataclass(frozen=True, slots=True)
-class AveragingOptimizer:
+class AveragingOptimizer(NamedTuple):
     """An optimizer that keeps an average, told by a tensor in the state of its parameters."""
 
     kind: str

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ckptool.evidence import UNRELATED, distance
 from ckptool.formats.base import TensorReader
@@ -28,8 +28,7 @@ MAX_CELLS = 2_000_000  # of the table of partial pairings
 STATISTICS = re.compile(r"(running_mean|running_var|num_batches_tracked)$")
 
 
-@dataclass(frozen=True, slots=True)
-class Ordering:
+class Ordering(NamedTuple):
     """A pairing by order."""
 
     pairs: Mapping[str, str]  # model's name -> position in the list; empty: values do not decide
@@ -221,5 +220,6 @@ def _cost(reader: TensorReader, ours: Leaf, theirs: Leaf) -> float:
         return math.inf
     if not (isinstance(ours, TensorRef) and isinstance(theirs, TensorRef)):
         return math.inf
-    found = distance(reader, ours, theirs)
+    # Relative to the larger of the two: a small bias is as far from everything as from a large one.
+    found = min(distance(reader, ours, theirs), distance(reader, theirs, ours))
     return found if math.isfinite(found) else 1.0  # zeros and integers say nothing

@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ckptool.alignment import Alignment, paired_prefixes, unwrapped
 from ckptool.candidates import AVERAGED_MODEL, Candidate, EmaLocation
@@ -18,8 +18,7 @@ from ckptool.inventory import Leaf, Table
 from ckptool.tree import Address, Blob, TensorRef, format_address
 
 
-@dataclass(frozen=True, slots=True)
-class Extraction:
+class Extraction(NamedTuple):
     """The state dict that will be written."""
 
     tensors: Mapping[str, TensorRef]  # in the order in which they are written to torch files

@@ -22,14 +22,14 @@ class Finding(NamedTuple):
 class Amount(NamedTuple):
     """How many tensors, and how many bytes they have."""
 
-    count: int
+    count: int  # type: ignore[assignment]
     bytes: int
 
 
 class TensorTotals(NamedTuple):
     """All tensors of a checkpoint."""
 
-    count: int
+    count: int  # type: ignore[assignment]
     elements: int
     bytes: int  # of the values
     stored_bytes: int  # of the file that they take, shared ones once

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptool.evidence import scalar_value
 from ckptool.formats.base import TensorReader
@@ -43,8 +42,7 @@ MAX_DEPTH = 3  # levels below the top at which counters and best values are look
 MT19937_WORDS = 624
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingState:
+class TrainingState(NamedTuple):
     """See the module's docstring; every value as the file gives it."""
 
     facts: Mapping[str, Any]  # epoch, global_step

@@ -67,8 +67,7 @@ class Chunk(NamedTuple):
         return self.strides == contiguous_strides(self.shape) or _same_order(self)
 
 
-@dataclass(frozen=True, slots=True)
-class Quantizer:
+class Quantizer(NamedTuple):
     """How stored integers become real values: ``(value - zero_point) * scale``."""
 
     scheme: str  # per_tensor_affine, per_channel_affine, per_channel_affine_float_qparams

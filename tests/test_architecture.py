@@ -225,7 +225,7 @@ def modules_after(*args) -> set[str]:
 @pytest.mark.parametrize("options", [(), ("--json",), ("--tensors", "--match", "*weight")], ids=str)
 def test_inspect_imports_neither_torch_nor_numpy(options):
     modules = modules_after("inspect", EXPORTED, *options)
-    assert not modules & {"torch", "numpy", "ml_dtypes", "safetensors", "pickle", "zipfile"}
+    assert not modules & (HEAVY - {"rich"})
     assert ("rich" in modules) == ("--json" not in options)
 
 
@@ -237,16 +237,18 @@ def test_inspect_of_a_folder_imports_neither(kind):
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_extract_imports_no_torch(suffix, tmp_path):
     modules = modules_after("extract-ema", EXPORTED, "-o", tmp_path / f"ema{suffix}")
-    assert not modules & {"torch", "pickle", "zipfile"}
+    assert "torch" not in modules
 
 
 def test_promote_imports_no_torch(tmp_path):
     modules = modules_after("promote-ema", EXPORTED, "-o", tmp_path / "promoted.ckpt")
-    assert not modules & {"torch", "pickle", "zipfile"}
+    assert "torch" not in modules
 
 
 def test_the_package_itself_imports_next_to_nothing():
-    code = "import sys; before = set(sys.modules); import ckptool; print(set(sys.modules) - before)"
+    code = "import sys, ckptool; print(*sys.modules)"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
-    assert ast.literal_eval(done.stdout) <= {"ckptool", "__future__", "typing"}
+    modules = done.stdout.split()
+    assert [name for name in modules if name.startswith("ckptool")] == ["ckptool"]
+    assert not {name.partition(".")[0] for name in modules} & (HEAVY | {"typer"})

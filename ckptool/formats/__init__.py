@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import re
 from codecs import getincrementaldecoder
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ckptool.errors import CkptError, UnknownFormatError
 from ckptool.formats.base import Checkpoint, CheckpointFormat, FolderFormat, SourceFile
@@ -85,8 +85,7 @@ def _recognise(head: bytes) -> CheckpointFormat:
     raise not_a_checkpoint(head)
 
 
-@dataclass(frozen=True, slots=True)
-class Lookalike:
+class Lookalike(NamedTuple):
     """A kind of file that is taken for a checkpoint: how it begins, what it is, what to do."""
 
     begins: re.Pattern[bytes]

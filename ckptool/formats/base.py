@@ -14,7 +14,7 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from ckptool.errors import DamagedError, UnreadableError
 from ckptool.tree import Blob, ByteSpan, GlobalRef, Tree
@@ -146,8 +146,7 @@ class TensorReader:
             file.close()
 
 
-@dataclass(frozen=True, slots=True)
-class NamedGlobal:
+class NamedGlobal(NamedTuple):
     """A class or function that a pickle names, and what it would do with it."""
 
     ref: GlobalRef

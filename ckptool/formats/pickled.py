@@ -16,7 +16,7 @@ from ckptool.formats.base import NamedGlobal, SourceFile
 from ckptool.formats.byte_sources import ByteSource
 from ckptool.formats.pickle_tree import WINDOW, PickleMachine
 from ckptool.formats.torch_objects import TorchBuilder
-from ckptool.tree import BytesRef, GlobalRef
+from ckptool.tree import ByteSpan, BytesRef, GlobalRef
 
 SHORT = 1 << 12  # bytes fetched at a time of a short pickle, with tensors' values behind it
 MAX_NESTING = 4  # levels of streams inside pickles; real files have one
@@ -29,7 +29,8 @@ class _SharedState:
 
     names: dict[tuple[int, GlobalRef, bool], NamedGlobal] = field(default_factory=dict)
     streams: dict[int, tuple[Any, Any]] = field(default_factory=dict)  # id(bytes) -> (bytes, tree)
-    nested_left: int = 0  # bytes that nested streams may still have
+    nested_bytes: int = 0  # of all nested streams together
+    most_nested: int = 0  # what they could have, each level being held by the one around it
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,23 +49,36 @@ class Pickles:
             named for _, named in sorted(self._shared.names.items(), key=lambda e: e[0][0])
         )
 
-    @property
-    def window(self) -> int:
-        """Bytes to fetch at a time: nested pickles are those of single storages."""
-        return SHORT if self.depth else WINDOW
-
     def read(self, source: ByteSource, builder: TorchBuilder, offset: int = 0) -> tuple[Any, int]:
         """The tree of the pickle at ``offset`` of ``source``, and the offset behind its STOP."""
-        builder.copies_left = max(builder.copies_left, source.size)
-        if self.depth == 0:  # a level of nesting can hold no more than the one around it
-            self._shared.nested_left += source.size * MAX_NESTING
-        machine = PickleMachine(source, offset, builder, window=self.window)
+        if self.depth == 0:
+            self._shared.most_nested = max(self._shared.most_nested, source.size * MAX_NESTING)
+        machine = self.machine(source, builder, offset)
         tree = machine.run()
+        self._note_names(machine, builder, self.label)
+        return tree, machine.end
+
+    def read_short(self, source: ByteSource, offset: int, label: str) -> tuple[Any, int]:
+        """A pickle of plain data, as they stand between the parts of a container.
+
+        A loader would run what it names, so that is noted like the rest.
+        """
+        builder = TorchBuilder(no_storage)
+        machine = PickleMachine(source, offset, builder, window=SHORT)
+        value = machine.run()
+        self._note_names(machine, builder, self.label if self.depth else label)
+        return value, machine.end
+
+    def machine(self, source: ByteSource, builder: TorchBuilder, offset: int) -> PickleMachine:
+        """A machine for the pickle at ``offset``; nested pickles are those of single storages."""
+        builder.copies_left = max(builder.copies_left, source.size)
+        return PickleMachine(source, offset, builder, window=SHORT if self.depth else WINDOW)
+
+    def _note_names(self, machine: PickleMachine, builder: TorchBuilder, label: str) -> None:
         for ref in machine.globals:
             called = ref in builder.called
-            named = NamedGlobal(ref, called, self.label)
+            named = NamedGlobal(ref, called, label)
             self._shared.names.setdefault((self.depth, ref, called), named)
-        return tree, machine.end
 
     def open_nested(self, data: Any) -> Any:
         """The value of a ``torch.save`` that the pickle holds as bytes.
@@ -74,19 +88,27 @@ class Pickles:
         Raises:
             DamagedError: no such bytes, or nested beyond any real file.
         """
-        known = self._shared.streams
-        if id(data) in known:
-            return known[id(data)][1]
-        self._shared.nested_left -= len(data) if isinstance(data, _BYTES) else 0
-        if self.depth == MAX_NESTING or self._shared.nested_left < 0:
+        shared = self._shared
+        if id(data) in shared.streams:
+            return shared.streams[id(data)][1]
+        shared.nested_bytes += len(data) if isinstance(data, _BYTES) else 0
+        if self.depth == MAX_NESTING or shared.nested_bytes > shared.most_nested:
             raise DamagedError("streams of torch.save are nested in one another without end")
         # Late, since the readers of such streams read their pickles with this module.
         from ckptool.formats.nested import read_stream  # noqa: PLC0415
 
         tree = read_stream(data, self._inner())
-        known[id(data)] = data, tree
+        shared.streams[id(data)] = data, tree
         return tree
 
     def _inner(self) -> Self:
         label = self.label if self.depth else f"bytes inside {self.label}"
         return type(self)(self.file, label, self.depth + 1, self._shared)
+
+
+def no_storage(key: str, _nbytes: int) -> ByteSpan:
+    """Where storages lie for pickles that should have none."""
+    raise DamagedError(
+        f"the pickle refers to the storage {key:.60} outside itself, but there is nothing outside",
+        hint="it may be the data.pkl of an unpacked torch.save archive: zip the folder again",
+    )

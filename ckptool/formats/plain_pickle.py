@@ -17,12 +17,10 @@ from __future__ import annotations
 
 import re
 
-from ckptool.errors import DamagedError
 from ckptool.formats.base import Checkpoint, SourceFile, TensorReader
 from ckptool.formats.byte_sources import FileWindow
-from ckptool.formats.pickled import Pickles
+from ckptool.formats.pickled import Pickles, no_storage
 from ckptool.formats.torch_objects import TorchBuilder
-from ckptool.tree import ByteSpan
 
 _NAME = rb"[A-Za-z_][\w.]*\n"
 _MEMO = rb"(p[01]\n|q[\0\1])"  # the first entry: cPickle of Python 2 counts from 1
@@ -49,7 +47,7 @@ class PlainPickle:
     def open(self, file: SourceFile) -> Checkpoint:
         """The checkpoint in a pickle; reads it, but not the runs of bytes in it."""
         pickles = Pickles(file, "the pickle")
-        tree, end = pickles.read(FileWindow(file), TorchBuilder(_no_storage, pickles.open_nested))
+        tree, end = pickles.read(FileWindow(file), TorchBuilder(no_storage, pickles.open_nested))
         trailing = file.size - end
         return Checkpoint(
             path=file.path,
@@ -60,10 +58,3 @@ class PlainPickle:
             globals_named=pickles.globals_named,
             metadata={"trailing_bytes": trailing} if trailing else {},
         )
-
-
-def _no_storage(key: str, _nbytes: int) -> ByteSpan:
-    raise DamagedError(
-        f"the pickle refers to the storage {key:.60} outside itself, but there is nothing outside",
-        hint="it may be the data.pkl of an unpacked torch.save archive: zip the folder again",
-    )

@@ -34,7 +34,7 @@ from ckptool.errors import CkptError, DamagedError
 from ckptool.formats.base import Checkpoint, SourceFile, TensorReader
 from ckptool.formats.byte_sources import ByteSource, FileWindow, MemoryBytes
 from ckptool.formats.pickle_tree import Builder, PickleMachine
-from ckptool.formats.pickled import SHORT, Pickles
+from ckptool.formats.pickled import Pickles
 from ckptool.formats.torch_objects import LocateStorage, TorchBuilder, storage_dtype
 from ckptool.tree import ByteSpan, StorageRef
 
@@ -54,7 +54,7 @@ class TorchLegacy:
 
     def open(self, file: SourceFile) -> Checkpoint:
         """The checkpoint in a row of pickles; reads those, and the element counts."""
-        pickles = Pickles(file, "the object's pickle")
+        pickles = Pickles(file, "the object")
         stream = read_stream(FileWindow(file), pickles)
         trailing = file.size - stream.end
         return Checkpoint(
@@ -90,30 +90,25 @@ def read_stream(source: ByteSource, pickles: Pickles) -> LegacyStream:
     Raises:
         DamagedError: the stream breaks the rules, or ends too soon.
     """
-    begin = _object_offset(source)
+    begin = _object_offset(source, pickles)
     finder = StorageFinder()
-    machine = PickleMachine(source, begin, finder, window=pickles.window)
+    machine = pickles.machine(source, finder, begin)
     machine.run()
-    keys, data_at = _read_pickle(source, machine.end)
+    keys, data_at = pickles.read_short(source, machine.end, "the storage keys")
     spans, end = _place_storages(source, data_at, _as_keys(keys), finder.found)
     builder = TorchBuilder(_locator(spans), pickles.open_nested)
     tree, _ = pickles.read(source, builder, begin)
     return LegacyStream(tree, end)
 
 
-def _object_offset(source: ByteSource) -> int:
+def _object_offset(source: ByteSource, pickles: Pickles) -> int:
     """Where the fourth pickle begins; the first is known to be the magic number."""
-    _magic, at = _read_pickle(source, 0)
-    version, at = _read_pickle(source, at)
+    _magic, at = pickles.read_short(source, 0, "the magic number")
+    version, at = pickles.read_short(source, at, "the version")
     if version != PROTOCOL_VERSION:
         raise DamagedError(f"the version of the stream is not {PROTOCOL_VERSION}")
-    _machine_facts, at = _read_pickle(source, at)
+    _facts, at = pickles.read_short(source, at, "the facts about the machine")
     return at
-
-
-def _read_pickle(source: ByteSource, offset: int) -> tuple[Any, int]:
-    machine = PickleMachine(source, offset, window=SHORT)
-    return machine.run(), machine.end
 
 
 class StorageFinder(TorchBuilder):

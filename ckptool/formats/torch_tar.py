@@ -32,8 +32,7 @@ from typing import Any
 from ckptool.errors import DamagedError, UnknownFormatError
 from ckptool.formats.base import Checkpoint, SourceFile, TensorReader
 from ckptool.formats.byte_sources import ByteSource, FileWindow
-from ckptool.formats.pickle_tree import PickleMachine
-from ckptool.formats.pickled import SHORT, Pickles
+from ckptool.formats.pickled import Pickles
 from ckptool.formats.torch_objects import (
     TorchBuilder,
     storage_dtype,
@@ -62,9 +61,9 @@ class TorchTar:
         """The checkpoint in a tar; reads everything but the values of storages."""
         members = torch_members(FileWindow(file), file)
         objects: Objects = {}
-        _read_storages(members["storages"], objects)
-        _read_tensors(members["tensors"], objects)
         pickles = Pickles(file, "pickle")
+        _read_storages(_Cursor(members["storages"], pickles, "storages"), objects)
+        _read_tensors(_Cursor(members["tensors"], pickles, "tensors"), objects)
         tree, _ = pickles.read(members["pickle"], TarBuilder(objects, pickles))
         return Checkpoint(
             path=file.path,
@@ -199,14 +198,13 @@ def _extend(header: TarHeader, records: Mapping[str, str]) -> TarHeader:
 class _Cursor:
     """Reads pickles and raw numbers from a member, one behind the other."""
 
-    def __init__(self, source: ByteSource) -> None:
+    def __init__(self, source: ByteSource, pickles: Pickles, label: str) -> None:
         self.source, self.at = source, 0
+        self._pickles, self._label = pickles, label
 
     def pickle(self) -> Any:
         """The value of the pickle that begins here."""
-        machine = PickleMachine(self.source, self.at, window=SHORT)
-        value = machine.run()
-        self.at = machine.end
+        value, self.at = self._pickles.read_short(self.source, self.at, self._label)
         return value
 
     def count(self) -> int:
@@ -237,8 +235,7 @@ class _Cursor:
         return span
 
 
-def _read_storages(source: ByteSource, objects: Objects) -> None:
-    cursor = _Cursor(source)
+def _read_storages(cursor: _Cursor, objects: Objects) -> None:
     for _ in range(cursor.count()):
         key, location, cls = cursor.triple()
         dtype = storage_dtype(cls)
@@ -255,12 +252,13 @@ def _read_storages(source: ByteSource, objects: Objects) -> None:
         objects[_key(key)] = storage_view(_storage(objects, root), (key, offset, numel))
 
 
-def _read_tensors(source: ByteSource, objects: Objects) -> None:
-    cursor = _Cursor(source)
+def _read_tensors(cursor: _Cursor, objects: Objects) -> None:
     for _ in range(cursor.count()):
         key, storage_key, _cls = cursor.triple()
         (ndim, _) = cursor.numbers("2i")
-        source.span(cursor.at, 16 * max(ndim, 0))  # raises before anything of that size is made
+        cursor.source.span(
+            cursor.at, 16 * max(ndim, 0)
+        )  # raises before anything of that size is made
         sizes, strides = cursor.numbers(f"{max(ndim, 0)}q"), cursor.numbers(f"{max(ndim, 0)}q")
         (offset,) = cursor.numbers("q")
         storage = _storage(objects, storage_key)

@@ -26,9 +26,9 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from struct import Struct
+from typing import NamedTuple
 
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.byte_sources import ByteSource
@@ -49,8 +49,7 @@ MAX_INFLATED = 64 << 20  # bytes of a deflated record that we unpack
 _UINT16_MAX, _UINT32_MAX = 0xFFFF, 0xFFFFFFFF
 
 
-@dataclass(slots=True)
-class ZipRecord:
+class ZipRecord(NamedTuple):
     """One record, as the central directory lists it."""
 
     name: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ckptool.reports import TensorEntry
 
@@ -23,8 +24,7 @@ class Node:
     signature: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A line to show: a component, folded where ``times`` is above 1."""
 
     depth: int

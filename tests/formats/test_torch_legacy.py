@@ -213,3 +213,15 @@ def test_count_far_beyond_the_file(tmp_path):
     write_stream(path, [Rebuilt(floats("7", 2**62), 0, (1,), (1,))], {"7": [0.0]})
     with pytest.raises(CkptError, match="bytes short"):
         open_checkpoint(path)
+
+
+@pytest.mark.parametrize("place", range(1, 5))
+def test_names_in_every_pickle_are_told(place, tmp_path):
+    """torch runs them all, the facts about the machine included."""
+    path = tmp_path / "hostile.pt"
+    streams = [pickle.dumps(part, 2) for part in (MAGIC, VERSION, FACTS, {}, [])]
+    streams[place] = b"\x80\2cos\ngetpid\n)R0" + streams[place][2:]
+    path.write_bytes(b"".join(streams))
+    with open_checkpoint(path) as checkpoint:
+        ((name, called),) = [(row.ref.qualname, row.called) for row in checkpoint.globals_named]
+    assert (name, called) == ("os.getpid", True)

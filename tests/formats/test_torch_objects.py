@@ -307,7 +307,7 @@ def test_array_of_objects_is_a_list():
 
 
 def endless(use: bytes) -> bytes:
-    """A pickle of a pair that holds a pair twice, that holds a pair twice, and so on; and its use."""
+    """A pickle of a pair that holds a pair twice, that holds a pair twice, and so on."""
     levels = b"".join(b"h%ch%c\x86q%c0" % (i, i, i + 1) for i in range(60))
     return b"\x80\2K\1\x85q\x000" + levels + use.replace(b"IT", b"h\x3c")
 

@@ -136,6 +136,17 @@ def test_other_tars_are_no_checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["pickle", "tensors", "storages"])
+def test_names_in_every_pickle_are_told(name, tmp_path):
+    path = tmp_path / "hostile.pt"
+    members = dict(members_of({}))
+    members[name] = b"\x80\2cos\ngetpid\n)R0" + members[name][2:]
+    write_tar(path, list(members.items()))
+    with open_checkpoint(path) as checkpoint:
+        (found,) = checkpoint.globals_named
+    assert (found.ref.qualname, found.called, found.pickle) == ("os.getpid", True, name)
+
+
+@pytest.mark.parametrize("name", ["pickle", "tensors", "storages"])
 def test_missing_member_is_named(name, tmp_path):
     path = tmp_path / "model.pt"
     write_tar(path, [row for row in members_of(samples.ties()) if row[0] != name])

@@ -49,6 +49,11 @@ PREFIXES = {
 ASKED_FOR = ("dino", "moco", "sb3_td3_policy", "edm2_state")  # found, and never taken unasked
 SWAPPED = ("mmengine_emahook", "nequip_swapped")
 NOT_FINITE = "nan_ema"
+NOT_PROMOTED = (  # no torch zip, no model in the file, or another copy views the model's bytes
+    "diffusers_checkpoint_dir", "stylegan_snapshot", "torch_dcp", "torch_swa_bare",
+    "denoising_diffusion_style",
+)  # fmt: skip
+LEFT_OUT = {"nan_ema": 1, "guided_diffusion_files": 3, "nemo_pair": 3}  # not finite; buffers
 OTHER_PARTS = {"litema_latent_diffusion": ["first_stage_model.conv.weight"]}  # not in the truth
 
 pytestmark = pytest.mark.skipif(not ROWS, reason="the zoo of samples is not beside this repository")
@@ -134,9 +139,9 @@ def test_names_pair(name):
     if row["main_slot_holds"] == "absent":
         assert [c.alignment for c in location.candidates] == [None]
     else:
-        missing = {key: pairs.pop(key) for key in set(pairs) - set(row["name_map"])}
-        assert pairs == row["name_map"]
-        assert all("num_batches" in key or "running" in key for key in missing)
+        left_out = set(pairs) - set(row["name_map"])  # what the manifest leaves open
+        assert len(left_out) == LEFT_OUT.get(name, 0)
+        assert {key: pairs[key] for key in pairs if key not in left_out} == row["name_map"]
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -198,7 +203,10 @@ def test_what_is_not_finite_is_written_only_by_force(zoo, ckptool, tmp_path):
     refused = ckptool("extract-ema", path, "-o", output)
     assert "not finite" in refused.stderr
     assert ckptool("extract-ema", path, "-o", output, "--force").exit_code == 0
-    assert_holds(load_file(output), zoo / ROWS[NOT_FINITE]["expected_averaged"])
+    truth = zoo / ROWS[NOT_FINITE]["expected_averaged"]  # without the tensor that is not finite
+    written = load_file(output)
+    assert len(set(written) - set(load_file(truth))) == 1
+    assert_holds(written, truth, written)
 
 
 @pytest.mark.parametrize("name", TAKEN)
@@ -208,11 +216,13 @@ def test_promoted_slot_holds_the_truth(name, ckptool, tmp_path):
     if done.exit_code:
         assert done.exit_code == 2
         assert done.json["error"]["code"] in {"unsupported", "ema-refused"}
-        is_zip = ckptool("inspect", path, "--json").json["format"] == "torch-zip"
-        assert not is_zip or ROWS[name]["main_slot_holds"] == "absent"
+        assert list(tmp_path.iterdir()) == []
+        assert name in NOT_PROMOTED
         return
+    assert name not in NOT_PROMOTED
     if done.json["main_slot"] == "averaged":
         assert output.read_bytes() == path.read_bytes()
+        return
     slot = slot_at(load(output), done.json["model"])
     for key, tensor in load_file(ZOO / ROWS[name]["expected_averaged"]).items():
         assert_same_tensor(slot[key], tensor.to(slot[key].dtype), key)
