@@ -208,7 +208,7 @@ def _answer(report: Any, *, json: bool, color: str) -> None:
     for i, one in enumerate(reports):
         if i:
             sys.stdout.write("\n")
-        show(one, sys.stdout, color)
+        show(one, sys.stdout, _color(color))
 
 
 @contextlib.contextmanager
@@ -306,8 +306,14 @@ def _refuse(error: CkptError, *, as_json: bool, color: str) -> int:
     else:
         from ckptool.render.terminal import show  # noqa: PLC0415
 
-        show(report, sys.stderr, color)
+        show(report, sys.stderr, _color(color))
     return CANNOT
+
+
+def _color(asked: str) -> str:
+    """FORCE_COLOR colours pipes too, unless an option or NO_COLOR says otherwise."""
+    forced = os.environ.get("FORCE_COLOR") and not os.environ.get("NO_COLOR")
+    return "always" if asked == "auto" and forced else asked
 
 
 def _asked_color(args: Sequence[str]) -> str:

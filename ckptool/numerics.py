@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 BLOCK = 1 << 20  # bytes read at a time
-THREADS = 2
 
 Progress = Callable[[int], None]
 
@@ -197,17 +196,14 @@ def count_nonfinite(reader: TensorReader, ref: TensorRef) -> int:
 def find_nonfinite(
     reader: TensorReader, refs: Iterable[tuple[str, TensorRef]], progress: Progress = no_progress
 ) -> dict[str, int]:
-    """The names whose tensors hold NaN or infinities, and how many; on a few threads."""
-
-    def examine(named: tuple[str, TensorRef]) -> tuple[str, int]:
-        count = count_nonfinite(reader, named[1])
-        progress(named[1].nbytes)
-        return named[0], count
-
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - it brings logging along
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        return {name: count for name, count in pool.map(examine, refs) if count}
+    """The names whose tensors hold NaN or infinities, and how many."""
+    bad: dict[str, int] = {}
+    for name, ref in refs:
+        count = count_nonfinite(reader, ref)
+        if count:
+            bad[name] = count
+        progress(ref.nbytes)
+    return bad
 
 
 def _sum(values: np.ndarray[Any, Any]) -> Any:

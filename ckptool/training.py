@@ -103,8 +103,10 @@ def _scalars(tree: Tree) -> list[tuple[Address, str, Any]]:
     for _ in range(MAX_DEPTH):
         inner: list[tuple[Address, Tree]] = []
         for address, node in level:
+            is_weights = is_state_dict(node)
             for key, value in scalars_in(node).items():
-                found.append(((*address, key), key, value))
+                if not (is_weights and isinstance(value, TensorRef)):
+                    found.append(((*address, key), key, value))
             inner += [((*address, key), child) for key, child in _enterable(node)]
         level = inner
     return found

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ckptool.candidates import EmaLocation, table_address
-from ckptool.commands.soundness import refuse_nonfinite
+from ckptool.commands.soundness import meanwhile, refuse_nonfinite
 from ckptool.ema import locate_ema, require_ema
 from ckptool.errors import DamagedError, UsageError
 from ckptool.formats import open_checkpoint
@@ -17,7 +17,7 @@ from ckptool.numerics import Progress, no_progress
 from ckptool.plans import Extraction, plan_extraction
 from ckptool.reports import ExtractReport, Finding
 from ckptool.writers import safetensors_file, torch_zip
-from ckptool.writers.base import check_output, whole_file
+from ckptool.writers.base import PartialFile, check_output, whole_file
 
 NAMES = ("model", "bare", "ema")
 DEFAULT_SUFFIX = ".ema.safetensors"
@@ -71,10 +71,13 @@ def extract_ema(
         plan = _plan(checkpoint, location, names)
         target = check_output(output, path, force=force)
         averages = [(n, ref) for n, ref in plan.tensors.items() if n in plan.averaged]
-        findings = refuse_nonfinite(checkpoint, averages, force=force)
-        if not dry_run:
-            _write(checkpoint, plan, target, kind, wrap, force=force, progress=progress)
-        return _report(path, output, kind, location, plan, names, findings, written=not dry_run)
+        with meanwhile(lambda: refuse_nonfinite(checkpoint, averages, force=force)) as findings:
+            if not dry_run:
+                with whole_file(target, force=force) as file:
+                    _write(checkpoint, plan, file, kind, wrap, progress)
+                    findings()  # a refusal discards the file
+            found = findings()
+        return _report(path, output, kind, location, plan, names, found, written=not dry_run)
 
 
 def _format_of(output: Path, wrap: str | None) -> str:
@@ -103,21 +106,18 @@ def _plan(checkpoint: Checkpoint, location: EmaLocation, names: str) -> Extracti
 def _write(
     checkpoint: Checkpoint,
     plan: Extraction,
-    target: Path,
+    output: PartialFile,
     kind: str,
     wrap: str | None,
-    *,
-    force: bool,
     progress: Progress,
 ) -> None:
-    with whole_file(target, force=force) as output:
-        if kind == "safetensors":
-            metadata = {"format": "pt"}  # transformers refuses files without it
-            safetensors_file.write(output, plan.tensors, checkpoint.reader, metadata, progress)
-            safetensors_file.check(output.path, plan.tensors)
-        else:
-            torch_zip.write(output, plan.tensors, checkpoint.reader, wrap, progress)
-            _check_torch(output.path, plan)
+    if kind == "safetensors":
+        metadata = {"format": "pt"}  # transformers refuses files without it
+        safetensors_file.write(output, plan.tensors, checkpoint.reader, metadata, progress)
+        safetensors_file.check(output.path, plan.tensors)
+    else:
+        torch_zip.write(output, plan.tensors, checkpoint.reader, wrap, progress)
+        _check_torch(output.path, plan)
 
 
 def _check_torch(path: Path, plan: Extraction) -> None:

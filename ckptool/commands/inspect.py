@@ -138,8 +138,9 @@ def _globals(checkpoint: Checkpoint) -> tuple[GlobalReport, ...]:
     for named in checkpoint.globals_named:
         name = named.ref.qualname
         known = merged.get(name)
-        called = named.called or bool(known and known.called)
-        merged[name] = GlobalReport(name, trust_of(named), called, named.pickle)
+        if known is not None and known.called:
+            continue  # nothing is worse than being called
+        merged[name] = GlobalReport(name, trust_of(named), named.called, named.pickle)
     return tuple(merged.values())
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ckptool.candidates import Candidate, EmaLocation, table_address
-from ckptool.commands.soundness import refuse_nonfinite
+from ckptool.commands.soundness import meanwhile, refuse_nonfinite
 from ckptool.ema import locate_ema, require_ema
 from ckptool.errors import EmaRefusedError, UnsupportedError
 from ckptool.formats import open_checkpoint
@@ -22,7 +22,7 @@ from ckptool.plans import shared_with_others
 from ckptool.reports import Finding, PromoteReport
 from ckptool.tree import Address, TensorRef, Tree, walk
 from ckptool.writers import patched_copy
-from ckptool.writers.base import check_output, whole_file
+from ckptool.writers.base import PartialFile, check_output, whole_file
 from ckptool.writers.patched_copy import Patch
 
 PATCHABLE = frozenset({"torch-zip"})
@@ -66,12 +66,13 @@ def promote_ema(
             patches = _plan(checkpoint, location, candidate)
         target = check_output(output, path, force=force)
         averages = [(patch.name, patch.source) for patch in patches]
-        findings = refuse_nonfinite(checkpoint, averages, force=force)
-        if not dry_run:
-            _write(checkpoint, patches, target, force=force, progress=progress)
-        return _report(
-            path, output, checkpoint, location, candidate, patches, findings, not dry_run
-        )
+        with meanwhile(lambda: refuse_nonfinite(checkpoint, averages, force=force)) as findings:
+            if not dry_run:
+                with whole_file(target, force=force) as file:
+                    _write(checkpoint, patches, file, progress)
+                    findings()  # a refusal discards the file
+            found = findings()
+        return _report(path, output, checkpoint, location, candidate, patches, found, not dry_run)
 
 
 def _plan(checkpoint: Checkpoint, location: EmaLocation, candidate: Candidate) -> tuple[Patch, ...]:
@@ -199,19 +200,16 @@ def _same_values(checkpoint: Checkpoint, one: TensorRef, other: TensorRef) -> bo
 def _write(
     checkpoint: Checkpoint,
     patches: tuple[Patch, ...],
-    target: Path,
-    *,
-    force: bool,
+    output: PartialFile,
     progress: Progress,
 ) -> None:
     reader = checkpoint.reader
-    with whole_file(target, force=force) as output:
-        file = reader.file(checkpoint.path)
-        if patches:
-            patched_copy.write(output, file, patches, reader, progress)
-            patched_copy.check(output, patches, reader)
-        else:
-            output.copy_file(file, progress)
+    file = reader.file(checkpoint.path)
+    if patches:
+        patched_copy.write(output, file, patches, reader, progress)
+        patched_copy.check(output, patches, reader)
+    else:
+        output.copy_file(file, progress)
 
 
 def _report(

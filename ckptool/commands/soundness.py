@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 from ckptool.errors import EmaRefusedError
 from ckptool.formats.base import Checkpoint
 from ckptool.numerics import find_nonfinite
 from ckptool.reports import Finding
 from ckptool.tree import TensorRef
+
+Result = TypeVar("Result")
 
 
 def refuse_nonfinite(
@@ -35,3 +39,12 @@ def refuse_nonfinite(
         Finding("CK301", "warning", name, f"{count} values are not finite")
         for name, count in bad.items()
     )
+
+
+@contextmanager
+def meanwhile(task: Callable[[], Result]) -> Iterator[Callable[[], Result]]:
+    """Run a task beside the block; what is yielded waits for its result, or raises its error."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - it brings logging along
+
+    with ThreadPoolExecutor(1) as pool:
+        yield pool.submit(task).result

@@ -1,30 +1,12 @@
-"""Reports as text for a terminal, with Rich; plain lines when piped.
-
-The answer first, then the evidence. Nothing from a file is parsed as markup: every piece is a
-``Text``, and every name goes through :func:`~ckptool.render.text.printable`.
-"""
+"""Draws pages on a terminal with Rich, in colour and wrapped; leaves pipes to ``plain.py``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from shlex import quote
 from typing import IO, TYPE_CHECKING, Any
 
-from ckptool.render import text as words
-from ckptool.render.folding import fold
-from ckptool.reports import (
-    CandidateReport,
-    ErrorReport,
-    ExtractReport,
-    Finding,
-    InspectReport,
-    LayoutsReport,
-    PromoteReport,
-    RunEntry,
-    RunReport,
-    TensorEntry,
-)
+from ckptool.render import plain
+from ckptool.render.page import Grid, Line
+from ckptool.render.views import VIEWS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,16 +27,28 @@ STYLES = {
     "quiet": "dim",
 }
 
-_SEVERITY_STYLE = {"error": "error", "warning": "warning", "info": "info"}
-_TRUST_STYLE = {"known": "quiet", "unknown": "warning", "dangerous": "error"}
-_ROLE_STYLE = {"ema": "good", "model": "title", "raw weights": "warning"}
+
+def show(report: Any, stream: IO[str], color: str = "auto") -> None:
+    """Print any report; ``color`` is auto, always or never."""
+    page = VIEWS[type(report)](report)
+    if not stream.isatty() and color != "always":
+        plain.draw(page, stream)  # Rich is not imported: 25 ms
+        return
+    console = console_for(stream, color)
+    with console.capture() as captured:
+        for block in page:
+            if isinstance(block, Line):
+                console.print(_text(block), soft_wrap=not block.wraps)
+            else:
+                console.print(_table(block))
+    # Rich fills every cell of a column; nobody wants to select the blanks.
+    stream.writelines(f"{line.rstrip()}\n" for line in captured.get().rstrip("\n").split("\n"))
 
 
 def console_for(stream: IO[str], color: str) -> Console:
-    """A console on ``stream``; ``color`` is auto, always or never."""
+    """A console on ``stream``."""
     from rich.console import Console
 
-    is_terminal = stream.isatty()
     forced = {"always": True, "never": False}.get(color)
     return Console(
         file=stream,
@@ -64,384 +58,25 @@ def console_for(stream: IO[str], color: str) -> Console:
         markup=False,
         emoji=False,
         soft_wrap=False,
-        width=None if is_terminal else PIPE_WIDTH,
+        width=None if stream.isatty() else PIPE_WIDTH,
     )
 
 
-def show(report: Any, stream: IO[str], color: str = "auto") -> None:
-    """Print any report."""
-    console = console_for(stream, color)
-    with console.capture() as captured:
-        VIEWS[type(report)](report, console)
-    # Rich fills every cell of a column; nobody wants to select or pipe the blanks.
-    stream.writelines(f"{line.rstrip()}\n" for line in captured.get().rstrip("\n").split("\n"))
-
-
-def _text(*pieces: tuple[str, str] | str) -> Text:
+def _text(line: Line) -> Text:
     from rich.text import Text
 
-    line = Text(no_wrap=False, overflow="fold")
-    for piece in pieces:
-        content, style = (piece, "") if isinstance(piece, str) else piece
-        line.append(content, style=STYLES.get(style, style))
-    return line
+    drawn = Text(no_wrap=False, overflow="fold")
+    for content, meaning in line.pieces:
+        drawn.append(content, style=STYLES.get(meaning, ""))
+    return drawn
 
 
-def _grid(*justify: str) -> Table:
-    """A table without lines; columns are told apart by alignment."""
+def _table(grid: Grid) -> Table:
     from rich.table import Table
 
-    grid = Table.grid(padding=(0, 2), collapse_padding=True)
-    for side in justify:
-        grid.add_column(justify=side, overflow="fold")  # type: ignore[arg-type]
-    return grid
-
-
-# ------------------------------------------------------------------------------------------ inspect
-
-
-def show_inspect(report: InspectReport, console: Console) -> None:
-    """The header, then sections, EMA, training, pickle, findings; only what there is."""
-    console.print(_header(report))
-    if report.sections:
-        console.print(_sections(report))
-    console.print(_facts("EMA", _ema_lines(report)))
-    blocks = (
-        ("Training", _training_lines(report)),
-        ("Pickle", _pickle_lines(report)),
-        ("Metadata", ((_plain(k), _text(words.value(v))) for k, v in report.metadata.items())),
-        ("Findings", map(_finding, report.findings)),
-    )
-    for title, lines in blocks:
-        rows = list(lines)
-        if rows:
-            console.print(_facts(title, rows))
-    if report.entries is not None:
-        console.print(_tensor_tree(report.entries))
-
-
-def _plain(name: object) -> str:
-    return words.printable(name, 60)
-
-
-def _header(report: InspectReport) -> Text:
-    totals = report.tensors
-    dtypes = ", ".join(
-        f"{name} {words.size(amount.bytes)}"
-        for name, amount in sorted(totals.dtypes.items(), key=lambda kv: -kv[1].bytes)[:5]
-    )
-    line = _text(
-        (words.printable(Path(report.path).name), "title"),
-        f"  {report.format}, {words.size(report.size_bytes)}\n",
-        f"{words.plural(totals.count, 'tensor')}, {words.count(totals.elements)} values",
-    )
-    if dtypes:
-        line.append(f": {dtypes}")
-    if totals.stored_bytes < totals.bytes:
-        line.append(f" ({words.size(totals.stored_bytes)} stored, the rest shared)", style="dim")
-    return line
-
-
-def _sections(report: InspectReport) -> Table:
-    grid = _grid("left", "left", "right", "right")
-    grid.title = None
-    grid.add_row(_text(("\nSections", "title")))
-    for section in report.sections:
-        grid.add_row(
-            _text("  ", (words.printable(section.address, 60) or "(the top)", "name")),
-            _text((section.role, _ROLE_STYLE.get(section.role, ""))),
-            words.plural(section.tensors, "tensor") if section.tensors else "",
-            words.size(section.bytes) if section.tensors else "",
-        )
-    return grid
-
-
-Line = tuple["str | Text", "str | Text"]
-
-
-def _facts(title: str, lines: Iterable[Line]) -> Table:
-    """A titled block of label and value."""
-    grid = _grid("left", "left")
-    grid.add_row(_text((f"\n{title}", "title")), "")
-    for label, content in lines:
-        grid.add_row(_text((f"  {label}", "label")) if isinstance(label, str) else label, content)
-    return grid
-
-
-_MAIN_SLOT = {
-    "raw": "the model's own slot holds the raw weights",
-    "averaged": "the model's own slot already holds the averaged weights",
-    "unknown": "whether the model's own slot is averaged cannot be told from this file",
-}
-
-
-def _ema_lines(report: InspectReport) -> Iterator[Line]:
-    ema = report.ema
-    if not ema.candidates:
-        yield "", _text("none stored beside the weights")
-        yield "", _text((_MAIN_SLOT["unknown"], "quiet"))
-        return
-    if ema.status == "ambiguous":
-        yield "", _text(("not decided", "warning"))
-    for candidate in ema.candidates:
-        yield from _candidate_lines(candidate)
-        if ema.selected is None and candidate.tensors:
-            where = f"{quote(report.path)} --ema {quote(candidate.address)}"
-            yield "take it with", _text(words.printable(f"ckptool extract-ema {where}"))
-    yield "main slot", _text(_MAIN_SLOT[ema.main_slot])
-
-
-def _candidate_lines(candidate: CandidateReport) -> Iterator[Line]:
-    where = words.printable(candidate.address) or "(the top)"
-    yield "at", _text((where, "name"), f"  {candidate.kind}, {words.size(candidate.bytes)}")
-    if candidate.file:
-        yield "in file", _text((words.printable(candidate.file), "name"))
-    if candidate.layout:
-        yield "layout", _text(f"{candidate.layout} ({candidate.library})")
-    yield "why", _text(words.printable(candidate.why))
-    if candidate.model is not None:
-        yield "covers", _coverage(candidate)
-    if candidate.distance is not None and candidate.model is not None:
-        yield "distance", _text(f"{candidate.distance:.3g} of the model's values, in a sample")
-    if candidate.unexpected:
-        extra = words.some(candidate.unexpected)
-        yield "unpaired", _text(f"{len(candidate.unexpected)} of its names: {extra}")
-    if candidate.aliases:
-        same = ", ".join(map(words.printable, candidate.aliases))
-        yield "same storage", _text((same, "name"))
-    yield "says", _text(_meta(candidate))
-
-
-def _coverage(candidate: CandidateReport) -> Text:
-    total = candidate.matched + len(candidate.missing)
-    slot = words.printable(candidate.model) or "(the top)"
-    line = _text(f"{candidate.matched} of the {total} tensors of ", (slot, "name"))
-    if candidate.naming not in {"same", None}:
-        line.append(f" (names {candidate.naming})")
-    if candidate.missing:
-        line.append(f"; not {words.some(candidate.missing)}")
-    return line
-
-
-_META_FIRST = frozenset({"decay", "ema_decay", "num_updates", "updates", "n_averaged"})
-
-
-def _meta(candidate: CandidateReport) -> str:
-    ordered = sorted(candidate.meta.items(), key=lambda kv: kv[0] not in _META_FIRST)
-    said = [f"{_plain(key)} {words.value(val)}" for key, val in ordered]
-    if "decay" not in candidate.meta:
-        said.append("decay not stored")
-    return ", ".join(said)
-
-
-def _training_lines(report: InspectReport) -> Iterator[Line]:
-    training = report.training
-    facts = [
-        f"{name.replace('_', ' ')} {words.value(training[name])}"
-        for name in ("epoch", "global_step")
-        if name in training
-    ]
-    if facts:
-        yield "at", _text(", ".join(facts))
-    labels = (("best", "best"), ("metrics", "metrics"), ("early_stopping", "early stopping"))
-    for key, label in labels:
-        if key in training:
-            yield label, _text(_pairs(training[key]))
-    if "rng" in training:
-        yield "random states", _text(", ".join(training["rng"]))
-
-
-def _pairs(values: dict[str, Any], limit: int = 8) -> str:
-    shown = [f"{_plain(name)} {words.value(val)}" for name, val in list(values.items())[:limit]]
-    rest = len(values) - limit
-    return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _pickle_lines(report: InspectReport) -> Iterator[Line]:
-    entries = report.pickle.get("globals", ())
-    for trust in ("dangerous", "unknown", "known"):
-        names = [entry.name for entry in entries if entry.trust == trust]
-        if names:
-            limit = 3 if trust == "known" else 12
-            yield trust, _text((words.some(names, limit), _TRUST_STYLE[trust]))
-
-
-def _finding(finding: Finding) -> Line:
-    style = _SEVERITY_STYLE.get(finding.severity, "")
-    where = words.printable(finding.address)
-    label = _text("  ", (finding.rule, style))
-    message = words.printable(finding.message, 400)
-    return label, _text((f"{finding.severity}: ", style), f"{where}: " if where else "", message)
-
-
-def _tensor_tree(entries: tuple[TensorEntry, ...]) -> Table:
-    grid = _grid("left", "left", "left", "right", "right", "left")
-    grid.add_row(_text(("\nTensors", "title")))
-    for row in fold(entries):
-        label = "  " * (row.depth + 1) + words.printable(row.label, 80)
-        times = f"×{row.times}" if row.times > 1 else ""
-        if row.entry is None:
-            grid.add_row(_text((label, "name")), "", "", times)
-            continue
-        entry = row.entry
-        shape = f"[{', '.join(map(str, entry.shape))}]"
-        nbytes = words.size(entry.bytes * row.times)
-        grid.add_row(_text((label, "name")), entry.dtype, shape, times, nbytes, _stats(entry))
-    return grid
-
-
-def _stats(entry: TensorEntry) -> str:
-    stats = entry.stats
-    if stats is None:
-        return ""
-    if stats.min is None:
-        return f"nothing finite, {stats.nonfinite} not" if stats.nonfinite else "empty"
-    numbers = (
-        f"{stats.min:.4g} … {stats.max:.4g}  mean {stats.mean:.4g}  std {stats.std:.4g}"
-        f"  norm {stats.norm:.4g}"
-    )
-    return numbers + (f"  {stats.nonfinite} NOT FINITE" if stats.nonfinite else "")
-
-
-# ---------------------------------------------------------------------------------------------- run
-
-
-def show_run(report: RunReport, console: Console) -> None:
-    """One line a checkpoint, and which is best by what."""
-    found = words.plural(len(report.checkpoints), "checkpoint")
-    console.print(_text((words.printable(report.path), "title"), f"  {found}"))
-    metrics = _shown_metrics(report.checkpoints)
-    grid = _grid("left", "right", "right", *(["right"] * len(metrics)), "right", "left")
-    heads = ("file", "epoch", "step", *metrics, "size", "EMA")
-    grid.add_row(*(_text((_plain(head), "label")) for head in heads))
-    for entry in report.checkpoints:
-        grid.add_row(*_run_cells(entry, metrics))
-    console.print(grid)
-    for metric, path in report.best.items():
-        console.print(_text(f"best {_plain(metric)}: ", (words.printable(Path(path).name), "good")))
-
-
-def _shown_metrics(entries: tuple[RunEntry, ...], limit: int = 3) -> list[str]:
-    names = dict.fromkeys(name for entry in entries for name in entry.metrics)
-    return list(names)[:limit]
-
-
-def _run_cells(entry: RunEntry, metrics: list[str]) -> list[Text]:
-    name = _text((words.printable(Path(entry.path).name), "name"))
-    if entry.error:
-        return [name, *([_text("")] * (len(metrics) + 3)), _text((_plain(entry.error), "error"))]
-    numbers = (entry.epoch, entry.global_step, *(entry.metrics.get(m) for m in metrics))
-    cells = [_text("" if n is None else words.value(n)) for n in numbers]
-    return [
-        name,
-        *cells,
-        _text(words.size(entry.size_bytes)),
-        _text(_plain(entry.ema or "(the top)")),
-    ]
-
-
-# -------------------------------------------------------------------------------- extract and
-# promote
-
-
-def show_extract(report: ExtractReport, console: Console) -> None:
-    """What was written, from where, and what the average lacked."""
-    done = "wrote" if report.written else "would write"
-    console.print(
-        _text(f"{done} ", (words.printable(report.output), "title"), f"  {report.format}")
-    )
-    console.print(_facts("From", _extract_lines(report)))
-    _show_findings(report.findings, console)
-
-
-def _extract_lines(report: ExtractReport) -> Iterator[Line]:
-    total = f"{words.plural(report.tensors, 'tensor')}, {words.size(report.bytes)}"
-    yield "tensors", _text(f"{total}, names as in the {report.names}")
-    yield (
-        "averaged",
-        _text(f"{report.averaged} from ", (words.printable(report.ema) or "(the top)", "name")),
-    )
-    if report.from_model:
-        kept = words.some(report.from_model)
-        yield "from model", _text(f"{len(report.from_model)} that the average lacks: {kept}")
-    if report.tied:
-        ties = ", ".join(f"{_plain(a)} = {_plain(b)}" for a, b in list(report.tied.items())[:3])
-        yield "tied", _text(ties)
-    if report.dropped:
-        yield "left out", _text(f"{len(report.dropped)}: {words.some(report.dropped)}")
-    if report.main_slot == "averaged":
-        yield "main slot", _text(_MAIN_SLOT["averaged"])
-
-
-def show_promote(report: PromoteReport, console: Console) -> None:
-    """What was replaced by what, and what stays."""
-    done = "wrote" if report.written else "would write"
-    console.print(
-        _text(f"{done} ", (words.printable(report.output), "title"), f"  {report.format}")
-    )
-    console.print(_facts("Promoted", _promote_lines(report)))
-    _show_findings(report.findings, console)
-
-
-def _promote_lines(report: PromoteReport) -> Iterator[Line]:
-    if not report.tensors:
-        yield "nothing", _text(f"{_MAIN_SLOT['averaged']}: the output is an unchanged copy")
-        return
-    replaced = f"{words.plural(report.tensors, 'tensor')}, {words.size(report.bytes)}"
-    yield (
-        "replaced",
-        _text(replaced, " at ", (words.printable(report.model) or "(the top)", "name")),
-    )
-    yield "with", _text((words.printable(report.ema) or "(the top)", "name"))
-    if report.kept:
-        kept = words.some(report.kept)
-        yield "kept", _text(f"{len(report.kept)} that the average lacks: {kept}")
-    if report.dropped:
-        yield "left out", _text(f"{len(report.dropped)}: {words.some(report.dropped)}")
-
-
-def _show_findings(findings: tuple[Finding, ...], console: Console) -> None:
-    if findings:
-        console.print(_facts("Findings", map(_finding, findings)))
-
-
-# ------------------------------------------------------------------------------------------ layouts
-
-
-def show_layouts(report: LayoutsReport, console: Console) -> None:
-    """One line a layout: its name, where the averages are, who writes it."""
-    grid = _grid("left", "left", "left")
-    grid.add_row(*(_text((head, "label")) for head in ("layout", "averages at", "written by")))
-    for row in report.layouts:
-        where = f"{row.ema_at} (holds the raw weights)" if row.swapped else row.ema_at
-        grid.add_row(
-            _text((_plain(row.name), "name")),
-            _text(words.printable(where)),
-            _text(_plain(row.library)),
-        )
-    console.print(grid)
-
-
-# ------------------------------------------------------------------------------------------- errors
-
-
-def show_error(report: ErrorReport, console: Console) -> None:
-    """One ``error:`` line and one ``hint:`` line."""
-    error = report.error
-    where = [words.printable(error[key], 300) for key in ("path", "address") if error.get(key)]
-    message = ": ".join([*where, words.printable(error["message"], 1000)])
-    console.print(_text(("error: ", "error"), message), soft_wrap=True)
-    if error.get("hint"):
-        console.print(
-            _text(("hint: ", "info"), words.printable(error["hint"], 600)), soft_wrap=True
-        )
-
-
-VIEWS: dict[type, Callable[[Any, Console], None]] = {
-    InspectReport: show_inspect,
-    LayoutsReport: show_layouts,
-    RunReport: show_run,
-    ExtractReport: show_extract,
-    PromoteReport: show_promote,
-    ErrorReport: show_error,
-}
+    table = Table.grid(padding=(0, 2), collapse_padding=True)
+    for side in grid.sides:
+        table.add_column(justify=side, overflow="fold")  # type: ignore[arg-type]
+    for row in grid.rows:
+        table.add_row(*map(_text, row))
+    return table

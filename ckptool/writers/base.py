@@ -22,6 +22,7 @@ from ckptool.tree import Blob, ByteSpan
 from ckptool.writers.copying import copy_bytes
 
 PARTIAL = ".partial"
+PUSH_OUT = 16 << 20  # bytes
 
 
 class PartialFile:
@@ -30,6 +31,7 @@ class PartialFile:
     def __init__(self, path: Path, fd: int) -> None:
         self.path, self.fd = path, fd
         self.position = 0  # bytes written
+        self._written = self._pushed = 0  # bytes copied, and of them handed to the disk
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
@@ -49,8 +51,21 @@ class PartialFile:
 
     def copy(self, reader: TensorReader, span: ByteSpan, progress: Progress = no_progress) -> None:
         """Append the bytes of a span."""
-        self.place(reader, span, self.position, progress)
+
+        def advance(copied: int) -> None:
+            self._written += copied
+            self._push_out()
+            progress(copied)
+
+        self.place(reader, span, self.position, advance)
         self.position += span.nbytes
+
+    def _push_out(self) -> None:
+        """Have the kernel begin to write what has come together; the fsync finds it done."""
+        pending = self._written - self._pushed
+        if pending >= PUSH_OUT and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.fd, self._pushed, pending, os.POSIX_FADV_DONTNEED)
+            self._pushed = self._written
 
     def place(
         self, reader: TensorReader, span: ByteSpan, offset: int, progress: Progress = no_progress

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ckptool.errors import DamagedError
 from ckptool.numerics import Progress, no_progress
 
-STEP = 64 << 20  # bytes a call, so that progress is seen and signals are heard
+STEP = 16 << 20  # bytes a call, so that progress is seen and signals are heard
 BLOCK = 1 << 20  # bytes in this process, when the kernel cannot
 
 _NOT_HERE = frozenset(

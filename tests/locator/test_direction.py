@@ -1,0 +1,99 @@
+"""The last step of an optimizer points from the average to the raw weights: a hint, never more."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from ckptool.direction import SILENT_BELOW, direction_cosine
+from ckptool.ema import locate_ema
+from ckptool.inventory import take_inventory
+from twins import in_memory
+
+
+def trained(make_optimizer, decay: float = 0.9, steps: int = 40):
+    """(raw weights, their average, the optimizer's state) of a net that learns a plane."""
+    torch.manual_seed(5)
+    net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3))
+    average, optimizer = deepcopy(net), make_optimizer(net.parameters())
+    x = torch.randn(64, 5)
+    y = x @ torch.randn(5, 3)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(net(x), y).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for ema, raw in zip(average.parameters(), net.parameters(), strict=True):
+                ema.lerp_(raw, 1 - decay)
+    return net.state_dict(), average.state_dict(), optimizer.state_dict()
+
+
+OPTIMIZERS = {
+    "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
+    "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.02, momentum=0.9),
+    "nesterov": lambda parameters: torch.optim.SGD(parameters, lr=0.02, momentum=0.9, nesterov=True),
+}  # fmt: skip
+
+
+def cosine(content) -> float | None:
+    checkpoint = in_memory(content)
+    location = locate_ema(checkpoint)
+    inventory = take_inventory(checkpoint.tree)
+    return direction_cosine(inventory, location.model, location.candidates[0], checkpoint.reader)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("decay", [0.8, 0.95])
+def test_sign_tells_the_raw_slot(optimizer, decay):
+    raw, average, state = trained(OPTIMIZERS[optimizer], decay)
+    assert cosine({"model": raw, "ema": average, "optimizer": state}) > SILENT_BELOW
+    assert cosine({"model": average, "ema": raw, "optimizer": state}) < -SILENT_BELOW
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("steps", [1, 5, 200])
+def test_sign_is_never_wrong(optimizer, steps):
+    """With a slow average the cosine is small: then nothing is said."""
+    raw, average, state = trained(OPTIMIZERS[optimizer], 0.999, steps)
+    right = cosine({"model": raw, "ema": average, "optimizer": state})
+    swapped = cosine({"model": average, "ema": raw, "optimizer": state})
+    assert right is None or right > 0
+    assert swapped is None or swapped < 0
+
+
+def test_silent_without_an_optimizer():
+    raw, average, _ = trained(OPTIMIZERS["adam"])
+    assert cosine({"model": raw, "ema": average}) is None
+
+
+def test_silent_without_moments():
+    raw, average, state = trained(lambda parameters: torch.optim.SGD(parameters, lr=0.02))
+    assert cosine({"model": raw, "ema": average, "optimizer": state}) is None
+
+
+def test_silent_when_nothing_differs():
+    raw, _, state = trained(OPTIMIZERS["adam"])
+    assert cosine({"model": raw, "ema": raw, "optimizer": state}) is None
+
+
+def test_silent_when_shapes_leave_the_order_open():
+    raw, average, state = trained(OPTIMIZERS["adam"])
+    twins = {f"again.{name}": tensor for name, tensor in raw.items()}
+    assert cosine({"model": raw | twins, "ema": average, "optimizer": state}) is None
+
+
+def test_swapped_file_is_a_warning_of_inspect_and_nothing_else(ckptool, tmp_path):
+    raw, average, state = trained(OPTIMIZERS["adam"])
+    for name, content in (
+        ("right", {"model": raw, "ema": average, "optimizer": state}),
+        ("swapped", {"model": average, "ema": raw, "optimizer": state}),
+    ):
+        torch.save(content, tmp_path / f"{name}.pt")
+        report = ckptool("inspect", tmp_path / f"{name}.pt", "--json").json
+        rules = [finding["rule"] for finding in report["findings"]]
+        assert rules == (["CK408"] if name == "swapped" else [])
+        assert report["ema"]["status"] == "found"

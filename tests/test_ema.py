@@ -1,0 +1,206 @@
+"""Where averages are found and what is said of them; every row of ``LAYOUTS`` has an example."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ckptool.layouts import LAYOUTS
+from making import average_of, save, weights
+from paths import FIXTURES
+from tensors import assert_same_tensors, load
+
+EMA = FIXTURES / "ema"
+
+# (name, pattern of the address) of each row -> a checkpoint that the writer made.
+EXAMPLES = {
+    ("callback-export", "ema_state_dict"): "emacallback/exported.ckpt",
+    ("callback-state", "callbacks/*/ema"): "emacallback/callback_only.ckpt",
+    ("lightning-weight-averaging", "state_dict"): "lightning/weight_averaging.ckpt",
+    ("lightning-swa", "callbacks/*/average_model_state"): "lightning/swa.ckpt",
+    ("nemo-optimizer", "optimizer_states/*/ema"): "nemo/optimizer.ckpt",
+    ("boltz", "ema/ema_weights"): "boltz/last.ckpt",
+    ("has-ema", "ema_state_dict"): "has_ema/late.pt",
+    ("ema-shadow", "ema_shadow"): "ema_shadow/raw.pt",
+    ("timm", "state_dict_ema"): "timm/checkpoint-2.pth.tar",
+    ("torchvision", "model_ema"): "torch/model_ema.pt",
+    ("basicsr", "params_ema"): "basicsr/net_g_12.pth",
+    ("rtdetr", "ema/module"): "rtdetr/last.pth",
+    ("openfold", "ema/params"): "openfold/last.ckpt",
+    ("shadow-list", "ema/shadow_params"): "torch_ema/all.pt",
+    ("fairseq", "extra_state/ema"): "fairseq/checkpoint3.pt",
+    ("edm2", "ema/emas/*"): "edm2/training-state-0000012.pt",
+    ("ema-pytorch", "*ema_model.*"): "ema_pytorch/bare.pt",
+    ("ema-pytorch", "ema/ema_model.*"): "ema_pytorch/trainer.pt",
+    ("litema", "state_dict/model_ema.*"): "latent_diffusion/last.ckpt",
+    ("nequip-swapped", "state_dict/ema.*"): "nequip/swapped.ckpt",
+    ("nequip", "state_dict/ema.*"): "nequip/holding.ckpt",
+    ("mmengine-swapped", "ema_state_dict"): "mmengine/epoch_3.pth",
+    ("mmcv1-swapped", "state_dict/ema_*"): "mmcv1/epoch_3.pth",
+    ("composer-swapped", "state/algorithms/*/1/ema_model/named_parameters_dict"):
+        "composer/swapped.pt",
+    ("ultralytics-stripped", "model"): "ultralytics/best.pt",
+    ("stylegan", "G_ema"): "stylegan/network-snapshot-000012.pkl",
+    ("dit", "ema"): "dit/0000012.pt",
+    ("dino", "teacher"): "dino/checkpoint.pth",
+    ("moco", "state_dict/*encoder_k.*"): "lightly/moco_encoder_qk.pt",
+    ("stable-baselines3", "*_target.*"): "sb3/policy.pth",
+}  # fmt: skip
+
+
+every_row = pytest.mark.parametrize("row", LAYOUTS, ids=lambda row: f"{row.name} {row.ema_at}")
+
+
+def example(row):
+    key = row.name, row.ema_at
+    assert key in EXAMPLES, "a layout needs a checkpoint in fixtures/, written by its library"
+    return EMA / EXAMPLES[key]
+
+
+def test_there_are_no_examples_of_rows_that_are_gone():
+    assert set(EXAMPLES) == {(row.name, row.ema_at) for row in LAYOUTS}
+
+
+@every_row
+def test_a_layout_is_named_in_the_file_that_it_describes(row, ckptool):
+    found = ckptool("inspect", example(row), "--json").json["ema"]
+    named = [c for c in found["candidates"] if c["layout"] == row.name]
+    assert named, found
+    assert {candidate["library"] for candidate in named} == {row.library}
+    assert found["main_slot"] == ("averaged" if row.swapped or row.in_main_slot else "raw")
+    if not row.swapped:
+        assert any(fnmatchcase(candidate["address"], row.ema_at) for candidate in named)
+
+
+@every_row
+def test_a_layout_gives_the_live_averages_or_says_why_not(row, ckptool, tmp_path):
+    path, output = example(row), tmp_path / "ema.safetensors"
+    done = ckptool("extract-ema", path, "-o", output)
+    taken_unasked = row.name not in {"edm2", "dino", "moco", "stable-baselines3"}
+    assert done.exit_code == (0 if taken_unasked else 2), done.stderr
+    if not taken_unasked:
+        assert "--ema" in done.stderr
+        return
+    suffixless = path.with_suffix("")
+    wanted = load_file(suffixless.with_name(f"{suffixless.name}.averaged.safetensors"))
+    found = load_file(output)
+    assert_same_tensors({name: found[name] for name in wanted}, wanted)
+
+
+@pytest.mark.parametrize("row", [row for row in LAYOUTS if row.swapped], ids=lambda row: row.name)
+def test_swapped_layouts_give_no_raw_weights(row, ckptool, tmp_path):
+    report = ckptool("inspect", example(row), "--json").json
+    assert "CK406" in [finding["rule"] for finding in report["findings"]]
+    raw = [c["address"] for c in report["ema"]["candidates"] if c["kind"] == "raw"]
+    extracted = ckptool("extract-ema", example(row), "-o", tmp_path / "e.pt", "--json").json
+    assert extracted["ema"] not in raw
+
+
+# ------------------------------------------------------------------------------------------ markers
+
+
+@pytest.mark.parametrize("slot", ["semantic_head", "schema", "cinema", "remap"])
+def test_a_second_network_is_no_average(slot, ckptool, tmp_path):
+    path = tmp_path / "two.pt"
+    torch.save({"state_dict": weights(), slot: average_of(weights())}, path)
+    assert ckptool("inspect", path, "--json").json["ema"]["candidates"] == []
+
+
+def test_a_marked_place_that_fits_no_model_is_no_candidate(ckptool, tmp_path):
+    loss = {f"meter{i}": torch.ones(1) for i in range(5)}
+    path = tmp_path / "meters.pt"
+    torch.save({"state_dict": weights(), "ema_stats": loss}, path)
+    assert ckptool("inspect", path, "--json").json["ema"]["status"] == "none"
+
+
+def test_moments_of_an_optimizer_are_no_averages(ckptool, tmp_path):
+    """``exp_avg`` has a marker in its name."""
+    state = {i: {"exp_avg": t * 0.9, "exp_avg_sq": t**2} for i, t in enumerate(weights().values())}
+    groups = [{"params": list(state), "lr": 1.0}]
+    path = tmp_path / "adam.pt"
+    torch.save({"model": weights(), "optimizer": {"state": state, "param_groups": groups}}, path)
+    assert ckptool("inspect", path, "--json").json["ema"]["candidates"] == []
+
+
+# ---------------------------------------------------------------------------------------- the model
+
+
+def test_the_model_is_where_loaders_look_first(ckptool, tmp_path):
+    path = tmp_path / "slots.pt"
+    content = {"params": weights(), "model": weights(), "state_dict": weights()}
+    torch.save(content | {"ema_state_dict": average_of(weights())}, path)
+    (candidate,) = ckptool("inspect", path, "--json").json["ema"]["candidates"]
+    assert candidate["model"] == "state_dict"
+
+
+def test_any_key_will_do_when_none_is_usual(ckptool, tmp_path):
+    path = tmp_path / "own.pt"
+    torch.save({"my_network": weights(), "my_network_ema": average_of(weights())}, path)
+    (candidate,) = ckptool("inspect", path, "--json").json["ema"]["candidates"]
+    assert (candidate["model"], candidate["address"]) == ("my_network", "my_network_ema")
+
+
+def test_a_pickled_module_is_a_model_like_a_state_dict(ckptool, tmp_path):
+    net, averaged = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    averaged.load_state_dict({n: t * 0.9 for n, t in net.state_dict().items()})
+    torch.save({"model": net, "ema": averaged}, tmp_path / "modules.pt")
+    output = tmp_path / "ema.pt"
+    assert ckptool("extract-ema", tmp_path / "modules.pt", "-o", output).exit_code == 0
+    assert_same_tensors(load(output), averaged.state_dict())
+
+
+# ------------------------------------------------------------------------------------- what is said
+
+
+def test_metadata_is_what_stands_beside_the_average(ckptool, tmp_path):
+    ema = {"module": average_of(weights()), "updates": torch.tensor(500), "decay": 0.999}
+    path = tmp_path / "meta.pt"
+    torch.save({"model": weights(), "ema": ema, "epoch": 3, "decay": 0.1}, path)
+    (candidate,) = ckptool("inspect", path, "--json").json["ema"]["candidates"]
+    assert candidate["meta"] == {"updates": 500, "decay": 0.999}
+
+
+def test_nothing_is_made_up(ckptool, tmp_path):
+    path = save(tmp_path / "plain.pt", weights())
+    (candidate,) = ckptool("inspect", path, "--json").json["ema"]["candidates"]
+    assert candidate["meta"] == {}
+    assert "decay not stored" in ckptool("inspect", path)
+
+
+@pytest.mark.parametrize(
+    ("flag", "change", "main_slot"),
+    [(True, 0.0, "averaged"), (False, 0.0, "raw"), (True, 1e-3, "raw"), (False, 1e-3, "raw")],
+)
+def test_promotion_is_told_by_value_and_flag_together(flag, change, main_slot, ckptool, tmp_path):
+    model = weights()
+    shadow = {n: t + change if t.is_floating_point() else t.clone() for n, t in model.items()}
+    path = tmp_path / "last.pt"  # a marker in the file's name would count too
+    torch.save({"state_dict": model, "ema_shadow": shadow, "using_ema": flag}, path)
+    assert ckptool("inspect", path, "--json").json["ema"]["main_slot"] == main_slot
+
+
+def test_one_differing_tensor_is_enough_to_be_raw(ckptool, tmp_path):
+    model = weights()
+    shadow = {n: t.clone() for n, t in model.items()} | {"scale": model["scale"] + 1}
+    path = tmp_path / "last.pt"
+    torch.save({"state_dict": model, "ema_shadow": shadow, "using_ema": True}, path)
+    assert ckptool("inspect", path, "--json").json["ema"]["main_slot"] == "raw"
+
+
+def test_equal_bytes_under_two_addresses_are_one_candidate(ckptool, tmp_path):
+    average = average_of(weights())
+    views = {name: tensor.view_as(tensor) for name, tensor in average.items()}
+    path = save(tmp_path / "views.pt", weights(), average, callbacks={"EMA": {"weights": views}})
+    (candidate,) = ckptool("inspect", path, "--json").json["ema"]["candidates"]
+    assert candidate["address"] == "ema_state_dict"
+    assert candidate["aliases"] == ["callbacks/EMA/weights"]
+
+
+def test_why_names_the_word_and_the_coverage(ckptool, tmp_path):
+    path = save(tmp_path / "plain.pt", weights())
+    (candidate,) = ckptool("inspect", path, "--json").json["ema"]["candidates"]
+    assert "'ema'" in candidate["why"]
+    assert "5 of the model's 5 tensors" in candidate["why"]
