@@ -27,6 +27,7 @@ WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoin
 
 SAMPLE = 64  # names that vote on the prefixes
 LEADING = 32  # prefixes tried for flattened names
+MIN_PART = 0.3  # of a flattened average that must be able to pair under a prefix
 FINALISTS = 8  # prefix pairs tried on all names
 
 
@@ -133,8 +134,9 @@ FLATTENINGS = {"dots-removed": "", "underscores": "_"}  # what a dot becomes
 def _flattened_attempts(
     model: Mapping[str, Leaf], average: Mapping[str, Leaf]
 ) -> Iterator[_Attempt]:
+    prefixes = [p for p, count in _leading_prefixes(model) if count >= MIN_PART * len(average)]
     for naming, replacement in FLATTENINGS.items():
-        for ours in _leading_prefixes(model):
+        for ours in prefixes:
             candidates: dict[str, list[str]] = {}
             for name, ref in model.items():
                 if not name.startswith(ours):
@@ -147,13 +149,13 @@ def _flattened_attempts(
             yield _Attempt(naming, ours, "", pairs, tuple(colliding))
 
 
-def _leading_prefixes(names: Iterable[str]) -> list[str]:
-    """The empty prefix and the most common ones of one to three components."""
+def _leading_prefixes(names: Mapping[str, Leaf]) -> list[tuple[str, int]]:
+    """The empty prefix and the most common ones of one to three components, with their counts."""
     votes: Counter[str] = Counter()
     for name in names:
         parts = name.split(".")
         votes.update(".".join(parts[:depth]) + "." for depth in range(1, min(4, len(parts))))
-    return ["", *(prefix for prefix, _ in votes.most_common(LEADING))]
+    return [("", len(names)), *votes.most_common(LEADING)]
 
 
 def _joined(ours: Mapping[str, str], theirs: Mapping[str, str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ folder is, unless one works there. A layout row has the fields of ``EmaLayout``:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,4 +83,24 @@ def _row(entry: Any, path: Path) -> EmaLayout:
         wrong = f"unknown fields {unknown}" if unknown else f"missing fields {missing}"
         raise ConfigError(f"a layout row has {wrong}", path=path)
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    strange = [name for name, value in plain.items() if not FORMS.get(name, _is_text)(value)]
+    if strange:
+        raise ConfigError(f"a layout row has fields of another form: {strange}", path=path)
     return EmaLayout(**plain)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, tuple) and all(map(_is_text, value))
+
+
+# What a field must be, where it is not a text.
+FORMS: Mapping[str, Callable[[Any], bool]] = {
+    "beside": _is_list_of_texts,
+    "meta_at": _is_list_of_texts,
+    "when": lambda value: isinstance(value, tuple) and len(value) == 2 and _is_text(value[0]),
+    "swapped": lambda value: isinstance(value, bool),
+}

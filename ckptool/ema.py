@@ -38,7 +38,7 @@ from ckptool.candidates import (
     EmaLocation,
 )
 from ckptool.errors import CkptError, EmaAmbiguousError, EmaNotFoundError, EmaRefusedError
-from ckptool.evidence import Evidence, compare_sample
+from ckptool.evidence import CAREFUL, Evidence, compare_sample
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.groups import Group, ordered, split_groups
@@ -328,7 +328,7 @@ class _Search:
         ]
         if all(a.chunks == b.chunks for a, b in pairs):
             return bool(pairs)
-        return compare_sample(self.checkpoint.reader, pairs).identical
+        return compare_sample(self.checkpoint.reader, pairs, CAREFUL).identical
 
 
 def _covers_all(joined: Candidate, parts: list[Candidate]) -> bool:
@@ -342,10 +342,6 @@ def _keeps_both(checkpoint: Checkpoint, layouts: Layouts) -> bool:
     search = _Search(checkpoint, layouts)
     location = _decide(search, search.candidates(fixed_model=False))
     return any(c.is_average for c in location.candidates) and location.main_slot == "raw"
-
-
-def _plain_tables(inventory: Inventory) -> list[Table]:
-    return [t for t in inventory.weights if _marker_of(t) is None and not t.is_list]
 
 
 def _marker_of(table: Table) -> Marker | None:

@@ -21,6 +21,7 @@ from ckptool.tree import TensorRef
 BUDGET = 1 << 20  # bytes read from either side
 PER_TENSOR = 1 << 12
 MAX_TENSORS = 16
+CAREFUL = 256  # tensors, where a wrong answer would choose between two averages
 GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it spread evenly over 0 to 1
 UNRELATED = 0.9  # relative distance from here on: no average of these weights
 
@@ -63,13 +64,15 @@ class Evidence:
         return compare_sample(self._reader, self.pairs)
 
 
-def compare_sample(reader: TensorReader, pairs: Sequence[Pair]) -> Agreement:
+def compare_sample(
+    reader: TensorReader, pairs: Sequence[Pair], tensors: int = MAX_TENSORS
+) -> Agreement:
     """Compare the beginnings of evenly spread pairs of floating-point tensors."""
     usable = [pair for pair in pairs if all(map(is_readable, pair))]
     compared = equal = 0
     off = norm = 0.0
     finite = True
-    for ours, theirs in _spread(usable):
+    for ours, theirs in _spread(usable, tensors):
         mine, yours = beginning(reader, ours), beginning(reader, theirs)
         compared += 1
         equal += mine == yours
@@ -80,11 +83,11 @@ def compare_sample(reader: TensorReader, pairs: Sequence[Pair]) -> Agreement:
     return Agreement(compared, equal, distance, finite)
 
 
-def _spread(pairs: Sequence[Pair]) -> Sequence[Pair]:
-    """At most ``MAX_TENSORS``, spread, but not every n-th: layers repeat; all would be biases."""
-    if len(pairs) <= MAX_TENSORS:
+def _spread(pairs: Sequence[Pair], count: int) -> Sequence[Pair]:
+    """At most ``count``, spread, but not every n-th: layers repeat; all would be biases."""
+    if len(pairs) <= count:
         return pairs
-    places = {int(i * GOLDEN % 1 * len(pairs)) for i in range(MAX_TENSORS)}
+    places = {int(i * GOLDEN % 1 * len(pairs)) for i in range(count)}
     return [pairs[place] for place in sorted(places)]
 
 

@@ -225,8 +225,11 @@ def modules_after(*args) -> set[str]:
 @pytest.mark.parametrize("options", [(), ("--json",), ("--tensors", "--match", "*weight")], ids=str)
 def test_inspect_imports_neither_torch_nor_numpy(options):
     modules = modules_after("inspect", EXPORTED, *options)
-    assert not modules & (HEAVY - {"rich"})
-    assert ("rich" in modules) == ("--json" not in options)
+    assert not modules & HEAVY
+
+
+def test_rich_is_for_terminals():
+    assert "rich" in modules_after("inspect", EXPORTED, "--color", "always")
 
 
 @pytest.mark.parametrize("kind", ["resume", "formats/pickle", "formats/torch_legacy"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import os
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ckptool.writers.base import PARTIAL
-from paths import FIXTURES
+from paths import FIXTURES, unprivileged
 
 EXPORTED = FIXTURES / "ema" / "emacallback" / "exported.ckpt"
 WHOLE = {
@@ -173,19 +172,6 @@ def test_a_device_is_refused(refuse):
     assert "a device" in refuse("/dev/zero")["message"]
 
 
-@contextlib.contextmanager
-def unprivileged():
-    """As somebody whom permissions bind: root reads everything."""
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if is_root:
-            os.seteuid(0)
-
-
 def test_no_permission(refuse, ckptool, tmp_path):
     path = tmp_path / "secret.ckpt"
     shutil.copy(EXPORTED, path)
@@ -334,7 +320,7 @@ def test_wrong_usage(args, ckptool):
 
 def test_a_bug_is_one_line_too(ckptool, monkeypatch):
     monkeypatch.delenv("CKPTOOL_DEBUG")
-    monkeypatch.setattr("ckptool.commands.inspect.locate_ema", lambda _checkpoint, **_options: 1 // 0)
+    monkeypatch.setattr("ckptool.commands.inspect.locate_ema", lambda *_, **__: 1 // 0)
     output = ckptool("inspect", EXPORTED)
     assert_two_lines(output)
     assert "a bug in ckptool: ZeroDivisionError" in output.stderr

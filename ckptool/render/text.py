@@ -12,8 +12,8 @@ from typing import Any
 NAME_LIMIT = 160  # characters of a name that are shown
 
 # Categories that draw nothing or steer the terminal: controls, formats (bidi, zero-width),
-# surrogates, private use, unassigned, line and paragraph separators.
-_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+# surrogates, private use, unassigned, separators; of the spaces only the usual one is none.
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"})
 
 
 def printable(text: object, limit: int = NAME_LIMIT) -> str:
@@ -33,7 +33,7 @@ def printable(text: object, limit: int = NAME_LIMIT) -> str:
 
 
 def _visible(char: str) -> str:
-    if unicodedata.category(char) not in _HIDDEN:
+    if char == " " or unicodedata.category(char) not in _HIDDEN:
         return char
     code = ord(char)
     return (

@@ -19,10 +19,9 @@ from ckptool.errors import DamagedError, OutputError
 from ckptool.formats.base import SourceFile, TensorReader
 from ckptool.numerics import Progress, no_progress
 from ckptool.tree import Blob, ByteSpan
-from ckptool.writers.copying import copy_bytes
+from ckptool.writers.copying import Pace, copy_bytes
 
 PARTIAL = ".partial"
-PUSH_OUT = 16 << 20  # bytes
 
 
 class PartialFile:
@@ -31,7 +30,7 @@ class PartialFile:
     def __init__(self, path: Path, fd: int) -> None:
         self.path, self.fd = path, fd
         self.position = 0  # bytes written
-        self._written = self._pushed = 0  # bytes copied, and of them handed to the disk
+        self._pace = Pace()
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
@@ -51,35 +50,40 @@ class PartialFile:
 
     def copy(self, reader: TensorReader, span: ByteSpan, progress: Progress = no_progress) -> None:
         """Append the bytes of a span."""
-
-        def advance(copied: int) -> None:
-            self._written += copied
-            self._push_out()
-            progress(copied)
-
-        self.place(reader, span, self.position, advance)
+        self._copy(reader, span, self.position, progress, self._pace)
         self.position += span.nbytes
-
-    def _push_out(self) -> None:
-        """Have the kernel begin to write what has come together; the fsync finds it done."""
-        pending = self._written - self._pushed
-        if pending >= PUSH_OUT and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.fd, self._pushed, pending, os.POSIX_FADV_DONTNEED)
-            self._pushed = self._written
 
     def place(
         self, reader: TensorReader, span: ByteSpan, offset: int, progress: Progress = no_progress
     ) -> None:
-        """Copy the bytes of a span to ``offset``."""
+        """Copy the bytes of a span over what stands at ``offset``."""
+        self._copy(reader, span, offset, progress, None)
+
+    def _copy(
+        self,
+        reader: TensorReader,
+        span: ByteSpan,
+        offset: int,
+        progress: Progress,
+        pace: Pace | None,
+    ) -> None:
         if isinstance(span.source, Blob):
             self._put(reader.read(span), offset)
             return
         source = reader.file(span.source).fd
-        copy_bytes(source, self.fd, span.nbytes, start=span.offset, at=offset, progress=progress)
+        copy_bytes(
+            source,
+            self.fd,
+            span.nbytes,
+            start=span.offset,
+            at=offset,
+            progress=progress,
+            pace=pace,
+        )
 
     def copy_file(self, file: SourceFile, progress: Progress = no_progress) -> None:
         """The whole of another file."""
-        copy_bytes(file.fd, self.fd, file.size, start=0, at=0, progress=progress)
+        copy_bytes(file.fd, self.fd, file.size, start=0, at=0, progress=progress, pace=self._pace)
         self.position = file.size
 
     def _put(self, data: bytes | memoryview, offset: int) -> int:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from making import average_of, resumable, save, weights
-from paths import FIXTURES, contents
+from paths import FIXTURES, contents, unprivileged
 from tensors import assert_same_tensor, assert_same_tensors, load, storage_of
 
 EXPORTED = FIXTURES / "ema" / "emacallback" / "exported.ckpt"
@@ -442,6 +442,18 @@ def test_a_folder_is_refused(path, refused, tmp_path):
 def test_a_device_is_refused(path, refused, tmp_path):
     (tmp_path / "null.pt").symlink_to("/dev/null")
     assert "not a regular file" in refused(path, "-o", tmp_path / "null.pt", "--force")["message"]
+
+
+def test_a_folder_that_may_not_be_written_is_refused(path, ckptool, tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir(mode=0o555)
+    ckptool("extract-ema", path, "-o", folder.with_name("warm.pt"))
+    with path.open("rb") as opened, unprivileged():
+        # Root reads /dev/fd; others may read their own file where it lies.
+        source = f"/dev/fd/{opened.fileno()}" if os.geteuid() == 65534 else path
+        output = ckptool("extract-ema", source, "-o", folder / "ema.pt", "--json")
+    assert output.exit_code == 2
+    assert output.json["error"]["message"] == "permission denied"
 
 
 def test_a_full_disk_is_refused_and_leaves_nothing(path, refused, tmp_path, monkeypatch):

@@ -95,14 +95,21 @@ def stored(tensor: Tensor) -> TensorRef:
     return TensorRef(BY_NAME[str(tensor.dtype).removeprefix("torch.")], shape, (chunk,))
 
 
-def tree_of(content: Any) -> Any:
-    """``content`` with references in the place of tensors."""
+def tree_of(content: Any, seen: dict[int, Any] | None = None) -> Any:
+    """``content`` with references in the place of tensors; what is shared stays shared."""
+    seen = {} if seen is None else seen
+    if id(content) not in seen:
+        seen[id(content)] = _node_of(content, seen)
+    return seen[id(content)]
+
+
+def _node_of(content: Any, seen: dict[int, Any]) -> Any:
     if isinstance(content, Tensor):
         return stored(content)
     if isinstance(content, dict):
-        return {key: tree_of(value) for key, value in content.items()}
+        return {key: tree_of(value, seen) for key, value in content.items()}
     if isinstance(content, (list, tuple)):
-        return type(content)(tree_of(value) for value in content)
+        return type(content)(tree_of(value, seen) for value in content)
     return content
 
 

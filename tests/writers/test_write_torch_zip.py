@@ -175,6 +175,7 @@ def test_large_files_have_64_bit_sizes_and_offsets(limit, tmp_path, monkeypatch)
     assert_same_tensors(load(path), tensors)
 
 
+@pytest.mark.slow
 def test_more_records_than_16_bits_can_count(tmp_path):
     count, source = 0x10000, tmp_path / "bytes"
     source.write_bytes(bytes(count))

@@ -1,0 +1,169 @@
+"""Colours and widths: on a terminal of 80 columns, in a pipe, and as the user wants it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+import torch
+from rich.cells import cell_len
+
+from making import average_of, save, weights
+from output import environment
+from paths import FIXTURES
+
+EXPORTED = FIXTURES / "ema" / "emacallback" / "exported.ckpt"
+WIDTH = 80
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+COLOURS = re.compile(r"\x1b\[([0-9]+;)*(3[0-7]|9[0-7])(;[0-9]+)*m")
+
+
+def on_terminal(*args, env=None, width=WIDTH) -> str:
+    """What ``python -m ckptool`` writes on a terminal."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, width, 0, 0))
+    command = [sys.executable, "-m", "ckptool", *map(str, args)]
+    env = environment({"TERM": "xterm-256color"} | (env or {}))
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
+        os.close(theirs)
+        parts = []
+        while part := read(ours):
+            parts.append(part)
+        process.wait(timeout=60)
+    os.close(ours)
+    return b"".join(parts).decode().replace("\r\n", "\n")
+
+
+def read(fd: int) -> bytes:
+    """What comes next; nothing when the other end is closed."""
+    try:
+        return os.read(fd, 1 << 16)
+    except OSError:
+        return b""
+
+
+def plain(text: str) -> str:
+    return ESCAPES.sub("", text)
+
+
+# ------------------------------------------------------------------------------------------- widths
+
+
+@pytest.fixture
+def long_names(tmp_path):
+    """A checkpoint with names, values and a path that do not fit on a line."""
+    model = {f"encoder.layers.{i}.{'very_long_name_' * 4}.weight": torch.ones(2, 2) for i in (1, 3)}
+    model |= {"日本語" * 24: torch.ones(1), "e\u0301" * 60: torch.ones(3)}
+    folder = tmp_path / ("a_folder_with_a_long_name_" * 3)
+    folder.mkdir()
+    more = {"best_" + "metric" * 20: 0.123456789, "val_stats": {f"{'k' * 60}_loss": 0.5}}
+    return save(folder / "checkpoint.pt", weights(**model), average_of(weights(**model)), **more)
+
+
+@pytest.mark.parametrize("options", [(), ("--tensors",), ("--tensors", "--stats")], ids=str)
+def test_no_line_is_wider_than_the_terminal(options, long_names):
+    for path in (EXPORTED, long_names):
+        for line in plain(on_terminal("inspect", path, *options)).splitlines():
+            assert cell_len(line) <= WIDTH, line
+
+
+def test_a_folder_fits_on_the_terminal_too(long_names):
+    for folder in (long_names.parent, FIXTURES / "resume"):
+        for line in plain(on_terminal("inspect", folder)).splitlines():
+            assert cell_len(line) <= WIDTH, line
+
+
+@pytest.mark.parametrize("command", ["extract-ema", "promote-ema"])
+def test_plans_fit_on_the_terminal(command, long_names):
+    output = long_names.with_name("out.pt")
+    shown = plain(on_terminal(command, long_names, "-o", output, "--dry-run"))
+    # The path is one word: it is broken, never cut.
+    assert str(output) in shown.replace("\n", "")
+    assert all(cell_len(line) <= WIDTH for line in shown.splitlines())
+
+
+def test_nothing_is_cut_off_when_it_is_wrapped(long_names):
+    shown = plain(on_terminal("inspect", long_names, "--tensors"))
+    assert "0.123457" in re.sub(r"\s+", "", shown)
+    assert shown.count("語") == 2 * 24  # in the model and in its average
+
+
+def test_what_is_to_be_copied_is_left_to_the_terminal(tmp_path):
+    """An error and its hint are one line each, however long; a copied line has no breaks."""
+    missing = tmp_path / ("x" * 100)
+    error, hint = plain(on_terminal("inspect", missing)).splitlines()
+    assert error.endswith(f"{missing}: no such file")
+    assert hint.startswith("hint: ")
+
+
+def test_a_pipe_gets_whole_lines(long_names, ckptool_process):
+    shown = ckptool_process("inspect", long_names)
+    assert max(map(len, shown.splitlines())) > WIDTH
+    assert all(line == line.rstrip() for line in shown.splitlines())
+
+
+# ------------------------------------------------------------------------------------------ colours
+
+
+def test_a_terminal_gets_colours():
+    assert COLOURS.search(on_terminal("inspect", EXPORTED))
+
+
+def test_a_pipe_gets_none(ckptool_process):
+    assert "\x1b" not in ckptool_process("inspect", EXPORTED)
+    assert "\x1b" not in ckptool_process("inspect", "missing").stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "env"),
+    [
+        (("--color", "never"), {}),
+        ((), {"NO_COLOR": "1"}),
+        ((), {"NO_COLOR": "1", "FORCE_COLOR": "1"}),
+        (("--color=never",), {"FORCE_COLOR": "1"}),
+        ((), {"TERM": "dumb"}),
+    ],
+)
+def test_nobody_gets_colours_who_wants_none(args, env):
+    assert not COLOURS.search(on_terminal("inspect", EXPORTED, *args, env=env))
+    assert not COLOURS.search(on_terminal("inspect", "missing", *args, env=env))
+
+
+@pytest.mark.parametrize(
+    ("args", "env"),
+    [
+        (("--color", "always"), {}),
+        (("--color=always",), {}),
+        ((), {"FORCE_COLOR": "1"}),
+        (("--color", "always"), {"NO_COLOR": ""}),
+    ],
+)
+def test_a_pipe_gets_colours_when_somebody_wants_them(args, env, ckptool_process):
+    assert COLOURS.search(ckptool_process("inspect", EXPORTED, *args, env=env))
+    assert COLOURS.search(ckptool_process("inspect", "missing", *args, env=env).stderr)
+
+
+def test_a_wrong_colour_is_a_refusal(ckptool):
+    output = ckptool("inspect", EXPORTED, "--color", "sometimes")
+    assert output.exit_code == 2
+    assert "sometimes" in output.stderr
+
+
+def test_json_has_no_colour(ckptool_process):
+    output = ckptool_process("inspect", EXPORTED, "--json", "--color", "always")
+    assert "\x1b" not in output
+    assert output.json["format"] == "torch-zip"
+
+
+@pytest.mark.parametrize("options", [(), ("--tensors",), ("--stats",)], ids=str)
+def test_colours_change_no_letter(options, ckptool):
+    for path in (EXPORTED, FIXTURES / "ema" / "mmengine" / "epoch_3.pth", FIXTURES / "resume"):
+        coloured = ckptool("inspect", path, *options, "--color", "always")
+        assert plain(coloured) == ckptool("inspect", path, *options)
