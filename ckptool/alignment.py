@@ -38,6 +38,7 @@ class Alignment(NamedTuple):
     missing_keys: tuple[str, ...]
     unexpected_keys: tuple[str, ...]
     mismatched: tuple[str, ...]  # the model's names whose counterpart has another shape
+    unplaced: tuple[str, ...]  # unexpected names with the shape of something missing: renamed?
     naming: str  # same | prefixed | wrapped | dots-removed | underscores | positional
     rivals: tuple[str, ...]  # prefixes in the average under which as many names would pair
     colliding: tuple[str, ...]  # the model's names that the average's naming cannot tell apart
@@ -237,8 +238,10 @@ def _finish(
     unexpected = tuple(name for name in average if name not in used)
     mismatched = tuple(name for name in best.mismatched if name not in covered)
     ordered = {name: covered[name] for name in model if name in covered}
+    wanted = {model[name].shape for name in missing if model[name].dtype.is_floating}
+    unplaced = tuple(name for name in unexpected if average[name].shape in wanted - {()})
     return Alignment(
-        ordered, missing, unexpected, mismatched, best.naming, rivals, best.colliding, tied
+        ordered, missing, unexpected, mismatched, unplaced, best.naming, rivals, best.colliding, tied
     )
 
 

@@ -86,6 +86,9 @@ def _doubt(alignment: Alignment) -> str | None:
     if alignment.mismatched:
         names = ", ".join(alignment.mismatched[:4])
         return f"it is of another model: {names} have other shapes"
+    if alignment.unplaced:
+        names = ", ".join(alignment.unplaced[:4])
+        return f"it has other names for some of the model's tensors: {names} pair with nothing"
     if alignment.naming == "positional" and not alignment.pairs:
         return "it is a list without names, and neither shapes nor values decide its order"
     return None

@@ -42,7 +42,7 @@ from ckptool.evidence import CAREFUL, Evidence, compare_sample
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.groups import Group, ordered, split_groups
-from ckptool.inventory import Inventory, Leaf, Table, join_tables, scalars_in, take_inventory
+from ckptool.inventory import Leaf, Table, join_tables, scalars_in, take_inventory
 from ckptool.layouts import Layouts, main_slot_layout, match_layout, spelled
 from ckptool.markers import AVERAGES, Marker, is_raw, marker_in, unmarked
 from ckptool.metadata import META_KEYS, layout_metadata, read_metadata, split_counters
@@ -430,7 +430,7 @@ def _is_credible(candidate: Candidate) -> bool:
     alignment = candidate.alignment
     if alignment is None:
         return len(candidate.table.entries) >= MIN_GROUP and not candidate.table.is_list
-    if candidate.doubt and not alignment.mismatched:
+    if candidate.doubt and not (alignment.mismatched or alignment.unplaced):
         return candidate.is_average
     matched = len(alignment.pairs) - len(alignment.tied)
     return matched > 0 and matched >= MIN_SHARE * len(candidate.table.entries)

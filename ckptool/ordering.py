@@ -143,6 +143,8 @@ def _monotone(
         chosen = _first_way(model, average)
     else:
         chosen = _nearest_way(model, average, slack, reader)
+        if _is_close(model, average, chosen, reader):
+            chosen = []
     return Ordering({model[j][0]: average[i][0] for i, j in enumerate(chosen)}, ways)
 
 
@@ -205,6 +207,23 @@ def _nearest_way(
     if least / len(average) >= UNRELATED:
         return []
     return _retraced(steps, best.index(least))
+
+
+def _is_close(
+    model: Sequence[tuple[str, Leaf]],
+    average: Sequence[tuple[str, Leaf]],
+    chosen: Sequence[int],
+    reader: TensorReader,
+) -> bool:
+    """Whether a tensor that was passed over is near too: norms that have hardly left their ones."""
+    for i, place in enumerate(chosen):
+        begin = chosen[i - 1] + 1 if i else 0
+        end = chosen[i + 1] if i + 1 < len(chosen) else len(model)
+        ref = average[i][1]
+        passed = [model[j][1] for j in range(begin, end) if j != place]
+        if any(_cost(reader, other, ref) < DOUBTFUL for other in passed if other.shape == ref.shape):
+            return True
+    return False
 
 
 def _retraced(steps: list[list[int]], k: int) -> list[int]:

@@ -100,14 +100,15 @@ def check_output(path: Path, source: Path, *, force: bool) -> Path:
         OutputError: no such folder, not a regular file, the input itself, or there already.
     """
     target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
-        raise OutputError("the folder does not exist", path=path, hint=f"mkdir -p '{path.parent}'")
     try:
-        status = target.stat()
-    except FileNotFoundError:
-        return target
+        has_folder = target.parent.is_dir()
+        status = target.stat() if target.exists() else None
     except OSError as error:
-        raise OutputError(str(error.strerror), path=path) from error
+        raise OutputError(_reason(error), path=path) from error
+    if not has_folder:
+        raise OutputError("the folder does not exist", path=path, hint=f"mkdir -p '{path.parent}'")
+    if status is None:
+        return target
     if stat.S_ISDIR(status.st_mode):
         raise OutputError("a directory", path=path, hint="name a file: -o DIRECTORY/NAME")
     if not stat.S_ISREG(status.st_mode):

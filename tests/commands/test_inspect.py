@@ -310,7 +310,9 @@ def test_the_best_is_the_lowest_loss_and_the_highest_accuracy(run, ckptool):
 
 
 def test_nan_is_no_best(run, ckptool):
-    save(run / "e11.pt", weights(), epoch=11, global_step=110, val_stats={"loss": math.nan})
+    for epoch in (0, 11):
+        nan = {"loss": math.nan}
+        save(run / f"e{epoch}.pt", weights(), epoch=epoch, global_step=10 * epoch, val_stats=nan)
     output = ckptool("inspect", run, "--json")
     assert output.json["best"]["val_stats/loss"] == str(run / "e2.pt")
     assert output.json["checkpoints"][-1]["metrics"] == {"val_stats/loss": "nan"}

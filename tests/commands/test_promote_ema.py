@@ -7,6 +7,7 @@ import os
 import shutil
 import stat
 import zipfile
+import zlib
 from argparse import Namespace
 
 import numpy as np
@@ -240,6 +241,15 @@ def test_bytes_that_something_else_views_are_not_changed(refused, tmp_path):
     assert "best/stem" in error["message"]
 
 
+def test_a_part_of_a_state_dict_is_not_changed_behind_the_rest(refused, tmp_path):
+    """The slot is the part under a prefix; its neighbour in the same dict is tied to it."""
+    model = {f"net.{name}": tensor for name, tensor in weights().items()}
+    path = save(tmp_path / "part.pt", model | {"copy.stem": model["net.stem.weight"]})
+    error = refused(path, None, "--model", "state_dict/net.*")
+    assert error["code"] == "unsupported"
+    assert "state_dict/copy.stem" in error["message"]
+
+
 def test_an_average_that_shares_its_storage_with_the_model_is_refused(refused, tmp_path):
     """``ema = dict(model.state_dict())`` without a copy: some tensors are one and the same."""
     model = weights()
@@ -290,6 +300,24 @@ def test_only_values_and_checksums_differ(system, ckptool, tmp_path):
     found = differing(system.path, output)
     assert found
     assert found <= spans_of(system.path, system.model) | checksums_of(system.path)
+
+
+def test_every_copy_of_a_checksum_is_the_new_one(path, promote, tmp_path):
+    """In the directory, behind the data, and in the local header where it is not left at zero."""
+    promote(path)
+    data = (tmp_path / "promoted.pt").read_bytes()
+    with zipfile.ZipFile(tmp_path / "promoted.pt") as archive:
+        for record in archive.infolist():
+            at, end = data_offset(data, record), data_offset(data, record) + record.file_size
+            assert zlib.crc32(data[at:end]) == record.CRC
+            assert number(data, record.header_offset + 14) in {0, record.CRC}
+            if record.flag_bits & 0x8:
+                assert data[end : end + 4] == b"PK\x07\x08"
+                assert number(data, end + 4) == record.CRC
+
+
+def number(data, at) -> int:
+    return int.from_bytes(data[at : at + 4], "little")
 
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=str)
@@ -364,23 +392,18 @@ def big_endian(source, path) -> None:
     data = bytearray(source.read_bytes())
     for span, width in spans:
         run = slice(span.offset, span.offset + span.nbytes)
-        data[run] = np.frombuffer(data[run], f"<V{width}").view(f"V{width}").tobytes()
         swapped = np.frombuffer(bytes(data[run]), np.uint8).reshape(-1, width)[:, ::-1]
         data[run] = swapped.tobytes()
-    data = data.replace(b"little", b"big   ")
-    patched = path.with_suffix(".raw")
-    patched.write_bytes(data)
     with zipfile.ZipFile(source) as archive, zipfile.ZipFile(path, "w") as target:
         for record in archive.infolist():
-            start = data_offset(patched, record)
+            start = data_offset(data, record)
             content = bytes(data[start : start + record.file_size])
             is_order = record.filename.endswith("byteorder")
             target.writestr(record.filename, b"big" if is_order else content)
-    patched.unlink()
 
 
-def data_offset(path, record) -> int:
-    header = path.read_bytes()[record.header_offset : record.header_offset + 30]
+def data_offset(data, record) -> int:
+    header = data[record.header_offset : record.header_offset + 30]
     return record.header_offset + 30 + sum(header[26 + i] << 8 * (i % 2) for i in range(4))
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from twins import drawn, near, save, under
 
 from tensors import assert_same_tensors, load
-from twins import drawn, near, save, under
 
 MODEL = under("net.", drawn())
 EMA = {name.removeprefix("net."): tensor for name, tensor in near(MODEL).items()}
@@ -58,7 +58,15 @@ def test_a_row_names_it_and_its_metadata(path, candidates, ckptool, tmp_path):
 
 def test_a_row_replaces_no_evidence(path, candidates, ckptool, tmp_path):
     """Where names and shapes do not pair, a row finds nothing."""
-    other = save(tmp_path / "other.pt", {"trainer": {"weights": MODEL, "hook": {"ema_weights": drawn({"x": (9,), "y": (8,), "z": (7,)})}}})
+    other = save(
+        tmp_path / "other.pt",
+        {
+            "trainer": {
+                "weights": MODEL,
+                "hook": {"ema_weights": drawn({"x": (9,), "y": (8,), "z": (7,)})},
+            }
+        },
+    )
     (tmp_path / "ckptool.toml").write_text(ROW)
     assert ckptool("inspect", other, "--json").json["ema"]["status"] == "none"
 
@@ -78,7 +86,11 @@ def test_a_row_may_say_that_the_writer_swaps(candidates, ckptool, tmp_path, monk
     (tmp_path / "ckptool.toml").write_text(ROW + "swapped = true\n")
     monkeypatch.chdir(tmp_path)
     found = ckptool("inspect", path, "--json").json["ema"]
-    assert (found["status"], found["main_slot"], found["selected"]) == ("found", "averaged", "trainer/weights")
+    assert (found["status"], found["main_slot"], found["selected"]) == (
+        "found",
+        "averaged",
+        "trainer/weights",
+    )
     assert [c["kind"] for c in found["candidates"]] == ["ema", "raw"]
     assert "holds the raw weights" in ckptool("layouts")
     assert ckptool("extract-ema", path, "-o", tmp_path / "ema.pt").exit_code == 0
@@ -88,7 +100,9 @@ def test_a_row_may_say_that_the_writer_swaps(candidates, ckptool, tmp_path, monk
 
 
 def test_a_row_may_say_so_by_a_flag(ckptool, tmp_path, monkeypatch):
-    (tmp_path / "ckptool.toml").write_text(ROW + 'swapped = true\nwhen = ["trainer/evaluating", true]\n')
+    (tmp_path / "ckptool.toml").write_text(
+        ROW + 'swapped = true\nwhen = ["trainer/evaluating", true]\n'
+    )
     monkeypatch.chdir(tmp_path)
     for evaluating, slot in ((True, "averaged"), (False, "raw")):
         trainer = {"weights": MODEL, "hook": {"ema_weights": EMA}, "evaluating": evaluating}
@@ -99,11 +113,16 @@ def test_a_row_may_say_so_by_a_flag(ckptool, tmp_path, monkeypatch):
 def test_a_row_may_say_that_the_slot_holds_the_averages(ckptool, tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text(
         '[[tool.ckptool.layouts]]\nname = "acme"\nlibrary = "Acme"\n'
-        'ema_at = "trainer/weights"\nmodel_at = "trainer/weights"\nbeside = ["trainer/raw_weights"]\n'
+        'ema_at = "trainer/weights"\nmodel_at = "trainer/weights"\n'
+        'beside = ["trainer/raw_weights"]\n'
     )
     monkeypatch.chdir(tmp_path)
     path = save(tmp_path / "last.pt", {"trainer": {"weights": AVERAGED, "raw_weights": MODEL}})
     found = ckptool("inspect", path, "--json").json["ema"]
-    assert (found["status"], found["main_slot"], found["selected"]) == ("found", "averaged", "trainer/weights")
+    assert (found["status"], found["main_slot"], found["selected"]) == (
+        "found",
+        "averaged",
+        "trainer/weights",
+    )
     ckptool("extract-ema", path, "-o", tmp_path / "ema.pt")
     assert_same_tensors(load(tmp_path / "ema.pt"), AVERAGED)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from twins import ref
 
 from ckptool.alignment import align_names, align_positions, common_tail, paired_prefixes, unwrapped
 from ckptool.dtypes import BY_NAME
 from ckptool.tree import Blob, ByteSpan, Chunk, TensorRef
-from twins import ref
 
 MODEL = {
-    "stem.weight": ref(4, 3), "stem.bias": ref(4),
-    "blocks.0.weight": ref(4, 4), "blocks.0.bias": ref(4),
-    "blocks.1.weight": ref(4, 4), "blocks.1.bias": ref(4),
-    "head.weight": ref(2, 4), "scale": ref(),
-}  # fmt: skip
+    "stem.weight": ref(4, 3),
+    "stem.bias": ref(4),
+    "blocks.0.weight": ref(4, 4),
+    "blocks.0.bias": ref(4),
+    "blocks.1.weight": ref(4, 4),
+    "blocks.1.bias": ref(4),
+    "head.weight": ref(2, 4),
+    "scale": ref(),
+}
 
 
 def renamed(rename) -> dict[str, TensorRef]:
@@ -30,7 +34,7 @@ def assert_undone(model, average, rename, naming: str) -> None:
     assert (found.missing_keys, found.unexpected_keys) == ((), ())
 
 
-# ------------------------------------------------------------------------------------- renamings
+# ---------------------------------------------------------------------------------------- renamings
 
 
 def test_same_names():
@@ -39,8 +43,15 @@ def test_same_names():
 
 @pytest.mark.parametrize(
     "prefix",
-    ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "module.module.", "_fsdp_wrapped_module."],
-)  # fmt: skip
+    [
+        "module.",
+        "_orig_mod.",
+        "module._orig_mod.",
+        "_orig_mod.module.",
+        "module.module.",
+        "_fsdp_wrapped_module.",
+    ],
+)
 def test_wrappers_on_the_average(prefix):
     assert_undone(MODEL, renamed(lambda n: prefix + n), lambda n: prefix + n, "wrapped")
 
@@ -87,7 +98,9 @@ def test_prefix_and_wrapper():
 
 
 def test_dots_removed():
-    assert_undone(MODEL, renamed(lambda n: n.replace(".", "")), lambda n: n.replace(".", ""), "dots-removed")  # fmt: skip
+    assert_undone(
+        MODEL, renamed(lambda n: n.replace(".", "")), lambda n: n.replace(".", ""), "dots-removed"
+    )
 
 
 def test_underscores():
@@ -98,10 +111,12 @@ def test_underscores():
 def test_dots_removed_under_a_prefix():
     model = renamed(lambda name: f"model.{name}")
     average = renamed(lambda name: name.replace(".", ""))
-    assert_undone(model, average, lambda n: n.removeprefix("model.").replace(".", ""), "dots-removed")  # fmt: skip
+    assert_undone(
+        model, average, lambda n: n.removeprefix("model.").replace(".", ""), "dots-removed"
+    )
 
 
-# ----------------------------------------------------------------------------------- what is left
+# ------------------------------------------------------------------------------------- what is left
 
 
 def test_missing_and_unexpected_are_seen_from_the_model():
@@ -138,7 +153,7 @@ def test_pairs_have_the_order_of_the_model():
     assert list(found.pairs) == list(MODEL)
 
 
-# ------------------------------------------------------------------------- what cannot be told apart
+# ------------------------------------------------------------------------ what cannot be told apart
 
 
 def test_collision_of_dots_removed():
@@ -193,7 +208,7 @@ def test_names_that_wrappers_make_equal_are_kept_apart():
     assert align_names(model, {"w": ref(2)}).pairs == {"w": "w"}
 
 
-# -------------------------------------------------------------------------------------------- ties
+# --------------------------------------------------------------------------------------------- ties
 
 
 def stored(data: Blob, *shape: int) -> TensorRef:
@@ -215,13 +230,19 @@ def test_equal_values_are_no_tie():
     assert align_names(model, {"embed.w": ref(4)}).missing_keys == ("head.w",)
 
 
-# ----------------------------------------------------------------------------------------- helpers
+# ------------------------------------------------------------------------------------------ helpers
 
 
 @pytest.mark.parametrize(
     ("one", "other", "tail"),
-    [("a.b.w", "c.b.w", "b.w"), ("w", "x.w", "w"), ("a.w", "a.v", ""), ("a.w", "a.w", "a.w"), ("ab.w", "b.w", "w")],
-)  # fmt: skip
+    [
+        ("a.b.w", "c.b.w", "b.w"),
+        ("w", "x.w", "w"),
+        ("a.w", "a.v", ""),
+        ("a.w", "a.w", "a.w"),
+        ("ab.w", "b.w", "w"),
+    ],
+)
 def test_common_tail_is_of_whole_components(one, other, tail):
     assert common_tail(one, other) == tail
 
@@ -241,7 +262,7 @@ def test_positions():
     assert (found.naming, dict(found.pairs)) == ("positional", {"stem.weight": "0"})
 
 
-# -------------------------------------------------------------------------------------- properties
+# --------------------------------------------------------------------------------------- properties
 
 component = st.sampled_from(["a", "b", "stem", "0", "1", "10", "layers", "attn", "w_q", "x1"])
 names = st.lists(component, min_size=1, max_size=4).map(".".join)

@@ -7,11 +7,11 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import nn
+from twins import in_memory
 
 from ckptool.direction import SILENT_BELOW, direction_cosine
 from ckptool.ema import locate_ema
 from ckptool.inventory import take_inventory
-from twins import in_memory
 
 
 def trained(make_optimizer, decay: float = 0.9, steps: int = 20):
@@ -36,8 +36,10 @@ OPTIMIZERS = {
     "adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
     "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
     "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.02, momentum=0.9),
-    "nesterov": lambda parameters: torch.optim.SGD(parameters, lr=0.02, momentum=0.9, nesterov=True),
-}  # fmt: skip
+    "nesterov": lambda parameters: torch.optim.SGD(
+        parameters, lr=0.02, momentum=0.9, nesterov=True
+    ),
+}
 
 
 def cosine(content) -> float | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from twins import drawn, in_memory, near, under
 
 from ckptool.ema import locate_ema
-from twins import drawn, in_memory, near, under
 
 MODEL = drawn()
 EMA = near(MODEL)
@@ -93,7 +93,9 @@ def test_lists_of_another_length_say_nothing():
 
 def test_aliases_add_what_they_know():
     content = {
-        "state_dict": MODEL, "ema_state_dict": EMA, "ema_meta": {"num_updates": 3},
+        "state_dict": MODEL,
+        "ema_state_dict": EMA,
+        "ema_meta": {"num_updates": 3},
         "callbacks": {"EMACallback": {"ema": EMA, "decay": 0.9}},
-    }  # fmt: skip
+    }
     assert meta(content) == {"num_updates": 3, "decay": 0.9}

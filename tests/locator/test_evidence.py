@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from twins import CountingReader, drawn, near, ref, stored
 
 from ckptool.evidence import (
     BUDGET,
@@ -21,7 +22,6 @@ from ckptool.evidence import (
     scalar_value,
 )
 from ckptool.tree import TensorRef
-from twins import CountingReader, drawn, near, ref, stored
 
 
 def pairs(model, average):
@@ -128,13 +128,13 @@ def test_sample_has_every_kind_of_layer(kinds):
 
 
 def test_only_the_beginning_is_compared():
-    """A sample: what differs further on is not seen, which is why nothing is decided by it alone."""
+    """What differs further on is not seen, which is why a sample alone decides nothing."""
     model = {"w": torch.ones(5000)}
     other = {"w": torch.cat([torch.ones(4999), torch.zeros(1)])}
     assert agreement(model, other).identical
 
 
-# ------------------------------------------------------------------------------------------ distances
+# ---------------------------------------------------------------------------------------- distances
 
 
 def test_distance_of_two_tensors():
@@ -150,10 +150,16 @@ def test_distance_of_two_tensors():
 @pytest.mark.parametrize(
     "tensor",
     [
-        torch.tensor(5), torch.tensor([5]), torch.tensor(0.25), torch.tensor(True), torch.tensor(-3, dtype=torch.int8),
-        torch.tensor(0.5, dtype=torch.float16), torch.tensor(7, dtype=torch.uint8), torch.tensor(2**40),
+        torch.tensor(5),
+        torch.tensor([5]),
+        torch.tensor(0.25),
+        torch.tensor(True),
+        torch.tensor(-3, dtype=torch.int8),
+        torch.tensor(0.5, dtype=torch.float16),
+        torch.tensor(7, dtype=torch.uint8),
+        torch.tensor(2**40),
     ],
-)  # fmt: skip
+)
 def test_counters_are_numbers(tensor):
     assert scalar_value(CountingReader(), stored(tensor)) == tensor.item()
 

@@ -1,4 +1,4 @@
-"""Every checkpoint of ``fixtures/ema`` answers as its row says, and gives the weights that were alive."""
+"""Every checkpoint of ``fixtures/ema`` answers as its row says, and gives the live weights."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from manifests import assert_holds, assert_shows
 from safetensors.torch import load_file
 
 from ckptool import load_state_dict
-from manifests import assert_holds, assert_shows
 from paths import FIXTURES
 from tensors import assert_same_tensor
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from twins import ref
 
 from ckptool.groups import ordered, split_groups
 from ckptool.inventory import Table
-from twins import ref
 
 
 def table(*names: str, prefix: str = "", is_list: bool = False) -> Table:
@@ -39,7 +39,16 @@ def test_name_goes_under_its_first_marked_component(name, prefix):
 
 @pytest.mark.parametrize(
     "name",
-    ["semantic.w", "w.ema", "online_model.w", "ema.online.w", "emau.mu", "emaw", "net.schema.w", "x"],
+    [
+        "semantic.w",
+        "w.ema",
+        "online_model.w",
+        "ema.online.w",
+        "emau.mu",
+        "emaw",
+        "net.schema.w",
+        "x",
+    ],
 )
 def test_name_without_a_marked_component_before_its_last_stays(name):
     assert split("other.w", name) == (["other.w", name], {})
@@ -71,7 +80,7 @@ def test_lists_have_no_groups():
     assert split_groups(whole) == (whole, ())
 
 
-# -------------------------------------------------------------------------------- numbered names
+# ----------------------------------------------------------------------------------- numbered names
 
 
 @pytest.mark.parametrize(
@@ -80,7 +89,10 @@ def test_lists_have_no_groups():
         (("w_0", "w_1", "w_2"), ["w_0", "w_1", "w_2"]),
         (("p.2", "p.0", "p.1"), ["p.0", "p.1", "p.2"]),
         (("0", "1", "2"), ["0", "1", "2"]),
-        (tuple(f"s.{i}" for i in (0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9)), [f"s.{i}" for i in range(12)]),
+        (
+            tuple(f"s.{i}" for i in (0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9)),
+            [f"s.{i}" for i in range(12)],
+        ),
         (("w_0", "w_1"), None),  # too few to be sure
         (("w_0", "w_1", "w_3"), None),  # a number is missing
         (("w_1", "w_2", "w_3"), None),  # not from the beginning
@@ -88,7 +100,7 @@ def test_lists_have_no_groups():
         (("w_0", "w_1", "w_2", "bias"), None),
         (("a.0.w", "a.1.w", "a.2.w"), None),
     ],
-)  # fmt: skip
+)
 def test_numbered_names_are_a_sequence(names, wanted):
     found = ordered(table(*names))
     assert (found and [name for name, _ in found]) == wanted

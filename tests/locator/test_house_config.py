@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from twins import drawn, near, save
 
 from ckptool.config import ConfigError, read_layouts
-from twins import drawn, near, save
 
 ROW = """
 [[{at}layouts]]
@@ -123,7 +123,8 @@ def test_configuration_beside_a_checkpoint_is_not_read(ckptool, tmp_path, monkey
     """A file from elsewhere must not decide what is right; only where one works counts."""
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "ckptool.toml").write_text(
-        PLAIN.replace("trainer/ema_weights", "ema").replace("trainer/weights", "model") + "swapped = true\n"
+        PLAIN.replace("trainer/ema_weights", "ema").replace("trainer/weights", "model")
+        + "swapped = true\n"
     )
     path = save(tmp_path / "theirs" / "last.pt", {"model": drawn(), "ema": near(drawn())})
     (tmp_path / "here").mkdir()

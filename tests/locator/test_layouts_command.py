@@ -51,28 +51,47 @@ def test_every_row_is_used_by_a_fixture(zoo):
     seen = set()
     for root in (FIXTURES / "ema", zoo / "files"):
         for path in sorted(root.rglob("*")):
-            if path.suffix in {".pt", ".pth", ".ckpt", ".pkl", ".tar", ".th", ".bin"} or path.name == ".metadata":
-                with open_checkpoint(path.parent if path.name == ".metadata" else path) as checkpoint:
+            if (
+                path.suffix in {".pt", ".pth", ".ckpt", ".pkl", ".tar", ".th", ".bin"}
+                or path.name == ".metadata"
+            ):
+                with open_checkpoint(
+                    path.parent if path.name == ".metadata" else path
+                ) as checkpoint:
                     location = locate_ema(checkpoint)
                 seen |= {c.layout for c in location.candidates if c.layout}
     assert [row.name for row in LAYOUTS if row not in seen] == []
 
 
-# ---------------------------------------------------------------------------------------- matching
+# ----------------------------------------------------------------------------------------- matching
 
 TREE = {"trainer": {"ema": {"flag": True}, "other": {"flag": False}, "number": 1}, "top": None}
 
 
 @pytest.mark.parametrize(
     ("pattern", "count"),
-    [("trainer", 1), ("trainer/*", 3), ("trainer/*/flag", 2), ("*", 2), ("top", 1), ("top/x", 0), ("trainer/em?", 1), ("", 0)],
-)  # fmt: skip
+    [
+        ("trainer", 1),
+        ("trainer/*", 3),
+        ("trainer/*/flag", 2),
+        ("*", 2),
+        ("top", 1),
+        ("top/x", 0),
+        ("trainer/em?", 1),
+        ("", 0),
+    ],
+)
 def test_patterns_of_places(pattern, count):
     assert len(nodes_at(TREE, pattern)) == count
 
 
 def row(**fields) -> EmaLayout:
-    return EmaLayout(**({"name": "x", "library": "x", "ema_at": "a/*", "model_at": "m", "written_by": "x"} | fields))
+    return EmaLayout(
+        **(
+            {"name": "x", "library": "x", "ema_at": "a/*", "model_at": "m", "written_by": "x"}
+            | fields
+        )
+    )
 
 
 @pytest.mark.parametrize(

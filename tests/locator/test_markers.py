@@ -59,8 +59,10 @@ def test_whole_words_mark(text, kind):
 def test_words_that_are_layers_mark_too_and_alignment_decides():
     """``ema_gate``, ``avg_pool``: nothing pairs with them, so nothing comes of it."""
     assert [marker_in([text]) is not None for text in ("ema_gate", "avg_pool", "shadow_net")] == [
-        True, True, True,
-    ]  # fmt: skip
+        True,
+        True,
+        True,
+    ]
 
 
 def test_first_marker_of_an_address_counts():

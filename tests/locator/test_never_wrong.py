@@ -1,4 +1,4 @@
-"""Files made to mislead: what comes out with exit 0 is the average, tensor by tensor, or nothing is.
+"""Files made to mislead: with exit 0 the average comes out, tensor by tensor, or nothing does.
 
 Each row makes a file and says what an extraction may answer: the weights, or a refusal. ``FOUND``
 rows must be found; of ``SAFE`` rows a refusal is an answer too; ``REFUSED`` rows have no answer.
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor
+from twins import SHAPES, Weights, drawn, near, save, under, without
 
 from tensors import assert_same_tensors, load
-from twins import BUFFERS, SHAPES, Weights, drawn, near, save, under, without
 
 FOUND, SAFE, REFUSED = "found", "safe", "refused"
 
@@ -60,12 +60,14 @@ def refused(content: Any) -> Case:
     return Case(content, None, REFUSED)
 
 
-# ------------------------------------------------------------------- raw copies under marked names
+# -------------------------------------------------------------------- raw copies under marked names
 
 
 @case
 def online_copy_beside_the_average():
-    return found({"model": MODEL, "ema": {**under("online_model.", MODEL), **under("ema_model.", EMA)}})
+    return found(
+        {"model": MODEL, "ema": {**under("online_model.", MODEL), **under("ema_model.", EMA)}}
+    )
 
 
 @case
@@ -124,7 +126,9 @@ def two_averages_that_differ_in_the_last_tensor():
 
 @case
 def two_equal_copies():
-    return found({"model": MODEL, "ema": EMA, "state_dict_ema": {k: v.clone() for k, v in EMA.items()}})
+    return found(
+        {"model": MODEL, "ema": EMA, "state_dict_ema": {k: v.clone() for k, v in EMA.items()}}
+    )
 
 
 @case
@@ -149,7 +153,11 @@ def average_in_two_types():
 
 @case
 def rates_as_prefixes():
-    content = {**under("model.", MODEL), **under("ema_0.99.", EMA), **under("ema_0.9999.", near(MODEL, 2))}
+    content = {
+        **under("model.", MODEL),
+        **under("ema_0.99.", EMA),
+        **under("ema_0.9999.", near(MODEL, 2)),
+    }
     return refused({"state_dict": content, "epoch": 1})
 
 
@@ -165,7 +173,9 @@ def stochastic_and_exponential_averages():
 
 @case
 def swa_that_has_not_begun():
-    return refused({"model": MODEL, "swa_model": {"n_averaged": torch.tensor(0), **under("module.", MODEL)}})
+    return refused(
+        {"model": MODEL, "swa_model": {"n_averaged": torch.tensor(0), **under("module.", MODEL)}}
+    )
 
 
 # ------------------------------------------------------------------------------ other architectures
@@ -173,7 +183,9 @@ def swa_that_has_not_begun():
 
 @case
 def average_of_another_architecture():
-    other = drawn({"conv1.weight": (5, 5), "conv2.weight": (5, 2), "fc.weight": (9, 5), "fc.bias": (9,)})
+    other = drawn(
+        {"conv1.weight": (5, 5), "conv2.weight": (5, 2), "fc.weight": (9, 5), "fc.bias": (9,)}
+    )
     return refused({"model": MODEL, "ema": other})
 
 
@@ -211,16 +223,22 @@ def other_model_in_the_slot_called_shadow_bare():
     return refused({**under("image_net.", MODEL), **under("shadow_net.", drawn(seed=9))})
 
 
-# -------------------------------------------------------------------- names in the model that mark
+# --------------------------------------------------------------------- names in the model that mark
 
 ATTENTION = {
     f"model.{i}.{part}": shape
     for i in (3, 9)
     for part, shape in {
-        "ema.conv.weight": (4, 4), "ema.conv.bias": (4,), "ema.norm.weight": (4,), "ema.norm.bias": (4,),
-        "cv1.conv.weight": (4, 4), "cv1.conv.bias": (4,), "cv1.norm.weight": (4,), "cv1.norm.bias": (4,),
+        "ema.conv.weight": (4, 4),
+        "ema.conv.bias": (4,),
+        "ema.norm.weight": (4,),
+        "ema.norm.bias": (4,),
+        "cv1.conv.weight": (4, 4),
+        "cv1.conv.bias": (4,),
+        "cv1.norm.weight": (4,),
+        "cv1.norm.bias": (4,),
     }.items()
-}  # fmt: skip
+}
 
 
 @case
@@ -259,17 +277,28 @@ def heads_called_average_and_target():
 
 @case
 def quantizer_with_averages_of_its_codebook():
-    shapes = {**SHAPES, "vq.embed": (5, 3), "vq.embed_avg": (5, 3), "vq.cluster_size": (5,), "vq.ema_w": (5, 3)}
+    shapes = {
+        **SHAPES,
+        "vq.embed": (5, 3),
+        "vq.embed_avg": (5, 3),
+        "vq.cluster_size": (5,),
+        "vq.ema_w": (5, 3),
+    }
     return refused({"state_dict": drawn(shapes)})
 
 
 @case
 def gates_and_observers():
-    shapes = {**SHAPES, "mega.ema_gate.weight": (4, 4), "mega.ema_gate.bias": (4,), "moving_average.scale": (1,)}
+    shapes = {
+        **SHAPES,
+        "mega.ema_gate.weight": (4, 4),
+        "mega.ema_gate.bias": (4,),
+        "moving_average.scale": (1,),
+    }
     return refused({"model": drawn(shapes)})
 
 
-# ---------------------------------------------------------------------------------- several models
+# ----------------------------------------------------------------------------------- several models
 
 
 def halves() -> tuple[Weights, Weights, Weights, Weights]:
@@ -280,7 +309,14 @@ def halves() -> tuple[Weights, Weights, Weights, Weights]:
 @case
 def averages_of_both_halves():
     encoder, decoder, ema_encoder, ema_decoder = halves()
-    return refused({"encoder": encoder, "decoder": decoder, "ema_encoder": ema_encoder, "ema_decoder": ema_decoder})
+    return refused(
+        {
+            "encoder": encoder,
+            "decoder": decoder,
+            "ema_encoder": ema_encoder,
+            "ema_decoder": ema_decoder,
+        }
+    )
 
 
 @case
@@ -292,20 +328,32 @@ def average_of_the_other_half_only():
 @case
 def average_of_the_other_half_only_and_partial():
     encoder, decoder, _, ema_decoder = halves()
-    content = {"encoder": encoder, "decoder": decoder, "decoder_ema": without(ema_decoder, "running")}
+    content = {
+        "encoder": encoder,
+        "decoder": decoder,
+        "decoder_ema": without(ema_decoder, "running"),
+    }
     return safe(content, decoder | without(ema_decoder, "running"))
 
 
 @case
 def average_of_the_other_half_in_a_nested_dict():
     encoder, decoder, _, ema_decoder = halves()
-    return safe({"models": {"encoder": encoder, "decoder": decoder}, "ema": {"decoder": ema_decoder}}, ema_decoder)
+    return safe(
+        {"models": {"encoder": encoder, "decoder": decoder}, "ema": {"decoder": ema_decoder}},
+        ema_decoder,
+    )
 
 
 @case
 def averages_of_both_halves_in_nested_dicts():
     encoder, decoder, ema_encoder, ema_decoder = halves()
-    return refused({"model": {"encoder": encoder, "decoder": decoder}, "ema": {"encoder": ema_encoder, "decoder": ema_decoder}})
+    return refused(
+        {
+            "model": {"encoder": encoder, "decoder": decoder},
+            "ema": {"encoder": ema_encoder, "decoder": ema_decoder},
+        }
+    )
 
 
 @case
@@ -319,14 +367,19 @@ def average_of_one_part_without_a_word_which():
 def list_average_of_one_part_without_a_word_which():
     encoder, decoder, _, ema_decoder = halves()
     model = {**under("encoder.", encoder), **under("decoder.", decoder)}
-    return safe({"model": model, "ema": {"shadow_params": values(ema_decoder)}}, model | under("decoder.", ema_decoder))
+    return safe(
+        {"model": model, "ema": {"shadow_params": values(ema_decoder)}},
+        model | under("decoder.", ema_decoder),
+    )
 
 
 @case
 def average_of_one_part_with_a_word_which():
     encoder, decoder, _, ema_decoder = halves()
     model = {**under("encoder.", encoder), **under("decoder.", decoder)}
-    return safe({"model": model, "ema_decoder": ema_decoder}, model | under("decoder.", ema_decoder))
+    return safe(
+        {"model": model, "ema_decoder": ema_decoder}, model | under("decoder.", ema_decoder)
+    )
 
 
 @case
@@ -340,15 +393,19 @@ def prefix_average_of_the_second_part():
 @case
 def generator_and_discriminator():
     generator, discriminator = drawn(seed=3), drawn({**SHAPES, "extra.weight": (40, 40)}, 4)
-    return safe({"netD": discriminator, "netG": generator, "netG_ema": near(generator)}, near(generator))
+    return safe(
+        {"netD": discriminator, "netG": generator, "netG_ema": near(generator)}, near(generator)
+    )
 
 
 @case
 def ensemble_with_one_average():
     members = [drawn(seed=i) for i in range(3)]
     content = {f"member_{i}": member for i, member in enumerate(members)}
-    return safe({**content, "member_2_ema": without(near(members[2]), "running")},
-                members[2] | without(near(members[2]), "running"))
+    return safe(
+        {**content, "member_2_ema": without(near(members[2]), "running")},
+        members[2] | without(near(members[2]), "running"),
+    )
 
 
 @case
@@ -385,7 +442,12 @@ def member_average_that_fits_a_smaller_twin_better():
 
 @case
 def dots_removed_with_colliding_names():
-    shapes = {"blocks.1.0.weight": (3, 3), "blocks.10.weight": (3, 3), "blocks.2.weight": (3, 3), "head.weight": (2, 3)}
+    shapes = {
+        "blocks.1.0.weight": (3, 3),
+        "blocks.10.weight": (3, 3),
+        "blocks.2.weight": (3, 3),
+        "head.weight": (2, 3),
+    }
     model = drawn(shapes)
     flat = {name.replace(".", ""): tensor for name, tensor in near(model).items()}
     return refused({"state_dict": {**under("model.", model), **under("model_ema.", flat)}})
@@ -393,7 +455,12 @@ def dots_removed_with_colliding_names():
 
 @case
 def underscores_with_colliding_names():
-    shapes = {"a.b_c.weight": (3, 3), "a_b.c.weight": (3, 3), "stem.weight": (3, 2), "head.weight": (2, 3)}
+    shapes = {
+        "a.b_c.weight": (3, 3),
+        "a_b.c.weight": (3, 3),
+        "stem.weight": (3, 2),
+        "head.weight": (2, 3),
+    }
     model = drawn(shapes)
     flat = {name.replace(".", "_"): tensor for name, tensor in near(model).items()}
     return refused({"model": model, "ema": flat})
@@ -401,7 +468,12 @@ def underscores_with_colliding_names():
 
 @case
 def dots_removed_where_shapes_tell_them_apart():
-    shapes = {"blocks.1.0.weight": (3, 3), "blocks.10.weight": (3, 4), "blocks.2.weight": (3, 3), "head.weight": (2, 3)}
+    shapes = {
+        "blocks.1.0.weight": (3, 3),
+        "blocks.10.weight": (3, 4),
+        "blocks.2.weight": (3, 3),
+        "head.weight": (2, 3),
+    }
     model = drawn(shapes)
     flat = {n.replace(".", ""): t for n, t in near(model).items() if n != "blocks.10.weight"}
     flat["blocks10weight"] = near(model)["blocks.1.0.weight"]
@@ -410,7 +482,9 @@ def dots_removed_where_shapes_tell_them_apart():
 
 @case
 def data_parallel_on_the_model_only():
-    return found({"state_dict": under("module.", MODEL), "ema_state_dict": EMA}, under("module.", EMA))
+    return found(
+        {"state_dict": under("module.", MODEL), "ema_state_dict": EMA}, under("module.", EMA)
+    )
 
 
 @case
@@ -421,7 +495,10 @@ def data_parallel_on_the_average_only():
 @case
 def wrappers_in_the_middle():
     def wrapped(weights: Weights) -> Weights:
-        return {n.replace("blocks.", "blocks._fsdp_wrapped_module._orig_mod."): t for n, t in weights.items()}
+        return {
+            n.replace("blocks.", "blocks._fsdp_wrapped_module._orig_mod."): t
+            for n, t in weights.items()
+        }
 
     return found({"model": wrapped(MODEL), "ema": under("module.", EMA)}, wrapped(EMA))
 
@@ -467,7 +544,7 @@ def average_whose_numbers_are_shifted():
     return safe({"model": model, "ema": shifted}, near(model))
 
 
-# ------------------------------------------------------------------------------------------ oddities
+# ----------------------------------------------------------------------------------------- oddities
 
 
 @case
@@ -508,7 +585,9 @@ def scalars_only():
 
 @case
 def scalars_called_like_counters():
-    model = {name: torch.tensor(float(i)) for i, name in enumerate(("step", "decay", "count", "w"), 1)}
+    model = {
+        name: torch.tensor(float(i)) for i, name in enumerate(("step", "decay", "count", "w"), 1)
+    }
     return safe({"model": model, "ema": near(model)}, near(model))
 
 
@@ -578,19 +657,25 @@ def transposed_average():
     return found({"model": MODEL, "ema": ema}, EMA)
 
 
-# --------------------------------------------------------------------------------------------- lists
+# -------------------------------------------------------------------------------------------- lists
 
 
 @case
 def list_of_all_parameters():
     names = without(MODEL, "running")
-    return found({"model": MODEL, "ema": {"shadow_params": [EMA[n] for n in names]}}, MODEL | {n: EMA[n] for n in names})
+    return found(
+        {"model": MODEL, "ema": {"shadow_params": [EMA[n] for n in names]}},
+        MODEL | {n: EMA[n] for n in names},
+    )
 
 
 @case
 def list_without_frozen_parameters():
     names = without(MODEL, "running", "blocks.0")
-    return found({"model": MODEL, "ema": {"shadow_params": [EMA[n] for n in names]}}, MODEL | {n: EMA[n] for n in names})
+    return found(
+        {"model": MODEL, "ema": {"shadow_params": [EMA[n] for n in names]}},
+        MODEL | {n: EMA[n] for n in names},
+    )
 
 
 @case
@@ -601,13 +686,19 @@ def list_with_buffers():
 @case
 def list_in_the_order_of_decay_groups():
     names = [n for n in MODEL if n.endswith("weight")] + [n for n in MODEL if n.endswith("bias")]
-    return safe({"model": MODEL, "ema": {"shadow_params": [EMA[n] for n in names]}}, MODEL | {n: EMA[n] for n in names})
+    return safe(
+        {"model": MODEL, "ema": {"shadow_params": [EMA[n] for n in names]}},
+        MODEL | {n: EMA[n] for n in names},
+    )
 
 
 @case
 def list_in_alphabetical_order():
     names = sorted(without(MODEL, "running"))
-    return safe({"model": MODEL, "ema": {"shadow_params": [EMA[n] for n in names]}}, MODEL | {n: EMA[n] for n in names})
+    return safe(
+        {"model": MODEL, "ema": {"shadow_params": [EMA[n] for n in names]}},
+        MODEL | {n: EMA[n] for n in names},
+    )
 
 
 @case
@@ -627,12 +718,19 @@ def list_with_two_layers_exchanged():
 @case
 def list_of_equal_layers_one_frozen():
     model = {f"layers.{i}.weight": torch.ones(3, 3) for i in range(6)}
-    return refused({"model": model, "ema": {"shadow_params": [torch.ones(3, 3) * (1 + i / 100) for i in range(5)]}})
+    return refused(
+        {
+            "model": model,
+            "ema": {"shadow_params": [torch.ones(3, 3) * (1 + i / 100) for i in range(5)]},
+        }
+    )
 
 
 @case
 def list_of_another_model():
-    return refused({"model": MODEL, "ema": {"shadow_params": values(without(drawn(seed=9), "running"))}})
+    return refused(
+        {"model": MODEL, "ema": {"shadow_params": values(without(drawn(seed=9), "running"))}}
+    )
 
 
 @case
@@ -645,22 +743,210 @@ def list_of_another_model_whose_shapes_are_unique():
 def numbered_names():
     names = list(without(MODEL, "running"))
     numbered = {f"ema_weight_{i}": EMA[n] for i, n in enumerate(names)}
-    return found({"state_dict": {**under("model.", MODEL), **under("ema.", numbered)}},
-                 under("model.", MODEL | {n: EMA[n] for n in names}))
+    return found(
+        {"state_dict": {**under("model.", MODEL), **under("ema.", numbered)}},
+        under("model.", MODEL | {n: EMA[n] for n in names}),
+    )
 
 
 @case
 def numbered_names_with_gaps():
     names = list(without(MODEL, "running"))
-    numbered = {f"shadow_params.{i}": EMA[n] for i, n in enumerate(names) if not n.startswith("blocks.0")}
-    return safe({"model": MODEL, "ema": numbered}, MODEL | {n: EMA[n] for n in names if not n.startswith("blocks.0")})
+    numbered = {
+        f"shadow_params.{i}": EMA[n] for i, n in enumerate(names) if not n.startswith("blocks.0")
+    }
+    return safe(
+        {"model": MODEL, "ema": numbered},
+        MODEL | {n: EMA[n] for n in names if not n.startswith("blocks.0")},
+    )
 
 
-# -------------------------------------------------------------------------------- optimizers' states
+# ------------------------------------------------------------------------------- parts and renamings
+
+
+@case
+def weight_norm_removed_in_the_average():
+    """imaginaire: the averaged copy has ``weight`` where the model has ``weight_orig``."""
+    model = drawn(
+        {f"conv{i}.{n}": s for i in range(4) for n, s in (("weight_orig", (3, 3)), ("bias", (3,)))}
+    )
+    ema = {name.replace("_orig", ""): tensor for name, tensor in near(model).items()}
+    return safe({"net_G": {**under("module.", model), **under("averaged_model.", ema)}})
+
+
+@case
+def weight_norm_removed_in_a_table():
+    model = drawn(
+        {f"conv{i}.{n}": s for i in range(4) for n, s in (("weight_v", (3, 3)), ("bias", (3,)))}
+    )
+    ema = {name.replace("_v", ""): tensor for name, tensor in near(model).items()}
+    return refused({"model": model, "ema": ema})
+
+
+@case
+def half_of_the_layers_renamed():
+    ema = {name.replace("blocks.1", "layers.1"): tensor for name, tensor in EMA.items()}
+    return refused({"model": MODEL, "ema": ema})
+
+
+@case
+def several_models_in_one_average():
+    """imagen: ``0.ema_model.`` is ``unets.0.``."""
+    one, two = drawn(seed=3), drawn({f"wide.{n}": (*s, 2) for n, s in SHAPES.items()}, 4)
+    model = {**under("unets.0.", one), **under("unets.1.", two)}
+    ema = {**under("0.ema_model.", near(one)), **under("1.ema_model.", near(two))}
+    answer = {**under("unets.0.", near(one)), **under("unets.1.", near(two))}
+    return safe({"model": model, "ema": ema}, answer)
+
+
+@case
+def several_equal_models_in_one_average():
+    one, two = drawn(seed=3), drawn(seed=4)
+    model = {**under("unets.0.", one), **under("unets.1.", two)}
+    ema = {**under("0.ema_model.", near(one)), **under("1.ema_model.", near(two))}
+    answer = {**under("unets.0.", near(one)), **under("unets.1.", near(two))}
+    return safe({"model": model, "ema": ema}, answer)
+
+
+@case
+def a_part_of_the_model_by_nested_prefixes():
+    """stable-audio-tools: ``diffusion_ema.ema_model.`` averages ``diffusion.model.``."""
+    model = {**under("diffusion.model.", MODEL), **under("pretransform.", drawn({"w": (7, 7)}))}
+    ema = {"diffusion_ema.step": torch.tensor(3), **under("diffusion_ema.ema_model.", EMA)}
+    return found({"state_dict": {**model, **ema}}, model | under("diffusion.model.", EMA))
+
+
+@case
+def a_part_of_the_model_by_nested_prefixes_with_a_raw_copy():
+    raw = under("diffusion.model.", MODEL)
+    copy = under("diffusion_ema.online_model.", MODEL)
+    ema = under("diffusion_ema.ema_model.", EMA)
+    return safe({"state_dict": {**raw, **copy, **ema}}, {**under("diffusion.model.", EMA), **copy})
+
+
+@case
+def average_split_like_the_model():
+    encoder, decoder, ema_encoder, ema_decoder = halves()
+    model = {**under("encoder.", encoder), **under("decoder.", decoder)}
+    answer = {**under("encoder.", ema_encoder), **under("decoder.", ema_decoder)}
+    return safe({"model": model, "ema": {"encoder": ema_encoder, "decoder": ema_decoder}}, answer)
+
+
+@case
+def prefix_average_of_one_of_two_equal_branches():
+    one, two = drawn(seed=3), drawn(seed=4)
+    both = {**under("left.", one), **under("right.", two), **under("ema.", near(two))}
+    answer = {**under("left.", one), **under("right.", near(two))}
+    return safe({"state_dict": both, "epoch": 1}, answer)
+
+
+@case
+def student_teacher_and_average_in_one_table():
+    teacher, student = drawn(seed=3), drawn(seed=4)
+    both = {**under("teacher.", teacher), **under("student.", student)}
+    return safe(
+        {"state_dict": {**both, **under("student_ema.", near(student))}},
+        {**both, **under("student.", near(student))},
+    )
+
+
+@case
+def generator_without_a_word_beside_its_discriminator():
+    shared = {"conv1.weight": (4, 4), "conv1.bias": (4,), "conv2.weight": (4, 4)}
+    generator = drawn({**shared, "to_rgb.weight": (3, 4)}, 3)
+    discriminator = drawn({**shared, "final.weight": (9, 9)}, 4)
+    return safe({"netG": generator, "netD": discriminator, "ema": near(generator)}, near(generator))
+
+
+@case
+def average_in_the_module_of_a_wrapper():
+    ema = {"module": {**under("module.", EMA)}, "decay": 0.9, "updates": 3}
+    return found({"model": under("module.", MODEL), "ema": ema}, under("module.", EMA))
+
+
+@case
+def norms_that_have_hardly_moved():
+    """Frozen norms are nearer to the average of trained ones than these are themselves."""
+    ones = {f"norms.{i}.weight": torch.ones(4) for i in range(3)}
+    model = {**ones, "norms.1.weight": torch.full((4,), 1.02)}
+    return safe(
+        {"model": model, "ema": {"shadow_params": [torch.full((4,), 1.001)]}},
+        {**model, "norms.1.weight": torch.full((4,), 1.001)},
+    )
+
+
+@case
+def norms_and_biases_that_have_hardly_moved():
+    generator = torch.Generator().manual_seed(2)
+
+    def moved(value: float, by: float) -> Tensor:
+        return torch.full((4,), value) + by * torch.randn(4, generator=generator)
+
+    model, ema = {}, {}
+    for i in range(6):
+        step = 0.0 if i % 3 == 2 else 0.02  # every third block is frozen
+        model |= {f"{i}.norm.weight": moved(1, step), f"{i}.norm.bias": moved(0, step)}
+        ema |= {n: model[n] * 0.3 + 0.7 * round(float(model[n].mean())) for n in list(model)[-2:]}
+    kept = [name for name in model if int(name[0]) % 3 != 2]
+    answer = model | {name: ema[name] for name in kept}
+    return safe({"model": model, "ema": {"shadow_params": [ema[n] for n in kept]}}, answer)
+
+
+@case
+def quantized_average():
+    ema = {name: (tensor * 50).to(torch.int8) for name, tensor in MODEL.items()}
+    return refused({"model": MODEL, "ema": ema})
+
+
+@case
+def masks_called_ema():
+    ema = {name: tensor > 0 for name, tensor in MODEL.items()}
+    return refused({"model": MODEL, "ema_mask": ema})
+
+
+@case
+def norms_of_gradients_called_ema():
+    ema = {name: tensor.norm() for name, tensor in MODEL.items()}
+    return refused({"model": MODEL, "grad_norm_ema": ema})
+
+
+@case
+def variances_called_averages():
+    ema = {name: tensor**2 for name, tensor in drawn(seed=3).items()}
+    return refused({"model": MODEL, "swa_sq_mean": ema})
+
+
+@case
+def deviations_beside_an_average():
+    """SWAG keeps the mean and the mean of squares."""
+    squares = {name: tensor**2 for name, tensor in EMA.items()}
+    return safe({"model": MODEL, "swa": {"mean": EMA, "sq_mean": squares}})
+
+
+@case
+def differences_from_the_model():
+    ema = {name: EMA[name] - MODEL[name] for name in MODEL}
+    return refused({"model": MODEL, "ema_delta": ema})
+
+
+@case
+def zeros_that_wait_for_the_first_update():
+    return refused({"model": MODEL, "ema": {name: torch.zeros_like(t) for name, t in MODEL.items()}})
+
+
+@case
+def best_and_last_model():
+    return safe({"state_dict": near(MODEL, 2), "model": MODEL, "model_ema": EMA})
+
+
+# ------------------------------------------------------------------------------- optimizers' states
 
 
 def adam(model: Weights) -> dict:
-    state = {i: {"step": torch.tensor(5.0), "exp_avg": t * 0.01, "exp_avg_sq": t**2} for i, t in enumerate(model.values())}
+    state = {
+        i: {"step": torch.tensor(5.0), "exp_avg": t * 0.01, "exp_avg_sq": t**2}
+        for i, t in enumerate(model.values())
+    }
     return {"state": state, "param_groups": [{"lr": 0.1, "params": list(state)}]}
 
 
@@ -676,14 +962,19 @@ def moments_by_name():
 
 @case
 def moments_by_name_in_an_odd_optimizer():
-    moments = {"exp_avg": {n: t * 0.01 for n, t in EMA.items()}, "exp_avg_sq": {n: t**2 for n, t in EMA.items()}}
+    moments = {
+        "exp_avg": {n: t * 0.01 for n, t in EMA.items()},
+        "exp_avg_sq": {n: t**2 for n, t in EMA.items()},
+    }
     return refused({"model": MODEL, "optimizer": moments})
 
 
 @case
 def moments_as_a_list():
     shapes = {f"layers.{i}.weight": (i + 2, 3) for i in range(5)}
-    return refused({"model": drawn(shapes), "lion": {"exp_avg": [t * 0.01 for t in drawn(shapes, 2).values()]}})
+    return refused(
+        {"model": drawn(shapes), "lion": {"exp_avg": [t * 0.01 for t in drawn(shapes, 2).values()]}}
+    )
 
 
 @case
@@ -730,7 +1021,7 @@ def momentum_encoder_beside():
     return refused({"state_dict": {**under("encoder.", MODEL), **under("momentum_encoder.", EMA)}})
 
 
-# --------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 @case
@@ -740,14 +1031,19 @@ def twin_file():
 
 @case
 def twin_file_that_holds_both():
-    return safe(Files({"last.pt": {"model": MODEL}, "last_ema.pt": {"model": near(MODEL, 2), "ema": EMA}}))
+    return safe(
+        Files({"last.pt": {"model": MODEL}, "last_ema.pt": {"model": near(MODEL, 2), "ema": EMA}})
+    )
 
 
 @case
 def twin_file_that_holds_both_in_one_table():
     both = {**under("model.", near(MODEL, 2)), **under("model_ema.", EMA)}
     model = under("model.", MODEL)
-    return safe(Files({"last.pt": {"state_dict": model}, "last_ema.pt": {"state_dict": both}}), under("model.", EMA))
+    return safe(
+        Files({"last.pt": {"state_dict": model}, "last_ema.pt": {"state_dict": both}}),
+        under("model.", EMA),
+    )
 
 
 @case
@@ -770,15 +1066,26 @@ def twin_file_of_another_architecture():
 
 @case
 def twin_files_with_two_rates():
-    return refused(Files({"model000005.pt": MODEL, "ema_0.9_000005.pt": EMA, "ema_0.99_000005.pt": near(MODEL, 2), "last.pt": "model000005.pt"}))
+    return refused(
+        Files(
+            {
+                "model000005.pt": MODEL,
+                "ema_0.9_000005.pt": EMA,
+                "ema_0.99_000005.pt": near(MODEL, 2),
+                "last.pt": "model000005.pt",
+            }
+        )
+    )
 
 
 @case
 def twin_file_beside_an_average_inside():
-    return safe(Files({"last.pt": {"model": MODEL, "ema": EMA}, "last_ema.pt": {"model": near(MODEL, 2)}}))
+    return safe(
+        Files({"last.pt": {"model": MODEL, "ema": EMA}, "last_ema.pt": {"model": near(MODEL, 2)}})
+    )
 
 
-# ---------------------------------------------------------------------------------------------- tests
+# -------------------------------------------------------------------------------------------- tests
 
 
 def written(content: Any, folder: Path) -> Path:

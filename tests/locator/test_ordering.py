@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from twins import CountingReader, drawn, near, ref, stored
 
 from ckptool.ordering import order_names
-from twins import CountingReader, drawn, near, ref, stored
 
 LAYERS = {f"layers.{i}.weight": (3, 3) for i in range(5)}
 
@@ -27,7 +27,7 @@ def names_of(found) -> list[str]:
     return sorted(found.pairs, key=lambda name: int(found.pairs[name]))
 
 
-# --------------------------------------------------------------------------------------- by shape
+# ----------------------------------------------------------------------------------------- by shape
 
 
 def test_the_only_order_that_shapes_allow():
@@ -43,7 +43,9 @@ def test_frozen_tensors_that_shapes_tell():
 
 
 def test_batch_statistics_are_skipped():
-    model = drawn({"bn.weight": (3,), "bn.bias": (3,), "bn.running_mean": (3,), "bn.running_var": (3,)})
+    model = drawn(
+        {"bn.weight": (3,), "bn.bias": (3,), "bn.running_mean": (3,), "bn.running_var": (3,)}
+    )
     model["bn.num_batches_tracked"] = torch.tensor(4)
     average = near(model)
     found = order(model, [average["bn.weight"], average["bn.bias"]])
@@ -51,7 +53,9 @@ def test_batch_statistics_are_skipped():
 
 
 def test_list_of_every_tensor_with_buffers():
-    model = drawn({"bn.weight": (3,), "bn.running_mean": (3,), "bn.running_var": (3,), "head": (2, 3)})
+    model = drawn(
+        {"bn.weight": (3,), "bn.running_mean": (3,), "bn.running_var": (3,), "head": (2, 3)}
+    )
     model["bn.num_batches_tracked"] = torch.tensor(4)
     found = order(model, list(near(model).values()))
     assert names_of(found) == list(model)
@@ -59,14 +63,22 @@ def test_list_of_every_tensor_with_buffers():
 
 def test_small_biases_are_not_taken_for_statistics():
     """Relative to a value near zero everything is far, the right partner too."""
-    model = drawn({"bn.weight": (3,), "bn.bias": (3,), "bn.running_mean": (3,), "bn.running_var": (3,), "w": (3, 3)})
+    model = drawn(
+        {
+            "bn.weight": (3,),
+            "bn.bias": (3,),
+            "bn.running_mean": (3,),
+            "bn.running_var": (3,),
+            "w": (3, 3),
+        }
+    )
     model["bn.bias"] = torch.tensor([0.01, -0.02, 0.01])
     average = near(model) | {"bn.bias": torch.tensor([0.03, 0.01, -0.02])}
     found = order(model, [average[n] for n in ("bn.weight", "bn.bias", "w")])
     assert names_of(found) == ["bn.weight", "bn.bias", "w"]
 
 
-# --------------------------------------------------------------------------------------- by values
+# ---------------------------------------------------------------------------------------- by values
 
 
 @pytest.mark.parametrize("frozen", range(5))
@@ -108,7 +120,9 @@ def test_exchanged_layers_are_no_order():
 
 
 def test_groups_of_an_optimizer_have_orders_of_their_own():
-    model = drawn({f"{i}.{part}": shape for i in range(3) for part, shape in (("w", (3, 3)), ("b", (3,)))})
+    model = drawn(
+        {f"{i}.{part}": shape for i in range(3) for part, shape in (("w", (3, 3)), ("b", (3,)))}
+    )
     kept = [name for name in model if "w" in name] + [name for name in model if "b" in name]
     average = near(model)
     listed = [average[name] for name in kept]
@@ -116,7 +130,7 @@ def test_groups_of_an_optimizer_have_orders_of_their_own():
     assert names_of(order(model, listed, groups=(3, 3))) == kept
 
 
-# ------------------------------------------------------------------------------------ what cannot be
+# ----------------------------------------------------------------------------------- what cannot be
 
 
 def test_longer_list_than_the_model_fits_nowhere():
@@ -145,7 +159,7 @@ def test_reads_are_bounded():
     assert max(reader.sizes) <= 4096
 
 
-# ---------------------------------------------------------------------------------------- property
+# ----------------------------------------------------------------------------------------- property
 
 shapes = st.sampled_from([(), (2,), (3,), (2, 2), (3, 3)])
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from safetensors.torch import save_file
+from twins import drawn, near, save
 
 from tensors import assert_same_tensors, load
-from twins import drawn, near, save
 
 MODEL = drawn()
 EMA = near(MODEL)
@@ -85,7 +85,9 @@ def test_several_rates_are_ambiguous(located, ckptool, tmp_path):
     assert located(tmp_path / "model000005.pt") == ("ambiguous", twins)
     done = ckptool("extract-ema", tmp_path / "model000005.pt", "-o", tmp_path / "out.pt")
     assert done.exit_code == 2
-    assert all(name in done.stderr for name in ("ema_0.9_", "ema_0.99_")) or "2 places" in done.stderr
+    assert (
+        all(name in done.stderr for name in ("ema_0.9_", "ema_0.99_")) or "2 places" in done.stderr
+    )
 
 
 def test_only_the_twin_of_the_same_step(located, tmp_path):
@@ -108,7 +110,9 @@ def test_folder_beside(folder, located, ckptool, tmp_path):
     save(tmp_path / folder / "model.bin", EMA)
     (tmp_path / folder / "config.json").write_text('{"decay": 0.9, "width": 3}')
     assert located(tmp_path / "unet" / "model.bin") == ("found", ["model.bin"])
-    (candidate,) = ckptool("inspect", tmp_path / "unet" / "model.bin", "--json").json["ema"]["candidates"]
+    (candidate,) = ckptool("inspect", tmp_path / "unet" / "model.bin", "--json").json["ema"][
+        "candidates"
+    ]
     assert candidate["meta"] == {"decay": 0.9}
 
 
@@ -125,7 +129,9 @@ def test_twin_under_another_key(located, tmp_path):
     assert located(tmp_path / "last.pt") == ("found", ["last_ema.pt"])
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint", b"PK\x03\x04 broken", b"\x80\x02broken"])
+@pytest.mark.parametrize(
+    "content", [b"", b"no checkpoint", b"PK\x03\x04 broken", b"\x80\x02broken"]
+)
 def test_neighbour_that_cannot_be_read_is_left(content, located, tmp_path):
     save(tmp_path / "last.pt", MODEL)
     (tmp_path / "last_ema.pt").write_bytes(content)

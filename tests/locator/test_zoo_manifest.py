@@ -6,12 +6,12 @@ import json
 from typing import Any
 
 import pytest
+from manifests import assert_holds, assert_shows, slot_at
 from safetensors.torch import load_file
 
 from ckptool.candidates import EmaLocation
 from ckptool.ema import locate_ema
 from ckptool.formats import open_checkpoint
-from manifests import assert_holds, assert_shows, slot_at
 from paths import ZOO
 from tensors import assert_same_tensor, load
 
@@ -50,9 +50,12 @@ ASKED_FOR = ("dino", "moco", "sb3_td3_policy", "edm2_state")  # found, and never
 SWAPPED = ("mmengine_emahook", "nequip_swapped")
 NOT_FINITE = "nan_ema"
 NOT_PROMOTED = (  # no torch zip, no model in the file, or another copy views the model's bytes
-    "diffusers_checkpoint_dir", "stylegan_snapshot", "torch_dcp", "torch_swa_bare",
+    "diffusers_checkpoint_dir",
+    "stylegan_snapshot",
+    "torch_dcp",
+    "torch_swa_bare",
     "denoising_diffusion_style",
-)  # fmt: skip
+)
 LEFT_OUT = {"nan_ema": 1, "guided_diffusion_files": 3, "nemo_pair": 3}  # not finite; buffers
 OTHER_PARTS = {"litema_latent_diffusion": ["first_stage_model.conv.weight"]}  # not in the truth
 

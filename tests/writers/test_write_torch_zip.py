@@ -172,7 +172,18 @@ def test_large_files_have_64_bit_sizes_and_offsets(limit, tmp_path, monkeypatch)
     path = written(tensors, tmp_path)
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
+        records, entry = archive.infolist(), archive.start_dir
     assert_same_tensors(load(path), tensors)
+    content = path.read_bytes()
+    for record in records:
+        size, offset = (
+            int.from_bytes(content[entry + i : entry + i + 4], "little") for i in (24, 42)
+        )
+        is_large = max(record.file_size, record.header_offset) >= limit
+        small = (record.file_size, record.header_offset)
+        assert (size, offset) == ((0xFFFFFFFF, 0xFFFFFFFF) if is_large else small)
+        lengths = (content[entry + i] + 256 * content[entry + i + 1] for i in (28, 30, 32))
+        entry += 46 + sum(lengths)
 
 
 @pytest.mark.slow
