@@ -37,7 +37,7 @@ class Alignment(NamedTuple):
     pairs: Mapping[str, str]  # model's name -> name in the average, in the model's order
     missing_keys: tuple[str, ...]
     unexpected_keys: tuple[str, ...]
-    mismatched: tuple[str, ...]  # the model's names whose counterpart has another shape
+    mismatched: tuple[str, ...]  # the model's names whose counterpart has another shape or kind
     unplaced: tuple[str, ...]  # unexpected names with the shape of something missing: renamed?
     naming: str  # same | prefixed | wrapped | dots-removed | underscores | positional
     rivals: tuple[str, ...]  # prefixes in the average under which as many names would pair
@@ -143,7 +143,7 @@ def _flattened_attempts(
                 if not name.startswith(ours):
                     continue
                 flat = name[len(ours) :].replace(".", replacement)
-                if flat in average and average[flat].shape == ref.shape:
+                if flat in average and _is_like(ref, average[flat]):
                     candidates.setdefault(flat, []).append(name)
             pairs = {names[0]: flat for flat, names in candidates.items() if len(names) == 1}
             colliding = [n for names in candidates.values() if len(names) > 1 for n in names]
@@ -172,10 +172,15 @@ def _attempt(
     average: Mapping[str, Leaf],
     names: Mapping[str, str],
 ) -> _Attempt:
-    """The names of which the shapes agree are pairs."""
-    pairs = {n: other for n, other in names.items() if model[n].shape == average[other].shape}
+    """The names of which the tensors are alike are pairs."""
+    pairs = {n: other for n, other in names.items() if _is_like(model[n], average[other])}
     mismatched = tuple(n for n in names if n not in pairs) if len(pairs) < len(names) else ()
     return _Attempt(naming, ours, theirs, pairs, (), mismatched)
+
+
+def _is_like(ours: Leaf, theirs: Leaf) -> bool:
+    """Whether one may be an average of the other: masks and quantized values are none of floats."""
+    return ours.shape == theirs.shape and (theirs.dtype.is_floating or not ours.dtype.is_floating)
 
 
 def _prefix_pairs(model: Iterable[str], average: Iterable[str]) -> list[tuple[str, str]]:
@@ -241,7 +246,15 @@ def _finish(
     wanted = {model[name].shape for name in missing if model[name].dtype.is_floating}
     unplaced = tuple(name for name in unexpected if average[name].shape in wanted - {()})
     return Alignment(
-        ordered, missing, unexpected, mismatched, unplaced, best.naming, rivals, best.colliding, tied
+        ordered,
+        missing,
+        unexpected,
+        mismatched,
+        unplaced,
+        best.naming,
+        rivals,
+        best.colliding,
+        tied,
     )
 
 

@@ -85,7 +85,7 @@ def _doubt(alignment: Alignment) -> str | None:
         return f"its names pair with the model's in several ways, also under {others}"
     if alignment.mismatched:
         names = ", ".join(alignment.mismatched[:4])
-        return f"it is of another model: {names} have other shapes"
+        return f"it is of another model: {names} have other shapes or types"
     if alignment.unplaced:
         names = ", ".join(alignment.unplaced[:4])
         return f"it has other names for some of the model's tensors: {names} pair with nothing"

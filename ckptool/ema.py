@@ -546,12 +546,12 @@ def require_ema(location: EmaLocation, checkpoint: Checkpoint) -> Candidate:
             hint="if you know where they are: --ema ADDRESS; ckptool inspect lists the addresses",
         )
     only = location.candidates[0]
-    hint = f"ckptool extract-ema {quote(str(path))} --ema {quote(only.address)}"
+    hint = f"ckptool extract-ema {_command(only, path)}"
     if len(location.candidates) > 1:
-        listed = ", ".join(f"{c.address or '(the top)'} ({c.kind})" for c in location.candidates)
+        listed = ", ".join(f"{_place(c)} ({c.kind})" for c in location.candidates)
         message = f"{len(location.candidates)} places could be meant: {listed}"
     elif only.doubt:
-        message = f"{only.address or '(the top)'}: {only.doubt}"
+        message = f"{_place(only)}: {only.doubt}"
         hint = "name the part that is meant: --ema 'ADDRESS/PREFIX*' or --model ADDRESS"
     elif only.is_unrelated:
         message = (
@@ -565,14 +565,24 @@ def require_ema(location: EmaLocation, checkpoint: Checkpoint) -> Candidate:
 def _refuse_unrelated(chosen: Candidate, path: Path) -> None:
     """Rule 5: what has nothing to do with the model is taken only when it is named."""
     if chosen.kind != CHOSEN and chosen.is_unrelated:
-        place = chosen.address or "(the top)"
-        where = f"{chosen.file}: {place}" if chosen.file else place
+        said = f"{_place(chosen)} is called {chosen.kind}"
         raise EmaRefusedError(
-            f"{where} is called {chosen.kind}, but its values are unrelated to the model's",
+            f"{said}, but its values are unrelated to the model's",
             path=path,
-            hint=f"if it is what you want: ckptool extract-ema {quote(str(chosen.file or path))} "
-            f"--ema {quote(chosen.address)}",
+            hint=f"if it is what you want: ckptool extract-ema {_command(chosen, path)}",
         )
+
+
+def _place(candidate: Candidate) -> str:
+    """Where a candidate is, in a sentence: the file when it is another one."""
+    return candidate.file.name if candidate.file else candidate.address or "(the top)"
+
+
+def _command(candidate: Candidate, path: Path) -> str:
+    """What takes a candidate when it is typed after ``ckptool extract-ema``."""
+    if candidate.file:
+        return quote(str(candidate.file))
+    return f"{quote(str(path))} --ema {quote(candidate.address)}"
 
 
 def _declared(checkpoint: Checkpoint) -> str:

@@ -221,7 +221,7 @@ def _is_close(
         end = chosen[i + 1] if i + 1 < len(chosen) else len(model)
         ref = average[i][1]
         passed = [model[j][1] for j in range(begin, end) if j != place]
-        if any(_cost(reader, other, ref) < DOUBTFUL for other in passed if other.shape == ref.shape):
+        if any(_cost(reader, other, ref) < DOUBTFUL for other in passed):
             return True
     return False
 

@@ -148,6 +148,28 @@ def test_another_shape_is_no_pair_and_is_named(prefix):
     assert len(found.pairs) == 7
 
 
+def test_integers_are_no_average_of_floats():
+    found = align_names(MODEL, MODEL | {"head.weight": ref(2, 4, dtype="int8")})
+    assert found.mismatched == ("head.weight",)
+
+
+def test_floats_may_be_an_average_of_integers():
+    """Some writers average the counters of batches too."""
+    model = MODEL | {"steps": ref(dtype="int64")}
+    assert align_names(model, MODEL | {"steps": ref()}).mismatched == ()
+
+
+def test_other_names_for_some_of_the_tensors_are_told():
+    """Left over on both sides, with one shape: renamed, so the averages would be lost."""
+    average = {name.replace("head.weight", "out.weight"): t for name, t in MODEL.items()}
+    found = align_names(MODEL, average)
+    assert (found.missing_keys, found.unplaced) == (("head.weight",), ("out.weight",))
+
+
+def test_what_only_the_average_has_is_no_renaming():
+    assert align_names(MODEL, MODEL | {"queue": ref(9, 9)}).unplaced == ()
+
+
 def test_pairs_have_the_order_of_the_model():
     found = align_names(MODEL, dict(reversed(MODEL.items())))
     assert list(found.pairs) == list(MODEL)

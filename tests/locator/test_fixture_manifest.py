@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ ADDRESSES = {
 MODELS = {
     "ema_pytorch/bare.pt": "",  # the names of the slot carry online_model.
 }
+
+UNDECIDABLE = {"asgd", "schedule-free"}  # nothing stored that could be taken
+WITHOUT_COMMAND = {"latent_diffusion/collision.ckpt", "lightning/swa_not_yet.ckpt"}
 
 FILES = pytest.mark.parametrize("file", ROWS)
 
@@ -114,13 +118,11 @@ def test_each_track_is_the_truth_when_it_is_named(file, ckptool, tmp_path):
     """By its address, or as the file that it is."""
     for i, (place, truth) in enumerate(ROWS[file]["tracks"].items()):
         output = tmp_path / f"{i}.safetensors"
-        if (EMA / place).is_file():
-            assert str(EMA / place) in {
-                c["file"] for c in inspected(ckptool, file)["ema"]["candidates"]
-            }
-            continue
-        args = ("-o", output, "--ema", place)
-        assert ckptool("extract-ema", EMA / file, *args).exit_code == 0
+        is_file = (EMA / place).is_file()
+        asked = (EMA / place,) if is_file else (EMA / file, "--ema", place)
+        candidates = inspected(ckptool, file)["ema"]["candidates"]
+        assert str(asked[0]) in {c["file"] for c in candidates} or not is_file
+        assert ckptool("extract-ema", *asked, "-o", output).exit_code == 0
         assert_holds(load_file(output), EMA / truth)
 
 
@@ -144,6 +146,17 @@ def test_other_kinds_are_the_truth_when_they_are_named(file, address, ckptool, t
     for name, tensor in load_file(output).items():
         if name not in kept:
             assert_same_tensor(tensor, truth[name], name)
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in REFUSED if ROWS[file]["kind"] not in {"none", *UNDECIDABLE}]
+)
+def test_the_hint_takes_what_it_names(file, ckptool, tmp_path):
+    """Where a person can decide, the refusal ends with the command that does."""
+    refused = ckptool("extract-ema", EMA / file, "-o", tmp_path / "x.pt")
+    _, _, command = refused.stderr.splitlines()[1].rpartition("ckptool ")
+    done = ckptool(*shlex.split(command), "-o", tmp_path / "x.pt")
+    assert done.exit_code == (2 if file in WITHOUT_COMMAND else 0), done
 
 
 def test_every_file_is_small_and_in_the_manifest():

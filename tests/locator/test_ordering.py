@@ -96,6 +96,12 @@ def test_tie_of_values_is_no_order():
     assert (found.ways, found.pairs) == (5, {})
 
 
+def test_near_tie_of_values_is_no_order():
+    """Norms near their ones: a frozen one may be nearer to the average than the trained one."""
+    model = {f"{i}": torch.full((3,), value) for i, value in enumerate((1.0, 1.02, 1.0))}
+    assert order(model, [torch.full((3,), 1.001)]).pairs == {}
+
+
 def test_zeros_are_no_order():
     model = {name: torch.zeros(3, 3) for name in LAYERS}
     assert order(model, [torch.zeros(3, 3)] * 4).pairs == {}

@@ -176,9 +176,8 @@ def test_large_files_have_64_bit_sizes_and_offsets(limit, tmp_path, monkeypatch)
     assert_same_tensors(load(path), tensors)
     content = path.read_bytes()
     for record in records:
-        size, offset = (
-            int.from_bytes(content[entry + i : entry + i + 4], "little") for i in (24, 42)
-        )
+        fields = (content[entry + i : entry + i + 4] for i in (24, 42))
+        size, offset = (int.from_bytes(field, "little") for field in fields)
         is_large = max(record.file_size, record.header_offset) >= limit
         small = (record.file_size, record.header_offset)
         assert (size, offset) == ((0xFFFFFFFF, 0xFFFFFFFF) if is_large else small)
