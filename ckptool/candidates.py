@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptool.alignment import Alignment
 from ckptool.evidence import Agreement, Evidence
 from ckptool.inventory import Inventory, Table
 from ckptool.layouts import EmaLayout
 from ckptool.markers import AVERAGES
-from ckptool.tree import Address, format_address
+from ckptool.tree import Address, TensorRef, format_address
 
 CHOSEN = "chosen"  # the kind of what the user names
 RAW_KIND = "raw"  # the kind of what is called ema and holds the raw weights
 AVERAGED_MODEL = "n_averaged"  # the counter that torch's AveragedModel keeps among its weights
+
+
+class Equality(NamedTuple):
+    """Two tables that agree in a sample of their values; to be proven before writing."""
+
+    what: str  # the other table, for messages
+    pairs: tuple[tuple[TensorRef, TensorRef], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,7 @@ class Candidate:
     meta: Mapping[str, Any]  # what the file says; nothing is made up
     evidence: Evidence | None  # what values say; read when asked
     aliases: tuple[Address, ...] = ()
+    believed: tuple[Equality, ...] = ()  # what only a sample of values says
     file: Path | None = None  # the neighbour that holds it, if it is another file
 
     @property
@@ -73,6 +81,8 @@ class Candidate:
         """Why it must not be taken although it is the only one; None: it may be."""
         if self.is_unstarted:
             return "n_averaged is 0: it is the copy from which averaging will start"
+        if self.layout is not None and self.layout.doubt and self.kind != CHOSEN:
+            return self.layout.doubt
         return _doubt(self.alignment) if self.alignment else None
 
 

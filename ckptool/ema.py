@@ -36,6 +36,7 @@ from ckptool.candidates import (
     RAW_KIND,
     Candidate,
     EmaLocation,
+    Equality,
 )
 from ckptool.errors import CkptError, EmaAmbiguousError, EmaNotFoundError, EmaRefusedError
 from ckptool.evidence import CAREFUL, Evidence, compare_sample
@@ -284,10 +285,14 @@ class _Search:
             twin = next((i for i, c in enumerate(merged) if self._is_same(c, candidate)), None)
             if twin is None:
                 merged.append(candidate)
-            else:
-                first = merged[twin]
-                more = (*first.aliases, candidate.table.address, *candidate.aliases)
-                merged[twin] = replace(first, aliases=more, meta={**candidate.meta, **first.meta})
+                continue
+            first = merged[twin]
+            merged[twin] = replace(
+                first,
+                aliases=(*first.aliases, candidate.table.address, *candidate.aliases),
+                meta={**candidate.meta, **first.meta},
+                believed=(*first.believed, *_belief(first, candidate)),
+            )
         return merged
 
     def _joined(self, candidates: list[Candidate]) -> list[Candidate]:
@@ -317,18 +322,39 @@ class _Search:
             return False
         if one.alignment is None or other.alignment is None:
             return one.table.entries == other.table.entries
-        common = [name for name in one.alignment.pairs if name in other.alignment.pairs]
-        if len(common) != len(one.alignment.pairs) or len(common) != len(other.alignment.pairs):
+        pairs = _twins(one, other)
+        if not len(one.alignment.pairs) == len(other.alignment.pairs) == len(pairs):
             return False
-        pairs = [
-            (a, b)
-            for name in common
-            if isinstance(a := one.table.entries[one.alignment.pairs[name]], TensorRef)
-            and isinstance(b := other.table.entries[other.alignment.pairs[name]], TensorRef)
-        ]
-        if all(a.chunks == b.chunks for a, b in pairs):
-            return bool(pairs)
-        return compare_sample(self.checkpoint.reader, pairs, CAREFUL).identical
+        return (
+            not _unequal_places(pairs)
+            or compare_sample(self.checkpoint.reader, pairs, CAREFUL).identical
+        )
+
+
+def _twins(one: Candidate, other: Candidate) -> tuple[tuple[TensorRef, TensorRef], ...]:
+    """The tensors of two candidates that belong to the same tensor of the model."""
+    ours = one.alignment.pairs if one.alignment else {}
+    theirs = other.alignment.pairs if other.alignment else {}
+    return tuple(
+        (a, b)
+        for name in ours
+        if name in theirs
+        and isinstance(a := one.table.entries[ours[name]], TensorRef)
+        and isinstance(b := other.table.entries[theirs[name]], TensorRef)
+    )
+
+
+def _unequal_places(
+    pairs: tuple[tuple[TensorRef, TensorRef], ...],
+) -> tuple[tuple[TensorRef, TensorRef], ...]:
+    """The pairs that are not the same bytes of the file."""
+    return tuple((a, b) for a, b in pairs if a.chunks != b.chunks)
+
+
+def _belief(first: Candidate, twin: Candidate) -> tuple[Equality, ...]:
+    """What merging two candidates takes for granted: that they agree beyond the sample too."""
+    pairs = _unequal_places(_twins(first, twin))
+    return (Equality(twin.address or "(the top)", pairs),) if pairs else ()
 
 
 def _covers_all(joined: Candidate, parts: list[Candidate]) -> bool:
@@ -453,7 +479,12 @@ def _decide(search: _Search, candidates: tuple[Candidate, ...]) -> EmaLocation:
     location = EmaLocation(
         _status(candidates, selected), "unknown", main, candidates, selected, search.inventory
     )
-    return replace(location, main_slot=_main_slot(search, location))
+    slot = _main_slot(search, location)
+    if slot == "averaged" and selected is not None and selected.evidence is not None:
+        belief = Equality("the model's own slot", tuple(selected.evidence.pairs))
+        selected = replace(selected, believed=(*selected.believed, belief))
+        location = replace(location, selected=selected)
+    return replace(location, main_slot=slot)
 
 
 def _in_main_slot(

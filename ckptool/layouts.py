@@ -32,6 +32,7 @@ class EmaLayout(NamedTuple):
     naming: str | None = None  # as alignment names it, where that tells the writer
     kind: str | None = None  # where the address does not say what it is
     swapped: bool = False  # the raw weights stand at ema_at, the averages in the model's slot
+    doubt: str | None = None  # why the file does not tell which slot is averaged
     meta_at: tuple[str, ...] = ()  # patterns of the places that hold decay, updates and the like
     promoted_flag: str | None = None  # top-level key: True may mean that the slot was overwritten
 
@@ -104,6 +105,12 @@ LAYOUTS: Layouts = (
     EmaLayout("mmengine-swapped", "mmengine EMAHook", "ema_state_dict", "state_dict",
               "https://github.com/open-mmlab/mmengine/blob/main/mmengine/hooks/ema_hook.py",
               beside=("ema_state_dict/steps", "meta"), swapped=True),
+    EmaLayout("mmengine-stripped", "mmengine EMAHook, metadata removed",
+              "ema_state_dict", "state_dict",
+              "https://github.com/open-mmlab/mmengine/blob/main/mmengine/hooks/ema_hook.py",
+              beside=("ema_state_dict/steps",),
+              doubt="mmengine wrote it, which swaps the slots on saving, and what tells whether "
+                    "it did so here was removed"),
     EmaLayout("mmcv1-swapped", "mmcv 1 EMAHook, mmdet 2", "state_dict/ema_*", "state_dict",
               "https://github.com/open-mmlab/mmcv/blob/1.x/mmcv/runner/hooks/ema.py",
               naming="underscores", swapped=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ckptool.commands.soundness import prove_equalities
 from ckptool.ema import locate_ema, require_ema
 from ckptool.errors import EmaNotFoundError, UsageError
 from ckptool.formats import open_checkpoint
@@ -61,6 +62,8 @@ def load_state_dict(
     with open_checkpoint(path) as checkpoint:
         location = locate_ema(checkpoint, ema=ema, model=model)
         plan = _plan(checkpoint, location, which, names)
+        if which != "model":
+            prove_equalities(checkpoint, location.selected)
         return as_torch(plan.tensors, checkpoint.reader)
 
 

@@ -174,6 +174,28 @@ def value_bytes(reader: TensorReader, ref: TensorRef) -> Iterator[bytes]:
         yield (values.byteswap() if swapped else values).tobytes()
 
 
+def same_values(reader: TensorReader, one: TensorRef, other: TensorRef) -> bool:
+    """Whether two tensors are equal, byte for byte, wherever they lie, whatever their strides."""
+    if one.dtype is not other.dtype or one.shape != other.shape:
+        return False
+    if one.chunks == other.chunks:
+        return True
+    return _joined_equal(value_bytes(reader, one), value_bytes(reader, other))
+
+
+def _joined_equal(ours: Iterator[bytes], theirs: Iterator[bytes]) -> bool:
+    """Whether two streams are equal; their blocks may be cut differently."""
+    left = right = b""
+    while True:
+        left, right = left or next(ours, b""), right or next(theirs, b"")
+        if not left or not right:
+            return not left and not right
+        size = min(len(left), len(right))
+        if left[:size] != right[:size]:
+            return False
+        left, right = left[size:], right[size:]
+
+
 # ------------------------------------------------------------------------------------------- finite
 
 

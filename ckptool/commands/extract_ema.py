@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ckptool.candidates import EmaLocation, table_address
-from ckptool.commands.soundness import meanwhile, refuse_nonfinite
+from ckptool.commands.soundness import meanwhile, prove_equalities, refuse_nonfinite
 from ckptool.ema import locate_ema, require_ema
 from ckptool.errors import DamagedError, UsageError
 from ckptool.formats import open_checkpoint
@@ -69,6 +69,7 @@ def extract_ema(
     with open_checkpoint(path) as checkpoint:
         location = locate_ema(checkpoint, ema=ema, model=model, layouts=layouts)
         plan = _plan(checkpoint, location, names)
+        prove_equalities(checkpoint, location.selected)
         target = check_output(output, path, force=force)
         averages = [(n, ref) for n, ref in plan.tensors.items() if n in plan.averaged]
         with meanwhile(lambda: refuse_nonfinite(checkpoint, averages, force=force)) as findings:

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ckptool.candidates import Candidate, EmaLocation, table_address
-from ckptool.commands.soundness import meanwhile, refuse_nonfinite
+from ckptool.commands.soundness import meanwhile, prove_equalities, refuse_nonfinite
 from ckptool.ema import locate_ema, require_ema
 from ckptool.errors import EmaRefusedError, UnsupportedError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.inventory import Table
 from ckptool.layouts import Layouts
-from ckptool.numerics import Progress, no_progress
+from ckptool.numerics import Progress, no_progress, same_values
 from ckptool.plans import shared_with_others
 from ckptool.reports import Finding, PromoteReport
 from ckptool.tree import Address, TensorRef, Tree, walk
@@ -64,6 +64,7 @@ def promote_ema(
         else:
             candidate = require_ema(location, checkpoint)
             patches = _plan(checkpoint, location, candidate)
+        prove_equalities(checkpoint, location.selected)
         target = check_output(output, path, force=force)
         averages = [(patch.name, patch.source) for patch in patches]
         with meanwhile(lambda: refuse_nonfinite(checkpoint, averages, force=force)) as findings:
@@ -144,7 +145,7 @@ def _without_ties(checkpoint: Checkpoint, patches: list[Patch]) -> tuple[Patch, 
     for patch in patches:
         key = patch.target.chunks
         known = first.setdefault(key, patch)
-        if known is not patch and not _same_values(checkpoint, known.source, patch.source):
+        if known is not patch and not same_values(checkpoint.reader, known.source, patch.source):
             raise EmaRefusedError(
                 f"tied to {known.name} in the model, but their averages differ",
                 path=checkpoint.path,
@@ -186,15 +187,6 @@ def _agree(checkpoint: Checkpoint, one: Patch, other: Patch) -> bool:
     ours, theirs = one.source.chunks[0].span, other.source.chunks[0].span
     read = checkpoint.reader.read
     return read(ours, _start(other) - _start(one), shared) == read(theirs, 0, shared)
-
-
-def _same_values(checkpoint: Checkpoint, one: TensorRef, other: TensorRef) -> bool:
-    if one.chunks == other.chunks:
-        return True
-    if one.shape != other.shape or one.dtype is not other.dtype:
-        return False
-    reader = checkpoint.reader
-    return reader.read(one.chunks[0].span) == reader.read(other.chunks[0].span)
 
 
 def _write(

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from ckptool.errors import EmaRefusedError
+from ckptool.candidates import Candidate
+from ckptool.errors import EmaAmbiguousError, EmaRefusedError
 from ckptool.formats.base import Checkpoint
-from ckptool.numerics import find_nonfinite
+from ckptool.numerics import find_nonfinite, same_values
 from ckptool.reports import Finding
 from ckptool.tree import TensorRef
 
@@ -39,6 +40,23 @@ def refuse_nonfinite(
         Finding("CK301", "warning", name, f"{count} values are not finite")
         for name, count in bad.items()
     )
+
+
+def prove_equalities(checkpoint: Checkpoint, candidate: Candidate | None) -> None:
+    """Compare in full what the search compared in a sample, before anything rests on it.
+
+    Raises:
+        EmaAmbiguousError: two tables that looked equal differ.
+    """
+    for belief in candidate.believed if candidate else ():
+        for one, other in belief.pairs:
+            if not same_values(checkpoint.reader, one, other):
+                raise EmaAmbiguousError(
+                    f"agrees with {belief.what} in a sample of the values, but not in all",
+                    path=checkpoint.path,
+                    address=candidate.address if candidate else None,
+                    hint="name the one that is meant: --ema ADDRESS",
+                )
 
 
 @contextmanager
