@@ -241,7 +241,7 @@ def main(args: Sequence[str]) -> int:
     """Run one command and return its exit code; every error becomes text or a document."""
     try:
         # Commands answer nothing; typer answers with a code when one exits or is interrupted.
-        code = app(args=list(args), standalone_mode=False, prog_name="ckptool")
+        code = app(args=list(args) or ["--help"], standalone_mode=False, prog_name="ckptool")
     except typer.Exit as stop:
         return int(stop.exit_code)
     except (typer.Abort, KeyboardInterrupt):
@@ -301,12 +301,13 @@ def _refuse(error: CkptError, *, as_json: bool, color: str) -> int:
             "hint": error.hint or "ckptool --help",
         }
     )
-    if as_json:
-        sys.stdout.write(to_json(report) + "\n")
-    else:
-        from ckptool.render.terminal import show  # noqa: PLC0415
+    with contextlib.suppress(OSError, AttributeError):  # nobody can be told: the code still says it
+        if as_json:
+            sys.stdout.write(to_json(report) + "\n")
+        else:
+            from ckptool.render.terminal import show  # noqa: PLC0415
 
-        show(report, sys.stderr, _color(color))
+            show(report, sys.stderr, _color(color))
     return CANNOT
 
 
@@ -346,5 +347,7 @@ def run() -> None:
         sys.stderr.flush()
     except BrokenPipeError:
         _close_stdout()
+    except (OSError, AttributeError):  # a full disk behind the pipe, or no output at all
+        code = CANNOT
     # Every file is closed and in place; taking a tree of 100,000 tensors apart would cost 0.3 s.
     os._exit(code)

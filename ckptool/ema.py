@@ -38,13 +38,19 @@ from ckptool.candidates import (
     EmaLocation,
     Equality,
 )
-from ckptool.errors import CkptError, EmaAmbiguousError, EmaNotFoundError, EmaRefusedError
+from ckptool.errors import (
+    AddressError,
+    CkptError,
+    EmaAmbiguousError,
+    EmaNotFoundError,
+    EmaRefusedError,
+)
 from ckptool.evidence import CAREFUL, Evidence, compare_sample
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.groups import Group, ordered, split_groups
 from ckptool.inventory import Leaf, Table, join_tables, scalars_in, take_inventory
-from ckptool.layouts import Layouts, main_slot_layout, match_layout, spelled
+from ckptool.layouts import Layouts, fits, main_slot_layout, match_layout, spelled
 from ckptool.markers import AVERAGES, Marker, is_raw, marker_in, unmarked
 from ckptool.metadata import META_KEYS, layout_metadata, read_metadata, split_counters
 from ckptool.optimizers import OPTIMIZERS, group_sizes, train_mode
@@ -65,6 +71,7 @@ MODEL_KEYS = (
 
 MIN_SHARE = 0.3  # of a candidate's tensors that must pair with the model's
 MIN_PART = 0.15  # of a marked table that a marked part must hold to stand for it
+WRITTEN_BY = "written_by"  # in the metadata of our own outputs
 MIN_GROUP = 3  # tensors of a group under a prefix
 
 
@@ -92,6 +99,8 @@ def locate_ema(
         table = select_table(search.inventory, ema)
         if not model:
             search.find_model(leaving_out=table)
+        if search.model is not None and _is_part_of(search.model, table):
+            raise AddressError("this is the model itself, not an average of it", address=ema)
         chosen = search.examine(table, CHOSEN, "named on the command line")
         return _decide(search, (chosen,))
     candidates = search.candidates(fixed_model=bool(model))  # settles the model too
@@ -155,15 +164,18 @@ class _Search:
                 tables = take_inventory(other.tree).weights
                 if kind == "ema" and _keeps_both(other, self.layouts):
                     return  # a checkpoint of its own, and its main slot is raw
+                if WRITTEN_BY in other.metadata:
+                    return  # what an earlier extraction left, of whatever was there then
         except CkptError:
             return
         table = choose_model([t for t in tables if not t.is_list])
         if table is None:
             return
         entries, _ = split_counters(table, self.model)
-        found = self.examine(
-            replace(table, entries=entries), kind, f"the file beside it is called {path.name}"
-        )
+        # Addresses are the neighbour's own; its bytes come through our reader, which stays open.
+        there = _Search(replace(other, reader=self.checkpoint.reader), self.layouts)
+        why = f"the file beside it is called {path.name}"
+        found = there.examine(replace(table, entries=entries), kind, why, self.model)
         alignment = found.alignment
         if alignment is None or alignment.missing_keys or alignment.unexpected_keys:
             return
@@ -192,7 +204,7 @@ class _Search:
         proposals: list[Group] = []
         marked: list[Group] = []
         for table in self.inventory.weights:
-            if marker := _marker_of(table):
+            if marker := _marker_of(table) or self._declared(table):
                 marked.append(Group(table, marker))
             elif AVERAGED_MODEL in table.entries and len(table.entries) > MIN_GROUP:
                 proposals.append(Group(table, Marker(AVERAGED_MODEL, "swa")))
@@ -207,6 +219,13 @@ class _Search:
             ]  # fmt: skip
             proposals += parts or [group]
         return plain, proposals
+
+    def _declared(self, table: Table) -> Marker | None:
+        """What a row of a house style says of a table whose address bears no marker."""
+        for row in self.layouts:
+            if fits(row.ema_at, spelled(table.address)) and not row.in_main_slot:
+                return Marker(row.name, row.kind or "ema")
+        return None
 
     def _groups_of(self, table: Table) -> list[Group]:
         """The marked parts of an unmarked table that are averages of the rest of it."""
@@ -314,7 +333,8 @@ class _Search:
                 whole.append(candidate)
             elif not any(c.table.address == parent for c in whole):
                 layout = next((c.layout for c in parts if c.layout), joined.layout)
-                whole.append(replace(joined, layout=layout))
+                believed = tuple(belief for c in parts for belief in c.believed)
+                whole.append(replace(joined, layout=layout, believed=believed))
         return whole
 
     def _is_same(self, one: Candidate, other: Candidate) -> bool:
@@ -348,7 +368,7 @@ def _unequal_places(
     pairs: tuple[tuple[TensorRef, TensorRef], ...],
 ) -> tuple[tuple[TensorRef, TensorRef], ...]:
     """The pairs that are not the same bytes of the file."""
-    return tuple((a, b) for a, b in pairs if a.chunks != b.chunks)
+    return tuple((a, b) for a, b in pairs if a != b)
 
 
 def _belief(first: Candidate, twin: Candidate) -> tuple[Equality, ...]:
@@ -361,6 +381,14 @@ def _covers_all(joined: Candidate, parts: list[Candidate]) -> bool:
     """Whether the parts were of different tensors: together they pair with as many."""
     one_by_one = sum(len(part.alignment.pairs) for part in parts if part.alignment)
     return joined.alignment is not None and len(joined.alignment.pairs) == one_by_one
+
+
+def _is_part_of(model: Table, table: Table) -> bool:
+    """Whether a table has names of the model's own slot in it."""
+    if model.node is not table.node:
+        return False
+    named = {model.prefix + name for name in model.entries}
+    return any(table.prefix + name in named for name in table.entries)
 
 
 def _keeps_both(checkpoint: Checkpoint, layouts: Layouts) -> bool:
@@ -458,6 +486,9 @@ def _is_credible(candidate: Candidate) -> bool:
         return len(candidate.table.entries) >= MIN_GROUP and not candidate.table.is_list
     if candidate.doubt and not (alignment.mismatched or alignment.unplaced):
         return candidate.is_average
+    other = 2 * len(alignment.mismatched) >= len(candidate.table.entries) > 0
+    if candidate.is_average and other:  # of another model: better said than left out
+        return True
     matched = len(alignment.pairs) - len(alignment.tied)
     return matched > 0 and matched >= MIN_SHARE * len(candidate.table.entries)
 
@@ -492,7 +523,7 @@ def _in_main_slot(
 ) -> Candidate | None:
     """The model's own slot, where its writer is known to keep the averages there."""
     tree = search.checkpoint.tree
-    row = main_slot_layout(tree, search.layouts)
+    row = main_slot_layout(tree, spelled(main.address), search.layouts)
     swapped = next((c for c in candidates if c.is_raw and c.layout), None)
     free = next((c for c in candidates if train_mode(c.table.node) is False), None)
     own = align_names(main.entries, main.entries)
@@ -528,6 +559,8 @@ def _main_slot(search: _Search, location: EmaLocation) -> str:
     chosen = location.selected
     if location.model is None or not location.candidates:
         return "unknown"
+    if any(c.layout is not None and c.layout.doubt for c in location.candidates):
+        return "unknown"  # the file does not tell which slot is averaged
     flag = chosen.layout.promoted_flag if chosen and chosen.layout else None
     says_so = (
         bool(flag and scalars_in(search.checkpoint.tree).get(flag))
@@ -542,8 +575,10 @@ def _main_slot(search: _Search, location: EmaLocation) -> str:
 # ---------------------------------------------------------------------------------------- requiring
 
 
-def require_ema(location: EmaLocation, checkpoint: Checkpoint) -> Candidate:
-    """The one candidate to take.
+def require_ema(
+    location: EmaLocation, checkpoint: Checkpoint, command: str = "ckptool extract-ema"
+) -> Candidate:
+    """The one candidate to take; ``command`` is what the hint begins with.
 
     Raises:
         EmaNotFoundError: none.
@@ -552,7 +587,7 @@ def require_ema(location: EmaLocation, checkpoint: Checkpoint) -> Candidate:
     """
     path = checkpoint.path
     if location.selected is not None:
-        _refuse_unrelated(location.selected, path)
+        _refuse_unrelated(location.selected, path, command)
         return location.selected
     implied = [c for c in location.candidates if c.is_implied]
     if unstarted := [c for c in location.candidates if c.is_unstarted]:
@@ -577,7 +612,7 @@ def require_ema(location: EmaLocation, checkpoint: Checkpoint) -> Candidate:
             hint="if you know where they are: --ema ADDRESS; ckptool inspect lists the addresses",
         )
     only = location.candidates[0]
-    hint = f"ckptool extract-ema {_command(only, path)}"
+    hint = f"{command} {_command(only, path)}"
     if len(location.candidates) > 1:
         listed = ", ".join(f"{_place(c)} ({c.kind})" for c in location.candidates)
         message = f"{len(location.candidates)} places could be meant: {listed}"
@@ -593,14 +628,14 @@ def require_ema(location: EmaLocation, checkpoint: Checkpoint) -> Candidate:
     raise EmaAmbiguousError(message, path=path, hint=hint)
 
 
-def _refuse_unrelated(chosen: Candidate, path: Path) -> None:
+def _refuse_unrelated(chosen: Candidate, path: Path, command: str) -> None:
     """Rule 5: what has nothing to do with the model is taken only when it is named."""
     if chosen.kind != CHOSEN and chosen.is_unrelated:
         said = f"{_place(chosen)} is called {chosen.kind}"
         raise EmaRefusedError(
             f"{said}, but its values are unrelated to the model's",
             path=path,
-            hint=f"if it is what you want: ckptool extract-ema {_command(chosen, path)}",
+            hint=f"if it is what you want: {command} {_command(chosen, path)}",
         )
 
 

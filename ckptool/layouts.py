@@ -108,12 +108,18 @@ LAYOUTS: Layouts = (
     EmaLayout("mmengine-stripped", "mmengine EMAHook, metadata removed",
               "ema_state_dict", "state_dict",
               "https://github.com/open-mmlab/mmengine/blob/main/mmengine/hooks/ema_hook.py",
-              beside=("ema_state_dict/steps",),
+              beside=("ema_state_dict/steps", "ema_state_dict/module.*"),
               doubt="mmengine wrote it, which swaps the slots on saving, and what tells whether "
                     "it did so here was removed"),
     EmaLayout("mmcv1-swapped", "mmcv 1 EMAHook, mmdet 2", "state_dict/ema_*", "state_dict",
               "https://github.com/open-mmlab/mmcv/blob/1.x/mmcv/runner/hooks/ema.py",
-              naming="underscores", swapped=True),
+              naming="underscores", beside=("meta",), swapped=True),
+    EmaLayout("underscored", "mmcv 1 EMAHook without its metadata, or a loop of one's own",
+              "state_dict/ema_*", "state_dict",
+              "https://github.com/open-mmlab/mmcv/blob/1.x/mmcv/runner/hooks/ema.py",
+              naming="underscores",
+              doubt="mmcv 1 names buffers so and swaps the slots on saving, others may not, and "
+                    "the file does not tell which wrote it"),
     EmaLayout("composer-swapped", "MosaicML Composer",
               "state/algorithms/*/1/ema_model/named_parameters_dict", "state/model",
               "https://github.com/mosaicml/composer/blob/main/composer/algorithms/ema/ema.py",
@@ -147,7 +153,7 @@ def match_layout(
         (
             row
             for row in (*more, *LAYOUTS)
-            if any(_fits(row.ema_at, address) for address in addresses)
+            if any(fits(row.ema_at, address) for address in addresses)
             and row.naming in {None, naming}
             and _holds(row, tree)
         ),
@@ -155,9 +161,10 @@ def match_layout(
     )
 
 
-def main_slot_layout(tree: Tree, more: Layouts = ()) -> EmaLayout | None:
-    """The row of a writer that put the averages into the model's slot, if its marks are there."""
-    return next((row for row in (*more, *LAYOUTS) if row.in_main_slot and _holds(row, tree)), None)
+def main_slot_layout(tree: Tree, model_at: str, more: Layouts = ()) -> EmaLayout | None:
+    """The row of a writer that keeps the averages in the slot at ``model_at``, by its marks."""
+    rows = (row for row in (*more, *LAYOUTS) if row.in_main_slot and row.model_at == model_at)
+    return next((row for row in rows if _holds(row, tree)), None)
 
 
 def _holds(row: EmaLayout, tree: Tree) -> bool:
@@ -189,7 +196,8 @@ def metadata_at(tree: Tree, layout: EmaLayout | None) -> list[dict[str, Any]]:
     return [scalars_in(node) for pattern in patterns for node in nodes_at(tree, pattern)]
 
 
-def _fits(pattern: str, address: str) -> bool:
+def fits(pattern: str, address: str) -> bool:
+    """Whether a written address is one that the pattern means."""
     parts, keys = pattern.split("/"), address.split("/")
     return len(parts) == len(keys) and all(map(fnmatchcase, keys, parts))
 

@@ -24,6 +24,7 @@ from ckptool.tree import TensorRef
 DOUBTFUL = 0.5  # relative distance from here on: look for a better partner
 MAX_TWINS = 64  # tensors of one shape that are looked at
 TIE = 1e-9  # distances this near are equal
+MAX_COMPARED = 50_000  # pairs whose values are compared
 MAX_CELLS = 2_000_000  # of the table of partial pairings
 STATISTICS = re.compile(r"(running_mean|running_var|num_batches_tracked)$")
 
@@ -141,6 +142,8 @@ def _monotone(
         return None
     if ways == 1:
         chosen = _first_way(model, average)
+    elif len(average) * (slack + 1) > MAX_COMPARED:
+        chosen = []
     else:
         chosen = _nearest_way(model, average, slack, reader)
         if _is_close(model, average, chosen, reader):

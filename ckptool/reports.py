@@ -164,6 +164,7 @@ class ExtractReport(NamedTuple):
     tied: Mapping[str, str]
     dropped: tuple[str, ...]  # names in the average that the model does not have
     findings: tuple[Finding, ...] = ()
+    file: str | None = None  # the sibling that holds the averages, if it is another file
 
 
 class PromoteReport(NamedTuple):
@@ -180,8 +181,8 @@ class PromoteReport(NamedTuple):
     bytes: int  # replaced
     kept: tuple[str, ...]  # the model's tensors without an average, which stay
     dropped: tuple[str, ...]
-    shared: tuple[str, ...] = ()  # other addresses that view the bytes that change
     findings: tuple[Finding, ...] = ()
+    file: str | None = None  # the sibling that holds the averages, if it is another file
 
 
 class LayoutsReport(NamedTuple):

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ckptool.errors import CkptError
+from ckptool.formats.base import SourceFile
 from ckptool.markers import marker_in, unmarked
 
 MAX_CONFIG = 1 << 20  # bytes
@@ -48,10 +50,9 @@ def config_beside(path: Path) -> dict[str, Any]:
     """The ``config.json`` of a folder: diffusers writes the average's settings there."""
     config = path.with_name("config.json")
     try:
-        if path.name == config.name or config.stat().st_size > MAX_CONFIG:
-            return {}
-        fields = json.loads(config.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        with SourceFile(config) as file:  # regular files only: a pipe would never end
+            fields = json.loads(file.head(MAX_CONFIG))
+    except (CkptError, ValueError, RecursionError):
         return {}
     return fields if isinstance(fields, dict) else {}
 

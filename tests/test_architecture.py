@@ -41,6 +41,10 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("ema", "inventory", "formats", "tree", "reports", "dtypes"),
     ),
     "plans": (("plans",), ("ema", "inventory", "tree", "errors")),
+    "soundness": (
+        ("soundness",),
+        ("ema", "numerics", "formats", "tree", "reports", "errors"),
+    ),
     "writers": (
         ("writers", "writers.*"),
         ("numerics", "formats", "tree", "dtypes", "errors"),
@@ -48,14 +52,14 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "commands": (
         ("commands", "commands.*"),
         (
-            "writers", "plans", "views", "ema", "inventory", "numerics", "formats", "tree",
-            "reports", "errors",
+            "writers", "plans", "soundness", "views", "ema", "inventory", "numerics", "formats",
+            "tree", "reports", "errors",
         ),
     ),
     "render": (("render", "render.*"), ("reports",)),
     "library": (
         ("library", "torch_bridge"),
-        ("plans", "ema", "numerics", "formats", "tree", "errors"),
+        ("plans", "soundness", "ema", "numerics", "formats", "tree", "errors"),
     ),
     "cli": (("cli",), ("render", "commands", "ema", "reports", "errors", "root")),
     "root": (("", "__main__"), ("cli", "library", "formats", "errors")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import shutil
+import signal
 import socket
 from pathlib import Path
 
@@ -156,7 +157,21 @@ def test_a_directory_is_no_file_to_take_from(command, ckptool, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_pipe_is_refused_and_not_waited_for(refuse, tmp_path):
+@pytest.fixture
+def impatient():
+    """Waiting for ten seconds is a failure."""
+
+    def give_up(_signum, _frame):
+        pytest.fail("still waiting")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(10)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(refuse, tmp_path, impatient):
     os.mkfifo(tmp_path / "pipe")
     assert "a pipe" in refuse(tmp_path / "pipe")["message"]
 

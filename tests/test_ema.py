@@ -51,7 +51,9 @@ EXAMPLES = {
 }  # fmt: skip
 
 
-every_row = pytest.mark.parametrize("row", LAYOUTS, ids=lambda row: f"{row.name} {row.ema_at}")
+every_row = pytest.mark.parametrize(
+    "row", [row for row in LAYOUTS if not row.doubt], ids=lambda row: f"{row.name} {row.ema_at}"
+)
 
 
 def example(row):
@@ -61,7 +63,7 @@ def example(row):
 
 
 def test_there_are_no_examples_of_rows_that_are_gone():
-    assert set(EXAMPLES) == {(row.name, row.ema_at) for row in LAYOUTS}
+    assert set(EXAMPLES) == {(row.name, row.ema_at) for row in LAYOUTS if not row.doubt}
 
 
 @every_row

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from ckptool.candidates import EmaLocation, table_address
-from ckptool.commands.soundness import meanwhile, prove_equalities, refuse_nonfinite
-from ckptool.ema import locate_ema, require_ema
+from ckptool.ema import WRITTEN_BY, locate_ema, require_ema
 from ckptool.errors import DamagedError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
@@ -16,6 +16,7 @@ from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress
 from ckptool.plans import Extraction, plan_extraction
 from ckptool.reports import ExtractReport, Finding
+from ckptool.soundness import meanwhile, prove_equalities, refuse_nonfinite
 from ckptool.writers import safetensors_file, torch_zip
 from ckptool.writers.base import PartialFile, check_output, whole_file
 
@@ -49,7 +50,8 @@ def extract_ema(
 
     Args:
         path: the checkpoint.
-        output: its suffix chooses the format; by default ``path`` with ``.ema.safetensors``.
+        output: its suffix chooses the format; by default ``path`` with ``.ema.safetensors``,
+            for a folder beside it.
         ema: address of the averaged weights, instead of searching.
         model: address of the weights that they average, instead of searching.
         names: ``model``: exactly the names of the model's slot; ``bare``: those without wrappers;
@@ -64,21 +66,32 @@ def extract_ema(
         EmaNotFoundError, EmaAmbiguousError, EmaRefusedError: see ``ema.require_ema``.
         OutputError: the output exists or cannot be written.
     """
-    output = output or path.with_suffix(DEFAULT_SUFFIX)
+    output = output or _default_output(path)
     kind = _format_of(output, wrap)
     with open_checkpoint(path) as checkpoint:
         location = locate_ema(checkpoint, ema=ema, model=model, layouts=layouts)
         plan = _plan(checkpoint, location, names)
         prove_equalities(checkpoint, location.selected)
-        target = check_output(output, path, force=force)
+        inputs = [path, *(file.path for file in checkpoint.reader.opened)]
+        target = check_output(output, inputs, force=force)
         averages = [(n, ref) for n, ref in plan.tensors.items() if n in plan.averaged]
         with meanwhile(lambda: refuse_nonfinite(checkpoint, averages, force=force)) as findings:
             if not dry_run:
                 with whole_file(target, force=force) as file:
                     _write(checkpoint, plan, file, kind, wrap, progress)
                     findings()  # a refusal discards the file
+                    checkpoint.reader.refuse_changed()
             found = findings()
         return _report(path, output, kind, location, plan, names, found, written=not dry_run)
+
+
+def _default_output(path: Path) -> Path:
+    """Beside the checkpoint; a folder's name is kept whole, and found for ``.`` and ``..``."""
+    with suppress(OSError):  # opening it says what is wrong
+        if path.is_dir():
+            folder = path.resolve()
+            return folder.parent / (folder.name + DEFAULT_SUFFIX)
+    return path.parent / (path.stem + DEFAULT_SUFFIX)
 
 
 def _format_of(output: Path, wrap: str | None) -> str:
@@ -113,7 +126,9 @@ def _write(
     progress: Progress,
 ) -> None:
     if kind == "safetensors":
-        metadata = {"format": "pt"}  # transformers refuses files without it
+        # transformers refuses files without a format; the mark keeps this one from being taken for
+        # a training run's own average when the next checkpoint lies beside it.
+        metadata = {"format": "pt", WRITTEN_BY: "ckptool extract-ema"}
         safetensors_file.write(output, plan.tensors, checkpoint.reader, metadata, progress)
         safetensors_file.check(output.path, plan.tensors)
     else:
@@ -164,4 +179,5 @@ def _report(
         tied=plan.tied,
         dropped=plan.dropped,
         findings=findings,
+        file=str(chosen.file) if chosen and chosen.file else None,
     )

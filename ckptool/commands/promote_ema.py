@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 from ckptool.candidates import Candidate, EmaLocation, table_address
-from ckptool.commands.soundness import meanwhile, prove_equalities, refuse_nonfinite
 from ckptool.ema import locate_ema, require_ema
-from ckptool.errors import EmaRefusedError, UnsupportedError
+from ckptool.errors import EmaRefusedError, UnsupportedError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.inventory import Table
@@ -20,6 +20,7 @@ from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress, same_values
 from ckptool.plans import shared_with_others
 from ckptool.reports import Finding, PromoteReport
+from ckptool.soundness import meanwhile, prove_equalities, refuse_nonfinite
 from ckptool.tree import Address, TensorRef, Tree, walk
 from ckptool.writers import patched_copy
 from ckptool.writers.base import PartialFile, check_output, whole_file
@@ -57,21 +58,30 @@ def promote_ema(
         UnsupportedError: the container or a tensor cannot be patched.
         OutputError: the output exists or cannot be written.
     """
+    if output.suffix == ".safetensors":
+        raise UsageError(
+            "promotion writes the format that it read, a torch file",
+            path=output,
+            hint=f"-o {output.with_suffix('.pt').name}; or ckptool extract-ema for safetensors",
+        )
     with open_checkpoint(path) as checkpoint:
         location = locate_ema(checkpoint, ema=ema, model=model, layouts=layouts)
         if location.main_slot == "averaged":
             candidate, patches = location.selected, NOTHING
         else:
-            candidate = require_ema(location, checkpoint)
+            command = f"ckptool promote-ema -o {quote(str(output))}"
+            candidate = require_ema(location, checkpoint, command)
             patches = _plan(checkpoint, location, candidate)
         prove_equalities(checkpoint, location.selected)
-        target = check_output(output, path, force=force)
+        inputs = [path, *(file.path for file in checkpoint.reader.opened)]
+        target = check_output(output, inputs, force=force)
         averages = [(patch.name, patch.source) for patch in patches]
         with meanwhile(lambda: refuse_nonfinite(checkpoint, averages, force=force)) as findings:
             if not dry_run:
                 with whole_file(target, force=force) as file:
                     _write(checkpoint, patches, file, progress)
                     findings()  # a refusal discards the file
+                    checkpoint.reader.refuse_changed()
             found = findings()
         return _report(path, output, checkpoint, location, candidate, patches, found, not dry_run)
 
@@ -103,7 +113,7 @@ def _plan(checkpoint: Checkpoint, location: EmaLocation, candidate: Candidate) -
     ]
     patches = [p for p in patches if p.target.numel]
     for patch in patches:
-        patched_copy.check_patch(patch)
+        patched_copy.check_patch(patch, checkpoint.path)
     _refuse_shared(checkpoint, model, patches)
     distinct = _without_ties(checkpoint, patches)
     _refuse_overlaps(checkpoint, distinct)
@@ -228,4 +238,5 @@ def _report(
         kept=alignment.missing_keys if alignment else (),
         dropped=alignment.unexpected_keys if alignment else (),
         findings=findings,
+        file=str(candidate.file) if candidate and candidate.file else None,
     )

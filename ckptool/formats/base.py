@@ -140,6 +140,21 @@ class TensorReader:
             return span.source.data[begin : begin + count]
         return self.file(span.source).read(span.offset + start, count)
 
+    def refuse_changed(self) -> None:
+        """Make sure that no file was written to since it was opened.
+
+        Raises:
+            DamagedError: one was; what was read of it may be of two versions.
+        """
+        for file in self._files.values():
+            now = os.fstat(file.fd)
+            if (now.st_size, now.st_mtime_ns) != (file.status.st_size, file.status.st_mtime_ns):
+                raise DamagedError(
+                    "the file was written to while it was read",
+                    path=file.path,
+                    hint="wait until the job that writes it has finished",
+                )
+
     def close(self) -> None:
         """Close every file."""
         for file in self._files.values():

@@ -33,9 +33,9 @@ class ModelFolders:
         self._open_file = open_file
 
     def matches(self, folder: Path) -> bool:
-        """Two folders with weights, one called like the other with a marker."""
-        names = {path.parent.name for path in _weights_files(folder) if path.parent != folder}
-        return any(marker_in([name]) and unmarked(name) in names for name in names)
+        """Two folders with a weights file of one name, one called like the other with a marker."""
+        files = {(p.parent.name, p.name) for p in _weights_files(folder) if p.parent != folder}
+        return any(marker_in([name]) and (unmarked(name), file) in files for name, file in files)
 
     def open(self, folder: Path) -> Checkpoint:
         """Every weights file as a part of one tree."""

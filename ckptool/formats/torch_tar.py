@@ -177,6 +177,8 @@ def _pax_records(source: ByteSource, at: int, size: int) -> dict[str, str]:
     while left:
         digits, space, _ = left.partition(b" ")
         length = int(digits) if digits.isdigit() and len(digits) < 8 else 0
+        if length <= len(digits):  # it would not end behind its beginning
+            raise DamagedError("an extended tar header has a record without a length")
         key, equals, value = left[len(digits) + 1 : length - 1].partition(b"=")
         if not (space and equals and length <= len(left)):
             raise DamagedError("an extended tar header is not made of records")

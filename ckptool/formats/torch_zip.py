@@ -27,6 +27,8 @@ from ckptool.formats.torch_objects import TorchBuilder
 from ckptool.formats.zip_records import STORED, ZipArchive, ZipRecord, is_zip
 from ckptool.tree import ByteSpan
 
+MAX_BYTEORDER = 16  # bytes of that record; it holds one word
+
 
 class TorchZip:
     """See the module's docstring."""
@@ -74,6 +76,8 @@ class TorchRecords:
     def byteorder(self) -> str:
         """Of the stored values."""
         record = self.get("byteorder")
+        if record and max(record.size, record.compressed_size) > MAX_BYTEORDER:
+            raise DamagedError(f"the byte order is a record of {record.size} bytes")
         order = self.archive.read(record).decode("latin-1") if record else "little"
         if order not in {"little", "big"}:
             raise DamagedError(f"the byte order is {order!r:.20}, neither little nor big")

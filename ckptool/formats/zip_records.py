@@ -46,6 +46,7 @@ HAS_DESCRIPTOR = 0x8
 NO_CRC = 0
 HEADER_WINDOW = 4096  # bytes read at a time for local headers
 MAX_INFLATED = 64 << 20  # bytes of a deflated record that we unpack
+MAX_DIRECTORY = 1 << 30  # bytes; of 100,000 records it has about ten million
 _UINT16_MAX, _UINT32_MAX = 0xFFFF, 0xFFFFFFFF
 
 
@@ -137,6 +138,8 @@ def is_zip(head: bytes) -> bool:
 
 def _read_directory(source: ByteSource) -> list[ZipRecord]:
     count, size, offset = _locate_directory(source)
+    if size > MAX_DIRECTORY:
+        raise DamagedError(f"the zip directory of {size} bytes is larger than any real one")
     directory = source.read(offset, size)
     records: list[ZipRecord] = []
     at = 0

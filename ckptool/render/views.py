@@ -290,6 +290,8 @@ def _extract_lines(report: ExtractReport) -> Iterator[Fact]:
         "averaged",
         _text(f"{report.averaged} from ", (words.printable(report.ema) or "(the top)", "name")),
     )
+    if report.file:
+        yield "in file", _text((words.printable(report.file), "name"))
     if report.from_model:
         kept = words.some(report.from_model)
         yield "from model", _text(f"{len(report.from_model)} that the average lacks: {kept}")
@@ -320,6 +322,8 @@ def _promote_lines(report: PromoteReport) -> Iterator[Fact]:
         _text(replaced, " at ", (words.printable(report.model) or "(the top)", "name")),
     )
     yield "with", _text((words.printable(report.ema) or "(the top)", "name"))
+    if report.file:
+        yield "in file", _text((words.printable(report.file), "name"))
     if report.kept:
         kept = words.some(report.kept)
         yield "kept", _text(f"{len(report.kept)} that the average lacks: {kept}")

@@ -1,4 +1,4 @@
-"""Output is whole or absent: a ``.partial`` neighbour, fsync, rename, fsync of the folder.
+"""Output is whole or absent: a hidden neighbour, fsync, rename, fsync of the folder.
 
 Until the rename nobody sees the new file; after it nobody sees a part of one. A run that is killed
 leaves at most the partial file, which the next run for the same output recognises as abandoned
@@ -10,8 +10,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,7 +22,10 @@ from ckptool.numerics import Progress, no_progress
 from ckptool.tree import Blob, ByteSpan
 from ckptool.writers.copying import Pace, copy_bytes
 
-PARTIAL = ".partial"
+PARTIAL = ".ckptool.partial"  # .NAME.ckptool.partial: no name that a user would choose
+MAX_NAME = 255  # bytes
+ATTEMPTS = 5  # at creating the file while other runs remove it
+NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK})
 
 
 class PartialFile:
@@ -93,11 +97,11 @@ class PartialFile:
         return done
 
 
-def check_output(path: Path, source: Path, *, force: bool) -> Path:
+def check_output(path: Path, inputs: Iterable[Path], *, force: bool) -> Path:
     """The path to write to (through symbolic links), if it may be written.
 
     Raises:
-        OutputError: no such folder, not a regular file, the input itself, or there already.
+        OutputError: no such folder, not a regular file, one of the inputs, or there already.
     """
     target = Path(os.path.realpath(path))
     try:
@@ -113,7 +117,7 @@ def check_output(path: Path, source: Path, *, force: bool) -> Path:
         raise OutputError("a directory", path=path, hint="name a file: -o DIRECTORY/NAME")
     if not stat.S_ISREG(status.st_mode):
         raise OutputError("not a regular file", path=path, hint="name a file with -o")
-    if source.exists() and target.samefile(source):
+    if any(source.exists() and target.samefile(source) for source in inputs):
         raise OutputError(
             "the output is the input itself", path=path, hint="name another file with -o"
         )
@@ -131,50 +135,104 @@ def whole_file(target: Path, *, force: bool) -> Iterator[PartialFile]:
     Raises:
         OutputError: it cannot be created, the disk is full, or it appeared meanwhile.
     """
-    partial = target.with_name(target.name + PARTIAL)
+    partial = _partial_beside(target)
     try:
-        fd = _create(partial)
+        fd = _create(partial, target)
     except OSError as error:
         raise OutputError(_reason(error), path=target) from error
     try:
         yield PartialFile(partial, fd)
         os.fchmod(fd, _mode(target))
         os.fsync(fd)
-        _publish(partial, target, force=force)
+        _publish(partial, fd, target, force=force)
     except OSError as error:
-        _discard(partial)
+        _discard(partial, fd)
         raise OutputError(_reason(error), path=target) from error
     except BaseException:
-        _discard(partial)
+        _discard(partial, fd)
         raise
     finally:
         os.close(fd)
     _sync_folder(target.parent)
 
 
-def _create(partial: Path) -> int:
+def _partial_beside(target: Path) -> Path:
+    """A hidden name that only ckptool uses, cut to what a folder can hold."""
+    room = MAX_NAME - len(f".{PARTIAL}")
+    name = os.fsencode(target.name)[:room].decode(errors="ignore")
+    return target.with_name(f".{name}{PARTIAL}")
+
+
+def _create(partial: Path, target: Path) -> int:
     """A new file of our own; one that a killed run left behind is replaced."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    for _ in range(2):
+    for _ in range(ATTEMPTS):
         try:
             fd = os.open(partial, flags, 0o600)
         except FileExistsError:
-            _remove_abandoned(partial)
+            _remove_abandoned(partial, target)
             continue
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return fd
-    raise OSError(errno.EEXIST, "another run is writing it")
+        try:
+            _lock(fd)
+            if _is_at(partial, fd):
+                return fd
+        except BlockingIOError:  # taken for abandoned before we had locked it
+            pass
+        except BaseException:
+            _discard(partial, fd)
+            os.close(fd)
+            raise
+        os.close(fd)
+    raise _in_use(target)
 
 
-def _remove_abandoned(partial: Path) -> None:
-    fd = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+def _remove_abandoned(partial: Path, target: Path) -> None:
+    """Remove what a killed run left behind.
+
+    Raises:
+        OutputError: a run holds its lock, or there are no locks that could tell.
+    """
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        partial.unlink()
+        # For writing, without which NFS gives no exclusive lock.
+        fd = os.open(partial, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        if not _lock(fd):
+            raise _in_use(target, hint=f"when no other run is: rm {shlex.quote(str(partial))}")
+        if _is_at(partial, fd):
+            partial.unlink()
     except BlockingIOError as error:
-        raise OSError(errno.EBUSY, f"another run is writing {partial.name}") from error
+        raise _in_use(target) from error
     finally:
         os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    """Lock a file; False when its file system has no locks.
+
+    Raises:
+        BlockingIOError: another run holds the lock.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return False
+        raise
+    return True
+
+
+def _is_at(path: Path, fd: int) -> bool:
+    """Whether the open file is the one that stands at ``path``, not another of that name."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _in_use(target: Path, hint: str | None = None) -> OutputError:
+    return OutputError("another run is writing it", path=target, hint=hint)
 
 
 def _mode(target: Path) -> int:
@@ -186,7 +244,9 @@ def _mode(target: Path) -> int:
     return 0o666 & ~umask
 
 
-def _publish(partial: Path, target: Path, *, force: bool) -> None:
+def _publish(partial: Path, fd: int, target: Path, *, force: bool) -> None:
+    if not _is_at(partial, fd):
+        raise _in_use(target)
     if force:
         partial.rename(target)
         return
@@ -202,9 +262,10 @@ def _publish(partial: Path, target: Path, *, force: bool) -> None:
     partial.unlink()
 
 
-def _discard(partial: Path) -> None:
+def _discard(partial: Path, fd: int) -> None:
     with suppress(OSError):
-        partial.unlink()
+        if _is_at(partial, fd):
+            partial.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

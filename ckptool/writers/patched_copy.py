@@ -15,6 +15,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ckptool.dtypes import DType
 from ckptool.errors import DamagedError, UnsupportedError
@@ -26,6 +27,7 @@ from ckptool.tree import ByteSpan, Chunk, TensorRef, extent
 from ckptool.writers.base import PartialFile, expect
 
 CENTRAL_CRC = 16  # offsets of the checksum in each structure
+MAX_PLACES = 1 << 20  # elements of an interleaved view that are looked at one by one
 LOCAL_CRC = 14
 SCALES = "float8_e8m0fnu"  # powers of two without zero or sign: other numbers make no sense there
 DESCRIPTOR_SIGNATURE = b"PK\x07\x08"
@@ -61,7 +63,7 @@ def _is_dense(chunk: Chunk) -> bool:
     return extent(chunk.shape, chunk.strides) == numel
 
 
-def check_patch(patch: Patch) -> None:
+def check_patch(patch: Patch, path: Path) -> None:
     """Refuse what cannot be moved exactly.
 
     Raises:
@@ -72,12 +74,41 @@ def check_patch(patch: Patch) -> None:
     for ref in (target, source):
         if len(ref.chunks) != 1 or ref.quantizer is not None:
             raise UnsupportedError("only tensors with plain stored values move", address=patch.name)
+    chunk = target.chunks[0]
+    if chunk.span.source != path or target.lazy or _shares_memory(chunk):
+        raise UnsupportedError(
+            "the slot is no run of values in the file of their own (encoded in the pickle, "
+            "conjugated or expanded)",
+            address=patch.name,
+            hint="ckptool extract-ema writes the averaged weights as a file of their own",
+        )
     if patch.is_plain:
         return
     if target.dtype is not source.dtype and not _casts(source.dtype, target.dtype):
         raise UnsupportedError(
             f"{source.dtype} values do not go into a {target.dtype} slot", address=patch.name
         )
+
+
+def _shares_memory(chunk: Chunk) -> bool:
+    """Whether two elements of a view are one in memory, as after ``expand``."""
+    reach, clear = 0, True
+    dimensions = zip(chunk.strides, chunk.shape, strict=True)
+    for stride, size in sorted((stride, size) for stride, size in dimensions if size > 1):
+        clear, reach = clear and stride > reach, reach + stride * (size - 1)
+    return not clear and not _all_places_differ(chunk)
+
+
+def _all_places_differ(chunk: Chunk) -> bool:
+    """The exact answer, for the rare views whose dimensions interleave; a large one is refused."""
+    places = {0}
+    count = 1
+    for size, stride in zip(chunk.shape, chunk.strides, strict=True):
+        count *= size
+        if count > MAX_PLACES or len(places) * size > MAX_PLACES:
+            return False
+        places = {place + i * stride for place in places for i in range(size)}
+    return len(places) == count
 
 
 def _casts(source: DType, target: DType) -> bool:
@@ -167,6 +198,8 @@ def _moved_checksum(
         return None
     (span,) = spans
     target = inside[0].target.chunks[0].span
+    if span.source != target.source:  # the checksums known are those of this file
+        return None
     if (target.offset, target.nbytes) != (archive.data_offset(record), record.size):
         return None
     return known.get((span.offset, span.nbytes))

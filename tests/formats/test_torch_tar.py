@@ -128,6 +128,15 @@ def test_sizes_in_base_256_and_in_extended_headers(tmp_path):
     assert_reads_like(path, torch.load(path, weights_only=False))
 
 
+@pytest.mark.parametrize("length", [b"0", b"00", b"1", b"-5", b"x", b"", b"99999999", b"500"])
+def test_lengths_in_extended_headers(length, tmp_path):
+    path = tmp_path / "model.pt"
+    record = length + b" path=pickle=\n"
+    path.write_bytes(tar_header("PaxHeader", record, kind=b"x") + padded(record) + bytes(2 * BLOCK))
+    with pytest.raises(DamagedError, match="extended tar header"):
+        open_checkpoint(path)
+
+
 def test_other_tars_are_no_checkpoints(tmp_path):
     path = tmp_path / "folder.tar"
     write_tar(path, [("readme.txt", b"hello")])

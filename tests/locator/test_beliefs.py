@@ -67,3 +67,76 @@ def test_stripped_file_of_a_writer_that_swaps_is_refused(ckptool, tmp_path, mode
     output = ckptool("extract-ema", tmp_path / "a.pth", "-o", tmp_path / "out.pt")
     assert output.exit_code == 2
     assert "swaps the slots on saving" in output.stderr
+
+
+def test_flattened_names_without_the_writers_mark_are_refused(ckptool, tmp_path, model, average):
+    """mmcv 1 keeps the raw weights so; a loop of one's own may not."""
+    flat = {"ema_" + name.replace(".", "_"): tensor for name, tensor in average.items()}
+    torch.save({"state_dict": {**model, **flat}, "epoch": 1}, tmp_path / "a.pth")
+    output = ckptool("extract-ema", tmp_path / "a.pth", "-o", tmp_path / "out.pt")
+    assert output.exit_code == 2
+    assert "does not tell which wrote it" in output.stderr
+
+
+def test_row_for_a_slot_that_is_not_there_says_nothing(
+    ckptool, tmp_path, monkeypatch, model, average
+):
+    row = '[[layouts]]\nname = "x"\nlibrary = "x"\nema_at = "net"\nmodel_at = "net"\n'
+    (tmp_path / "ckptool.toml").write_text(row)
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": model, "ema": average}, tmp_path / "a.pt")
+    assert ckptool("inspect", "a.pt", "--json").json["ema"]["main_slot"] == "raw"
+
+
+def test_row_of_a_house_style_finds_a_place_without_a_marker(
+    ckptool, tmp_path, monkeypatch, model, average
+):
+    row = '[[layouts]]\nname = "x"\nlibrary = "x"\nema_at = "slow"\nmodel_at = "net"\n'
+    (tmp_path / "ckptool.toml").write_text(row)
+    monkeypatch.chdir(tmp_path)
+    torch.save({"net": model, "slow": average}, tmp_path / "a.pt")
+    assert ckptool("inspect", "a.pt", "--json").json["ema"]["selected"] == "slow"
+
+
+def test_what_an_extraction_left_is_not_the_next_runs_average(ckptool, tmp_path, model, average):
+    from safetensors.torch import save_file
+
+    save_file(model, tmp_path / "last.safetensors")
+    torch.save({"state_dict": model, "ema": average}, tmp_path / "last.ckpt")
+    assert ckptool("extract-ema", tmp_path / "last.ckpt").exit_code == 0
+    assert (tmp_path / "last.ema.safetensors").exists()
+    output = ckptool("extract-ema", tmp_path / "last.safetensors", "-o", tmp_path / "out.pt")
+    assert output.exit_code == 2
+
+
+def test_twins_of_one_layout_keep_sound_checksums(ckptool, tmp_path, model, average):
+    """Equal offsets in two files are no reason to take one's checksums for the other's."""
+    import zipfile
+
+    torch.save(model, tmp_path / "last.pt")
+    torch.save(average, tmp_path / "last_ema.pt")
+    out = tmp_path / "promoted.pt"
+    report = ckptool("promote-ema", tmp_path / "last.pt", "-o", out, "--json")
+    assert report.exit_code == 0
+    assert report.json["file"] == str(tmp_path / "last_ema.pt")
+    assert zipfile.ZipFile(out).testzip() is None
+    promoted = torch.load(out)
+    assert all(torch.equal(promoted[name], average[name]) for name in average)
+
+
+@pytest.mark.parametrize("slot", ["expanded", "negated"])
+def test_slots_without_values_of_their_own_are_refused(ckptool, tmp_path, model, average, slot):
+    made = {
+        "expanded": torch.ones(1).expand(6),
+        "negated": torch._neg_view(torch.ones(6)),
+    }
+    saved = {"state_dict": model | {"x": made[slot]}, "ema": average | {"x": torch.arange(6.0)}}
+    torch.save(saved, tmp_path / "a.pt")
+    output = ckptool("promote-ema", tmp_path / "a.pt", "-o", tmp_path / "out.pt")
+    assert output.exit_code == 2
+
+
+def test_the_model_is_no_average_of_itself(ckptool, tmp_path, model, average):
+    torch.save({"net": model, "ema": average}, tmp_path / "a.pt")
+    args = ("--ema", "net", "--model", "net", "-o", tmp_path / "out.pt")
+    assert ckptool("extract-ema", tmp_path / "a.pt", *args).exit_code == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -15,10 +16,14 @@ import pytest
 import torch
 
 from ckptool.errors import OutputError
+from ckptool.writers import base
 from ckptool.writers.base import check_output, whole_file
 from making import average_of, save, weights
 from output import environment
+from paths import FIXTURES, contents
 from tensors import assert_same_tensors, load
+
+DIFFUSERS = FIXTURES / "ema" / "diffusers" / "checkpoint-12"
 
 
 @pytest.fixture
@@ -28,7 +33,7 @@ def target(tmp_path):
 
 @pytest.fixture
 def partial(target):
-    return target.with_name("out.pt.partial")
+    return target.with_name(".out.pt.ckptool.partial")
 
 
 def write(target, data=b"new", *, force=False):
@@ -159,6 +164,146 @@ def test_a_file_that_another_run_is_writing_is_left_to_it(target, partial):
     assert not target.exists()
 
 
+def meddled(monkeypatch, module, name, meddle):
+    """Let something happen just before the first call of a function."""
+    real, first = getattr(module, name), iter([meddle])
+
+    def call(*args, **kwargs):
+        next(first, lambda: None)()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, call)
+
+
+def test_a_file_taken_for_abandoned_before_it_is_locked_is_made_anew(
+    target, partial, tmp_path, monkeypatch
+):
+    meddled(monkeypatch, fcntl, "flock", partial.unlink)
+    write(target)
+    assert target.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_that_another_run_locks_first_is_left_to_it(target, partial, monkeypatch):
+    real, held = fcntl.flock, []
+
+    def lock():
+        held.append(os.open(partial, os.O_RDWR))
+        real(held[0], fcntl.LOCK_EX)
+
+    meddled(monkeypatch, fcntl, "flock", lock)
+    with pytest.raises(OutputError, match="another run"):
+        write(target)
+    os.close(held[0])
+    assert partial.exists()
+
+
+def test_a_new_file_in_place_of_an_abandoned_one_is_not_removed(target, partial, monkeypatch):
+    partial.write_bytes(b"abandoned")
+    held = []
+
+    def replace():
+        partial.unlink()
+        held.append(partial.open("xb"))
+        fcntl.flock(held[0], fcntl.LOCK_EX)
+
+    meddled(monkeypatch, fcntl, "flock", replace)
+    with pytest.raises(OutputError, match="another run"):
+        write(target)
+    assert os.path.samestat(os.fstat(held[0].fileno()), partial.stat())
+    held[0].close()
+
+
+def test_an_abandoned_file_that_is_gone_meanwhile_does_not_matter(target, partial, monkeypatch):
+    real = os.open
+
+    def is_there(path, flags, *mode):
+        monkeypatch.setattr(os, "open", real)
+        raise FileExistsError(errno.EEXIST, "File exists")
+
+    monkeypatch.setattr(os, "open", is_there)
+    write(target)
+    assert target.read_bytes() == b"new"
+    assert not partial.exists()
+
+
+def test_somebody_who_removes_it_again_and_again_is_given_way(target, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "_is_at", lambda path, _: path.unlink())
+    before = sorted(Path("/dev/fd").iterdir())
+    with pytest.raises(OutputError, match="another run"):
+        write(target)
+    assert sorted(Path("/dev/fd").iterdir()) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def replaced(target, partial, *, force, error=None):
+    with whole_file(target, force=force) as output:
+        output.write(b"ours")
+        partial.unlink()
+        partial.write_bytes(b"theirs")
+        if error:
+            raise error
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_the_file_of_another_run_is_not_put_in_place(force, target, partial):
+    with pytest.raises(OutputError, match="another run"):
+        replaced(target, partial, force=force)
+    assert partial.read_bytes() == b"theirs"
+    assert not target.exists()
+
+
+def test_the_file_of_another_run_is_not_discarded(target, partial):
+    with pytest.raises(ValueError, match="broken"):
+        replaced(target, partial, force=False, error=ValueError("broken"))
+    assert partial.read_bytes() == b"theirs"
+
+
+def test_a_file_of_the_user_that_is_called_partial_is_kept(target):
+    mine = target.with_name("out.pt.partial")
+    mine.write_bytes(b"precious")
+    write(target)
+    assert mine.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "\N{GREEK SMALL LETTER OMEGA}" * 127, "\udcff" * 255])
+def test_the_longest_names_are_written(name, tmp_path):
+    write(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def failing_locks(monkeypatch, number):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+
+
+NO_LOCKS = [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK]
+
+
+@pytest.mark.parametrize("number", NO_LOCKS)
+def test_it_works_without_locks(number, target, partial, tmp_path, monkeypatch):
+    failing_locks(monkeypatch, number)
+    write(target)
+    assert list(tmp_path.iterdir()) == [target]
+    partial.write_bytes(b"whose?")
+    with pytest.raises(OutputError, match="another run") as caught:
+        write(target, force=True)
+    assert str(partial) in caught.value.hint
+    assert partial.read_bytes() == b"whose?"
+    assert target.read_bytes() == b"new"
+
+
+def test_a_lock_that_fails_leaves_nothing(target, tmp_path, monkeypatch):
+    failing_locks(monkeypatch, errno.EIO)
+    before = sorted(Path("/dev/fd").iterdir())
+    with pytest.raises(OutputError, match="Input/output error"):
+        write(target)
+    assert sorted(Path("/dev/fd").iterdir()) == before
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_two_runs_in_one_process_exclude_each_other(target):
     with whole_file(target, force=False) as output:
         output.write(b"first")
@@ -223,14 +368,47 @@ def test_checks_say_where_to_write(target, tmp_path):
     source.write_bytes(b"in")
     link = tmp_path / "link.pt"
     link.symlink_to("out.pt")
-    assert check_output(target, source, force=False) == target
-    assert check_output(link, source, force=False) == target
+    assert check_output(target, [source], force=False) == target
+    assert check_output(link, [source], force=False) == target
+
+
+@pytest.mark.parametrize("part", ["unet", "unet_ema"])
+def test_no_file_of_a_folder_that_is_read_is_replaced(part, tmp_path, ckptool):
+    folder = shutil.copytree(DIFFUSERS, tmp_path / "checkpoint-12")
+    output = folder / part / "diffusion_pytorch_model.safetensors"
+    before = contents(folder)
+    refused = ckptool("extract-ema", folder, "-o", output, "--force", "--json")
+    assert refused.exit_code == 2
+    assert "the input itself" in refused.json["error"]["message"]
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("operand", [".", "../checkpoint-1.2", "unet/..", None])
+def test_the_output_of_a_folder_stands_beside_it(operand, tmp_path, ckptool, monkeypatch):
+    folder = shutil.copytree(DIFFUSERS, tmp_path / "checkpoint-1.2")
+    monkeypatch.chdir(folder)
+    before = contents(folder)
+    assert ckptool("extract-ema", operand or folder).exit_code == 0
+    assert contents(folder) == before
+    beside = tmp_path / "checkpoint-1.2.ema.safetensors"
+    assert sorted(tmp_path.iterdir()) == [folder, beside]
+
+
+def test_a_neighbour_that_is_read_is_not_replaced(tmp_path, ckptool):
+    folder = shutil.copytree(DIFFUSERS, tmp_path / "checkpoint-12")
+    name = "diffusion_pytorch_model.safetensors"
+    before = contents(folder)
+    output = ("-o", folder / "unet_ema" / name, "--force", "--json")
+    refused = ckptool("extract-ema", folder / "unet" / name, *output)
+    assert refused.exit_code == 2
+    assert "the input itself" in refused.json["error"]["message"]
+    assert contents(folder) == before
 
 
 def test_a_dangling_chain_of_links_without_a_folder_is_refused(tmp_path):
     (tmp_path / "link.pt").symlink_to("no/such/out.pt")
     with pytest.raises(OutputError, match="folder does not exist"):
-        check_output(tmp_path / "link.pt", tmp_path / "in.pt", force=False)
+        check_output(tmp_path / "link.pt", [tmp_path / "in.pt"], force=False)
 
 
 # --------------------------------------------------------------------------------- killed meanwhile

@@ -1,4 +1,4 @@
-"""The last look at averaged weights before somebody builds on them."""
+"""The last look at averaged weights before somebody builds on them: finite, equal as believed."""
 
 from __future__ import annotations
 
