@@ -10,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ckptool.commands.promote_ema import promote_ema
-from ckptool.errors import DamagedError, UnsupportedError
+from ckptool.errors import CkptError, DamagedError, UnsupportedError
 from ckptool.formats import open_checkpoint
 from ckptool.writers import patched_copy
 from ckptool.writers.base import whole_file
-from ckptool.writers.patched_copy import Patch, check_patch
 from judge import tensor_bytes
 from making import average_of, save, weights
 from samples import NEW_DTYPES, OLD_DTYPES, filled
@@ -151,13 +150,9 @@ REFUSED = [
 @pytest.mark.parametrize(("slot", "source"), REFUSED, ids=str)
 def test_what_is_no_cast_of_real_numbers_is_refused(slot, source, tmp_path):
     path = saved(tmp_path, {"w": filled(slot, 4)}, {"w": filled(source, 4)})
-    with open_checkpoint(path) as checkpoint, pytest.raises(UnsupportedError) as caught:
-        check_patch(patch_of(checkpoint), path)
-    assert caught.value.address == "w"
-
-
-def patch_of(checkpoint) -> Patch:
-    return Patch("w", checkpoint.tree["model"]["w"], checkpoint.tree["ema"]["w"])
+    with pytest.raises(CkptError, match=r"\bw\b"):
+        promoted(path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 SLOTS = {
@@ -169,11 +164,12 @@ SLOTS = {
 
 @pytest.mark.parametrize("kind", SLOTS)
 def test_a_slot_without_values_of_its_own_is_refused(kind, tmp_path):
-    path = saved(tmp_path, {"w": SLOTS[kind]}, {"w": SLOTS[kind].resolve_conj().clone()})
-    with open_checkpoint(path) as checkpoint, pytest.raises(UnsupportedError) as caught:
-        check_patch(patch_of(checkpoint), path)
+    path = saved(tmp_path, {"w": SLOTS[kind]}, {"w": SLOTS[kind].resolve_conj() * 2})
+    with pytest.raises(UnsupportedError) as caught:
+        promoted(path)
     assert caught.value.address == "w"
     assert "extract-ema" in caught.value.hint
+    assert list(tmp_path.iterdir()) == [path]
 
 
 # ----------------------------------------------------------------------------------------- checking
