@@ -32,7 +32,8 @@ def load_state_dict(
     """The weights in a checkpoint as torch tensors, without running anything that the file says.
 
     Tensors are mapped from the file where they lie ready in it: nothing is read until it is used,
-    and writing to them changes memory only. Needs torch.
+    and writing to them changes memory only. So values that are not finite are not noticed here, as
+    they are by ``ckptool extract-ema``. Needs torch.
 
     Args:
         path: the checkpoint.

@@ -25,8 +25,16 @@ def as_torch(tensors: Mapping[str, TensorRef], reader: TensorReader) -> dict[str
     """The tensors by name, on the CPU; tied ones share memory, strides are kept.
 
     Raises:
-        UnsupportedError: a tensor without plain stored values, or a type that this torch lacks.
+        UnsupportedError: a tensor without plain stored values, a type that this torch lacks, or no
+            torch at all.
     """
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise UnsupportedError(
+            "tensors of torch need torch, which is not installed",
+            hint="pip install 'ckptool[torch]'; ckptool extract-ema works without it",
+        ) from error
     maps: dict[Path, mmap.mmap] = {}
     return {name: _tensor(name, ref, reader, maps) for name, ref in tensors.items()}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -188,3 +190,10 @@ def test_every_error_is_a_ckpt_error(tmp_path):
     with pytest.raises(library.CkptError) as caught:
         library.open_checkpoint(tmp_path / "missing.pt")
     assert str(caught.value) == f"{tmp_path / 'missing.pt'}: no such file"
+
+
+def test_without_torch_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UnsupportedError) as caught:
+        library.load_state_dict(LATE)
+    assert "ckptool[torch]" in caught.value.hint

@@ -28,6 +28,7 @@ import zlib
 from collections.abc import Mapping
 from functools import cached_property
 from struct import Struct
+from struct import error as StructError  # noqa: N812
 from typing import NamedTuple
 
 from ckptool.errors import DamagedError, UnsupportedError
@@ -203,12 +204,12 @@ def _zip64_sizes(extra: bytes, plain: int, packed: int, header: int) -> tuple[in
             extra[at + 2] + 256 * extra[at + 3],
         )
         if kind == 1:
-            values = iter(Struct(f"<{length // 8}Q").unpack_from(extra, at + 4))
             try:
+                values = iter(Struct(f"<{length // 8}Q").unpack_from(extra, at + 4))
                 plain, packed, header = (
                     next(values) if v == _UINT32_MAX else v for v in (plain, packed, header)
                 )
-            except (StopIteration, RuntimeError) as error:
+            except (StopIteration, RuntimeError, StructError) as error:
                 raise DamagedError("a zip64 field lacks the sizes it should hold") from error
             return plain, packed, header
         at += 4 + length

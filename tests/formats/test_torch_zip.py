@@ -139,6 +139,16 @@ def test_torchscript_reads_as_data(tmp_path):
 # ---------------------------------------------------------------------------------- how zips can be
 
 
+def test_zip64_field_cut_short_is_damage(tmp_path):
+    path = write_zip(tmp_path, torch_records(tmp_path), zip64=True)
+    content = bytearray(path.read_bytes())
+    field = content.index(b"\x01\x00\x18\x00", content.index(b"PK\x01\x02"))
+    content[field + 2 : field + 4] = b"\xff\xff"  # the field claims more than the entry has
+    path.write_bytes(content)
+    with pytest.raises(DamagedError, match="zip64"):
+        open_checkpoint(path)
+
+
 def test_zip64_records(tmp_path):
     path = write_zip(tmp_path, torch_records(tmp_path), zip64=True)
     assert_reads_like(path, torch.load(path, weights_only=False))
