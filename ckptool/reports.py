@@ -17,6 +17,7 @@ class Finding(NamedTuple):
     severity: str  # error | warning | info
     address: str
     message: str
+    remedy: str | None = None  # what to do or to type next
 
 
 class Amount(NamedTuple):
@@ -185,6 +186,28 @@ class PromoteReport(NamedTuple):
     file: str | None = None  # the sibling that holds the averages, if it is another file
 
 
+class CheckResult(NamedTuple):
+    """What one rule said of one file: a third state keeps silence from looking like success."""
+
+    rule: str  # CK404
+    title: str
+    state: str  # passed | failed | not-checked
+    reason: str = ""  # why it was not checked
+    severity: str = "error"  # of its findings
+
+
+class VerifyReport(NamedTuple):
+    """What ``ckptool verify`` says of one file."""
+
+    path: str
+    ok: bool  # nothing that counts failed
+    format: str | None  # None: it could not be opened
+    size_bytes: int
+    findings: tuple[Finding, ...]
+    checks: tuple[CheckResult, ...]  # every rule that was selected, in the order of the table
+    required: tuple[str, ...] = ()  # --require, as asked
+
+
 class LayoutsReport(NamedTuple):
     """The table of layouts."""
 
@@ -203,6 +226,7 @@ SCHEMAS: Mapping[type, str] = {
     RunReport: "ckptool/inspect-run/1",
     ExtractReport: "ckptool/extract-ema/1",
     PromoteReport: "ckptool/promote-ema/1",
+    VerifyReport: "ckptool/verify/1",
     LayoutsReport: "ckptool/layouts/1",
     ErrorReport: "ckptool/error/1",
 }

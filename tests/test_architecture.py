@@ -61,7 +61,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("library", "torch_bridge"),
         ("plans", "soundness", "ema", "numerics", "formats", "tree", "errors"),
     ),
-    "cli": (("cli",), ("render", "commands", "ema", "reports", "errors", "root")),
+    "cli": (("cli", "cli.*"), ("render", "commands", "ema", "reports", "errors", "root")),
     "root": (("", "__main__"), ("cli", "library", "formats", "errors")),
 }  # fmt: skip
 
@@ -140,7 +140,6 @@ def test_every_arrow_is_used():
 
 HOMES = {
     "rich": {"render.terminal"},
-    "typer": {"cli"},
     "numpy": {"numerics"},
     "ml_dtypes": {"numerics"},
     "torch": {"torch_bridge", "library"},
@@ -168,6 +167,11 @@ def test_a_library_has_one_home(outside):
         if any(name.partition(".")[0] == outside for name in imported(tree))
     }
     assert users == HOMES[outside]
+
+
+def test_typer_is_for_the_command_line():
+    users = {m for m, tree in SOURCES.items() if "typer" in set(imported(tree))}
+    assert {group_of(module) for module in users} == {"cli"}
 
 
 HEAVY = {"torch", "numpy", "ml_dtypes", "rich", "safetensors"}
@@ -200,7 +204,7 @@ def test_nothing_is_printed_or_executed(module):
         assert not [name for name in calls(SOURCES[module]) if "import_module" in name]
 
 
-@pytest.mark.parametrize("module", set(SOURCES) - {"cli"})
+@pytest.mark.parametrize("module", [m for m in SOURCES if group_of(m) != "cli"])
 def test_only_the_command_line_knows_environment_and_streams(module):
     names = {ast.unparse(n) for n in ast.walk(SOURCES[module]) if isinstance(n, ast.Attribute)}
     known = {"os.environ", "os.getenv", "sys.stdout", "sys.stderr", "sys.argv", "sys.exit"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import ckptool as library
-from ckptool import cli
+from ckptool.cli import output as streams
 from output import environment
 from paths import FIXTURES
 
@@ -87,12 +87,12 @@ class Terminal(io.StringIO):
 def slow(monkeypatch):
     """A clock by which every look takes a second."""
     seconds = iter(range(1000))
-    monkeypatch.setattr(cli.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr(streams.time, "monotonic", lambda: float(next(seconds)))
 
 
 def test_progress_is_shown_on_a_terminal_and_wiped(slow, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with cli._progress("copying") as advance:
+    with streams.progressing("copying") as advance:
         for _ in range(4):
             advance(1 << 20)
     shown = sys.stderr.getvalue()
@@ -102,7 +102,7 @@ def test_progress_is_shown_on_a_terminal_and_wiped(slow, monkeypatch):
 
 def test_progress_is_not_shown_elsewhere(slow, monkeypatch):
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    with cli._progress("copying") as advance:
+    with streams.progressing("copying") as advance:
         for _ in range(4):
             advance(1 << 20)
     assert sys.stderr.getvalue() == ""
@@ -110,6 +110,6 @@ def test_progress_is_not_shown_elsewhere(slow, monkeypatch):
 
 def test_progress_of_something_quick_is_not_shown(monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    with cli._progress("copying") as advance:
+    with streams.progressing("copying") as advance:
         advance(1 << 20)
     assert sys.stderr.getvalue() == ""

@@ -1,0 +1,49 @@
+"""The options of ``ckptool inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ckptool.cli.options import (
+    ColorOption,
+    JsonOption,
+)
+from ckptool.cli.output import answer, house_layouts, progressing
+from ckptool.commands.inspect import inspect_directory, inspect_file, is_run
+
+
+def command(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Checkpoints, or a run's folder.")
+    ],
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    match: Annotated[
+        str | None, typer.Option(metavar="GLOB", help="List the tensors whose address fits.")
+    ] = None,
+    stats: Annotated[
+        bool, typer.Option("--stats", help="Read the listed values: range, mean, norm, not finite.")
+    ] = False,
+    json: JsonOption = False,
+    color: ColorOption = "auto",
+) -> None:
+    """Show what a checkpoint holds, where its EMA is, what training state rides along."""
+    reports: list[Any] = []
+    with progressing("reading") as progress:
+        for path in paths:
+            if is_run(path):
+                reports.append(inspect_directory(path, layouts=house_layouts()))
+            else:
+                reports.append(
+                    inspect_file(
+                        path,
+                        list_tensors=tensors,
+                        match=match,
+                        stats=stats,
+                        progress=progress,
+                        layouts=house_layouts(),
+                    )
+                )
+    answer(reports if len(reports) > 1 else reports[0], json=json, color=color)

@@ -1,0 +1,29 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Color = Literal["auto", "always", "never"]
+PathOperand = Annotated[Path, typer.Argument(metavar="PATH", help="The checkpoint.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")]
+ColorOption = Annotated[Color, typer.Option(help="When to colour the output.")]
+EmaOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ema", metavar="ADDRESS", help="Where the averaged weights are: a/b or a/prefix*."
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="ADDRESS", help="Which weights they average: a/b or a/prefix*."
+    ),
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Replace an existing file; take values that are not finite.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Only say what would be written.")]

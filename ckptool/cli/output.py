@@ -1,0 +1,69 @@
+"""Where answers and progress go, and what the configuration adds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ckptool.render.as_json import to_json
+
+if TYPE_CHECKING:
+    from ckptool.layouts import Layouts
+
+PROGRESS_AFTER = 1.0  # seconds
+PROGRESS_EVERY = 0.1
+
+
+def answer(report: Any, *, json: bool, color: str) -> None:
+    """Print a report, or several: text, or one JSON document."""
+    if json:
+        sys.stdout.write(to_json(report) + "\n")
+        return
+    from ckptool.render.terminal import show
+
+    reports = report if isinstance(report, list) else [report]
+    for i, one in enumerate(reports):
+        if i:
+            sys.stdout.write("\n")
+        show(one, sys.stdout, used_color(color))
+
+
+@contextlib.contextmanager
+def progressing(verb: str) -> Iterator[Callable[[int], None]]:
+    """Bytes and rate on stderr, on a terminal only, once something takes over a second."""
+    done, begun, shown = 0, time.monotonic(), 0.0
+    is_terminal = sys.stderr.isatty()
+
+    def advance(nbytes: int) -> None:
+        nonlocal done, shown
+        done += nbytes
+        now = time.monotonic()
+        if is_terminal and now - begun > PROGRESS_AFTER and now - shown > PROGRESS_EVERY:
+            shown = now
+            rate = done / (now - begun) / 2**20
+            sys.stderr.write(f"\r{verb}: {done / 2**20:,.0f} MiB, {rate:,.0f} MiB/s ")
+            sys.stderr.flush()
+
+    try:
+        yield advance
+    finally:
+        if shown:
+            sys.stderr.write("\r\x1b[K")
+
+
+def used_color(asked: str) -> str:
+    """FORCE_COLOR colours pipes too, unless an option or NO_COLOR says otherwise."""
+    forced = os.environ.get("FORCE_COLOR") and not os.environ.get("NO_COLOR")
+    return "always" if asked == "auto" and forced else asked
+
+
+def house_layouts() -> Layouts:
+    """Rows of the configuration at or above the working directory."""
+    from ckptool.config import read_layouts
+
+    return read_layouts(Path.cwd())
