@@ -27,7 +27,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from shlex import quote
 
 from ckptool.alignment import Alignment, align_names, align_positions, paired_prefixes
 from ckptool.candidates import (
@@ -41,9 +40,6 @@ from ckptool.candidates import (
 from ckptool.errors import (
     AddressError,
     CkptError,
-    EmaAmbiguousError,
-    EmaNotFoundError,
-    EmaRefusedError,
 )
 from ckptool.evidence import CAREFUL, Evidence, compare_sample
 from ckptool.formats import open_checkpoint
@@ -59,7 +55,6 @@ from ckptool.selection import select_table
 from ckptool.siblings import POSTHOC, averaged_neighbours, config_beside, raw_neighbours
 from ckptool.tree import (
     TensorRef,
-    is_container,
     resolve,
 )
 
@@ -115,6 +110,7 @@ class _Search:
         self.checkpoint, self.layouts = checkpoint, layouts
         self.inventory = take_inventory(checkpoint.tree)
         self.model: Table | None = None
+        self._aligned: list[tuple[Table, Table, Alignment]] = []
 
     def candidates(self, *, fixed_model: bool) -> tuple[Candidate, ...]:
         """Everything marked that pairs with the model, merged where it is the same."""
@@ -277,6 +273,17 @@ class _Search:
         )
 
     def _align(self, main: Table, table: Table) -> Alignment:
+        """How the names pair; a part that was tried before is not aligned again."""
+        for ours, theirs, known in self._aligned:
+            if (theirs.prefix, theirs.address) == (table.prefix, table.address) and (
+                (ours.entries, theirs.entries) == (main.entries, table.entries)
+            ):
+                return known
+        alignment = self._align_anew(main, table)
+        self._aligned.append((main, table, alignment))
+        return alignment
+
+    def _align_anew(self, main: Table, table: Table) -> Alignment:
         """By order for lists and numbered names, else by name."""
         sequence = ordered(table)
         if sequence is not None and not _shares_names(main, table.entries):
@@ -570,91 +577,3 @@ def _main_slot(search: _Search, location: EmaLocation) -> str:
     if says_so and location.identical:  # values are read only then
         return "averaged"
     return "raw"
-
-
-# ---------------------------------------------------------------------------------------- requiring
-
-
-def require_ema(
-    location: EmaLocation, checkpoint: Checkpoint, command: str = "ckptool extract-ema"
-) -> Candidate:
-    """The one candidate to take; ``command`` is what the hint begins with.
-
-    Raises:
-        EmaNotFoundError: none.
-        EmaAmbiguousError: several, names that cannot be told apart, or only kinds that must be
-            asked for.
-    """
-    path = checkpoint.path
-    if location.selected is not None:
-        _refuse_unrelated(location.selected, path, command)
-        return location.selected
-    implied = [c for c in location.candidates if c.is_implied]
-    if unstarted := [c for c in location.candidates if c.is_unstarted]:
-        raise EmaNotFoundError(
-            f"no averaged weights yet: {unstarted[0].doubt}",
-            path=path,
-            address=unstarted[0].address,
-            hint="take a checkpoint from after the averaging began",
-        )
-    if implied and len(implied) == len(location.candidates):
-        raise EmaNotFoundError(
-            f"no averaged weights are stored as such; {implied[0].why}",
-            path=path,
-            address=implied[0].address,
-            hint="load the optimizer with its library, switch it to evaluation, and save again",
-        )
-    if not location.candidates:
-        raise EmaNotFoundError(
-            "no averaged weights are stored beside the model's; whether these weights are "
-            "themselves averaged cannot be told from this file" + _declared(checkpoint),
-            path=path,
-            hint="if you know where they are: --ema ADDRESS; ckptool inspect lists the addresses",
-        )
-    only = location.candidates[0]
-    hint = f"{command} {_command(only, path)}"
-    if len(location.candidates) > 1:
-        listed = ", ".join(f"{_place(c)} ({c.kind})" for c in location.candidates)
-        message = f"{len(location.candidates)} places could be meant: {listed}"
-    elif only.doubt:
-        message = f"{_place(only)}: {only.doubt}"
-        hint = "name the part that is meant: --ema 'ADDRESS/PREFIX*' or --model ADDRESS"
-    elif only.is_unrelated:
-        message = (
-            f"{only.address} is called {only.kind}, but its values are unrelated to the model's"
-        )
-    else:
-        message = f"{only.address} is a {only.kind}, which is not taken unless it is named"
-    raise EmaAmbiguousError(message, path=path, hint=hint)
-
-
-def _refuse_unrelated(chosen: Candidate, path: Path, command: str) -> None:
-    """Rule 5: what has nothing to do with the model is taken only when it is named."""
-    if chosen.kind != CHOSEN and chosen.is_unrelated:
-        said = f"{_place(chosen)} is called {chosen.kind}"
-        raise EmaRefusedError(
-            f"{said}, but its values are unrelated to the model's",
-            path=path,
-            hint=f"if it is what you want: {command} {_command(chosen, path)}",
-        )
-
-
-def _place(candidate: Candidate) -> str:
-    """Where a candidate is, in a sentence: the file when it is another one."""
-    return candidate.file.name if candidate.file else candidate.address or "(the top)"
-
-
-def _command(candidate: Candidate, path: Path) -> str:
-    """What takes a candidate when it is typed after ``ckptool extract-ema``."""
-    if candidate.file:
-        return quote(str(candidate.file))
-    return f"{quote(str(path))} --ema {quote(candidate.address)}"
-
-
-def _declared(checkpoint: Checkpoint) -> str:
-    """What the file itself says about having no EMA."""
-    if not is_container(checkpoint.tree):
-        return ""
-    values = scalars_in(checkpoint.tree)
-    said = [f"{k} is {values[k]}" for k in ("has_ema", "ema_state_dict") if k in values]
-    return f" ({', '.join(said)})" if said else ""

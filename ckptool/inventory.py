@@ -144,7 +144,13 @@ def scalars_in(node: Tree) -> dict[str, Any]:
     return {
         str(key): value
         for key, value in fields.items()
-        if value is None
-        or isinstance(value, (bool, int, float, str))
-        or (isinstance(value, TensorRef) and value.numel == 1)
+        if (
+            value.shape == () or value.numel == 1
+            if isinstance(value, TensorRef)
+            else _is_plain(value)
+        )
     }
+
+
+def _is_plain(value: Tree) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))

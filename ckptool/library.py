@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ckptool.ema import locate_ema, require_ema
+from ckptool.ema import locate_ema
 from ckptool.errors import EmaNotFoundError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.plans import Extraction, plan_extraction, plan_model
+from ckptool.refusals import require_ema
 from ckptool.soundness import prove_equalities
 from ckptool.torch_bridge import as_torch
 

@@ -74,15 +74,15 @@ def layout_metadata(checkpoint: Checkpoint, layout: EmaLayout) -> dict[str, Any]
 
 def split_counters(table: Table, main: Table | None) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
     """(weights, one-element tensors that describe them: n_averaged, decay, step)."""
-    known = {name.rpartition(".")[2] for name in main.entries} if main else set()
-    own: dict[str, Leaf] = {
+    counting: dict[str, Leaf] = {
         name: ref
         for name, ref in table.entries.items()
-        if isinstance(ref, TensorRef)
-        and ref.numel == 1
-        and (last := name.rpartition(".")[2]) in META_KEYS
-        and last not in known
+        if isinstance(ref, TensorRef) and ref.numel == 1 and name.rpartition(".")[2] in META_KEYS
     }
+    if not counting:
+        return dict(table.entries), {}
+    known = {name.rpartition(".")[2] for name in main.entries} if main else set()
+    own = {name: ref for name, ref in counting.items() if name.rpartition(".")[2] not in known}
     return {name: ref for name, ref in table.entries.items() if name not in own}, own
 
 

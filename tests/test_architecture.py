@@ -32,7 +32,8 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ema": (
         (
             "ema", "candidates", "alignment", "ordering", "evidence", "direction", "groups",
-            "layouts", "metadata", "optimizers", "selection", "siblings", "config", "ema_findings",
+            "layouts", "metadata", "optimizers", "refusals", "selection", "siblings", "config",
+            "ema_findings",
         ),
         ("inventory", "formats", "tree", "words", "reports", "errors"),
     ),

@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ckptool.candidates import EmaLocation, table_address
-from ckptool.ema import WRITTEN_BY, locate_ema, require_ema
+from ckptool.ema import WRITTEN_BY, locate_ema
 from ckptool.errors import DamagedError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
@@ -15,6 +15,7 @@ from ckptool.inventory import take_inventory
 from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress
 from ckptool.plans import Extraction, plan_extraction
+from ckptool.refusals import require_ema
 from ckptool.reports import ExtractReport, Finding
 from ckptool.soundness import meanwhile, prove_equalities, refuse_nonfinite
 from ckptool.writers import safetensors_file, torch_zip
@@ -63,7 +64,7 @@ def extract_ema(
         layouts: rows of a house style, tried before the known ones.
 
     Raises:
-        EmaNotFoundError, EmaAmbiguousError, EmaRefusedError: see ``ema.require_ema``.
+        EmaNotFoundError, EmaAmbiguousError, EmaRefusedError: see ``refusals.require_ema``.
         OutputError: the output exists or cannot be written.
     """
     output = output or _default_output(path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from shlex import quote
 
 from ckptool.candidates import Candidate, EmaLocation, table_address
-from ckptool.ema import locate_ema, require_ema
+from ckptool.ema import locate_ema
 from ckptool.errors import EmaRefusedError, UnsupportedError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
@@ -19,6 +19,7 @@ from ckptool.inventory import Table
 from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress, same_values
 from ckptool.plans import shared_with_others
+from ckptool.refusals import require_ema
 from ckptool.reports import Finding, PromoteReport
 from ckptool.soundness import meanwhile, prove_equalities, refuse_nonfinite
 from ckptool.tree import Address, TensorRef, Tree, walk
@@ -54,7 +55,7 @@ def promote_ema(
         layouts: rows of a house style, tried before the known ones.
 
     Raises:
-        EmaNotFoundError, EmaAmbiguousError, EmaRefusedError: see ``ema.require_ema``.
+        EmaNotFoundError, EmaAmbiguousError, EmaRefusedError: see ``refusals.require_ema``.
         UnsupportedError: the container or a tensor cannot be patched.
         OutputError: the output exists or cannot be written.
     """

@@ -109,7 +109,7 @@ def test_a_hundred_thousand_tensors_take_under_a_second(writer):
 
 @pytest.mark.slow
 def test_a_hundred_thousand_tensors_in_one_table_take_little_more():
-    """The parts of a table are split and aligned twice: to tell them apart, and to take one."""
+    """The parts of a table are aligned to tell them apart, and not again to take one."""
     both = {f"model.{name}": tensor for name, tensor in LARGE.items()}
     both |= {f"model_ema.{name.replace('.', '_')}": tensor for name, tensor in LARGE.items()}
     location, spent = located({"state_dict": both})
