@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptool.dtypes import DType
 from ckptool.errors import DamagedError, UnsupportedError
@@ -132,7 +132,13 @@ def strided(data: bytes | bytearray, chunk: Chunk, dtype: np.dtype[Any]) -> np.n
     return np.ndarray(chunk.shape, dtype, data, strides=strides)
 
 
+def chunk_values(reader: TensorReader, ref: TensorRef, chunk: Chunk) -> np.ndarray[Any, Any]:
+    """A part of a tensor as an array with the part's strides; takes memory for its span."""
+    return _resolved(strided(reader.read(chunk.span), chunk, element_dtype(ref)), ref)
+
+
 E4M3_MAX = 448.0
+E4M3_ROUNDS_UP = 464.0  # halfway from the largest value to what would be the next
 FLOAT32_BYTES = 4
 
 
@@ -152,6 +158,35 @@ def cast(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> np.ndarray[Any,
         if wanted.name == "float8_e4m3fn":
             values = values.astype(np.float32).clip(-E4M3_MAX, E4M3_MAX)
         return values.astype(wanted)
+
+
+class Losses(NamedTuple):
+    """What a cast costs."""
+
+    overflowed: int  # finite values that become infinite, or the largest of a type without infinity
+    vanished: int  # values other than 0 that become 0
+
+    def __add__(self, other: object) -> Losses:
+        if not isinstance(other, Losses):
+            return NotImplemented
+        return Losses(self.overflowed + other.overflowed, self.vanished + other.vanished)
+
+
+def count_losses(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> Losses:
+    """How many values a cast would take beyond the range of the type, or down to 0."""
+    import numpy as np
+
+    if values.dtype == wanted:
+        return Losses(0, 0)
+    given, made = _wide(values), _wide(cast(values, wanted))
+    finite = np.isfinite(given)
+    if wanted.name == "float8_e4m3fn":
+        beyond = np.abs(given) >= E4M3_ROUNDS_UP
+    else:
+        beyond = ~np.isfinite(made)
+    return Losses(
+        int(np.count_nonzero(beyond & finite)), int(np.count_nonzero((made == 0) & (given != 0)))
+    )
 
 
 def _resolved(values: np.ndarray[Any, Any], ref: TensorRef) -> np.ndarray[Any, Any]:
@@ -174,13 +209,23 @@ def value_bytes(reader: TensorReader, ref: TensorRef) -> Iterator[bytes]:
         yield (values.byteswap() if swapped else values).tobytes()
 
 
-def same_values(reader: TensorReader, one: TensorRef, other: TensorRef) -> bool:
-    """Whether two tensors are equal, byte for byte, wherever they lie, whatever their strides."""
-    if one.dtype is not other.dtype or one.shape != other.shape:
+def same_values(
+    reader: TensorReader, one: TensorRef, other: TensorRef, *, cast_other: bool = False
+) -> bool:
+    """Whether two tensors are equal, byte for byte, wherever they lie, whatever their strides.
+
+    With ``cast_other`` the second is compared as it would be in the type of the first.
+    """
+    if one.shape != other.shape:
         return False
-    if one.chunks == other.chunks:
-        return True
-    return _joined_equal(value_bytes(reader, one), value_bytes(reader, other))
+    if one.dtype is other.dtype:
+        same = one.chunks == other.chunks
+        return same or _joined_equal(value_bytes(reader, one), value_bytes(reader, other))
+    if not cast_other or one.dtype.numpy is None or other.dtype.numpy is None:
+        return False
+    wanted = numpy_dtype(one.dtype)
+    theirs = (cast(block, wanted).tobytes() for block in blocks(reader, other))
+    return _joined_equal(value_bytes(reader, one), theirs)
 
 
 def _joined_equal(ours: Iterator[bytes], theirs: Iterator[bytes]) -> bool:

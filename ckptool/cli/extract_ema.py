@@ -16,7 +16,7 @@ from ckptool.cli.options import (
     ModelOption,
     PathOperand,
 )
-from ckptool.cli.output import answer, house_layouts, progressing
+from ckptool.cli.output import answer, house_layouts, progressing, source_date
 from ckptool.commands.extract_ema import extract_ema
 
 
@@ -52,5 +52,6 @@ def command(
         report = extract_ema(
             path, output, ema=ema, model=model, names=names, wrap=wrap, force=force,
             dry_run=dry_run, progress=progress, layouts=house_layouts(),
+            made_at=source_date(),
         )  # fmt: skip
     answer(report, json=json, color=color)

@@ -9,11 +9,12 @@ anything.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ckptool.errors import UnsupportedError
-from ckptool.formats.base import TensorReader
+from ckptool.formats.base import SourceFile, TensorReader
+from ckptool.formats.safetensors_file import LENGTH_BYTES, METADATA, parse_json
 from ckptool.numerics import Progress, no_progress, value_bytes
 from ckptool.tree import TensorRef
 from ckptool.writers.base import PartialFile, expect
@@ -45,7 +46,7 @@ def write(
 
 
 def _header(ordered: list[tuple[str, TensorRef]], metadata: Mapping[str, str]) -> bytes:
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    header: dict[str, object] = {METADATA: dict(metadata)}
     offset = 0
     for name, ref in ordered:
         header[name] = {
@@ -54,6 +55,18 @@ def _header(ordered: list[tuple[str, TensorRef]], metadata: Mapping[str, str]) -
             "data_offsets": [offset, offset + ref.nbytes],
         }
         offset += ref.nbytes
+    return _encoded(header)
+
+
+def with_metadata(file: SourceFile, metadata: Mapping[str, str]) -> bytes:
+    """The header of a file, with other metadata; names, order and offsets stay."""
+    length = int.from_bytes(file.read(0, LENGTH_BYTES), "little")
+    fields = parse_json(file.read(LENGTH_BYTES, length))
+    fields.pop(METADATA, None)
+    return _encoded({METADATA: dict(metadata), **fields})
+
+
+def _encoded(header: Mapping[str, object]) -> bytes:
     try:
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -61,11 +74,11 @@ def _header(ordered: list[tuple[str, TensorRef]], metadata: Mapping[str, str]) -
             "a tensor's name is not valid text, which safetensors needs"
         ) from error
     text += b" " * (-len(text) % ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
 def _tag(name: str, ref: TensorRef) -> str:
-    if ref.dtype.safetensors is None or ref.quantizer is not None or name == "__metadata__":
+    if ref.dtype.safetensors is None or ref.quantizer is not None or name == METADATA:
         raise UnsupportedError(
             f"safetensors cannot hold a {ref.dtype} tensor of this name",
             address=name,
@@ -83,7 +96,7 @@ def _shape(ref: TensorRef) -> list[int]:
     return [*ref.shape[:-1], ref.shape[-1] * ref.dtype.packed]
 
 
-def check(path: Path, tensors: Mapping[str, TensorRef]) -> None:
+def check(path: Path, names: Collection[str]) -> None:
     """Reopen a written file with the safetensors library.
 
     Raises:
@@ -93,6 +106,6 @@ def check(path: Path, tensors: Mapping[str, TensorRef]) -> None:
 
     try:
         with safe_open(path, "numpy") as opened:
-            expect(set(opened.keys()) == set(tensors), "other names", path)
+            expect(set(opened.keys()) == set(names), "other names", path)
     except SafetensorError as error:
         expect(False, str(error), path)

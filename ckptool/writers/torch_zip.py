@@ -16,6 +16,7 @@ from struct import Struct
 from ckptool.dtypes import DType
 from ckptool.errors import UnsupportedError
 from ckptool.formats.base import TensorReader
+from ckptool.formats.torch_zip import PROVENANCE
 from ckptool.formats.zip_records import END, ZIP64_END, ZIP64_LOCATOR
 from ckptool.numerics import BLOCK, Progress, no_progress, value_bytes
 from ckptool.tree import ByteSpan, TensorRef, contiguous_strides
@@ -35,8 +36,9 @@ def write(
     reader: TensorReader,
     wrap: str | None = None,
     progress: Progress = no_progress,
+    note: str | None = None,
 ) -> None:
-    """Write ``{name: tensor}``, or ``{wrap: {name: tensor}}``.
+    """Write ``{name: tensor}``, or ``{wrap: {name: tensor}}``; ``note`` is the provenance.
 
     Raises:
         UnsupportedError: a tensor that has no values or no plain form.
@@ -48,6 +50,8 @@ def write(
     for storage in storages:
         archive.add(f"{ARCHIVE}/data/{storage.key}", storage.blocks(reader), progress)
     archive.add(f"{ARCHIVE}/version", iter((b"3\n",)))
+    if note is not None:
+        archive.add(f"{ARCHIVE}/{PROVENANCE}", iter((note.encode(),)))
     archive.finish()
 
 
@@ -260,22 +264,33 @@ class _ArchiveWriter:
 
     def finish(self) -> None:
         """The central directory and the end records."""
-        output = self._output
-        start = output.position
+        start = self._output.position
         for record in self._written:
-            output.write(_central(record))
-        size, count = output.position - start, len(self._written)
-        if count >= 0xFFFF or start >= ZIP64_FROM or size >= ZIP64_FROM:
-            at = output.position
-            output.write(ZIP64_END.pack(b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start))
-            output.write(ZIP64_LOCATOR.pack(b"PK\x06\x07", 0, at, 1))
-        ends = (
-            min(count, 0xFFFF),
-            min(count, 0xFFFF),
-            size if size < ZIP64_FROM else IN_EXTRA,
-            start if start < ZIP64_FROM else IN_EXTRA,
-        )
-        output.write(END.pack(b"PK\x05\x06", 0, 0, *ends, 0))
+            self._output.write(_central(record))
+        write_end(self._output, start, len(self._written))
+
+
+def add_record(output: PartialFile, name: str, content: bytes) -> bytes:
+    """Append one small record to an archive, and return its entry for the directory."""
+    archive = _ArchiveWriter(output)
+    archive.add(name, iter((content,)))
+    return _central(archive._written[0])
+
+
+def write_end(output: PartialFile, start: int, count: int) -> None:
+    """The end records, behind a directory of ``count`` entries that began at ``start``."""
+    size = output.position - start
+    if count >= 0xFFFF or start >= ZIP64_FROM or size >= ZIP64_FROM:
+        at = output.position
+        output.write(ZIP64_END.pack(b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start))
+        output.write(ZIP64_LOCATOR.pack(b"PK\x06\x07", 0, at, 1))
+    ends = (
+        min(count, 0xFFFF),
+        min(count, 0xFFFF),
+        size if size < ZIP64_FROM else IN_EXTRA,
+        start if start < ZIP64_FROM else IN_EXTRA,
+    )
+    output.write(END.pack(b"PK\x05\x06", 0, 0, *ends, 0))
 
 
 def _central(record: _Written) -> bytes:
