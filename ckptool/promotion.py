@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
-from ckptool.candidates import Candidate, EmaLocation
+from ckptool.candidates import Candidate, EmaLocation, table_address
 from ckptool.errors import EmaRefusedError, UnsupportedError
+from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint, TensorReader
-from ckptool.inventory import Inventory, Table
+from ckptool.inventory import Inventory, Leaf, Table, take_inventory
 from ckptool.numerics import same_values
 from ckptool.plans import shared_with_others
+from ckptool.selection import select_table
 from ckptool.tree import Address, TensorRef, Tree, format_address, walk
+from ckptool.writers.base import expect
 from ckptool.writers.containers import CONTAINERS
 from ckptool.writers.patched_copy import Patch, check_patch
 
@@ -88,6 +92,27 @@ def plan_promotion(
         tensors=len(alignment.pairs),
         shared=shared,
     )
+
+
+def check_slot(path: Path, model: Table, shift: int) -> None:
+    """Open what was written: the slot must be where it was, ``shift`` bytes further.
+
+    Raises:
+        CkptError: it cannot be opened, or a tensor lies elsewhere.
+    """
+    with open_checkpoint(path) as written:
+        slot = select_table(take_inventory(written.tree), table_address(model))
+    for name, ref in model.entries.items():
+        found = slot.entries.get(name)
+        expect(found is not None and _places(found) == _places(ref, shift), name, path)
+
+
+def _places(leaf: Leaf, shift: int = 0) -> object:
+    """What a tensor is and where, whatever the file is called."""
+    if not isinstance(leaf, TensorRef):
+        return leaf.layout, leaf.shape
+    chunks = [(chunk.span.offset + shift, *chunk[1:]) for chunk in leaf.chunks]
+    return leaf.dtype, leaf.shape, chunks
 
 
 def optimizers(inventory: Inventory) -> tuple[str, ...]:

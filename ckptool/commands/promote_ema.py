@@ -7,7 +7,6 @@ the raw weights: resume training from the original file.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
 
@@ -16,10 +15,11 @@ from ckptool.ema import locate_ema
 from ckptool.errors import DamagedError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint, SourceFile
+from ckptool.inventory import Table
 from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress
 from ckptool.origin import origin
-from ckptool.promotion import Promotion, optimizers, plan_promotion
+from ckptool.promotion import Promotion, check_slot, optimizers, plan_promotion
 from ckptool.provenance import as_text
 from ckptool.refusals import require_ema
 from ckptool.reports import Finding, PromoteReport
@@ -84,7 +84,8 @@ def promote_ema(
             if done:
                 note = as_text(origin("promote-ema", path, location, candidate, made_at))
                 with whole_file(place, force=force or in_place, backup=kept) as file:
-                    _write(checkpoint, plan, file, note, progress, findings)
+                    _write(checkpoint, location.model, plan, file, note, progress)
+                    findings()  # a refusal discards the file
                     _refuse_changes(checkpoint, place, in_place=in_place)
             found = findings()
         report = _report(path, target, checkpoint, location, candidate, plan)
@@ -146,15 +147,15 @@ def _findings(checkpoint: Checkpoint, plan: Promotion, *, force: bool) -> tuple[
 
 def _write(
     checkpoint: Checkpoint,
+    model: Table | None,
     plan: Promotion,
     output: PartialFile,
     note: str,
     progress: Progress,
-    findings: Callable[[], object],
 ) -> None:
     reader = checkpoint.reader
     file = reader.file(checkpoint.path)
-    if not plan.patches:
+    if model is None or not plan.patches:
         output.copy_file(file, progress)
         return
     container = CONTAINERS[checkpoint.format_name]
@@ -162,7 +163,7 @@ def _write(
     patched_copy.put(output, plan.patches, reader, shift, progress)
     container.finish(output, file, plan.patches, note)
     patched_copy.check(output, plan.patches, reader, shift)
-    findings()  # a refusal discards the file
+    check_slot(output.path, model, shift)
 
 
 def _refuse_changes(checkpoint: Checkpoint, place: Path, *, in_place: bool) -> None:
