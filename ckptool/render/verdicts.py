@@ -1,4 +1,4 @@
-"""What is shown of ``verify`` and of its rules: the verdict, the faults, and what nobody looked at."""
+"""What is shown of ``verify`` and its rules: verdict, faults, and what nobody looked at."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ckptool.render import text as words
 from ckptool.render.page import Grid, Line, Page, line
-from ckptool.reports import CheckResult, Finding, RulesReport, VerifyReport
+from ckptool.reports import CheckResult, ChoiceReport, Finding, RulesReport, VerifyReport
 
 _STYLE = {"error": "error", "warning": "warning", "info": "info"}
 _HEADS = {"error": "Errors", "warning": "Warnings", "info": "Worth knowing"}
@@ -71,6 +71,17 @@ def _unchecked(checks: tuple[CheckResult, ...]) -> Page:
 
 def _without_rule(check: CheckResult) -> str:
     return check.reason.replace(f"--select {check.rule}", "--select RULE")
+
+
+def show_choice(report: ChoiceReport) -> Page:
+    """The path alone, for ``$(...)``; where none passes, why each did not."""
+    if report.path is not None:
+        yield line(report.path, wraps=False)
+        return
+    yield line(("none passes", "error"))
+    for one in report.reports:
+        yield line("")
+        yield from show_verify(one)
 
 
 def show_rules(report: RulesReport) -> Page:
