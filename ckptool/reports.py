@@ -214,6 +214,20 @@ class VerifyReport(NamedTuple):
     required: tuple[str, ...] = ()  # --require, as asked
 
 
+class ChoiceReport(NamedTuple):
+    """Which checkpoint of a run was chosen: ``verify --latest-valid`` and ``--best``."""
+
+    path: str | None  # None: none passed
+    why: str
+    reports: tuple[VerifyReport, ...]  # of those that were looked at, in that order
+
+
+class RulesReport(NamedTuple):
+    """The table of rules, or a part of it."""
+
+    rules: tuple[Any, ...]  # rows of ``rules.py``
+
+
 class LayoutsReport(NamedTuple):
     """The table of layouts."""
 
@@ -233,6 +247,8 @@ SCHEMAS: Mapping[type, str] = {
     ExtractReport: "ckptool/extract-ema/1",
     PromoteReport: "ckptool/promote-ema/1",
     VerifyReport: "ckptool/verify/1",
+    ChoiceReport: "ckptool/verify-choice/1",
+    RulesReport: "ckptool/rules/1",
     LayoutsReport: "ckptool/layouts/1",
     ErrorReport: "ckptool/error/1",
 }

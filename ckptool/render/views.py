@@ -15,17 +15,21 @@ from ckptool.render import text as words
 from ckptool.render.folding import fold
 from ckptool.render.page import Grid, Line, Page
 from ckptool.render.page import line as _text
+from ckptool.render.verdicts import show_choice, show_rules, show_verify
 from ckptool.reports import (
     CandidateReport,
+    ChoiceReport,
     ErrorReport,
     ExtractReport,
     Finding,
     InspectReport,
     LayoutsReport,
     PromoteReport,
+    RulesReport,
     RunEntry,
     RunReport,
     TensorEntry,
+    VerifyReport,
 )
 
 _SEVERITY_STYLE = {"error": "error", "warning": "warning", "info": "info"}
@@ -398,5 +402,8 @@ VIEWS: dict[type, Callable[[Any], Page]] = {
     RunReport: show_run,
     ExtractReport: show_extract,
     PromoteReport: show_promote,
+    VerifyReport: show_verify,
+    ChoiceReport: show_choice,
+    RulesReport: show_rules,
     ErrorReport: show_error,
 }
