@@ -1,0 +1,36 @@
+"""The formats in which other programs take reports: which function writes which report how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ckptool.render.as_json import to_json
+from ckptool.render.github import to_github
+from ckptool.render.junit import to_junit
+from ckptool.render.markdown import to_markdown
+from ckptool.render.sarif import to_code_scanning, to_sarif
+from ckptool.reports import VerifyReport
+
+Renderer = Callable[[Sequence[Any]], str]  # of reports of one type
+
+
+def to_documents(reports: Sequence[Any]) -> str:
+    """One JSON document: an array for several reports."""
+    return to_json(list(reports) if len(reports) > 1 else reports[0])
+
+
+# Name -> for each type of report, its renderer.
+FORMATS: Mapping[str, Mapping[type, Renderer]] = {
+    "json": {VerifyReport: to_documents},
+    "md": {VerifyReport: to_markdown},
+    "github": {VerifyReport: to_github},
+    "sarif": {VerifyReport: to_sarif},
+    "code-scanning": {VerifyReport: to_code_scanning},
+    "junit": {VerifyReport: to_junit},
+}
+
+
+def rendered(reports: Sequence[Any], name: str) -> str:
+    """One or more reports of one type in the format of that name; no line end at its end."""
+    return FORMATS[name][type(reports[0])](reports)

@@ -1,0 +1,63 @@
+"""What every format says of a verification in the same words: three states, counts, where and what.
+
+Passed, failed and not checked are three things: a check that was not made is never shown as one
+that passed, nor left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from ckptool.render.text import plural, printable
+from ckptool.reports import CheckResult, Finding, VerifyReport
+
+LIMIT = 4096  # characters; programs look files up by what they are told
+
+PASSED, FAILED, NOT_CHECKED = "passed", "failed", "not-checked"
+
+# The words for the states, in the order in which they are of interest.
+STATES: Mapping[str, str] = {FAILED: "failed", NOT_CHECKED: "not checked", PASSED: "passed"}
+
+
+def verdict(report: VerifyReport) -> str:
+    """The state of a whole file."""
+    return PASSED if report.ok else FAILED
+
+
+def in_state(report: VerifyReport, state: str) -> list[CheckResult]:
+    """The checks in one of the states, in the order of the table."""
+    return [check for check in report.checks if check.state == state]
+
+
+def counts(report: VerifyReport) -> str:
+    """``1 error, 2 warnings; 3 failed, 21 not checked, 40 passed``."""
+    severities = [finding.severity for finding in report.findings]
+    bad = [
+        plural(severities.count(severity), severity)
+        for severity in ("error", "warning")
+        if severity in severities
+    ]
+    checks = ", ".join(f"{len(in_state(report, s))} {word}" for s, word in STATES.items())
+    return f"{', '.join(bad)}; {checks}" if bad else checks
+
+
+def findings_by_check(report: VerifyReport) -> Iterator[tuple[CheckResult, list[Finding]]]:
+    """Every check with what it found."""
+    for check in report.checks:
+        yield check, [finding for finding in report.findings if finding.rule == check.rule]
+
+
+def path_of(report: VerifyReport) -> str:
+    """The file, as it was named."""
+    return printable(report.path, LIMIT)
+
+
+def sentence(finding: Finding) -> str:
+    """Where and what, in one line."""
+    where = f"{printable(finding.address)}: " if finding.address else ""
+    return f"{where}{printable(finding.message, LIMIT)}"
+
+
+def remedy(finding: Finding) -> str:
+    """What to do about it; may be empty."""
+    return printable(finding.remedy or "", LIMIT)

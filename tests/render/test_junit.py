@@ -1,0 +1,78 @@
+"""JUnit XML: read back by the standard library, held against the form that Jenkins publishes."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given, settings
+
+import verdicts
+from ckptool.render.junit import to_junit
+from ckptool.render.text import printable
+from published import assert_junit
+
+
+def suites(text: str) -> list[ET.Element]:
+    return list(ET.fromstring(text.encode()))
+
+
+def outcome(case: ET.Element) -> str:
+    return case[0].tag if len(case) else "passed"
+
+
+@given(verdicts.report_lists())
+def test_whatever_the_names_it_is_xml_with_a_suite_a_file(reports):
+    found = suites(to_junit(reports))
+    assert [suite.get("name") for suite in found] == [printable(r.path) for r in reports]
+    for suite, report in zip(found, reports, strict=True):
+        assert [case.get("name") for case in suite] == [
+            printable(f"{check.rule} {check.title}") for check in report.checks
+        ]
+
+
+@given(verdicts.report_lists())
+@settings(max_examples=20)
+def test_it_is_what_jenkins_takes(reports):
+    assert_junit(to_junit(reports))
+
+
+@pytest.mark.parametrize("report", [verdicts.good(), verdicts.bad(), verdicts.unreadable()])
+def test_the_counts_are_those_of_the_cases(report):
+    (suite,) = suites(to_junit([report]))
+    outcomes = [outcome(case) for case in suite]
+    assert suite.get("tests") == str(len(outcomes))
+    assert suite.get("failures") == str(outcomes.count("failure"))
+    assert suite.get("skipped") == str(outcomes.count("skipped"))
+
+
+def test_a_failure_tells_where_what_and_what_to_do():
+    (suite,) = suites(to_junit([verdicts.bad()]))
+    (failure,) = suite[1]
+    assert failure.attrib == {
+        "type": "error",
+        "message": "state_dict/a.weight: 64 bytes are missing",
+    }
+    assert failure.text == "state_dict/a.weight: 64 bytes are missing\nget the file again"
+
+
+def test_a_check_that_was_not_made_says_why():
+    (suite,) = suites(to_junit([verdicts.good()]))
+    assert [outcome(case) for case in suite] == ["passed", "skipped"]
+    assert suite[1][0].get("message") == verdicts.BYTES
+
+
+def test_information_is_no_failure():
+    (suite,) = suites(to_junit([verdicts.bad()]))
+    assert suite[4][0].tag == "system-out"
+    assert suite[4][0].text == "ema: 1 of 4 weights has no average"
+
+
+def test_all_findings_of_a_check_are_told():
+    report = verdicts.bad()
+    again = report.findings[0]._replace(address="state_dict/b.weight")
+    (suite,) = suites(to_junit([report._replace(findings=(*report.findings, again))]))
+    assert suite.get("failures") == "2"
+    assert [line.split(":")[0] for line in suite[1][0].text.splitlines()] == [
+        "state_dict/a.weight", "get the file again", "state_dict/b.weight", "get the file again",
+    ]  # fmt: skip
