@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from ckptool.render.text import printable
-from ckptool.render.verdict import (
+from ckptool.render.states import (
     LIMIT,
     STATES,
     counts,
@@ -21,6 +20,7 @@ from ckptool.render.verdict import (
     sentence,
     verdict,
 )
+from ckptool.render.text import printable
 from ckptool.reports import CheckResult, Finding, VerifyReport
 
 COMMANDS: Mapping[str, str] = {"error": "error", "warning": "warning", "info": "notice"}

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ckptool.render.text import printable
-from ckptool.render.verdict import (
+from ckptool.render.states import (
     LIMIT,
     NOT_CHECKED,
     findings_by_check,
@@ -18,6 +17,7 @@ from ckptool.render.verdict import (
     remedy,
     sentence,
 )
+from ckptool.render.text import printable
 from ckptool.reports import CheckResult, Finding, VerifyReport
 
 FAILURES = frozenset({"error", "warning"})

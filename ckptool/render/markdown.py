@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ckptool.render.text import printable, size
-from ckptool.render.verdict import (
+from ckptool.render.states import (
     FAILED,
     LIMIT,
     NOT_CHECKED,
@@ -22,6 +21,7 @@ from ckptool.render.verdict import (
     path_of,
     verdict,
 )
+from ckptool.render.text import printable, size
 from ckptool.reports import CheckResult, Finding, VerifyReport
 
 MARKS: Mapping[str, str] = {PASSED: "✅", FAILED: "❌", NOT_CHECKED: "⬜"}

@@ -15,8 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from ckptool.render.text import printable
-from ckptool.render.verdict import (
+from ckptool.render.states import (
     LIMIT,
     NOT_CHECKED,
     PASSED,
@@ -24,6 +23,7 @@ from ckptool.render.verdict import (
     remedy,
     sentence,
 )
+from ckptool.render.text import printable
 from ckptool.reports import CheckResult, Finding, VerifyReport
 
 SCHEMA = (
