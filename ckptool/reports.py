@@ -194,6 +194,7 @@ class CheckResult(NamedTuple):
     state: str  # passed | failed | not-checked
     reason: str = ""  # why it was not checked
     severity: str = "error"  # of its findings
+    name: str = ""  # ema-absent
 
 
 class VerifyReport(NamedTuple):

@@ -12,11 +12,13 @@ from ckptool.reports import CheckResult, Finding, VerifyReport
 BYTES = "reads every byte: ask with --bytes"
 
 CHECKS = (
-    CheckResult("CK101", "container-damaged", "passed"),
-    CheckResult("CK102", "truncated", "failed"),
-    CheckResult("CK103", "checksum", "not-checked", BYTES),
-    CheckResult("CK404", "ema-identical", "failed", severity="warning"),
-    CheckResult("CK409", "ema-partial", "failed", severity="info"),
+    CheckResult("CK101", "The file breaks the rules of its format.", "passed", name="damaged"),
+    CheckResult("CK102", "The file ends before its values do.", "failed", name="truncated"),
+    CheckResult("CK103", "Bytes do not fit their checksum.", "not-checked", BYTES, name="checksum"),
+    CheckResult(
+        "CK404", "The averages are the model's own values.", "failed", "", "warning", "same"
+    ),
+    CheckResult("CK409", "Weights of the model have no average.", "failed", "", "info", "partial"),
 )
 FINDINGS = (
     Finding("CK102", "error", "state_dict/a.weight", "64 bytes are missing", "get the file again"),
@@ -39,10 +41,16 @@ def unreadable(path: str = "runs/none.ckpt") -> VerifyReport:
     """What cannot be opened is a finding, and nothing else was checked."""
     finding = Finding("CK101", "error", "", "not a checkpoint")
     checks = (
-        CheckResult("CK101", "container-damaged", "failed"),
-        CheckResult("CK102", "truncated", "not-checked", "the file could not be opened"),
+        CHECKS[0]._replace(state="failed"),
+        CHECKS[1]._replace(state="not-checked", reason="the file could not be opened"),
     )
     return VerifyReport(path, False, None, 3, (finding,), checks)
+
+
+def unmet(path: str = "runs/unmet.ckpt") -> VerifyReport:
+    """What was required and not checked is an error, and not checked."""
+    finding = Finding("CK103", "error", "", f"required, but not checked: {BYTES}")
+    return VerifyReport(path, False, "torch-zip", 2048, (finding,), CHECKS[2:3], ("intact",))
 
 
 # What media would obey, between what they would not.
@@ -79,6 +87,7 @@ def verify_reports(draw: st.DrawFn) -> VerifyReport:
     checks = tuple(
         check._replace(
             title=draw(names()),
+            name=draw(names()),
             reason=check.reason and draw(names()) + "!",
             state="failed" if check.rule in found else check.state.replace("failed", "passed"),
         )

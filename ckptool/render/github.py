@@ -15,6 +15,7 @@ from ckptool.render.states import (
     LIMIT,
     STATES,
     counts,
+    named,
     path_of,
     remedy,
     sentence,
@@ -46,9 +47,9 @@ def escape(text: object, place: str) -> str:
 
 
 def _lines(report: VerifyReport) -> Iterator[str]:
-    titles = {check.rule: check.title for check in report.checks}
+    names = {check.rule: named(check) for check in report.checks}
     for finding in report.findings:
-        yield _annotation(report, finding, titles.get(finding.rule, ""))
+        yield _annotation(report, finding, names[finding.rule])
     said = f"{path_of(report)}: {STATES[verdict(report)]}; {counts(report)}"
     yield f"::group::{escape(said, 'data')}"
     yield from map(_check_line, report.checks)
@@ -57,12 +58,11 @@ def _lines(report: VerifyReport) -> Iterator[str]:
 
 def _annotation(report: VerifyReport, finding: Finding, title: str) -> str:
     file = escape(report.path, "property")
-    head = escape(f"{finding.rule} {title}".rstrip(), "property")
     parts = [escape(part, "data") for part in (sentence(finding), remedy(finding)) if part]
     command = COMMANDS[finding.severity]
-    return f"::{command} file={file},title={head}::{LINE_END.join(parts)}"
+    return f"::{command} file={file},title={escape(title, 'property')}::{LINE_END.join(parts)}"
 
 
 def _check_line(check: CheckResult) -> str:
-    said = f"{STATES[check.state]:<11}  {check.rule}  {check.title}"
+    said = f"{STATES[check.state]:<11}  {named(check)}"
     return escape(f"{said}: {check.reason}" if check.reason else said, "line")

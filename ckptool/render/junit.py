@@ -1,6 +1,7 @@
 """Reports as JUnit XML, in the form that Jenkins, GitLab and the others read: a suite a file.
 
-A check that was not made is ``skipped``, with the reason. Errors and warnings are a ``failure``
+A check that was not made is ``skipped``, with the reason; if it was required, that is a failure
+like others. Errors and warnings are a ``failure``
 whose type is the severity; what is only information is output of a check that did not fail.
 Format: ``junit-10.xsd`` of https://github.com/jenkinsci/xunit-plugin.
 """
@@ -13,7 +14,7 @@ from ckptool.render.states import (
     LIMIT,
     NOT_CHECKED,
     findings_by_check,
-    in_state,
+    named,
     remedy,
     sentence,
 )
@@ -40,9 +41,10 @@ def escape(text: object) -> str:
 def _suite(report: VerifyReport) -> Iterator[str]:
     cases = list(findings_by_check(report))
     failures = sum(_is_failure(findings) for _, findings in cases)
+    skipped = sum(check.state == NOT_CHECKED and not _is_failure(found) for check, found in cases)
     yield (
         f'  <testsuite name="{escape(report.path)}" tests="{len(cases)}"'
-        f' failures="{failures}" errors="0" skipped="{len(in_state(report, NOT_CHECKED))}">'
+        f' failures="{failures}" errors="0" skipped="{skipped}">'
     )
     for check, findings in cases:
         yield from _case(report, check, findings)
@@ -54,12 +56,11 @@ def _is_failure(findings: list[Finding]) -> bool:
 
 
 def _case(report: VerifyReport, check: CheckResult, findings: list[Finding]) -> Iterator[str]:
-    name = f"{check.rule} {check.title}"
-    yield f'    <testcase classname="{escape(report.path)}" name="{escape(name)}">'
-    if check.state == NOT_CHECKED:
-        yield f'      <skipped message="{escape(check.reason)}"/>'
-    elif _is_failure(findings):
+    yield f'    <testcase classname="{escape(report.path)}" name="{escape(named(check))}">'
+    if _is_failure(findings):
         yield _failure(findings)
+    elif check.state == NOT_CHECKED:
+        yield f'      <skipped message="{escape(check.reason)}"/>'
     elif findings:
         yield f"      <system-out>{_told(findings)}</system-out>"
     yield "    </testcase>"

@@ -18,6 +18,7 @@ from ckptool.render.states import (
     STATES,
     counts,
     in_state,
+    named,
     path_of,
     verdict,
 )
@@ -113,7 +114,7 @@ def _reasons(unchecked: list[CheckResult]) -> Iterator[tuple[str, str]]:
 
 
 def _named(checks: list[CheckResult]) -> str:
-    return ", ".join(f"{inline(check.rule)} {inline(check.title)}" for check in checks)
+    return ", ".join(inline(named(check)) for check in checks)
 
 
 def _folded(state: str, number: int, content: str) -> str:

@@ -1,6 +1,7 @@
 """Reports as SARIF 2.1.0, the interchange format of analysis tools: a result a finding or check.
 
-A check that passed is a result of kind ``pass``, one that was not made is ``open`` with the reason.
+A check that passed is a result of kind ``pass``, one that was not made is ``open`` with the reason,
+and ``fail`` where it was required.
 GitHub's code scanning takes every result for an alert, whatever its kind
 (https://github.com/microsoft/PSRule/issues/955), and wants a line, so there is a second form for
 it, which has the failures alone.
@@ -20,6 +21,7 @@ from ckptool.render.states import (
     NOT_CHECKED,
     PASSED,
     findings_by_check,
+    named,
     remedy,
     sentence,
 )
@@ -62,6 +64,7 @@ def _document(reports: Sequence[VerifyReport], results: Iterable[Result]) -> str
 def _rule(check: CheckResult) -> dict[str, Any]:
     return {
         "id": check.rule,
+        "name": check.name,
         "shortDescription": {"text": escape(check.title)},
         "defaultConfiguration": {"level": LEVELS[check.severity]},
     }
@@ -71,7 +74,7 @@ def _results(report: VerifyReport) -> Iterator[Result]:
     for check, findings in findings_by_check(report):
         for finding in findings:
             yield _failure(report, finding)
-        if check.state in KINDS:
+        if check.state in KINDS and not findings:
             yield _other(report, check)
 
 
@@ -95,7 +98,7 @@ def _other(report: VerifyReport, check: CheckResult) -> Result:
         "ruleId": check.rule,
         "kind": KINDS[check.state],
         "level": "none",
-        "message": {"text": escape(check.reason or check.title)},
+        "message": {"text": escape(check.reason or f"{named(check)} passed")},
         "locations": [_location(report, "")],
     }
 

@@ -24,6 +24,11 @@ def verdict(report: VerifyReport) -> str:
     return PASSED if report.ok else FAILED
 
 
+def named(check: CheckResult) -> str:
+    """``CK401 ema-absent``: the title says what is wrong, which a check that passed is not."""
+    return f"{check.rule} {check.name}"
+
+
 def in_state(report: VerifyReport, state: str) -> list[CheckResult]:
     """The checks in one of the states, in the order of the table."""
     return [check for check in report.checks if check.state == state]

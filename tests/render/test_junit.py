@@ -27,7 +27,7 @@ def test_whatever_the_names_it_is_xml_with_a_suite_a_file(reports):
     assert [suite.get("name") for suite in found] == [printable(r.path) for r in reports]
     for suite, report in zip(found, reports, strict=True):
         assert [case.get("name") for case in suite] == [
-            printable(f"{check.rule} {check.title}") for check in report.checks
+            printable(f"{check.rule} {check.name}") for check in report.checks
         ]
 
 
@@ -37,7 +37,9 @@ def test_it_is_what_jenkins_takes(reports):
     assert_junit(to_junit(reports))
 
 
-@pytest.mark.parametrize("report", [verdicts.good(), verdicts.bad(), verdicts.unreadable()])
+@pytest.mark.parametrize(
+    "report", [verdicts.good(), verdicts.bad(), verdicts.unreadable(), verdicts.unmet()]
+)
 def test_the_counts_are_those_of_the_cases(report):
     (suite,) = suites(to_junit([report]))
     outcomes = [outcome(case) for case in suite]
@@ -60,6 +62,12 @@ def test_a_check_that_was_not_made_says_why():
     (suite,) = suites(to_junit([verdicts.good()]))
     assert [outcome(case) for case in suite] == ["passed", "skipped"]
     assert suite[1][0].get("message") == verdicts.BYTES
+
+
+def test_what_was_required_and_not_checked_is_a_failure():
+    (suite,) = suites(to_junit([verdicts.unmet()]))
+    assert [outcome(case) for case in suite] == ["failure"]
+    assert suite[0][0].get("message") == f"required, but not checked: {verdicts.BYTES}"
 
 
 def test_information_is_no_failure():

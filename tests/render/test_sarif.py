@@ -80,12 +80,17 @@ def test_a_result_names_rule_severity_place_and_remedy():
     assert place == {"fullyQualifiedName": "state_dict/a.weight"}
 
 
+def test_what_was_required_and_not_checked_is_a_failure():
+    assert [result["kind"] for result in results(to_sarif([verdicts.unmet()]))] == ["fail"]
+
+
 def test_rules_are_described_once_for_all_files():
     (run,) = json.loads(to_sarif([verdicts.bad(), verdicts.bad()]))["runs"]
     rules = run["tool"]["driver"]["rules"]
     assert [rule["id"] for rule in rules] == [check.rule for check in verdicts.CHECKS]
     assert rules[3] == {
         "id": "CK404",
-        "shortDescription": {"text": "ema-identical"},
+        "name": "same",
+        "shortDescription": {"text": "The averages are the model's own values."},
         "defaultConfiguration": {"level": "warning"},
     }
