@@ -209,6 +209,12 @@ class VerifyReport(NamedTuple):
     required: tuple[str, ...] = ()  # --require, as asked
 
 
+class RulesReport(NamedTuple):
+    """The table of rules, or a part of it."""
+
+    rules: tuple[Any, ...]  # rows of ``rules.py``
+
+
 class LayoutsReport(NamedTuple):
     """The table of layouts."""
 
@@ -228,6 +234,7 @@ SCHEMAS: Mapping[type, str] = {
     ExtractReport: "ckptool/extract-ema/1",
     PromoteReport: "ckptool/promote-ema/1",
     VerifyReport: "ckptool/verify/1",
+    RulesReport: "ckptool/rules/1",
     LayoutsReport: "ckptool/layouts/1",
     ErrorReport: "ckptool/error/1",
 }

@@ -11,6 +11,7 @@ from ckptool.errors import EmaAmbiguousError, EmaRefusedError
 from ckptool.formats.base import Checkpoint
 from ckptool.numerics import find_nonfinite, same_values
 from ckptool.reports import Finding
+from ckptool.rules import finding
 from ckptool.tree import TensorRef
 
 Result = TypeVar("Result")
@@ -37,7 +38,7 @@ def refuse_nonfinite(
             hint="an earlier checkpoint may be sound; --force writes these all the same",
         )
     return tuple(
-        Finding("CK301", "warning", name, f"{count} values are not finite")
+        finding("CK301", name, f"{count} values are not finite")._replace(severity="warning")
         for name, count in bad.items()
     )
 

@@ -25,6 +25,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "dtypes": (("dtypes",), ()),
     "words": (("markers",), ()),
     "reports": (("reports",), ()),
+    "rules": (("rules",), ("reports",)),
     "tree": (("tree",), ("dtypes", "errors")),
     "formats": (("formats", "formats.*"), ("tree", "words", "dtypes", "errors")),
     "numerics": (("numerics",), ("formats", "tree", "reports", "dtypes", "errors")),
@@ -34,7 +35,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "ema", "candidates", "alignment", "ordering", "evidence", "direction", "groups",
             "layouts", "metadata", "optimizers", "selection", "siblings", "config", "ema_findings",
         ),
-        ("inventory", "formats", "tree", "words", "reports", "errors"),
+        ("inventory", "formats", "tree", "words", "rules", "reports", "errors"),
     ),
     "views": (
         ("sections", "training", "trust"),
@@ -43,7 +44,14 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "plans": (("plans",), ("ema", "inventory", "tree", "errors")),
     "soundness": (
         ("soundness",),
-        ("ema", "numerics", "formats", "tree", "reports", "errors"),
+        ("ema", "numerics", "formats", "tree", "rules", "reports", "errors"),
+    ),
+    "checks": (
+        ("checks", "checks.*"),
+        (
+            "views", "ema", "inventory", "numerics", "formats", "tree", "rules", "reports",
+            "errors",
+        ),
     ),
     "writers": (
         ("writers", "writers.*"),
@@ -52,8 +60,8 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "commands": (
         ("commands", "commands.*"),
         (
-            "writers", "plans", "soundness", "views", "ema", "inventory", "numerics", "formats",
-            "tree", "reports", "errors",
+            "writers", "plans", "checks", "soundness", "views", "ema", "inventory", "numerics",
+            "formats", "tree", "rules", "reports", "errors",
         ),
     ),
     "render": (("render", "render.*"), ("reports",)),
@@ -61,7 +69,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("library", "torch_bridge"),
         ("plans", "soundness", "ema", "numerics", "formats", "tree", "errors"),
     ),
-    "cli": (("cli", "cli.*"), ("render", "commands", "ema", "reports", "errors", "root")),
+    "cli": (("cli", "cli.*"), ("render", "commands", "ema", "rules", "reports", "errors", "root")),
     "root": (("", "__main__"), ("cli", "library", "formats", "errors")),
 }  # fmt: skip
 

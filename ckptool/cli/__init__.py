@@ -48,6 +48,18 @@ def _promote_ema() -> Command:
     return command
 
 
+def _verify() -> Command:
+    from ckptool.cli.verify import command
+
+    return command
+
+
+def _rule() -> Command:
+    from ckptool.cli.rule import command
+
+    return command
+
+
 def _layouts() -> Command:
     from ckptool.cli.layouts import command
 
@@ -59,6 +71,8 @@ COMMANDS: dict[str, Callable[[], Command]] = {
     "inspect": _inspect,
     "extract-ema": _extract_ema,
     "promote-ema": _promote_ema,
+    "verify": _verify,
+    "rule": _rule,
     "layouts": _layouts,
 }
 

@@ -175,6 +175,16 @@ def inspect_directory(path: Path, *, layouts: Layouts = ()) -> RunReport:
     Raises:
         UnreadableError: it cannot be listed, or there are none.
     """
+    entries = sorted((_run_entry(p, layouts) for p in checkpoint_files(path)), key=_progress_of)
+    return RunReport(str(path), tuple(entries), best_by_metric(entries))
+
+
+def checkpoint_files(path: Path) -> list[Path]:
+    """The checkpoints directly in a directory, by name.
+
+    Raises:
+        UnreadableError: it cannot be listed, or there are none.
+    """
     try:
         files = sorted(p for p in path.iterdir() if p.suffix in CHECKPOINT_SUFFIXES and p.is_file())
     except OSError as error:
@@ -185,8 +195,7 @@ def inspect_directory(path: Path, *, layouts: Layouts = ()) -> RunReport:
             path=path,
             hint="name a file: it is read whatever its suffix",
         )
-    entries = sorted((_run_entry(p, layouts) for p in files), key=_progress_of)
-    return RunReport(str(path), tuple(entries), _best(entries))
+    return files
 
 
 def _progress_of(entry: RunEntry) -> tuple[float, float, str]:
@@ -212,7 +221,7 @@ def _run_entry(path: Path, layouts: Layouts) -> RunEntry:
     )
 
 
-def _best(entries: list[RunEntry]) -> dict[str, str]:
+def best_by_metric(entries: list[RunEntry]) -> dict[str, str]:
     """For each metric that more than one checkpoint has: the checkpoint that is best by it.
 
     Running bests (``best_val_loss``) are left out, being equal in every later checkpoint, and so

@@ -15,6 +15,7 @@ from ckptool.render import text as words
 from ckptool.render.folding import fold
 from ckptool.render.page import Grid, Line, Page
 from ckptool.render.page import line as _text
+from ckptool.render.verdicts import show_rules, show_verify
 from ckptool.reports import (
     CandidateReport,
     ErrorReport,
@@ -23,9 +24,11 @@ from ckptool.reports import (
     InspectReport,
     LayoutsReport,
     PromoteReport,
+    RulesReport,
     RunEntry,
     RunReport,
     TensorEntry,
+    VerifyReport,
 )
 
 _SEVERITY_STYLE = {"error": "error", "warning": "warning", "info": "info"}
@@ -372,5 +375,7 @@ VIEWS: dict[type, Callable[[Any], Page]] = {
     RunReport: show_run,
     ExtractReport: show_extract,
     PromoteReport: show_promote,
+    VerifyReport: show_verify,
+    RulesReport: show_rules,
     ErrorReport: show_error,
 }
