@@ -207,6 +207,7 @@ class VerifyReport(NamedTuple):
     findings: tuple[Finding, ...]
     checks: tuple[CheckResult, ...]  # every rule that was selected, in the order of the table
     required: tuple[str, ...] = ()  # --require, as asked
+    strict: bool = False  # warnings count too
 
 
 class RulesReport(NamedTuple):

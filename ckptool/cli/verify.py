@@ -7,8 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ckptool.cli.options import ColorOption, JsonOption
-from ckptool.cli.output import answer, house_layouts, progressing
+from ckptool.cli.options import ColorOption, FormatOption, JsonOption, ReportsOption
+from ckptool.cli.output import (
+    answer_as,
+    house_layouts,
+    progressing,
+    report_files,
+    write_reports,
+)
 from ckptool.commands.verify import Request, chosen_rules, expanded, verify_file
 
 NO = 1  # the exit code of a verdict that something failed
@@ -38,10 +44,13 @@ def command(
     values: Annotated[
         bool | None, typer.Option("--values/--no-values", help="Read all values: finite, constant.")
     ] = None,
+    format_: FormatOption = "text",
+    report: ReportsOption = None,
     json: JsonOption = False,
     color: ColorOption = "auto",
 ) -> None:
     """Check a checkpoint: whole, safe, finite, averaged, ready to resume. Exit code 1: it is not."""
+    files = report_files(report)
     reports: list[Any] = []
     with progressing("verifying") as progress:
         chosen = chosen_rules(
@@ -56,8 +65,9 @@ def command(
             chosen, tuple(_listed(require)), layouts=house_layouts(), progress=progress
         )
         reports += [verify_file(path, request) for path in expanded(paths)]
-    answer(reports if len(reports) > 1 else reports[0], json=json, color=color)
-    if not all(report.ok for report in reports):
+    write_reports(files, reports)
+    answer_as("json" if json else format_, reports, color=color)
+    if not all(one.ok for one in reports):
         raise typer.Exit(NO)
 
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ckptool.render.as_json import to_json
-from ckptool.render.github import to_github
+from ckptool.render.github import errors_to_github, to_github
 from ckptool.render.junit import to_junit
 from ckptool.render.markdown import to_markdown
 from ckptool.render.sarif import to_code_scanning, to_sarif
-from ckptool.reports import VerifyReport
+from ckptool.reports import ErrorReport, VerifyReport
 
 Renderer = Callable[[Sequence[Any]], str]  # of reports of one type
 
@@ -22,9 +22,9 @@ def to_documents(reports: Sequence[Any]) -> str:
 
 # Name -> for each type of report, its renderer.
 FORMATS: Mapping[str, Mapping[type, Renderer]] = {
-    "json": {VerifyReport: to_documents},
+    "json": {VerifyReport: to_documents, ErrorReport: to_documents},
     "md": {VerifyReport: to_markdown},
-    "github": {VerifyReport: to_github},
+    "github": {VerifyReport: to_github, ErrorReport: errors_to_github},
     "sarif": {VerifyReport: to_sarif},
     "code-scanning": {VerifyReport: to_code_scanning},
     "junit": {VerifyReport: to_junit},

@@ -10,6 +10,7 @@ Source: https://docs.github.com/actions/reference/workflows-and-actions/workflow
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from ckptool.render.states import (
     LIMIT,
@@ -22,7 +23,7 @@ from ckptool.render.states import (
     verdict,
 )
 from ckptool.render.text import printable
-from ckptool.reports import CheckResult, Finding, VerifyReport
+from ckptool.reports import CheckResult, ErrorReport, Finding, VerifyReport
 
 COMMANDS: Mapping[str, str] = {"error": "error", "warning": "warning", "info": "notice"}
 
@@ -39,6 +40,11 @@ _ESCAPES: Mapping[str, dict[int, str]] = {
 def to_github(reports: Sequence[VerifyReport]) -> str:
     """Lines for the log of a job."""
     return "\n".join(line for report in reports for line in _lines(report))
+
+
+def errors_to_github(reports: Sequence[ErrorReport]) -> str:
+    """An annotation for what could not be done at all."""
+    return "\n".join(_error(report.error) for report in reports)
 
 
 def escape(text: object, place: str) -> str:
@@ -61,6 +67,12 @@ def _annotation(report: VerifyReport, finding: Finding, title: str) -> str:
     parts = [escape(part, "data") for part in (sentence(finding), remedy(finding)) if part]
     command = COMMANDS[finding.severity]
     return f"::{command} file={file},title={escape(title, 'property')}::{LINE_END.join(parts)}"
+
+
+def _error(error: Mapping[str, Any]) -> str:
+    file = f"file={escape(error['path'], 'property')}," if error["path"] else ""
+    parts = [escape(error[key], "data") for key in ("message", "hint") if error[key]]
+    return f"::error {file}title=ckptool::{LINE_END.join(parts)}"
 
 
 def _check_line(check: CheckResult) -> str:

@@ -1,8 +1,8 @@
 """Reports as JUnit XML, in the form that Jenkins, GitLab and the others read: a suite a file.
 
-A check that was not made is ``skipped``, with the reason; if it was required, that is a failure
-like others. Errors and warnings are a ``failure``
-whose type is the severity; what is only information is output of a check that did not fail.
+A case is a ``failure`` exactly where the file fails for it, so that the colour is that of the exit
+code: for an error, under ``--strict`` for a warning, also because something was required and not
+checked. What else was not checked is ``skipped``, with the reason; what else was found is output.
 Format: ``junit-10.xsd`` of https://github.com/jenkinsci/xunit-plugin.
 """
 
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from ckptool.render.states import (
     LIMIT,
     NOT_CHECKED,
+    counting,
     findings_by_check,
     named,
     remedy,
@@ -20,8 +21,6 @@ from ckptool.render.states import (
 )
 from ckptool.render.text import printable
 from ckptool.reports import CheckResult, Finding, VerifyReport
-
-FAILURES = frozenset({"error", "warning"})
 
 # printable() leaves none of the characters that XML 1.0 cannot hold at all.
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"})
@@ -39,40 +38,37 @@ def escape(text: object) -> str:
 
 
 def _suite(report: VerifyReport) -> Iterator[str]:
-    cases = list(findings_by_check(report))
-    failures = sum(_is_failure(findings) for _, findings in cases)
-    skipped = sum(check.state == NOT_CHECKED and not _is_failure(found) for check, found in cases)
+    cases = [_case(report, check, findings) for check, findings in findings_by_check(report)]
+    failures, skipped = (sum(mark in case for case in cases) for mark in ("<failure", "<skipped"))
     yield (
-        f'  <testsuite name="{escape(report.path)}" tests="{len(cases)}"'
-        f' failures="{failures}" errors="0" skipped="{skipped}">'
+        f'  <testsuite name="{escape(report.path)}" tests="{len(cases)}" failures="{failures}"'
+        f' errors="0" skipped="{skipped}">'
     )
-    for check, findings in cases:
-        yield from _case(report, check, findings)
+    yield from cases
     yield "  </testsuite>"
 
 
-def _is_failure(findings: list[Finding]) -> bool:
-    return any(finding.severity in FAILURES for finding in findings)
+def _case(report: VerifyReport, check: CheckResult, findings: list[Finding]) -> str:
+    head = f'classname="{escape(report.path)}" name="{escape(named(check))}"'
+    return f"    <testcase {head}>{_outcome(report, check, findings)}</testcase>"
 
 
-def _case(report: VerifyReport, check: CheckResult, findings: list[Finding]) -> Iterator[str]:
-    yield f'    <testcase classname="{escape(report.path)}" name="{escape(named(check))}">'
-    if _is_failure(findings):
-        yield _failure(findings)
-    elif check.state == NOT_CHECKED:
-        yield f'      <skipped message="{escape(check.reason)}"/>'
-    elif findings:
-        yield f"      <system-out>{_told(findings)}</system-out>"
-    yield "    </testcase>"
-
-
-def _failure(findings: list[Finding]) -> str:
-    """One a case, as most readers expect; its text names every finding."""
-    first = next(finding for finding in findings if finding.severity in FAILURES)
-    head = f'type="{first.severity}" message="{escape(sentence(first))}"'
-    return f"      <failure {head}>{_told(findings)}</failure>"
+def _outcome(report: VerifyReport, check: CheckResult, findings: list[Finding]) -> str:
+    """One element at most, as most readers expect; its text names every finding."""
+    bad = counting(report, findings)
+    if bad:
+        head = f'type="{bad[0].severity}" message="{escape(sentence(bad[0]))}"'
+        return f"<failure {head}>{_told(findings)}</failure>"
+    if check.state == NOT_CHECKED:
+        return f'<skipped message="{escape(check.reason)}"/>'
+    return f"<system-out>{_told(findings)}</system-out>" if findings else ""
 
 
 def _told(findings: list[Finding]) -> str:
-    lines = (part for finding in findings for part in (sentence(finding), remedy(finding)) if part)
-    return "\n".join(map(escape, lines))
+    return "\n".join(escape(line) for finding in findings for line in _lines(finding))
+
+
+def _lines(finding: Finding) -> Iterator[str]:
+    yield f"{finding.severity}: {sentence(finding)}"
+    if finding.remedy:
+        yield remedy(finding)

@@ -6,7 +6,7 @@ that passed, nor left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from ckptool.render.text import plural, printable
 from ckptool.reports import CheckResult, Finding, VerifyReport
@@ -48,8 +48,16 @@ def counts(report: VerifyReport) -> str:
 
 def findings_by_check(report: VerifyReport) -> Iterator[tuple[CheckResult, list[Finding]]]:
     """Every check with what it found."""
-    for check in report.checks:
-        yield check, [finding for finding in report.findings if finding.rule == check.rule]
+    found: dict[str, list[Finding]] = {}
+    for finding in report.findings:
+        found.setdefault(finding.rule, []).append(finding)
+    return ((check, found.get(check.rule, [])) for check in report.checks)
+
+
+def counting(report: VerifyReport, findings: Iterable[Finding]) -> list[Finding]:
+    """Those for which the file fails."""
+    severities = {"error", "warning"} if report.strict else {"error"}
+    return [finding for finding in findings if finding.severity in severities]
 
 
 def path_of(report: VerifyReport) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ckptool.render import text as words
 from ckptool.render.page import Grid, Line, Page, line
+from ckptool.render.states import counting
 from ckptool.reports import CheckResult, Finding, RulesReport, VerifyReport
 
 _STYLE = {"error": "error", "warning": "warning", "info": "info"}
@@ -18,11 +19,14 @@ MESSAGE_LIMIT = 600
 def show_verify(report: VerifyReport) -> Page:
     """The verdict; findings by severity, each with its remedy; what was not checked, and why."""
     yield _verdict(report)
-    for severity, findings in groupby(report.findings, key=lambda found: found.severity):
-        yield line((f"\n{_HEADS[severity]}", "title"))
-        for found in findings:
-            yield from _finding(found)
+    yield from _findings(report.findings)
     yield from _unchecked(report.checks)
+
+
+def show_failures(report: VerifyReport) -> Page:
+    """The verdict, and only that for which the file fails."""
+    yield _verdict(report)
+    yield from _findings(counting(report, report.findings))
 
 
 def _verdict(report: VerifyReport) -> Line:
@@ -48,6 +52,13 @@ def _count(checks: Iterable[CheckResult], state: str) -> int:
     return sum(check.state == state for check in checks)
 
 
+def _findings(findings: Iterable[Finding]) -> Page:
+    for severity, alike in groupby(findings, key=lambda found: found.severity):
+        yield line((f"\n{_HEADS[severity]}", "title"))
+        for found in alike:
+            yield from _finding(found)
+
+
 def _finding(found: Finding) -> Page:
     style = _STYLE[found.severity]
     where = f"{words.printable(found.address)}: " if found.address else ""
@@ -62,15 +73,11 @@ def _unchecked(checks: tuple[CheckResult, ...]) -> Page:
     reasons: dict[str, list[str]] = {}
     for check in checks:
         if check.state == "not-checked":
-            reasons.setdefault(_without_rule(check), []).append(check.rule)
+            reasons.setdefault(check.reason, []).append(check.rule)
     if reasons:
         yield line(("\nNot checked", "title"))
     for reason, rules in reasons.items():
         yield line("  ", (", ".join(rules), "label"), f"  {words.printable(reason, MESSAGE_LIMIT)}")
-
-
-def _without_rule(check: CheckResult) -> str:
-    return check.reason.replace(f"--select {check.rule}", "--select RULE")
 
 
 def show_rules(report: RulesReport) -> Page:

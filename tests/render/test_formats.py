@@ -48,7 +48,7 @@ def in_sarif(text: str) -> States:
 
 
 def in_junit(text: str) -> States:
-    """Information is told in a case that did not fail."""
+    """What the file does not fail for is told in a case that did not fail."""
     words = {"failure": "failed", "skipped": "not-checked", "system-out": "failed"}
     cases = ET.fromstring(text.encode()).iter("testcase")
     return {

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 
 import verdicts
-from ckptool.render.github import to_github
+from ckptool.render.github import errors_to_github, to_github
 from ckptool.render.text import printable
+from ckptool.reports import ErrorReport
 
 COMMAND = re.compile(r"::(?P<name>[a-z]+)(?: (?P<properties>.*?))?::(?P<data>.*)")
 ANNOTATIONS = {"error": "error", "warning": "warning", "notice": "info"}
@@ -79,6 +80,13 @@ def test_what_stands_in_a_property_comes_back_as_it_was(name):
     ((_, properties, data), *_) = annotations(to_github([verdicts.bad(name)]))
     assert properties == {"file": name, "title": "CK102 truncated"}
     assert data.endswith("get the file again")
+
+
+def test_what_could_not_be_done_at_all_is_an_annotation():
+    error = {"message": "no such file", "path": "a,b.ckpt", "address": None, "hint": "look\nthere"}
+    assert commands(errors_to_github([ErrorReport(error)])) == [
+        ("error", {"file": "a,b.ckpt", "title": "ckptool"}, "no such file\nlook\\x0athere")
+    ]
 
 
 def test_the_group_says_what_came_out():

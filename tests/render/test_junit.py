@@ -55,7 +55,7 @@ def test_a_failure_tells_where_what_and_what_to_do():
         "type": "error",
         "message": "state_dict/a.weight: 64 bytes are missing",
     }
-    assert failure.text == "state_dict/a.weight: 64 bytes are missing\nget the file again"
+    assert failure.text == "error: state_dict/a.weight: 64 bytes are missing\nget the file again"
 
 
 def test_a_check_that_was_not_made_says_why():
@@ -70,17 +70,22 @@ def test_what_was_required_and_not_checked_is_a_failure():
     assert suite[0][0].get("message") == f"required, but not checked: {verdicts.BYTES}"
 
 
-def test_information_is_no_failure():
-    (suite,) = suites(to_junit([verdicts.bad()]))
-    assert suite[4][0].tag == "system-out"
-    assert suite[4][0].text == "ema: 1 of 4 weights has no average"
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_failure_is_what_the_file_fails_for(strict):
+    (suite,) = suites(to_junit([verdicts.bad()._replace(strict=strict)]))
+    warning = "failure" if strict else "system-out"
+    outcomes = [outcome(case) for case in suite]
+    assert outcomes == ["passed", "failure", "skipped", warning, "system-out"]
+    assert suite[3][0].text == "warning: ema: the averages are the model's own values"
+    assert suite[4][0].text == "info: ema: 1 of 4 weights has no average"
 
 
 def test_all_findings_of_a_check_are_told():
     report = verdicts.bad()
     again = report.findings[0]._replace(address="state_dict/b.weight")
     (suite,) = suites(to_junit([report._replace(findings=(*report.findings, again))]))
-    assert suite.get("failures") == "2"
-    assert [line.split(":")[0] for line in suite[1][0].text.splitlines()] == [
-        "state_dict/a.weight", "get the file again", "state_dict/b.weight", "get the file again",
+    assert suite.get("failures") == "1"
+    assert [line.split(": 64")[0] for line in suite[1][0].text.splitlines()] == [
+        "error: state_dict/a.weight", "get the file again",
+        "error: state_dict/b.weight", "get the file again",
     ]  # fmt: skip

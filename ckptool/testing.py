@@ -1,0 +1,51 @@
+"""For test suites: a checkpoint that is not what it should be fails the test, in words.
+
+    >>> from ckptool.testing import assert_checkpoint
+    >>> assert_checkpoint("fixtures/ema/has_ema/late.pt", require=["ema"])
+
+It works in any test framework, and needs no plugin.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from ckptool.commands.verify import Request, chosen_rules, verify_file
+from ckptool.render.plain import draw
+from ckptool.render.verdicts import show_failures
+
+
+def assert_checkpoint(
+    path: str | Path,
+    *,
+    require: Sequence[str] = (),
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    like: str | Path | None = None,
+    strict: bool = False,
+) -> None:
+    """``ckptool verify``, for a test.
+
+    Args:
+        path: the checkpoint.
+        require: what must hold: ``ema``, ``resume``, ``finite``, ``safe``, …
+        select: only these rules: ``CK404``, or ``CK4`` for a family.
+        ignore: not these rules.
+        like: a checkpoint with the names and shapes that are to be loaded into.
+        strict: warnings fail too.
+
+    Raises:
+        AssertionError: it is not so; the message is the report of what failed, and of what was
+            required and not checked.
+        CkptError: it could not be looked at, or there is no such rule.
+    """
+    __tracebackhide__ = True
+    chosen = chosen_rules(require=require, selected=select, ignored=ignore, strict=strict)
+    request = Request(chosen, tuple(require), like=None if like is None else Path(like))
+    report = verify_file(Path(path), request)
+    if not report.ok:
+        said = io.StringIO()
+        draw(show_failures(report), said)
+        raise AssertionError(said.getvalue())
