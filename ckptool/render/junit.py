@@ -57,7 +57,8 @@ def _outcome(report: VerifyReport, check: CheckResult, findings: list[Finding]) 
     """One element at most, as most readers expect; its text names every finding."""
     bad = counting(report, findings)
     if bad:
-        head = f'type="{bad[0].severity}" message="{escape(sentence(bad[0]))}"'
+        kind = NOT_CHECKED if check.state == NOT_CHECKED else bad[0].severity
+        head = f'type="{kind}" message="{escape(sentence(bad[0]))}"'
         return f"<failure {head}>{_told(findings)}</failure>"
     if check.state == NOT_CHECKED:
         return f'<skipped message="{escape(check.reason)}"/>'

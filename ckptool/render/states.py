@@ -35,14 +35,15 @@ def in_state(report: VerifyReport, state: str) -> list[CheckResult]:
 
 
 def counts(report: VerifyReport) -> str:
-    """``1 error, 2 warnings; 3 failed, 21 not checked, 40 passed``."""
+    """``1 error, 2 warnings; 64 checks: 3 failed, 21 not checked, 40 passed``."""
     severities = [finding.severity for finding in report.findings]
     bad = [
         plural(severities.count(severity), severity)
         for severity in ("error", "warning")
         if severity in severities
     ]
-    checks = ", ".join(f"{len(in_state(report, s))} {word}" for s, word in STATES.items())
+    states = ", ".join(f"{len(in_state(report, s))} {word}" for s, word in STATES.items())
+    checks = f"{plural(len(report.checks), 'check')}: {states}"
     return f"{', '.join(bad)}; {checks}" if bad else checks
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Callable
-from xml.etree import ElementTree as ET
 
 import pytest
 from hypothesis import given
@@ -15,59 +12,14 @@ import verdicts
 from ckptool.render.formats import FORMATS, rendered
 from ckptool.reports import VerifyReport
 from published import OURS, assert_ours
-
-States = dict[str, str]  # rule -> passed, failed, not-checked
-
-
-def states(reports: list[VerifyReport]) -> States:
-    return {check.rule: check.state for report in reports for check in report.checks}
-
-
-def in_json(text: str) -> States:
-    return {check["rule"]: check["state"] for check in json.loads(text)["checks"]}
-
-
-def in_markdown(text: str) -> States:
-    """Rows are failures; the two folded parts are named by their state."""
-    found = dict.fromkeys(re.findall(r"^\| \S+ \w+ \| `(CK\d+)`", text, re.MULTILINE), "failed")
-    for summary, inside in re.findall(r"<summary>(.*?)</summary>(.*?)</details>", text, re.DOTALL):
-        state = re.sub(r"^\S+ \d+ ", "", summary).replace(" ", "-")
-        found |= dict.fromkeys(re.findall(r"`(CK\d+)`", inside), state)
-    return found
-
-
-def in_log(text: str) -> States:
-    lines = re.findall(r"^(passed|failed|not checked) +(CK\d+)", text, re.MULTILINE)
-    return {rule: state.replace(" ", "-") for state, rule in lines}
-
-
-def in_sarif(text: str) -> States:
-    words = {"pass": "passed", "fail": "failed", "open": "not-checked"}
-    (run,) = json.loads(text)["runs"]
-    return {result["ruleId"]: words[result["kind"]] for result in run["results"]}
-
-
-def in_junit(text: str) -> States:
-    """What the file does not fail for is told in a case that did not fail."""
-    words = {"failure": "failed", "skipped": "not-checked", "system-out": "failed"}
-    cases = ET.fromstring(text.encode()).iter("testcase")
-    return {
-        case.get("name").split()[0]: words[case[0].tag] if len(case) else "passed" for case in cases
-    }
-
-
-READERS: dict[str, Callable[[str], States]] = {
-    "json": in_json,
-    "md": in_markdown,
-    "github": in_log,
-    "sarif": in_sarif,
-    "junit": in_junit,
-}
+from told import READERS, in_sarif, states
 
 
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize(
-    "report", [verdicts.good(), verdicts.bad(), verdicts.unreadable()], ids=lambda r: r.path
+    "report",
+    [verdicts.good(), verdicts.bad(), verdicts.unreadable(), verdicts.unmet()],
+    ids=lambda r: r.path,
 )
 def test_passed_failed_and_not_checked_are_told_apart(name, report):
     assert READERS[name](rendered([report], name)) == states([report])

@@ -67,6 +67,7 @@ def test_a_check_that_was_not_made_says_why():
 def test_what_was_required_and_not_checked_is_a_failure():
     (suite,) = suites(to_junit([verdicts.unmet()]))
     assert [outcome(case) for case in suite] == ["failure"]
+    assert suite[0][0].get("type") == "not-checked"
     assert suite[0][0].get("message") == f"required, but not checked: {verdicts.BYTES}"
 
 
