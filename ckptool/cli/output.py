@@ -37,11 +37,13 @@ def answer(report: Any, *, json: bool, color: str) -> None:
 def answer_as(name: str, reports: list[Any], *, color: str) -> None:
     """Print one or more reports of one type as text, or in a format of other programs."""
     if name == "text":
-        answer(reports, json=False, color=color)
-        return
-    from ckptool.render.formats import rendered
+        from ckptool.render.terminal import show
 
-    sys.stdout.write(rendered(reports, name) + "\n")
+        show(reports if len(reports) > 1 else reports[0], sys.stdout, used_color(color))
+    else:
+        from ckptool.render.formats import rendered
+
+        sys.stdout.write(rendered(reports, name) + "\n")
 
 
 def report_files(asked: list[str] | None) -> list[tuple[str, Path]]:

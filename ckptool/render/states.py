@@ -17,6 +17,7 @@ PASSED, FAILED, NOT_CHECKED = "passed", "failed", "not-checked"
 
 # The words for the states, in the order in which they are of interest.
 STATES: Mapping[str, str] = {FAILED: "failed", NOT_CHECKED: "not checked", PASSED: "passed"}
+NOUNS: Mapping[str, str] = {"error": "error", "warning": "warning", "info": "note"}
 
 
 def verdict(report: VerifyReport) -> str:
@@ -37,14 +38,14 @@ def in_state(report: VerifyReport, state: str) -> list[CheckResult]:
 def counts(report: VerifyReport) -> str:
     """``1 error, 2 warnings; 64 checks: 3 failed, 21 not checked, 40 passed``."""
     severities = [finding.severity for finding in report.findings]
-    bad = [
-        plural(severities.count(severity), severity)
-        for severity in ("error", "warning")
+    found = [
+        plural(severities.count(severity), noun)
+        for severity, noun in NOUNS.items()
         if severity in severities
     ]
     states = ", ".join(f"{len(in_state(report, s))} {word}" for s, word in STATES.items())
     checks = f"{plural(len(report.checks), 'check')}: {states}"
-    return f"{', '.join(bad)}; {checks}" if bad else checks
+    return f"{', '.join(found)}; {checks}" if found else checks
 
 
 def findings_by_check(report: VerifyReport) -> Iterator[tuple[CheckResult, list[Finding]]]:
