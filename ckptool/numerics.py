@@ -183,6 +183,15 @@ def same_values(reader: TensorReader, one: TensorRef, other: TensorRef) -> bool:
     return _joined_equal(value_bytes(reader, one), value_bytes(reader, other))
 
 
+def equal_after_cast(reader: TensorReader, ours: TensorRef, theirs: TensorRef) -> bool:
+    """Whether a tensor has another's values, rounded to its own type where they differ in type."""
+    if ours.dtype is theirs.dtype or not (ours.dtype.is_floating and theirs.dtype.is_floating):
+        return same_values(reader, ours, theirs)
+    wanted = numpy_dtype(ours.dtype)
+    rounded = (cast(block, wanted).tobytes() for block in blocks(reader, theirs))
+    return _joined_equal(value_bytes(reader, ours), rounded)
+
+
 def _joined_equal(ours: Iterator[bytes], theirs: Iterator[bytes]) -> bool:
     """Whether two streams are equal; their blocks may be cut differently."""
     left = right = b""
@@ -239,7 +248,7 @@ def _wide(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 FiniteTest = Callable[[memoryview], bool]
 
-# The bits of the exponent, which are all ones in NaN and infinity, for types that numpy sums slowly.
+# Bits of the exponent, all ones in NaN and infinity, for types that numpy sums slowly.
 _EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80}
 _SUMMED = frozenset({"float32", "float64", "complex64", "complex128"})
 

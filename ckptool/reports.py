@@ -210,6 +210,14 @@ class VerifyReport(NamedTuple):
     strict: bool = False  # warnings count too
 
 
+class ChoiceReport(NamedTuple):
+    """Which checkpoint of a run was chosen: ``verify --latest-valid`` and ``--best``."""
+
+    path: str | None  # None: none passed
+    why: str
+    reports: tuple[VerifyReport, ...]  # of those that were looked at, in that order
+
+
 class RulesReport(NamedTuple):
     """The table of rules, or a part of it."""
 
@@ -235,6 +243,7 @@ SCHEMAS: Mapping[type, str] = {
     ExtractReport: "ckptool/extract-ema/1",
     PromoteReport: "ckptool/promote-ema/1",
     VerifyReport: "ckptool/verify/1",
+    ChoiceReport: "ckptool/verify-choice/1",
     RulesReport: "ckptool/rules/1",
     LayoutsReport: "ckptool/layouts/1",
     ErrorReport: "ckptool/error/1",

@@ -184,9 +184,8 @@ RULES: tuple[Rule, ...] = (
         "save after optimizer.step(); a resume would begin with empty moments",
     ),
     Rule(
-        "CK503", "optimizer-partial", _WARNING,
-        "Some parameters of the optimizer have no state, or states belong to no parameter.",
-        "fine for parameters that never got a gradient; else the groups changed between runs",
+        "CK503", "optimizer-partial", _INFO, "Some parameters of the optimizer have no state.",
+        "fine for parameters that never got a gradient: frozen or unused ones",
     ),
     Rule(
         "CK504", "optimizer-shapes", _ERROR, "The optimizer's state does not fit the weights.",
@@ -256,6 +255,16 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "CK519", "no-model", _ERROR, "There are no weights of a model.",
         "save model.state_dict() too", TREE, default=False,
+    ),
+    Rule(
+        "CK520", "optimizer-orphans", _ERROR,
+        "States of the optimizer belong to no parameter of its groups.",
+        "the groups were changed after the state was loaded: a resume would drop the moments",
+    ),
+    Rule(
+        "CK521", "optimizer-extra", _INFO,
+        "The optimizer has more parameters than the file has weights.",
+        "save everything that is trained: the rest of the model begins anew on a resume",
     ),
     # --------------------------------------------------------------------------------- loading
     Rule(

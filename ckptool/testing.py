@@ -12,6 +12,7 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from ckptool.commands.like import read_like
 from ckptool.commands.verify import Request, chosen_rules, verify_file
 from ckptool.render.plain import draw
 from ckptool.render.verdicts import show_failures
@@ -33,7 +34,8 @@ def assert_checkpoint(
         require: what must hold: ``ema``, ``resume``, ``finite``, ``safe``, …
         select: only these rules: ``CK404``, or ``CK4`` for a family.
         ignore: not these rules.
-        like: a checkpoint with the names and shapes that are to be loaded into.
+        like: a checkpoint, or a document of ``ckptool inspect --tensors --json``, with the names
+            and shapes of the model that is to load it.
         strict: warnings fail too.
 
     Raises:
@@ -42,8 +44,12 @@ def assert_checkpoint(
         CkptError: it could not be looked at, or there is no such rule.
     """
     __tracebackhide__ = True
-    chosen = chosen_rules(require=require, selected=select, ignored=ignore, strict=strict)
-    request = Request(chosen, tuple(require), like=None if like is None else Path(like))
+    options = {"require": require, "select": select, "ignore": ignore, "strict": strict}
+    request = Request(
+        chosen_rules(options, like=like is not None),
+        tuple(require),
+        like=None if like is None else read_like(str(like)),
+    )
     report = verify_file(Path(path), request)
     if not report.ok:
         said = io.StringIO()

@@ -49,7 +49,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "checks": (
         ("checks", "checks.*"),
         (
-            "views", "ema", "inventory", "numerics", "formats", "tree", "rules", "reports",
+            "plans", "views", "ema", "inventory", "numerics", "formats", "tree", "rules", "reports",
             "errors",
         ),
     ),
@@ -61,7 +61,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("commands", "commands.*"),
         (
             "writers", "plans", "checks", "soundness", "views", "ema", "inventory", "numerics",
-            "formats", "tree", "rules", "reports", "errors",
+            "formats", "tree", "dtypes", "rules", "reports", "errors",
         ),
     ),
     "render": (("render", "render.*"), ("reports",)),

@@ -106,9 +106,7 @@ def _flags(subject: Subject) -> Verdicts:
     yield from flag_findings(subject.checkpoint, subject.location)
 
 
-def _numbers(
-    rule: str, names: tuple[str, ...], subject: Subject
-) -> Iterator[tuple[Candidate, Any]]:
+def _numbers(names: tuple[str, ...], subject: Subject) -> Iterator[tuple[Candidate, Any]]:
     """The candidates that state a number, with it."""
     for candidate in subject.location.candidates:
         for name in names:
@@ -119,7 +117,7 @@ def _numbers(
 
 
 def _decay(subject: Subject) -> Verdicts:
-    stated = list(_numbers("CK410", DECAYS, subject))
+    stated = list(_numbers(DECAYS, subject))
     for candidate, decay in stated:
         if not 0 < decay < 1:
             yield finding("CK410", candidate.address, f"the decay is {decay:g}")
@@ -128,7 +126,7 @@ def _decay(subject: Subject) -> Verdicts:
 
 
 def _updates(subject: Subject) -> Verdicts:
-    stated = list(_numbers("CK411", UPDATES, subject))
+    stated = list(_numbers(UPDATES, subject))
     step = subject.training.facts.get("global_step")
     for candidate, updates in stated:
         message = _odd_count(updates, step, candidate.meta)
@@ -169,7 +167,7 @@ def _copies(subject: Subject) -> Verdicts:
 
 
 def _precision(subject: Subject) -> Verdicts:
-    stated = list(_numbers("CK413", DECAYS, subject))
+    stated = list(_numbers(DECAYS, subject))
     for candidate, decay in stated:
         kinds = {ref.dtype.name for ref in candidate.table.tensors.values()} & COARSE.keys()
         lost = [kind for kind in sorted(kinds) if 0 < 1 - decay < COARSE[kind]]

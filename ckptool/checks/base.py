@@ -6,7 +6,7 @@ not be decided. What it passes over in silence has passed, so it must look, or s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from ckptool.candidates import Candidate, EmaLocation
 from ckptool.checks.scan import Scan, scan
 from ckptool.ema import locate_ema
 from ckptool.formats.base import Checkpoint
-from ckptool.inventory import Inventory
+from ckptool.inventory import Inventory, Leaf
 from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress
 from ckptool.reports import Finding
@@ -39,13 +39,14 @@ class Subject:
         checkpoint: Checkpoint,
         *,
         layouts: Layouts = (),
-        like: Checkpoint | None = None,
+        like: Mapping[str, Leaf] | None = None,
         against: Checkpoint | None = None,
         reads: frozenset[str] = frozenset(),
         progress: Progress = no_progress,
     ) -> None:
         self.checkpoint, self.layouts = checkpoint, layouts
-        self.like, self.against = like, against
+        self.like = like  # the names and shapes of the model that is to take the weights
+        self.against = against  # where the weights are said to come from
         self.reads = reads  # what may be read in full: bytes, values
         self.progress = progress
 

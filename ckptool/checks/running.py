@@ -141,7 +141,7 @@ REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
     "ema": ("CK303", "CK401", "CK402", "CK403", "CK404", "CK405", "CK411"),
     "resume": (
         "CK303", "CK501", "CK502", "CK504", "CK505", "CK507", "CK510", "CK511", "CK512", "CK513",
-        "CK514", "CK515", "CK517", "CK519",
+        "CK514", "CK515", "CK517", "CK519", "CK520", "CK521",
     ),
     "loads": ("CK601", "CK602", "CK603", "CK604"),
     "provenance": ("CK701", "CK702"),

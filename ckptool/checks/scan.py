@@ -94,7 +94,7 @@ def scan(
 def _plan(
     reader: TensorReader, tensors: Mapping[Address, TensorRef], reads: frozenset[str]
 ) -> tuple[list[Region], Tensors]:
-    """The regions to read, in the order of the files, and the tensors to be looked at one by one."""
+    """The regions to read, as the files have them, and the tensors to look at one by one."""
     held: dict[tuple[Path, int, int], list[tuple[Address, TensorRef]]] = {}
     apart: list[tuple[Address, TensorRef]] = []
     shelves = {file.path: _Shelf(file) for file in _files(reader, tensors)}

@@ -102,6 +102,13 @@ def used_color(asked: str) -> str:
     return "always" if asked == "auto" and forced else asked
 
 
+def house_verify_options() -> dict[str, Any]:
+    """What the configuration at or above the working directory sets for ``verify``."""
+    from ckptool.config import read_verify_options
+
+    return dict(read_verify_options(Path.cwd()))
+
+
 def house_layouts() -> Layouts:
     """Rows of the configuration at or above the working directory."""
     from ckptool.config import read_layouts

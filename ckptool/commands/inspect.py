@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptool.candidates import Candidate, EmaLocation, table_address
+from ckptool.checks.safety import dangerous_names
 from ckptool.ema import locate_ema
 from ckptool.ema_findings import ema_findings
 from ckptool.errors import CkptError, UnreadableError
@@ -32,9 +33,9 @@ from ckptool.reports import (
     TensorEntry,
 )
 from ckptool.sections import sections, totals
-from ckptool.training import TrainingState, read_training_state
+from ckptool.training import TrainingState, better_direction, read_training_state
 from ckptool.tree import format_address, tensors
-from ckptool.trust import DANGEROUS, trust_of
+from ckptool.trust import trust_of
 
 
 def inspect_file(
@@ -145,11 +146,7 @@ def _globals(checkpoint: Checkpoint) -> tuple[GlobalReport, ...]:
 
 
 def _findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:
-    for entry in _globals(checkpoint):
-        if entry.trust == DANGEROUS:
-            verb = "call" if entry.called else "import"
-            message = f"torch.load(weights_only=False) would {verb} {entry.name}; ckptool did not"
-            yield Finding("CK201", "error", entry.pickle, message)
+    yield from dangerous_names(checkpoint)
     yield from ema_findings(checkpoint, location)
 
 
@@ -158,10 +155,6 @@ def _findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding
 CHECKPOINT_SUFFIXES = frozenset(
     {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pkl", ".tar", ".pyt", ".model", ".th", ".t7"}
 )
-
-# What a metric's name says about which way is better; names in neither are not judged.
-LOWER = ("loss", "error", "err", "fid", "wer", "cer", "ppl", "perplexity", "rmse", "mae", "mse")
-HIGHER = ("acc", "pck", "f1", "auc", "map", "iou", "dice", "psnr", "ssim", "bleu", "score")
 
 
 def is_run(path: Path) -> bool:
@@ -230,7 +223,7 @@ def best_by_metric(entries: list[RunEntry]) -> dict[str, str]:
     names = dict.fromkeys(name for entry in entries for name in entry.metrics)
     best = {}
     for name in names:
-        direction = _direction(name)
+        direction = better_direction(name)
         rated = [
             (entry.metrics[name], entry.path)
             for entry in entries
@@ -241,10 +234,3 @@ def best_by_metric(entries: list[RunEntry]) -> dict[str, str]:
         if direction and len(rated) > 1 and is_judged:
             best[name] = (min if direction < 0 else max)(rated, key=lambda pair: pair[0])[1]
     return best
-
-
-def _direction(name: str) -> int:
-    words = name.lower().replace("/", "_").split("_")
-    if any(word.startswith(LOWER) for word in words):
-        return -1
-    return int(any(word.startswith(HIGHER) for word in words))

@@ -7,10 +7,10 @@ that cannot be represented.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ckptool.checks.base import NotChecked, Subject
 from ckptool.checks.container import damage
@@ -20,6 +20,7 @@ from ckptool.commands.inspect import checkpoint_files, is_run
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
+from ckptool.inventory import Leaf
 from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress
 from ckptool.reports import VerifyReport
@@ -31,40 +32,38 @@ class Request(NamedTuple):
 
     chosen: Selection = select()
     required: tuple[str, ...] = ()  # as asked, for the report
-    like: Path | None = None
+    like: Mapping[str, Leaf] | None = None  # the names and shapes of a model
     against: Path | None = None
     layouts: Layouts = ()
     progress: Progress = no_progress
 
 
 def chosen_rules(
-    *,
-    require: Sequence[str] = (),
-    selected: Sequence[str] = (),
-    ignored: Sequence[str] = (),
-    strict: bool = False,
-    bytes_: bool | None = None,
-    values: bool | None = None,
+    options: Mapping[str, Any], *, like: bool = False, against: bool = False
 ) -> Selection:
-    """What the options ask for.
+    """What is asked for; ``options`` are those of the configuration, by their names.
+
+    What a file is compared with is meant to be like it: ``--like`` requires that it loads.
 
     Raises:
         UsageError: a name that nothing is called.
     """
+    require = [*options.get("require", ())]
+    require += [name for name, is_given in (("loads", like), ("provenance", against)) if is_given]
     for name in require:
         if name not in REQUIREMENTS:
             known = ", ".join(REQUIREMENTS)
             raise UsageError(f"nothing to require is called {name!r}", hint=f"one of: {known}")
-    for text in (*selected, *ignored):
+    for text in (*options.get("select", ()), *options.get("ignore", ())):
         if not is_rule(text):
             raise UsageError(f"there is no rule {text!r}", hint="ckptool rule lists them")
     return select(
         require=require,
-        selected=selected,
-        ignored=ignored,
-        strict=strict,
-        bytes_=bytes_,
-        values=values,
+        selected=options.get("select", ()),
+        ignored=options.get("ignore", ()),
+        strict=options.get("strict", False),
+        bytes_=options.get("bytes"),
+        values=options.get("values"),
     )
 
 
@@ -85,14 +84,12 @@ def verify_file(path: Path, request: Request) -> VerifyReport:
 
 
 def _subject(checkpoint: Checkpoint, request: Request, opened: ExitStack) -> Subject:
-    def other(path: Path | None) -> Checkpoint | None:
-        return None if path is None else opened.enter_context(open_checkpoint(path))
-
+    source = request.against
     return Subject(
         checkpoint,
         layouts=request.layouts,
-        like=other(request.like),
-        against=other(request.against),
+        like=request.like,
+        against=opened.enter_context(open_checkpoint(source)) if source else None,
         reads=request.chosen.reads,
         progress=request.progress,
     )

@@ -144,7 +144,7 @@ def _locator(storages: _Storages) -> Any:
     return locate
 
 
-# ---------------------------------------------------------------------------------- other containers
+# ------------------------------------------------------------------------------- other containers
 
 
 def _legacy(file: SourceFile) -> Remains:

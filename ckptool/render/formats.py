@@ -10,7 +10,7 @@ from ckptool.render.github import errors_to_github, to_github
 from ckptool.render.junit import to_junit
 from ckptool.render.markdown import to_markdown
 from ckptool.render.sarif import to_code_scanning, to_sarif
-from ckptool.reports import ErrorReport, VerifyReport
+from ckptool.reports import ChoiceReport, ErrorReport, VerifyReport
 
 Renderer = Callable[[Sequence[Any]], str]  # of reports of one type
 
@@ -20,14 +20,27 @@ def to_documents(reports: Sequence[Any]) -> str:
     return to_json(list(reports) if len(reports) > 1 else reports[0])
 
 
+def _of_those_looked_at(renderer: Renderer) -> Renderer:
+    """A choice among checkpoints as the verdicts that led to it."""
+
+    def render(choices: Sequence[ChoiceReport]) -> str:
+        return renderer([report for choice in choices for report in choice.reports])
+
+    return render
+
+
+def _verdicts(renderer: Renderer) -> dict[type, Renderer]:
+    return {VerifyReport: renderer, ChoiceReport: _of_those_looked_at(renderer)}
+
+
 # Name -> for each type of report, its renderer.
 FORMATS: Mapping[str, Mapping[type, Renderer]] = {
-    "json": {VerifyReport: to_documents, ErrorReport: to_documents},
-    "md": {VerifyReport: to_markdown},
-    "github": {VerifyReport: to_github, ErrorReport: errors_to_github},
-    "sarif": {VerifyReport: to_sarif},
-    "code-scanning": {VerifyReport: to_code_scanning},
-    "junit": {VerifyReport: to_junit},
+    "json": dict.fromkeys((VerifyReport, ChoiceReport, ErrorReport), to_documents),
+    "md": _verdicts(to_markdown),
+    "github": _verdicts(to_github) | {ErrorReport: errors_to_github},
+    "sarif": _verdicts(to_sarif),
+    "code-scanning": _verdicts(to_code_scanning),
+    "junit": _verdicts(to_junit),
 }
 
 

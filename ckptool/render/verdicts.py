@@ -18,7 +18,7 @@ from ckptool.render.states import (
     remedy,
     verdict,
 )
-from ckptool.reports import Finding, RulesReport, VerifyReport
+from ckptool.reports import ChoiceReport, Finding, RulesReport, VerifyReport
 
 MESSAGE_LIMIT = 600  # characters
 
@@ -127,6 +127,17 @@ def spans(rules: Sequence[str], order: Sequence[str]) -> str:
 
 
 # -------------------------------------------------------------------------------------------- rules
+
+
+def show_choice(report: ChoiceReport) -> Page:
+    """The path alone, for ``$(...)``; where none passes, why each did not."""
+    if report.path is not None:
+        yield line(report.path, wraps=False)
+        return
+    yield line(("none passes", "error"))
+    for one in report.reports:
+        yield line("")
+        yield from show_verify(one)
 
 
 def show_rules(report: RulesReport) -> Page:

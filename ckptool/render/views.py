@@ -15,9 +15,10 @@ from ckptool.render import text as words
 from ckptool.render.folding import fold
 from ckptool.render.page import Grid, Line, Page
 from ckptool.render.page import line as _text
-from ckptool.render.verdicts import show_rules, show_several, show_verify
+from ckptool.render.verdicts import show_choice, show_rules, show_several, show_verify
 from ckptool.reports import (
     CandidateReport,
+    ChoiceReport,
     ErrorReport,
     ExtractReport,
     Finding,
@@ -376,6 +377,7 @@ VIEWS: dict[type, Callable[[Any], Page]] = {
     ExtractReport: show_extract,
     PromoteReport: show_promote,
     VerifyReport: show_verify,
+    ChoiceReport: show_choice,
     RulesReport: show_rules,
     ErrorReport: show_error,
 }
