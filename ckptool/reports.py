@@ -200,6 +200,7 @@ class CheckResult(NamedTuple):
     state: str  # passed | failed | not-checked
     reason: str = ""  # why it was not checked
     severity: str = "error"  # of its findings
+    name: str = ""  # ema-absent
 
 
 class VerifyReport(NamedTuple):
@@ -212,6 +213,7 @@ class VerifyReport(NamedTuple):
     findings: tuple[Finding, ...]
     checks: tuple[CheckResult, ...]  # every rule that was selected, in the order of the table
     required: tuple[str, ...] = ()  # --require, as asked
+    strict: bool = False  # warnings count too
 
 
 class ChoiceReport(NamedTuple):

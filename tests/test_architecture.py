@@ -76,6 +76,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("library", "torch_bridge"),
         ("plans", "soundness", "ema", "numerics", "formats", "tree", "errors"),
     ),
+    "testing": (("testing",), ("render", "commands")),
     "cli": (("cli", "cli.*"), ("render", "commands", "ema", "rules", "reports", "errors", "root")),
     "root": (("", "__main__"), ("cli", "library", "formats", "errors")),
 }  # fmt: skip

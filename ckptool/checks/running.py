@@ -114,10 +114,10 @@ def _result(
 ) -> CheckResult:
     severity = "error" if rule.id in chosen.required else rule.severity
     if rule.id in failed:
-        return CheckResult(rule.id, rule.meaning, FAILED, "", severity)
+        return CheckResult(rule.id, rule.meaning, FAILED, "", severity, rule.name)
     reason = _why_not(rule, skipped, chosen)
     state = NOT_CHECKED if reason else PASSED
-    return CheckResult(rule.id, rule.meaning, state, reason, severity)
+    return CheckResult(rule.id, rule.meaning, state, reason, severity, rule.name)
 
 
 def _why_not(rule: Rule, skipped: Mapping[str, NotChecked], chosen: Selection) -> str:
@@ -127,7 +127,7 @@ def _why_not(rule: Rule, skipped: Mapping[str, NotChecked], chosen: Selection) -
         return ""
     if rule.cost in {BYTES, VALUES} and rule.cost not in chosen.reads:
         return f"reads all {rule.cost}: --{rule.cost}"
-    return f"only when asked for: --select {rule.id}, or what requires it"
+    return "only when asked for: --select its id, or --require what needs it"
 
 
 # --------------------------------------------------------------------------------------- selection

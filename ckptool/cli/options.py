@@ -9,7 +9,15 @@ import typer
 
 Color = Literal["auto", "always", "never"]
 PathOperand = Annotated[Path, typer.Argument(metavar="PATH", help="The checkpoint.")]
+Format = Literal["text", "json", "md", "github", "sarif", "code-scanning", "junit"]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")]
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="How to answer; --json is --format json.")
+]
+ReportsOption = Annotated[
+    list[str] | None,
+    typer.Option("--report", metavar="FORMAT=FILE", help="Also write the answer to a file."),
+]
 ColorOption = Annotated[Color, typer.Option(help="When to colour the output.")]
 EmaOption = Annotated[
     str | None,

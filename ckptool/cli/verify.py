@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import typer
 
-from ckptool.cli.options import ColorOption, JsonOption
-from ckptool.cli.output import answer, house_layouts, house_verify_options, progressing
+from ckptool.cli.options import ColorOption, FormatOption, JsonOption, ReportsOption
+from ckptool.cli.output import (
+    answer_as,
+    house_layouts,
+    house_verify_options,
+    progressing,
+    report_files,
+    write_reports,
+)
 from ckptool.commands.choosing import best_by, latest_valid
 from ckptool.commands.like import read_like
 from ckptool.commands.verify import Request, chosen_rules, expanded, verify_file
@@ -17,7 +24,6 @@ from ckptool.reports import ChoiceReport, VerifyReport
 
 NO = 1  # the exit code of a verdict that something failed
 
-Format = Literal["text", "json"]
 Names = list[str] | None
 
 
@@ -59,11 +65,13 @@ def command(
     best: Annotated[
         str | None, typer.Option(metavar="METRIC", help="Print the best checkpoint that passes.")
     ] = None,
-    form: Annotated[Format, typer.Option("--format", help="How to answer.")] = "text",
+    form: FormatOption = "text",
+    report: ReportsOption = None,
     json: JsonOption = False,
     color: ColorOption = "auto",
 ) -> None:
     """Check a checkpoint: whole, safe, finite, averaged, ready to resume. 1: it is not."""
+    files = report_files(report)
     given = house_verify_options() | {
         name: value
         for name, value in {
@@ -86,27 +94,27 @@ def command(
             layouts=layouts,
             progress=progress,
         )
-        report = _report(paths, request, latest=latest, best=best)
-    answer(report, json=json or form == "json", color=color)
-    if not _is_good(report):
+        answers = _answers(paths, request, latest=latest, best=best)
+    write_reports(files, answers)
+    answer_as("json" if json else form, answers, color=color)
+    if not all(map(_is_good, answers)):
         raise typer.Exit(NO)
 
 
-def _report(paths: list[Path], request: Request, *, latest: bool, best: str | None) -> Any:
+def _answers(
+    paths: list[Path], request: Request, *, latest: bool, best: str | None
+) -> list[ChoiceReport] | list[VerifyReport]:
     if latest and best is not None:
         raise UsageError("--latest-valid and --best choose by different rules", hint="give one")
     if latest:
-        return latest_valid(paths, request)
+        return [latest_valid(paths, request)]
     if best is not None:
-        return best_by(best, paths, request)
-    reports = [verify_file(path, request) for path in expanded(paths)]
-    return reports if len(reports) > 1 else reports[0]
+        return [best_by(best, paths, request)]
+    return [verify_file(path, request) for path in expanded(paths)]
 
 
-def _is_good(report: ChoiceReport | VerifyReport | list[VerifyReport]) -> bool:
-    if isinstance(report, ChoiceReport):
-        return report.path is not None
-    return all(one.ok for one in (report if isinstance(report, list) else [report]))
+def _is_good(report: ChoiceReport | VerifyReport) -> bool:
+    return report.path is not None if isinstance(report, ChoiceReport) else report.ok
 
 
 def _listed(given: Names) -> Names:

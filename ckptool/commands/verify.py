@@ -120,6 +120,7 @@ def _report(
         findings=verdict.findings,
         checks=verdict.checks,
         required=request.required,
+        strict=request.chosen.strict,
     )
 
 

@@ -2,75 +2,131 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 
 from ckptool.render import text as words
 from ckptool.render.page import Grid, Line, Page, line
-from ckptool.reports import CheckResult, ChoiceReport, Finding, RulesReport, VerifyReport
+from ckptool.render.states import (
+    FAILED,
+    NOT_CHECKED,
+    PASSED,
+    counting,
+    counts,
+    in_state,
+    path_of,
+    remedy,
+    verdict,
+)
+from ckptool.reports import ChoiceReport, Finding, RulesReport, VerifyReport
+
+MESSAGE_LIMIT = 600  # characters
 
 _STYLE = {"error": "error", "warning": "warning", "info": "info"}
 _HEADS = {"error": "Errors", "warning": "Warnings", "info": "Worth knowing"}
-MESSAGE_LIMIT = 600
+_VERDICT_STYLE = {PASSED: "good", FAILED: "error"}
 
 
 def show_verify(report: VerifyReport) -> Page:
     """The verdict; findings by severity, each with its remedy; what was not checked, and why."""
     yield _verdict(report)
-    for severity, findings in groupby(report.findings, key=lambda found: found.severity):
-        yield line((f"\n{_HEADS[severity]}", "title"))
-        for found in findings:
-            yield from _finding(found)
-    yield from _unchecked(report.checks)
+    yield from _findings(report.findings)
+    yield from _unchecked([report])
+
+
+def show_several(reports: Sequence[VerifyReport]) -> Page:
+    """Each file's verdict and findings; then, once for all, what was not checked."""
+    for before, report in zip([None, *reports], reports, strict=False):
+        if before is not None and (before.findings or report.findings):
+            yield line("")
+        yield _verdict(report) if report.findings else _headline(report)
+        yield from _findings(report.findings)
+    yield from _unchecked(reports)
+    passed = sum(report.ok for report in reports)
+    style = _VERDICT_STYLE[PASSED if passed == len(reports) else FAILED]
+    yield line((f"\n{passed} of {len(reports)} passed", style))
+
+
+def show_failures(report: VerifyReport) -> Page:
+    """The verdict, and only that for which the file fails."""
+    yield _verdict(report)
+    yield from _findings(counting(report, report.findings))
+
+
+def _headline(report: VerifyReport) -> Line:
+    size = words.size(report.size_bytes)
+    what = f"{report.format}, {size}" if report.format else f"cannot be opened, {size}"
+    word = verdict(report)
+    return line((path_of(report), "title"), f"  {what}: ", (word, _VERDICT_STYLE[word]))
 
 
 def _verdict(report: VerifyReport) -> Line:
-    word = ("passed", "good") if report.ok else ("failed", "error")
-    size = words.size(report.size_bytes)
-    what = f"{report.format}, {size}" if report.format else f"cannot be opened, {size}"
-    name = words.printable(Path(report.path).name)
-    counts = words.plural(len(report.checks), "rule")
-    tally = ", ".join(
-        f"{_count(report.checks, state)} {state.replace('-', ' ')}" for state in _STATES
-    )
     required = f"\nrequired: {', '.join(map(words.printable, report.required))}"
-    return line(
-        (name, "title"), f"  {what}: ", word, f"\n{counts}: {tally}",
-        required if report.required else "",
-    )  # fmt: skip
+    said = f"\n{counts(report)}{required if report.required else ''}"
+    return line(*_headline(report).pieces, said)
 
 
-_STATES = ("passed", "failed", "not-checked")
+# ----------------------------------------------------------------------------------------- findings
 
 
-def _count(checks: Iterable[CheckResult], state: str) -> int:
-    return sum(check.state == state for check in checks)
+def _findings(findings: Iterable[Finding]) -> Page:
+    for severity, alike in groupby(findings, key=lambda found: found.severity):
+        yield line((f"\n{_HEADS[severity]}", "title"))
+        grid = Grid("left", "left")
+        for found in alike:
+            grid.add_row(*_finding(found))
+            if found.remedy:
+                grid.add_row("", line(("→ ", "label"), remedy(found)))
+        yield grid
 
 
-def _finding(found: Finding) -> Page:
-    style = _STYLE[found.severity]
+def _finding(found: Finding) -> tuple[Line, Line]:
     where = f"{words.printable(found.address)}: " if found.address else ""
     message = words.printable(found.message, MESSAGE_LIMIT)
-    yield line("  ", (found.rule, style), " ", (where, "name"), message)
-    if found.remedy:
-        yield line(("        -> ", "quiet"), words.printable(found.remedy, MESSAGE_LIMIT))
+    return line("  ", (found.rule, _STYLE[found.severity])), line((where, "name"), message)
 
 
-def _unchecked(checks: tuple[CheckResult, ...]) -> Page:
-    """One line a reason, with the rules that it holds for."""
-    reasons: dict[str, list[str]] = {}
-    for check in checks:
-        if check.state == "not-checked":
-            reasons.setdefault(_without_rule(check), []).append(check.rule)
-    if reasons:
-        yield line(("\nNot checked", "title"))
-    for reason, rules in reasons.items():
-        yield line("  ", (", ".join(rules), "label"), f"  {words.printable(reason, MESSAGE_LIMIT)}")
+# -------------------------------------------------------------------------------------- not checked
 
 
-def _without_rule(check: CheckResult) -> str:
-    return check.reason.replace(f"--select {check.rule}", "--select RULE")
+def _unchecked(reports: Sequence[VerifyReport]) -> Page:
+    """A line a reason, with the rules that it holds for, and in how many of several files."""
+    found = dict(_by_reason(reports))
+    if not found:
+        return
+    yield line(("\nNot checked", "title"))
+    grid = Grid("left", "left")
+    for reason, (rules, files) in found.items():
+        part = f", in {files} of {len(reports)} files" if files < len(reports) else ""
+        grid.add_row("", line(reason, (f"  {spans(rules, _order(reports))}{part}", "label")))
+    yield grid
+
+
+def _by_reason(reports: Sequence[VerifyReport]) -> Iterator[tuple[str, tuple[list[str], int]]]:
+    unchecked = [(i, c) for i, r in enumerate(reports) for c in in_state(r, NOT_CHECKED)]
+    for reason in dict.fromkeys(check.reason for _, check in unchecked):
+        alike = [(file, check.rule) for file, check in unchecked if check.reason == reason]
+        rules = list(dict.fromkeys(rule for _, rule in alike))
+        yield words.printable(reason, MESSAGE_LIMIT), (rules, len({file for file, _ in alike}))
+
+
+def _order(reports: Sequence[VerifyReport]) -> list[str]:
+    return list(dict.fromkeys(check.rule for report in reports for check in report.checks))
+
+
+def spans(rules: Sequence[str], order: Sequence[str]) -> str:
+    """``CK101, CK103–CK106``: neighbours in the table, three or more, are a span."""
+    places = {rule: place for place, rule in enumerate(order)}
+    runs: list[list[str]] = []
+    for rule in sorted(rules, key=places.__getitem__):
+        if runs and places[rule] == places[runs[-1][-1]] + 1:
+            runs[-1].append(rule)
+        else:
+            runs.append([rule])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 2 else ", ".join(run) for run in runs)
+
+
+# -------------------------------------------------------------------------------------------- rules
 
 
 def show_choice(report: ChoiceReport) -> Page:

@@ -15,7 +15,7 @@ from ckptool.render import text as words
 from ckptool.render.folding import fold
 from ckptool.render.page import Grid, Line, Page
 from ckptool.render.page import line as _text
-from ckptool.render.verdicts import show_choice, show_rules, show_verify
+from ckptool.render.verdicts import show_choice, show_rules, show_several, show_verify
 from ckptool.reports import (
     CandidateReport,
     ChoiceReport,
@@ -407,3 +407,13 @@ VIEWS: dict[type, Callable[[Any], Page]] = {
     RulesReport: show_rules,
     ErrorReport: show_error,
 }
+
+# Reports that have a view of their own when there are several.
+SEVERAL: dict[type, Callable[[Any], Page]] = {VerifyReport: show_several}
+
+
+def page_of(report: Any) -> Page:
+    """The view of a report, or of a list of reports of one type."""
+    if isinstance(report, list):
+        return SEVERAL[type(report[0])](report)
+    return VIEWS[type(report)](report)
