@@ -19,7 +19,7 @@ from ckptool.plans import Extraction, plan_extraction
 from ckptool.provenance import KEY, as_text
 from ckptool.refusals import require_ema
 from ckptool.reports import ExtractReport, Finding
-from ckptool.soundness import meanwhile, prove_equalities, refuse_nonfinite
+from ckptool.soundness import meanwhile, prove_equalities, refuse_unsound
 from ckptool.writers import safetensors_file, torch_zip
 from ckptool.writers.base import PartialFile, check_output, whole_file
 
@@ -79,8 +79,9 @@ def extract_ema(
         prove_equalities(checkpoint, location.selected)
         inputs = [path, *(file.path for file in checkpoint.reader.opened)]
         target = check_output(output, inputs, force=force)
-        averages = [(n, ref) for n, ref in plan.tensors.items() if n in plan.averaged]
-        with meanwhile(lambda: refuse_nonfinite(checkpoint, averages, force=force)) as findings:
+        with meanwhile(
+            lambda: refuse_unsound(checkpoint, plan.tensors, plan.averaged, force=force)
+        ) as findings:
             if not dry_run:
                 note = as_text(origin("extract-ema", path, location, location.selected, made_at))
                 with whole_file(target, force=force) as file:
