@@ -166,6 +166,7 @@ class ExtractReport(NamedTuple):
     dropped: tuple[str, ...]  # names in the average that the model does not have
     findings: tuple[Finding, ...] = ()
     file: str | None = None  # the sibling that holds the averages, if it is another file
+    kind: str = "ema"  # of average; chosen: named by the user; table: taken as it stands
 
 
 class PromoteReport(NamedTuple):

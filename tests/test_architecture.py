@@ -41,7 +41,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("sections", "training", "trust"),
         ("ema", "inventory", "formats", "tree", "reports", "dtypes"),
     ),
-    "plans": (("plans",), ("ema", "inventory", "tree", "errors")),
+    "plans": (("plans", "renaming"), ("ema", "inventory", "tree", "errors")),
     "soundness": (
         ("soundness",),
         ("ema", "numerics", "formats", "tree", "reports", "errors"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -14,22 +13,24 @@ from ckptool.cli.options import (
     ForceOption,
     JsonOption,
     ModelOption,
-    PathOperand,
+    OperandArgument,
 )
 from ckptool.cli.output import answer, house_layouts, progressing
 from ckptool.commands.extract_ema import extract_ema
+from ckptool.errors import UsageError
+from ckptool.selection import Operand, parse_operand
 
 
 def command(
-    path: PathOperand,
+    path: OperandArgument,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "-o",
             "--output",
             metavar="OUT",
             help="The suffix chooses the format: .safetensors, or .pt .pth .ckpt .bin for torch. "
-            "By default PATH with .ema.safetensors.",
+            "A folder takes PATH's name in it; by default PATH with .ema.safetensors.",
         ),
     ] = None,
     ema: EmaOption = None,
@@ -38,6 +39,13 @@ def command(
         Literal["model", "bare", "ema"],
         typer.Option(help="Names as in the model's slot, those without wrappers, or as stored."),
     ] = "model",
+    strip_prefix: Annotated[
+        str | None, typer.Option(metavar="P", help="Take this prefix off the names, too.")
+    ] = None,
+    match: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Write only the tensors whose name fits; repeatable."),
+    ] = None,
     wrap: Annotated[
         str | None,
         typer.Option(metavar="KEY", help="Put the state dict under this key (torch files)."),
@@ -48,9 +56,27 @@ def command(
     color: ColorOption = "auto",
 ) -> None:
     """Write the averaged weights as a file of their own, ready for inference."""
+    operand = operand_of(path, ema)
     with progressing("extracting") as progress:
         report = extract_ema(
-            path, output, ema=ema, model=model, names=names, wrap=wrap, force=force,
+            operand.path, output, ema=operand.address, model=model, names=names,
+            strip=strip_prefix, match=match or (), wrap=wrap, force=force,
             dry_run=dry_run, progress=progress, layouts=house_layouts(),
         )  # fmt: skip
     answer(report, json=json, color=color)
+
+
+def operand_of(text: str, ema: str | None) -> Operand:
+    """``PATH#ADDRESS`` names the weights as ``--ema ADDRESS`` does.
+
+    Raises:
+        UsageError: both do.
+    """
+    operand = parse_operand(text)
+    if ema is None or operand.address is None:
+        return operand._replace(address=operand.address if ema is None else ema)
+    raise UsageError(
+        "the weights are named twice, behind the # and by --ema",
+        path=operand.path,
+        hint="leave one out",
+    )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Sequence
 from pathlib import Path
 
-from ckptool.candidates import EmaLocation, table_address
+from ckptool.candidates import CHOSEN, EmaLocation, table_address
 from ckptool.ema import WRITTEN_BY, locate_ema
 from ckptool.errors import DamagedError, UsageError
 from ckptool.formats import open_checkpoint
@@ -16,31 +15,23 @@ from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress
 from ckptool.plans import Extraction, plan_extraction
 from ckptool.refusals import require_ema
+from ckptool.renaming import only_matching, strip_prefix
 from ckptool.reports import ExtractReport, Finding
 from ckptool.soundness import meanwhile, prove_equalities, refuse_nonfinite
 from ckptool.writers import safetensors_file, torch_zip
 from ckptool.writers.base import PartialFile, check_output, whole_file
-
-NAMES = ("model", "bare", "ema")
-DEFAULT_SUFFIX = ".ema.safetensors"
-
-# What the output's suffix chooses.
-FORMAT_OF_SUFFIX: Mapping[str, str] = {
-    ".safetensors": "safetensors",
-    ".pt": "torch-zip",
-    ".pth": "torch-zip",
-    ".ckpt": "torch-zip",
-    ".bin": "torch-zip",
-}
+from ckptool.writers.destination import format_of, output_path
 
 
 def extract_ema(
     path: Path,
-    output: Path | None = None,
+    output: str | Path | None = None,
     *,
     ema: str | None = None,
     model: str | None = None,
     names: str = "model",
+    strip: str | None = None,
+    match: Sequence[str] = (),
     wrap: str | None = None,
     force: bool = False,
     dry_run: bool = False,
@@ -51,12 +42,15 @@ def extract_ema(
 
     Args:
         path: the checkpoint.
-        output: its suffix chooses the format; by default ``path`` with ``.ema.safetensors``,
-            for a folder beside it.
-        ema: address of the averaged weights, instead of searching.
+        output: its suffix chooses the format; a folder takes the default name; by default
+            ``path`` with ``.ema.safetensors``, for a folder beside it.
+        ema: address of the averaged weights, instead of searching; any other table is taken as it
+            stands, ``@model`` the model's own.
         model: address of the weights that they average, instead of searching.
         names: ``model``: exactly the names of the model's slot; ``bare``: those without wrappers;
             ``ema``: the names as stored.
+        strip: a prefix to take off these names.
+        match: patterns of which one must fit the name that results; by default all are written.
         wrap: put the state dict under this key (torch files only).
         force: replace an existing file; write values that are not finite.
         dry_run: only say what would be written.
@@ -67,11 +61,11 @@ def extract_ema(
         EmaNotFoundError, EmaAmbiguousError, EmaRefusedError: see ``refusals.require_ema``.
         OutputError: the output exists or cannot be written.
     """
-    output = output or _default_output(path)
+    output = output_path(path, output)
     kind = _format_of(output, wrap)
     with open_checkpoint(path) as checkpoint:
         location = locate_ema(checkpoint, ema=ema, model=model, layouts=layouts)
-        plan = _plan(checkpoint, location, names)
+        plan = _plan(checkpoint, location, names, strip, match)
         prove_equalities(checkpoint, location.selected)
         inputs = [path, *(file.path for file in checkpoint.reader.opened)]
         target = check_output(output, inputs, force=force)
@@ -86,22 +80,8 @@ def extract_ema(
         return _report(path, output, kind, location, plan, names, found, written=not dry_run)
 
 
-def _default_output(path: Path) -> Path:
-    """Beside the checkpoint; a folder's name is kept whole, and found for ``.`` and ``..``."""
-    with suppress(OSError):  # opening it says what is wrong
-        if path.is_dir():
-            folder = path.resolve()
-            return folder.parent / (folder.name + DEFAULT_SUFFIX)
-    return path.parent / (path.stem + DEFAULT_SUFFIX)
-
-
 def _format_of(output: Path, wrap: str | None) -> str:
-    kind = FORMAT_OF_SUFFIX.get(output.suffix.lower())
-    if kind is None:
-        known = " ".join(FORMAT_OF_SUFFIX)
-        raise UsageError(
-            f"the suffix {output.suffix!r} chooses no format", path=output, hint=f"one of: {known}"
-        )
+    kind = format_of(output)
     if wrap is not None and kind == "safetensors":
         raise UsageError(
             "safetensors holds tensors by name and nothing around them, so nothing to --wrap",
@@ -111,11 +91,18 @@ def _format_of(output: Path, wrap: str | None) -> str:
     return kind
 
 
-def _plan(checkpoint: Checkpoint, location: EmaLocation, names: str) -> Extraction:
-    candidate = None
-    if location.main_slot != "averaged":
-        candidate = require_ema(location, checkpoint)
-    return plan_extraction(location, candidate, names)
+def _plan(
+    checkpoint: Checkpoint,
+    location: EmaLocation,
+    names: str,
+    strip: str | None,
+    match: Sequence[str],
+) -> Extraction:
+    averaged = location.main_slot == "averaged"
+    candidate = None if averaged else require_ema(location, checkpoint)
+    plan = plan_extraction(location, candidate, names)
+    plan = plan if strip is None else strip_prefix(plan, strip)
+    return only_matching(plan, match) if match else plan
 
 
 def _write(
@@ -181,4 +168,13 @@ def _report(
         dropped=plan.dropped,
         findings=findings,
         file=str(chosen.file) if chosen and chosen.file else None,
+        kind=_kind(location),
     )
+
+
+def _kind(location: EmaLocation) -> str:
+    """What is taken: a kind of average, or a table of which nobody says that it is one."""
+    chosen = location.selected
+    if chosen is not None and chosen.kind == CHOSEN and chosen.alignment is None:
+        return "table"
+    return chosen.kind if chosen is not None else "ema"

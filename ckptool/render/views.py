@@ -283,13 +283,21 @@ def show_extract(report: ExtractReport) -> Page:
     yield from _findings(report.findings)
 
 
+_NAMES = {
+    "model": "names as in the model",
+    "bare": "names without wrappers",
+    "ema": "names as in the average",
+}
+
+
 def _extract_lines(report: ExtractReport) -> Iterator[Fact]:
     total = f"{words.plural(report.tensors, 'tensor')}, {words.size(report.bytes)}"
-    yield "tensors", _text(f"{total}, names as in the {report.names}")
-    yield (
-        "averaged",
-        _text(f"{report.averaged} from ", (words.printable(report.ema) or "(the top)", "name")),
-    )
+    yield "tensors", _text(f"{total}, {_NAMES[report.names]}")
+    where = (words.printable(report.ema) or "(the top)", "name")
+    if report.kind == "table":
+        yield "taken", _text(where, " as it stands")
+    else:
+        yield "averaged", _text(f"{report.averaged} from ", where)
     if report.file:
         yield "in file", _text((words.printable(report.file), "name"))
     if report.from_model:

@@ -10,7 +10,7 @@ import stat
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from making import average_of, resumable, save, weights
 from paths import FIXTURES, contents, unprivileged
@@ -20,7 +20,7 @@ EXPORTED = FIXTURES / "ema" / "emacallback" / "exported.ckpt"
 
 DOCUMENT = [
     "schema", "path", "output", "format", "written", "ema", "model", "names", "main_slot",
-    "tensors", "bytes", "averaged", "from_model", "tied", "dropped", "findings", "file",
+    "tensors", "bytes", "averaged", "from_model", "tied", "dropped", "findings", "file", "kind",
 ]  # fmt: skip
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 
@@ -180,6 +180,63 @@ def test_bare_names_that_collide_are_refused(refused, tmp_path):
     assert "'a'" in error["message"]
 
 
+@pytest.mark.parametrize("prefix", ["net.", "net"])
+def test_a_prefix_is_stripped(prefix, ckptool, tmp_path):
+    """Of names that have it; as a whole component, also without its dot."""
+    model = wrapped(weights(), "net.") | {"network.scale": torch.ones(1)}
+    path = save(tmp_path / "net.pt", model)
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--strip-prefix", prefix)
+    wanted = average_of(weights(**{"network.scale": torch.ones(1)}))
+    assert_same_tensors(load(tmp_path / "ema.pt"), wanted)
+
+
+def test_a_prefix_may_end_inside_a_component(ckptool, tmp_path):
+    path = save(tmp_path / "net.pt", {f"ema_{n}": t for n, t in weights().items()})
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--strip-prefix", "ema_")
+    assert_same_tensors(load(tmp_path / "ema.pt"), average_of(weights()))
+
+
+def test_a_name_that_is_the_prefix_stays(ckptool, tmp_path):
+    path = save(tmp_path / "net.pt", wrapped(weights(), "net.") | {"net": torch.ones(1)})
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--strip-prefix", "net")
+    assert "net" in load(tmp_path / "ema.pt")
+
+
+def test_stripped_names_that_collide_are_refused(refused, tmp_path):
+    path = save(tmp_path / "twice.pt", weights() | wrapped(weights(), "net."))
+    error = refused(path, "-o", tmp_path / "ema.pt", "--strip-prefix", "net.")
+    assert error["code"] == "ema-ambiguous"
+    assert "'stem.weight'" in error["message"]
+
+
+def test_a_prefix_that_no_name_has_is_refused_with_those_nearby(refused, tmp_path):
+    path = save(tmp_path / "net.pt", wrapped(weights(), "network.body."))
+    error = refused(path, "-o", tmp_path / "ema.pt", "--strip-prefix", "netwrk.")
+    assert error["code"] == "usage"
+    assert "network." in error["hint"]
+
+
+def test_only_what_fits_is_written(path, ckptool, tmp_path):
+    args = ("--match", "stem.*", "--match", "sc?le", "--json")
+    report = ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", *args).json
+    assert (report["tensors"], report["averaged"]) == (3, 3)
+    wanted = {n: t for n, t in average_of(weights()).items() if n.startswith(("stem", "scale"))}
+    assert_same_tensors(load(tmp_path / "ema.pt"), wanted)
+
+
+def test_patterns_are_of_the_names_that_result(ckptool, tmp_path):
+    path = save(tmp_path / "net.pt", wrapped(weights(), "net."))
+    args = ("--strip-prefix", "net", "--match", "stem.*")
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", *args)
+    assert sorted(load(tmp_path / "ema.pt")) == ["stem.bias", "stem.weight"]
+
+
+def test_a_pattern_that_fits_nothing_is_refused_with_names_nearby(path, refused, tmp_path):
+    error = refused(path, "-o", tmp_path / "ema.pt", "--match", "stem*", "--match", "head.wieght")
+    assert (error["code"], "'head.wieght'" in error["message"]) == ("usage", True)
+    assert "head.weight" in error["hint"]
+
+
 # --------------------------------------------------------------------------- what the average lacks
 
 
@@ -327,11 +384,100 @@ def test_a_place_without_tensors_names_places_with(path, refused, tmp_path):
     assert "state_dict" in error["hint"]
 
 
-def test_an_average_that_fits_nothing_is_refused(refused, tmp_path):
+@pytest.fixture
+def two_networks(tmp_path):
+    """Of the discriminator's names, two of six are the generator's too."""
+    odd = {f"blocks.{i}.weight": torch.full((5, i + 1), float(i)) for i in range(4)}
+    discriminator = odd | {name: weights()[name] for name in ("stem.weight", "stem.bias")}
+    path = tmp_path / "gan.pt"
+    torch.save({"generator": weights(), "discriminator": discriminator}, path)
+    return path, discriminator
+
+
+def test_an_average_that_fits_nothing_of_the_model_that_was_named_is_refused(refused, tmp_path):
     path = tmp_path / "other.pt"
     torch.save({"state_dict": weights(), "other": {"x": torch.ones(9), "y": torch.ones(8)}}, path)
-    error = refused(path, "-o", tmp_path / "ema.pt", "--ema", "other")
+    options = ("--ema", "other", "--model", "state_dict")
+    error = refused(path, "-o", tmp_path / "ema.pt", *options)
     assert error["code"] == "ema-refused"
+    assert "none of its 2 names" in error["message"]
+
+
+def test_two_networks_are_never_mixed(two_networks, refused, tmp_path):
+    error = refused(two_networks[0], "-o", tmp_path / "ema.pt", "--ema", "discriminator")
+    assert error["code"] == "ema-refused"
+    assert "2 of its 6" in error["message"]
+
+
+def test_the_same_address_twice_takes_it_as_it_stands(two_networks, ckptool, tmp_path):
+    path, discriminator = two_networks
+    options = ("--ema", "discriminator", "--model", "discriminator")
+    ckptool("extract-ema", path, "-o", tmp_path / "d.pt", *options)
+    assert_same_tensors(load(tmp_path / "d.pt"), discriminator)
+
+
+# -------------------------------------------------------------------------------- any other weights
+
+
+@pytest.mark.parametrize("address", ["state_dict", "@model"])
+def test_the_models_own_slot_is_taken_as_it_stands(address, path, ckptool, tmp_path):
+    output = tmp_path / "raw.safetensors"
+    report = ckptool("extract-ema", path, "-o", output, "--ema", address, "--json").json
+    assert (report["ema"], report["kind"], report["from_model"]) == ("state_dict", "table", [])
+    assert_same_tensors(load_file(output), weights())
+
+
+def test_as_it_stands_is_said_in_words(path, ckptool):
+    assert "state_dict as it stands" in ckptool("extract-ema", path, "--ema", "@model", "--dry-run")
+
+
+def test_a_table_that_pairs_with_nothing_is_taken_as_it_stands(ckptool, tmp_path):
+    other = {"x": torch.ones(9), "y": torch.ones(8)}
+    path = tmp_path / "other.pt"
+    torch.save({"state_dict": weights(), "other": other}, path)
+    ckptool("extract-ema", path, "-o", tmp_path / "out.pt", "--ema", "other")
+    assert_same_tensors(load(tmp_path / "out.pt"), other)
+
+
+@pytest.mark.parametrize("address", ["", "@model"])
+def test_a_bare_state_dict_is_converted(address, ckptool, tmp_path):
+    path, output = tmp_path / "weights.bin", tmp_path / "weights.safetensors"
+    torch.save(weights(), path)
+    assert ckptool("extract-ema", path, "-o", output, "--ema", address).exit_code == 0
+    assert_same_tensors(load_file(output), weights())
+
+
+def test_a_safetensors_file_is_converted_to_torch(ckptool, tmp_path):
+    path, output = tmp_path / "weights.safetensors", tmp_path / "weights.pt"
+    save_file(weights(), path)
+    assert ckptool("extract-ema", f"{path}#", "-o", output).exit_code == 0
+    assert_same_tensors(torch.load(output), weights())
+
+
+@pytest.mark.parametrize(
+    ("address", "wanted"),
+    [("@ema", average_of), ("ema_state_dict", average_of), ("@model", dict), ("state_dict", dict)],
+)
+def test_an_operand_names_a_place(address, wanted, path, ckptool, tmp_path):
+    ckptool("extract-ema", f"{path}#{address}", "-o", tmp_path / "out.pt")
+    assert_same_tensors(load(tmp_path / "out.pt"), wanted(weights()))
+
+
+def test_an_operand_that_exists_is_a_path(ckptool, tmp_path):
+    path = save(tmp_path / "last.ckpt#state_dict", weights())
+    ckptool("extract-ema", path, "-o", tmp_path / "out.pt")
+    assert_same_tensors(load(tmp_path / "out.pt"), average_of(weights()))
+
+
+def test_weights_named_twice_are_refused(path, refused, tmp_path):
+    error = refused(f"{path}#state_dict", "--ema", "@ema", "-o", tmp_path / "out.pt")
+    assert error["code"] == "usage"
+
+
+def test_no_model_to_take_is_refused(refused, tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "nothing.pt")
+    error = refused(tmp_path / "nothing.pt", "--ema", "@model")
+    assert error["code"] == "ema-not-found"
 
 
 # ----------------------------------------------------------------------------------------- refusals
@@ -434,9 +580,17 @@ def test_a_missing_folder_is_refused(path, refused, tmp_path):
     assert error["hint"] == f"mkdir -p '{tmp_path / 'no' / 'such'}'"
 
 
-def test_a_folder_is_refused(path, refused, tmp_path):
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_folder_takes_the_default_name(slash, path, ckptool, tmp_path):
     (tmp_path / "folder.pt").mkdir()
-    assert "a directory" in refused(path, "-o", tmp_path / "folder.pt")["message"]
+    ckptool("extract-ema", path, "-o", f"{tmp_path / 'folder.pt'}{slash}")
+    output = tmp_path / "folder.pt" / "last.ema.safetensors"
+    assert_same_tensors(load_file(output), average_of(weights()))
+
+
+def test_a_folder_that_is_missing_is_refused(path, refused, tmp_path):
+    error = refused(path, "-o", f"{tmp_path}/later/")
+    assert error["hint"] == f"mkdir -p '{tmp_path}/later'"
 
 
 def test_a_device_is_refused(path, refused, tmp_path):
