@@ -27,7 +27,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "reports": (("reports",), ()),
     "tree": (("tree",), ("dtypes", "errors")),
     "formats": (("formats", "formats.*"), ("tree", "words", "dtypes", "errors")),
-    "numerics": (("numerics",), ("formats", "tree", "reports", "dtypes", "errors")),
+    "numerics": (("numerics", "casting"), ("formats", "tree", "reports", "dtypes", "errors")),
     "inventory": (("inventory",), ("tree",)),
     "ema": (
         (
@@ -141,8 +141,8 @@ def test_every_arrow_is_used():
 
 HOMES = {
     "rich": {"render.terminal"},
-    "numpy": {"numerics"},
-    "ml_dtypes": {"numerics"},
+    "numpy": {"numerics", "casting"},
+    "ml_dtypes": {"numerics", "casting"},
     "torch": {"torch_bridge", "library"},
     "safetensors": {"writers.safetensors_file"},
     "click": set(),

@@ -117,10 +117,10 @@ def _write(
         # transformers refuses files without a format; the mark keeps this one from being taken for
         # a training run's own average when the next checkpoint lies beside it.
         metadata = {"format": "pt", WRITTEN_BY: "ckptool extract-ema"}
-        safetensors_file.write(output, plan.tensors, checkpoint.reader, metadata, progress)
+        safetensors_file.write(output, plan.tensors, checkpoint.reader, metadata, progress=progress)
         safetensors_file.check(output.path, plan.tensors)
     else:
-        torch_zip.write(output, plan.tensors, checkpoint.reader, wrap, progress)
+        torch_zip.write(output, plan.tensors, checkpoint.reader, wrap, progress=progress)
         _check_torch(output.path, plan)
 
 

@@ -90,6 +90,10 @@ class PartialFile:
         copy_bytes(file.fd, self.fd, file.size, start=0, at=0, progress=progress, pace=self._pace)
         self.position = file.size
 
+    def sync(self) -> None:
+        """Bring what was written to the disk."""
+        os.fsync(self.fd)
+
     def _put(self, data: bytes | memoryview, offset: int) -> int:
         view, done = memoryview(data).cast("B"), 0
         while done < len(view):

@@ -9,14 +9,16 @@ anything.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ckptool.casting import Casting
 from ckptool.errors import UnsupportedError
 from ckptool.formats.base import TensorReader
-from ckptool.numerics import Progress, no_progress, value_bytes
+from ckptool.numerics import Progress, no_progress
 from ckptool.tree import TensorRef
 from ckptool.writers.base import PartialFile, expect
+from ckptool.writers.values import Run, check_runs, write_blocks
 
 ALIGNMENT = 8
 
@@ -26,36 +28,49 @@ def write(
     tensors: Mapping[str, TensorRef],
     reader: TensorReader,
     metadata: Mapping[str, str],
+    casting: Casting | None = None,
     progress: Progress = no_progress,
-) -> None:
+) -> tuple[Run, ...]:
     """Write the tensors under their names; shared storages are written once for each name.
+
+    Returns:
+        The runs of bytes that did not come straight from the source, for :func:`check`.
 
     Raises:
         UnsupportedError: a type or a name that the format cannot hold.
     """
-    ordered = sorted(tensors.items(), key=lambda kv: (-kv[1].dtype.itemsize, kv[0]))
-    output.write(_header(ordered, metadata))
-    for _, ref in ordered:
-        if ref.is_stored_plainly:
+    casting = casting or Casting()
+    output.write(header(tensors, metadata, casting))
+    runs = []
+    for name, ref in _ordered(tensors, casting):
+        if ref.is_stored_plainly and not casting.is_cast(ref):
             output.copy(reader, ref.chunks[0].span, progress)
         else:
-            for block in value_bytes(reader, ref):
-                output.write(block)
-                progress(len(block))
+            runs.append(write_blocks(output, casting.blocks(reader, name, ref), progress))
+    return tuple(runs)
 
 
-def _header(ordered: list[tuple[str, TensorRef]], metadata: Mapping[str, str]) -> bytes:
-    header: dict[str, object] = {"__metadata__": dict(metadata)}
+def _ordered(tensors: Mapping[str, TensorRef], casting: Casting) -> list[tuple[str, TensorRef]]:
+    return sorted(tensors.items(), key=lambda kv: (-casting.dtype_of(kv[1]).itemsize, kv[0]))
+
+
+def header(
+    tensors: Mapping[str, TensorRef], metadata: Mapping[str, str], casting: Casting
+) -> bytes:
+    """The beginning of the file.
+
+    Raises:
+        UnsupportedError: a type or a name that the format cannot hold.
+    """
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
-    for name, ref in ordered:
-        header[name] = {
-            "dtype": _tag(name, ref),
-            "shape": _shape(ref),
-            "data_offsets": [offset, offset + ref.nbytes],
-        }
-        offset += ref.nbytes
+    for name, ref in _ordered(tensors, casting):
+        end = offset + casting.nbytes_of(ref)
+        tag = _tag(name, ref, casting)
+        entries[name] = {"dtype": tag, "shape": _shape(ref), "data_offsets": [offset, end]}
+        offset = end
     try:
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise UnsupportedError(
             "a tensor's name is not valid text, which safetensors needs"
@@ -64,8 +79,9 @@ def _header(ordered: list[tuple[str, TensorRef]], metadata: Mapping[str, str]) -
     return len(text).to_bytes(8, "little") + text
 
 
-def _tag(name: str, ref: TensorRef) -> str:
-    if ref.dtype.safetensors is None or ref.quantizer is not None or name == "__metadata__":
+def _tag(name: str, ref: TensorRef, casting: Casting) -> str:
+    tag = casting.dtype_of(ref).safetensors
+    if tag is None or ref.quantizer is not None or name == "__metadata__":
         raise UnsupportedError(
             f"safetensors cannot hold a {ref.dtype} tensor of this name",
             address=name,
@@ -73,7 +89,7 @@ def _tag(name: str, ref: TensorRef) -> str:
         )
     if not ref.chunks:
         raise UnsupportedError("a meta tensor has no values to write", address=name)
-    return ref.dtype.safetensors
+    return tag
 
 
 def _shape(ref: TensorRef) -> list[int]:
@@ -83,16 +99,27 @@ def _shape(ref: TensorRef) -> list[int]:
     return [*ref.shape[:-1], ref.shape[-1] * ref.dtype.packed]
 
 
-def check(path: Path, tensors: Mapping[str, TensorRef]) -> None:
+def check(
+    path: Path,
+    tensors: Mapping[str, TensorRef],
+    casting: Casting | None = None,
+    runs: Iterable[Run] = (),
+) -> None:
     """Reopen a written file with the safetensors library.
 
     Raises:
-        DamagedError: the library does not read it, or reads other names.
+        DamagedError: the library does not read it, or reads other names, types, shapes or bytes.
     """
     from safetensors import SafetensorError, safe_open
 
+    casting = casting or Casting()
     try:
         with safe_open(path, "numpy") as opened:
             expect(set(opened.keys()) == set(tensors), "other names", path)
+            for name, ref in tensors.items():
+                found = opened.get_slice(name)
+                same = found.get_dtype() == _tag(name, ref, casting)
+                expect(same and found.get_shape() == _shape(ref), name, path)
     except SafetensorError as error:
         expect(False, str(error), path)
+    check_runs(path, runs)
