@@ -23,7 +23,10 @@ class Equality(NamedTuple):
     """Two tables that agree in a sample of their values; to be proven before writing."""
 
     what: str  # the other table, for messages
-    pairs: tuple[tuple[TensorRef, TensorRef], ...]
+    pairs: tuple[
+        tuple[TensorRef, TensorRef], ...
+    ]  # (the model's, the average's) or of two averages
+    cast: bool = False  # the second is compared in the type of the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,10 @@ class EmaLocation:
 
     @property
     def identical(self) -> bool:
-        """Whether the selected average has the model's values, as far as they were compared."""
+        """Whether the selected average, in the model's types, has the values in its slot.
+
+        As far as they were compared; promotion would change nothing then.
+        """
         chosen = self.selected
         return bool(chosen and chosen.agreement and chosen.agreement.identical)
 

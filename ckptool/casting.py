@@ -29,18 +29,62 @@ CASTABLE = {
     row.name: row for row in DTYPES if row.kind == "float" and row.numpy and row is not SCALES
 }
 
-# Types that take their largest value for what is beyond, as torch does it: from where on.
+# Types that take their largest value for what is beyond, as torch does it: beyond what.
 SATURATING = {"float8_e4m3fn": 464.0}  # halfway from 448 to 480, which would be next
 
 WORKERS = 2
 AHEAD = 4  # blocks that are being cast while one is written
 
 
-class Loss(NamedTuple):
-    """How many values of a tensor a cast did not keep."""
+class Losses(NamedTuple):
+    """How many values a cast does not keep."""
 
-    overflowed: int = 0  # finite, and now infinite, NaN or the largest there is
-    vanished: int = 0  # not zero, and now zero
+    overflowed: int = 0  # finite, and then infinite, NaN or the largest there is
+    vanished: int = 0  # not zero, and then zero
+
+    def __add__(self, other: object) -> Losses:
+        if not isinstance(other, Losses):
+            return NotImplemented
+        return Losses(self.overflowed + other.overflowed, self.vanished + other.vanished)
+
+
+def count_losses(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> Losses:
+    """How many values a cast would take beyond the range of the type, or down to 0."""
+    return losses_between(values, cast(values, wanted))
+
+
+def losses_between(given: np.ndarray[Any, Any], made: np.ndarray[Any, Any]) -> Losses:
+    """What became of the values of ``given`` in ``made``, which has them in another type."""
+    import numpy as np
+
+    if not made.size or given.dtype == made.dtype:
+        return Losses()
+    magnitudes = _bits(made) & (1 << 8 * made.itemsize - 1) - 1
+    largest = _largest(made.dtype.newbyteorder("="))
+    if magnitudes.min() > 0 and magnitudes.max() < largest:
+        return Losses()
+    odd = (magnitudes == 0) | (magnitudes >= largest)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        before, after = given[odd].astype(np.float64), made[odd].astype(np.float64)
+    beyond = ~np.isfinite(after) | (np.abs(before) > SATURATING.get(made.dtype.name, np.inf))
+    return Losses(
+        overflowed=int(np.count_nonzero(np.isfinite(before) & beyond)),
+        vanished=int(np.count_nonzero((after == 0) & (before != 0))),
+    )
+
+
+def _bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    order = ">" if values.dtype.byteorder == ">" else "<"
+    return values.view(f"{order}u{values.itemsize}")
+
+
+@cache
+def _largest(kind: np.dtype[Any]) -> int:
+    """The bits of the largest finite value; infinities and NaN have more, or only the sign."""
+    import ml_dtypes
+    import numpy as np
+
+    return int(_bits(np.array([ml_dtypes.finfo(kind).max], kind))[0])
 
 
 class Casting:
@@ -51,7 +95,7 @@ class Casting:
 
     def __init__(self, wanted: DType | None = None) -> None:
         self.wanted = wanted
-        self.losses: dict[str, Loss] = {}  # of the tensors that lost something
+        self.losses: dict[str, Losses] = {}  # of the tensors that lost something
 
     def dtype_of(self, ref: TensorRef) -> DType:
         """The type in which a tensor is written."""
@@ -73,15 +117,15 @@ class Casting:
         if wanted is ref.dtype:
             yield from value_bytes(reader, ref)
             return
-        overflowed = vanished = 0
-        for data, loss in _cast_blocks(reader, ref, wanted):
-            overflowed, vanished = overflowed + loss.overflowed, vanished + loss.vanished
+        lost = Losses()
+        for data, losses in _cast_blocks(reader, ref, wanted):
+            lost += losses
             yield data
-        if overflowed or vanished:
-            self.losses[name] = Loss(overflowed, vanished)
+        if any(lost):
+            self.losses[name] = lost
 
 
-_Block = tuple[memoryview, Loss]
+_Block = tuple[memoryview, Losses]
 
 
 def _cast_blocks(reader: TensorReader, ref: TensorRef, wanted: DType) -> Iterator[_Block]:
@@ -111,36 +155,5 @@ def _side_by_side(
 def _cast_block(values: np.ndarray[Any, Any], wanted: DType) -> _Block:
     import numpy as np
 
-    result = np.ascontiguousarray(cast(values, numpy_dtype(wanted)))
-    return result.view(np.uint8).data, _loss(values, result, wanted)
-
-
-def _loss(given: np.ndarray[Any, Any], result: np.ndarray[Any, Any], wanted: DType) -> Loss:
-    import numpy as np
-
-    magnitudes = _bits(result, wanted) & (1 << 8 * wanted.itemsize - 1) - 1
-    largest = _largest(wanted)
-    if magnitudes.min() > 0 and magnitudes.max() < largest:
-        return Loss()
-    odd = np.flatnonzero((magnitudes == 0) | (magnitudes >= largest))
-    with np.errstate(invalid="ignore"):  # signalling NaN
-        before, after = given[odd].astype(np.float64), result[odd].astype(np.float64)
-    beyond = ~np.isfinite(after) | (np.abs(before) > SATURATING.get(wanted.name, np.inf))
-    return Loss(
-        overflowed=int(np.count_nonzero(np.isfinite(before) & beyond)),
-        vanished=int(np.count_nonzero((after == 0) & (before != 0))),
-    )
-
-
-def _bits(values: np.ndarray[Any, Any], dtype: DType) -> np.ndarray[Any, Any]:
-    return values.view(f"<u{dtype.itemsize}")
-
-
-@cache
-def _largest(dtype: DType) -> int:
-    """The bits of the largest finite value; infinities and NaN have more, or only the sign."""
-    import ml_dtypes
-    import numpy as np
-
-    kind = numpy_dtype(dtype)
-    return int(_bits(np.array([ml_dtypes.finfo(kind).max], kind), dtype)[0])
+    made = np.ascontiguousarray(cast(values, numpy_dtype(wanted)))
+    return made.view(np.uint8).data, losses_between(values, made)

@@ -49,6 +49,7 @@ from ckptool.markers import AVERAGES, Marker, is_raw, marker_in, unmarked
 from ckptool.metadata import META_KEYS, layout_metadata, read_metadata, split_counters
 from ckptool.optimizers import OPTIMIZERS, group_sizes, train_mode
 from ckptool.ordering import order_names
+from ckptool.provenance import Provenance, read_provenance
 from ckptool.selection import EMA_ROLE, MODEL_ROLE, select_table
 from ckptool.siblings import POSTHOC, averaged_neighbours, config_beside, raw_neighbours
 from ckptool.tree import (
@@ -64,7 +65,6 @@ MODEL_KEYS = (
 
 MIN_SHARE = 0.3  # of a candidate's tensors that must pair with the model's
 MIN_PART = 0.15  # of a marked table that a marked part must hold to stand for it
-WRITTEN_BY = "written_by"  # in the metadata of our own outputs
 MIN_GROUP = 3  # tensors of a group under a prefix
 
 
@@ -204,8 +204,8 @@ class _Search:
                 tables = take_inventory(other.tree).weights
                 if kind == "ema" and _keeps_both(other, self.layouts):
                     return  # a checkpoint of its own, and its main slot is raw
-                if WRITTEN_BY in other.metadata:
-                    return  # what an earlier extraction left, of whatever was there then
+                if read_provenance(other.metadata) is not None:
+                    return  # what ckptool itself left, of whatever was there then
         except CkptError:
             return
         table = choose_model([t for t in tables if not t.is_list])
@@ -563,7 +563,7 @@ def _decide(search: _Search, candidates: tuple[Candidate, ...]) -> EmaLocation:
     )
     slot = _main_slot(search, location)
     if slot == "averaged" and selected is not None and selected.evidence is not None:
-        belief = Equality("the model's own slot", tuple(selected.evidence.pairs))
+        belief = Equality("the model's own slot", tuple(selected.evidence.pairs), cast=True)
         selected = replace(selected, believed=(*selected.believed, belief))
         location = replace(location, selected=selected)
     return replace(location, main_slot=slot)
@@ -617,7 +617,12 @@ def _main_slot(search: _Search, location: EmaLocation) -> str:
         bool(flag and scalars_in(search.checkpoint.tree).get(flag))
         or marker_in([search.checkpoint.path.stem]) is not None
         or search.has_raw_weights_aside()
+        or _was_promoted(read_provenance(search.checkpoint.metadata))
     )
     if says_so and location.identical:  # values are read only then
         return "averaged"
     return "raw"
+
+
+def _was_promoted(provenance: Provenance | None) -> bool:
+    return provenance is not None and provenance.command == "promote-ema"

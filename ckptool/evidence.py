@@ -12,7 +12,7 @@ import math
 from array import array
 from collections.abc import Sequence
 from functools import cached_property
-from struct import Struct, unpack
+from struct import Struct, pack, unpack
 from typing import Any, NamedTuple
 
 from ckptool.formats.base import TensorReader
@@ -60,14 +60,21 @@ class Evidence:
 
     @cached_property
     def agreement(self) -> Agreement:
-        """How the averages compare with the model."""
-        return compare_sample(self._reader, self.pairs)
+        """How the averages, in the types of the model, compare with it."""
+        return compare_sample(self._reader, self.pairs, cast=True)
 
 
 def compare_sample(
-    reader: TensorReader, pairs: Sequence[Pair], tensors: int = MAX_TENSORS
+    reader: TensorReader,
+    pairs: Sequence[Pair],
+    tensors: int = MAX_TENSORS,
+    *,
+    cast: bool = False,
 ) -> Agreement:
-    """Compare the beginnings of evenly spread pairs of floating-point tensors."""
+    """Compare the beginnings of evenly spread pairs of floating-point tensors.
+
+    With ``cast`` the second of a pair is compared as it would be in the type of the first.
+    """
     usable = [pair for pair in pairs if all(map(is_readable, pair))]
     compared = equal = 0
     off = norm = 0.0
@@ -75,12 +82,21 @@ def compare_sample(
     for ours, theirs in _spread(usable, tensors):
         mine, yours = beginning(reader, ours), beginning(reader, theirs)
         compared += 1
-        equal += mine == yours
+        equal += _is_equal(mine, yours, ours.dtype.name if cast else theirs.dtype.name)
         difference, size = _squares(mine, yours)
         finite = finite and math.isfinite(difference)
         off, norm = off + difference, norm + size
     distance = math.sqrt(off / norm) if norm > 0 and finite else None
     return Agreement(compared, equal, distance, finite)
+
+
+def _is_equal(mine: Sequence[float], yours: Sequence[float], dtype: str) -> bool:
+    """Whether both begin with the same numbers, once the second are of the given type."""
+    count = min(len(mine), len(yours))
+    try:
+        return list(mine[:count]) == list(_in_type(dtype, yours[:count]))
+    except OverflowError:
+        return False
 
 
 def _spread(pairs: Sequence[Pair], count: int) -> Sequence[Pair]:
@@ -123,6 +139,23 @@ def _numbers(dtype: str, data: bytes) -> Sequence[float]:
     if dtype == "float16":
         return unpack(f"<{len(data) // 2}e", data)
     return array("d" if dtype == "float64" else "f", data)
+
+
+def _in_type(dtype: str, numbers: Sequence[float]) -> Sequence[float]:
+    """The numbers as a tensor of another type would hold them, rounded to the nearest, ties even.
+
+    Raises:
+        OverflowError: one is beyond the type.
+    """
+    if dtype == "float64":
+        return array("d", numbers)
+    if dtype == "float16":
+        return unpack(f"<{len(numbers)}e", pack(f"<{len(numbers)}e", *numbers))
+    single = array("f", numbers)
+    if dtype == "float32":
+        return single
+    bits = (bit + 0x7FFF + (bit >> 16 & 1) & 0xFFFF0000 for bit in array("I", single.tobytes()))
+    return array("f", array("I", bits).tobytes())
 
 
 def _squares(mine: Sequence[float], yours: Sequence[float]) -> tuple[float, float]:

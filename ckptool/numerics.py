@@ -132,6 +132,11 @@ def strided(data: bytes | bytearray, chunk: Chunk, dtype: np.dtype[Any]) -> np.n
     return np.ndarray(chunk.shape, dtype, data, strides=strides)
 
 
+def chunk_values(reader: TensorReader, ref: TensorRef, chunk: Chunk) -> np.ndarray[Any, Any]:
+    """A part of a tensor as an array with the part's strides; takes memory for its span."""
+    return _resolved(strided(reader.read(chunk.span), chunk, element_dtype(ref)), ref)
+
+
 E4M3_MAX = 448.0
 FLOAT32_BYTES = 4
 
@@ -174,13 +179,23 @@ def value_bytes(reader: TensorReader, ref: TensorRef) -> Iterator[bytes]:
         yield (values.byteswap() if swapped else values).tobytes()
 
 
-def same_values(reader: TensorReader, one: TensorRef, other: TensorRef) -> bool:
-    """Whether two tensors are equal, byte for byte, wherever they lie, whatever their strides."""
-    if one.dtype is not other.dtype or one.shape != other.shape:
+def same_values(
+    reader: TensorReader, one: TensorRef, other: TensorRef, *, cast_other: bool = False
+) -> bool:
+    """Whether two tensors are equal, byte for byte, wherever they lie, whatever their strides.
+
+    With ``cast_other`` the second is compared as it would be in the type of the first.
+    """
+    if one.shape != other.shape:
         return False
-    if one.chunks == other.chunks:
-        return True
-    return _joined_equal(value_bytes(reader, one), value_bytes(reader, other))
+    if one.dtype is other.dtype:
+        same = one.chunks == other.chunks
+        return same or _joined_equal(value_bytes(reader, one), value_bytes(reader, other))
+    if not cast_other or one.dtype.numpy is None or other.dtype.numpy is None:
+        return False
+    wanted = numpy_dtype(one.dtype)
+    theirs = (cast(block, wanted).tobytes() for block in blocks(reader, other))
+    return _joined_equal(value_bytes(reader, one), theirs)
 
 
 def _joined_equal(ours: Iterator[bytes], theirs: Iterator[bytes]) -> bool:

@@ -124,6 +124,7 @@ class InspectReport(NamedTuple):
     metadata: Mapping[str, Any]  # what the container says of itself: safetensors' __metadata__
     findings: tuple[Finding, ...]
     entries: tuple[TensorEntry, ...] | None = None  # with --tensors or --stats
+    provenance: Mapping[str, Any] | None = None  # what ckptool left in a file that it wrote
 
 
 class RunEntry(NamedTuple):
@@ -185,6 +186,11 @@ class PromoteReport(NamedTuple):
     dropped: tuple[str, ...]
     findings: tuple[Finding, ...] = ()
     file: str | None = None  # the sibling that holds the averages, if it is another file
+    casts: Mapping[str, int] = {}  # "float32 to bfloat16" -> tensors that change their type
+    shared: tuple[str, ...] = ()  # addresses elsewhere that view bytes that change
+    optimizers: tuple[str, ...] = ()  # their state belongs to the weights that were replaced
+    in_place: bool = False
+    backup: str | None = None  # where the replaced file is kept
 
 
 class CheckResult(NamedTuple):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from ckptool.candidates import Candidate
+from ckptool.casting import Losses
 from ckptool.errors import EmaAmbiguousError, EmaRefusedError
 from ckptool.formats.base import Checkpoint
 from ckptool.numerics import find_nonfinite, same_values
@@ -42,6 +43,39 @@ def refuse_nonfinite(
     )
 
 
+def refuse_lossy(
+    checkpoint: Checkpoint, casts: Iterable[tuple[str, Losses]], *, force: bool
+) -> tuple[Finding, ...]:
+    """Casts that take values beyond the range of the type are refused; lost small ones are told.
+
+    Returns:
+        A finding for each tensor that loses values.
+
+    Raises:
+        EmaRefusedError: some overflow, without ``force``.
+    """
+    lossy = {name: losses for name, losses in casts if any(losses)}
+    overflowed = {name: lost.overflowed for name, lost in lossy.items() if lost.overflowed}
+    if overflowed and not force:
+        first, count = next(iter(overflowed.items()))
+        raise EmaRefusedError(
+            f"{sum(overflowed.values())} values do not fit the type that they are cast to, "
+            f"{count} values of {first} among them",
+            path=checkpoint.path,
+            hint="ckptool extract-ema keeps the type of the averages; --force casts all the same",
+        )
+    return tuple(
+        Finding("CK302", "warning", name, ", ".join(_losses(lost))) for name, lost in lossy.items()
+    )
+
+
+def _losses(lost: Losses) -> Iterator[str]:
+    if lost.overflowed:
+        yield f"{lost.overflowed} values overflow in the cast"
+    if lost.vanished:
+        yield f"{lost.vanished} values become 0 in the cast"
+
+
 def prove_equalities(checkpoint: Checkpoint, candidate: Candidate | None) -> None:
     """Compare in full what the search compared in a sample, before anything rests on it.
 
@@ -50,7 +84,7 @@ def prove_equalities(checkpoint: Checkpoint, candidate: Candidate | None) -> Non
     """
     for belief in candidate.believed if candidate else ():
         for one, other in belief.pairs:
-            if not same_values(checkpoint.reader, one, other):
+            if not same_values(checkpoint.reader, one, other, cast_other=belief.cast):
                 raise EmaAmbiguousError(
                     f"agrees with {belief.what} in a sample of the values, but not in all",
                     path=checkpoint.path,

@@ -15,7 +15,7 @@ from ckptool.cli.options import (
     ModelOption,
     OperandArgument,
 )
-from ckptool.cli.output import answer, house_layouts, progressing
+from ckptool.cli.output import answer, house_layouts, progressing, source_date
 from ckptool.commands.extract_ema import extract_ema
 from ckptool.errors import UsageError
 from ckptool.selection import Operand, parse_operand
@@ -62,6 +62,7 @@ def command(
             operand.path, output, ema=operand.address, model=model, names=names,
             strip=strip_prefix, match=match or (), wrap=wrap, force=force,
             dry_run=dry_run, progress=progress, layouts=house_layouts(),
+            made_at=source_date(),
         )  # fmt: skip
     answer(report, json=json, color=color)
 

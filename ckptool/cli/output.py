@@ -67,3 +67,9 @@ def house_layouts() -> Layouts:
     from ckptool.config import read_layouts
 
     return read_layouts(Path.cwd())
+
+
+def source_date() -> float | None:
+    """The time that reproducible builds ask for (https://reproducible-builds.org/specs)."""
+    given = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return float(given) if given.isdigit() else None

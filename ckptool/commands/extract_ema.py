@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ckptool.candidates import CHOSEN, EmaLocation, table_address
-from ckptool.ema import WRITTEN_BY, locate_ema
+from ckptool.ema import locate_ema
 from ckptool.errors import DamagedError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.inventory import take_inventory
 from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress
+from ckptool.origin import origin
 from ckptool.plans import Extraction, plan_extraction
+from ckptool.provenance import KEY, as_text
 from ckptool.refusals import require_ema
 from ckptool.renaming import only_matching, strip_prefix
 from ckptool.reports import ExtractReport, Finding
@@ -37,6 +39,7 @@ def extract_ema(
     dry_run: bool = False,
     progress: Progress = no_progress,
     layouts: Layouts = (),
+    made_at: float | None = None,
 ) -> ExtractReport:
     """Write the averaged weights of ``path`` to ``output``.
 
@@ -56,6 +59,7 @@ def extract_ema(
         dry_run: only say what would be written.
         progress: called with the bytes read and written.
         layouts: rows of a house style, tried before the known ones.
+        made_at: seconds since 1970 that the record of provenance tells; by default now.
 
     Raises:
         EmaNotFoundError, EmaAmbiguousError, EmaRefusedError: see ``refusals.require_ema``.
@@ -72,8 +76,9 @@ def extract_ema(
         averages = [(n, ref) for n, ref in plan.tensors.items() if n in plan.averaged]
         with meanwhile(lambda: refuse_nonfinite(checkpoint, averages, force=force)) as findings:
             if not dry_run:
+                note = as_text(origin("extract-ema", path, location, location.selected, made_at))
                 with whole_file(target, force=force) as file:
-                    _write(checkpoint, plan, file, kind, wrap, progress)
+                    _write(checkpoint, plan, file, kind, wrap, note, progress)
                     findings()  # a refusal discards the file
                     checkpoint.reader.refuse_changed()
             found = findings()
@@ -111,16 +116,16 @@ def _write(
     output: PartialFile,
     kind: str,
     wrap: str | None,
+    note: str,
     progress: Progress,
 ) -> None:
     if kind == "safetensors":
-        # transformers refuses files without a format; the mark keeps this one from being taken for
-        # a training run's own average when the next checkpoint lies beside it.
-        metadata = {"format": "pt", WRITTEN_BY: "ckptool extract-ema"}
+        # transformers refuses files without a format.
+        metadata = {"format": "pt", KEY: note}
         safetensors_file.write(output, plan.tensors, checkpoint.reader, metadata, progress=progress)
-        safetensors_file.check(output.path, plan.tensors)
+        safetensors_file.check_written(output.path, plan.tensors)
     else:
-        torch_zip.write(output, plan.tensors, checkpoint.reader, wrap, progress=progress)
+        torch_zip.write(output, plan.tensors, checkpoint.reader, wrap, progress=progress, note=note)
         _check_torch(output.path, plan)
 
 

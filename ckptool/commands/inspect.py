@@ -21,6 +21,7 @@ from ckptool.formats import folder_format, open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress, tensor_stats
+from ckptool.provenance import KEY, read_provenance
 from ckptool.reports import (
     CandidateReport,
     EmaReport,
@@ -62,6 +63,7 @@ def inspect_file(
     with open_checkpoint(path) as checkpoint:
         location = locate_ema(checkpoint, layouts=layouts)
         training = read_training_state(checkpoint.tree, checkpoint.reader)
+        origin = read_provenance(checkpoint.metadata)
         wanted = list_tensors or stats or match is not None
         entries = _entries(checkpoint, match or "*", stats=stats, progress=progress)
         return InspectReport(
@@ -73,7 +75,8 @@ def inspect_file(
             ema=describe_ema(location),
             training=_training(training),
             pickle={"globals": _globals(checkpoint)},
-            metadata=checkpoint.metadata,
+            metadata={k: v for k, v in checkpoint.metadata.items() if k != KEY},
+            provenance=origin._asdict() if origin else None,
             findings=tuple(_findings(checkpoint, location)),
             entries=tuple(entries) if wanted else None,
         )

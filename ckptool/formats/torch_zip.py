@@ -27,6 +27,8 @@ from ckptool.formats.torch_objects import TorchBuilder
 from ckptool.formats.zip_records import STORED, ZipArchive, ZipRecord, is_zip
 from ckptool.tree import ByteSpan
 
+PROVENANCE = "ckptool.json"  # the record that ckptool adds to what it writes; torch ignores it
+MAX_PROVENANCE = 1 << 16  # bytes of it that are read
 MAX_BYTEORDER = 16  # bytes of that record; it holds one word
 
 
@@ -43,7 +45,8 @@ class TorchZip:
         """The checkpoint in a zip; reads the directory, the pickle and the headers of storages."""
         archive = ZipArchive(FileWindow(file))
         pickles = Pickles(file, "data.pkl")
-        tree = TorchRecords(archive).read_tree(pickles)
+        records = TorchRecords(archive)
+        tree = records.read_tree(pickles)
         return Checkpoint(
             path=file.path,
             format_name=self.name,
@@ -51,6 +54,7 @@ class TorchZip:
             tree=tree,
             reader=TensorReader(file),
             globals_named=pickles.globals_named,
+            metadata=records.metadata,
         )
 
 
@@ -82,6 +86,14 @@ class TorchRecords:
         if order not in {"little", "big"}:
             raise DamagedError(f"the byte order is {order!r:.20}, neither little nor big")
         return order
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What ckptool left in a file that it wrote, as text."""
+        record = self.get(PROVENANCE)
+        if record is None or max(record.size, record.compressed_size) > MAX_PROVENANCE:
+            return {}
+        return {"ckptool": self.archive.read(record).decode("utf-8", "replace")}
 
     def read_tree(self, pickles: Pickles) -> Any:
         """The object in ``data.pkl``."""

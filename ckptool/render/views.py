@@ -6,7 +6,7 @@ markup.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -39,6 +39,8 @@ _ROLE_STYLE = {"ema": "good", "model": "title", "raw weights": "warning"}
 def show_inspect(report: InspectReport) -> Page:
     """The header, then sections, EMA, training, pickle, findings; only what there is."""
     yield _header(report)
+    if report.provenance:
+        yield _origin(report.provenance)
     if report.sections:
         yield _sections(report)
     yield _facts("EMA", _ema_lines(report))
@@ -75,6 +77,17 @@ def _header(report: InspectReport) -> Line:
         f": {dtypes}" if dtypes else "",
         (stored, "quiet"),
     )
+
+
+_MADE_BY = {"promote-ema": "promoted", "extract-ema": "extracted"}
+
+
+def _origin(origin: Mapping[str, Any]) -> Line:
+    """Where ckptool says that it made the file from; a claim like any other in a file."""
+    done = _MADE_BY.get(origin["command"], "written")
+    said = f" by ckptool {_plain(origin['version'])} from {_plain(origin['source'])}"
+    place = f", {_plain(origin['ema'])}" if origin["ema"] else ""
+    return _text((f"{done}{said}{place}, {_plain(origin['time'])}", "quiet"))
 
 
 def _sections(report: InspectReport) -> Grid:
@@ -271,8 +284,7 @@ def _run_cells(entry: RunEntry, metrics: list[str]) -> list[Line]:
     ]
 
 
-# -------------------------------------------------------------------------------- extract and
-# promote
+# ------------------------------------------------------------------------------ extract and promote
 
 
 def show_extract(report: ExtractReport) -> Page:
@@ -314,7 +326,7 @@ def _extract_lines(report: ExtractReport) -> Iterator[Fact]:
 
 def show_promote(report: PromoteReport) -> Page:
     """What was replaced by what, and what stays."""
-    done = "wrote" if report.written else "would write"
+    done = "wrote" if report.written else "left" if not report.tensors else "would write"
     yield _text(f"{done} ", (words.printable(report.output), "title"), f"  {report.format}")
     yield _facts("Promoted", _promote_lines(report))
     yield from _findings(report.findings)
@@ -322,7 +334,8 @@ def show_promote(report: PromoteReport) -> Page:
 
 def _promote_lines(report: PromoteReport) -> Iterator[Fact]:
     if not report.tensors:
-        yield "nothing", _text(f"{_MAIN_SLOT['averaged']}: the output is an unchanged copy")
+        left = "it stays as it is" if report.in_place else "the output is an unchanged copy"
+        yield "nothing", _text(f"{_MAIN_SLOT['averaged']}: {left}")
         return
     replaced = f"{words.plural(report.tensors, 'tensor')}, {words.size(report.bytes)}"
     yield (
@@ -337,6 +350,19 @@ def _promote_lines(report: PromoteReport) -> Iterator[Fact]:
         yield "kept", _text(f"{len(report.kept)} that the average lacks: {kept}")
     if report.dropped:
         yield "left out", _text(f"{len(report.dropped)}: {words.some(report.dropped)}")
+    for cast, tensors in report.casts.items():
+        yield "cast", _text(f"{words.plural(tensors, 'tensor')} from {_plain(cast)}")
+    if report.shared:
+        seen = words.some(report.shared)
+        yield "shared", _text((f"{len(report.shared)} elsewhere change too: {seen}", "warning"))
+    if report.optimizers:
+        where = words.some(report.optimizers)
+        yield (
+            "optimizer",
+            _text(f"{where} still fits the raw weights: resume from the original"),
+        )
+    if report.backup:
+        yield "backup", _text((words.printable(report.backup), "name"))
 
 
 def _findings(findings: tuple[Finding, ...]) -> Page:

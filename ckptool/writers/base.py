@@ -2,7 +2,8 @@
 
 Until the rename nobody sees the new file; after it nobody sees a part of one. A run that is killed
 leaves at most the partial file, which the next run for the same output recognises as abandoned
-(nobody holds its lock) and replaces.
+(nobody holds its lock) and replaces. A file that is replaced keeps its mode and its owner, and on
+request its content under a second name, which costs no copy: a hard link made before the rename.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import errno
 import fcntl
 import os
 import shlex
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -20,10 +22,11 @@ from ckptool.errors import DamagedError, OutputError
 from ckptool.formats.base import SourceFile, TensorReader
 from ckptool.numerics import Progress, no_progress
 from ckptool.tree import Blob, ByteSpan
-from ckptool.writers.copying import Pace, copy_bytes
+from ckptool.writers.copying import Pace, clone, copy_bytes
 
 PARTIAL = ".ckptool.partial"  # .NAME.ckptool.partial: no name that a user would choose
 MAX_NAME = 255  # bytes
+ANY_WRITES = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 ATTEMPTS = 5  # at creating the file while other runs remove it
 NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK})
 
@@ -86,9 +89,40 @@ class PartialFile:
         )
 
     def copy_file(self, file: SourceFile, progress: Progress = no_progress) -> None:
-        """The whole of another file."""
-        copy_bytes(file.fd, self.fd, file.size, start=0, at=0, progress=progress, pace=self._pace)
-        self.position = file.size
+        """The whole of another file; its blocks are shared where the file system can."""
+        if clone(file.fd, self.fd):
+            progress(file.size)
+            self.position = file.size
+        else:
+            self.need(file.size)
+            self.copy_from(file, ByteSpan(file.path, 0, file.size), progress)
+
+    def copy_from(self, file: SourceFile, span: ByteSpan, progress: Progress = no_progress) -> None:
+        """Append bytes of another file."""
+        copy_bytes(
+            file.fd, self.fd, span.nbytes,
+            start=span.offset, at=self.position, progress=progress, pace=self._pace,
+        )  # fmt: skip
+        self.position += span.nbytes
+
+    def need(self, nbytes: int) -> None:
+        """Refuse before anything is written what cannot fit.
+
+        Raises:
+            OutputError: the file system has less room than ``nbytes`` bytes.
+        """
+        free = shutil.disk_usage(self.path.parent).free
+        if nbytes > free:
+            raise OutputError(
+                f"{nbytes:,} bytes are needed, {free:,} are free there; nothing was written",
+                path=self.path.parent,
+                hint="make room, or name a file on another disk with -o",
+            )
+
+    def cut(self, position: int) -> None:
+        """Drop what was written from ``position`` on."""
+        os.ftruncate(self.fd, position)
+        self.position = position
 
     def sync(self) -> None:
         """Bring what was written to the disk."""
@@ -132,9 +166,46 @@ def check_output(path: Path, inputs: Iterable[Path], *, force: bool) -> Path:
     return target
 
 
+def check_in_place(path: Path, backup: Path | None, *, force: bool) -> Path:
+    """The file to replace (behind symbolic links), if it may be replaced by a rename.
+
+    Raises:
+        OutputError: read-only, or with other names that would keep the old content, without
+            ``force``; or the backup's name is taken.
+    """
+    target = Path(os.path.realpath(path))
+    status = target.stat()
+    if status.st_nlink > 1 and not force and not _is_backup(backup, status):
+        raise OutputError(
+            f"the file has {status.st_nlink - 1} other names (hard links), which would keep the "
+            "raw weights",
+            path=path,
+            hint="-o writes another file; --force replaces this name alone",
+        )
+    if not (status.st_mode & ANY_WRITES and os.access(target, os.W_OK)) and not force:
+        raise OutputError(
+            "the file is read-only", path=path, hint="-o writes another file, --force replaces"
+        )
+    if backup is not None and os.path.lexists(backup) and not _is_backup(backup, status):
+        raise OutputError(
+            "the backup is there already, of another file", path=backup, hint="move it away first"
+        )
+    return target
+
+
+def _is_backup(backup: Path | None, status: os.stat_result) -> bool:
+    """Whether the backup is a second name of the file: left by a run that was killed."""
+    try:
+        return backup is not None and os.path.samestat(backup.lstat(), status)
+    except OSError:
+        return False
+
+
 @contextmanager
-def whole_file(target: Path, *, force: bool) -> Iterator[PartialFile]:
+def whole_file(target: Path, *, force: bool, backup: Path | None = None) -> Iterator[PartialFile]:
     """A file that stands at ``target`` when the block ends well, and nowhere when it does not.
+
+    ``backup`` is a second name for the file that is replaced.
 
     Raises:
         OutputError: it cannot be created, the disk is full, or it appeared meanwhile.
@@ -146,9 +217,9 @@ def whole_file(target: Path, *, force: bool) -> Iterator[PartialFile]:
         raise OutputError(_reason(error), path=target) from error
     try:
         yield PartialFile(partial, fd)
-        os.fchmod(fd, _mode(target))
+        _take_after(fd, target)
         os.fsync(fd)
-        _publish(partial, fd, target, force=force)
+        _publish(partial, fd, target, force=force, backup=backup)
     except OSError as error:
         _discard(partial, fd)
         raise OutputError(_reason(error), path=target) from error
@@ -239,20 +310,26 @@ def _in_use(target: Path, hint: str | None = None) -> OutputError:
     return OutputError("another run is writing it", path=target, hint=hint)
 
 
-def _mode(target: Path) -> int:
-    """The mode of the file that is replaced, else what the umask leaves."""
-    with suppress(FileNotFoundError):
-        return stat.S_IMODE(target.stat().st_mode)
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
+def _take_after(fd: int, target: Path) -> None:
+    """The owner and mode of the file that is replaced; else the mode that the umask leaves."""
+    try:
+        status = target.stat()
+    except FileNotFoundError:
+        umask = os.umask(0)
+        os.umask(umask)
+        os.fchmod(fd, 0o666 & ~umask)
+        return
+    with suppress(PermissionError):  # only root gives files away; the mode is set all the same
+        os.fchown(fd, status.st_uid, status.st_gid)
+    os.fchmod(fd, stat.S_IMODE(status.st_mode))
 
 
-def _publish(partial: Path, fd: int, target: Path, *, force: bool) -> None:
+def _publish(partial: Path, fd: int, target: Path, *, force: bool, backup: Path | None) -> None:
     if not _is_at(partial, fd):
         raise _in_use(target)
     if force:
-        partial.rename(target)
+        with _second_name(target, backup):
+            partial.rename(target)
         return
     try:
         os.link(partial, target)  # unlike a rename, fails when something is there
@@ -264,6 +341,30 @@ def _publish(partial: Path, fd: int, target: Path, *, force: bool) -> None:
         partial.rename(target)
         return
     partial.unlink()
+
+
+@contextmanager
+def _second_name(target: Path, backup: Path | None) -> Iterator[None]:
+    """The file under two names while the block runs; under its own alone when that fails."""
+    if backup is None:
+        yield
+        return
+    if not _is_backup(backup, target.stat()):
+        try:
+            os.link(target, backup)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise OutputError(
+                f"no backup can be made there: {_reason(error)}",
+                path=backup,
+                hint="-o writes another file, and this one stays as it is",
+            ) from error
+    try:
+        yield
+    except BaseException:
+        backup.unlink()
+        raise
 
 
 def _discard(partial: Path, fd: int) -> None:

@@ -1,41 +1,42 @@
-"""A copy of a torch zip in which some tensors have other values, and every other byte is the same.
+"""A copy of a checkpoint in which some tensors have other values, and every other byte is the same.
 
-The file is copied by the kernel, the target tensors' bytes are overwritten in place, and the
-checksums of the records they lie in are refreshed in the directory, in the local header and in the
-data descriptor. The pickle is not touched: optimizer, epoch and instances of classes that nobody
-has installed stay as they were.
-
-Where every checksum is 0 they stay so: the file was written with checksums off, and torch reads
-it so.
+The file is copied by the kernel and the target tensors' bytes are overwritten in place, cast to the
+slot's type and laid in the slot's strides. No pickle is touched: optimizer, epoch and instances of
+classes that nobody has installed stay as they were. What a container keeps about its bytes
+(checksums, a header) is the business of its row in ``containers.py``.
 """
 
 from __future__ import annotations
 
-import zlib
-from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
+from ckptool.casting import Losses, count_losses
 from ckptool.dtypes import DType
-from ckptool.errors import DamagedError, UnsupportedError
+from ckptool.errors import UnsupportedError
 from ckptool.formats.base import SourceFile, TensorReader
-from ckptool.formats.byte_sources import FileWindow
-from ckptool.formats.zip_records import HAS_DESCRIPTOR, LOCAL, NO_CRC, ZipArchive, ZipRecord
-from ckptool.numerics import BLOCK, Progress, cast, element_dtype, no_progress, strided
+from ckptool.numerics import (
+    BLOCK,
+    Progress,
+    cast,
+    chunk_values,
+    element_dtype,
+    no_progress,
+    strided,
+)
 from ckptool.tree import ByteSpan, Chunk, TensorRef, extent
 from ckptool.writers.base import PartialFile, expect
 
-CENTRAL_CRC = 16  # offsets of the checksum in each structure
 MAX_PLACES = 1 << 20  # elements of an interleaved view that are looked at one by one
-LOCAL_CRC = 14
 SCALES = "float8_e8m0fnu"  # powers of two without zero or sign: other numbers make no sense there
-DESCRIPTOR_SIGNATURE = b"PK\x07\x08"
+PIECE = 4 << 20  # bytes of a tensor that are rearranged at a time, on either side
+SHRINKS = 0.75  # of the bytes before: what halving a view must reach to be worth it
 
 
-@dataclass(frozen=True, slots=True)
-class Patch:
-    """Values that move from one tensor of the file to another."""
+class Patch(NamedTuple):
+    """Values that move from one tensor to another."""
 
     name: str  # of the target, for messages
     target: TensorRef
@@ -44,23 +45,19 @@ class Patch:
     @property
     def is_plain(self) -> bool:
         """Whether it is a move of bytes: same type, same order of elements in memory."""
-        ours, theirs = self.target.chunks[0], self.source.chunks[0]
-        same_order = ours.strides == theirs.strides and _is_dense(ours)
-        both_plain = ours.is_contiguous and theirs.is_contiguous
         return (
             self.target.dtype is self.source.dtype
             and self.target.byteorder == self.source.byteorder
             and not self.source.lazy
             and not self.target.lazy
-            and (same_order or both_plain)
+            and _in_one_order(self.target.chunks[0], self.source.chunks[0])
         )
 
 
-def _is_dense(chunk: Chunk) -> bool:
-    numel = 1
-    for size in chunk.shape:
-        numel *= size
-    return extent(chunk.shape, chunk.strides) == numel
+def _in_one_order(ours: Chunk, theirs: Chunk) -> bool:
+    """Whether the n-th element in memory of one is the n-th of the other, without gaps."""
+    same = ours.strides == theirs.strides and extent(ours.shape, ours.strides) == prod(ours.shape)
+    return same or (ours.is_contiguous and theirs.is_contiguous)
 
 
 def check_patch(patch: Patch, path: Path) -> None:
@@ -117,131 +114,31 @@ def _casts(source: DType, target: DType) -> bool:
     return are_numbers and {source.kind, target.kind} == {"float"} and target.name != SCALES
 
 
-def write(
+# ----------------------------------------------------------------------------------------- writing
+
+
+def put(
     output: PartialFile,
-    file: SourceFile,
     patches: Sequence[Patch],
     reader: TensorReader,
+    shift: int = 0,
     progress: Progress = no_progress,
 ) -> None:
-    """Copy ``file``, move the values, refresh the checksums."""
-    output.copy_file(file, progress)
+    """Overwrite the targets in a copy whose values lie ``shift`` bytes further than the file's."""
     for patch in patches:
         if patch.is_plain:
-            output.place(reader, patch.source.chunks[0].span, patch.target.chunks[0].span.offset)
-        else:
-            span = patch.target.chunks[0].span
-            there = output.read(span.offset, span.nbytes)
-            output.patch(rearranged(there, reader, patch), span.offset)
-    archive = ZipArchive(FileWindow(file))
-    if not any(record.crc != NO_CRC for record in archive.records):
-        return
-    known = _known_checksums(archive)
-    for record, inside in _touched(archive, patches):
-        crc = _moved_checksum(archive, record, inside, known)
-        _refresh(output, archive, record, crc)
+            span = patch.source.chunks[0].span
+            output.place(reader, span, patch.target.chunks[0].span.offset + shift, progress)
+            continue
+        for ours, theirs in pieces(patch):
+            there = output.read(ours.span.offset + shift, ours.span.nbytes)
+            output.patch(_rearranged(there, reader, patch, ours, theirs), ours.span.offset + shift)
+            progress(ours.span.nbytes)
 
 
-def rearranged(there: bytes, reader: TensorReader, patch: Patch) -> bytes:
-    """The bytes ``there`` with the source's values in them: cast, and in the target's strides.
-
-    Bytes between the target's elements stay. Takes memory for one tensor.
-    """
-    ours, theirs = patch.target.chunks[0], patch.source.chunks[0]
-    wanted, given = element_dtype(patch.target), element_dtype(patch.source)
-    content = bytearray(there)
-    source = strided(reader.read(theirs.span), theirs, given)
-    if "conj" in patch.source.lazy:
-        source = source.conj()
-    if "neg" in patch.source.lazy:
-        source = -source
-    target = strided(content, ours, wanted)
-    target[...] = cast(source, wanted)
-    return bytes(content)
-
-
-# --------------------------------------------------------------------------------------- checksums
-
-_Inside = list[Patch]
-
-
-def _touched(archive: ZipArchive, patches: Iterable[Patch]) -> list[tuple[ZipRecord, _Inside]]:
-    """The records that hold a target, each with the patches in it."""
-    records = sorted(archive.records, key=lambda record: record.header_offset)
-    starts = [record.header_offset for record in records]
-    touched: dict[int, tuple[ZipRecord, _Inside]] = {}
-    for patch in patches:
-        at = bisect_right(starts, patch.target.chunks[0].span.offset) - 1
-        touched.setdefault(at, (records[at], []))[1].append(patch)
-    return list(touched.values())
-
-
-def _known_checksums(archive: ZipArchive) -> dict[tuple[int, int], int]:
-    """(data offset, size) -> checksum, looked up only for records that could be a whole source."""
-    by_header = {record.header_offset: record for record in archive.records}
-    return {
-        (archive.data_offset(record), record.size): record.crc
-        for record in by_header.values()
-        if record.crc != NO_CRC
-    }
-
-
-def _moved_checksum(
-    archive: ZipArchive,
-    record: ZipRecord,
-    inside: _Inside,
-    known: dict[tuple[int, int], int],
-) -> int | None:
-    """The checksum of a record that became another's copy as a whole: no second read. Else None."""
-    spans = {patch.source.chunks[0].span for patch in inside}
-    if len(spans) != 1 or not all(patch.is_plain for patch in inside):
-        return None
-    (span,) = spans
-    target = inside[0].target.chunks[0].span
-    if span.source != target.source:  # the checksums known are those of this file
-        return None
-    if (target.offset, target.nbytes) != (archive.data_offset(record), record.size):
-        return None
-    return known.get((span.offset, span.nbytes))
-
-
-def _refresh(output: PartialFile, archive: ZipArchive, record: ZipRecord, crc: int | None) -> None:
-    start = archive.data_offset(record)
-    if crc is None:
-        crc = _checksum(output, start, record.size)
-    data = crc.to_bytes(4, "little")
-    output.patch(data, record.entry_offset + CENTRAL_CRC)
-    header = archive.source.read(record.header_offset, LOCAL.size)
-    has_descriptor = record.flags & HAS_DESCRIPTOR
-    if not has_descriptor or header[LOCAL_CRC : LOCAL_CRC + 4] != bytes(4):
-        output.patch(data, record.header_offset + LOCAL_CRC)
-    if has_descriptor:
-        _refresh_descriptor(output, archive, record, data)
-
-
-def _refresh_descriptor(
-    output: PartialFile, archive: ZipArchive, record: ZipRecord, crc: bytes
+def check(
+    output: PartialFile, patches: Sequence[Patch], reader: TensorReader, shift: int = 0
 ) -> None:
-    """The checksum behind the data, whose signature is optional."""
-    at = archive.data_offset(record) + record.compressed_size
-    signed = archive.source.read(at, 4) == DESCRIPTOR_SIGNATURE
-    at += 4 if signed else 0
-    if archive.source.read(at, 4) != record.crc.to_bytes(4, "little"):
-        raise DamagedError(f"the record {record.name!r} disagrees with its data descriptor")
-    output.patch(crc, at)
-
-
-def _checksum(output: PartialFile, start: int, size: int) -> int:
-    crc = 0
-    for at in range(start, start + size, BLOCK):
-        crc = zlib.crc32(output.read(at, min(BLOCK, start + size - at)), crc)
-    return crc
-
-
-# ----------------------------------------------------------------------------------------- checking
-
-
-def check(output: PartialFile, patches: Sequence[Patch], reader: TensorReader) -> None:
     """Read the targets back and compare them with their sources.
 
     Raises:
@@ -249,18 +146,91 @@ def check(output: PartialFile, patches: Sequence[Patch], reader: TensorReader) -
     """
     with SourceFile(output.path) as written:
         for patch in patches:
-            span = patch.target.chunks[0].span
             if patch.is_plain:
-                _compare(written, span, reader, patch.source.chunks[0].span, patch.name)
-            else:
-                found = written.read(span.offset, span.nbytes)
-                expect(found == rearranged(found, reader, patch), patch.name, output.path)
+                span = patch.target.chunks[0].span
+                at = span.offset + shift
+                _compare(written, at, span.nbytes, reader, patch.source.chunks[0].span, patch.name)
+                continue
+            for ours, theirs in pieces(patch):
+                found = written.read(ours.span.offset + shift, ours.span.nbytes)
+                wanted = _rearranged(found, reader, patch, ours, theirs)
+                expect(found == wanted, patch.name, output.path)
 
 
 def _compare(
-    written: SourceFile, target: ByteSpan, reader: TensorReader, source: ByteSpan, name: str
+    written: SourceFile, at: int, nbytes: int, reader: TensorReader, source: ByteSpan, name: str
 ) -> None:
-    for start in range(0, target.nbytes, BLOCK):
-        count = min(BLOCK, target.nbytes - start)
-        found = written.read(target.offset + start, count)
+    for start in range(0, nbytes, BLOCK):
+        count = min(BLOCK, nbytes - start)
+        found = written.read(at + start, count)
         expect(found == reader.read(source, start, count), name, written.path)
+
+
+def losses(patch: Patch, reader: TensorReader) -> Losses:
+    """What the cast into the slot would cost: values beyond its range, values that become 0."""
+    wanted = element_dtype(patch.target)
+    total = Losses(0, 0)
+    if patch.source.dtype is patch.target.dtype:
+        return total
+    for _, theirs in pieces(patch):
+        total = total + count_losses(chunk_values(reader, patch.source, theirs), wanted)
+    return total
+
+
+# ------------------------------------------------------------------------------------------ pieces
+
+
+def pieces(patch: Patch) -> Iterator[tuple[Chunk, Chunk]]:
+    """(part of the target, the same part of the source), each of at most ``PIECE`` bytes.
+
+    Views of different order are halved along their longest strides while that makes them smaller;
+    a transposed source cannot be cut so, and takes memory for the tensor.
+    """
+    ours, theirs = patch.target.chunks[0], patch.source.chunks[0]
+    widths = patch.target.dtype.itemsize, patch.source.dtype.itemsize
+    if _in_one_order(ours, theirs):
+        ours, theirs = _flat(ours), _flat(theirs)
+    yield from _halved(ours, theirs, widths)
+
+
+def _flat(chunk: Chunk) -> Chunk:
+    return Chunk(chunk.span, (0,), (prod(chunk.shape),), (1,))
+
+
+def _halved(ours: Chunk, theirs: Chunk, widths: tuple[int, int]) -> Iterator[tuple[Chunk, Chunk]]:
+    nbytes = ours.span.nbytes + theirs.span.nbytes
+    if max(ours.span.nbytes, theirs.span.nbytes) <= PIECE:
+        yield ours, theirs
+        return
+    axis = max(range(len(ours.shape)), key=lambda i: ours.strides[i] if ours.shape[i] > 1 else -1)
+    size = ours.shape[axis]
+    parts = [
+        (_narrowed(ours, axis, part, widths[0]), _narrowed(theirs, axis, part, widths[1]))
+        for part in (range(size // 2), range(size // 2, size))
+    ]
+    if max(mine.span.nbytes + yours.span.nbytes for mine, yours in parts) > SHRINKS * nbytes:
+        yield ours, theirs
+        return
+    for mine, yours in parts:
+        yield from _halved(mine, yours, widths)
+
+
+def _narrowed(chunk: Chunk, axis: int, part: range, width: int) -> Chunk:
+    """The part of a view along one axis."""
+    shape = (*chunk.shape[:axis], len(part), *chunk.shape[axis + 1 :])
+    at = chunk.span.offset + part.start * chunk.strides[axis] * width
+    span = ByteSpan(chunk.span.source, at, extent(shape, chunk.strides) * width)
+    return Chunk(span, chunk.offsets, shape, chunk.strides)
+
+
+def _rearranged(
+    there: bytes, reader: TensorReader, patch: Patch, ours: Chunk, theirs: Chunk
+) -> bytes:
+    """The bytes ``there`` with the source's values in them: cast, and in the target's strides.
+
+    Bytes between the target's elements stay.
+    """
+    content = bytearray(there)
+    wanted = element_dtype(patch.target)
+    strided(content, ours, wanted)[...] = cast(chunk_values(reader, patch.source, theirs), wanted)
+    return bytes(content)

@@ -9,12 +9,13 @@ anything.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from ckptool.casting import Casting
 from ckptool.errors import UnsupportedError
-from ckptool.formats.base import TensorReader
+from ckptool.formats.base import SourceFile, TensorReader
+from ckptool.formats.safetensors_file import LENGTH_BYTES, METADATA, parse_json
 from ckptool.numerics import Progress, no_progress
 from ckptool.tree import TensorRef
 from ckptool.writers.base import PartialFile, expect
@@ -34,7 +35,7 @@ def write(
     """Write the tensors under their names; shared storages are written once for each name.
 
     Returns:
-        The runs of bytes that did not come straight from the source, for :func:`check`.
+        The runs of bytes that did not come straight from the source, for :func:`check_written`.
 
     Raises:
         UnsupportedError: a type or a name that the format cannot hold.
@@ -62,13 +63,25 @@ def header(
     Raises:
         UnsupportedError: a type or a name that the format cannot hold.
     """
-    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    entries: dict[str, object] = {METADATA: dict(metadata)}
     offset = 0
     for name, ref in _ordered(tensors, casting):
         end = offset + casting.nbytes_of(ref)
         tag = _tag(name, ref, casting)
         entries[name] = {"dtype": tag, "shape": _shape(ref), "data_offsets": [offset, end]}
         offset = end
+    return _encoded(entries)
+
+
+def with_metadata(file: SourceFile, metadata: Mapping[str, str]) -> bytes:
+    """The header of a file, with other metadata; names, order and offsets stay."""
+    length = int.from_bytes(file.read(0, LENGTH_BYTES), "little")
+    fields = parse_json(file.read(LENGTH_BYTES, length))
+    fields.pop(METADATA, None)
+    return _encoded({METADATA: dict(metadata), **fields})
+
+
+def _encoded(entries: Mapping[str, object]) -> bytes:
     try:
         text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -76,12 +89,12 @@ def header(
             "a tensor's name is not valid text, which safetensors needs"
         ) from error
     text += b" " * (-len(text) % ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
 def _tag(name: str, ref: TensorRef, casting: Casting) -> str:
     tag = casting.dtype_of(ref).safetensors
-    if tag is None or ref.quantizer is not None or name == "__metadata__":
+    if tag is None or ref.quantizer is not None or name == METADATA:
         raise UnsupportedError(
             f"safetensors cannot hold a {ref.dtype} tensor of this name",
             address=name,
@@ -99,12 +112,7 @@ def _shape(ref: TensorRef) -> list[int]:
     return [*ref.shape[:-1], ref.shape[-1] * ref.dtype.packed]
 
 
-def check(
-    path: Path,
-    tensors: Mapping[str, TensorRef],
-    casting: Casting | None = None,
-    runs: Iterable[Run] = (),
-) -> None:
+def check(path: Path, names: Collection[str]) -> None:
     """Reopen a written file with the safetensors library.
 
     Raises:
@@ -112,14 +120,30 @@ def check(
     """
     from safetensors import SafetensorError, safe_open
 
-    casting = casting or Casting()
     try:
         with safe_open(path, "numpy") as opened:
-            expect(set(opened.keys()) == set(tensors), "other names", path)
-            for name, ref in tensors.items():
-                found = opened.get_slice(name)
-                same = found.get_dtype() == _tag(name, ref, casting)
-                expect(same and found.get_shape() == _shape(ref), name, path)
+            expect(set(opened.keys()) == set(names), "other names", path)
     except SafetensorError as error:
         expect(False, str(error), path)
+
+
+def check_written(
+    path: Path,
+    tensors: Mapping[str, TensorRef],
+    casting: Casting | None = None,
+    runs: Iterable[Run] = (),
+) -> None:
+    """Hold a written file against what :func:`write` was given, and against what it returned.
+
+    Raises:
+        DamagedError: the library does not read it, or reads other names, types, shapes or bytes.
+    """
+    from safetensors import safe_open
+
+    check(path, tensors)
+    with safe_open(path, "numpy") as opened:
+        for name, ref in tensors.items():
+            found, tag = opened.get_slice(name), _tag(name, ref, casting or Casting())
+            as_planned = (found.get_dtype(), found.get_shape()) == (tag, _shape(ref))
+            expect(as_planned, f"{name} is of another type or shape", path)
     check_runs(path, runs)

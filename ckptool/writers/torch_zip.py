@@ -21,6 +21,7 @@ from ckptool.casting import Casting
 from ckptool.dtypes import DType
 from ckptool.errors import UnsupportedError
 from ckptool.formats.base import TensorReader
+from ckptool.formats.torch_zip import PROVENANCE
 from ckptool.numerics import Progress, no_progress, value_bytes
 from ckptool.tree import Blob, ByteSpan, Chunk, TensorRef, contiguous_strides, extent
 from ckptool.writers.base import PartialFile
@@ -41,8 +42,9 @@ def write(
     wrap: str | None = None,
     casting: Casting | None = None,
     progress: Progress = no_progress,
+    note: str | None = None,
 ) -> tuple[Run, ...]:
-    """Write ``{name: tensor}``, or ``{wrap: {name: tensor}}``.
+    """Write ``{name: tensor}``, or ``{wrap: {name: tensor}}``; ``note`` is the provenance.
 
     Returns:
         The runs of bytes that did not come straight from the source, to be read back.
@@ -66,6 +68,8 @@ def write(
                 made.append(values.make(storage))
                 archive.end(made[-1].checksum)
         archive.add_bytes(f"{ARCHIVE}/version", b"3\n")
+        if note is not None:
+            archive.add_bytes(f"{ARCHIVE}/{PROVENANCE}", note.encode())
         archive.finish()
     return tuple(made)
 

@@ -1,8 +1,8 @@
 """Writes a zip archive of stored records, each aligned, from its beginning to its end.
 
 A record's size and checksum are known when its data has been written, or later still: the local
-headers are completed at the end, just before the directory. Sizes beyond 32 bits stand in the extra
-field 0x0001; the room up to the alignment is an extra field called ``FB``, as in torch's own writer.
+headers are completed at the end, just before the directory. Sizes beyond 32 bits stand in the
+extra field 0x0001; the room up to the alignment is an extra field called ``FB``, as with torch.
 """
 
 from __future__ import annotations
@@ -86,27 +86,44 @@ class ArchiveWriter:
         )
         return fixed + name + extra
 
-    def finish(self) -> None:
-        """Complete the headers; then the central directory and the end records."""
-        output, entries = self._output, []
+    def complete(self) -> list[bytes]:
+        """Complete the local headers, and give the entries for the directory."""
+        entries = []
         for record in self._records:
             crc = record.checksum()
-            output.patch(self._local(record.name, crc, record.size, record.offset), record.offset)
+            local = self._local(record.name, crc, record.size, record.offset)
+            self._output.patch(local, record.offset)
             entries.append(_central(record, crc))
-        start, count = output.position, len(entries)
-        output.write(b"".join(entries))
-        size = output.position - start
-        if count >= 0xFFFF or start >= ZIP64_FROM or size >= ZIP64_FROM:
-            at = output.position
-            output.write(ZIP64_END.pack(b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start))
-            output.write(ZIP64_LOCATOR.pack(b"PK\x06\x07", 0, at, 1))
-        ends = (
-            min(count, 0xFFFF),
-            min(count, 0xFFFF),
-            size if size < ZIP64_FROM else IN_EXTRA,
-            start if start < ZIP64_FROM else IN_EXTRA,
-        )
-        output.write(END.pack(b"PK\x05\x06", 0, 0, *ends, 0))
+        return entries
+
+    def finish(self) -> None:
+        """Complete the headers; then the central directory and the end records."""
+        entries, start = self.complete(), self._output.position
+        self._output.write(b"".join(entries))
+        write_end(self._output, start, len(entries))
+
+
+def add_record(output: PartialFile, name: str, content: bytes) -> bytes:
+    """Append one small record to an archive, and return its entry for the directory."""
+    archive = ArchiveWriter(output)
+    archive.add_bytes(name, content)
+    return archive.complete()[0]
+
+
+def write_end(output: PartialFile, start: int, count: int) -> None:
+    """The end records, behind a directory of ``count`` entries that began at ``start``."""
+    size = output.position - start
+    if count >= 0xFFFF or start >= ZIP64_FROM or size >= ZIP64_FROM:
+        at = output.position
+        output.write(ZIP64_END.pack(b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start))
+        output.write(ZIP64_LOCATOR.pack(b"PK\x06\x07", 0, at, 1))
+    ends = (
+        min(count, 0xFFFF),
+        min(count, 0xFFFF),
+        size if size < ZIP64_FROM else IN_EXTRA,
+        start if start < ZIP64_FROM else IN_EXTRA,
+    )
+    output.write(END.pack(b"PK\x05\x06", 0, 0, *ends, 0))
 
 
 def _central(record: _Record, crc: int) -> bytes:

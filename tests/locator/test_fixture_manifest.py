@@ -98,7 +98,8 @@ def test_everything_else_is_refused(file, ckptool, tmp_path):
 
 @pytest.mark.parametrize("file", TAKEN)
 def test_promoted_slot_holds_the_truth(file, ckptool, tmp_path):
-    output = tmp_path / "promoted.pt"
+    suffix = ".safetensors" if file.endswith(".safetensors") else ".pt"
+    output = tmp_path / f"promoted{suffix}"
     done = ckptool("promote-ema", EMA / file, "-o", output, "--json")
     if done.exit_code:
         assert done.exit_code == 2

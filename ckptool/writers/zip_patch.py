@@ -1,0 +1,164 @@
+"""What a torch zip keeps about its bytes, brought up to date in a patched copy.
+
+Each record has its checksum in the directory, in the local header and maybe behind the data; all
+are refreshed. A storage that another storage replaced as a whole takes over its known checksum
+without a second read. Where every checksum is 0 they stay so: the file was written with checksums
+off, and torch reads it so.
+
+Provenance is one more record at the end, in the archive's folder, which torch never asks for. The
+directory moves behind it; its old entries stay byte for byte.
+"""
+
+from __future__ import annotations
+
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+
+from ckptool.errors import DamagedError
+from ckptool.formats.base import SourceFile
+from ckptool.formats.byte_sources import FileWindow
+from ckptool.formats.torch_zip import PROVENANCE, TorchRecords
+from ckptool.formats.zip_records import (
+    CENTRAL,
+    END,
+    HAS_DESCRIPTOR,
+    LOCAL,
+    NO_CRC,
+    ZIP64_END,
+    ZIP64_LOCATOR,
+    ZipArchive,
+    ZipRecord,
+)
+from ckptool.numerics import BLOCK
+from ckptool.writers.base import PartialFile
+from ckptool.writers.patched_copy import Patch
+from ckptool.writers.zip_archive import add_record, write_end
+
+CENTRAL_CRC = 16  # offsets of the checksum in each structure
+LOCAL_CRC = 14
+DESCRIPTOR_SIGNATURE = b"PK\x07\x08"
+
+
+def finish(output: PartialFile, file: SourceFile, patches: Sequence[Patch], note: str) -> None:
+    """Refresh the checksums of the records in which targets lie, and add the note."""
+    archive = ZipArchive(FileWindow(file))
+    if any(record.crc != NO_CRC for record in archive.records):
+        known = _known_checksums(archive)
+        for record, inside in _touched(archive, patches):
+            crc = _moved_checksum(archive, record, inside, known)
+            _refresh(output, archive, record, crc)
+    _append(output, archive, note.encode())
+
+
+# --------------------------------------------------------------------------------------- checksums
+
+
+def _touched(archive: ZipArchive, patches: Iterable[Patch]) -> list[tuple[ZipRecord, list[Patch]]]:
+    """The records that hold a target, each with the patches in it."""
+    records = sorted(archive.records, key=lambda record: record.header_offset)
+    starts = [record.header_offset for record in records]
+    touched: dict[int, tuple[ZipRecord, list[Patch]]] = {}
+    for patch in patches:
+        at = bisect_right(starts, patch.target.chunks[0].span.offset) - 1
+        touched.setdefault(at, (records[at], []))[1].append(patch)
+    return list(touched.values())
+
+
+def _known_checksums(archive: ZipArchive) -> dict[tuple[int, int], int]:
+    """(data offset, size) -> checksum, of what could be a whole source."""
+    return {
+        (archive.data_offset(record), record.size): record.crc
+        for record in archive.records
+        if record.crc != NO_CRC
+    }
+
+
+def _moved_checksum(
+    archive: ZipArchive,
+    record: ZipRecord,
+    inside: list[Patch],
+    known: Mapping[tuple[int, int], int],
+) -> int | None:
+    """The checksum of a record that became another's copy as a whole: no second read. Else None."""
+    spans = {patch.source.chunks[0].span for patch in inside}
+    if len(spans) != 1 or not all(patch.is_plain for patch in inside):
+        return None
+    (span,) = spans
+    target = inside[0].target.chunks[0].span
+    if span.source != target.source:  # the checksums known are those of this file
+        return None
+    if (target.offset, target.nbytes) != (archive.data_offset(record), record.size):
+        return None
+    return known.get((span.offset, span.nbytes))
+
+
+def _refresh(output: PartialFile, archive: ZipArchive, record: ZipRecord, crc: int | None) -> None:
+    start = archive.data_offset(record)
+    if crc is None:
+        crc = _checksum(output, start, record.size)
+    data = crc.to_bytes(4, "little")
+    output.patch(data, record.entry_offset + CENTRAL_CRC)
+    header = archive.source.read(record.header_offset, LOCAL.size)
+    has_descriptor = record.flags & HAS_DESCRIPTOR
+    if not has_descriptor or header[LOCAL_CRC : LOCAL_CRC + 4] != bytes(4):
+        output.patch(data, record.header_offset + LOCAL_CRC)
+    if has_descriptor:
+        _refresh_descriptor(output, archive, record, data)
+
+
+def _refresh_descriptor(
+    output: PartialFile, archive: ZipArchive, record: ZipRecord, crc: bytes
+) -> None:
+    """The checksum behind the data, whose signature is optional."""
+    at = archive.data_offset(record) + record.compressed_size
+    signed = archive.source.read(at, 4) == DESCRIPTOR_SIGNATURE
+    at += 4 if signed else 0
+    if archive.source.read(at, 4) != record.crc.to_bytes(4, "little"):
+        raise DamagedError(f"the record {record.name!r} disagrees with its data descriptor")
+    output.patch(crc, at)
+
+
+def _checksum(output: PartialFile, start: int, size: int) -> int:
+    crc = 0
+    for at in range(start, start + size, BLOCK):
+        crc = zlib.crc32(output.read(at, min(BLOCK, start + size - at)), crc)
+    return crc
+
+
+# -------------------------------------------------------------------------------------- provenance
+
+
+def _append(output: PartialFile, archive: ZipArchive, note: bytes) -> None:
+    """Put the note where the directory began, and the directory behind it.
+
+    The note of an earlier promotion, always the last record, is replaced. An archive with more
+    behind its directory than torch writes there keeps that, and gets no note.
+    """
+    if not _has_plain_end(output, archive):
+        return
+    name = TorchRecords(archive).folder + PROVENANCE
+    kept = [record for record in archive.records if record.name != name]
+    entries = b"".join(_entry(output, record) for record in kept)
+    earlier = [record.header_offset for record in archive.records if record.name == name]
+    output.cut(min([archive.records[0].entry_offset, *earlier]))
+    entry = add_record(output, name, note)
+    start = output.position
+    output.write(entries + entry)
+    write_end(output, start, len(kept) + 1)
+
+
+def _entry(output: PartialFile, record: ZipRecord) -> bytes:
+    """A record's entry in the directory, with its name, extra field and comment."""
+    fixed = CENTRAL.unpack(output.read(record.entry_offset, CENTRAL.size))
+    name, extra, comment = fixed[12:15]
+    return output.read(record.entry_offset, CENTRAL.size + name + extra + comment)
+
+
+def _has_plain_end(output: PartialFile, archive: ZipArchive) -> bool:
+    """Whether nothing but the end records follows the directory: no comment, no leftovers."""
+    last = archive.records[-1]
+    at = last.entry_offset + len(_entry(output, last))
+    tail = output.read(at, output.position - at)
+    is_one = len(tail) in {END.size, ZIP64_END.size + ZIP64_LOCATOR.size + END.size}
+    return is_one and tail[-END.size :].startswith(b"PK\x05\x06")
