@@ -44,7 +44,11 @@ def refuse_nonfinite(
 
 
 def refuse_lossy(
-    checkpoint: Checkpoint, casts: Iterable[tuple[str, Losses]], *, force: bool
+    checkpoint: Checkpoint,
+    casts: Iterable[tuple[str, Losses]],
+    *,
+    force: bool,
+    hint: str = "ckptool extract-ema keeps the type of the averages; --force casts all the same",
 ) -> tuple[Finding, ...]:
     """Casts that take values beyond the range of the type are refused; lost small ones are told.
 
@@ -62,7 +66,7 @@ def refuse_lossy(
             f"{sum(overflowed.values())} values do not fit the type that they are cast to, "
             f"{count} values of {first} among them",
             path=checkpoint.path,
-            hint="ckptool extract-ema keeps the type of the averages; --force casts all the same",
+            hint=hint,
         )
     return tuple(
         Finding("CK302", "warning", name, ", ".join(_losses(lost))) for name, lost in lossy.items()

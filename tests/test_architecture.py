@@ -59,7 +59,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("commands", "commands.*", "origin"),
         (
             "promotion", "writers", "plans", "soundness", "views", "ema", "inventory", "numerics",
-            "formats", "tree", "provenance", "reports", "errors", "root",
+            "formats", "tree", "provenance", "reports", "dtypes", "errors", "root",
         ),
     ),
     "render": (("render", "render.*"), ("reports",)),

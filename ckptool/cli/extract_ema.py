@@ -46,6 +46,21 @@ def command(
         list[str] | None,
         typer.Option(metavar="GLOB", help="Write only the tensors whose name fits; repeatable."),
     ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(metavar="D", help="Cast floating tensors: float16, bfloat16, float8_e4m3fn …"),
+    ] = None,
+    max_shard_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Several files of at most 5GB, say, and their index (safetensors).",
+        ),
+    ] = None,
+    ties: Annotated[
+        Literal["once", "each"],
+        typer.Option(help="Tied weights in safetensors: under one name and noted, or under each."),
+    ] = "once",
     wrap: Annotated[
         str | None,
         typer.Option(metavar="KEY", help="Put the state dict under this key (torch files)."),
@@ -60,9 +75,9 @@ def command(
     with progressing("extracting") as progress:
         report = extract_ema(
             operand.path, output, ema=operand.address, model=model, names=names,
-            strip=strip_prefix, match=match or (), wrap=wrap, force=force,
-            dry_run=dry_run, progress=progress, layouts=house_layouts(),
-            made_at=source_date(),
+            strip=strip_prefix, match=match or (), dtype=dtype, ties=ties, wrap=wrap,
+            max_shard_size=max_shard_size, force=force, dry_run=dry_run, progress=progress,
+            layouts=house_layouts(), made_at=source_date(),
         )  # fmt: skip
     answer(report, json=json, color=color)
 

@@ -17,6 +17,7 @@ from ckptool.render.page import Grid, Line, Page
 from ckptool.render.page import line as _text
 from ckptool.reports import (
     CandidateReport,
+    CastReport,
     ErrorReport,
     ExtractReport,
     Finding,
@@ -317,11 +318,35 @@ def _extract_lines(report: ExtractReport) -> Iterator[Fact]:
         yield "from model", _text(f"{len(report.from_model)} that the average lacks: {kept}")
     if report.tied:
         ties = ", ".join(f"{_plain(a)} = {_plain(b)}" for a, b in list(report.tied.items())[:3])
-        yield "tied", _text(ties)
+        yield "tied", _text(ties, (_TIES[report.ties], "quiet"))
     if report.dropped:
         yield "left out", _text(f"{len(report.dropped)}: {words.some(report.dropped)}")
+    if report.casts:
+        yield "cast", _cast(report.casts)
+    if report.shards:
+        yield "shards", _text(words.plural(len(report.shards), "file"))
+    for shard in report.shards:
+        size = f"{words.plural(shard.tensors, 'tensor')}, {words.size(shard.bytes)}"
+        yield "", _text((_plain(shard.file), "name"), f"  {size}")
     if report.main_slot == "averaged":
         yield "main slot", _text(_MAIN_SLOT["averaged"])
+
+
+_TIES = {
+    "shared": "",
+    "once": "; written once, as safetensors.torch.load_model and transformers want it",
+    "each": "; written each",
+}
+
+
+def _cast(casts: CastReport) -> Line:
+    """To which type, and at what cost."""
+    lost = (
+        (casts.overflowed, "overflow", "warning"),
+        (casts.vanished, "became 0", "warning"),
+    )
+    pieces = [(f"; {words.count(n)} values {what}", style) for n, what, style in lost if n]
+    return _text(f"{words.plural(casts.tensors, 'tensor')} to {casts.dtype}", *pieces)
 
 
 def show_promote(report: PromoteReport) -> Page:
@@ -365,9 +390,25 @@ def _promote_lines(report: PromoteReport) -> Iterator[Fact]:
         yield "backup", _text((words.printable(report.backup), "name"))
 
 
+SHOWN_OF_A_RULE = 5
+
+
 def _findings(findings: tuple[Finding, ...]) -> Page:
-    if findings:
-        yield _facts("Findings", map(_finding, findings))
+    """The first of each rule, and how many more: a rule may speak of every tensor."""
+    by_rule: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_rule.setdefault(finding.rule, []).append(finding)
+    rows = [_finding(finding) for same in by_rule.values() for finding in _shown(same)]
+    if rows:
+        yield _facts("Findings", rows)
+
+
+def _shown(same: list[Finding]) -> Iterator[Finding]:
+    """All of a few; of many the first, and a count of the others."""
+    limit = SHOWN_OF_A_RULE if len(same) > SHOWN_OF_A_RULE + 1 else len(same)
+    yield from same[:limit]
+    if same[limit:]:
+        yield same[0]._replace(address="", message=f"and {len(same) - limit:,} more tensors")
 
 
 # ------------------------------------------------------------------------------------------ layouts

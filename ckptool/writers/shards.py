@@ -13,6 +13,7 @@ Source: huggingface_hub 2.4 ``serialization/_base.py``, ``serialization/_torch.p
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -100,7 +101,8 @@ def index_of(shards: Sequence[Shard], casting: Casting, tied: Mapping[str, str])
     refs = [ref for shard in shards for ref in shard.tensors.values()]
     total = sum(map(casting.nbytes_of, refs))
     files = {name: shard.path.name for shard in shards for name in shard.tensors}
-    content = {"metadata": {"total_size": total, **tied}, "weight_map": files}
+    size = {"total_size": total}
+    content = {"metadata": {**size, **tied, **size}, "weight_map": files}
     return json.dumps(content, indent=2).encode()
 
 
@@ -111,7 +113,7 @@ def refuse_other_form(output: Path, *, sharded: bool) -> None:
         OutputError: the other form is there.
     """
     other = output if sharded else index_path(output)
-    if other.exists():
+    if os.path.lexists(other):
         raise OutputError(
             f"{other.name} of an earlier run is there, and loaders could take either",
             path=other,
