@@ -1,4 +1,4 @@
-"""Rows for a house style, from ``ckptool.toml`` or ``[tool.ckptool]`` in ``pyproject.toml``.
+"""A house style, from ``ckptool.toml`` or ``[tool.ckptool]`` in ``pyproject.toml``.
 
 The nearest of the two, from the working directory upwards, is read; nothing in a checkpoint's own
 folder is, unless one works there. A layout row has the fields of ``EmaLayout``::
@@ -9,6 +9,13 @@ folder is, unless one works there. A layout row has the fields of ``EmaLayout``:
     ema_at = "trainer/ema_weights"
     model_at = "trainer/weights"
     meta_at = ["trainer/ema_settings"]
+
+and the options of ``ckptool verify``, which the command line overrides, have their names::
+
+    [verify]                         # [tool.ckptool.verify]
+    require = ["ema", "resume"]
+    ignore = ["CK511"]
+    strict = true
 """
 
 from __future__ import annotations
@@ -40,13 +47,40 @@ def read_layouts(start: Path) -> Layouts:
     Raises:
         ConfigError: not TOML, or a row with missing or unknown fields.
     """
+    path, table = _nearest(start)
+    return tuple(_row(entry, path) for entry in _rows(table, path))
+
+
+def read_verify_options(start: Path) -> Mapping[str, Any]:
+    """What the nearest configuration sets for ``ckptool verify``, by the names of its options.
+
+    Raises:
+        ConfigError: not TOML, or an option that does not exist, or with a value of another kind.
+    """
+    path, table = _nearest(start)
+    given = table.get("verify", {})
+    if not isinstance(given, dict):
+        raise ConfigError("verify is a table: [verify]", path=path)
+    for name, value in given.items():
+        if name not in VERIFY_OPTIONS:
+            known = ", ".join(VERIFY_OPTIONS)
+            raise ConfigError(
+                f"verify has no option {name!r:.60}", path=path, hint=f"known: {known}"
+            )
+        if not VERIFY_OPTIONS[name](value):
+            raise ConfigError(f"the option {name} of verify has a value of another kind", path=path)
+    return given
+
+
+def _nearest(start: Path) -> tuple[Path, Mapping[str, Any]]:
+    """The nearest configuration, with its path; an empty one where there is none."""
     for folder in (start, *start.parents):
         for name, keys in FILES.items():
             path = folder / name
             table = _table(path, keys) if path.is_file() else None
             if table is not None:
-                return tuple(_row(entry, path) for entry in _rows(table, path))
-    return ()
+                return path, table
+    return start, {}
 
 
 def _table(path: Path, keys: tuple[str, ...]) -> Mapping[str, Any] | None:
@@ -96,6 +130,23 @@ def _is_text(value: Any) -> bool:
 def _is_list_of_texts(value: Any) -> bool:
     return isinstance(value, tuple) and all(map(_is_text, value))
 
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+VERIFY_OPTIONS: Mapping[str, Callable[[Any], bool]] = {
+    "require": _is_names,
+    "select": _is_names,
+    "ignore": _is_names,
+    "strict": _is_flag,
+    "bytes": _is_flag,
+    "values": _is_flag,
+}
 
 # What a field must be, where it is not a text.
 FORMS: Mapping[str, Callable[[Any], bool]] = {

@@ -511,8 +511,13 @@ def _has_names_of(table: Table, part: Table) -> bool:
 
 
 def _weights(table: Table) -> Table | None:
-    """The table without counters; None when nothing else is left."""
-    entries, _ = split_counters(table, None)
+    """The table without counters of its own; None when nothing else is left.
+
+    Those under a prefix are buffers of the model.
+    """
+    _, counting = split_counters(table, None)
+    own = {name for name in counting if "." not in name}
+    entries = {name: ref for name, ref in table.entries.items() if name not in own}
     return replace(table, entries=entries) if entries else None
 
 

@@ -14,6 +14,7 @@ from ckptool.direction import direction_cosine
 from ckptool.formats.base import Checkpoint
 from ckptool.inventory import scalars_in
 from ckptool.reports import Finding
+from ckptool.rules import finding
 
 IMMATURE_ABOVE = 0.05  # share of the initial weights still in the average
 
@@ -21,10 +22,9 @@ Ask = Callable[[Checkpoint, EmaLocation, Candidate], "str | None"]
 
 
 class Question(NamedTuple):
-    """A row: the rule, how bad it is, and what to ask of each candidate."""
+    """A row: the rule, and what to ask of each candidate."""
 
     rule: str
-    severity: str
     ask: Ask
 
 
@@ -88,21 +88,30 @@ def _against(checkpoint: Checkpoint, location: EmaLocation, candidate: Candidate
 
 
 QUESTIONS = (
-    Question("CK303", "warning", _not_finite),
-    Question("CK404", "warning", _identical),
-    Question("CK405", "warning", _unrelated),
-    Question("CK406", "warning", _swapped),
-    Question("CK407", "warning", _immature),
-    Question("CK408", "warning", _against),
+    Question("CK303", _not_finite),
+    Question("CK404", _identical),
+    Question("CK405", _unrelated),
+    Question("CK406", _swapped),
+    Question("CK407", _immature),
+    Question("CK408", _against),
 )
 
 
 def ema_findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:
-    """Everything that the rows have to say, and a declaration that nothing answers to."""
+    """Everything that the rows have to say, and declarations that nothing answers to."""
     for candidate in location.candidates:
         for question in QUESTIONS:
             message = question.ask(checkpoint, location, candidate)
             if message:
-                yield Finding(question.rule, question.severity, candidate.address, message)
-    if scalars_in(checkpoint.tree).get("has_ema") is True and not location.candidates:
-        yield Finding("CK403", "warning", "has_ema", "has_ema is True, but no EMA was found")
+                yield finding(question.rule, candidate.address, message)
+    yield from flag_findings(checkpoint, location)
+
+
+def flag_findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:
+    """What the file declares of its EMA, against what is there."""
+    said = scalars_in(checkpoint.tree).get("has_ema")
+    if said is True and not location.candidates:
+        yield finding("CK403", "has_ema", "has_ema is True, but no EMA was found")
+    if said is False and any(c.is_average for c in location.candidates):
+        where = location.candidates[0].address
+        yield finding("CK403", "has_ema", f"has_ema is False, but there is an EMA at {where}")

@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Sequence
 from functools import cached_property
 from struct import Struct, pack, unpack
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ckptool.formats.base import TensorReader
 from ckptool.tree import TensorRef
@@ -31,6 +31,7 @@ _SCALAR_CODES = {
 }  # fmt: skip
 
 Pair = tuple[TensorRef, TensorRef]  # (the model's, the average's)
+Item = TypeVar("Item")
 
 
 class Agreement(NamedTuple):
@@ -79,7 +80,7 @@ def compare_sample(
     compared = equal = 0
     off = norm = 0.0
     finite = True
-    for ours, theirs in _spread(usable, tensors):
+    for ours, theirs in spread(usable, tensors):
         mine, yours = beginning(reader, ours), beginning(reader, theirs)
         compared += 1
         equal += _is_equal(mine, yours, ours.dtype.name if cast else theirs.dtype.name)
@@ -99,7 +100,7 @@ def _is_equal(mine: Sequence[float], yours: Sequence[float], dtype: str) -> bool
         return False
 
 
-def _spread(pairs: Sequence[Pair], count: int) -> Sequence[Pair]:
+def spread(pairs: Sequence[Item], count: int) -> Sequence[Item]:
     """At most ``count``, spread, but not every n-th: layers repeat; all would be biases."""
     if len(pairs) <= count:
         return pairs

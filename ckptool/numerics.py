@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptool.dtypes import DType
 from ckptool.errors import DamagedError, UnsupportedError
@@ -179,23 +179,22 @@ def value_bytes(reader: TensorReader, ref: TensorRef) -> Iterator[bytes]:
         yield (values.byteswap() if swapped else values).tobytes()
 
 
-def same_values(
-    reader: TensorReader, one: TensorRef, other: TensorRef, *, cast_other: bool = False
-) -> bool:
-    """Whether two tensors are equal, byte for byte, wherever they lie, whatever their strides.
+def same_values(reader: TensorReader, one: TensorRef, other: TensorRef) -> bool:
+    """Whether two tensors are equal, byte for byte, wherever they lie, whatever their strides."""
+    if one.dtype is not other.dtype or one.shape != other.shape:
+        return False
+    if one.chunks == other.chunks:
+        return True
+    return _joined_equal(value_bytes(reader, one), value_bytes(reader, other))
 
-    With ``cast_other`` the second is compared as it would be in the type of the first.
-    """
-    if one.shape != other.shape:
-        return False
-    if one.dtype is other.dtype:
-        same = one.chunks == other.chunks
-        return same or _joined_equal(value_bytes(reader, one), value_bytes(reader, other))
-    if not cast_other or one.dtype.numpy is None or other.dtype.numpy is None:
-        return False
-    wanted = numpy_dtype(one.dtype)
-    theirs = (cast(block, wanted).tobytes() for block in blocks(reader, other))
-    return _joined_equal(value_bytes(reader, one), theirs)
+
+def equal_after_cast(reader: TensorReader, ours: TensorRef, theirs: TensorRef) -> bool:
+    """Whether a tensor has another's values, rounded to its own type where they differ in type."""
+    if ours.dtype is theirs.dtype or not (ours.dtype.is_floating and theirs.dtype.is_floating):
+        return same_values(reader, ours, theirs)
+    wanted = numpy_dtype(ours.dtype)
+    rounded = (cast(block, wanted).tobytes() for block in blocks(reader, theirs))
+    return _joined_equal(value_bytes(reader, ours), rounded)
 
 
 def _joined_equal(ours: Iterator[bytes], theirs: Iterator[bytes]) -> bool:
@@ -250,6 +249,98 @@ def _sum(values: np.ndarray[Any, Any]) -> Any:
 def _wide(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Types of ``ml_dtypes`` as float32, where numpy's own loops are fast and complete."""
     return values if values.dtype.kind in "fciub" else values.astype("float32")
+
+
+FiniteTest = Callable[[memoryview], bool]
+
+# Bits of the exponent, all ones in NaN and infinity, for types that numpy sums slowly.
+_EXPONENTS = {"float16": 0x7C00, "bfloat16": 0x7F80}
+_SUMMED = frozenset({"float32", "float64", "complex64", "complex128"})
+
+
+def finite_test(dtype: DType, byteorder: str = "little") -> FiniteTest | None:
+    """Whether no value in some bytes is NaN or infinite; None: there is no quick way.
+
+    True is sure. False may also come from a sum that overflows.
+    """
+    import numpy as np
+
+    order = "<" if byteorder == "little" else ">"
+    if dtype.name in _SUMMED:
+        kind = np.dtype(dtype.numpy).newbyteorder(order)  # type: ignore[arg-type]
+
+        def by_sum(data: memoryview) -> bool:
+            whole = data[: len(data) - len(data) % kind.itemsize]
+            with np.errstate(all="ignore"):
+                return bool(np.isfinite(np.frombuffer(whole, kind).sum()))
+
+        return by_sum
+    mask = _EXPONENTS.get(dtype.name)
+    if mask is None:
+        return None
+    words = np.dtype(f"{order}u2")
+
+    def by_exponent(data: memoryview) -> bool:
+        bits = np.frombuffer(data[: len(data) - len(data) % 2], words)
+        return not bits.size or int((bits & mask).max()) != mask
+
+    return by_exponent
+
+
+class Nonfinite(NamedTuple):
+    """How many values of a tensor are not finite, and whether it looks like a mask."""
+
+    nan: int
+    infinite: int
+    is_mask: bool  # -inf and one other value: what attention adds where it must not look
+
+
+def nonfinite_values(reader: TensorReader, ref: TensorRef) -> Nonfinite:
+    """An exact count; zeros for types that have neither."""
+    import numpy as np
+
+    if not ref.dtype.is_floating or ref.dtype.numpy is None:
+        return Nonfinite(0, 0, False)
+    nan = infinite = 0
+    others: set[float] = set()
+    with np.errstate(all="ignore"):
+        for block in blocks(reader, ref):
+            values = _wide(block)
+            finite = np.isfinite(values)
+            if not finite.all():
+                nan += int(np.count_nonzero(np.isnan(values)))
+                infinite += int(np.count_nonzero(np.isinf(values)))
+            if len(others) < 3 and values.dtype.kind == "f":
+                rest = values[values != -np.inf]
+                others.update(map(float, (rest.min(), rest.max())) if rest.size else ())
+    is_mask = nan == 0 and infinite > 0 and len(others) <= 1 and others != {math.inf}
+    return Nonfinite(nan, infinite, is_mask)
+
+
+def only_value(reader: TensorReader, ref: TensorRef) -> float | None:
+    """The value that every element has; None: there are several, or nothing can be said."""
+    import numpy as np
+
+    if ref.dtype.kind != "float" or ref.dtype.numpy is None or not ref.numel or not ref.chunks:
+        return None
+    first: float | None = None
+    for block in blocks(reader, ref):
+        values = _wide(block)
+        first = float(values[0]) if first is None else first
+        if not np.all(values == first):
+            return None
+    return first
+
+
+def at_limit(reader: TensorReader, ref: TensorRef) -> int:
+    """How many integers are their type's smallest or largest value."""
+    import numpy as np
+
+    limits = np.iinfo(numpy_dtype(ref.dtype))
+    lows = (limits.min,) if limits.min < 0 else ()
+    return sum(
+        int(np.count_nonzero(np.isin(block, (*lows, limits.max)))) for block in blocks(reader, ref)
+    )
 
 
 # -------------------------------------------------------------------------------------------- stats

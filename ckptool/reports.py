@@ -222,6 +222,7 @@ class CheckResult(NamedTuple):
     state: str  # passed | failed | not-checked
     reason: str = ""  # why it was not checked
     severity: str = "error"  # of its findings
+    name: str = ""  # ema-absent
 
 
 class VerifyReport(NamedTuple):
@@ -234,6 +235,21 @@ class VerifyReport(NamedTuple):
     findings: tuple[Finding, ...]
     checks: tuple[CheckResult, ...]  # every rule that was selected, in the order of the table
     required: tuple[str, ...] = ()  # --require, as asked
+    strict: bool = False  # warnings count too
+
+
+class ChoiceReport(NamedTuple):
+    """Which checkpoint of a run was chosen: ``verify --latest-valid`` and ``--best``."""
+
+    path: str | None  # None: none passed
+    why: str
+    reports: tuple[VerifyReport, ...]  # of those that were looked at, in that order
+
+
+class RulesReport(NamedTuple):
+    """The table of rules, or a part of it."""
+
+    rules: tuple[Any, ...]  # rows of ``rules.py``
 
 
 class LayoutsReport(NamedTuple):
@@ -255,6 +271,8 @@ SCHEMAS: Mapping[type, str] = {
     ExtractReport: "ckptool/extract-ema/1",
     PromoteReport: "ckptool/promote-ema/1",
     VerifyReport: "ckptool/verify/1",
+    ChoiceReport: "ckptool/verify-choice/1",
+    RulesReport: "ckptool/rules/1",
     LayoutsReport: "ckptool/layouts/1",
     ErrorReport: "ckptool/error/1",
 }

@@ -10,8 +10,9 @@ from ckptool.candidates import Candidate
 from ckptool.casting import Losses
 from ckptool.errors import EmaAmbiguousError, EmaRefusedError
 from ckptool.formats.base import Checkpoint
-from ckptool.numerics import find_nonfinite, same_values
+from ckptool.numerics import equal_after_cast, find_nonfinite, same_values
 from ckptool.reports import Finding
+from ckptool.rules import finding
 from ckptool.tree import TensorRef
 
 Result = TypeVar("Result")
@@ -38,7 +39,7 @@ def refuse_nonfinite(
             hint="an earlier checkpoint may be sound; --force writes these all the same",
         )
     return tuple(
-        Finding("CK301", "warning", name, f"{count} values are not finite")
+        finding("CK301", name, f"{count} values are not finite")._replace(severity="warning")
         for name, count in bad.items()
     )
 
@@ -68,9 +69,7 @@ def refuse_lossy(
             path=checkpoint.path,
             hint=hint,
         )
-    return tuple(
-        Finding("CK302", "warning", name, ", ".join(_losses(lost))) for name, lost in lossy.items()
-    )
+    return tuple(finding("CK801", name, ", ".join(_losses(lost))) for name, lost in lossy.items())
 
 
 def _losses(lost: Losses) -> Iterator[str]:
@@ -87,8 +86,9 @@ def prove_equalities(checkpoint: Checkpoint, candidate: Candidate | None) -> Non
         EmaAmbiguousError: two tables that looked equal differ.
     """
     for belief in candidate.believed if candidate else ():
+        are_equal = equal_after_cast if belief.cast else same_values
         for one, other in belief.pairs:
-            if not same_values(checkpoint.reader, one, other, cast_other=belief.cast):
+            if not are_equal(checkpoint.reader, one, other):
                 raise EmaAmbiguousError(
                     f"agrees with {belief.what} in a sample of the values, but not in all",
                     path=checkpoint.path,

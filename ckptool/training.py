@@ -38,6 +38,10 @@ METRIC = re.compile(
 )
 STATS = re.compile(r"(stats|metrics|results|scores|logs?)$", re.IGNORECASE)
 
+# What a metric's name says about which way is better; names in neither are not judged.
+LOWER = ("loss", "error", "err", "fid", "wer", "cer", "ppl", "perplexity", "rmse", "mae", "mse")
+HIGHER = ("acc", "pck", "f1", "auc", "map", "iou", "dice", "psnr", "ssim", "bleu", "score")
+
 MAX_DEPTH = 3  # levels below the top at which counters and best values are looked for
 MT19937_WORDS = 624
 
@@ -77,6 +81,14 @@ def _facts(tree: Tree, reader: TensorReader) -> dict[str, Any]:
                 found[fact] = value
                 break
     return found
+
+
+def better_direction(name: str) -> int:
+    """-1: lower is better; 1: higher is; 0: the name does not say."""
+    words = name.lower().replace("/", "_").split("_")
+    if any(word.startswith(LOWER) for word in words):
+        return -1
+    return int(any(word.startswith(HIGHER) for word in words))
 
 
 def _at(tree: Tree, keys: list[str]) -> Any:
@@ -139,7 +151,7 @@ def _rng_states(tree: Tree) -> dict[str, tuple[str, ...]]:
         inner: list[tuple[Address, Tree]] = []
         for address, node in level:
             for key, child in _rng_children(node):
-                kind = _rng_kind(str(key), child)
+                kind = _rng_kind("/".join(map(str, (*address, key))), child)
                 if kind:
                     found.setdefault(kind, []).append(format_address((*address, key)))
                 elif isinstance(child, dict) and not is_optimizer(child):

@@ -26,6 +26,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "words": (("markers",), ()),
     "reports": (("reports",), ()),
     "provenance": (("provenance",), ()),
+    "rules": (("rules",), ("reports",)),
     "tree": (("tree",), ("dtypes", "errors")),
     "formats": (("formats", "formats.*"), ("tree", "words", "dtypes", "errors")),
     "numerics": (("numerics", "casting"), ("formats", "tree", "reports", "dtypes", "errors")),
@@ -36,7 +37,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "layouts", "metadata", "optimizers", "refusals", "selection", "siblings", "config",
             "ema_findings",
         ),
-        ("inventory", "formats", "tree", "provenance", "words", "reports", "errors"),
+        ("inventory", "formats", "tree", "provenance", "words", "rules", "reports", "errors"),
     ),
     "views": (
         ("sections", "training", "trust"),
@@ -45,7 +46,14 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "plans": (("plans", "renaming"), ("ema", "inventory", "tree", "errors")),
     "soundness": (
         ("soundness",),
-        ("ema", "numerics", "formats", "tree", "reports", "errors"),
+        ("ema", "numerics", "formats", "tree", "rules", "reports", "errors"),
+    ),
+    "checks": (
+        ("checks", "checks.*"),
+        (
+            "plans", "views", "ema", "inventory", "numerics", "formats", "tree", "rules", "reports",
+            "errors",
+        ),
     ),
     "writers": (
         ("writers", "writers.*"),
@@ -58,8 +66,9 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "commands": (
         ("commands", "commands.*", "origin"),
         (
-            "promotion", "writers", "plans", "soundness", "views", "ema", "inventory", "numerics",
-            "formats", "tree", "provenance", "reports", "dtypes", "errors", "root",
+            "promotion", "writers", "plans", "checks", "soundness", "views", "ema", "inventory",
+            "numerics", "formats", "tree", "dtypes", "rules", "provenance", "reports", "errors",
+            "root",
         ),
     ),
     "render": (("render", "render.*"), ("reports",)),
@@ -67,7 +76,8 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("library", "torch_bridge"),
         ("plans", "soundness", "ema", "numerics", "formats", "tree", "errors"),
     ),
-    "cli": (("cli", "cli.*"), ("render", "commands", "ema", "reports", "errors", "root")),
+    "testing": (("testing",), ("render", "commands")),
+    "cli": (("cli", "cli.*"), ("render", "commands", "ema", "rules", "reports", "errors", "root")),
     "root": (("", "__main__"), ("cli", "library", "formats", "errors")),
 }  # fmt: skip
 

@@ -33,7 +33,7 @@ CONTENTS = {
     "text": b"epoch 1 loss 0.5\nepoch 2 loss 0.25\n",
     "HTML": b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>\n",
     "a Git LFS pointer": LFS_POINTER,
-    "JSON": b'{"metadata": {}, "weight_map": {"a": "model-00001.safetensors"}}',
+    "JSON": b'{"hidden_size": 64, "layers": [1, 2]}',
     "zeros": bytes(4096),
     "noise": bytes(range(255, -1, -1)) * 4,
     "gzip": gzip.compress(EXPORTED.read_bytes(), mtime=0),

@@ -20,7 +20,6 @@ import typer
 from ckptool import __version__
 from ckptool.cli.output import used_color
 from ckptool.errors import CkptError, UsageError
-from ckptool.render.as_json import to_json
 from ckptool.reports import ErrorReport
 
 DONE, NO, CANNOT, INTERRUPTED = 0, 1, 2, 130
@@ -48,6 +47,18 @@ def _promote_ema() -> Command:
     return command
 
 
+def _verify() -> Command:
+    from ckptool.cli.verify import command
+
+    return command
+
+
+def _rule() -> Command:
+    from ckptool.cli.rule import command
+
+    return command
+
+
 def _layouts() -> Command:
     from ckptool.cli.layouts import command
 
@@ -59,6 +70,8 @@ COMMANDS: dict[str, Callable[[], Command]] = {
     "inspect": _inspect,
     "extract-ema": _extract_ema,
     "promote-ema": _promote_ema,
+    "verify": _verify,
+    "rule": _rule,
     "layouts": _layouts,
 }
 
@@ -102,7 +115,7 @@ def main(args: Sequence[str]) -> int:
     except (BrokenPipeError, SystemExit):  # typer exits when a pipe breaks
         _close_stdout()
     except tuple(TRANSLATIONS) as error:
-        return _refuse(_translated(error), as_json="--json" in args, color=_asked_color(args))
+        return _refuse(_translated(error), args)
     else:
         return code if isinstance(code, int) else DONE
     return DONE
@@ -144,7 +157,7 @@ TRANSLATIONS: dict[type[Exception], Callable[[Any], CkptError]] = {
 }
 
 
-def _refuse(error: CkptError, *, as_json: bool, color: str) -> int:
+def _refuse(error: CkptError, args: Sequence[str]) -> int:
     report = ErrorReport(
         error={
             "code": error.code,
@@ -155,23 +168,26 @@ def _refuse(error: CkptError, *, as_json: bool, color: str) -> int:
         }
     )
     with contextlib.suppress(OSError, AttributeError):  # nobody can be told: the code still says it
-        if as_json:
-            sys.stdout.write(to_json(report) + "\n")
-        else:
+        name = "json" if "--json" in args else _asked(args, "--format", "text")
+        if name in {"json", "github"}:
+            from ckptool.render.formats import rendered
+
+            sys.stdout.write(rendered([report], name) + "\n")
+        if name != "json":
             from ckptool.render.terminal import show
 
-            show(report, sys.stderr, used_color(color))
+            show(report, sys.stderr, used_color(_asked(args, "--color", "auto")))
     return CANNOT
 
 
-def _asked_color(args: Sequence[str]) -> str:
-    """The colour option, also when the rest of the command line cannot be understood."""
+def _asked(args: Sequence[str], option: str, default: str) -> str:
+    """An option's value, also when the rest of the command line cannot be understood."""
     for i, arg in enumerate(args):
-        if arg.startswith("--color="):
+        if arg.startswith(f"{option}="):
             return arg.partition("=")[2]
-        if arg == "--color" and i + 1 < len(args):
+        if arg == option and i + 1 < len(args):
             return args[i + 1]
-    return "auto"
+    return default
 
 
 def _close_stdout() -> None:

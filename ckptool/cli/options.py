@@ -12,7 +12,15 @@ PathOperand = Annotated[Path, typer.Argument(metavar="PATH", help="The checkpoin
 OperandArgument = Annotated[
     str, typer.Argument(metavar="PATH[#ADDRESS]", help="The checkpoint, or a place in it.")
 ]
+Format = Literal["text", "json", "md", "github", "sarif", "code-scanning", "junit"]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")]
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="How to answer; --json is --format json.")
+]
+ReportsOption = Annotated[
+    list[str] | None,
+    typer.Option("--report", metavar="FORMAT=FILE", help="Also write the answer to a file."),
+]
 ColorOption = Annotated[Color, typer.Option(help="When to colour the output.")]
 EmaOption = Annotated[
     str | None,

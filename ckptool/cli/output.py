@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ckptool.errors import UsageError
 from ckptool.render.as_json import to_json
 
 if TYPE_CHECKING:
@@ -31,6 +32,45 @@ def answer(report: Any, *, json: bool, color: str) -> None:
         if i:
             sys.stdout.write("\n")
         show(one, sys.stdout, used_color(color))
+
+
+def answer_as(name: str, reports: list[Any], *, color: str) -> None:
+    """Print one or more reports of one type as text, or in a format of other programs."""
+    if name == "text":
+        from ckptool.render.terminal import show
+
+        show(reports if len(reports) > 1 else reports[0], sys.stdout, used_color(color))
+    else:
+        from ckptool.render.formats import rendered
+
+        sys.stdout.write(rendered(reports, name) + "\n")
+
+
+def report_files(asked: list[str] | None) -> list[tuple[str, Path]]:
+    """``FORMAT=FILE`` of each ``--report``.
+
+    Raises:
+        UsageError: it is not of that form, or there is no such format.
+    """
+    return [_report_file(text) for text in asked or ()]
+
+
+def _report_file(text: str) -> tuple[str, Path]:
+    from ckptool.render.formats import FORMATS
+
+    name, _, file = text.partition("=")
+    if name not in FORMATS or not file:
+        example = f"--report FORMAT=FILE, with one of: {', '.join(FORMATS)}"
+        raise UsageError(f"cannot write a report to {text!r}", hint=example)
+    return name, Path(file)
+
+
+def write_reports(files: list[tuple[str, Path]], reports: list[Any]) -> None:
+    """Write the reports to each file, in its format."""
+    for name, path in files:
+        from ckptool.render.formats import rendered
+
+        path.write_text(rendered(reports, name) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -60,6 +100,13 @@ def used_color(asked: str) -> str:
     """FORCE_COLOR colours pipes too, unless an option or NO_COLOR says otherwise."""
     forced = os.environ.get("FORCE_COLOR") and not os.environ.get("NO_COLOR")
     return "always" if asked == "auto" and forced else asked
+
+
+def house_verify_options() -> dict[str, Any]:
+    """What the configuration at or above the working directory sets for ``verify``."""
+    from ckptool.config import read_verify_options
+
+    return dict(read_verify_options(Path.cwd()))
 
 
 def house_layouts() -> Layouts:

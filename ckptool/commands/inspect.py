@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptool.candidates import Candidate, EmaLocation, table_address
+from ckptool.checks.safety import dangerous_names
 from ckptool.ema import locate_ema
 from ckptool.ema_findings import ema_findings
 from ckptool.errors import CkptError, UnreadableError
@@ -33,9 +34,9 @@ from ckptool.reports import (
     TensorEntry,
 )
 from ckptool.sections import sections, totals
-from ckptool.training import TrainingState, read_training_state
+from ckptool.training import TrainingState, better_direction, read_training_state
 from ckptool.tree import format_address, tensors
-from ckptool.trust import DANGEROUS, trust_of
+from ckptool.trust import trust_of
 
 
 def inspect_file(
@@ -148,11 +149,7 @@ def _globals(checkpoint: Checkpoint) -> tuple[GlobalReport, ...]:
 
 
 def _findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:
-    for entry in _globals(checkpoint):
-        if entry.trust == DANGEROUS:
-            verb = "call" if entry.called else "import"
-            message = f"torch.load(weights_only=False) would {verb} {entry.name}; ckptool did not"
-            yield Finding("CK201", "error", entry.pickle, message)
+    yield from dangerous_names(checkpoint)
     yield from ema_findings(checkpoint, location)
 
 
@@ -162,10 +159,6 @@ CHECKPOINT_SUFFIXES = frozenset(
     {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pkl", ".tar", ".pyt", ".model", ".th", ".t7"}
 )
 
-# What a metric's name says about which way is better; names in neither are not judged.
-LOWER = ("loss", "error", "err", "fid", "wer", "cer", "ppl", "perplexity", "rmse", "mae", "mse")
-HIGHER = ("acc", "pck", "f1", "auc", "map", "iou", "dice", "psnr", "ssim", "bleu", "score")
-
 
 def is_run(path: Path) -> bool:
     """Whether the path is a folder of checkpoints, and not one checkpoint itself."""
@@ -174,6 +167,16 @@ def is_run(path: Path) -> bool:
 
 def inspect_directory(path: Path, *, layouts: Layouts = ()) -> RunReport:
     """A table of the checkpoints directly in a directory, in the order of their steps.
+
+    Raises:
+        UnreadableError: it cannot be listed, or there are none.
+    """
+    entries = sorted((_run_entry(p, layouts) for p in checkpoint_files(path)), key=_progress_of)
+    return RunReport(str(path), tuple(entries), best_by_metric(entries))
+
+
+def checkpoint_files(path: Path) -> list[Path]:
+    """The checkpoints directly in a directory, by name.
 
     Raises:
         UnreadableError: it cannot be listed, or there are none.
@@ -188,8 +191,7 @@ def inspect_directory(path: Path, *, layouts: Layouts = ()) -> RunReport:
             path=path,
             hint="name a file: it is read whatever its suffix",
         )
-    entries = sorted((_run_entry(p, layouts) for p in files), key=_progress_of)
-    return RunReport(str(path), tuple(entries), _best(entries))
+    return files
 
 
 def _progress_of(entry: RunEntry) -> tuple[float, float, str]:
@@ -215,7 +217,7 @@ def _run_entry(path: Path, layouts: Layouts) -> RunEntry:
     )
 
 
-def _best(entries: list[RunEntry]) -> dict[str, str]:
+def best_by_metric(entries: list[RunEntry]) -> dict[str, str]:
     """For each metric that more than one checkpoint has: the checkpoint that is best by it.
 
     Running bests (``best_val_loss``) are left out, being equal in every later checkpoint, and so
@@ -224,7 +226,7 @@ def _best(entries: list[RunEntry]) -> dict[str, str]:
     names = dict.fromkeys(name for entry in entries for name in entry.metrics)
     best = {}
     for name in names:
-        direction = _direction(name)
+        direction = better_direction(name)
         rated = [
             (entry.metrics[name], entry.path)
             for entry in entries
@@ -235,10 +237,3 @@ def _best(entries: list[RunEntry]) -> dict[str, str]:
         if direction and len(rated) > 1 and is_judged:
             best[name] = (min if direction < 0 else max)(rated, key=lambda pair: pair[0])[1]
     return best
-
-
-def _direction(name: str) -> int:
-    words = name.lower().replace("/", "_").split("_")
-    if any(word.startswith(LOWER) for word in words):
-        return -1
-    return int(any(word.startswith(HIGHER) for word in words))

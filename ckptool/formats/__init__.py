@@ -20,18 +20,10 @@ from ckptool.formats.dcp import DcpFolder
 from ckptool.formats.model_folders import ModelFolders
 from ckptool.formats.plain_pickle import PlainPickle
 from ckptool.formats.safetensors_file import SafetensorsFile
+from ckptool.formats.sharded import ShardFolder, ShardIndex
 from ckptool.formats.torch_legacy import TorchLegacy
 from ckptool.formats.torch_tar import TorchTar
 from ckptool.formats.torch_zip import TorchZip
-
-# In this order: the ones with a signature of their own first, the vaguest last.
-FORMATS: tuple[CheckpointFormat, ...] = (
-    TorchZip(),
-    SafetensorsFile(),
-    TorchTar(),
-    TorchLegacy(),
-    PlainPickle(),
-)
 
 HEAD_BYTES = 4096  # what formats are recognised by
 
@@ -63,10 +55,18 @@ def folder_format(path: Path) -> FolderFormat | None:
 
 
 def _open_file(path: Path) -> Checkpoint:
+    return _open_as(path, FORMATS)
+
+
+def _open_shard(path: Path) -> Checkpoint:
+    """A file that holds values itself: an index of indices has no end."""
+    return _open_as(path, WHOLE_FORMATS)
+
+
+def _open_as(path: Path, formats: tuple[CheckpointFormat, ...]) -> Checkpoint:
     file = SourceFile(path)
     try:
-        head = file.head(HEAD_BYTES)
-        return _recognise(head).open(file)
+        return _recognise(file.head(HEAD_BYTES), formats).open(file)
     except CkptError as error:
         file.close()
         raise error.at(path) from error.__cause__
@@ -75,11 +75,25 @@ def _open_file(path: Path) -> Checkpoint:
         raise
 
 
-FOLDER_FORMATS: tuple[FolderFormat, ...] = (DcpFolder(), ModelFolders(_open_file))
+# In this order: the ones with a signature of their own first, the vaguest last.
+WHOLE_FORMATS: tuple[CheckpointFormat, ...] = (
+    TorchZip(),
+    SafetensorsFile(),
+    TorchTar(),
+    TorchLegacy(),
+    PlainPickle(),
+)
+FORMATS: tuple[CheckpointFormat, ...] = (ShardIndex(_open_shard), *WHOLE_FORMATS)
+
+FOLDER_FORMATS: tuple[FolderFormat, ...] = (
+    DcpFolder(),
+    ShardFolder(_open_file),
+    ModelFolders(_open_file),
+)
 
 
-def _recognise(head: bytes) -> CheckpointFormat:
-    for known in FORMATS:
+def _recognise(head: bytes, formats: tuple[CheckpointFormat, ...]) -> CheckpointFormat:
+    for known in formats:
         if known.matches(head):
             return known
     raise not_a_checkpoint(head)
@@ -150,7 +164,7 @@ LOOKALIKES = (
     Lookalike(
         _begins(rb"\s*[\[{]\s*([\"\[{\]}]|-?\d)"),
         "JSON, not a checkpoint",
-        "an index names the files that hold the weights: point ckptool at one of those",
+        "look for the file with the weights beside it",
     ),
 )
 

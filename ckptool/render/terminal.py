@@ -6,7 +6,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ckptool.render import plain
 from ckptool.render.page import Grid, Line
-from ckptool.render.views import VIEWS
+from ckptool.render.views import page_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,8 +29,8 @@ STYLES = {
 
 
 def show(report: Any, stream: IO[str], color: str = "auto") -> None:
-    """Print any report; ``color`` is auto, always or never."""
-    page = VIEWS[type(report)](report)
+    """Print any report, or a list of verifications; ``color`` is auto, always or never."""
+    page = page_of(report)
     if not stream.isatty() and color != "always":
         plain.draw(page, stream)  # Rich is not imported: 25 ms
         return

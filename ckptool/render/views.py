@@ -15,18 +15,22 @@ from ckptool.render import text as words
 from ckptool.render.folding import fold
 from ckptool.render.page import Grid, Line, Page
 from ckptool.render.page import line as _text
+from ckptool.render.verdicts import show_choice, show_rules, show_several, show_verify
 from ckptool.reports import (
     CandidateReport,
     CastReport,
+    ChoiceReport,
     ErrorReport,
     ExtractReport,
     Finding,
     InspectReport,
     LayoutsReport,
     PromoteReport,
+    RulesReport,
     RunEntry,
     RunReport,
     TensorEntry,
+    VerifyReport,
 )
 
 _SEVERITY_STYLE = {"error": "error", "warning": "warning", "info": "info"}
@@ -447,5 +451,18 @@ VIEWS: dict[type, Callable[[Any], Page]] = {
     RunReport: show_run,
     ExtractReport: show_extract,
     PromoteReport: show_promote,
+    VerifyReport: show_verify,
+    ChoiceReport: show_choice,
+    RulesReport: show_rules,
     ErrorReport: show_error,
 }
+
+# Reports that have a view of their own when there are several.
+SEVERAL: dict[type, Callable[[Any], Page]] = {VerifyReport: show_several}
+
+
+def page_of(report: Any) -> Page:
+    """The view of a report, or of a list of reports of one type."""
+    if isinstance(report, list):
+        return SEVERAL[type(report[0])](report)
+    return VIEWS[type(report)](report)

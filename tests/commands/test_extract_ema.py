@@ -630,7 +630,7 @@ def test_what_a_cast_loses_is_counted_and_named(suffix, options, extreme, ckptoo
         "head.weight": {"overflowed": 2, "vanished": 1},
         "scale": {"overflowed": 0, "vanished": 1},
     }
-    findings = {f["address"]: f["message"] for f in report["findings"] if f["rule"] == "CK302"}
+    findings = {f["address"]: f["message"] for f in report["findings"] if f["rule"] == "CK801"}
     assert set(findings) == {"head.weight", "scale"}
     assert "2 values overflow" in findings["head.weight"]
     if not options:
@@ -648,7 +648,7 @@ def test_many_findings_of_a_kind_are_folded(ckptool, tmp_path):
     path = save(tmp_path / "small.pt", many, {name: tensor * 0.9 for name, tensor in many.items()})
     args = ("-o", tmp_path / "ema.pt", "--dtype", "float16")
     said = ckptool("extract-ema", path, *args)
-    assert said.count("CK302") == 6
+    assert said.count("CK801") == 6
     assert "and 15 more tensors" in said
 
 

@@ -34,7 +34,7 @@ LOOKALIKES = {
     "html": (b"<!DOCTYPE html>\n<html>", "a web page", "the download got a page"),
     "html behind a comment": (b"\n<!-- x -->\n<html lang='en'>", "a web page", "download"),
     "xml": (b"<?xml version='1.0'?><Error>Denied</Error>", "an XML document", "storage service"),
-    "json": (json.dumps({"weight_map": {"a": "b"}}).encode(), "JSON", "names the files"),
+    "json": (json.dumps({"hidden_size": 64}).encode(), "JSON", "beside it"),
     "json list": (b"[1, 2]", "JSON", None),
     "text": ("Größe: 3\n".encode(), "plain text", "head"),
     "long text": ("ö".encode() * HEAD_BYTES, "plain text", "head"),
@@ -76,7 +76,7 @@ def test_each_file_belongs_to_one_format():
 
 def test_formats_have_names_of_their_own():
     names = [known.name for known in FORMATS]
-    assert names == ["torch-zip", "safetensors", "torch-tar", "torch-legacy", "pickle"]
+    assert names == ["sharded", "torch-zip", "safetensors", "torch-tar", "torch-legacy", "pickle"]
 
 
 def test_missing_file(tmp_path):

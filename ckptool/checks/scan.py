@@ -1,0 +1,195 @@
+"""Every byte of a checkpoint read once: for its checksum, and for values that are not finite.
+
+The file is cut into regions: a record of a zip, or the span of a tensor where there are none. A
+thread takes a region and goes through it in blocks that stay in the processor's cache, so that the
+checksum and the arithmetic cost no second trip to memory; both release the GIL. The look at the
+values only asks whether all of them are finite; the few regions where they may not be are counted
+tensor by tensor afterwards, exactly.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import local
+from typing import NamedTuple
+
+from ckptool.errors import DamagedError
+from ckptool.formats.base import SourceFile, TensorReader
+from ckptool.formats.zip_checksums import Checksummed, checksummed_records
+from ckptool.numerics import BLOCK, FiniteTest, Progress, finite_test
+from ckptool.rules import BYTES, VALUES
+from ckptool.tree import Address, TensorRef, format_address
+
+THREADS = min(8, os.cpu_count() or 1)
+
+Tensors = tuple[tuple[Address, TensorRef], ...]
+
+
+class Region(NamedTuple):
+    """A run of bytes in a file that is read in one go."""
+
+    file: SourceFile
+    offset: int
+    nbytes: int
+    record: Checksummed | None
+    tensors: Tensors
+    test: FiniteTest | None  # None: its values are not looked at on the way
+
+
+class BrokenRecord(NamedTuple):
+    """A record whose bytes are not those that were written."""
+
+    name: str
+    nbytes: int
+    crc: int
+    found: int
+    tensors: tuple[str, ...]  # addresses
+
+
+class Scan(NamedTuple):
+    """What reading everything has shown."""
+
+    records: int  # of zips
+    without_checksum: int
+    broken: tuple[BrokenRecord, ...]
+    suspects: Tensors  # may hold values that are not finite; all others do not
+
+
+def scan(
+    reader: TensorReader,
+    tensors: Mapping[Address, TensorRef],
+    reads: frozenset[str],
+    progress: Progress,
+) -> Scan:
+    """Read what was asked for: the ``bytes`` of records, the ``values`` of floating tensors.
+
+    Raises:
+        DamagedError: a file ends before what is to be read.
+    """
+    regions, apart = _plan(reader, tensors, reads)
+    broken: list[BrokenRecord] = []
+    suspects = list(apart)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for region, (crc, is_finite) in zip(regions, pool.map(_read, regions), strict=True):
+            progress(region.nbytes)
+            record = region.record
+            if record and record.crc is not None and crc != record.crc:
+                names = tuple(format_address(address) for address, _ in region.tensors)
+                broken.append(BrokenRecord(record.name, record.nbytes, record.crc, crc, names))
+            if not is_finite:
+                suspects += region.tensors
+    records = [region.record for region in regions if region.record]
+    without = sum(record.crc is None for record in records)
+    return Scan(len(records), without, tuple(broken), tuple(suspects))
+
+
+# ------------------------------------------------------------------------------------------- plan
+
+
+def _plan(
+    reader: TensorReader, tensors: Mapping[Address, TensorRef], reads: frozenset[str]
+) -> tuple[list[Region], Tensors]:
+    """The regions to read, as the files have them, and the tensors to look at one by one."""
+    held: dict[tuple[Path, int, int], list[tuple[Address, TensorRef]]] = {}
+    apart: list[tuple[Address, TensorRef]] = []
+    shelves = {file.path: _Shelf(file) for file in _files(reader, tensors)}
+    for address, ref in tensors.items():
+        place = _place(ref, shelves)
+        if place is not None:
+            held.setdefault(place, []).append((address, ref))
+        elif ref.dtype.is_floating:
+            apart.append((address, ref))
+    for path, shelf in shelves.items():
+        for offset, nbytes in shelf.extents:
+            held.setdefault((path, offset, nbytes), [])
+    regions = []
+    for (path, offset, nbytes), group in sorted(held.items(), key=lambda item: item[0]):
+        record = shelves[path].at(offset) if BYTES in reads else None
+        test = _common_test(offset, group) if VALUES in reads else None
+        if test is None and VALUES in reads:
+            apart += [(address, ref) for address, ref in group if ref.dtype.is_floating]
+        if record is not None or test is not None:
+            file = shelves[path].file
+            regions.append(Region(file, offset, nbytes, record, tuple(group), test))
+    return regions, tuple(apart) if VALUES in reads else ()
+
+
+def _files(reader: TensorReader, tensors: Mapping[Address, TensorRef]) -> Iterator[SourceFile]:
+    sources = {chunk.span.source for ref in tensors.values() for chunk in ref.chunks}
+    for path in sorted(source for source in sources if isinstance(source, Path)):
+        reader.file(path)
+    yield from reader.opened
+
+
+class _Shelf:
+    """The records of a file, to be found by the bytes in them."""
+
+    def __init__(self, file: SourceFile) -> None:
+        self.file = file
+        self.records = sorted(checksummed_records(file), key=lambda record: record.offset)
+        self.extents = [(record.offset, record.nbytes) for record in self.records]
+        self._starts = [offset for offset, _ in self.extents]
+
+    def at(self, offset: int) -> Checksummed | None:
+        """The record that the byte is in."""
+        nth = bisect_right(self._starts, offset) - 1
+        if nth < 0:
+            return None
+        record = self.records[nth]
+        return record if offset <= record.offset + record.nbytes else None
+
+
+def _place(ref: TensorRef, shelves: Mapping[Path, _Shelf]) -> tuple[Path, int, int] | None:
+    """The run of bytes in which a tensor is read: its record, or its own span."""
+    span = ref.chunks[0].span if len(ref.chunks) == 1 else None
+    if span is None or not isinstance(span.source, Path):
+        return None
+    record = shelves[span.source].at(span.offset)
+    held = record or span
+    return span.source, held.offset, held.nbytes
+
+
+def _common_test(offset: int, group: Sequence[tuple[Address, TensorRef]]) -> FiniteTest | None:
+    """A test for all values of a region, where they are of one type and lie in step."""
+    refs = [ref for _, ref in group if ref.dtype.is_floating]
+    types = {(ref.dtype, ref.byteorder) for ref in refs}
+    if len(types) != 1:
+        return None
+    width = refs[0].dtype.itemsize
+    in_step = all((ref.chunks[0].span.offset - offset) % width == 0 for ref in refs)
+    return finite_test(refs[0].dtype, refs[0].byteorder) if in_step else None
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+_ROOM = local()  # a buffer for each thread
+
+
+def _read(region: Region) -> tuple[int, bool]:
+    """The checksum of a region, where it has one, and whether all its values are finite."""
+    if not hasattr(_ROOM, "buffer"):
+        _ROOM.buffer = memoryview(bytearray(BLOCK))
+    has_crc = region.record is not None and region.record.crc is not None
+    crc, is_finite, at, end = 0, True, region.offset, region.offset + region.nbytes
+    while at < end:
+        block = _ROOM.buffer[: min(BLOCK, end - at)]
+        _fill(region.file, at, block)
+        crc = zlib.crc32(block, crc) if has_crc else 0
+        if region.test is not None and is_finite:
+            is_finite = region.test(block)
+        at += len(block)
+    return crc, is_finite
+
+
+def _fill(file: SourceFile, at: int, block: memoryview) -> None:
+    done = 0
+    while done < len(block):
+        count = os.preadv(file.fd, [block[done:]], at + done)
+        if not count:
+            raise DamagedError("the file became shorter while it was read", path=file.path)
+        done += count

@@ -1,0 +1,112 @@
+"""``verify --format`` and ``--report``: the same answer, for whoever asks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ckptool.render.formats import FORMATS
+from paths import FIXTURES
+from published import assert_junit, assert_ours, assert_sarif
+from told import READERS
+
+AVERAGED = FIXTURES / "ema" / "has_ema" / "late.pt"
+YOUNG = FIXTURES / "ema" / "emacallback" / "exported.ckpt"  # has a warning
+
+
+@pytest.fixture
+def half(tmp_path):
+    """A checkpoint that was cut off."""
+    path = tmp_path / "half.pt"
+    path.write_bytes(AVERAGED.read_bytes()[: AVERAGED.stat().st_size // 2])
+    return path
+
+
+def documents(output) -> list[dict]:
+    return output.json if isinstance(output.json, list) else [output.json]
+
+
+@pytest.mark.parametrize("options", [(), ("--require", "intact,ema")], ids=str)
+@pytest.mark.parametrize("name", READERS)
+def test_the_three_states_are_the_same_in_every_format(name, options, half, ckptool):
+    for path in (AVERAGED, YOUNG, half):
+        asked = ("verify", path, *options)
+        (document,) = documents(ckptool(*asked, "--json"))
+        output = ckptool(*asked, "--format", name)
+        expected = {check["rule"]: check["state"] for check in document["checks"]}
+        assert READERS[name](output) == expected
+        assert {"passed", "failed", "not-checked"} >= set(expected.values())
+        assert output.exit_code == (0 if document["ok"] else 1)
+
+
+@pytest.mark.parametrize("name", [*FORMATS, "text"])
+def test_every_format_names_what_is_wrong_and_where(name, half, ckptool):
+    output = ckptool("verify", half, "--format", name)
+    assert output.exit_code == 1
+    assert "CK10" in output
+    assert half.name in output
+    assert "\x1b" not in output
+
+
+def test_documents_are_as_published(half, ckptool):
+    files = (AVERAGED, YOUNG, half)
+    assert_junit(ckptool("verify", *files, "--format", "junit"))
+    assert_sarif(json.loads(ckptool("verify", *files, "--format", "sarif")))
+    assert_sarif(json.loads(ckptool("verify", *files, "--format", "code-scanning")))
+
+
+def test_our_documents_are_as_we_say(half, ckptool):
+    for document in documents(ckptool("verify", AVERAGED, YOUNG, half, "--json")):
+        assert_ours(document)
+        rules = {check["rule"] for check in document["checks"] if check["state"] != "passed"}
+        assert {finding["rule"] for finding in document["findings"]} <= rules
+    for asked in (("--json",), ("--format", "json"), ("--format=json",)):
+        assert_ours(ckptool("verify", "missing.pt", *asked).json)
+
+
+def test_json_and_format_json_are_the_same(ckptool):
+    assert ckptool("verify", AVERAGED, "--json") == ckptool("verify", AVERAGED, "--format", "json")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_report_in_a_file_is_what_would_be_printed(name, half, tmp_path, ckptool):
+    file = tmp_path / "report"
+    file.write_text("of yesterday")
+    output = ckptool("verify", AVERAGED, half, "--report", f"{name}={file}")
+    assert output.exit_code == 1
+    assert output == ckptool("verify", AVERAGED, half)
+    assert file.read_text() == ckptool("verify", AVERAGED, half, "--format", name)
+
+
+def test_there_may_be_several_reports(tmp_path, ckptool):
+    asked = [f"--report={name}={tmp_path / name}" for name in FORMATS]
+    assert ckptool("verify", AVERAGED, *asked).exit_code == 0
+    assert {path.name for path in tmp_path.iterdir()} == set(FORMATS)
+
+
+@pytest.mark.parametrize("asked", ["junit", "junit=", "=file", "pdf=file", ""])
+def test_a_report_that_cannot_be_meant_is_refused_before_anything_is_read(asked, ckptool):
+    output = ckptool("verify", "missing.pt", "--report", asked)
+    assert output.exit_code == 2
+    assert "cannot write a report" in output.stderr
+    assert "junit" in output.stderr
+
+
+def test_a_report_that_cannot_be_written_is_an_error(tmp_path, ckptool):
+    output = ckptool("verify", AVERAGED, "--report", f"md={tmp_path / 'no' / 'such'}")
+    assert output.exit_code == 2
+    assert output.stderr.startswith("error: ")
+
+
+def test_an_unknown_format_is_refused(ckptool):
+    output = ckptool("verify", AVERAGED, "--format", "pdf")
+    assert output.exit_code == 2
+    assert "pdf" in output.stderr
+
+
+def test_github_gets_an_annotation_for_what_cannot_be_done(ckptool):
+    output = ckptool("verify", "missing.pt", "--format", "github")
+    assert output.exit_code == 2
+    assert output.startswith("::error file=missing.pt,title=ckptool::no such file")
+    assert output.stderr.startswith("error: missing.pt: no such file\nhint: ")

@@ -1,0 +1,136 @@
+"""Weights in several files are one state dict, and an index that misleads is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ckptool import load_state_dict
+from ckptool.errors import DamagedError, UnknownFormatError
+from ckptool.formats import open_checkpoint
+from making import average_of, resumable, weights
+from tensors import assert_same_tensors
+
+INDEX = "model.safetensors.index.json"
+
+
+def shard(folder, tensors, count=2, stem="model", suffix=".safetensors"):
+    """Deal the tensors into ``count`` files, with their index, as the hub's library writes it."""
+    names = [f"{stem}-{i + 1:05d}-of-{count:05d}{suffix}" for i in range(count)]
+    parts = [dict(list(tensors.items())[i::count]) for i in range(count)]
+    for name, part in zip(names, parts, strict=True):
+        (save_file if suffix == ".safetensors" else torch.save)(part, folder / name)
+    weight_map = {key: name for name, part in zip(names, parts, strict=True) for key in part}
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    path = folder / f"{stem}{suffix}.index.json"
+    path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+@pytest.mark.parametrize("operand", ["folder", "index"])
+def test_shards_are_one_state_dict(operand, suffix, tmp_path):
+    index = shard(tmp_path, weights(), 3, suffix=suffix)
+    path = tmp_path if operand == "folder" else index
+    assert_same_tensors(load_state_dict(path, "model"), weights())
+
+
+def test_inspect_says_that_they_are_sharded(ckptool, tmp_path):
+    shard(tmp_path, weights())
+    report = ckptool("inspect", tmp_path, "--json").json
+    assert (report["format"], report["tensors"]["count"]) == ("sharded", len(weights()))
+    files = tmp_path.glob("*.safetensors")
+    assert report["size_bytes"] == sum(path.stat().st_size for path in files)
+
+
+def test_an_average_in_shards_is_extracted(ckptool, tmp_path):
+    model = weights()
+    ema = {f"model_ema.{name}": tensor for name, tensor in average_of(model).items()}
+    (tmp_path / "in").mkdir()
+    shard(tmp_path / "in", {f"model.{n}": t for n, t in model.items()} | ema, 3)
+    output = tmp_path / "ema.safetensors"
+    assert ckptool("extract-ema", tmp_path / "in", "-o", output).exit_code == 0
+    wanted = {f"model.{name}": tensor for name, tensor in (model | average_of(model)).items()}
+    assert_same_tensors(load_file(output), wanted)
+
+
+def test_what_lies_beside_the_shards_is_seen(ckptool, tmp_path):
+    model = weights()
+    shard(tmp_path, model)
+    torch.save(resumable(model)["optimizer"], tmp_path / "optimizer.pt")
+    roles = {
+        s["address"]: s["role"] for s in ckptool("inspect", tmp_path, "--json").json["sections"]
+    }
+    assert (roles["model"], roles["optimizer.pt"]) == ("model", "optimizer")
+
+
+def test_promotion_of_several_files_is_refused(ckptool, tmp_path):
+    (tmp_path / "in").mkdir()
+    ema = {f"model_ema.{name}": tensor for name, tensor in average_of(weights()).items()}
+    shard(tmp_path / "in", {f"model.{n}": t for n, t in weights().items()} | ema)
+    done = ckptool("promote-ema", tmp_path / "in", "-o", tmp_path / "out.safetensors", "--json")
+    assert done.json["error"]["code"] == "unsupported"
+    assert "several files" in done.json["error"]["message"]
+
+
+# ----------------------------------------------------------------------------------------- refusals
+
+
+def edited(path, **changes):
+    fields = json.loads(path.read_text())
+    fields["weight_map"].update(changes)
+    path.write_text(json.dumps(fields))
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    shard(tmp_path, weights())
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(DamagedError, match="missing") as caught:
+        open_checkpoint(tmp_path)
+    assert caught.value.path.name == "model-00002-of-00002.safetensors"
+
+
+def test_a_name_that_its_shard_lacks_is_named(tmp_path):
+    index = shard(tmp_path, weights())
+    edited(index, ghost="model-00001-of-00002.safetensors")
+    with pytest.raises(DamagedError, match="not") as caught:
+        open_checkpoint(index)
+    assert caught.value.address == "ghost"
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "", "..", "a\0b", 3, None])
+def test_a_shard_is_a_file_of_the_folder(name, tmp_path):
+    index = shard(tmp_path, weights())
+    edited(index, ghost=name)
+    with pytest.raises(DamagedError, match="no file of its folder"):
+        open_checkpoint(index)
+
+
+def test_a_name_twice_is_refused(tmp_path):
+    index = shard(tmp_path, weights())
+    index.write_text(
+        index.read_text().replace('"weight_map": {', '"weight_map": {"head.bias": "x",')
+    )
+    with pytest.raises(DamagedError, match="twice"):
+        open_checkpoint(index)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"weight_map": [', '{"weight_map": []}', '{"weight_map": ' + "[" * 9999]
+)
+def test_what_is_no_index_is_refused(text, tmp_path):
+    path = tmp_path / INDEX
+    path.write_text(text)
+    with pytest.raises(DamagedError):
+        open_checkpoint(path)
+
+
+def test_an_index_that_names_itself_ends(tmp_path):
+    path = tmp_path / INDEX
+    path.write_text(json.dumps({"weight_map": {"w": INDEX}}))
+    with pytest.raises(UnknownFormatError, match="JSON"):
+        open_checkpoint(path)

@@ -1,0 +1,55 @@
+"""The helper for test suites: silent on what is right, and in words on what is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ckptool.errors import CkptError
+from ckptool.testing import assert_checkpoint
+from output import environment
+from paths import FIXTURES
+
+AVERAGED = FIXTURES / "ema" / "has_ema" / "late.pt"
+
+
+def test_a_checkpoint_that_is_right_is_silent():
+    assert_checkpoint(AVERAGED, require=["ema"])
+
+
+def test_the_message_says_what_failed_and_nothing_else(tmp_path):
+    damaged = tmp_path / "half.pt"
+    damaged.write_bytes(AVERAGED.read_bytes()[: AVERAGED.stat().st_size // 2])
+    with pytest.raises(AssertionError, match=r"half\.pt") as raised:
+        assert_checkpoint(damaged)
+    said = str(raised.value)
+    assert "Errors\n  CK10" in said
+    assert "Not checked" not in said
+
+
+def test_what_was_required_and_not_checked_is_in_the_message(tmp_path):
+    with pytest.raises(AssertionError, match="required, but not checked"):
+        assert_checkpoint(AVERAGED, require=["loads"])
+
+
+def test_a_rule_that_is_ignored_does_not_fail():
+    with pytest.raises(AssertionError, match="CK"):
+        assert_checkpoint(AVERAGED, require=["loads"])
+    assert_checkpoint(AVERAGED, require=["loads"], ignore=["CK6"])
+
+
+def test_what_cannot_be_looked_at_is_no_failure_of_the_checkpoint(tmp_path):
+    with pytest.raises(CkptError, match="no such file"):
+        assert_checkpoint(tmp_path / "missing.pt")
+    with pytest.raises(CkptError, match="nothing to require"):
+        assert_checkpoint(AVERAGED, require=["everything"])
+
+
+def test_the_helper_needs_neither_torch_nor_pytest():
+    code = "import sys, ckptool.testing; print({'torch', 'pytest', 'numpy'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "set()\n"
