@@ -36,11 +36,9 @@ from ckptool.candidates import (
     Candidate,
     EmaLocation,
     Equality,
+    table_address,
 )
-from ckptool.errors import (
-    AddressError,
-    CkptError,
-)
+from ckptool.errors import AddressError, CkptError, EmaNotFoundError
 from ckptool.evidence import CAREFUL, Evidence, compare_sample
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
@@ -52,7 +50,7 @@ from ckptool.metadata import META_KEYS, layout_metadata, read_metadata, split_co
 from ckptool.optimizers import OPTIMIZERS, group_sizes, train_mode
 from ckptool.ordering import order_names
 from ckptool.provenance import Provenance, read_provenance
-from ckptool.selection import select_table
+from ckptool.selection import EMA_ROLE, MODEL_ROLE, select_table
 from ckptool.siblings import POSTHOC, averaged_neighbours, config_beside, raw_neighbours
 from ckptool.tree import (
     TensorRef,
@@ -82,25 +80,71 @@ def locate_ema(
 ) -> EmaLocation:
     """Where the averaged weights are; ``ema`` and ``model`` are addresses that override the search.
 
+    Whatever table is named is taken: as an average of the model where its names pair with the
+    model's, as it stands where none does, or where it is the model's own slot.
     ``layouts`` are rows of a house style, tried before ``LAYOUTS``.
 
     Raises:
         AddressError: one of the addresses names nothing, or no weights.
     """
     search = _Search(checkpoint, layouts)
-    if model:
+    if model is not None:
         search.model = select_table(search.inventory, model)
-    if ema:
-        table = select_table(search.inventory, ema)
-        if not model:
-            search.find_model(leaving_out=table)
-        if search.model is not None and _is_part_of(search.model, table):
-            raise AddressError("this is the model itself, not an average of it", address=ema)
-        chosen = search.examine(table, CHOSEN, "named on the command line")
-        return _decide(search, (chosen,))
-    candidates = search.candidates(fixed_model=bool(model))  # settles the model too
+    if ema not in {None, EMA_ROLE, MODEL_ROLE}:
+        assert ema is not None
+        return _named(search, select_table(search.inventory, ema))
+    candidates = search.candidates(fixed_model=model is not None)  # settles the model too
+    if ema == MODEL_ROLE:
+        return _as_it_stands(search, _required(search.model, checkpoint))
     location = _decide(search, candidates)
     return search.among_neighbours(location) if location.status == "none" else location
+
+
+def _named(search: _Search, table: Table) -> EmaLocation:
+    """The table that the user names."""
+    asked = search.model
+    if asked is None:
+        search.model = choose_model([t for t in search.inventory.weights if not _marker_of(t)])
+    if search.model is not None and _is_same_table(search.model, table):
+        return _as_it_stands(search, table)
+    if asked is None:
+        search.find_model(leaving_out=table)
+    if search.model is not None and _is_part_of(search.model, table):
+        raise AddressError(
+            "a part of the model, not an average of it", address=table_address(table)
+        )
+    chosen = search.examine(table, CHOSEN, "named on the command line")
+    if asked is None and _pairs_nowhere(chosen):
+        return _as_it_stands(search, table)
+    return _decide(search, (chosen,))
+
+
+def _pairs_nowhere(chosen: Candidate) -> bool:
+    """Whether its names have nothing to do with the model's; lists have none to tell by."""
+    alignment = chosen.alignment
+    if alignment is None or alignment.naming == "positional" or chosen.table.is_list:
+        return False
+    return not alignment.pairs and not alignment.colliding
+
+
+def _as_it_stands(search: _Search, table: Table) -> EmaLocation:
+    """A table that is taken whole, under its own names: nobody says that it is an average."""
+    taken = Candidate(table, CHOSEN, "named on the command line", None, None, {}, None)
+    return EmaLocation("found", "unknown", None, (taken,), taken, search.inventory)
+
+
+def _is_same_table(one: Table, other: Table) -> bool:
+    return one.node is other.node and one.prefix == other.prefix
+
+
+def _required(model: Table | None, checkpoint: Checkpoint) -> Table:
+    if model is None:
+        raise EmaNotFoundError(
+            "no weights were found at the places where models are kept",
+            path=checkpoint.path,
+            hint="name them: --ema ADDRESS; ckptool inspect --tensors lists the addresses",
+        )
+    return model
 
 
 class _Search:

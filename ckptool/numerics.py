@@ -138,7 +138,6 @@ def chunk_values(reader: TensorReader, ref: TensorRef, chunk: Chunk) -> np.ndarr
 
 
 E4M3_MAX = 448.0
-E4M3_ROUNDS_UP = 464.0  # halfway from the largest value to what would be the next
 FLOAT32_BYTES = 4
 
 
@@ -158,35 +157,6 @@ def cast(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> np.ndarray[Any,
         if wanted.name == "float8_e4m3fn":
             values = values.astype(np.float32).clip(-E4M3_MAX, E4M3_MAX)
         return values.astype(wanted)
-
-
-class Losses(NamedTuple):
-    """What a cast costs."""
-
-    overflowed: int  # finite values that become infinite, or the largest of a type without infinity
-    vanished: int  # values other than 0 that become 0
-
-    def __add__(self, other: object) -> Losses:
-        if not isinstance(other, Losses):
-            return NotImplemented
-        return Losses(self.overflowed + other.overflowed, self.vanished + other.vanished)
-
-
-def count_losses(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> Losses:
-    """How many values a cast would take beyond the range of the type, or down to 0."""
-    import numpy as np
-
-    if values.dtype == wanted:
-        return Losses(0, 0)
-    given, made = _wide(values), _wide(cast(values, wanted))
-    finite = np.isfinite(given)
-    if wanted.name == "float8_e4m3fn":
-        beyond = np.abs(given) >= E4M3_ROUNDS_UP
-    else:
-        beyond = ~np.isfinite(made)
-    return Losses(
-        int(np.count_nonzero(beyond & finite)), int(np.count_nonzero((made == 0) & (given != 0)))
-    )
 
 
 def _resolved(values: np.ndarray[Any, Any], ref: TensorRef) -> np.ndarray[Any, Any]:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from ckptool.alignment import Alignment, paired_prefixes, unwrapped
-from ckptool.candidates import AVERAGED_MODEL, Candidate, EmaLocation
+from ckptool.candidates import AVERAGED_MODEL, CHOSEN, Candidate, EmaLocation
 from ckptool.errors import EmaAmbiguousError, EmaRefusedError, UnsupportedError
 from ckptool.inventory import Leaf, Table
 from ckptool.tree import Address, Blob, TensorRef, format_address
@@ -24,15 +24,28 @@ class Extraction(NamedTuple):
     tensors: Mapping[str, TensorRef]  # in the order in which they are written to torch files
     averaged: frozenset[str]  # names whose values are averages
     from_model: tuple[str, ...]  # names whose values the average lacks
-    tied: Mapping[str, str]
-    dropped: tuple[str, ...]
+    dropped: tuple[str, ...]  # names in the average that the model does not have
+
+    @property
+    def tied(self) -> dict[str, str]:
+        """Names that are the same bytes as an earlier one: {later: first}."""
+        first: dict[object, str] = {}
+        ties = ((name, first.setdefault(_place(ref), name)) for name, ref in self.tensors.items())
+        return {name: other for name, other in ties if name != other}
+
+
+def _place(ref: TensorRef) -> object:
+    """What two tensors share when they are one in memory; empty ones share nothing."""
+    same = (ref.chunks, ref.shape, ref.dtype.name, ref.byteorder, ref.lazy)
+    return same if ref.numel else object()
 
 
 def plan_extraction(location: EmaLocation, candidate: Candidate | None, names: str) -> Extraction:
     """The averaged weights under the model's names (``model``, ``bare``) or their own (``ema``).
 
     When the model's own slot holds the averages, they are taken from there. Tensors that the
-    average lacks come from the model.
+    average lacks come from the model. A table that was named and is no average of the model is
+    taken as it stands.
 
     Raises:
         EmaRefusedError: nothing pairs with the model.
@@ -46,13 +59,8 @@ def plan_extraction(location: EmaLocation, candidate: Candidate | None, names: s
     average, alignment = candidate.table.entries, candidate.alignment
     if model is None or alignment is None:
         alone = average if names == "ema" else _without_wrapper(candidate)
-        return _extraction(alone, frozenset(alone), (), {}, (), names)
-    if not alignment.pairs:
-        raise EmaRefusedError(
-            "none of its names and shapes pairs with the model's",
-            address=candidate.address,
-            hint="name the weights that it averages: --model ADDRESS",
-        )
+        return _extraction(alone, frozenset(alone), (), (), names)
+    _refuse_strangers(candidate, alignment)
     if names == "ema":
         return _under_own_names(model, average, alignment)
     merged = {
@@ -63,9 +71,26 @@ def plan_extraction(location: EmaLocation, candidate: Candidate | None, names: s
         merged,
         frozenset(alignment.pairs),
         alignment.missing_keys,
-        alignment.tied,
         alignment.unexpected_keys,
         names,
+    )
+
+
+def _refuse_strangers(candidate: Candidate, alignment: Alignment) -> None:
+    """A table that was named must be mostly of the model: else two networks would be mixed.
+
+    Raises:
+        EmaRefusedError: nothing of it pairs, or little.
+    """
+    matched, total = len(alignment.pairs), len(candidate.table.entries)
+    if matched and (candidate.kind != CHOSEN or 2 * matched >= total):
+        return
+    raise EmaRefusedError(
+        f"{matched or 'none'} of its {total} names and shapes "
+        f"{'pair' if matched > 1 else 'pairs'} with the model's",
+        address=candidate.address,
+        hint="name the weights that it averages: --model ADDRESS; "
+        "the same address for both takes it as it stands",
     )
 
 
@@ -88,7 +113,7 @@ def _is_wrapped(name: str) -> bool:
 def plan_model(model: Table, names: str) -> Extraction:
     """The model's own slot as it stands: it holds the averages, or was asked for."""
     everything = dict(model.entries)
-    return _extraction(everything, frozenset(everything), (), {}, (), names)
+    return _extraction(everything, frozenset(everything), (), (), names)
 
 
 def _under_own_names(model: Table, average: Mapping[str, Leaf], alignment: Alignment) -> Extraction:
@@ -101,14 +126,13 @@ def _under_own_names(model: Table, average: Mapping[str, Leaf], alignment: Align
     }
     outside = tuple(name for name in alignment.missing_keys if not name.startswith(ours))
     merged = {**average, **{n: ref for n, ref in renamed.items() if n not in average}}
-    return _extraction(merged, frozenset(average), tuple(renamed), {}, outside, "ema")
+    return _extraction(merged, frozenset(average), tuple(renamed), outside, "ema")
 
 
 def _extraction(
     entries: Mapping[str, Leaf],
     averaged: frozenset[str],
     from_model: tuple[str, ...],
-    tied: Mapping[str, str],
     dropped: tuple[str, ...],
     names: str,
 ) -> Extraction:
@@ -118,29 +142,29 @@ def _extraction(
             kind = ref.layout if not isinstance(ref, TensorRef) else ref.device
             raise UnsupportedError(f"a {kind} tensor has no plain values to write", address=name)
         plain[name] = ref
+    plan = Extraction(plain, averaged, from_model, dropped)
     if names == "bare":
-        return _bare(Extraction(plain, averaged, from_model, tied, dropped))
-    return Extraction(plain, averaged, from_model, tied, dropped)
+        return renamed(plan, unwrapped, "without wrappers", "--names model")
+    return plan
 
 
-def _bare(plan: Extraction) -> Extraction:
-    """Names without wrappers.
+def renamed(plan: Extraction, rename: Callable[[str], str], how: str, otherwise: str) -> Extraction:
+    """The same tensors under other names.
 
     Raises:
         EmaAmbiguousError: two names become one.
     """
-    bare = {name: unwrapped(name) for name in plan.tensors}
-    twice = [name for name, times in Counter(bare.values()).items() if times > 1]
+    new = {name: rename(name) for name in plan.tensors}
+    twice = [name for name, times in Counter(new.values()).items() if times > 1]
     if twice:
         raise EmaAmbiguousError(
-            f"without wrappers several tensors would be called {twice[0]!r}",
-            hint="keep the model's names: --names model",
+            f"{how} several tensors would be called {twice[0]!r}",
+            hint=f"keep the names apart: {otherwise}",
         )
     return Extraction(
-        tensors={bare[name]: ref for name, ref in plan.tensors.items()},
-        averaged=frozenset(bare[name] for name in plan.averaged),
-        from_model=tuple(bare[name] for name in plan.from_model),
-        tied={bare[name]: bare[other] for name, other in plan.tied.items()},
+        tensors={new[name]: ref for name, ref in plan.tensors.items()},
+        averaged=frozenset(new[name] for name in plan.averaged),
+        from_model=tuple(new[name] for name in plan.from_model),
         dropped=plan.dropped,
     )
 

@@ -148,6 +148,24 @@ class RunReport(NamedTuple):
     best: Mapping[str, str]  # metric -> path of the checkpoint that is best by it
 
 
+class CastReport(NamedTuple):
+    """What ``--dtype`` did to the values."""
+
+    dtype: str
+    tensors: int  # that changed their type
+    overflowed: int  # finite values that became infinite, or the largest of a type without infinity
+    vanished: int  # values other than 0 that became 0
+    losses: Mapping[str, Mapping[str, int]]  # both by tensor, where there are any
+
+
+class ShardReport(NamedTuple):
+    """One of several files."""
+
+    file: str  # its name
+    tensors: int
+    bytes: int
+
+
 class ExtractReport(NamedTuple):
     """What ``ckptool extract-ema`` did, or with ``--dry-run`` would do."""
 
@@ -167,6 +185,10 @@ class ExtractReport(NamedTuple):
     dropped: tuple[str, ...]  # names in the average that the model does not have
     findings: tuple[Finding, ...] = ()
     file: str | None = None  # the sibling that holds the averages, if it is another file
+    kind: str = "ema"  # of average; chosen: named by the user; table: taken as it stands
+    ties: str = "shared"  # how tied tensors are written: shared | once | each
+    casts: CastReport | None = None  # with --dtype
+    shards: tuple[ShardReport, ...] = ()  # with several files, of which ``output`` is the index
 
 
 class PromoteReport(NamedTuple):

@@ -1,12 +1,37 @@
-"""The table at an address that somebody typed: ``a/b``, or ``a/b/prefix.*`` for a part of one."""
+"""What somebody typed: an operand ``PATH#ADDRESS``, and the table at an address.
+
+An address is ``a/b``, ``a/b/prefix.*`` for a part of one, nothing at all for the top, or a role:
+``@ema`` and ``@model`` stand for what the locator finds.
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 from ckptool.errors import AddressError
 from ckptool.inventory import Inventory, Table, join_tables
 from ckptool.tree import Address, format_address, parse_address, resolve
+
+EMA_ROLE, MODEL_ROLE = "@ema", "@model"
+
+
+class Operand(NamedTuple):
+    """A place that somebody typed."""
+
+    path: Path
+    address: str | None = None  # None: none was given; empty: the top
+
+
+def parse_operand(text: str) -> Operand:
+    """``PATH[#ADDRESS]``; what exists as it stands is a path."""
+    cuts = [at for at, char in enumerate(text) if char == "#"]
+    if os.path.lexists(text) or not cuts:
+        return Operand(Path(text))
+    cut = next((at for at in cuts if os.path.lexists(text[:at])), cuts[0])
+    return Operand(Path(text[:cut]), text[cut + 1 :])
 
 
 def select_table(inventory: Inventory, text: str) -> Table:

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from ckptool.candidates import Candidate
+from ckptool.casting import Losses
 from ckptool.errors import DamagedError, EmaAmbiguousError, EmaRefusedError
 from ckptool.formats.base import Checkpoint
-from ckptool.numerics import Losses, equal_after_cast, find_nonfinite, no_progress, same_values
+from ckptool.numerics import equal_after_cast, find_nonfinite, no_progress, same_values
 from ckptool.reports import Finding
 from ckptool.rules import BYTES, VALUES, finding
 from ckptool.scan import BrokenRecord, scan
@@ -86,7 +87,11 @@ def _refuse_nonfinite(checkpoint: Checkpoint, bad: Mapping[str, int]) -> None:
 
 
 def refuse_lossy(
-    checkpoint: Checkpoint, casts: Iterable[tuple[str, Losses]], *, force: bool
+    checkpoint: Checkpoint,
+    casts: Iterable[tuple[str, Losses]],
+    *,
+    force: bool,
+    hint: str = "ckptool extract-ema keeps the type of the averages; --force casts all the same",
 ) -> tuple[Finding, ...]:
     """Casts that take values beyond the range of the type are refused; lost small ones are told.
 
@@ -104,7 +109,7 @@ def refuse_lossy(
             f"{sum(overflowed.values())} values do not fit the type that they are cast to, "
             f"{count} values of {first} among them",
             path=checkpoint.path,
-            hint="ckptool extract-ema keeps the type of the averages; --force casts all the same",
+            hint=hint,
         )
     return tuple(finding("CK801", name, ", ".join(_losses(lost))) for name, lost in lossy.items())
 

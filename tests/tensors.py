@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -52,6 +53,14 @@ def assert_same_objects(found: object, wanted: object, at: str = "") -> None:
 def storage_of(tensor: Tensor) -> int:
     """The same number for tensors that share memory."""
     return tensor.untyped_storage().data_ptr()
+
+
+def load_noted(path: Path) -> dict[str, Tensor]:
+    """A safetensors file, with the names that its metadata says are other ones."""
+    tensors = load_file(path)
+    with safe_open(path, "pt") as opened:
+        noted = {name: kept for name, kept in opened.metadata().items() if kept in tensors}
+    return tensors | {name: tensors[kept] for name, kept in noted.items()}
 
 
 def truth(checkpoint: Path, which: str) -> dict[str, Tensor]:

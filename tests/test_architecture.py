@@ -29,7 +29,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rules": (("rules",), ("reports",)),
     "tree": (("tree",), ("dtypes", "errors")),
     "formats": (("formats", "formats.*"), ("tree", "words", "dtypes", "errors")),
-    "numerics": (("numerics",), ("formats", "tree", "reports", "dtypes", "errors")),
+    "numerics": (("numerics", "casting"), ("formats", "tree", "reports", "dtypes", "errors")),
     "inventory": (("inventory",), ("tree",)),
     "ema": (
         (
@@ -43,7 +43,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("sections", "training", "trust"),
         ("ema", "inventory", "formats", "tree", "reports", "dtypes"),
     ),
-    "plans": (("plans",), ("ema", "inventory", "tree", "errors")),
+    "plans": (("plans", "renaming"), ("ema", "inventory", "tree", "errors")),
     "soundness": (
         ("soundness", "scan"),
         ("ema", "numerics", "formats", "tree", "rules", "reports", "errors"),
@@ -156,8 +156,8 @@ def test_every_arrow_is_used():
 
 HOMES = {
     "rich": {"render.terminal"},
-    "numpy": {"numerics"},
-    "ml_dtypes": {"numerics"},
+    "numpy": {"numerics", "casting"},
+    "ml_dtypes": {"numerics", "casting"},
     "torch": {"torch_bridge", "library"},
     "safetensors": {"writers.safetensors_file"},
     "click": set(),

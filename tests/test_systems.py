@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import ckptool as library
 from ckptool.errors import EmaNotFoundError
 from paths import FIXTURES
 from systems import SYSTEMS, load_script, outputs
-from tensors import assert_same_objects, assert_same_tensors, load, storage_of, truth
+from tensors import assert_same_objects, assert_same_tensors, load, load_noted, storage_of, truth
 
 EMACALLBACK = FIXTURES / "ema" / "emacallback"
 HAS_EMA = FIXTURES / "ema" / "has_ema"
@@ -32,7 +31,7 @@ def system(request):
 
 def extracted(ckptool, system, output):
     assert ckptool("extract-ema", system.path, "-o", output).exit_code == 0
-    return load_file(output) if output.suffix == ".safetensors" else torch.load(output)
+    return load_noted(output) if output.suffix == ".safetensors" else torch.load(output)
 
 
 def promoted(ckptool, system, output):

@@ -9,6 +9,9 @@ import typer
 
 Color = Literal["auto", "always", "never"]
 PathOperand = Annotated[Path, typer.Argument(metavar="PATH", help="The checkpoint.")]
+OperandArgument = Annotated[
+    str, typer.Argument(metavar="PATH[#ADDRESS]", help="The checkpoint, or a place in it.")
+]
 Format = Literal["text", "json", "md", "github", "sarif", "code-scanning", "junit"]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")]
 FormatOption = Annotated[

@@ -2,48 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from ckptool.candidates import EmaLocation, table_address
+from ckptool.candidates import CHOSEN, EmaLocation, table_address
+from ckptool.casting import CASTABLE, Casting, Losses
+from ckptool.dtypes import DType
 from ckptool.ema import locate_ema
-from ckptool.errors import DamagedError, UsageError
+from ckptool.errors import UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
-from ckptool.inventory import take_inventory
 from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress
 from ckptool.origin import origin
 from ckptool.plans import Extraction, plan_extraction
-from ckptool.provenance import KEY, as_text
+from ckptool.provenance import as_text
 from ckptool.refusals import require_ema
-from ckptool.reports import ExtractReport, Finding
-from ckptool.soundness import meanwhile, prove_equalities, refuse_unsound
-from ckptool.writers import safetensors_file, torch_zip
-from ckptool.writers.base import PartialFile, check_output, whole_file
-
-NAMES = ("model", "bare", "ema")
-DEFAULT_SUFFIX = ".ema.safetensors"
-
-# What the output's suffix chooses.
-FORMAT_OF_SUFFIX: Mapping[str, str] = {
-    ".safetensors": "safetensors",
-    ".pt": "torch-zip",
-    ".pth": "torch-zip",
-    ".ckpt": "torch-zip",
-    ".bin": "torch-zip",
-}
+from ckptool.renaming import only_matching, strip_prefix
+from ckptool.reports import CastReport, ExtractReport, Finding, ShardReport
+from ckptool.soundness import meanwhile, prove_equalities, refuse_lossy, refuse_unsound
+from ckptool.writers.base import check_output
+from ckptool.writers.destination import format_of, output_path
+from ckptool.writers.shards import FOLDER_NAME, parse_size, refuse_other_form, whole_files
+from ckptool.writers.state_dict import StateDict, plan_state_dict, survey, write
 
 
 def extract_ema(
     path: Path,
-    output: Path | None = None,
+    output: str | Path | None = None,
     *,
     ema: str | None = None,
     model: str | None = None,
     names: str = "model",
+    strip: str | None = None,
+    match: Sequence[str] = (),
+    dtype: str | None = None,
+    ties: str = "once",
     wrap: str | None = None,
+    max_shard_size: str | None = None,
     force: bool = False,
     dry_run: bool = False,
     progress: Progress = no_progress,
@@ -54,14 +51,23 @@ def extract_ema(
 
     Args:
         path: the checkpoint.
-        output: its suffix chooses the format; by default ``path`` with ``.ema.safetensors``,
-            for a folder beside it.
-        ema: address of the averaged weights, instead of searching.
+        output: its suffix chooses the format; a folder takes the default name; by default
+            ``path`` with ``.ema.safetensors``, for a folder beside it.
+        ema: address of the averaged weights, instead of searching; any other table is taken as it
+            stands, ``@model`` the model's own.
         model: address of the weights that they average, instead of searching.
         names: ``model``: exactly the names of the model's slot; ``bare``: those without wrappers;
             ``ema``: the names as stored.
+        strip: a prefix to take off these names.
+        match: patterns of which one must fit the name that results; by default all are written.
+        dtype: the type for floating tensors; integers, booleans and scales stay as they are.
+        ties: in safetensors, ``once``: of tensors that are one, the first name is written and
+            the others are noted, as ``safetensors.torch.save_model`` does it; ``each``: all are
+            written. torch files keep ties as they are.
         wrap: put the state dict under this key (torch files only).
-        force: replace an existing file; write values that are not finite.
+        max_shard_size: like ``5GB``; what is larger becomes several files and an index, as
+            Hugging Face's loaders want them (safetensors only).
+        force: replace existing files; write values that are not finite or overflow the type.
         dry_run: only say what would be written.
         progress: called with the bytes read and written.
         layouts: rows of a house style, tried before the known ones.
@@ -69,99 +75,100 @@ def extract_ema(
 
     Raises:
         EmaNotFoundError, EmaAmbiguousError, EmaRefusedError: see ``refusals.require_ema``.
+        UsageError: options that do not go together, or fit nothing.
+        UnsupportedError: the format cannot hold a tensor.
         OutputError: the output exists or cannot be written.
     """
-    output = output or _default_output(path)
-    kind = _format_of(output, wrap)
+    limit = None if max_shard_size is None else parse_size(max_shard_size)
+    output = output_path(path, output, FOLDER_NAME if limit else None)
+    kind = format_of(output)
+    _refuse_misfits(kind, output, wrap, limit)
+    casting = Casting(_dtype(dtype))
     with open_checkpoint(path) as checkpoint:
         location = locate_ema(checkpoint, ema=ema, model=model, layouts=layouts)
-        plan = _plan(checkpoint, location, names)
+        plan = _plan(checkpoint, location, names, strip, match)
         prove_equalities(checkpoint, location.selected)
-        inputs = [path, *(file.path for file in checkpoint.reader.opened)]
-        target = check_output(output, inputs, force=force)
-        with meanwhile(
-            lambda: refuse_unsound(checkpoint, plan.tensors, plan.averaged, force=force)
-        ) as findings:
-            if not dry_run:
-                note = as_text(origin("extract-ema", path, location, location.selected, made_at))
-                with whole_file(target, force=force) as file:
-                    _write(checkpoint, plan, file, kind, wrap, note, progress)
-                    findings()  # a refusal discards the file
-                    checkpoint.reader.refuse_changed()
-            found = findings()
-        return _report(path, output, kind, location, plan, names, found, written=not dry_run)
-
-
-def _default_output(path: Path) -> Path:
-    """Beside the checkpoint; a folder's name is kept whole, and found for ``.`` and ``..``."""
-    with suppress(OSError):  # opening it says what is wrong
-        if path.is_dir():
-            folder = path.resolve()
-            return folder.parent / (folder.name + DEFAULT_SUFFIX)
-    return path.parent / (path.stem + DEFAULT_SUFFIX)
-
-
-def _format_of(output: Path, wrap: str | None) -> str:
-    kind = FORMAT_OF_SUFFIX.get(output.suffix.lower())
-    if kind is None:
-        known = " ".join(FORMAT_OF_SUFFIX)
-        raise UsageError(
-            f"the suffix {output.suffix!r} chooses no format", path=output, hint=f"one of: {known}"
+        noted = plan.tied if kind == "safetensors" and ties == "once" else {}
+        state_dict = plan_state_dict(
+            output, kind, plan.tensors, casting, noted=noted, wrap=wrap, max_shard=limit
         )
+        targets = _targets(checkpoint, state_dict, force=force)
+        look = partial(_last_look, checkpoint, plan, force=force)
+        with meanwhile(look) as findings:
+            if dry_run:
+                survey(state_dict, checkpoint.reader, progress)
+            else:
+                note = as_text(origin("extract-ema", path, location, location.selected, made_at))
+                with whole_files(targets, force=force) as files:
+                    write(state_dict, files, checkpoint.reader, note, progress)
+                    findings()  # a refusal discards the files
+                    _refuse_lossy(checkpoint, casting, force=force)
+                    checkpoint.reader.refuse_changed()
+            found = (*findings(), *_refuse_lossy(checkpoint, casting, force=force))
+        return _report(path, location, plan, state_dict, names, found, written=not dry_run)
+
+
+def _refuse_misfits(kind: str, output: Path, wrap: str | None, limit: int | None) -> None:
+    """Options that the chosen format has no place for.
+
+    Raises:
+        UsageError: there is one.
+    """
     if wrap is not None and kind == "safetensors":
         raise UsageError(
             "safetensors holds tensors by name and nothing around them, so nothing to --wrap",
             path=output,
             hint="write a torch file instead: -o NAME.pt",
         )
-    return kind
+    if limit is not None and kind != "safetensors":
+        raise UsageError(
+            "shards with an index are safetensors files",
+            path=output,
+            hint="-o NAME.safetensors, or leave out --max-shard-size",
+        )
 
 
-def _plan(checkpoint: Checkpoint, location: EmaLocation, names: str) -> Extraction:
-    candidate = None
-    if location.main_slot != "averaged":
-        candidate = require_ema(location, checkpoint)
-    return plan_extraction(location, candidate, names)
+def _dtype(name: str | None) -> DType | None:
+    if name is not None and name not in CASTABLE:
+        raise UsageError(f"{name!r} is no floating type", hint=f"one of: {' '.join(CASTABLE)}")
+    return None if name is None else CASTABLE[name]
 
 
-def _write(
+def _targets(checkpoint: Checkpoint, state_dict: StateDict, *, force: bool) -> list[Path]:
+    """Where the files go, if they may."""
+    inputs = [checkpoint.path, *(file.path for file in checkpoint.reader.opened)]
+    refuse_other_form(state_dict.output, sharded=state_dict.index_file is not None)
+    return [check_output(path, inputs, force=force) for path in state_dict.paths]
+
+
+def _last_look(checkpoint: Checkpoint, plan: Extraction, *, force: bool) -> tuple[Finding, ...]:
+    return refuse_unsound(checkpoint, plan.tensors, plan.averaged, force=force)
+
+
+def _refuse_lossy(checkpoint: Checkpoint, casting: Casting, *, force: bool) -> tuple[Finding, ...]:
+    hint = "bfloat16 has the range of float32; --force casts all the same"
+    return refuse_lossy(checkpoint, casting.losses.items(), force=force, hint=hint)
+
+
+def _plan(
     checkpoint: Checkpoint,
-    plan: Extraction,
-    output: PartialFile,
-    kind: str,
-    wrap: str | None,
-    note: str,
-    progress: Progress,
-) -> None:
-    if kind == "safetensors":
-        # transformers refuses files without a format.
-        metadata = {"format": "pt", KEY: note}
-        safetensors_file.write(output, plan.tensors, checkpoint.reader, metadata, progress)
-        safetensors_file.check(output.path, plan.tensors)
-    else:
-        torch_zip.write(output, plan.tensors, checkpoint.reader, wrap, progress, note)
-        _check_torch(output.path, plan)
-
-
-def _check_torch(path: Path, plan: Extraction) -> None:
-    """Reopen with our own reader: names, types and shapes must be those of the plan."""
-    with open_checkpoint(path) as written:
-        found = {
-            name: (ref.dtype, ref.shape)
-            for table in take_inventory(written.tree).tables
-            for name, ref in table.tensors.items()
-        }
-    wanted = {name: (ref.dtype, ref.shape) for name, ref in plan.tensors.items()}
-    if found != wanted:
-        raise DamagedError("what was written does not read back as planned", path=path)
+    location: EmaLocation,
+    names: str,
+    strip: str | None,
+    match: Sequence[str],
+) -> Extraction:
+    averaged = location.main_slot == "averaged"
+    candidate = None if averaged else require_ema(location, checkpoint)
+    plan = plan_extraction(location, candidate, names)
+    plan = plan if strip is None else strip_prefix(plan, strip)
+    return only_matching(plan, match) if match else plan
 
 
 def _report(
     path: Path,
-    output: Path,
-    kind: str,
     location: EmaLocation,
     plan: Extraction,
+    state_dict: StateDict,
     names: str,
     findings: tuple[Finding, ...],
     *,
@@ -170,21 +177,63 @@ def _report(
     chosen, model = location.selected, location.model
     from_slot = location.main_slot == "averaged" and model is not None
     source = table_address(model) if from_slot and model else chosen.address if chosen else ""
+    separately = "once" if state_dict.noted else "each"
     return ExtractReport(
         path=str(path),
-        output=str(output),
-        format=kind,
+        output=str(state_dict.index_file or state_dict.output),
+        format=state_dict.kind,
         written=written,
         ema=source,
         model=table_address(model) if model else None,
         names=names,
         main_slot=location.main_slot,
-        tensors=len(plan.tensors),
-        bytes=sum(ref.nbytes for ref in plan.tensors.values()),
+        tensors=sum(len(shard.tensors) for shard in state_dict.shards),
+        bytes=state_dict.nbytes,
         averaged=len(plan.averaged),
         from_model=plan.from_model,
         tied=plan.tied,
         dropped=plan.dropped,
         findings=findings,
         file=str(chosen.file) if chosen and chosen.file else None,
+        kind=_kind(location),
+        ties="shared" if state_dict.kind == "torch-zip" else separately,
+        casts=_casts(state_dict),
+        shards=_shards(state_dict),
     )
+
+
+def _casts(state_dict: StateDict) -> CastReport | None:
+    casting = state_dict.casting
+    if casting.wanted is None:
+        return None
+    total = sum(casting.losses.values(), Losses())
+    return CastReport(
+        dtype=casting.wanted.name,
+        tensors=sum(
+            casting.is_cast(ref) for shard in state_dict.shards for ref in shard.tensors.values()
+        ),
+        overflowed=total.overflowed,
+        vanished=total.vanished,
+        losses={name: lost._asdict() for name, lost in casting.losses.items()},
+    )
+
+
+def _shards(state_dict: StateDict) -> tuple[ShardReport, ...]:
+    if state_dict.index_file is None:
+        return ()
+    return tuple(
+        ShardReport(
+            file=shard.path.name,
+            tensors=len(shard.tensors),
+            bytes=sum(map(state_dict.casting.nbytes_of, shard.tensors.values())),
+        )
+        for shard in state_dict.shards
+    )
+
+
+def _kind(location: EmaLocation) -> str:
+    """What is taken: a kind of average, or a table of which nobody says that it is one."""
+    chosen = location.selected
+    if chosen is not None and chosen.kind == CHOSEN and chosen.alignment is None:
+        return "table"
+    return chosen.kind if chosen is not None else "ema"

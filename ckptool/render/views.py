@@ -18,6 +18,7 @@ from ckptool.render.page import line as _text
 from ckptool.render.verdicts import show_choice, show_rules, show_several, show_verify
 from ckptool.reports import (
     CandidateReport,
+    CastReport,
     ChoiceReport,
     ErrorReport,
     ExtractReport,
@@ -299,13 +300,21 @@ def show_extract(report: ExtractReport) -> Page:
     yield from _findings(report.findings)
 
 
+_NAMES = {
+    "model": "names as in the model",
+    "bare": "names without wrappers",
+    "ema": "names as in the average",
+}
+
+
 def _extract_lines(report: ExtractReport) -> Iterator[Fact]:
     total = f"{words.plural(report.tensors, 'tensor')}, {words.size(report.bytes)}"
-    yield "tensors", _text(f"{total}, names as in the {report.names}")
-    yield (
-        "averaged",
-        _text(f"{report.averaged} from ", (words.printable(report.ema) or "(the top)", "name")),
-    )
+    yield "tensors", _text(f"{total}, {_NAMES[report.names]}")
+    where = (words.printable(report.ema) or "(the top)", "name")
+    if report.kind == "table":
+        yield "taken", _text(where, " as it stands")
+    else:
+        yield "averaged", _text(f"{report.averaged} from ", where)
     if report.file:
         yield "in file", _text((words.printable(report.file), "name"))
     if report.from_model:
@@ -313,11 +322,35 @@ def _extract_lines(report: ExtractReport) -> Iterator[Fact]:
         yield "from model", _text(f"{len(report.from_model)} that the average lacks: {kept}")
     if report.tied:
         ties = ", ".join(f"{_plain(a)} = {_plain(b)}" for a, b in list(report.tied.items())[:3])
-        yield "tied", _text(ties)
+        yield "tied", _text(ties, (_TIES[report.ties], "quiet"))
     if report.dropped:
         yield "left out", _text(f"{len(report.dropped)}: {words.some(report.dropped)}")
+    if report.casts:
+        yield "cast", _cast(report.casts)
+    if report.shards:
+        yield "shards", _text(words.plural(len(report.shards), "file"))
+    for shard in report.shards:
+        size = f"{words.plural(shard.tensors, 'tensor')}, {words.size(shard.bytes)}"
+        yield "", _text((_plain(shard.file), "name"), f"  {size}")
     if report.main_slot == "averaged":
         yield "main slot", _text(_MAIN_SLOT["averaged"])
+
+
+_TIES = {
+    "shared": "",
+    "once": "; written once, as safetensors.torch.load_model and transformers want it",
+    "each": "; written each",
+}
+
+
+def _cast(casts: CastReport) -> Line:
+    """To which type, and at what cost."""
+    lost = (
+        (casts.overflowed, "overflow", "warning"),
+        (casts.vanished, "became 0", "warning"),
+    )
+    pieces = [(f"; {words.count(n)} values {what}", style) for n, what, style in lost if n]
+    return _text(f"{words.plural(casts.tensors, 'tensor')} to {casts.dtype}", *pieces)
 
 
 def show_promote(report: PromoteReport) -> Page:
@@ -361,9 +394,25 @@ def _promote_lines(report: PromoteReport) -> Iterator[Fact]:
         yield "backup", _text((words.printable(report.backup), "name"))
 
 
+SHOWN_OF_A_RULE = 5
+
+
 def _findings(findings: tuple[Finding, ...]) -> Page:
-    if findings:
-        yield _facts("Findings", map(_finding, findings))
+    """The first of each rule, and how many more: a rule may speak of every tensor."""
+    by_rule: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_rule.setdefault(finding.rule, []).append(finding)
+    rows = [_finding(finding) for same in by_rule.values() for finding in _shown(same)]
+    if rows:
+        yield _facts("Findings", rows)
+
+
+def _shown(same: list[Finding]) -> Iterator[Finding]:
+    """All of a few; of many the first, and a count of the others."""
+    limit = SHOWN_OF_A_RULE if len(same) > SHOWN_OF_A_RULE + 1 else len(same)
+    yield from same[:limit]
+    if same[limit:]:
+        yield same[0]._replace(address="", message=f"and {len(same) - limit:,} more tensors")
 
 
 # ------------------------------------------------------------------------------------------ layouts

@@ -124,6 +124,10 @@ class PartialFile:
         os.ftruncate(self.fd, position)
         self.position = position
 
+    def sync(self) -> None:
+        """Bring what was written to the disk."""
+        os.fsync(self.fd)
+
     def _put(self, data: bytes | memoryview, offset: int) -> int:
         view, done = memoryview(data).cast("B"), 0
         while done < len(view):

@@ -13,16 +13,15 @@ from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
+from ckptool.casting import Losses, count_losses
 from ckptool.dtypes import DType
 from ckptool.errors import UnsupportedError
 from ckptool.formats.base import SourceFile, TensorReader
 from ckptool.numerics import (
     BLOCK,
-    Losses,
     Progress,
     cast,
     chunk_values,
-    count_losses,
     element_dtype,
     no_progress,
     strided,

@@ -9,15 +9,17 @@ anything.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
+from ckptool.casting import Casting
 from ckptool.errors import UnsupportedError
 from ckptool.formats.base import SourceFile, TensorReader
 from ckptool.formats.safetensors_file import LENGTH_BYTES, METADATA, parse_json
-from ckptool.numerics import Progress, no_progress, value_bytes
+from ckptool.numerics import Progress, no_progress
 from ckptool.tree import TensorRef
 from ckptool.writers.base import PartialFile, expect
+from ckptool.writers.values import Run, check_runs, write_blocks
 
 ALIGNMENT = 8
 
@@ -27,35 +29,48 @@ def write(
     tensors: Mapping[str, TensorRef],
     reader: TensorReader,
     metadata: Mapping[str, str],
+    casting: Casting | None = None,
     progress: Progress = no_progress,
-) -> None:
+) -> tuple[Run, ...]:
     """Write the tensors under their names; shared storages are written once for each name.
+
+    Returns:
+        The runs of bytes that did not come straight from the source, for :func:`check_written`.
 
     Raises:
         UnsupportedError: a type or a name that the format cannot hold.
     """
-    ordered = sorted(tensors.items(), key=lambda kv: (-kv[1].dtype.itemsize, kv[0]))
-    output.write(_header(ordered, metadata))
-    for _, ref in ordered:
-        if ref.is_stored_plainly:
+    casting = casting or Casting()
+    output.write(header(tensors, metadata, casting))
+    runs = []
+    for name, ref in _ordered(tensors, casting):
+        if ref.is_stored_plainly and not casting.is_cast(ref):
             output.copy(reader, ref.chunks[0].span, progress)
         else:
-            for block in value_bytes(reader, ref):
-                output.write(block)
-                progress(len(block))
+            runs.append(write_blocks(output, casting.blocks(reader, name, ref), progress))
+    return tuple(runs)
 
 
-def _header(ordered: list[tuple[str, TensorRef]], metadata: Mapping[str, str]) -> bytes:
-    header: dict[str, object] = {METADATA: dict(metadata)}
+def _ordered(tensors: Mapping[str, TensorRef], casting: Casting) -> list[tuple[str, TensorRef]]:
+    return sorted(tensors.items(), key=lambda kv: (-casting.dtype_of(kv[1]).itemsize, kv[0]))
+
+
+def header(
+    tensors: Mapping[str, TensorRef], metadata: Mapping[str, str], casting: Casting
+) -> bytes:
+    """The beginning of the file.
+
+    Raises:
+        UnsupportedError: a type or a name that the format cannot hold.
+    """
+    entries: dict[str, object] = {METADATA: dict(metadata)}
     offset = 0
-    for name, ref in ordered:
-        header[name] = {
-            "dtype": _tag(name, ref),
-            "shape": _shape(ref),
-            "data_offsets": [offset, offset + ref.nbytes],
-        }
-        offset += ref.nbytes
-    return _encoded(header)
+    for name, ref in _ordered(tensors, casting):
+        end = offset + casting.nbytes_of(ref)
+        tag = _tag(name, ref, casting)
+        entries[name] = {"dtype": tag, "shape": _shape(ref), "data_offsets": [offset, end]}
+        offset = end
+    return _encoded(entries)
 
 
 def with_metadata(file: SourceFile, metadata: Mapping[str, str]) -> bytes:
@@ -66,9 +81,9 @@ def with_metadata(file: SourceFile, metadata: Mapping[str, str]) -> bytes:
     return _encoded({METADATA: dict(metadata), **fields})
 
 
-def _encoded(header: Mapping[str, object]) -> bytes:
+def _encoded(entries: Mapping[str, object]) -> bytes:
     try:
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise UnsupportedError(
             "a tensor's name is not valid text, which safetensors needs"
@@ -77,8 +92,9 @@ def _encoded(header: Mapping[str, object]) -> bytes:
     return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
-def _tag(name: str, ref: TensorRef) -> str:
-    if ref.dtype.safetensors is None or ref.quantizer is not None or name == METADATA:
+def _tag(name: str, ref: TensorRef, casting: Casting) -> str:
+    tag = casting.dtype_of(ref).safetensors
+    if tag is None or ref.quantizer is not None or name == METADATA:
         raise UnsupportedError(
             f"safetensors cannot hold a {ref.dtype} tensor of this name",
             address=name,
@@ -86,7 +102,7 @@ def _tag(name: str, ref: TensorRef) -> str:
         )
     if not ref.chunks:
         raise UnsupportedError("a meta tensor has no values to write", address=name)
-    return ref.dtype.safetensors
+    return tag
 
 
 def _shape(ref: TensorRef) -> list[int]:
@@ -100,7 +116,7 @@ def check(path: Path, names: Collection[str]) -> None:
     """Reopen a written file with the safetensors library.
 
     Raises:
-        DamagedError: the library does not read it, or reads other names.
+        DamagedError: the library does not read it, or reads other names, types, shapes or bytes.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -109,3 +125,25 @@ def check(path: Path, names: Collection[str]) -> None:
             expect(set(opened.keys()) == set(names), "other names", path)
     except SafetensorError as error:
         expect(False, str(error), path)
+
+
+def check_written(
+    path: Path,
+    tensors: Mapping[str, TensorRef],
+    casting: Casting | None = None,
+    runs: Iterable[Run] = (),
+) -> None:
+    """Hold a written file against what :func:`write` was given, and against what it returned.
+
+    Raises:
+        DamagedError: the library does not read it, or reads other names, types, shapes or bytes.
+    """
+    from safetensors import safe_open
+
+    check(path, tensors)
+    with safe_open(path, "numpy") as opened:
+        for name, ref in tensors.items():
+            found, tag = opened.get_slice(name), _tag(name, ref, casting or Casting())
+            as_planned = (found.get_dtype(), found.get_shape()) == (tag, _shape(ref))
+            expect(as_planned, f"{name} is of another type or shape", path)
+    check_runs(path, runs)

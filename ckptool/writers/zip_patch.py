@@ -33,7 +33,7 @@ from ckptool.formats.zip_records import (
 from ckptool.numerics import BLOCK
 from ckptool.writers.base import PartialFile
 from ckptool.writers.patched_copy import Patch
-from ckptool.writers.torch_zip import add_record, write_end
+from ckptool.writers.zip_archive import add_record, write_end
 
 CENTRAL_CRC = 16  # offsets of the checksum in each structure
 LOCAL_CRC = 14

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -10,17 +11,18 @@ import stat
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, load_model, save_file
 
 from making import average_of, resumable, save, weights
 from paths import FIXTURES, contents, unprivileged
-from tensors import assert_same_tensor, assert_same_tensors, load, storage_of
+from tensors import assert_same_tensor, assert_same_tensors, load, load_noted, storage_of
 
 EXPORTED = FIXTURES / "ema" / "emacallback" / "exported.ckpt"
 
 DOCUMENT = [
     "schema", "path", "output", "format", "written", "ema", "model", "names", "main_slot",
     "tensors", "bytes", "averaged", "from_model", "tied", "dropped", "findings", "file",
+    "kind", "ties", "casts", "shards",
 ]  # fmt: skip
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 
@@ -190,6 +192,63 @@ def test_bare_names_that_collide_are_refused(refused, tmp_path):
     assert "'a'" in error["message"]
 
 
+@pytest.mark.parametrize("prefix", ["net.", "net"])
+def test_a_prefix_is_stripped(prefix, ckptool, tmp_path):
+    """Of names that have it; as a whole component, also without its dot."""
+    model = wrapped(weights(), "net.") | {"network.scale": torch.ones(1)}
+    path = save(tmp_path / "net.pt", model)
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--strip-prefix", prefix)
+    wanted = average_of(weights(**{"network.scale": torch.ones(1)}))
+    assert_same_tensors(load(tmp_path / "ema.pt"), wanted)
+
+
+def test_a_prefix_may_end_inside_a_component(ckptool, tmp_path):
+    path = save(tmp_path / "net.pt", {f"ema_{n}": t for n, t in weights().items()})
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--strip-prefix", "ema_")
+    assert_same_tensors(load(tmp_path / "ema.pt"), average_of(weights()))
+
+
+def test_a_name_that_is_the_prefix_stays(ckptool, tmp_path):
+    path = save(tmp_path / "net.pt", wrapped(weights(), "net.") | {"net": torch.ones(1)})
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--strip-prefix", "net")
+    assert "net" in load(tmp_path / "ema.pt")
+
+
+def test_stripped_names_that_collide_are_refused(refused, tmp_path):
+    path = save(tmp_path / "twice.pt", weights() | wrapped(weights(), "net."))
+    error = refused(path, "-o", tmp_path / "ema.pt", "--strip-prefix", "net.")
+    assert error["code"] == "ema-ambiguous"
+    assert "'stem.weight'" in error["message"]
+
+
+def test_a_prefix_that_no_name_has_is_refused_with_those_nearby(refused, tmp_path):
+    path = save(tmp_path / "net.pt", wrapped(weights(), "network.body."))
+    error = refused(path, "-o", tmp_path / "ema.pt", "--strip-prefix", "netwrk.")
+    assert error["code"] == "usage"
+    assert "network." in error["hint"]
+
+
+def test_only_what_fits_is_written(path, ckptool, tmp_path):
+    args = ("--match", "stem.*", "--match", "sc?le", "--json")
+    report = ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", *args).json
+    assert (report["tensors"], report["averaged"]) == (3, 3)
+    wanted = {n: t for n, t in average_of(weights()).items() if n.startswith(("stem", "scale"))}
+    assert_same_tensors(load(tmp_path / "ema.pt"), wanted)
+
+
+def test_patterns_are_of_the_names_that_result(ckptool, tmp_path):
+    path = save(tmp_path / "net.pt", wrapped(weights(), "net."))
+    args = ("--strip-prefix", "net", "--match", "stem.*")
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", *args)
+    assert sorted(load(tmp_path / "ema.pt")) == ["stem.bias", "stem.weight"]
+
+
+def test_a_pattern_that_fits_nothing_is_refused_with_names_nearby(path, refused, tmp_path):
+    error = refused(path, "-o", tmp_path / "ema.pt", "--match", "stem*", "--match", "head.wieght")
+    assert (error["code"], "'head.wieght'" in error["message"]) == ("usage", True)
+    assert "head.weight" in error["hint"]
+
+
 # --------------------------------------------------------------------------- what the average lacks
 
 
@@ -223,19 +282,81 @@ def test_the_averages_keep_their_own_type(ckptool, tmp_path):
 # ---------------------------------------------------------------------------------- awkward tensors
 
 
-def test_ties_survive_in_torch_files_and_are_written_out_in_safetensors(ckptool, tmp_path):
+@pytest.fixture
+def tied(tmp_path):
+    """A model whose decoder is its embedding, and an average of one of the two names."""
     shared = torch.randn(3, 2)
     model = weights(embed=shared, decoder=shared)
     average = average_of(weights(embed=shared))
-    path = save(tmp_path / "tied.pt", model, average)
-    for suffix in (".pt", ".safetensors"):
-        report = ckptool("extract-ema", path, "-o", tmp_path / f"ema{suffix}", "--json").json
-        assert report["tied"] == {"decoder": "embed"}
-        assert report["from_model"] == []
-    written = torch.load(tmp_path / "ema.pt")
+    return save(tmp_path / "tied.pt", model, average), average | {"decoder": average["embed"]}
+
+
+def test_ties_survive_in_torch_files(tied, ckptool, tmp_path):
+    path, wanted = tied
+    report = ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--json").json
+    assert (report["tied"], report["ties"]) == ({"decoder": "embed"}, "shared")
+    assert report["from_model"] == []
+    written = load(tmp_path / "ema.pt")
+    assert_same_tensors(written, wanted)
     assert storage_of(written["embed"]) == storage_of(written["decoder"])
-    both = load_file(tmp_path / "ema.safetensors")
-    assert_same_tensor(both["decoder"], average["embed"])
+
+
+def test_ties_are_written_once_in_safetensors_and_noted(tied, ckptool, tmp_path):
+    path, wanted = tied
+    output = tmp_path / "ema.safetensors"
+    report = ckptool("extract-ema", path, "-o", output, "--json").json
+    assert (report["tied"], report["ties"]) == ({"decoder": "embed"}, "once")
+    assert report["tensors"] == 6
+    assert "decoder" not in load_file(output)
+    assert_same_tensors(load_noted(output), wanted)
+
+
+def test_ties_are_written_each_on_request(tied, ckptool, tmp_path):
+    path, wanted = tied
+    output = tmp_path / "ema.safetensors"
+    report = ckptool("extract-ema", path, "-o", output, "--ties", "each", "--json").json
+    assert (report["tied"], report["ties"]) == ({"decoder": "embed"}, "each")
+    assert_same_tensors(load_file(output), wanted)
+
+
+class Tied(torch.nn.Module):
+    """A model that ties its decoder to its embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(5, 3)
+        self.body = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 3))
+        self.decoder = torch.nn.Linear(3, 5, bias=False)
+        self.decoder.weight = self.embed.weight
+
+
+@pytest.mark.parametrize("averaged", [("embed.weight", "decoder.weight"), ("decoder.weight",)])
+def test_tied_modules_are_loaded_by_each_librarys_own_loader(averaged, ckptool, tmp_path):
+    """With strict: torch wants all names, safetensors wants each tensor once."""
+    model = Tied().state_dict()
+    average = average_of({n: t for n, t in model.items() if n.startswith("body")})
+    value = average_of(model)["embed.weight"]
+    path = save(tmp_path / "tied.pt", model, average | dict.fromkeys(averaged, value))
+    for name in ("ema.safetensors", "ema.pt"):
+        ckptool("extract-ema", path, "-o", tmp_path / name)
+    by_safetensors, by_torch, by_name = Tied(), Tied(), Tied()
+    assert load_model(by_safetensors, tmp_path / "ema.safetensors") == (set(), [])
+    by_torch.load_state_dict(torch.load(tmp_path / "ema.pt"))
+    ckptool("extract-ema", path, "-o", tmp_path / "each.safetensors", "--ties", "each")
+    by_name.load_state_dict(load_file(tmp_path / "each.safetensors"))
+    for loaded in (by_safetensors, by_torch, by_name):
+        assert_same_tensor(loaded.decoder.weight.detach(), value)
+        assert loaded.decoder.weight is loaded.embed.weight
+
+
+def test_a_tie_of_tensors_that_are_rearranged_survives(ckptool, tmp_path):
+    shared = torch.arange(12.0).view(3, 4)[:, ::2]
+    path = save(tmp_path / "tied.pt", weights(), weights(a=shared, b=shared))
+    args = ("--ema", "ema_state_dict", "--model", "ema_state_dict", "--dtype", "bfloat16")
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", *args)
+    written = load(tmp_path / "ema.pt")
+    assert storage_of(written["a"]) == storage_of(written["b"])
+    assert_same_tensor(written["a"], shared.bfloat16())
 
 
 AWKWARD = {
@@ -276,7 +397,7 @@ def test_every_kind_of_zip_gives_the_same_values(name, suffix, ckptool, tmp_path
     folder, output = FIXTURES / "formats" / "torch_zip", tmp_path / f"out{suffix}"
     done = ckptool("extract-ema", folder / name, "-o", output, "--ema", "state_dict")
     assert done.exit_code == 0, done.stderr
-    written = load_file(output) if suffix == ".safetensors" else load(output)
+    written = load_noted(output) if suffix == ".safetensors" else load(output)
     assert_same_tensors(written, load(folder / "plain.pt")["state_dict"])
 
 
@@ -337,10 +458,309 @@ def test_a_place_without_tensors_names_places_with(path, refused, tmp_path):
     assert "state_dict" in error["hint"]
 
 
-def test_an_average_that_fits_nothing_is_refused(refused, tmp_path):
+@pytest.fixture
+def two_networks(tmp_path):
+    """Of the discriminator's names, two of six are the generator's too."""
+    odd = {f"blocks.{i}.weight": torch.full((5, i + 1), float(i)) for i in range(4)}
+    discriminator = odd | {name: weights()[name] for name in ("stem.weight", "stem.bias")}
+    path = tmp_path / "gan.pt"
+    torch.save({"generator": weights(), "discriminator": discriminator}, path)
+    return path, discriminator
+
+
+def test_an_average_that_fits_nothing_of_the_model_that_was_named_is_refused(refused, tmp_path):
     path = tmp_path / "other.pt"
     torch.save({"state_dict": weights(), "other": {"x": torch.ones(9), "y": torch.ones(8)}}, path)
-    error = refused(path, "-o", tmp_path / "ema.pt", "--ema", "other")
+    options = ("--ema", "other", "--model", "state_dict")
+    error = refused(path, "-o", tmp_path / "ema.pt", *options)
+    assert error["code"] == "ema-refused"
+    assert "none of its 2 names" in error["message"]
+
+
+def test_two_networks_are_never_mixed(two_networks, refused, tmp_path):
+    error = refused(two_networks[0], "-o", tmp_path / "ema.pt", "--ema", "discriminator")
+    assert error["code"] == "ema-refused"
+    assert "2 of its 6" in error["message"]
+
+
+def test_the_same_address_twice_takes_it_as_it_stands(two_networks, ckptool, tmp_path):
+    path, discriminator = two_networks
+    options = ("--ema", "discriminator", "--model", "discriminator")
+    ckptool("extract-ema", path, "-o", tmp_path / "d.pt", *options)
+    assert_same_tensors(load(tmp_path / "d.pt"), discriminator)
+
+
+# -------------------------------------------------------------------------------- any other weights
+
+
+@pytest.mark.parametrize("address", ["state_dict", "@model"])
+def test_the_models_own_slot_is_taken_as_it_stands(address, path, ckptool, tmp_path):
+    output = tmp_path / "raw.safetensors"
+    report = ckptool("extract-ema", path, "-o", output, "--ema", address, "--json").json
+    assert (report["ema"], report["kind"], report["from_model"]) == ("state_dict", "table", [])
+    assert_same_tensors(load_file(output), weights())
+
+
+def test_as_it_stands_is_said_in_words(path, ckptool):
+    assert "state_dict as it stands" in ckptool("extract-ema", path, "--ema", "@model", "--dry-run")
+
+
+def test_a_table_that_pairs_with_nothing_is_taken_as_it_stands(ckptool, tmp_path):
+    other = {"x": torch.ones(9), "y": torch.ones(8)}
+    path = tmp_path / "other.pt"
+    torch.save({"state_dict": weights(), "other": other}, path)
+    ckptool("extract-ema", path, "-o", tmp_path / "out.pt", "--ema", "other")
+    assert_same_tensors(load(tmp_path / "out.pt"), other)
+
+
+@pytest.mark.parametrize("address", ["", "@model"])
+def test_a_bare_state_dict_is_converted(address, ckptool, tmp_path):
+    path, output = tmp_path / "weights.bin", tmp_path / "weights.safetensors"
+    torch.save(weights(), path)
+    assert ckptool("extract-ema", path, "-o", output, "--ema", address).exit_code == 0
+    assert_same_tensors(load_file(output), weights())
+
+
+def test_a_safetensors_file_is_converted_to_torch(ckptool, tmp_path):
+    path, output = tmp_path / "weights.safetensors", tmp_path / "weights.pt"
+    save_file(weights(), path)
+    assert ckptool("extract-ema", f"{path}#", "-o", output).exit_code == 0
+    assert_same_tensors(torch.load(output), weights())
+
+
+@pytest.mark.parametrize(
+    ("address", "wanted"),
+    [("@ema", average_of), ("ema_state_dict", average_of), ("@model", dict), ("state_dict", dict)],
+)
+def test_an_operand_names_a_place(address, wanted, path, ckptool, tmp_path):
+    ckptool("extract-ema", f"{path}#{address}", "-o", tmp_path / "out.pt")
+    assert_same_tensors(load(tmp_path / "out.pt"), wanted(weights()))
+
+
+def test_an_operand_that_exists_is_a_path(ckptool, tmp_path):
+    path = save(tmp_path / "last.ckpt#state_dict", weights())
+    ckptool("extract-ema", path, "-o", tmp_path / "out.pt")
+    assert_same_tensors(load(tmp_path / "out.pt"), average_of(weights()))
+
+
+def test_weights_named_twice_are_refused(path, refused, tmp_path):
+    error = refused(f"{path}#state_dict", "--ema", "@ema", "-o", tmp_path / "out.pt")
+    assert error["code"] == "usage"
+
+
+def test_no_model_to_take_is_refused(refused, tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "nothing.pt")
+    error = refused(tmp_path / "nothing.pt", "--ema", "@model")
+    assert error["code"] == "ema-not-found"
+
+
+# -------------------------------------------------------------------------------------------- casts
+
+
+def as_type(tensors, dtype):
+    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", "float8_e4m3fn"])
+def test_floating_tensors_are_cast_and_others_stay(dtype, suffix, ckptool, tmp_path):
+    model = weights(mask=torch.tensor([True, False]), wave=torch.ones(2, dtype=torch.complex64))
+    path, output = save(tmp_path / "last.pt", model), tmp_path / f"ema{suffix}"
+    wanted = as_type(average_of(model), getattr(torch, dtype))
+    report = ckptool("extract-ema", path, "-o", output, "--dtype", dtype, "--json").json
+    assert report["casts"]["dtype"] == dtype
+    assert (report["casts"]["tensors"], report["casts"]["overflowed"]) == (4, 0)
+    assert report["bytes"] == sum(t.nbytes for t in wanted.values())
+    assert_same_tensors(load_file(output) if suffix == ".safetensors" else load(output), wanted)
+
+
+def test_a_type_that_they_have_already_is_no_cast(path, ckptool, tmp_path):
+    args = ("--dtype", "float32", "--json")
+    report = ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", *args).json
+    assert (report["casts"]["tensors"], report["casts"]["losses"]) == (0, {})
+    assert_same_tensors(load(tmp_path / "ema.pt"), average_of(weights()))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_awkward_tensors_are_cast_to_their_values(suffix, ckptool, tmp_path):
+    path = save(tmp_path / "awkward.pt", weights(**AWKWARD), average_of(weights()) | AWKWARD)
+    output = tmp_path / f"ema{suffix}"
+    ckptool("extract-ema", path, "-o", output, "--dtype", "bfloat16")
+    written = load_noted(output) if suffix == ".safetensors" else load(output)
+    wanted = as_type(average_of(weights()) | AWKWARD, torch.bfloat16)
+    assert_same_tensors(written, {n: t.resolve_conj() for n, t in wanted.items()})
+
+
+def test_casts_keep_strides_and_ties_in_torch_files(ckptool, tmp_path):
+    shared = AWKWARD["channels_last"].clone(memory_format=torch.preserve_format)
+    average = average_of(weights()) | {"a": shared, "b": shared, "part": shared[1]}
+    path = save(tmp_path / "tied.pt", weights(**average), average)
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--dtype", "float16")
+    written = load(tmp_path / "ema.pt")
+    assert_same_tensors(written, as_type(average, torch.float16))
+    assert written["a"].stride() == shared.stride()
+    assert storage_of(written["a"]) == storage_of(written["b"]) == storage_of(written["part"])
+
+
+@pytest.fixture
+def extreme(tmp_path):
+    """An average with values that float16 does not hold."""
+    values = torch.tensor([1e5, -1e6, 1e-9, 1.0, 0.0, 65504.0])
+    average = average_of(weights()) | {"head.weight": values, "scale": torch.tensor(1e-30)}
+    model = weights(**{"head.weight": values + 1})
+    return save(tmp_path / "extreme.pt", model, average), average
+
+
+def test_a_cast_that_overflows_is_refused(extreme, refused, tmp_path):
+    error = refused(extreme[0], "-o", tmp_path / "ema.pt", "--dtype", "float16")
+    assert error["code"] == "ema-refused"
+    assert "2 values of head.weight" in error["message"]
+    assert "bfloat16" in error["hint"]
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_what_a_cast_loses_is_counted_and_named(suffix, options, extreme, ckptool, tmp_path):
+    path, average = extreme
+    output = tmp_path / f"ema{suffix}"
+    args = ("--dtype", "float16", "--force", "--json", *options)
+    report = ckptool("extract-ema", path, "-o", output, *args).json
+    assert (report["casts"]["overflowed"], report["casts"]["vanished"]) == (2, 2)
+    assert report["casts"]["losses"] == {
+        "head.weight": {"overflowed": 2, "vanished": 1},
+        "scale": {"overflowed": 0, "vanished": 1},
+    }
+    findings = {f["address"]: f["message"] for f in report["findings"] if f["rule"] == "CK801"}
+    assert set(findings) == {"head.weight", "scale"}
+    assert "2 values overflow" in findings["head.weight"]
+    if not options:
+        written = load_file(output) if suffix == ".safetensors" else load(output)
+        assert_same_tensors(written, as_type(average, torch.float16))
+
+
+def test_dry_run_refuses_a_cast_that_overflows(extreme, refused, tmp_path):
+    error = refused(extreme[0], "-o", tmp_path / "ema.pt", "--dtype", "float16", "--dry-run")
+    assert error["code"] == "ema-refused"
+
+
+def test_many_findings_of_a_kind_are_folded(ckptool, tmp_path):
+    many = weights(**{f"layer.{i:02}": torch.full((2,), 1e-30) for i in range(20)})
+    path = save(tmp_path / "small.pt", many, {name: tensor * 0.9 for name, tensor in many.items()})
+    args = ("-o", tmp_path / "ema.pt", "--dtype", "float16")
+    said = ckptool("extract-ema", path, *args)
+    assert said.count("CK801") == 6
+    assert "and 15 more tensors" in said
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e8m0fnu", "float4_e2m1fn_x2", "bf16"])
+def test_a_type_that_is_none_to_cast_to_is_refused(dtype, path, refused, tmp_path):
+    error = refused(path, "-o", tmp_path / "ema.pt", "--dtype", dtype)
+    assert (error["code"], "bfloat16" in error["hint"]) == ("usage", True)
+
+
+# ------------------------------------------------------------------------------------------- shards
+
+
+@pytest.fixture
+def sharded(path, ckptool, tmp_path):
+    """Shards of at most 48 bytes: the report and the index."""
+    output = tmp_path / "out.safetensors"
+    report = ckptool("extract-ema", path, "-o", output, "--max-shard-size", "48B", "--json").json
+    return report, json.loads((tmp_path / "out.safetensors.index.json").read_text())
+
+
+def test_shards_hold_everything_once(sharded, tmp_path):
+    report, index = sharded
+    files = [f"out-{at:05}-of-00003.safetensors" for at in (1, 2, 3)]
+    assert [shard["file"] for shard in report["shards"]] == files
+    assert report["output"] == str(tmp_path / "out.safetensors.index.json")
+    found = {name: tensor for file in files for name, tensor in load_file(tmp_path / file).items()}
+    assert_same_tensors(found, average_of(weights()))
+    assert all(name in load_file(tmp_path / file) for name, file in index["weight_map"].items())
+    assert sum(shard["tensors"] for shard in report["shards"]) == len(index["weight_map"]) == 5
+    assert all(shard["bytes"] <= 48 for shard in report["shards"])
+
+
+def test_the_index_counts_the_bytes(sharded):
+    report, index = sharded
+    assert index["metadata"]["total_size"] == report["bytes"]
+
+
+def test_nothing_but_shards_and_index_is_left(sharded, path, tmp_path):
+    assert len(list(tmp_path.iterdir())) == 5
+    assert path in tmp_path.iterdir()
+
+
+def test_below_the_size_it_is_one_plain_file(path, ckptool, tmp_path):
+    output = tmp_path / "out.safetensors"
+    report = ckptool("extract-ema", path, "-o", output, "--max-shard-size", "1KB", "--json").json
+    assert (report["output"], report["shards"]) == (str(output), [])
+    assert_same_tensors(load_file(output), average_of(weights()))
+
+
+def test_a_folder_of_shards_has_the_names_that_hugging_face_looks_for(path, ckptool, tmp_path):
+    (tmp_path / "hub").mkdir()
+    ckptool("extract-ema", path, "-o", tmp_path / "hub", "--max-shard-size", "48B")
+    names = sorted(each.name for each in (tmp_path / "hub").iterdir())
+    assert names[0] == "model-00001-of-00003.safetensors"
+    assert names[-1] == "model.safetensors.index.json"
+
+
+def test_shards_are_cast_and_their_size_is_what_is_written(path, ckptool, tmp_path):
+    args = ("--max-shard-size", "30B", "--dtype", "bfloat16", "--json")
+    report = ckptool("extract-ema", path, "-o", f"{tmp_path}/out.safetensors", *args).json
+    assert all(shard["bytes"] <= 30 for shard in report["shards"])
+    found = {
+        name: tensor
+        for shard in report["shards"]
+        for name, tensor in load_file(tmp_path / shard["file"]).items()
+    }
+    assert_same_tensors(found, as_type(average_of(weights()), torch.bfloat16))
+
+
+def test_ties_of_shards_are_noted_in_the_index(tied, ckptool, tmp_path):
+    path, _ = tied
+    ckptool("extract-ema", path, "-o", tmp_path / "out.safetensors", "--max-shard-size", "48B")
+    index = json.loads((tmp_path / "out.safetensors.index.json").read_text())
+    assert index["metadata"]["decoder"] == "embed"
+    assert "decoder" not in index["weight_map"]
+
+
+@pytest.mark.parametrize("form", ["out-00002-of-00003.safetensors", "out.safetensors.index.json"])
+def test_no_file_of_a_set_is_replaced_without_force(form, path, refused, ckptool, tmp_path):
+    (tmp_path / form).write_text("mine")
+    args = (path, "-o", tmp_path / "out.safetensors", "--max-shard-size", "48B")
+    assert refused(*args)["message"] == "the file exists"
+    assert ckptool("extract-ema", *args, "--force").exit_code == 0
+    assert (tmp_path / form).read_bytes() != b"mine"
+
+
+def test_one_form_is_not_written_beside_the_other(path, refused, sharded, ckptool, tmp_path):
+    """transformers takes the plain file, huggingface_hub the index."""
+    output = tmp_path / "out.safetensors"
+    assert "index.json" in refused(path, "-o", output, "--force")["message"]
+    (tmp_path / "out.safetensors.index.json").unlink()
+    assert ckptool("extract-ema", path, "-o", output).exit_code == 0
+    error = refused(path, "-o", output, "--max-shard-size", "48B", "--force")
+    assert error["path"] == str(output)
+
+
+def test_shards_are_safetensors(path, refused, tmp_path):
+    error = refused(path, "-o", tmp_path / "out.pt", "--max-shard-size", "5GB")
+    assert error["code"] == "usage"
+
+
+def test_dry_run_says_the_same_of_shards(path, ckptool, tmp_path):
+    args = ("extract-ema", path, "-o", tmp_path / "out.safetensors", "--max-shard-size", "48B")
+    planned = ckptool(*args, "--json", "--dry-run").json
+    assert list(tmp_path.iterdir()) == [path]
+    assert planned == ckptool(*args, "--json").json | {"written": False}
+
+
+def test_an_average_that_is_not_finite_leaves_no_shard(refused, tmp_path):
+    average = average_of(weights()) | {"scale": torch.tensor(math.nan)}
+    path = save(tmp_path / "nan.pt", weights(), average)
+    error = refused(path, "-o", tmp_path / "out.safetensors", "--max-shard-size", "48B")
     assert error["code"] == "ema-refused"
 
 
@@ -444,9 +864,17 @@ def test_a_missing_folder_is_refused(path, refused, tmp_path):
     assert error["hint"] == f"mkdir -p '{tmp_path / 'no' / 'such'}'"
 
 
-def test_a_folder_is_refused(path, refused, tmp_path):
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_folder_takes_the_default_name(slash, path, ckptool, tmp_path):
     (tmp_path / "folder.pt").mkdir()
-    assert "a directory" in refused(path, "-o", tmp_path / "folder.pt")["message"]
+    ckptool("extract-ema", path, "-o", f"{tmp_path / 'folder.pt'}{slash}")
+    output = tmp_path / "folder.pt" / "last.ema.safetensors"
+    assert_same_tensors(load_file(output), average_of(weights()))
+
+
+def test_a_folder_that_is_missing_is_refused(path, refused, tmp_path):
+    error = refused(path, "-o", f"{tmp_path}/later/")
+    assert error["hint"] == f"mkdir -p '{tmp_path}/later'"
 
 
 def test_a_device_is_refused(path, refused, tmp_path):

@@ -139,4 +139,4 @@ def test_slots_without_values_of_their_own_are_refused(ckptool, tmp_path, model,
 def test_the_model_is_no_average_of_itself(ckptool, tmp_path, model, average):
     torch.save({"net": model, "ema": average}, tmp_path / "a.pt")
     args = ("--ema", "net", "--model", "net", "-o", tmp_path / "out.pt")
-    assert ckptool("extract-ema", tmp_path / "a.pt", *args).exit_code == 2
+    assert ckptool("promote-ema", tmp_path / "a.pt", *args).exit_code == 2

@@ -9,6 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from ckptool.casting import Casting
+from ckptool.dtypes import BY_NAME
 from ckptool.errors import CkptError, UnsupportedError
 from ckptool.formats import open_checkpoint
 from ckptool.writers import safetensors_file
@@ -28,8 +30,8 @@ def written(tensors, tmp_path, metadata=None):
     source, target = tmp_path / "in.pt", tmp_path / "out.safetensors"
     torch.save(tensors, source)
     with open_checkpoint(source) as checkpoint, whole_file(target, force=True) as output:
-        safetensors_file.write(output, checkpoint.tree, checkpoint.reader, metadata or {})
-        safetensors_file.check(output.path, checkpoint.tree)
+        runs = safetensors_file.write(output, checkpoint.tree, checkpoint.reader, metadata or {})
+        safetensors_file.check_written(output.path, checkpoint.tree, runs=runs)
     return target
 
 
@@ -143,4 +145,30 @@ def test_check_refuses_what_the_library_does_not_read(tmp_path):
     for broken in (path.read_bytes()[:-1], path.read_bytes().replace(b'"a"', b'"b"')):
         path.write_bytes(broken)
         with pytest.raises(CkptError, match="does not read back"):
-            safetensors_file.check(path, tensors)
+            safetensors_file.check_written(path, tensors)
+
+
+@pytest.mark.parametrize(
+    ("there", "instead", "said"),
+    [(b'"F32"', b'"I32"', "type or shape"), (b"[3]", b"[1]", "does not read back")],
+)
+def test_check_refuses_another_type_or_shape(there, instead, said, tmp_path):
+    path = written({"a": torch.ones(3)}, tmp_path)
+    with open_checkpoint(path) as checkpoint:
+        tensors = dict(checkpoint.tree)
+    path.write_bytes(path.read_bytes().replace(there, instead))
+    with pytest.raises(CkptError, match=said):
+        safetensors_file.check_written(path, tensors)
+
+
+def test_what_was_cast_is_read_back(tmp_path):
+    source, target = tmp_path / "in.pt", tmp_path / "out.safetensors"
+    torch.save({"a": torch.ones(3), "b": torch.arange(3)}, source)
+    casting = Casting(BY_NAME["bfloat16"])
+    with open_checkpoint(source) as checkpoint, whole_file(target, force=True) as output:
+        runs = safetensors_file.write(output, checkpoint.tree, checkpoint.reader, {}, casting)
+        (run,) = runs
+        assert (run.nbytes, output.read(run.offset, 2)) == (6, b"\x80\x3f")
+        output.patch(b"\x81", run.offset)
+        with pytest.raises(CkptError, match="does not read back"):
+            safetensors_file.check_written(output.path, checkpoint.tree, casting, runs)

@@ -15,7 +15,7 @@ from ckptool.errors import UnsupportedError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import TensorReader
 from ckptool.tree import ByteSpan, Chunk, TensorRef
-from ckptool.writers import torch_zip
+from ckptool.writers import torch_zip, zip_archive
 from ckptool.writers.base import whole_file
 from samples import NEW_DTYPES, OLD_DTYPES, filled
 from tensors import assert_same_objects, assert_same_tensor, assert_same_tensors, storage_of
@@ -168,7 +168,7 @@ def test_the_pickle_names_only_what_torch_trusts(path):
 def test_large_files_have_64_bit_sizes_and_offsets(limit, tmp_path, monkeypatch):
     """With the limit lowered: what is beyond it stands in 64-bit fields."""
     tensors = {f"t{i}": torch.full((100 * i,), float(i)) for i in range(5)}
-    monkeypatch.setattr(torch_zip, "ZIP64_FROM", limit)
+    monkeypatch.setattr(zip_archive, "ZIP64_FROM", limit)
     path = written(tensors, tmp_path)
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None

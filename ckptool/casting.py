@@ -1,0 +1,159 @@
+"""Floating values in another type, block by block, and the account of what does not survive it.
+
+A cast is judged by its result: a finite value that became infinite (or NaN, or the largest of a
+type without infinities) **overflowed**, a value other than zero that became zero **vanished**. Both
+show in the bits of a block at once: where no result is zero and none is as large as the largest,
+nothing was lost, and the values are not looked at again.
+
+Blocks are cast by a few threads (numpy lets them run side by side) and come out in order, so that
+memory does not grow with the tensor.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ckptool.dtypes import BY_NAME, DTYPES, DType
+from ckptool.formats.base import TensorReader
+from ckptool.numerics import BLOCK, blocks, cast, numpy_dtype, value_bytes
+from ckptool.tree import TensorRef
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SCALES = BY_NAME["float8_e8m0fnu"]  # powers of two without zero or sign, which only scale others
+CASTABLE = {
+    row.name: row for row in DTYPES if row.kind == "float" and row.numpy and row is not SCALES
+}
+
+# Types that take their largest value for what is beyond, as torch does it: beyond what.
+SATURATING = {"float8_e4m3fn": 464.0}  # halfway from 448 to 480, which would be next
+
+WORKERS = 2
+AHEAD = 4  # blocks that are being cast while one is written
+
+
+class Losses(NamedTuple):
+    """How many values a cast does not keep."""
+
+    overflowed: int = 0  # finite, and then infinite, NaN or the largest there is
+    vanished: int = 0  # not zero, and then zero
+
+    def __add__(self, other: object) -> Losses:
+        if not isinstance(other, Losses):
+            return NotImplemented
+        return Losses(self.overflowed + other.overflowed, self.vanished + other.vanished)
+
+
+def count_losses(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> Losses:
+    """How many values a cast would take beyond the range of the type, or down to 0."""
+    return losses_between(values, cast(values, wanted))
+
+
+def losses_between(given: np.ndarray[Any, Any], made: np.ndarray[Any, Any]) -> Losses:
+    """What became of the values of ``given`` in ``made``, which has them in another type."""
+    import numpy as np
+
+    if not made.size or given.dtype == made.dtype:
+        return Losses()
+    magnitudes = _bits(made) & (1 << 8 * made.itemsize - 1) - 1
+    largest = _largest(made.dtype.newbyteorder("="))
+    if magnitudes.min() > 0 and magnitudes.max() < largest:
+        return Losses()
+    odd = (magnitudes == 0) | (magnitudes >= largest)
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        before, after = given[odd].astype(np.float64), made[odd].astype(np.float64)
+    beyond = ~np.isfinite(after) | (np.abs(before) > SATURATING.get(made.dtype.name, np.inf))
+    return Losses(
+        overflowed=int(np.count_nonzero(np.isfinite(before) & beyond)),
+        vanished=int(np.count_nonzero((after == 0) & (before != 0))),
+    )
+
+
+def _bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    order = ">" if values.dtype.byteorder == ">" else "<"
+    return values.view(f"{order}u{values.itemsize}")
+
+
+@cache
+def _largest(kind: np.dtype[Any]) -> int:
+    """The bits of the largest finite value; infinities and NaN have more, or only the sign."""
+    import ml_dtypes
+    import numpy as np
+
+    return int(_bits(np.array([ml_dtypes.finfo(kind).max], kind))[0])
+
+
+class Casting:
+    """What floating tensors become on their way into a file: a type, or without one themselves.
+
+    Integers, booleans, complex and packed values and scales stay as they are.
+    """
+
+    def __init__(self, wanted: DType | None = None) -> None:
+        self.wanted = wanted
+        self.losses: dict[str, Losses] = {}  # of the tensors that lost something
+
+    def dtype_of(self, ref: TensorRef) -> DType:
+        """The type in which a tensor is written."""
+        return self.wanted if self.wanted and ref.dtype.name in CASTABLE else ref.dtype
+
+    def is_cast(self, ref: TensorRef) -> bool:
+        """Whether the values change their type."""
+        return self.dtype_of(ref) is not ref.dtype
+
+    def nbytes_of(self, ref: TensorRef) -> int:
+        """Bytes of the values as they are written."""
+        return ref.numel * self.wanted.itemsize if self.wanted and self.is_cast(ref) else ref.nbytes
+
+    def blocks(
+        self, reader: TensorReader, name: str, ref: TensorRef
+    ) -> Iterator[bytes | memoryview]:
+        """The values in C order, little-endian, as they are written; counts what is lost."""
+        wanted = self.dtype_of(ref)
+        if wanted is ref.dtype:
+            yield from value_bytes(reader, ref)
+            return
+        lost = Losses()
+        for data, losses in _cast_blocks(reader, ref, wanted):
+            lost += losses
+            yield data
+        if any(lost):
+            self.losses[name] = lost
+
+
+_Block = tuple[memoryview, Losses]
+
+
+def _cast_blocks(reader: TensorReader, ref: TensorRef, wanted: DType) -> Iterator[_Block]:
+    def cast_one(values: np.ndarray[Any, Any]) -> _Block:
+        return _cast_block(values, wanted)
+
+    given = blocks(reader, ref)
+    return map(cast_one, given) if ref.nbytes <= AHEAD * BLOCK else _side_by_side(cast_one, given)
+
+
+def _side_by_side(
+    work: Callable[[np.ndarray[Any, Any]], _Block], given: Iterator[np.ndarray[Any, Any]]
+) -> Iterator[_Block]:
+    """``map`` by several threads, with at most ``AHEAD`` results waiting."""
+    from concurrent.futures import Future, ThreadPoolExecutor  # noqa: PLC0415
+
+    waiting: deque[Future[_Block]] = deque()
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for values in given:
+            waiting.append(pool.submit(work, values))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _cast_block(values: np.ndarray[Any, Any], wanted: DType) -> _Block:
+    import numpy as np
+
+    made = np.ascontiguousarray(cast(values, numpy_dtype(wanted)))
+    return made.view(np.uint8).data, losses_between(values, made)

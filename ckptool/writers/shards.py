@@ -1,0 +1,155 @@
+"""A state dict in several files, with the index by which Hugging Face's loaders find the tensors.
+
+``model-00001-of-00003.safetensors`` … and ``model.safetensors.index.json``, split and written as
+``huggingface_hub.save_torch_state_dict`` does it: tensors in their order, a new shard when the next
+tensor would exceed the size, one that is larger than the size alone in a shard of its own.
+
+The index is what makes the shards a checkpoint, so it is the mark of completion: it is put in place
+last, and taken away first when a set is replaced. A loader finds a whole set or none.
+
+Source: huggingface_hub 2.4 ``serialization/_base.py``, ``serialization/_torch.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from ckptool.casting import Casting
+from ckptool.errors import OutputError, UsageError
+from ckptool.tree import TensorRef
+from ckptool.writers.base import PartialFile, whole_file
+
+INDEX = ".index.json"
+FOLDER_NAME = "model.safetensors"  # what Hugging Face's loaders look for in a folder
+
+UNITS = {
+    "": 1, "b": 1,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+
+
+def parse_size(text: str) -> int:
+    """``5GB`` as 5,000,000,000 bytes, ``5GiB`` as 5,368,709,120.
+
+    Raises:
+        UsageError: no size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    factor = UNITS.get(match[2].lower()) if match else None
+    nbytes = int(float(match[1]) * factor) if match and factor else 0
+    if nbytes < 1:
+        raise UsageError(f"{text!r} is no size", hint="like 5GB, 500MB or 4GiB")
+    return nbytes
+
+
+class Shard(NamedTuple):
+    """One file of the output."""
+
+    path: Path
+    tensors: Mapping[str, TensorRef]
+
+
+def plan_shards(
+    output: Path, tensors: Mapping[str, TensorRef], casting: Casting, limit: int | None
+) -> tuple[Shard, ...]:
+    """The files to write: one at ``output``, or several beside it when one would be too large."""
+    groups = _groups(tensors, casting, limit) if limit else []
+    if len(groups) < 2:
+        return (Shard(output, tensors),)
+    stem, suffix, count = output.stem, output.suffix, len(groups)
+    return tuple(
+        Shard(
+            output.with_name(f"{stem}-{at:05d}-of-{count:05d}{suffix}"),
+            {name: tensors[name] for name in names},
+        )
+        for at, names in enumerate(groups, 1)
+    )
+
+
+def _groups(tensors: Mapping[str, TensorRef], casting: Casting, limit: int) -> list[list[str]]:
+    groups: list[list[str]] = []
+    current: list[str] = []
+    room = limit
+    for name, ref in tensors.items():
+        nbytes = casting.nbytes_of(ref)
+        if nbytes > limit:
+            groups.append([name])
+            continue
+        if nbytes > room:
+            groups.append(current)
+            current, room = [], limit
+        current.append(name)
+        room -= nbytes
+    return [*groups, current] if current else groups
+
+
+def index_path(output: Path) -> Path:
+    """Of the index for shards of ``output``."""
+    return output.with_name(output.name + INDEX)
+
+
+def index_of(shards: Sequence[Shard], casting: Casting, tied: Mapping[str, str]) -> bytes:
+    """The index: sizes, names that stand for another one, and the file of each tensor."""
+    refs = [ref for shard in shards for ref in shard.tensors.values()]
+    total = sum(map(casting.nbytes_of, refs))
+    files = {name: shard.path.name for shard in shards for name in shard.tensors}
+    size = {"total_size": total}
+    content = {"metadata": {**size, **tied, **size}, "weight_map": files}
+    return json.dumps(content, indent=2).encode()
+
+
+def refuse_other_form(output: Path, *, sharded: bool) -> None:
+    """Neither form of an output may stand beside the other: loaders differ in which they take.
+
+    Raises:
+        OutputError: the other form is there.
+    """
+    other = output if sharded else index_path(output)
+    if os.path.lexists(other):
+        raise OutputError(
+            f"{other.name} of an earlier run is there, and loaders could take either",
+            path=other,
+            hint="remove it first, or name another output with -o",
+        )
+
+
+@contextmanager
+def whole_files(targets: Sequence[Path], *, force: bool) -> Iterator[list[PartialFile]]:
+    """Several files that appear together, the last one last; none of them when the block fails.
+
+    Everything is on the disk before the first is put in place. The last is what makes the others
+    count, so an old one goes first.
+
+    Raises:
+        OutputError: see :func:`~ckptool.writers.base.whole_file`.
+    """
+    placed: list[Path] = []
+    try:
+        with ExitStack() as closing:
+            files = []
+            for target in reversed(targets):  # closed in the reverse of this order
+                closing.push(partial(_note, placed, target))
+                files.append(closing.enter_context(whole_file(target, force=force)))
+            yield files[::-1]
+            for file in files:
+                file.sync()
+            if force and len(targets) > 1:
+                targets[-1].unlink(missing_ok=True)
+    except BaseException:
+        for path in placed:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def _note(placed: list[Path], target: Path, kind: type[BaseException] | None, *_: object) -> None:
+    """Remember what was put in place without an error."""
+    if kind is None:
+        placed.append(target)

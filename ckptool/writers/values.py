@@ -1,0 +1,67 @@
+"""Values that are no run of bytes of the source: written block by block, then read back.
+
+What the kernel copies is as good as the kernel. What was cast, swapped or gathered on the way went
+through this process, so its checksum is taken on the way out and held against what can be read.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from ckptool.formats.base import SourceFile
+from ckptool.numerics import BLOCK, Progress, no_progress
+from ckptool.writers.base import PartialFile, expect
+
+
+class Run(NamedTuple):
+    """A run of bytes of the output."""
+
+    offset: int
+    nbytes: int
+    crc: int
+
+    def checksum(self) -> int:
+        """Known already."""
+        return self.crc
+
+
+def write_blocks(
+    output: PartialFile,
+    blocks: Iterable[bytes | memoryview],
+    progress: Progress = no_progress,
+) -> Run:
+    """Append the blocks."""
+    start, crc = output.position, 0
+    for block in blocks:
+        crc = zlib.crc32(block, crc)
+        output.write(block)
+        progress(len(block))
+    return Run(start, output.position - start, crc)
+
+
+def check_runs(path: Path, runs: Iterable[Run]) -> None:
+    """Read back what was written.
+
+    Raises:
+        DamagedError: a byte differs.
+    """
+    with SourceFile(path) as written:
+        for run in runs:
+            found = checksum(partial(_read_from, written, run.offset), run.nbytes)
+            expect(found == run.crc, f"{run.nbytes} bytes at {run.offset}", path)
+
+
+def _read_from(file: SourceFile, start: int, at: int, nbytes: int) -> bytes:
+    return file.read(start + at, nbytes)
+
+
+def checksum(read: Callable[[int, int], bytes], nbytes: int) -> int:
+    """The CRC-32 of the first ``nbytes`` bytes that ``read(offset, size)`` gives, in blocks."""
+    crc = 0
+    for at in range(0, nbytes, BLOCK):
+        crc = zlib.crc32(read(at, min(BLOCK, nbytes - at)), crc)
+    return crc

@@ -1,0 +1,138 @@
+"""Writes a zip archive of stored records, each aligned, from its beginning to its end.
+
+A record's size and checksum are known when its data has been written, or later still: the local
+headers are completed at the end, just before the directory. Sizes beyond 32 bits stand in the
+extra field 0x0001; the room up to the alignment is an extra field called ``FB``, as with torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from struct import Struct
+
+from ckptool.formats.zip_records import END, ZIP64_END, ZIP64_LOCATOR
+from ckptool.writers.base import PartialFile
+from ckptool.writers.values import write_blocks
+
+ALIGNMENT = 64
+UTF8_NAME = 0x800
+ZIP64_FROM = 0xFFFFFFFF  # sizes and offsets from here on need 64 bits
+IN_EXTRA = 0xFFFFFFFF  # stands for a number that is in the 64-bit field
+DOS_DATE = 0x21  # 1980-01-01: the same input gives the same bytes
+
+Checksum = Callable[[], int]  # known when it is asked for
+
+
+@dataclass(slots=True)
+class _Record:
+    name: bytes
+    offset: int  # of the local header
+    start: int  # of the data
+    size: int = 0
+    checksum: Checksum = int
+
+
+LOCAL_HEAD = Struct("<4s5H3I2H")
+CENTRAL_HEAD = Struct("<4s6H3I5H2I")
+_SIZES64 = Struct("<2H2Q")
+_CENTRAL64 = Struct("<2H3Q")
+
+
+class ArchiveWriter:
+    """Stored records one after the other, then the directory."""
+
+    def __init__(self, output: PartialFile) -> None:
+        self._output = output
+        self._records: list[_Record] = []
+
+    def add_bytes(self, name: str, data: bytes) -> None:
+        """Append a whole record."""
+        self.begin(name)
+        self.end(write_blocks(self._output, (data,)).checksum)
+
+    def begin(self, name: str) -> None:
+        """Begin a record; what is written from now on is its data."""
+        encoded, offset = name.encode(), self._output.position
+        self._output.write(self._local(encoded, 0, 0, offset))
+        self._records.append(_Record(encoded, offset, self._output.position))
+
+    def end(self, checksum: Checksum) -> None:
+        """End it; its header is completed when the checksum is known."""
+        record = self._records[-1]
+        record.size, record.checksum = self._output.position - record.start, checksum
+
+    def _local(self, name: bytes, crc: int, size: int, offset: int) -> bytes:
+        """The local header, padded so that the data begins at a multiple of ``ALIGNMENT``.
+
+        The 64-bit sizes are always there: the size is not known when the header is written.
+        """
+        head = LOCAL_HEAD.size + len(name) + _SIZES64.size + 4
+        padding = -(offset + head) % ALIGNMENT
+        extra = _SIZES64.pack(1, 16, size, size) + b"FB" + padding.to_bytes(2, "little")
+        extra += b"Z" * padding
+        fixed = LOCAL_HEAD.pack(
+            b"PK\x03\x04",
+            45,
+            UTF8_NAME,
+            0,
+            0,
+            DOS_DATE,
+            crc,
+            IN_EXTRA,
+            IN_EXTRA,
+            len(name),
+            len(extra),
+        )
+        return fixed + name + extra
+
+    def complete(self) -> list[bytes]:
+        """Complete the local headers, and give the entries for the directory."""
+        entries = []
+        for record in self._records:
+            crc = record.checksum()
+            local = self._local(record.name, crc, record.size, record.offset)
+            self._output.patch(local, record.offset)
+            entries.append(_central(record, crc))
+        return entries
+
+    def finish(self) -> None:
+        """Complete the headers; then the central directory and the end records."""
+        entries, start = self.complete(), self._output.position
+        self._output.write(b"".join(entries))
+        write_end(self._output, start, len(entries))
+
+
+def add_record(output: PartialFile, name: str, content: bytes) -> bytes:
+    """Append one small record to an archive, and return its entry for the directory."""
+    archive = ArchiveWriter(output)
+    archive.add_bytes(name, content)
+    return archive.complete()[0]
+
+
+def write_end(output: PartialFile, start: int, count: int) -> None:
+    """The end records, behind a directory of ``count`` entries that began at ``start``."""
+    size = output.position - start
+    if count >= 0xFFFF or start >= ZIP64_FROM or size >= ZIP64_FROM:
+        at = output.position
+        output.write(ZIP64_END.pack(b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start))
+        output.write(ZIP64_LOCATOR.pack(b"PK\x06\x07", 0, at, 1))
+    ends = (
+        min(count, 0xFFFF),
+        min(count, 0xFFFF),
+        size if size < ZIP64_FROM else IN_EXTRA,
+        start if start < ZIP64_FROM else IN_EXTRA,
+    )
+    output.write(END.pack(b"PK\x05\x06", 0, 0, *ends, 0))
+
+
+def _central(record: _Record, crc: int) -> bytes:
+    is_large = record.size >= ZIP64_FROM or record.offset >= ZIP64_FROM
+    extra = _CENTRAL64.pack(1, 24, record.size, record.size, record.offset) if is_large else b""
+    size = IN_EXTRA if is_large else record.size
+    offset = IN_EXTRA if is_large else record.offset
+    fixed = CENTRAL_HEAD.pack(
+        b"PK\x01\x02", 45, 45, UTF8_NAME, 0, 0, DOS_DATE, crc, size, size,
+        len(record.name), len(extra), 0, 0, 0, 0, offset,
+    )  # fmt: skip
+    return fixed + record.name + extra

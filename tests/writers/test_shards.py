@@ -1,0 +1,194 @@
+"""Several files that appear together, split and indexed as Hugging Face's library does it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptool.casting import Casting
+from ckptool.errors import OutputError, UsageError
+from ckptool.formats import open_checkpoint
+from ckptool.writers import shards
+from ckptool.writers.shards import index_of, parse_size, plan_shards, whole_files
+from paths import contents
+
+OUTPUT = Path("model.safetensors")
+
+
+def planned(tensors, folder, limit):
+    """The shards of ``tensors``, and their index."""
+    torch.save(tensors, folder / "in.pt")
+    with open_checkpoint(folder / "in.pt") as checkpoint:
+        found = plan_shards(OUTPUT, checkpoint.tree, Casting(), limit)
+    return found, json.loads(index_of(found, Casting(), {}))
+
+
+def names_of(found):
+    return [list(shard.tensors) for shard in found]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "limit", "groups"),
+    [
+        ([6, 6, 2, 6, 2, 2], 10, [[0], [1, 2], [3, 4, 5]]),  # the example in the library
+        ([5, 5], 10, [[0, 1]]),
+        ([5, 6], 10, [[0], [1]]),
+        ([1, 20, 1], 10, [[1], [0, 2]]),  # one that is too large stands alone, and comes first
+        ([20, 30], 10, [[0], [1]]),
+        ([0, 0], 10, [[0, 1]]),
+    ],
+)
+def test_tensors_are_split_in_their_order(sizes, limit, groups, tmp_path):
+    tensors = {str(i): torch.ones(size, dtype=torch.uint8) for i, size in enumerate(sizes)}
+    found, _ = planned(tensors, tmp_path, limit)
+    assert names_of(found) == [[str(i) for i in group] for group in groups]
+
+
+def test_nothing_at_all_is_one_file(tmp_path):
+    found, _ = planned({}, tmp_path, 10)
+    assert [shard.path for shard in found] == [OUTPUT]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 40))
+def test_split_and_index_are_those_of_hugging_face(tmp_path_factory, sizes, limit):
+    hub = pytest.importorskip("huggingface_hub")
+    folder = tmp_path_factory.mktemp("hub")
+    tensors = {f"t{i}": torch.ones(size, dtype=torch.uint8) for i, size in enumerate(sizes)}
+    found, index = planned(tensors, folder, limit)
+    theirs = hub.split_torch_state_dict_into_shards(tensors, max_shard_size=limit)
+    assert {s.path.name: list(s.tensors) for s in found} == theirs.filename_to_tensors
+    assert index["metadata"] == theirs.metadata
+    assert index["weight_map"] == theirs.tensor_to_filename
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [("5GB", 5 * 10**9), ("500 mb", 5 * 10**8), ("1.5KB", 1500), ("2GiB", 2**31), ("7", 7)],
+)
+def test_sizes_are_decimal_unless_they_say_otherwise(text, nbytes):
+    assert parse_size(text) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-5GB", "0GB", "5XB", "5 G B", "1e3GB", "0.1B"])
+def test_other_texts_are_no_sizes(text):
+    with pytest.raises(UsageError):
+        parse_size(text)
+
+
+# -------------------------------------------------------------------------------------- whole files
+
+
+@pytest.fixture
+def targets(tmp_path):
+    return [tmp_path / name for name in ("one", "two", "index")]
+
+
+def write_all(targets, *, force=False):
+    with whole_files(targets, force=force) as files:
+        for file, target in zip(files, targets, strict=True):
+            file.write(f"new {target.name}".encode())
+
+
+def test_all_appear_under_their_names(targets):
+    write_all(targets)
+    assert [target.read_text() for target in targets] == ["new one", "new two", "new index"]
+
+
+def test_the_last_is_put_in_place_last(targets, monkeypatch):
+    seen = []
+    link = os.link
+    monkeypatch.setattr(os, "link", lambda a, b: (seen.append(Path(b).name), link(a, b)))
+    write_all(targets)
+    assert seen == ["one", "two", "index"]
+
+
+def test_nothing_is_left_when_the_block_fails(targets, tmp_path):
+    with pytest.raises(ZeroDivisionError), whole_files(targets, force=False) as files:
+        files[0].write(bytes(1 // 0))
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("failing", range(3))
+def test_nothing_is_left_when_one_cannot_be_put_in_place(failing, targets, tmp_path, monkeypatch):
+    calls = iter(range(9))
+    link = os.link
+
+    def fails(a, b):
+        if next(calls) == failing:
+            raise OSError(errno.EIO, "Input/output error")
+        link(a, b)
+
+    def cannot(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "link", fails)
+    monkeypatch.setattr(Path, "rename", cannot)  # the way out on file systems without links
+    with pytest.raises(OutputError):
+        write_all(targets)
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("failing", range(3))
+def test_nothing_is_put_in_place_before_all_is_on_the_disk(failing, targets, tmp_path, monkeypatch):
+    calls, fsync = iter(range(99)), os.fsync
+
+    def fails(fd):
+        if next(calls) == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(fd)
+
+    for target in targets:
+        target.write_text("old")
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OutputError):
+        write_all(targets, force=True)
+    assert {target.read_text() for target in targets} == {"old"}
+
+
+def test_one_that_appears_meanwhile_is_kept_and_the_others_go(targets, tmp_path):
+    with pytest.raises(OutputError), whole_files(targets, force=False):
+        targets[1].write_text("mine")
+    assert list(tmp_path.iterdir()) == [targets[1]]
+    assert targets[1].read_text() == "mine"
+
+
+def test_an_old_set_without_its_index_is_what_a_killed_replacement_leaves(targets, monkeypatch):
+    """Never an old index that names new shards."""
+    for target in targets:
+        target.write_text("old")
+
+    def killed(self, other):
+        raise SystemExit
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(SystemExit):
+        write_all(targets, force=True)
+    assert not targets[2].exists()
+
+
+def test_a_set_is_replaced(targets):
+    for target in targets:
+        target.write_text("old")
+    write_all(targets, force=True)
+    assert [target.read_text() for target in targets] == ["new one", "new two", "new index"]
+
+
+def test_one_file_alone_keeps_its_old_content_until_the_end(targets):
+    targets[0].write_text("old")
+    with whole_files(targets[:1], force=True) as (file,):
+        file.write(b"new")
+        assert targets[0].read_text() == "old"
+    assert targets[0].read_text() == "new"
+
+
+def test_the_folder_name_is_what_hugging_face_looks_for():
+    hub = pytest.importorskip("huggingface_hub")
+    assert hub.constants.SAFETENSORS_SINGLE_FILE == shards.FOLDER_NAME
+    assert hub.constants.SAFETENSORS_INDEX_FILE == shards.FOLDER_NAME + shards.INDEX
