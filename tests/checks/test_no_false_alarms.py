@@ -19,7 +19,9 @@ TRUE = {
     "nan_ema": {"CK303"},
     "never_updated": {"CK404", "CK411"},
 }
-SWAPPED = {"CK406"}  # by the habit of the library: the slots are exchanged, which is worth a warning
+SWAPPED = {
+    "CK406"
+}  # by the habit of the library: the slots are exchanged, which is worth a warning
 YOUNG = {"CK407"}  # runs of a few steps: what a decay of 0.8 or 0.9 leaves of the initial weights
 MMENGINE = {"CK201"}  # its pickles do call getattr
 
@@ -29,7 +31,9 @@ FULL = {"bytes": True, "values": True}
 def fixture_rows() -> dict[str, Path]:
     rows = json.loads((FIXTURES / "ema" / "manifest.json").read_text())
     found = {row["file"]: FIXTURES / "ema" / row["file"] for row in rows}
-    found |= {f"ema/{p.name}": p for p in (FIXTURES / "ema").glob("*/*.pt") if p not in found.values()}
+    found |= {
+        f"ema/{p.name}": p for p in (FIXTURES / "ema").glob("*/*.pt") if p not in found.values()
+    }
     found |= {f"ema/{p.name}": p for p in (FIXTURES / "ema").glob("emacallback/*.ckpt")}
     return found | {p.name: p for p in (FIXTURES / "resume").glob("*.pth")}
 
@@ -53,7 +57,9 @@ def alarms(path: Path, options: dict[str, bool]) -> set[str]:
 def allowed(name: str) -> set[str]:
     known = TRUE.get(name, set())
     swaps = "swapped" in name or "mmengine" in name or "mmcv" in name
-    return known | YOUNG | (SWAPPED if swaps else set()) | (MMENGINE if "mmengine" in name else set())
+    return (
+        known | YOUNG | (SWAPPED if swaps else set()) | (MMENGINE if "mmengine" in name else set())
+    )
 
 
 @pytest.mark.parametrize("name", ROWS)
