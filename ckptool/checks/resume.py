@@ -185,7 +185,7 @@ def _said_by_name(subject: Subject) -> Iterator[tuple[str, str, bool]]:
 
 def _results_called(subject: Subject, name: str) -> list[float]:
     """Best and last results whose names, without underscores, end with that in the file's name."""
-    wanted = re.sub(r"[_/]", "", name.lower())
+    wanted = re.sub(r"[_/]", "", _plain(name) or name.lower())
     state = subject.training
     numbers = {**state.metrics, **state.best}
     return [
