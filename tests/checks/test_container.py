@@ -1,11 +1,10 @@
-"""Damage is named with what it hits, half a file is told from a bad one, and nothing is passed unseen."""
+"""Damage is named with what it hits, and half a file is told from a bad one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import runs
 import torch
 from faults import data_of
 from safetensors.torch import save_file

@@ -1,4 +1,4 @@
-"""Genuine checkpoints pass with the options that are on by default, and full reading adds nothing."""
+"""Genuine checkpoints raise no alarm, by default or when everything is read."""
 
 from __future__ import annotations
 

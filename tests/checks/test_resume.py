@@ -66,7 +66,7 @@ def test_what_is_ignored_is_not_required(state, tmp_path, ckptool):
     assert ckptool("verify", path, "--require", "resume", "--ignore", "CK507").exit_code == 0
 
 
-# ------------------------------------------------------------------------------------------ sections
+# ----------------------------------------------------------------------------------------- sections
 
 
 @pytest.mark.parametrize("one", ["optimizer", "lr_scheduler", "scaler", "model"])
@@ -89,7 +89,7 @@ def test_lists_of_lightning_are_named_by_their_list(state, tmp_path, ckptool):
     assert found == {"optimizer_states/0", "lr_schedulers/0"}
 
 
-# --------------------------------------------------------------------------------- random generators
+# -------------------------------------------------------------------------------- random generators
 
 
 def set_python(state):
@@ -97,7 +97,7 @@ def set_python(state):
 
 
 def set_numpy(state):
-    np.random.set_state(state)
+    np.random.set_state(state)  # noqa: NPY002
 
 
 def set_torch(state):
@@ -136,7 +136,7 @@ def test_a_form_is_right_when_the_setter_takes_it(form, state, tmp_path, ckptool
         try:
             SETTERS[field](copy.deepcopy(state[field]))
             is_taken = True
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever the setter says to it
             is_taken = False
     assert output.json["ok"] == is_taken
 
@@ -159,7 +159,7 @@ def test_states_in_a_dict_of_their_own_are_found(nested, state, tmp_path, ckptoo
     assert rules_of(output) == set()
 
 
-# -------------------------------------------------------------------------------------- best metrics
+# ------------------------------------------------------------------------------------- best metrics
 
 BEST = {
     "reset": ({"best_val_loss": float("inf")}, False),
@@ -184,7 +184,7 @@ def test_best_values(case, state, tmp_path, ckptool):
     assert output.json["ok"] == is_right
 
 
-# ----------------------------------------------------------------------------------------- file name
+# ---------------------------------------------------------------------------------------- file name
 
 NAMES = {
     "checkpoint_e004.pth": True,
@@ -208,7 +208,7 @@ def test_file_names(name, state, tmp_path, ckptool):
     assert check["state"] == {True: "passed", False: "failed", None: "not-checked"}[NAMES[name]]
 
 
-# ----------------------------------------------------------------------------------------- optimizers
+# --------------------------------------------------------------------------------------- optimizers
 
 
 def test_several_groups_in_any_order(tmp_path, ckptool):

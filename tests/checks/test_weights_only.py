@@ -36,7 +36,7 @@ def check_of(path):
 def torch_takes(path) -> bool:
     try:
         torch.load(path, weights_only=True)
-    except Exception:
+    except Exception:  # noqa: BLE001 - torch refuses with many
         return False
     return True
 
