@@ -26,6 +26,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "words": (("markers",), ()),
     "reports": (("reports",), ()),
     "provenance": (("provenance",), ()),
+    "interrupts": (("interrupts",), ()),
     "tree": (("tree",), ("dtypes", "errors")),
     "formats": (("formats", "formats.*"), ("tree", "words", "dtypes", "errors")),
     "numerics": (("numerics",), ("formats", "tree", "reports", "dtypes", "errors")),
@@ -49,7 +50,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "writers": (
         ("writers", "writers.*"),
-        ("numerics", "formats", "tree", "dtypes", "provenance", "errors"),
+        ("numerics", "formats", "tree", "dtypes", "provenance", "interrupts", "errors"),
     ),
     "promotion": (
         ("promotion",),
@@ -67,8 +68,11 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("library", "torch_bridge"),
         ("plans", "soundness", "ema", "numerics", "formats", "tree", "errors"),
     ),
-    "cli": (("cli", "cli.*"), ("render", "commands", "ema", "reports", "errors", "root")),
-    "root": (("", "__main__"), ("cli", "library", "formats", "errors")),
+    "cli": (
+        ("cli", "cli.*"),
+        ("render", "commands", "ema", "interrupts", "reports", "errors", "root"),
+    ),
+    "root": (("", "__main__"), ("cli", "library", "formats", "interrupts", "errors")),
 }  # fmt: skip
 
 
