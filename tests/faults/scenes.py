@@ -48,19 +48,31 @@ class Driver:
     """The process that forks the tries."""
 
     def __init__(self) -> None:
-        steady = {"OPENBLAS_NUM_THREADS": "1", "SOURCE_DATE_EPOCH": "86400"}  # threads do not fork
+        steady = {
+            "OPENBLAS_NUM_THREADS": "1",  # threads do not fork
+            "SOURCE_DATE_EPOCH": "86400",  # the record of provenance is always the same
+            "CKPTOOL_DEBUG": "",  # as users run it
+        }
         self._process = subprocess.Popen(
             [sys.executable, str(DRIVER), str(SAMPLE)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(steady), text=True,
         )  # fmt: skip
 
     def __call__(self, folder: Path, args: Iterable[object], **fault: Any) -> Try:
-        request = {"folder": str(folder), "args": [str(arg) for arg in args], "fault": fault}
+        """One run."""
+        return self.at_once(folder, [args], **fault)[0]
+
+    def at_once(self, folder: Path, several: list[Iterable[object]], **fault: Any) -> list[Try]:
+        """Several runs beside each other."""
+        request = [
+            {"folder": str(folder), "args": [str(arg) for arg in args], "fault": fault}
+            for args in several
+        ]
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        return Try(**json.loads(self._process.stdout.readline()))
+        return [Try(**one) for one in json.loads(self._process.stdout.readline())]
 
     def close(self) -> None:
         with self._process:
