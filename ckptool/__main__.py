@@ -6,9 +6,9 @@ from ckptool.interrupts import end_cleanly
 def run() -> None:
     """The console script."""
     end_cleanly()
-    from ckptool.cli import run  # noqa: PLC0415 - takes most of the start
+    from ckptool import cli  # noqa: PLC0415 - takes most of the start
 
-    run()
+    cli.run()
 
 
 if __name__ == "__main__":

@@ -203,11 +203,29 @@ def check_in_place(path: Path, backup: Path | None, *, force: bool) -> Path:
         raise OutputError(
             "the file is read-only", path=path, hint="-o writes another file, --force replaces"
         )
-    if backup is not None and os.path.lexists(backup) and not _is_backup(backup, status):
+    if backup is not None:
+        _check_backup(backup, status)
+    return target
+
+
+def _check_backup(backup: Path, status: os.stat_result) -> None:
+    """Refuse early what a second name cannot be: taken, too long, on another file system."""
+    try:
+        is_taken = not os.path.samestat(backup.lstat(), status)
+    except FileNotFoundError:
+        is_taken = False
+    except OSError as error:
+        raise OutputError(f"no backup can be made there: {_reason(error)}", path=backup) from error
+    if is_taken:
         raise OutputError(
             "the backup is there already, of another file", path=backup, hint="move it away first"
         )
-    return target
+    if backup.parent.stat().st_dev != status.st_dev:
+        raise OutputError(
+            "no backup can be made there: the file itself is on another file system",
+            path=backup,
+            hint="name the file and not the link to it: readlink -f shows it",
+        )
 
 
 def _remove_second_name(target: Path) -> None:

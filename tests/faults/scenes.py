@@ -210,4 +210,5 @@ def quick_folder(otherwise: Path) -> Iterator[Path]:
         yield otherwise
         return
     with tempfile.TemporaryDirectory(dir=memory, prefix="ckptool-test-") as folder:
+        Path(folder).chmod(0o755)
         yield Path(folder)
