@@ -17,7 +17,7 @@ from ckptool.formats.salvage import Loss, salvage
 from ckptool.formats.zip_checksums import leftover_bytes
 from ckptool.reports import Finding
 from ckptool.rules import finding
-from ckptool.tree import Blob, format_address, tensors
+from ckptool.tree import Address, Blob, format_address, tensors
 
 SHOWN = 4  # names in a message
 SHARD = re.compile(r"^(?P<stem>.*)-(?P<nth>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)$")
@@ -72,16 +72,16 @@ def _missing(loss: Loss) -> Finding:
 
 def _whole(subject: Subject) -> Verdicts:
     """Opening has looked at every header; files that it left closed are looked at here."""
-    ends: dict[Path, tuple[int, str]] = {}
+    ends: dict[Path, tuple[int, Address]] = {}
     for address, ref in tensors(subject.checkpoint.tree):
         for span in (chunk.span for chunk in ref.chunks):
             if not isinstance(span.source, Blob):
                 end = span.offset + span.nbytes
                 known = ends.get(span.source)
                 if known is None or end > known[0]:
-                    ends[span.source] = end, format_address(address)
+                    ends[span.source] = end, address
     for path, (end, where) in ends.items():
-        yield from _reaches(subject, path, end, where)
+        yield from _reaches(subject, path, end, format_address(where))
 
 
 def _reaches(subject: Subject, path: Path, end: int, where: str) -> Iterator[Finding]:

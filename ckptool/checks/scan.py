@@ -14,6 +14,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from threading import local
 from typing import NamedTuple
@@ -26,6 +27,8 @@ from ckptool.rules import BYTES, VALUES
 from ckptool.tree import Address, TensorRef, format_address
 
 THREADS = min(8, os.cpu_count() or 1)
+BATCH = 8 << 20  # bytes that a thread takes at a time
+REGION_COST = 1 << 14  # what a region costs beside its bytes, in bytes
 
 Tensors = tuple[tuple[Address, TensorRef], ...]
 
@@ -75,7 +78,8 @@ def scan(
     broken: list[BrokenRecord] = []
     suspects = list(apart)
     with ThreadPoolExecutor(THREADS) as pool:
-        for region, (crc, is_finite) in zip(regions, pool.map(_read, regions), strict=True):
+        results = chain.from_iterable(pool.map(_read_all, _batches(regions)))
+        for region, (crc, is_finite) in zip(regions, results, strict=True):
             progress(region.nbytes)
             record = region.record
             if record and record.crc is not None and crc != record.crc:
@@ -166,6 +170,24 @@ def _common_test(offset: int, group: Sequence[tuple[Address, TensorRef]]) -> Fin
 
 
 # ---------------------------------------------------------------------------------------- reading
+
+
+def _batches(regions: Sequence[Region]) -> Iterator[list[Region]]:
+    """What a thread takes at a time: many small tensors, or a large one."""
+    batch: list[Region] = []
+    held = 0
+    for region in regions:
+        batch.append(region)
+        held += region.nbytes + REGION_COST
+        if held >= BATCH:
+            yield batch
+            batch, held = [], 0
+    yield batch
+
+
+def _read_all(batch: Sequence[Region]) -> list[tuple[int, bool]]:
+    return [_read(region) for region in batch]
+
 
 _ROOM = local()  # a buffer for each thread
 

@@ -138,7 +138,25 @@ def test_like_tells_the_rename(model_json, tmp_path, ckptool):
     assert found["CK604"]["remedy"] == "rename backbone.* to *: then 5 of 5 fit"
 
 
-@pytest.mark.parametrize("content", ["{}", '{"schema": "ckptool/inspect/1"}', "[", "[1]"])
+SCHEMA = '{"schema": "ckptool/inspect/1"'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        "[",
+        "[1]",
+        SCHEMA + "}",
+        SCHEMA + ', "entries": 3}',
+        SCHEMA + ', "entries": [3]}',
+        SCHEMA + ', "entries": [{}]}',
+        SCHEMA + ', "entries": []}',
+        SCHEMA + ', "entries": [{"address": "a", "dtype": "float99", "shape": [1]}]}',
+        SCHEMA + ', "entries": [{"address": "a", "dtype": "float32", "shape": [[]]}]}',
+        SCHEMA + ', "entries": [{"address": 3, "dtype": "float32", "shape": 3}]}',
+    ],
+)
 def test_like_refuses_other_documents(content, path, tmp_path, ckptool):
     other = tmp_path / "other.json"
     other.write_text(content)
