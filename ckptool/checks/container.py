@@ -33,13 +33,16 @@ def named(names: list[str] | tuple[str, ...]) -> str:
 
 
 def damage(path: Path, error: CkptError) -> tuple[Finding, ...]:
-    """What is wrong with a file that could be looked at, but not opened."""
-    where = error.address or ""
-    if error.path is not None and error.path != path and not error.path.exists():
-        return (finding("CK104", where, f"{error.path.name} is missing: {error.message}"),)
-    remains = salvage(path) if isinstance(error, DamagedError) else None
+    """What is wrong with a file that could be looked at, but not opened.
+
+    Of a checkpoint in several files, the error names the one.
+    """
+    where, file = error.address or "", error.path or path
+    if not file.exists():
+        return (finding("CK104", where, f"{file.name} is missing: {error.message}"),)
+    remains = salvage(file) if isinstance(error, DamagedError) else None
     if remains is not None and remains.is_cut:
-        return (_truncated(path, remains.losses, remains.tensors),)
+        return (_truncated(file, remains.losses, remains.tensors),)
     if remains is not None and remains.losses:
         return tuple(map(_missing, remains.losses))
     rule = "CK102" if error.message.startswith("truncated") else "CK101"
@@ -49,7 +52,7 @@ def damage(path: Path, error: CkptError) -> tuple[Finding, ...]:
 def _truncated(path: Path, losses: tuple[Loss, ...], total: int) -> Finding:
     names = [name for loss in losses for name in loss.tensors]
     lost = sum(loss.wanted - loss.present for loss in losses)
-    ends = f"the file ends at {path.stat().st_size:,} bytes"
+    ends = f"{path.name} ends at {path.stat().st_size:,} bytes"
     if not names:
         message = f"{ends}, before its directory: the values of all {total} tensors are there"
         return finding("CK102", "", message)

@@ -56,7 +56,7 @@ def test_a_cut_file_names_what_is_lost(write, tmp_path, ckptool):
     output = ckptool("verify", path, "--json")
     message = only(output, "CK102")["message"]
     assert output.exit_code == 1
-    assert f"the file ends at {cut:,} bytes" in message
+    assert f"model ends at {cut:,} bytes" in message
     assert f"{2 * NBYTES - 100:,} bytes of values are lost, of 2 of 6 tensors" in message
     for name, at in places.items():
         assert (name in message) == (at + NBYTES > cut)

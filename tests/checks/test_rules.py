@@ -12,6 +12,7 @@ from faults import CASES, Case
 
 from ckptool.checks.registry import CHECKS
 from ckptool.rules import BY_ID, FAMILIES, RULES
+from paths import REPOSITORY
 
 TESTED_ELSEWHERE = {"CK106": "test_container.py: it takes somebody who writes meanwhile"}
 
@@ -23,6 +24,13 @@ def test_every_rule_has_a_fault():
 def test_every_rule_is_decided_by_one_check():
     decided = [rule for check in CHECKS for rule in check.rules]
     assert sorted(decided) == sorted(rule.id for rule in RULES)
+
+
+def test_the_page_is_that_of_the_table(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "docs"))
+    import make_rules
+
+    assert make_rules.PAGE.read_text() == make_rules.page(), "run docs/make_rules.py"
 
 
 def test_ids_are_unique_and_of_a_family():
