@@ -19,6 +19,8 @@ from ckptool.reports import Finding
 from ckptool.rules import finding
 from ckptool.tree import Address, Blob, format_address, tensors
 
+UNREAD = {"dcp": "the checksums of the zips inside shards are not read"}
+ENDLESS = frozenset({"torch-tar", "dcp"})  # formats with room behind what is looked at
 SHOWN = 4  # names in a message
 SHARD = re.compile(r"^(?P<stem>.*)-(?P<nth>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)$")
 
@@ -118,6 +120,9 @@ def _unchanged(subject: Subject) -> Verdicts:
 
 
 def _leftovers(subject: Subject) -> Verdicts:
+    if subject.checkpoint.format_name in ENDLESS:
+        yield NotChecked("CK107", f"where {subject.checkpoint.format_name} files end is not read")
+        return
     said = subject.checkpoint.metadata.get("trailing_bytes")
     trailing = said if isinstance(said, int) else 0  # safetensors' metadata is anybody's text
     trailing += sum(map(leftover_bytes, subject.checkpoint.reader.opened))
@@ -128,8 +133,9 @@ def _leftovers(subject: Subject) -> Verdicts:
 def _checksums(subject: Subject) -> Verdicts:
     scan = subject.scan
     if not scan.records:
-        reason = f"no checksums: {subject.checkpoint.format_name} files have none"
-        yield NotChecked("CK103", reason, is_absent=True)
+        name = subject.checkpoint.format_name
+        reason = UNREAD.get(name, f"no checksums: {name} files have none")
+        yield NotChecked("CK103", reason, is_absent=name not in UNREAD)
         return
     for record in scan.broken:
         hit = f"tensors hit: {named(record.tensors)}" if record.tensors else "no tensor is hit"

@@ -113,7 +113,7 @@ def _plan(
             held.setdefault((path, offset, nbytes), [])
     regions = []
     for (path, offset, nbytes), group in sorted(held.items(), key=lambda item: item[0]):
-        record = shelves[path].at(offset) if BYTES in reads else None
+        record = shelves[path].around(offset, nbytes) if BYTES in reads else None
         test = _common_test(offset, group) if VALUES in reads else None
         if test is None and VALUES in reads:
             apart += [(address, ref) for address, ref in group if ref.dtype.is_floating]
@@ -139,13 +139,13 @@ class _Shelf:
         self.extents = [(record.offset, record.nbytes) for record in self.records]
         self._starts = [offset for offset, _ in self.extents]
 
-    def at(self, offset: int) -> Checksummed | None:
-        """The record that the byte is in."""
+    def around(self, offset: int, nbytes: int) -> Checksummed | None:
+        """The record that the bytes are in."""
         nth = bisect_right(self._starts, offset) - 1
         if nth < 0:
             return None
         record = self.records[nth]
-        return record if offset <= record.offset + record.nbytes else None
+        return record if offset + nbytes <= record.offset + record.nbytes else None
 
 
 def _place(ref: TensorRef, shelves: Mapping[Path, _Shelf]) -> tuple[Path, int, int] | None:
@@ -153,7 +153,7 @@ def _place(ref: TensorRef, shelves: Mapping[Path, _Shelf]) -> tuple[Path, int, i
     span = ref.chunks[0].span if len(ref.chunks) == 1 else None
     if span is None or not isinstance(span.source, Path):
         return None
-    record = shelves[span.source].at(span.offset)
+    record = shelves[span.source].around(span.offset, span.nbytes)
     held = record or span
     return span.source, held.offset, held.nbytes
 
