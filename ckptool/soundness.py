@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -29,7 +29,13 @@ def refuse_nonfinite(
     Raises:
         EmaRefusedError: there are some, without ``force``.
     """
-    bad = find_nonfinite(checkpoint.reader, averages)
+    return refuse_bad(checkpoint, find_nonfinite(checkpoint.reader, averages), force=force)
+
+
+def refuse_bad(
+    checkpoint: Checkpoint, bad: Mapping[str, int], *, force: bool
+) -> tuple[Finding, ...]:
+    """The same for values that were counted elsewhere: names, and how many are not finite."""
     if bad and not force:
         first, count = next(iter(bad.items()))
         tensors = f"{len(bad)} tensors" if len(bad) > 1 else "1 tensor"

@@ -21,7 +21,13 @@ from ckptool.provenance import as_text
 from ckptool.refusals import require_ema
 from ckptool.renaming import only_matching, strip_prefix
 from ckptool.reports import CastReport, ExtractReport, Finding, ShardReport
-from ckptool.soundness import meanwhile, prove_equalities, refuse_lossy, refuse_nonfinite
+from ckptool.soundness import (
+    meanwhile,
+    prove_equalities,
+    refuse_bad,
+    refuse_lossy,
+    refuse_nonfinite,
+)
 from ckptool.writers.base import check_output
 from ckptool.writers.destination import format_of, output_path
 from ckptool.writers.shards import FOLDER_NAME, parse_size, refuse_other_form, whole_files
@@ -93,7 +99,8 @@ def extract_ema(
             output, kind, plan.tensors, casting, noted=noted, wrap=wrap, max_shard=limit
         )
         targets = _targets(checkpoint, state_dict, force=force)
-        look = partial(_last_look, checkpoint, plan, force=force)
+        look = partial(_last_look, checkpoint, plan, casting, force=force)
+        judge = partial(_refuse_bad_casts, checkpoint, plan, casting, force=force)
         with meanwhile(look) as findings:
             if dry_run:
                 survey(state_dict, checkpoint.reader, progress)
@@ -102,9 +109,9 @@ def extract_ema(
                 with whole_files(targets, force=force) as files:
                     write(state_dict, files, checkpoint.reader, note, progress)
                     findings()  # a refusal discards the files
-                    _refuse_lossy(checkpoint, casting, force=force)
+                    judge()
                     checkpoint.reader.refuse_changed()
-            found = (*findings(), *_refuse_lossy(checkpoint, casting, force=force))
+            found = (*findings(), *judge())
         return _report(path, location, plan, state_dict, names, found, written=not dry_run)
 
 
@@ -141,14 +148,28 @@ def _targets(checkpoint: Checkpoint, state_dict: StateDict, *, force: bool) -> l
     return [check_output(path, inputs, force=force) for path in state_dict.paths]
 
 
-def _last_look(checkpoint: Checkpoint, plan: Extraction, *, force: bool) -> tuple[Finding, ...]:
-    averages = ((n, plan.tensors[n]) for n in plan.tensors if n in plan.averaged)
+def _last_look(
+    checkpoint: Checkpoint, plan: Extraction, casting: Casting, *, force: bool
+) -> tuple[Finding, ...]:
+    """Of what is not looked at anyway when it is cast."""
+    averages = (
+        (name, ref)
+        for name, ref in plan.tensors.items()
+        if name in plan.averaged and not casting.is_cast(ref)
+    )
     return refuse_nonfinite(checkpoint, averages, force=force)
 
 
-def _refuse_lossy(checkpoint: Checkpoint, casting: Casting, *, force: bool) -> tuple[Finding, ...]:
+def _refuse_bad_casts(
+    checkpoint: Checkpoint, plan: Extraction, casting: Casting, *, force: bool
+) -> tuple[Finding, ...]:
+    """What casting saw: averages that are not finite, values that do not fit."""
+    bad = {name: count for name, count in casting.nonfinite.items() if name in plan.averaged}
     hint = "bfloat16 has the range of float32; --force casts all the same"
-    return refuse_lossy(checkpoint, casting.losses.items(), force=force, hint=hint)
+    return (
+        *refuse_bad(checkpoint, bad, force=force),
+        *refuse_lossy(checkpoint, casting.losses.items(), force=force, hint=hint),
+    )
 
 
 def _plan(

@@ -638,6 +638,18 @@ def test_what_a_cast_loses_is_counted_and_named(suffix, options, extreme, ckptoo
         assert_same_tensors(written, as_type(average, torch.float16))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn", "float64"])
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_what_is_not_finite_is_seen_in_a_cast(options, dtype, refused, ckptool, tmp_path):
+    average = average_of(weights()) | {"stem.bias": torch.tensor([1, math.nan, math.inf, 2])}
+    path = save(tmp_path / "nan.pt", weights(), average)
+    args = (path, "-o", tmp_path / "ema.pt", "--dtype", dtype, *options)
+    assert "2 values of stem.bias" in refused(*args)["message"]
+    report = ckptool("extract-ema", *args, "--force", "--json").json
+    assert [f["rule"] for f in report["findings"]] == ["CK301"]
+    assert report["casts"]["overflowed"] == 0
+
+
 def test_dry_run_refuses_a_cast_that_overflows(extreme, refused, tmp_path):
     error = refused(extreme[0], "-o", tmp_path / "ema.pt", "--dtype", "float16", "--dry-run")
     assert error["code"] == "ema-refused"
