@@ -68,8 +68,11 @@ def extract_ema(
         match: patterns of which one must fit the name that results; by default all are written.
         dtype: the type for floating tensors; integers, booleans and scales stay as they are.
         ties: in safetensors, ``once``: of tensors that are one, the first name is written and
-            the others are noted, as ``safetensors.torch.save_model`` does it; ``each``: all are
-            written. torch files keep ties as they are.
+            the others are noted, as ``safetensors.torch.save_model`` does it, for
+            ``load_model``, transformers and everything else that ties by itself; ``each``: all
+            names are written, for ``load_state_dict(load_file(…))``. The file cannot serve both:
+            a strict ``load_model`` refuses names that are too many, a strict
+            ``load_state_dict`` those that are missing. torch files keep ties as they are.
         wrap: put the state dict under this key (torch files only).
         max_shard_size: like ``5GB``; what is larger becomes several files and an index, as
             Hugging Face's loaders want them (safetensors only).
@@ -112,7 +115,7 @@ def extract_ema(
                     judge()
                     checkpoint.reader.refuse_changed()
             found = (*findings(), *judge())
-        return _report(path, location, plan, state_dict, names, found, written=not dry_run)
+        return _report(path, location, plan, state_dict, names, ties, found, written=not dry_run)
 
 
 def _refuse_misfits(kind: str, output: Path, wrap: str | None, limit: int | None) -> None:
@@ -192,6 +195,7 @@ def _report(
     plan: Extraction,
     state_dict: StateDict,
     names: str,
+    ties: str,
     findings: tuple[Finding, ...],
     *,
     written: bool,
@@ -199,7 +203,6 @@ def _report(
     chosen, model = location.selected, location.model
     from_slot = location.main_slot == "averaged" and model is not None
     source = table_address(model) if from_slot and model else chosen.address if chosen else ""
-    separately = "once" if state_dict.noted else "each"
     return ExtractReport(
         path=str(path),
         output=str(state_dict.index_file or state_dict.output),
@@ -218,7 +221,7 @@ def _report(
         findings=findings,
         file=str(chosen.file) if chosen and chosen.file else None,
         kind=_kind(location),
-        ties="shared" if state_dict.kind == "torch-zip" else separately,
+        ties="shared" if state_dict.kind == "torch-zip" else ties,
         casts=_casts(state_dict),
         shards=_shards(state_dict),
     )
