@@ -45,7 +45,7 @@ class Contender:
     name: str
     command: tuple[str, ...]
     reads: tuple[Path, ...] = ()  # read into the page cache before each run
-    writes: Path | None = None  # removed before each run
+    writes: Path | None = None  # removed before each run; of a folder, what is in it
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def run(contender: Contender) -> Run:
         SystemExit: the command failed.
     """
     if contender.writes:
-        contender.writes.unlink(missing_ok=True)
+        _remove(contender.writes)
         os.sync()
     for path in contender.reads:
         _warm(path)
@@ -182,8 +182,13 @@ def run(contender: Contender) -> Run:
     if process.returncode:
         raise SystemExit(f"{contender.name}: exit code {process.returncode}")
     if contender.writes:
-        contender.writes.unlink()
+        _remove(contender.writes)
     return Run(seconds, usage.ru_maxrss * 1024 / MIB)
+
+
+def _remove(output: Path) -> None:
+    for path in output.iterdir() if output.is_dir() else (output,):
+        path.unlink(missing_ok=True)
 
 
 def _warm(path: Path) -> None:

@@ -55,22 +55,29 @@ def count_losses(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> Losses:
 
 def losses_between(given: np.ndarray[Any, Any], made: np.ndarray[Any, Any]) -> Losses:
     """What became of the values of ``given`` in ``made``, which has them in another type."""
+    return _judge(given, made)[0]
+
+
+def _judge(given: np.ndarray[Any, Any], made: np.ndarray[Any, Any]) -> tuple[Losses, int]:
+    """(what was lost, how many values were not finite before)."""
     import numpy as np
 
     if not made.size or given.dtype == made.dtype:
-        return Losses()
+        return Losses(), 0
     magnitudes = _bits(made) & (1 << 8 * made.itemsize - 1) - 1
     largest = _largest(made.dtype.newbyteorder("="))
     if magnitudes.min() > 0 and magnitudes.max() < largest:
-        return Losses()
+        return Losses(), 0
     odd = (magnitudes == 0) | (magnitudes >= largest)
     with np.errstate(invalid="ignore"):  # signalling NaN
         before, after = given[odd].astype(np.float64), made[odd].astype(np.float64)
     beyond = ~np.isfinite(after) | (np.abs(before) > SATURATING.get(made.dtype.name, np.inf))
-    return Losses(
-        overflowed=int(np.count_nonzero(np.isfinite(before) & beyond)),
+    finite = np.isfinite(before)
+    lost = Losses(
+        overflowed=int(np.count_nonzero(finite & beyond)),
         vanished=int(np.count_nonzero((after == 0) & (before != 0))),
     )
+    return lost, int(finite.size - np.count_nonzero(finite))
 
 
 def _bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -96,6 +103,7 @@ class Casting:
     def __init__(self, wanted: DType | None = None) -> None:
         self.wanted = wanted
         self.losses: dict[str, Losses] = {}  # of the tensors that lost something
+        self.nonfinite: dict[str, int] = {}  # values that were not finite before, by tensor
 
     def dtype_of(self, ref: TensorRef) -> DType:
         """The type in which a tensor is written."""
@@ -117,15 +125,20 @@ class Casting:
         if wanted is ref.dtype:
             yield from value_bytes(reader, ref)
             return
-        lost = Losses()
-        for data, losses in _cast_blocks(reader, ref, wanted):
-            lost += losses
-            yield data
+        lost, nonfinite = Losses(), 0
+        for block in _cast_blocks(reader, ref, wanted):
+            lost, nonfinite = lost + block.lost, nonfinite + block.nonfinite
+            yield block.data
         if any(lost):
             self.losses[name] = lost
+        if nonfinite:
+            self.nonfinite[name] = nonfinite
 
 
-_Block = tuple[memoryview, Losses]
+class _Block(NamedTuple):
+    data: memoryview
+    lost: Losses
+    nonfinite: int
 
 
 def _cast_blocks(reader: TensorReader, ref: TensorRef, wanted: DType) -> Iterator[_Block]:
@@ -155,5 +168,29 @@ def _side_by_side(
 def _cast_block(values: np.ndarray[Any, Any], wanted: DType) -> _Block:
     import numpy as np
 
-    made = np.ascontiguousarray(cast(values, numpy_dtype(wanted)))
-    return made.view(np.uint8).data, losses_between(values, made)
+    narrow = wanted.itemsize == 1 and values.dtype == np.dtype("<f4")
+    made = _by_table(values, wanted) if narrow else cast(values, numpy_dtype(wanted))
+    made = np.ascontiguousarray(made)
+    return _Block(made.view(np.uint8).data, *_judge(values, made))
+
+
+def _by_table(values: np.ndarray[Any, Any], wanted: DType) -> np.ndarray[Any, Any]:
+    """float32 values in 8 bits, four times as fast as one by one.
+
+    The upper half of a float32, its last bit set when anything is below it (rounding to odd),
+    rounds like the whole to all types with fewer bits: there are only 65,536 of them.
+    """
+    bits = values.view("<u4")
+    halves = (bits >> 16).astype("<u2")
+    halves |= bits.astype("<u2") != 0
+    made: np.ndarray[Any, Any] = _table(wanted)[halves]
+    return made
+
+
+@cache
+def _table(wanted: DType) -> np.ndarray[Any, Any]:
+    """What each bfloat16 becomes."""
+    import numpy as np
+
+    every = np.arange(1 << 16, dtype="<u2").view(numpy_dtype(BY_NAME["bfloat16"]))
+    return cast(every, numpy_dtype(wanted))

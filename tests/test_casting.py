@@ -95,6 +95,17 @@ def test_blocks_of_a_large_tensor_keep_their_order(wanted, tmp_path):
     assert_cast_as_torch(tensor, wanted, tmp_path)
 
 
+@pytest.mark.parametrize("wanted", [name for name in TYPES if name.startswith("float8")])
+def test_float32_around_every_step_of_8_bits(wanted, tmp_path):
+    """Halfway between two values, and the next float32 on either side; they go by a table."""
+    every = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(getattr(torch, wanted))
+    steps = np.unique(every.float().numpy()[every.float().isfinite().numpy()])
+    middle = ((steps[1:].astype(np.float64) + steps[:-1]) / 2).astype(np.float32)
+    edges = np.concatenate([steps, middle, steps * 1.5, steps * 0.5])
+    around = [np.nextafter(edges, np.float32(to)) for to in (-np.inf, np.inf)]
+    assert_cast_as_torch(torch.from_numpy(np.concatenate([edges, *around])), wanted, tmp_path)
+
+
 @pytest.mark.parametrize("shape", [(0,), (0, 3), ()])
 def test_next_to_nothing(shape, tmp_path):
     assert_cast_as_torch(torch.ones(shape), "bfloat16", tmp_path)

@@ -9,7 +9,6 @@ import typer
 from ckptool.cli.options import (
     ColorOption,
     DryRunOption,
-    EmaOption,
     ForceOption,
     JsonOption,
     ModelOption,
@@ -33,7 +32,13 @@ def command(
             "A folder takes PATH's name in it; by default PATH with .ema.safetensors.",
         ),
     ] = None,
-    ema: EmaOption = None,
+    ema: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Take this table: a/b, a/prefix*, @model for the model's own, as it stands.",
+        ),
+    ] = None,
     model: ModelOption = None,
     names: Annotated[
         Literal["model", "bare", "ema"],

@@ -21,7 +21,13 @@ from ckptool.provenance import as_text
 from ckptool.refusals import require_ema
 from ckptool.renaming import only_matching, strip_prefix
 from ckptool.reports import CastReport, ExtractReport, Finding, ShardReport
-from ckptool.soundness import meanwhile, prove_equalities, refuse_lossy, refuse_unsound
+from ckptool.soundness import (
+    meanwhile,
+    prove_equalities,
+    refuse_lossy,
+    refuse_nonfinite,
+    refuse_unsound,
+)
 from ckptool.writers.base import check_output
 from ckptool.writers.destination import format_of, output_path
 from ckptool.writers.shards import FOLDER_NAME, parse_size, refuse_other_form, whole_files
@@ -62,8 +68,11 @@ def extract_ema(
         match: patterns of which one must fit the name that results; by default all are written.
         dtype: the type for floating tensors; integers, booleans and scales stay as they are.
         ties: in safetensors, ``once``: of tensors that are one, the first name is written and
-            the others are noted, as ``safetensors.torch.save_model`` does it; ``each``: all are
-            written. torch files keep ties as they are.
+            the others are noted, as ``safetensors.torch.save_model`` does it, for
+            ``load_model``, transformers and everything else that ties by itself; ``each``: all
+            names are written, for ``load_state_dict(load_file(…))``. The file cannot serve both:
+            a strict ``load_model`` refuses names that are too many, a strict
+            ``load_state_dict`` those that are missing. torch files keep ties as they are.
         wrap: put the state dict under this key (torch files only).
         max_shard_size: like ``5GB``; what is larger becomes several files and an index, as
             Hugging Face's loaders want them (safetensors only).
@@ -93,7 +102,8 @@ def extract_ema(
             output, kind, plan.tensors, casting, noted=noted, wrap=wrap, max_shard=limit
         )
         targets = _targets(checkpoint, state_dict, force=force)
-        look = partial(_last_look, checkpoint, plan, force=force)
+        look = partial(_last_look, checkpoint, plan, casting, force=force)
+        judge = partial(_refuse_bad_casts, checkpoint, plan, casting, force=force)
         with meanwhile(look) as findings:
             if dry_run:
                 survey(state_dict, checkpoint.reader, progress)
@@ -102,10 +112,10 @@ def extract_ema(
                 with whole_files(targets, force=force) as files:
                     write(state_dict, files, checkpoint.reader, note, progress)
                     findings()  # a refusal discards the files
-                    _refuse_lossy(checkpoint, casting, force=force)
+                    judge()
                     checkpoint.reader.refuse_changed()
-            found = (*findings(), *_refuse_lossy(checkpoint, casting, force=force))
-        return _report(path, location, plan, state_dict, names, found, written=not dry_run)
+            found = (*findings(), *judge())
+        return _report(path, location, plan, state_dict, names, ties, found, written=not dry_run)
 
 
 def _refuse_misfits(kind: str, output: Path, wrap: str | None, limit: int | None) -> None:
@@ -141,13 +151,24 @@ def _targets(checkpoint: Checkpoint, state_dict: StateDict, *, force: bool) -> l
     return [check_output(path, inputs, force=force) for path in state_dict.paths]
 
 
-def _last_look(checkpoint: Checkpoint, plan: Extraction, *, force: bool) -> tuple[Finding, ...]:
-    return refuse_unsound(checkpoint, plan.tensors, plan.averaged, force=force)
+def _last_look(
+    checkpoint: Checkpoint, plan: Extraction, casting: Casting, *, force: bool
+) -> tuple[Finding, ...]:
+    """Every byte as it was written; finite, what is not looked at anyway when it is cast."""
+    uncast = {n for n in plan.averaged if not casting.is_cast(plan.tensors[n])}
+    return refuse_unsound(checkpoint, plan.tensors, uncast, force=force)
 
 
-def _refuse_lossy(checkpoint: Checkpoint, casting: Casting, *, force: bool) -> tuple[Finding, ...]:
+def _refuse_bad_casts(
+    checkpoint: Checkpoint, plan: Extraction, casting: Casting, *, force: bool
+) -> tuple[Finding, ...]:
+    """What casting saw: averages that are not finite, values that do not fit."""
+    bad = {name: count for name, count in casting.nonfinite.items() if name in plan.averaged}
     hint = "bfloat16 has the range of float32; --force casts all the same"
-    return refuse_lossy(checkpoint, casting.losses.items(), force=force, hint=hint)
+    return (
+        *refuse_nonfinite(checkpoint, bad, force=force),
+        *refuse_lossy(checkpoint, casting.losses.items(), force=force, hint=hint),
+    )
 
 
 def _plan(
@@ -170,6 +191,7 @@ def _report(
     plan: Extraction,
     state_dict: StateDict,
     names: str,
+    ties: str,
     findings: tuple[Finding, ...],
     *,
     written: bool,
@@ -177,7 +199,6 @@ def _report(
     chosen, model = location.selected, location.model
     from_slot = location.main_slot == "averaged" and model is not None
     source = table_address(model) if from_slot and model else chosen.address if chosen else ""
-    separately = "once" if state_dict.noted else "each"
     return ExtractReport(
         path=str(path),
         output=str(state_dict.index_file or state_dict.output),
@@ -196,7 +217,7 @@ def _report(
         findings=findings,
         file=str(chosen.file) if chosen and chosen.file else None,
         kind=_kind(location),
-        ties="shared" if state_dict.kind == "torch-zip" else separately,
+        ties="shared" if state_dict.kind == "torch-zip" else ties,
         casts=_casts(state_dict),
         shards=_shards(state_dict),
     )

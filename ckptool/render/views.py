@@ -308,8 +308,11 @@ _NAMES = {
 
 
 def _extract_lines(report: ExtractReport) -> Iterator[Fact]:
-    total = f"{words.plural(report.tensors, 'tensor')}, {words.size(report.bytes)}"
-    yield "tensors", _text(f"{total}, {_NAMES[report.names]}")
+    tensors = words.plural(report.tensors, "tensor")
+    noted = len(report.tied) if report.ties == "once" else 0
+    named = f" with {report.tensors + noted:,} names" if noted else ""
+    how = "names as stored" if report.kind == "table" else _NAMES[report.names]
+    yield "tensors", _text(f"{tensors}{named}, {words.size(report.bytes)}, {how}")
     where = (words.printable(report.ema) or "(the top)", "name")
     if report.kind == "table":
         yield "taken", _text(where, " as it stands")
@@ -338,8 +341,8 @@ def _extract_lines(report: ExtractReport) -> Iterator[Fact]:
 
 _TIES = {
     "shared": "",
-    "once": "; written once, as safetensors.torch.load_model and transformers want it",
-    "each": "; written each",
+    "once": "; written once, noted for load_model (--ties each: both names)",
+    "each": "; written under each name",
 }
 
 

@@ -53,6 +53,7 @@ class PartialFile:
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
         self.position += self._put(data, self.position)
+        self._pace.after(self.fd, self.position)
 
     def patch(self, data: bytes | memoryview, offset: int) -> None:
         """Overwrite bytes that were written before."""

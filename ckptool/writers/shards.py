@@ -112,10 +112,10 @@ def refuse_other_form(output: Path, *, sharded: bool) -> None:
     Raises:
         OutputError: the other form is there.
     """
-    other = output if sharded else index_path(output)
+    other, form = (output, "one file") if sharded else (index_path(output), "shards")
     if os.path.lexists(other):
         raise OutputError(
-            f"{other.name} of an earlier run is there, and loaders could take either",
+            f"the same in {form} is there from earlier, and loaders could take either",
             path=other,
             hint="remove it first, or name another output with -o",
         )
