@@ -27,6 +27,9 @@ FILES = {
 MAX_SIZE = 1 << 20  # bytes
 
 
+Form = Callable[[Any], bool]
+
+
 class ConfigError(CkptError):
     """A configuration file says something that ckptool does not understand."""
 
@@ -40,13 +43,38 @@ def read_layouts(start: Path) -> Layouts:
     Raises:
         ConfigError: not TOML, or a row with missing or unknown fields.
     """
+    found = _nearest(start)
+    return tuple(_row(entry, found[1]) for entry in _rows(*found)) if found else ()
+
+
+def read_settings(start: Path, command: str, forms: Mapping[str, Form]) -> Mapping[str, Any]:
+    """The table of a command, ``[diff]``, in the nearest configuration at or above ``start``.
+
+    ``forms`` says for each name whether a value has the right form.
+
+    Raises:
+        ConfigError: not TOML, a name that is not in ``forms``, or a value of another form.
+    """
+    found = _nearest(start)
+    table = found[0].get(command, {}) if found else {}
+    if not isinstance(table, dict):
+        raise ConfigError(f"{command} is a table: [{command}]", path=found and found[1])
+    for name, value in table.items():
+        if name not in forms or not forms[name](value):
+            wrong = "another form than it should" if name in forms else "no meaning there"
+            raise ConfigError(f"{name} in [{command}] has {wrong}", path=found and found[1])
+    return table
+
+
+def _nearest(start: Path) -> tuple[Mapping[str, Any], Path] | None:
+    """The table of ckptool nearest to ``start``, and the file that holds it."""
     for folder in (start, *start.parents):
         for name, keys in FILES.items():
             path = folder / name
             table = _table(path, keys) if path.is_file() else None
             if table is not None:
-                return tuple(_row(entry, path) for entry in _rows(table, path))
-    return ()
+                return table, path
+    return None
 
 
 def _table(path: Path, keys: tuple[str, ...]) -> Mapping[str, Any] | None:

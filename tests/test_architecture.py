@@ -45,6 +45,13 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("soundness",),
         ("ema", "numerics", "formats", "tree", "reports", "errors"),
     ),
+    "comparison": (
+        ("comparison", "comparison.*"),
+        (
+            "soundness", "plans", "views", "ema", "numerics", "formats", "tree", "reports",
+            "dtypes", "errors",
+        ),
+    ),
     "writers": (
         ("writers", "writers.*"),
         ("numerics", "formats", "tree", "dtypes", "errors"),
@@ -52,8 +59,8 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "commands": (
         ("commands", "commands.*"),
         (
-            "writers", "plans", "soundness", "views", "ema", "inventory", "numerics", "formats",
-            "tree", "reports", "errors",
+            "writers", "comparison", "plans", "soundness", "views", "ema", "inventory", "numerics",
+            "formats", "tree", "reports", "errors",
         ),
     ),
     "render": (("render", "render.*"), ("reports",)),
@@ -61,7 +68,10 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("library", "torch_bridge"),
         ("plans", "soundness", "ema", "numerics", "formats", "tree", "errors"),
     ),
-    "cli": (("cli", "cli.*"), ("render", "commands", "ema", "reports", "errors", "root")),
+    "cli": (
+        ("cli", "cli.*"),
+        ("render", "commands", "comparison", "ema", "reports", "errors", "root"),
+    ),
     "root": (("", "__main__"), ("cli", "library", "formats", "errors")),
 }  # fmt: skip
 
@@ -140,9 +150,9 @@ def test_every_arrow_is_used():
 
 HOMES = {
     "rich": {"render.terminal"},
-    "numpy": {"numerics"},
-    "ml_dtypes": {"numerics"},
-    "torch": {"torch_bridge", "library"},
+    "numpy": {"numerics", "comparison.arrays"},  # kernels are given it as a namespace, or torch
+    "ml_dtypes": {"numerics", "comparison.arrays"},
+    "torch": {"torch_bridge", "library", "comparison.arrays"},
     "safetensors": {"writers.safetensors_file"},
     "click": set(),
     "ctypes": set(),

@@ -48,6 +48,12 @@ def _promote_ema() -> Command:
     return command
 
 
+def _diff() -> Command:
+    from ckptool.cli.diff import command
+
+    return command
+
+
 def _layouts() -> Command:
     from ckptool.cli.layouts import command
 
@@ -59,6 +65,7 @@ COMMANDS: dict[str, Callable[[], Command]] = {
     "inspect": _inspect,
     "extract-ema": _extract_ema,
     "promote-ema": _promote_ema,
+    "diff": _diff,
     "layouts": _layouts,
 }
 
