@@ -108,6 +108,7 @@ class TensorEntry(NamedTuple):
     bytes: int
     device: str
     stats: TensorStats | None = None
+    sha256: str | None = None  # over type, shape and canonical bytes: the same in every container
 
 
 class InspectReport(NamedTuple):
@@ -123,7 +124,7 @@ class InspectReport(NamedTuple):
     pickle: Mapping[str, tuple[GlobalReport, ...]]
     metadata: Mapping[str, Any]  # what the container says of itself: safetensors' __metadata__
     findings: tuple[Finding, ...]
-    entries: tuple[TensorEntry, ...] | None = None  # with --tensors or --stats
+    entries: tuple[TensorEntry, ...] | None = None  # with --tensors, --stats or --digests
 
 
 class RunEntry(NamedTuple):
@@ -303,6 +304,19 @@ class DiffReport(NamedTuple):
     layers: tuple[GroupDistance, ...]
     tolerances: tuple[Mapping[str, Any], ...]
     strict: bool = False
+
+
+class TextLine(NamedTuple):
+    """One tensor or value of ``ckptool textconv``."""
+
+    address: str
+    value: str  # dtype, shape and digest; or the value
+
+
+class TextReport(NamedTuple):
+    """A checkpoint as lines of text, for ``git diff``."""
+
+    lines: tuple[TextLine, ...]
 
 
 class LayoutsReport(NamedTuple):

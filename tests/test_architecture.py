@@ -68,6 +68,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("library", "torch_bridge"),
         ("plans", "soundness", "ema", "numerics", "formats", "tree", "errors"),
     ),
+    "testing": (("testing",), ("render", "commands", "comparison")),
     "cli": (
         ("cli", "cli.*"),
         ("render", "commands", "comparison", "ema", "reports", "errors", "root"),

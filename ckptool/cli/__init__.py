@@ -54,6 +54,12 @@ def _diff() -> Command:
     return command
 
 
+def _textconv() -> Command:
+    from ckptool.cli.textconv import command
+
+    return command
+
+
 def _layouts() -> Command:
     from ckptool.cli.layouts import command
 
@@ -66,6 +72,7 @@ COMMANDS: dict[str, Callable[[], Command]] = {
     "extract-ema": _extract_ema,
     "promote-ema": _promote_ema,
     "diff": _diff,
+    "textconv": _textconv,
     "layouts": _layouts,
 }
 

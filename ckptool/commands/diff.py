@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from ckptool.comparison.differences import (
     count_kinds,
     is_tensor_pair,
     relative_l2,
+    section_of,
 )
 from ckptool.comparison.digests import digest_of
 from ckptool.comparison.engine import Engine, Ranks
@@ -91,11 +93,12 @@ def _compared(
     pairs = pair_up(left, right, _digest_once())
     tensors = [pair for pair in pairs if is_tensor_pair(left, right, pair)]
     rest = [pair for pair in pairs if not is_tensor_pair(left, right, pair)]
-    judge = TensorJudge(left, right, options.tolerances, strict=options.strict)
+    roles = other.roles | one.roles
+    judge = TensorJudge(left, right, options.tolerances, roles, strict=options.strict)
     engine = Engine(options.device, options.threads or _processors(), progress, ranks)
     judged = judge.judge(tensors, engine.compare)
-    values = compare_values(left, right, rest, options.tolerances)
-    return _report(one, other, options, _Evidence(pairs, judged, values, judge.unread))
+    values = compare_values(left, right, rest, options.tolerances, roles)
+    return _report(one, other, options, _Evidence(pairs, judged, values, judge.unread, roles))
 
 
 def _digest_once() -> Callable[[Leaf], str]:
@@ -124,6 +127,7 @@ class _Evidence(NamedTuple):
     judged: Sequence[Judged]
     values: Sequence[ValueDifference]
     unread: Sequence[str]
+    roles: Mapping[str, str]
 
     @property
     def rows(self) -> tuple[TensorDifference, ...]:
@@ -131,19 +135,20 @@ class _Evidence(NamedTuple):
 
 
 def _report(one: Side, other: Side, options: DiffOptions, found: _Evidence) -> DiffReport:
-    roles = other.roles | one.roles
     rows: list[Row] = [*found.rows, *found.values]
     counted = {row.address: row for row in rows if row.kind != "within"}
     return DiffReport(
         equal=not counted,
-        summary=_summary(one, other, found, roles, counted),
+        summary=_summary(one, other, found, counted),
         tensors=found.rows,
         values=tuple(found.values),
         a=one.text,
         b=other.text,
         formats=(one.format_name, other.format_name),
-        sections=_groups(found, roles, _section),
-        layers=_groups(found, {}, layer_of),
+        sections=_sections(found),
+        layers=tuple(
+            _group(name, "", members, 0) for name, members in _members(found, layer_of).items()
+        ),
         tolerances=tuple(row._asdict() for row in dict.fromkeys(options.tolerances.rows)),
         strict=options.strict,
     )
@@ -153,7 +158,6 @@ def _summary(
     one: Side,
     other: Side,
     found: _Evidence,
-    roles: Mapping[str, str],
     counted: Mapping[str, Row],
 ) -> DiffSummary:
     first = next((counted[p.address] for p in found.pairs if p.address in counted), None)
@@ -162,7 +166,7 @@ def _summary(
     values = len(found.pairs) - len(found.judged)
     partials = [each.partial for each in found.judged if each.partial is not None]
     return DiffSummary(
-        first=_divergence(first, roles) if first else None,
+        first=_divergence(first, found.roles) if first else None,
         tensors={"compared": paired, "equal": _equal(len(found.judged), kinds), **kinds},
         values={"compared": values, "equal": _equal(values, value_kinds), **value_kinds},
         elements=sum(each.elements for each in found.judged),
@@ -193,11 +197,6 @@ def _not_compared(one: Side, other: Side, found: _Evidence) -> Iterable[str]:
 # ------------------------------------------------------------------------------------------- groups
 
 
-def _section(address: str) -> str:
-    head, mark, _ = address.partition("/")
-    return head if mark else ""
-
-
 def layer_of(address: str) -> str:
     """The part of a model that a tensor belongs to: up to its first number, else its module.
 
@@ -214,20 +213,19 @@ def layer_of(address: str) -> str:
     return section + mark + ".".join(kept) if kept else section
 
 
-def _groups(
-    found: _Evidence, roles: Mapping[str, str], group: Callable[[str], str]
-) -> tuple[GroupDistance, ...]:
+def _members(found: _Evidence, group: Callable[[str], str]) -> dict[str, list[Judged]]:
     members: dict[str, list[Judged]] = {}
     for each in found.judged:
         members.setdefault(group(each.pair.address), []).append(each)
-    values: dict[str, int] = {}
-    for row in found.values:
-        if row.kind != "within" and (group is _section):
-            values[row.section] = values.get(row.section, 0) + 1
-    names = dict.fromkeys([*members, *values])
+    return members
+
+
+def _sections(found: _Evidence) -> tuple[GroupDistance, ...]:
+    members = _members(found, lambda at: section_of(at, found.roles, of_tensor=True))
+    values = Counter(row.section for row in found.values if row.kind != "within")
     return tuple(
-        _group(name, roles.get(name, ""), members.get(name, []), values.get(name, 0))
-        for name in names
+        _group(name, found.roles.get(name, ""), members.get(name, []), values[name])
+        for name in dict.fromkeys([*members, *values])
     )
 
 

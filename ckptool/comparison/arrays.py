@@ -6,6 +6,7 @@ measured: equal files need neither.
 
 from __future__ import annotations
 
+import threading
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, Protocol
@@ -34,14 +35,20 @@ class Arrays(Protocol):
     def view(self, data: bytes, dtype: DType) -> Array:
         """The bytes as a flat array of ``dtype``."""
 
-    def convert(self, array: Array, name: str) -> Array:
-        """A new array of another type: float64, complex128, int64."""
+    def convert(self, array: Array, name: str, slot: int) -> Array:
+        """Another type, float64, complex128 or int64, in a slot of this thread's room."""
 
     def bits(self, data: bytes, itemsize: int) -> Array:
         """The bytes as signed integers, as int64."""
 
-    def room(self, count: int) -> Array:
-        """An array of float64 to be overwritten."""
+    def pairs(self, a: bytes, b: bytes) -> Array:
+        """``256 * a + b`` of each byte, as int64; valid until the next call in this thread."""
+
+    def count_pairs(self, a: bytes, b: bytes) -> Array:
+        """How often each of the 65,536 pairs occurs."""
+
+    def room(self, count: int, slot: int) -> Array:
+        """An array of float64 to be overwritten; the same memory each time in a thread."""
 
     def quietly(self) -> AbstractContextManager[Any]:
         """Arithmetic in which infinities are no cause for warnings."""
@@ -56,6 +63,7 @@ class NumpyArrays:
         import numpy as np
 
         self.xp: Any = np
+        self._own = threading.local()
 
     def view(self, data: bytes, dtype: DType) -> Array:
         """The bytes, not copied."""
@@ -63,23 +71,50 @@ class NumpyArrays:
             return self.xp.frombuffer(data, "<f2").astype("f4").view("c8")
         return self.xp.frombuffer(data, _numpy_type(CODES.get(dtype.name) or dtype.numpy))
 
-    def convert(self, array: Array, name: str) -> Array:
+    def convert(self, array: Array, name: str, slot: int) -> Array:
         """Copied even when the type stays: kernels overwrite."""
-        if array.dtype.name == "uint64" and name == "int64":
-            return (array ^ self.xp.uint64(1 << 63)).view("i8")
-        return array.astype(name)
+        if name == "complex128":
+            return array.astype(name)
+        room = self.room(len(array), slot).view(name)
+        self.xp.copyto(room, array, casting="unsafe")
+        if name == "int64" and array.dtype == self.xp.uint64:
+            room ^= -(1 << 63)
+        return room
 
     def bits(self, data: bytes, itemsize: int) -> Array:
         """By a view."""
         return self.xp.frombuffer(data, f"<i{itemsize}").astype("i8")
 
-    def room(self, count: int) -> Array:
-        """Not initialised."""
-        return self.xp.empty(count)
+    def pairs(self, a: bytes, b: bytes) -> Array:
+        """In place, step by step."""
+        xp = self.xp
+        room = self.room(len(a), 0).view("i8")
+        xp.copyto(room, xp.frombuffer(a, "u1"))
+        xp.left_shift(room, 8, out=room)
+        return xp.bitwise_or(room, xp.frombuffer(b, "u1"), out=room)
+
+    def count_pairs(self, a: bytes, b: bytes) -> Array:
+        """Two at a time, in registers: elements at even places first, whose order is no matter."""
+        xp, half = self.xp, len(a) // 2
+        room = self.room(len(a), 0).view("i8")
+        one, other = (xp.frombuffer(data, "<u2", half) for data in (a, b))
+        xp.copyto(room[:half], one << 8 | other & 0xFF)
+        xp.copyto(room[half : 2 * half], one & 0xFF00 | other >> 8)
+        if len(a) % 2:
+            room[-1] = a[-1] << 8 | b[-1]
+        return xp.bincount(room, minlength=1 << 16)
+
+    def room(self, count: int, slot: int) -> Array:
+        """Fresh memory would have to be given by the system, page by page."""
+        rooms = self._own.__dict__.setdefault("rooms", {})
+        if slot not in rooms or len(rooms[slot]) < count:
+            rooms[slot] = self.xp.empty(max(count, self.block))
+        return rooms[slot][:count]
 
     def quietly(self) -> AbstractContextManager[Any]:
         """Of this thread."""
-        return self.xp.errstate(all="ignore")
+        silence: AbstractContextManager[Any] = self.xp.errstate(all="ignore")
+        return silence
 
 
 @cache
@@ -119,8 +154,8 @@ class TorchArrays:
             host = host.pin_memory()
         return host.to(self.device, non_blocking=True)
 
-    def convert(self, array: Array, name: str) -> Array:
-        """Copied even when the type stays: kernels overwrite."""
+    def convert(self, array: Array, name: str, slot: int) -> Array:  # noqa: ARG002
+        """Copied even when the type stays; torch keeps freed memory by itself."""
         if array.dtype is self.xp.uint64 and name == "int64":
             return array.view(self.xp.int64) ^ -(1 << 63)
         return array.to(getattr(self.xp, name), copy=True)
@@ -130,7 +165,16 @@ class TorchArrays:
         kind = getattr(self.xp, f"int{8 * itemsize}")
         return self._moved(data).view(kind).to(self.xp.int64)
 
-    def room(self, count: int) -> Array:
+    def pairs(self, a: bytes, b: bytes) -> Array:
+        """Of the codes as int64."""
+        one, other = (self._moved(data).to(self.xp.int64) for data in (a, b))
+        return one * 256 + other
+
+    def count_pairs(self, a: bytes, b: bytes) -> Array:
+        """In whatever order the device likes."""
+        return self.xp.bincount(self.pairs(a, b), minlength=1 << 16)
+
+    def room(self, count: int, slot: int) -> Array:  # noqa: ARG002
         """Not initialised."""
         return self.xp.empty(count, dtype=self.xp.float64, device=self.device)
 

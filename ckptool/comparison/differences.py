@@ -51,8 +51,16 @@ class Judged(NamedTuple):
 class TensorJudge:
     """Judges pairs of tensors; the values of all of them are compared in one go."""
 
-    def __init__(self, a: Leaves, b: Leaves, tolerances: Tolerances, *, strict: bool) -> None:
-        self._a, self._b, self._tolerances = a, b, tolerances
+    def __init__(
+        self,
+        a: Leaves,
+        b: Leaves,
+        tolerances: Tolerances,
+        roles: Mapping[str, str],
+        *,
+        strict: bool,
+    ) -> None:
+        self._a, self._b, self._tolerances, self._roles = a, b, tolerances, roles
         self._partners = (_partners(a), _partners(b)) if strict else None
         self.unread: list[str] = []  # tensors without stored values on both sides
 
@@ -144,7 +152,7 @@ class TensorJudge:
         return TensorDifference(
             address=pair.address,
             kind=kind,
-            section=section_of(pair.address, is_leaf=True),
+            section=section_of(pair.address, self._roles, of_tensor=True),
             dtype=(forms[0][0], forms[1][0]),
             shape=(forms[0][1], forms[1][1]),
             other=pair.b if pair.a is not None and pair.a != pair.b else None,
@@ -248,7 +256,11 @@ def _index(at: int, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def compare_values(
-    a: Leaves, b: Leaves, pairs: Sequence[Pair], tolerances: Tolerances
+    a: Leaves,
+    b: Leaves,
+    pairs: Sequence[Pair],
+    tolerances: Tolerances,
+    roles: Mapping[str, str],
 ) -> list[ValueDifference]:
     """The plain values that differ, and those where one side has a tensor instead."""
     rows = []
@@ -257,7 +269,7 @@ def compare_values(
         other = ABSENT if pair.b is None else b[pair.b]
         kind, note = _value_kind(one, other, tolerances.at(pair.address))
         if kind is not None:
-            section = section_of(pair.address, is_leaf=False)
+            section = section_of(pair.address, roles, of_tensor=False)
             rows.append(
                 ValueDifference(pair.address, kind, section, _shown(one), _shown(other), note)
             )
@@ -306,10 +318,14 @@ def _shown(leaf: Leaf) -> Any:
     return f"{leaf[:SHOWN]}…" if isinstance(leaf, str) and len(leaf) > SHOWN else leaf
 
 
-def section_of(address: str, *, is_leaf: bool) -> str:
-    """The part of the checkpoint that an address belongs to; '' for tensors at the top."""
+def section_of(address: str, roles: Mapping[str, str], *, of_tensor: bool) -> str:
+    """The part of the checkpoint that an address belongs to; '' for weights at the top.
+
+    ``roles`` are those of the sections of a whole checkpoint, and empty for a part of one.
+    """
     head, mark, _ = address.partition("/")
-    return head if mark or not is_leaf else ""
+    stands_alone = head in roles if of_tensor else bool(roles)
+    return head if mark or stands_alone else ""
 
 
 def is_tensor_pair(a: Leaves, b: Leaves, pair: Pair) -> bool:

@@ -7,10 +7,11 @@ Before the bytes goes one line: ``float32 4,3``, with what a quantized tensor's 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 
-from ckptool.comparison.leaves import Digest, Held, Leaf
+from ckptool.comparison.leaves import Digest, Leaf
 from ckptool.comparison.values import packing
 from ckptool.formats.base import TensorReader
 from ckptool.numerics import value_bytes
@@ -38,9 +39,9 @@ def digest_of(leaf: Leaf) -> str:
     return leaf.sha256 if isinstance(leaf, Digest) else tensor_digest(leaf.reader, leaf.ref)
 
 
-def tensor_digests(refs: Iterable[Held], threads: int) -> Iterator[str]:
-    """The digests of several tensors in their order; SHA-256 is what takes the time."""
+def tensor_digests(reader: TensorReader, refs: Sequence[TensorRef]) -> Iterator[str]:
+    """The digests of several tensors in their order, by all processors: SHA-256 takes the time."""
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - it brings logging along
 
-    with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(digest_of, refs)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield from pool.map(lambda ref: tensor_digest(reader, ref), refs)

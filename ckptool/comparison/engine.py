@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from ckptool.comparison.arrays import CODES, Arrays, arrays_on
+from ckptool.comparison.arrays import CODES, Array, Arrays, arrays_on
 from ckptool.comparison.kernels import (
     Partial,
     complexes,
@@ -28,12 +28,15 @@ from ckptool.comparison.kernels import (
 from ckptool.comparison.tolerances import Tolerance
 from ckptool.comparison.values import Values
 from ckptool.dtypes import DType
+from ckptool.errors import DamagedError
 
 TASK = 1 << 23  # bytes of one side in a task, about
 RUN = 1 << 16  # elements in a run
 MAX_RUNS = 256  # runs in a task: small tensors cost calls, not bytes
 UNSIGNED = "float8_e8m0fnu"  # has no sign bit
-BYTE_RUN = 1 << 22  # elements in a run of a type of one byte
+BYTE_RUN = 1 << 24  # elements in a run of a type of one byte, whose 65,536 pairs are counted
+PIECE = 1 << 17  # elements of it that are counted at a time
+CODE = bytes(range(256))
 
 
 class Job(NamedTuple):
@@ -143,47 +146,41 @@ class Engine:
     # ------------------------------------------------------------------------------------- one run
 
     def _measured(self, job: Job, run: Run) -> Partial | None:
+        self._progress(_width(job) * (run.stop - run.start))
+        if _is_bytewise(job):
+            return None if _equal(job, run) else self._counted(job, run)
         a, b = _bytes(job.a, run), _bytes(job.b, run)
-        self._progress(len(a) + len(b))
-        if a == b and job.a.dtype is job.b.dtype:
-            return None
-        with self.arrays.quietly():
-            return self._kernel(job, a, b)
+        return None if a == b and job.a.dtype is job.b.dtype else self._kernel(job, a, b)
 
     def _norms(self, job: Job, run: Run) -> Partial | None:
+        one_sided = job._replace(b=job.a)
+        if _is_bytewise(job):
+            return self._counted(one_sided, run)
         data = _bytes(job.a, run)
-        with self.arrays.quietly():
-            return self._kernel(job, data, data)
+        return self._kernel(one_sided, data, data)
 
     def _kernel(self, job: Job, a: bytes, b: bytes) -> Partial:
-        """All of a run: in blocks that fit the cache, for types of one byte at once."""
-        one, other = job.a.dtype, job.b.dtype
-        if one is other and one.itemsize == 1 and one.name not in CODES:
-            return self._bytewise(a, b, one, job.rule)
-        step = self.arrays.block
-        count = len(a) // one.itemsize
-        whole: Partial | None = None
-        for start in range(0, count, step):
-            stop = min(start + step, count)
-            part = self._block(
-                a[start * one.itemsize : stop * one.itemsize],
-                b[start * other.itemsize : stop * other.itemsize],
-                job,
-            )
-            whole = merged(whole, part, start) if whole else part
-        return whole or Partial(0)
+        """All of a run, in blocks that fit the cache."""
+        size, other_size, step = job.a.dtype.itemsize, job.b.dtype.itemsize, self.arrays.block
+        whole = Partial(0)
+        with self.arrays.quietly():
+            for start in range(0, len(a) // size, step):
+                one = a[start * size : (start + step) * size]
+                other = b[start * other_size : (start + step) * other_size]
+                whole = merged(whole, self._block(one, other, job), start)
+        return whole
 
     def _block(self, a: bytes, b: bytes, job: Job) -> Partial:
         arrays, xp = self.arrays, self.arrays.xp
         one, other = arrays.view(a, job.a.dtype), arrays.view(b, job.b.dtype)
         form = _form(job.a.dtype, job.b.dtype)
-        x, y = arrays.convert(one, form), arrays.convert(other, form)
+        x, y = arrays.convert(one, form, 0), arrays.convert(other, form, 1)
         if form == "int64":
             return integers(xp, x, y, flipped=job.a.dtype.name == "uint64")
         if form == "complex128":
             return complexes(xp, x, y, job.rule)
         near = self._nearness(a, b, job) if job.rule.ulp else None
-        return floats(xp, x, y, job.rule, near, arrays.room(len(x)))
+        return floats(xp, x, y, job.rule, near, arrays.room(len(x), 2))
 
     def _nearness(self, a: bytes, b: bytes, job: Job) -> Callable[[], object] | None:
         size = job.a.dtype.itemsize
@@ -194,32 +191,62 @@ class Engine:
             self.arrays.xp, bits(a, size), bits(b, size), job.rule.ulp, 8 * size
         )
 
-    def _bytewise(self, a: bytes, b: bytes, dtype: DType, rule: Tolerance) -> Partial:
-        arrays, xp = self.arrays, self.arrays.xp
-        codes = bytes(range(256))
-        values = arrays.convert(arrays.view(codes, dtype), "float64")
-        pairs = (arrays.bits(a, 1) & 255) * 256 + (arrays.bits(b, 1) & 255)
-        if not dtype.is_floating:
-            found = counted_pairs(xp, pairs, values, Tolerance(), None)
-            return found._replace(max_abs=int(found.max_abs))
-        near = _code_nearness(arrays, codes, dtype, rule) if rule.ulp else None
-        return counted_pairs(xp, pairs, values, rule, near)
+    def _counted(self, job: Job, run: Run) -> Partial:
+        """A run of a type of one byte."""
+        arrays, dtype = self.arrays, job.a.dtype
+        rule = job.rule if dtype.is_floating else Tolerance()
+        with arrays.quietly():
+            values = arrays.convert(arrays.view(CODE, dtype), "float64", 1)
+            near = _code_nearness(arrays, dtype, rule) if rule.ulp else None
+            counts = sum(arrays.count_pairs(a, b) for a, b in _pieces(job, run))
+            found, worst = counted_pairs(arrays.xp, counts, values, rule, near)
+        if found.at >= 0:
+            found = found._replace(at=self._first(job, run, worst))
+        return found if dtype.is_floating else found._replace(max_abs=int(found.max_abs))
+
+    def _first(self, job: Job, run: Run, wanted: Array) -> int:
+        """The first element of the run whose pair is one of those wanted; there is one."""
+        start = 0
+        for a, b in _pieces(job, run):
+            hits = wanted[self.arrays.pairs(a, b)]
+            if hits.any():
+                return start + int(self.arrays.convert(hits, "int64", 1).argmax())
+            start += len(a)
+        raise DamagedError("the file was written to while it was read")
 
 
-def _code_nearness(
-    arrays: Arrays, codes: bytes, dtype: DType, rule: Tolerance
-) -> Callable[[], object]:
+def _code_nearness(arrays: Arrays, dtype: DType, rule: Tolerance) -> Callable[[], object]:
     """Of every pair of codes."""
-    rows = b"".join(codes[i : i + 1] * 256 for i in range(256))
+    rows = b"".join(CODE[i : i + 1] * 256 for i in range(256))
     bits = 9 if dtype.name == UNSIGNED else 8
 
     def near() -> object:
-        left, right = arrays.bits(rows, 1), arrays.bits(codes * 256, 1)
+        left, right = arrays.bits(rows, 1), arrays.bits(CODE * 256, 1)
         if dtype.name == UNSIGNED:
             left, right = left & 255, right & 255
         return within_ulp(arrays.xp, left, right, rule.ulp, bits)
 
     return near
+
+
+def _is_bytewise(job: Job) -> bool:
+    """Whether the elements can be compared by counting the pairs of their codes."""
+    dtype = job.a.dtype
+    return dtype is job.b.dtype and dtype.itemsize == 1 and dtype.name not in CODES
+
+
+def _equal(job: Job, run: Run) -> bool:
+    return all(a == b for a, b in _pieces(job, run))
+
+
+def _pieces(job: Job, run: Run) -> Iterator[tuple[bytes, bytes]]:
+    """The bytes of a long run of both sides, a piece at a time."""
+    if job.a.spans is None or job.b.spans is None:
+        yield _bytes(job.a, run), _bytes(job.b, run)
+        return
+    for start in range(run.start, run.stop, PIECE):
+        piece = Run(run.job, start, min(start + PIECE, run.stop))
+        yield _bytes(job.a, piece), _bytes(job.b, piece)
 
 
 def _form(a: DType, b: DType) -> str:
@@ -242,14 +269,18 @@ def _kind(dtype: DType) -> str:
 
 def _runs(at: int, job: Job, step: int) -> Iterator[Run]:
     """A job cut into runs; one run where the bytes have to be made."""
-    width = max(job.a.dtype.itemsize, job.b.dtype.itemsize)
     count = job.a.nbytes // job.a.dtype.itemsize
     if job.a.spans is None or job.b.spans is None:
         yield Run(at, 0, count)
         return
-    step = max(BYTE_RUN, step) if width == 1 else step
+    step = max(BYTE_RUN, step) if _is_bytewise(job) else step
     for start in range(0, count, step):
         yield Run(at, start, min(start + step, count))
+
+
+def _width(job: Job) -> int:
+    """Bytes of an element on both sides."""
+    return job.a.dtype.itemsize + job.b.dtype.itemsize
 
 
 def _bytes(values: Values, run: Run) -> bytes:

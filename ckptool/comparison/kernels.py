@@ -31,7 +31,6 @@ TINY = 5e-324  # makes 0/0 a 0 and changes no other quotient
 TOP = -(1 << 63)
 WORD = 1 << 64
 ROW = 1 << 13  # elements of an inner product; OpenBLAS starts threads above 10,000
-SEARCHED = 1 << 16  # elements in which the worst pair is looked for at a time
 FURTHEST = 2.0  # |a - b| / max(|a|, |b|) is never more
 
 
@@ -124,31 +123,20 @@ def complexes(xp: Namespace, a: Array, b: Array, rule: Tolerance) -> Partial:
 
 
 def counted_pairs(
-    xp: Namespace, pairs: Array, values: Array, rule: Tolerance, near: Near
-) -> Partial:
-    """Elements of one byte, as ``256 * first code + second code``.
+    xp: Namespace, counts: Array, values: Array, rule: Tolerance, near: Near
+) -> tuple[Partial, Array]:
+    """Elements of one byte, from how often each pair ``256 * first + second`` of codes occurs.
 
-    ``values`` is what the 256 codes mean, in float64.
+    ``values`` is what the 256 codes mean, in float64. Returns also the mask of the worst pairs,
+    since where they stand is not among the counts.
     """
-    counts = xp.bincount(pairs, minlength=1 << 16)
     a, b = values[:, None] + xp.zeros_like(values), values + xp.zeros_like(values)[:, None]
     a, b = a.reshape(-1), b.reshape(-1)
     same = _same(xp, a, b)
     found = careful(xp, a, b, rule, near, same, counts)
-    if found.at < 0:
-        return found
     finite = xp.isfinite(a) & xp.isfinite(b)
     worst = finite & (xp.abs(a - b) == found.max_abs)
-    return found._replace(at=_first(xp, pairs, ~finite & ~same if found.nonfinite else worst))
-
-
-def _first(xp: Namespace, pairs: Array, wanted: Array) -> int:
-    """The first element whose pair is one of those wanted; there is one."""
-    for start in range(0, len(pairs), SEARCHED):
-        hits = wanted[pairs[start : start + SEARCHED]]
-        if hits.any():
-            return start + int(xp.argmax(xp.asarray(hits, dtype=xp.int8)))
-    raise AssertionError("what was counted is there")
+    return found, ~finite & ~same if found.nonfinite else worst
 
 
 def careful(

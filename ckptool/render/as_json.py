@@ -56,4 +56,4 @@ def _spelled(value: Any) -> str:
 
 def _absent(name: str, part: Any) -> bool:
     """Parts that were not asked for."""
-    return part is None and name in {"entries", "stats", "error", "remedy"}
+    return part is None and name in {"entries", "stats", "sha256", "error", "remedy"}

@@ -26,6 +26,7 @@ from ckptool.reports import (
     RunEntry,
     RunReport,
     TensorEntry,
+    TextReport,
 )
 
 _SEVERITY_STYLE = {"error": "error", "warning": "warning", "info": "info"}
@@ -224,7 +225,7 @@ def _tensor_tree(entries: tuple[TensorEntry, ...]) -> Grid:
 def _stats(entry: TensorEntry) -> str:
     stats = entry.stats
     if stats is None:
-        return ""
+        return entry.sha256 or ""
     if stats.min is None:
         return f"nothing finite, {stats.nonfinite} not" if stats.nonfinite else "empty"
     numbers = (
@@ -353,6 +354,15 @@ def show_layouts(report: LayoutsReport) -> Page:
     yield grid
 
 
+# ----------------------------------------------------------------------------------------- textconv
+
+
+def show_lines(report: TextReport) -> Page:
+    """One line each; nothing is aligned, so that a change of one line stays one."""
+    for line in report.lines:
+        yield _text(f"{words.printable(line.address, 1000)}: {line.value}", wraps=False)
+
+
 # ------------------------------------------------------------------------------------------- errors
 
 
@@ -372,5 +382,6 @@ VIEWS: dict[type, Callable[[Any], Page]] = {
     RunReport: show_run,
     ExtractReport: show_extract,
     PromoteReport: show_promote,
+    TextReport: show_lines,
     ErrorReport: show_error,
 }
