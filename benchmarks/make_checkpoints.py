@@ -110,7 +110,7 @@ def save_named_training(path: Path) -> None:
 
 
 def save_pair(dtype: torch.dtype) -> Callable[[Path], None]:
-    """A maker of two models of 0.73 GB in a type, in which every tensor differs: PATH and PATH.b."""
+    """A maker of two models of 0.73 GB in which every tensor differs: PATH and PATH with .b."""
 
     def save(path: Path) -> None:
         width = torch.empty(0, dtype=dtype).element_size()

@@ -153,7 +153,7 @@ HOMES = {
     "rich": {"render.terminal"},
     "numpy": {"numerics", "comparison.arrays"},  # kernels are given it as a namespace, or torch
     "ml_dtypes": {"numerics", "comparison.arrays"},
-    "torch": {"torch_bridge", "library", "comparison.arrays"},
+    "torch": {"torch_bridge", "library", "comparison.arrays", "comparison.ranks"},
     "safetensors": {"writers.safetensors_file"},
     "click": set(),
     "ctypes": set(),

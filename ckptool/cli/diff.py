@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +13,7 @@ import typer
 from ckptool.cli.options import ColorOption, JsonOption
 from ckptool.cli.output import house_layouts, progressing, used_color
 from ckptool.commands.diff import DiffOptions, diff
+from ckptool.comparison.engine import Ranks
 from ckptool.comparison.settings import FORMS, merge_selection, merge_tolerances
 from ckptool.config import read_settings
 from ckptool.errors import UsageError
@@ -62,15 +65,18 @@ def command(
     """Compare two checkpoints: exit code 0 when they are equal, 1 when they differ."""
     if stat and name_only:
         raise UsageError("--stat and --name-only do not go together")
+    rank, count, local = (int(os.environ.get(name, default)) for name, default in TORCHRUN)
     settings = read_settings(Path.cwd(), "diff", FORMS)
     options = DiffOptions(
         merge_selection(settings, match=match or (), ignore=ignore or (), renames=renames or ()),
         merge_tolerances(settings, atol=atol, rtol=rtol, ulp=ulp, special=tolerance or ()),
         strict or bool(settings.get("strict")),
-        device,
+        f"cuda:{local}" if device == "cuda" and count > 1 else device,
     )
-    with progressing("comparing") as progress:
-        report = diff(a, b, options, progress=progress, layouts=house_layouts())
+    with _ranks(rank, count) as ranks, progressing("comparing") as progress:
+        report = diff(a, b, options, progress=progress, layouts=house_layouts(), ranks=ranks)
+    if rank:
+        return  # the first process speaks for all
     wanted = "json" if json else format_
     if wanted in DOCUMENTS:
         sys.stdout.write(DOCUMENTS[wanted](report) + "\n")
@@ -81,3 +87,15 @@ def command(
         show_page(page, sys.stdout, used_color(color))
     if not report.equal:
         raise typer.Exit(1)
+
+
+# What torchrun tells each process, or what holds without it.
+TORCHRUN = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+def _ranks(rank: int, count: int) -> AbstractContextManager[Ranks]:
+    if count == 1:
+        return nullcontext(Ranks())
+    from ckptool.comparison.ranks import joined_ranks
+
+    return joined_ranks(rank, count)

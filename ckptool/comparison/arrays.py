@@ -26,6 +26,9 @@ CODES = {
 }  # fmt: skip
 
 
+STAGED = 4  # buffers of a thread: both sides, and both again as bits
+
+
 class Arrays(Protocol):
     """What a backend gives the engine."""
 
@@ -141,6 +144,7 @@ class TorchArrays:
                 hint="pip install 'ckptool[torch]'; without --device the processor compares",
             ) from error
         self.xp, self.device = torch, _device(torch, device)
+        self._own = threading.local()
         self.block = 1 << 22 if self.device.type == "cuda" else 1 << 16
 
     def view(self, data: bytes, dtype: DType) -> Array:
@@ -149,10 +153,20 @@ class TorchArrays:
         return self._moved(data).view(kind)
 
     def _moved(self, data: bytes) -> Array:
-        host = self.xp.frombuffer(bytearray(data), dtype=self.xp.uint8)
-        if self.device.type == "cuda":
-            host = host.pin_memory()
-        return host.to(self.device, non_blocking=True)
+        """By way of memory that the device can fetch from by itself, kept by each thread.
+
+        A kernel waits for its numbers, so when the next one begins the memory is free again.
+        """
+        if not hasattr(self._own, "staging"):
+            self._own.staging, self._own.turn = {}, 0
+        self._own.turn = (self._own.turn + 1) % STAGED
+        staging = self._own.staging.get(self._own.turn)
+        if staging is None or len(staging) < len(data):
+            pinned = self.device.type == "cuda"
+            staging = self.xp.empty(len(data), dtype=self.xp.uint8, pin_memory=pinned)
+            self._own.staging[self._own.turn] = staging
+        memoryview(staging.numpy())[: len(data)] = data
+        return staging[: len(data)].to(self.device, non_blocking=True, copy=True)
 
     def convert(self, array: Array, name: str, slot: int) -> Array:  # noqa: ARG002
         """Copied even when the type stays; torch keeps freed memory by itself."""
