@@ -304,6 +304,7 @@ class DiffReport(NamedTuple):
     layers: tuple[GroupDistance, ...]
     tolerances: tuple[Mapping[str, Any], ...]
     strict: bool = False
+    hint: str | None = None  # what to compare instead
 
 
 class TextLine(NamedTuple):

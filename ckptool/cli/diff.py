@@ -65,7 +65,7 @@ def command(
     """Compare two checkpoints: exit code 0 when they are equal, 1 when they differ."""
     if stat and name_only:
         raise UsageError("--stat and --name-only do not go together")
-    rank, count, local = (int(os.environ.get(name, default)) for name, default in TORCHRUN)
+    rank, count, local = _place()
     settings = read_settings(Path.cwd(), "diff", FORMS)
     options = DiffOptions(
         merge_selection(settings, match=match or (), ignore=ignore or (), renames=renames or ()),
@@ -89,8 +89,12 @@ def command(
         raise typer.Exit(1)
 
 
-# What torchrun tells each process, or what holds without it.
-TORCHRUN = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+def _place() -> tuple[int, int, int]:
+    """(rank, how many there are, rank on this machine), as torchrun tells each process."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # others set the rest, and nobody waits for us
+        return 0, 1, 0
+    rank, count, local = (int(os.environ[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return rank, count, local
 
 
 def _ranks(rank: int, count: int) -> AbstractContextManager[Ranks]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from ckptool.comparison.differences import (
     Judged,
@@ -21,9 +21,10 @@ from ckptool.comparison.differences import (
     relative_l2,
     section_of,
 )
-from ckptool.comparison.digests import digest_of
+from ckptool.comparison.digests import digests_of
 from ckptool.comparison.engine import Engine, Ranks
-from ckptool.comparison.leaves import Leaf
+from ckptool.comparison.integrity import SUSPECT, refuse_damaged
+from ckptool.comparison.leaves import Leaves
 from ckptool.comparison.operands import Side
 from ckptool.comparison.pairing import Pair, Selection, pair_up, select_leaves
 from ckptool.comparison.tolerances import Tolerance, Tolerances
@@ -37,6 +38,7 @@ from ckptool.reports import (
     TensorDifference,
     ValueDifference,
 )
+from ckptool.tree import TensorRef
 
 Row = TensorDifference | ValueDifference
 
@@ -73,7 +75,7 @@ def diff(
         ranks: how the bytes are shared among processes.
 
     Raises:
-        CkptError: an operand cannot be read, or the device is not there.
+        CkptError: an operand cannot be read or is damaged, or the device is not there.
     """
     with Side(a, layouts) as one, Side(b, layouts) as other:
         report = _compared(one, other, options, progress, ranks)
@@ -90,7 +92,7 @@ def _compared(
         select_leaves(side.tensors_once() if by_digest else side.leaves, options.selection)
         for side in (one, other)
     )
-    pairs = pair_up(left, right, _digest_once())
+    pairs = pair_up(left, right, digests_of)
     tensors = [pair for pair in pairs if is_tensor_pair(left, right, pair)]
     rest = [pair for pair in pairs if not is_tensor_pair(left, right, pair)]
     roles = other.roles | one.roles
@@ -98,19 +100,22 @@ def _compared(
     engine = Engine(options.device, options.threads or _processors(), progress, ranks)
     judged = judge.judge(tensors, engine.compare)
     values = compare_values(left, right, rest, options.tolerances, roles)
-    return _report(one, other, options, _Evidence(pairs, judged, values, judge.unread, roles))
+    found = _Evidence(pairs, judged, values, judge.unread, roles)
+    for side, names, at in ((one, left, 0), (other, right, 1)):
+        if side.checkpoint is not None:
+            values_differ = any(row.kind in {"value", "type"} for row in values)
+            suspects = _suspects(found, names, at)
+            refuse_damaged(side.checkpoint, suspects, values_differ=values_differ)
+    return _report(one, other, options, found)
 
 
-def _digest_once() -> Callable[[Leaf], str]:
-    known: dict[Any, str] = {}
-
-    def digest(leaf: Leaf) -> str:
-        key = id(leaf)
-        if key not in known:
-            known[key] = digest_of(leaf)
-        return known[key]
-
-    return digest
+def _suspects(found: _Evidence, leaves: Leaves, at: int) -> Iterator[TensorRef]:
+    """The tensors of a side in which so little differs that it may be damage."""
+    for each in found.judged:
+        if each.row and each.row.kind == "value" and each.partial:
+            ref = leaves[each.pair[at] or ""].ref
+            if each.partial.differing * ref.dtype.itemsize <= SUSPECT:
+                yield ref
 
 
 def _processors() -> int:
@@ -151,7 +156,16 @@ def _report(one: Side, other: Side, options: DiffOptions, found: _Evidence) -> D
         ),
         tolerances=tuple(row._asdict() for row in dict.fromkeys(options.tolerances.rows)),
         strict=options.strict,
+        hint=_hint(one, other),
     )
+
+
+def _hint(one: Side, other: Side) -> str | None:
+    """What to compare instead, when one side is a whole checkpoint and the other its weights."""
+    whole, bare = (one, other) if "" in other.roles else (other, one)
+    if "" in whole.roles or not whole.roles or "" not in bare.roles:
+        return None
+    return f"{bare.text} holds weights alone: compare it with {whole.text}#@model or #@ema"
 
 
 def _summary(
@@ -162,16 +176,16 @@ def _summary(
 ) -> DiffSummary:
     first = next((counted[p.address] for p in found.pairs if p.address in counted), None)
     kinds, value_kinds = count_kinds(found.rows), count_kinds(found.values)
-    paired = sum(each.pair.a is not None and each.pair.b is not None for each in found.judged)
+    paired = [each for each in found.judged if None not in each.pair]
     values = len(found.pairs) - len(found.judged)
     partials = [each.partial for each in found.judged if each.partial is not None]
     return DiffSummary(
         first=_divergence(first, found.roles) if first else None,
-        tensors={"compared": paired, "equal": _equal(len(found.judged), kinds), **kinds},
+        tensors={"compared": len(paired), "equal": _equal(len(found.judged), kinds), **kinds},
         values={"compared": values, "equal": _equal(values, value_kinds), **value_kinds},
-        elements=sum(each.elements for each in found.judged),
+        elements=sum(each.elements for each in paired),
         differing=sum(partial.differing for partial in partials),
-        bytes=sum(each.nbytes for each in found.judged),
+        bytes=sum(each.nbytes for each in paired),
         max_abs=max((partial.max_abs for partial in partials), default=0.0),
         relative_l2=_norm(found.judged),
         not_compared=tuple(_not_compared(one, other, found)),
@@ -223,9 +237,12 @@ def _members(found: _Evidence, group: Callable[[str], str]) -> dict[str, list[Ju
 def _sections(found: _Evidence) -> tuple[GroupDistance, ...]:
     members = _members(found, lambda at: section_of(at, found.roles, of_tensor=True))
     values = Counter(row.section for row in found.values if row.kind != "within")
+    order = {pair.address: at for at, pair in enumerate(found.pairs)}
+    first = {row.section: order[row.address] for row in reversed(found.values)}
+    first |= {name: order[group[0].pair.address] for name, group in members.items()}
     return tuple(
         _group(name, found.roles.get(name, ""), members.get(name, []), values[name])
-        for name in dict.fromkeys([*members, *values])
+        for name in sorted(first, key=lambda name: first[name])
     )
 
 

@@ -30,7 +30,7 @@ def textconv(path: Path) -> TextReport:
 def _lines(checkpoint: Checkpoint) -> list[TextLine]:
     leaves = flatten(checkpoint.tree, checkpoint.reader)
     held = [leaf.ref for leaf in leaves.values() if isinstance(leaf, Held)]
-    digests = tensor_digests(checkpoint.reader, held)
+    digests = iter(tensor_digests(checkpoint.reader, held))
     return [
         TextLine(address, _tensor(leaf, next(digests)) if isinstance(leaf, Held) else _value(leaf))
         for address, leaf in leaves.items()

@@ -10,10 +10,11 @@ from __future__ import annotations
 import cmath
 import math
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 from ckptool.comparison.arrays import CODES
-from ckptool.comparison.digests import digest_of
+from ckptool.comparison.digests import digests_of
 from ckptool.comparison.engine import Job, Outcome
 from ckptool.comparison.kernels import Partial, Sums
 from ckptool.comparison.leaves import Digest, Held, Leaf, Leaves, Named, Raw, Series, is_tensor
@@ -62,6 +63,7 @@ class TensorJudge:
     ) -> None:
         self._a, self._b, self._tolerances, self._roles = a, b, tolerances, roles
         self._partners = (_partners(a), _partners(b)) if strict else None
+        self._digests: dict[int, str] = {}
         self.unread: list[str] = []  # tensors without stored values on both sides
 
     def judge(self, pairs: Sequence[Pair], compare: Compare) -> list[Judged]:
@@ -69,6 +71,7 @@ class TensorJudge:
         jobs: dict[object, Job] = {}
         keys = [self._job(pair, jobs) for pair in pairs]
         outcomes = dict(zip(jobs, compare(list(jobs.values())), strict=True))
+        self._digest(pairs)
         return [
             self._verdict(pair, outcomes.get(key)) for pair, key in zip(pairs, keys, strict=True)
         ]
@@ -89,6 +92,20 @@ class TensorJudge:
         key = (a.places or pair, b.places or pair, a.dtype, b.dtype, rule)
         jobs.setdefault(key, Job(a, b, rule))
         return key
+
+    def _digest(self, pairs: Sequence[Pair]) -> None:
+        """Compute what has to be held against a digest, all at once."""
+        both = [(self._leaf(self._a, pair.a), self._leaf(self._b, pair.b)) for pair in pairs]
+        read = [
+            leaf
+            for leaves in both
+            for leaf in leaves
+            if isinstance(leaf, Held) and any(isinstance(other, Digest) for other in leaves)
+        ]
+        self._digests = dict(zip(map(id, read), digests_of(read), strict=True))
+
+    def _sha256(self, leaf: Leaf) -> str:
+        return leaf.sha256 if isinstance(leaf, Digest) else self._digests[id(leaf)]
 
     @staticmethod
     def _leaf(side: Leaves, name: str | None) -> Leaf:
@@ -112,7 +129,7 @@ class TensorJudge:
         if one is ABSENT or other is ABSENT:
             return ("added" if one is ABSENT else "removed"), ""
         (dtype, shape), (other_dtype, other_shape) = _form(one), _form(other)
-        value_note = _value_note(one, other, partial)
+        value_note = self._value_note(one, other, partial)
         layout_note = self._layout(pair.address, one, other)
         kinds = (
             ("shape", shape != other_shape, ""),
@@ -123,6 +140,15 @@ class TensorJudge:
             ("within", partial is not None and partial.differing > 0, ""),
         )
         return next(((kind, note) for kind, is_so, note in kinds if is_so), (None, ""))
+
+    def _value_note(self, one: Leaf, other: Leaf, partial: Partial | None) -> str | None:
+        """What there is to say of values that count as different; None: they do not."""
+        if isinstance(one, Digest) or isinstance(other, Digest):
+            is_same = self._sha256(one) == self._sha256(other)
+            return None if is_same else "known by its digest only"
+        if bool(one.ref.chunks) != bool(other.ref.chunks):
+            return "its values are stored on one side only"
+        return "" if partial is not None and partial.beyond else None
 
     def _layout(self, address: str, one: Leaf, other: Leaf) -> str:
         """What only ``--strict`` asks: how the tensors are stored."""
@@ -161,15 +187,6 @@ class TensorJudge:
             rtol=rule.rtol,
             note=note,
         )
-
-
-def _value_note(one: Leaf, other: Leaf, partial: Partial | None) -> str | None:
-    """What there is to say of values that count as different; None: they do not."""
-    if isinstance(one, Digest) or isinstance(other, Digest):
-        return None if digest_of(one) == digest_of(other) else "known by its digest only"
-    if bool(one.ref.chunks) != bool(other.ref.chunks):
-        return "its values are stored on one side only"
-    return "" if partial is not None and partial.beyond else None
 
 
 SAME = object()  # the key of pairs that are the same bytes of the same file
@@ -315,7 +332,12 @@ def _shown(leaf: Leaf) -> Any:
         return f"<tensor {dtype} {list(shape)}>"
     if isinstance(leaf, (Named, Raw, Series)):
         return str(leaf)[:SHOWN]
-    return f"{leaf[:SHOWN]}…" if isinstance(leaf, str) and len(leaf) > SHOWN else leaf
+    return _cut(leaf) if isinstance(leaf, str) and len(leaf) > SHOWN else leaf
+
+
+def _cut(text: str) -> str:
+    digest = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{text[:SHOWN]}… ({len(text)} characters, sha256 {digest[:12]})"
 
 
 def section_of(address: str, roles: Mapping[str, str], *, of_tensor: bool) -> str:

@@ -8,10 +8,10 @@ Before the bytes goes one line: ``float32 4,3``, with what a quantized tensor's 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 
-from ckptool.comparison.leaves import Digest, Leaf
+from ckptool.comparison.leaves import Digest, Held, Leaf
 from ckptool.comparison.values import packing
 from ckptool.formats.base import TensorReader
 from ckptool.numerics import value_bytes
@@ -39,9 +39,14 @@ def digest_of(leaf: Leaf) -> str:
     return leaf.sha256 if isinstance(leaf, Digest) else tensor_digest(leaf.reader, leaf.ref)
 
 
-def tensor_digests(reader: TensorReader, refs: Sequence[TensorRef]) -> Iterator[str]:
-    """The digests of several tensors in their order, by all processors: SHA-256 takes the time."""
+def digests_of(leaves: Sequence[Leaf]) -> list[str]:
+    """Of several, in their order, by all processors: SHA-256 is what takes the time."""
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - it brings logging along
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        yield from pool.map(lambda ref: tensor_digest(reader, ref), refs)
+        return list(pool.map(digest_of, leaves))
+
+
+def tensor_digests(reader: TensorReader, refs: Sequence[TensorRef]) -> list[str]:
+    """Of several tensors of one checkpoint, in their order."""
+    return digests_of([Held(ref, reader) for ref in refs])

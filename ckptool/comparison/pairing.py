@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -94,15 +94,15 @@ def _is_chosen(name: str, selection: Selection) -> bool:
     return wanted and not any(fnmatchcase(name, glob) for glob in selection.ignore)
 
 
-DigestOf = Callable[[Leaf], str]
+Digests = Callable[[Sequence[Leaf]], Sequence[str]]
 
 
-def pair_up(a: Mapping[str, Leaf], b: Mapping[str, Leaf], digest: DigestOf) -> list[Pair]:
+def pair_up(a: Mapping[str, Leaf], b: Mapping[str, Leaf], digests: Digests) -> list[Pair]:
     """All pairs in the order of ``a``, what only ``b`` has at the place where it stands there."""
     left = {name: leaf for name, leaf in a.items() if name not in b and is_tensor(leaf)}
     right = {name: leaf for name, leaf in b.items() if name not in a and is_tensor(leaf)}
     renamed: dict[str, str] = {}
-    for rule in (_by_wrapper, lambda x, y: _by_content(x, y, digest), _by_prefix):
+    for rule in (_by_wrapper, lambda x, y: _by_content(x, y, digests), _by_prefix):
         if left and right:
             found = rule(left, right)
             renamed |= found
@@ -131,28 +131,27 @@ def _ordered(a: Mapping[str, Leaf], b: Mapping[str, Leaf], renamed: dict[str, st
 
 
 def _by_wrapper(left: Mapping[str, Leaf], right: Mapping[str, Leaf]) -> dict[str, str]:
-    ours, theirs = _unique(left, unwrapped), _unique(right, unwrapped)
+    ours, theirs = (_unique({name: unwrapped(name) for name in side}) for side in (left, right))
     return {name: theirs[bare] for bare, name in ours.items() if bare in theirs}
 
 
-def _unique(names: Iterable[str], key: Callable[[str], str]) -> dict[str, str]:
+def _unique(keys: Mapping[str, str]) -> dict[str, str]:
     """Key -> the only name that has it."""
-    keys = {name: key(name) for name in names}
     times = Counter(keys.values())
     return {found: name for name, found in keys.items() if times[found] == 1}
 
 
 def _by_content(
-    left: Mapping[str, Leaf], right: Mapping[str, Leaf], digest: DigestOf
+    left: Mapping[str, Leaf], right: Mapping[str, Leaf], digests: Digests
 ) -> dict[str, str]:
     """Read only where both sides have something of that type and shape left."""
     shared = {_form(leaf) for leaf in left.values()} & {_form(leaf) for leaf in right.values()}
-    ours, theirs = (
-        _unique(
-            [name for name, leaf in side.items() if _form(leaf) in shared],
-            lambda name, side=side: digest(side[name]),  # type: ignore[misc]
-        )
+    alike = (
+        {name: leaf for name, leaf in side.items() if _form(leaf) in shared}
         for side in (left, right)
+    )
+    ours, theirs = (
+        _unique(dict(zip(side, digests(list(side.values())), strict=True))) for side in alike
     )
     return {name: theirs[found] for found, name in ours.items() if found in theirs}
 

@@ -71,11 +71,13 @@ def values_of(held: Held) -> Values | None:
     ref, reader = held
     if not ref.chunks:
         return None
+    spans = tuple(chunk.span for chunk in ref.chunks)
+    for span in spans:
+        _identity(reader, span)  # opens the file here, so that no two threads do
     if ref.quantizer is not None or ref.dtype.packed > 1:
         if ref.dtype.numpy is not None:
             return Values(ref, reader, FLOAT64, ref.numel * FLOAT64.itemsize, None)
         return Values(ref, reader, UINT8, ref.nbytes + len(packing(reader, ref)), None)
-    spans = tuple(chunk.span for chunk in ref.chunks)
     if not _lies_ready(ref):
         return Values(ref, reader, ref.dtype, ref.nbytes, None)
     if sum(span.nbytes for span in spans) != ref.nbytes:

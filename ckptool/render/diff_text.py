@@ -17,6 +17,7 @@ from ckptool.render.page import Grid, Line, Page, Piece
 from ckptool.render.page import line as _text
 from ckptool.reports import DiffReport, GroupDistance, TensorDifference, ValueDifference
 
+TEXT = 60  # characters of a text that are shown
 WORST = 20  # tensors and values that are listed
 LINES = 12  # in which the layers of one kind are shown
 BAR = 16  # characters
@@ -40,6 +41,8 @@ def show_stat(report: DiffReport) -> Page:
     yield _answer(report)
     for remark in report.summary.not_compared:
         yield _text(("not compared: ", "warning"), words.printable(remark, 400))
+    if report.hint and not report.equal:
+        yield _text(("hint: ", "info"), words.printable(report.hint, 600))
     changed = [g for g in report.sections if g.differing or g.values_differing]
     if report.sections and (changed or any(g.relative_l2 for g in report.sections)):
         yield _groups("Sections", [(_name(g), g) for g in report.sections], "sections")
@@ -256,11 +259,25 @@ def _values(rows: Sequence[ValueDifference]) -> Grid:
 
 def value_text(row: ValueDifference) -> str:
     """``3 → 4``, and the remark."""
-    one, other = ("–" if alone else exactly(value) for alone, value in (
-        (row.kind == "added", row.a), (row.kind == "removed", row.b)))  # fmt: skip
+    skipped = _common_start(row.a, row.b)
+    one = "–" if row.kind == "added" else exactly(row.a, skipped)
+    other = "–" if row.kind == "removed" else exactly(row.b, skipped)
     return f"{one} → {other}" + (f"  {words.printable(row.note, 200)}" if row.note else "")
 
 
-def exactly(value: object) -> str:
-    """A value such that two that differ look different."""
+def exactly(value: object, skipped: int = 0) -> str:
+    """A value such that two that differ look different; of a text ``skipped`` is left out."""
+    if isinstance(value, str):
+        shown = value[skipped : skipped + TEXT]
+        cut = len(value) > skipped + TEXT
+        return f"'{'…' if skipped else ''}{words.printable(shown)}{'…' if cut else ''}'"
     return repr(value) if isinstance(value, float) else words.value(value)
+
+
+def _common_start(one: object, other: object) -> int:
+    """How much of two long texts can be left out so that their difference is seen."""
+    if not (isinstance(one, str) and isinstance(other, str)) or max(len(one), len(other)) <= TEXT:
+        return 0
+    pairs = enumerate(zip(one, other, strict=False))
+    same = next((i for i, (x, y) in pairs if x != y), min(len(one), len(other)))
+    return max(0, same - TEXT // 3)

@@ -400,6 +400,14 @@ def test_the_averages_of_every_layout_are_those_of_the_library(ckptool, path, tm
         assert ckptool("diff", f"{source}#@ema", extracted).exit_code == 0
 
 
+def test_a_whole_checkpoint_beside_bare_weights_gets_a_hint(ckptool, tmp_path):
+    path = save(tmp_path / "last.ckpt", weights(), epoch=3)
+    save_file(weights(), tmp_path / "raw.safetensors")
+    done = ckptool("diff", tmp_path / "raw.safetensors", path)
+    assert f"compare it with {path}#@model" in done
+    assert ckptool("diff", path, path, "--json").json["hint"] is None
+
+
 def test_addresses_name_parts(ckptool, tmp_path):
     tree = {"a/b": {"x*": torch.ones(2)}, "state": {"ema.w": torch.ones(2), "w": torch.ones(2)}}
     torch.save(tree, tmp_path / "a#1.pt")
@@ -433,6 +441,26 @@ def test_a_safetensors_file_cut_short_is_an_error(ckptool, tmp_path):
     data = (tmp_path / "a.safetensors").read_bytes()
     (tmp_path / "b.safetensors").write_bytes(data[:-4])
     assert ckptool("diff", *sorted(tmp_path.iterdir())).exit_code == 2
+
+
+def flipped(path, needle):
+    """The file with one bit of what follows ``needle`` changed."""
+    data = bytearray(path.read_bytes())
+    assert data.count(needle) == 1
+    data[data.index(needle)] ^= 1
+    path.with_name("flipped.pt").write_bytes(data)
+    return path.with_name("flipped.pt")
+
+
+def test_a_bit_that_flipped_is_damage_and_no_difference(ckptool, tmp_path):
+    tensor = torch.randn(300, 300)
+    torch.save({"w": tensor, "note": "a remark"}, tmp_path / "a.pt")
+    for needle in (tensor.numpy().tobytes()[2000:2040], b"a remark"):
+        damaged = flipped(tmp_path / "a.pt", needle)
+        for operands in ((tmp_path / "a.pt", damaged), (damaged, tmp_path / "a.pt")):
+            done = ckptool("diff", *operands)
+            assert (done.exit_code, "checksum" in done.stderr) == (2, True), done
+            assert "flipped.pt" in done.stderr
 
 
 # -------------------------------------------------------------------------------- symmetry, display
@@ -473,6 +501,37 @@ def test_names_only_and_stat(ckptool, tmp_path):
     stat = ckptool("diff", *paths, "--stat")
     assert "Sections" in stat
     assert "worst at" not in stat
+
+
+def test_where_long_texts_differ_is_shown(ckptool, tmp_path):
+    start = "x" * 500
+    done = ckptool(
+        "diff", *pair(tmp_path, {"t": f"{start}one", "n": 3}, {"t": f"{start}two", "n": "3"})
+    )
+    assert "xxone'" in done
+    assert "xxtwo'" in done
+    assert "3 → '3'" in done
+
+
+def test_sections_come_in_the_order_of_the_tree(compare):
+    one = {"epoch": 1, "model": weights(), "note": "x"}
+    other = {"epoch": 2, "model": average_of(weights()), "note": "y"}
+    rows = compare(one, other)["sections"]
+    assert [row["address"] for row in rows] == ["epoch", "model", "note"]
+
+
+def test_shards_are_read_one_after_the_other():
+    from ckptool.comparison.values import Values
+    from ckptool.dtypes import UINT8
+    from ckptool.formats.base import TensorReader
+    from ckptool.tree import Blob, ByteSpan, TensorRef
+
+    data = bytes(range(100))
+    spans = tuple(ByteSpan(Blob(data), start, 25) for start in (0, 25, 50, 75))
+    values = Values(TensorRef(UINT8, (100,), ()), TensorReader(), UINT8, 100, spans)
+    for start in range(100):
+        for stop in (start + 1, min(start + 30, 100), 100):
+            assert values.read(start, stop - start) == data[start:stop]
 
 
 def test_names_from_files_are_escaped(ckptool, tmp_path):
