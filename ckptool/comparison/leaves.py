@@ -37,7 +37,7 @@ from ckptool.tree import (
 )
 
 SERIES = 16  # plain items from which a list is one value
-MAX_LEAVES = 5_000_000  # sharing can unfold without end
+MAX_REPEATED = 300_000  # nodes met again below shared containers, which can unfold without end
 READ = 1 << 20  # bytes of a long bytes object read at a time
 SPELLED_DEPTH = 4
 
@@ -112,25 +112,30 @@ def flatten(tree: Tree, reader: TensorReader) -> dict[str, Leaf]:
     found: dict[str, Leaf] = {}
     for address, leaf in _leaves(tree, reader):
         found.setdefault(format_address(address), leaf)
-        if len(found) > MAX_LEAVES:
-            raise DamagedError(f"more than {MAX_LEAVES:,} values, most of them shared")
     return found
 
 
 def _leaves(tree: Tree, reader: TensorReader) -> Iterator[tuple[Address, Leaf]]:
-    stack: list[tuple[Address, Tree, tuple[int, ...]]] = [((), tree, ())]
+    stack: list[tuple[Address, Tree, tuple[int, ...], bool]] = [((), tree, (), False)]
+    entered: set[int] = set()
+    repeated = 0
     while stack:
-        address, node, around = stack.pop()
+        address, node, around, again = stack.pop()
+        repeated += again
         if len(address) > MAX_DEPTH:
             raise DamagedError(f"nested deeper than {MAX_DEPTH} levels")
+        if repeated > MAX_REPEATED:
+            raise DamagedError("its containers are shared so often that they unfold without end")
         if id(node) in around:
             yield address, Named("<contains itself>")
             continue
         leaf, parts = _opened(node, reader)
         if leaf is not _NOTHING:
             yield address, leaf
-        inside = (*around, id(node)) if parts else ()
-        stack.extend(((*address, key), part, inside) for key, part in reversed(parts))
+        if parts:
+            inside, again = (*around, id(node)), again or id(node) in entered
+            entered.add(id(node))
+            stack.extend(((*address, key), part, inside, again) for key, part in reversed(parts))
 
 
 _NOTHING = object()  # a container that says nothing beyond its parts

@@ -95,6 +95,23 @@ def test_a_container_reachable_twice_equals_two_copies(compare):
     assert compare({"a": inner, "b": inner}, {"a": inner, "b": dict(inner)})["equal"]
 
 
+def test_sharing_that_unfolds_without_end_is_refused(ckptool, tmp_path):
+    tree = [1]
+    for _ in range(60):
+        tree = [tree, tree]
+    torch.save(tree, tmp_path / "a.pt")
+    done = ckptool("diff", tmp_path / "a.pt", tmp_path / "a.pt")
+    assert (done.exit_code, "unfold" in done.stderr) == (2, True)
+
+
+def test_what_contains_itself_equals_itself(ckptool, tmp_path):
+    tree = {"w": torch.ones(2)}
+    tree["self"] = tree
+    for name in ("a.pt", "b.pt"):
+        torch.save(tree, tmp_path / name)
+    assert ckptool("diff", tmp_path / "a.pt", tmp_path / "b.pt").exit_code == 0
+
+
 # ---------------------------------------------------------------------------------------- different
 
 
