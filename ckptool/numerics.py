@@ -313,7 +313,7 @@ def nonfinite_values(reader: TensorReader, ref: TensorRef) -> Nonfinite:
             if len(others) < 3 and values.dtype.kind == "f":
                 rest = values[values != -np.inf]
                 others.update(map(float, (rest.min(), rest.max())) if rest.size else ())
-    is_mask = nan == 0 and infinite > 0 and len(others) <= 1 and others != {math.inf}
+    is_mask = nan == 0 and infinite > 0 and len(others) == 1 and others != {math.inf}
     return Nonfinite(nan, infinite, is_mask)
 
 

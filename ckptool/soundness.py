@@ -1,42 +1,82 @@
-"""The last look at averaged weights before somebody builds on them: finite, equal as believed."""
+"""The last look at averaged weights before somebody builds on them: whole, finite, as believed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
 from ckptool.candidates import Candidate
 from ckptool.casting import Losses
-from ckptool.errors import EmaAmbiguousError, EmaRefusedError
+from ckptool.errors import DamagedError, EmaAmbiguousError, EmaRefusedError
 from ckptool.formats.base import Checkpoint
-from ckptool.numerics import equal_after_cast, find_nonfinite, same_values
+from ckptool.numerics import equal_after_cast, find_nonfinite, no_progress, same_values
 from ckptool.reports import Finding
-from ckptool.rules import finding
-from ckptool.tree import TensorRef
+from ckptool.rules import BYTES, VALUES, finding
+from ckptool.scan import BrokenRecord, scan
+from ckptool.tree import Address, TensorRef
 
 Result = TypeVar("Result")
+READS = frozenset({BYTES, VALUES})
 
 
-def refuse_nonfinite(
-    checkpoint: Checkpoint, averages: Iterable[tuple[str, TensorRef]], *, force: bool
+def refuse_unsound(
+    checkpoint: Checkpoint,
+    sources: Mapping[str, TensorRef],
+    averaged: Collection[str],
+    *,
+    force: bool,
 ) -> tuple[Finding, ...]:
-    """Averages with NaN or infinities are refused: whoever loads them gets noise.
+    """Every byte that is built on, read once: as it was written, and the averages finite.
+
+    Args:
+        checkpoint: the file, whose checksums are asked where it has some.
+        sources: what will be written, under names for messages.
+        averaged: those of the names whose values must be finite.
+        force: take them all the same.
 
     Returns:
-        With ``force``, a finding for each such tensor instead.
+        With ``force``, a finding for each that would be refused.
 
     Raises:
-        EmaRefusedError: there are some, without ``force``.
+        DamagedError: bytes do not fit their checksum: a disk or a copy has changed them.
+        EmaRefusedError: averages hold NaN or infinities; whoever loads them gets noise.
     """
-    return refuse_bad(checkpoint, find_nonfinite(checkpoint.reader, averages), force=force)
+    tensors: dict[Address, TensorRef] = {(name,): ref for name, ref in sources.items()}
+    seen = scan(checkpoint.reader, tensors, READS, no_progress, elsewhere=False)
+    suspects = [(str(name), ref) for (name,), ref in seen.suspects if name in averaged]
+    bad = find_nonfinite(checkpoint.reader, suspects)
+    if not force:
+        _refuse_broken(checkpoint, seen.broken)
+        _refuse_nonfinite(checkpoint, bad)
+    broken = (finding("CK103", _hit(record), _message(record)) for record in seen.broken)
+    nonfinite = (finding("CK301", n, f"{count} values are not finite") for n, count in bad.items())
+    return tuple(told._replace(severity="warning") for told in (*broken, *nonfinite))
 
 
-def refuse_bad(
-    checkpoint: Checkpoint, bad: Mapping[str, int], *, force: bool
-) -> tuple[Finding, ...]:
-    """The same for values that were counted elsewhere: names, and how many are not finite."""
-    if bad and not force:
+def _refuse_broken(checkpoint: Checkpoint, broken: tuple[BrokenRecord, ...]) -> None:
+    if broken:
+        first, *more = broken
+        others = f", and {len(more)} other records" if more else ""
+        raise DamagedError(
+            _message(first) + others,
+            path=checkpoint.path,
+            address=_hit(first) or None,
+            hint="get the file again or take an earlier one; --force writes the values as they are",
+        )
+
+
+def _hit(record: BrokenRecord) -> str:
+    """The first tensor in a record."""
+    return record.tensors[0] if record.tensors else ""
+
+
+def _message(record: BrokenRecord) -> str:
+    return f"the bytes of the record {record.name} do not fit its checksum: they were changed"
+
+
+def _refuse_nonfinite(checkpoint: Checkpoint, bad: Mapping[str, int]) -> None:
+    if bad:
         first, count = next(iter(bad.items()))
         tensors = f"{len(bad)} tensors" if len(bad) > 1 else "1 tensor"
         raise EmaRefusedError(
@@ -44,10 +84,6 @@ def refuse_bad(
             path=checkpoint.path,
             hint="an earlier checkpoint may be sound; --force writes these all the same",
         )
-    return tuple(
-        finding("CK301", name, f"{count} values are not finite")._replace(severity="warning")
-        for name, count in bad.items()
-    )
 
 
 def refuse_lossy(

@@ -45,14 +45,14 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "plans": (("plans", "renaming"), ("ema", "inventory", "tree", "errors")),
     "soundness": (
-        ("soundness",),
+        ("soundness", "scan"),
         ("ema", "numerics", "formats", "tree", "rules", "reports", "errors"),
     ),
     "checks": (
         ("checks", "checks.*"),
         (
-            "plans", "views", "ema", "inventory", "numerics", "formats", "tree", "rules", "reports",
-            "errors",
+            "plans", "soundness", "views", "ema", "inventory", "numerics", "formats", "tree",
+            "rules", "reports", "errors",
         ),
     ),
     "writers": (

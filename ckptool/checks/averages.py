@@ -14,6 +14,7 @@ from typing import Any
 from ckptool.candidates import Candidate
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts, a_model, an_average
 from ckptool.checks.container import named
+from ckptool.checks.parts import facts_of, number
 from ckptool.direction import direction_cosine
 from ckptool.ema_findings import QUESTIONS, Question, flag_findings
 from ckptool.inventory import scalars_in
@@ -110,8 +111,8 @@ def _numbers(names: tuple[str, ...], subject: Subject) -> Iterator[tuple[Candida
     """The candidates that state a number, with it."""
     for candidate in subject.location.candidates:
         for name in names:
-            value = candidate.meta.get(name)
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
+            value = number(candidate.meta.get(name))
+            if value is not None:
                 yield candidate, value
                 break
 
@@ -127,7 +128,7 @@ def _decay(subject: Subject) -> Verdicts:
 
 def _updates(subject: Subject) -> Verdicts:
     stated = list(_numbers(UPDATES, subject))
-    step = subject.training.facts.get("global_step")
+    step = facts_of(subject).get("global_step")
     for candidate, updates in stated:
         message = _odd_count(updates, step, candidate.meta)
         if message:
@@ -136,18 +137,18 @@ def _updates(subject: Subject) -> Verdicts:
         yield NotChecked("CK411", "the file does not count the updates", is_absent=True)
 
 
-def _odd_count(updates: float, step: Any, meta: Any) -> str | None:
+def _odd_count(updates: float, step: float | None, meta: Mapping[str, Any]) -> str | None:
     if updates == 0:
         return "it has never been updated: num_updates is 0"
-    if not isinstance(step, (int, float)):
+    if step is None:
         return None
-    every = meta.get("update_every", 1)
-    if not isinstance(every, int) or every < 1:
+    every = number(meta.get("update_every", 1))
+    if every is None or not every >= 1:
         return None
     if updates > step // every + 1:
         return f"{updates} updates, one in {every} steps, are more than {step} steps allow"
-    begins = meta.get("update_start_step", meta.get("update_after_step"))
-    expected = (step - begins) / every if isinstance(begins, int) and "update_every" in meta else 0
+    begins = number(meta.get("update_start_step", meta.get("update_after_step")))
+    expected = (step - begins) / every if begins is not None and "update_every" in meta else 0
     if updates < LATE * expected:
         return f"{updates} updates, one in {every} steps, since step {begins}; the run is at {step}"
     return None

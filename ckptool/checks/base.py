@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ckptool.candidates import Candidate, EmaLocation
-from ckptool.checks.scan import Scan, scan
 from ckptool.ema import locate_ema
 from ckptool.formats.base import Checkpoint
 from ckptool.inventory import Inventory, Leaf
 from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress
 from ckptool.reports import Finding
+from ckptool.scan import Scan, scan
 from ckptool.training import TrainingState, read_training_state
 from ckptool.tree import Address, TensorRef
 

@@ -1,8 +1,8 @@
 """CK51x: the states of random generators, without which a resumed run goes another way.
 
-The forms are those that the setters accept: ``torch.set_rng_state`` 5056 bytes on the CPU (5048
-in old files), ``numpy.random.set_state`` the tuple of ``get_state``, and
-``random.setstate`` a tuple in a tuple: a list, as JSON makes it, is refused.
+The forms are those that the setters accept: ``torch.set_rng_state`` 5056 bytes on the CPU,
+``numpy.random.set_state`` what ``get_state`` gave, and ``random.setstate`` words in a tuple: a
+list, as JSON makes it, is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ckptool.tree import (
 )
 
 NAMED = re.compile(r"rng|rand(om)?_?states?$", re.IGNORECASE)
-CPU_BYTES = frozenset({5048, 5056})
+CPU_BYTES = 5056
 DEVICE_BYTES = frozenset({16, 44, 816016, 824016})  # CUDA, MPS, CUDA before torch 1.6
 WORDS = 624
 MAX_DEPTH = 3
@@ -94,9 +94,8 @@ def _wrong_tensor(ref: TensorRef, *, is_cpu: bool) -> str | None:
         return f"a {ref.dtype} tensor of shape {list(ref.shape)}; wanted is a row of bytes (uint8)"
     if ref.device != "cpu":
         return f"it lies on {ref.device}; torch.set_rng_state wants it on the CPU"
-    wanted = CPU_BYTES if is_cpu else DEVICE_BYTES | CPU_BYTES
-    if ref.shape[0] not in wanted:
-        return f"{ref.shape[0]} bytes; wanted are {max(CPU_BYTES) if is_cpu else min(DEVICE_BYTES)}"
+    if ref.shape[0] != CPU_BYTES and (is_cpu or ref.shape[0] not in DEVICE_BYTES):
+        return f"{ref.shape[0]} bytes; wanted are {CPU_BYTES if is_cpu else min(DEVICE_BYTES)}"
     return None
 
 
@@ -107,7 +106,7 @@ def _wrong_numpy(state: Any) -> str | None:
     count = keys.shape[0] if isinstance(keys, ArrayRef) and keys.shape else _length(keys)
     if count != WORDS:
         return f"{count} words; numpy's generator has {WORDS}"
-    return None if isinstance(at, int) and 0 <= at <= WORDS else "its position is out of range"
+    return None if isinstance(at, int) else "its position is no integer"
 
 
 def _length(keys: Any) -> int:
@@ -117,7 +116,7 @@ def _length(keys: Any) -> int:
 def _wrong_python(state: Any) -> str | None:
     if len(state) != 3 or state[0] != 3 or not isinstance(state[1], (list, tuple)):
         return "not of the form of random.getstate(): (3, 625 integers, None)"
-    if not isinstance(state, tuple) and not isinstance(state[1], tuple):
+    if not isinstance(state[1], tuple):
         return "lists, as JSON makes them; random.setstate wants tuples"
     words = state[1]
     if len(words) != WORDS + 1 or not all(isinstance(w, int) and 0 <= w < 2**32 for w in words):

@@ -15,9 +15,11 @@ from ckptool.checks.base import Check, NotChecked, Subject, Verdicts, an_optimiz
 from ckptool.checks.container import named
 from ckptool.checks.parts import (
     OptimizerState,
+    facts_of,
     fields_of,
     is_scaler,
     is_scheduler,
+    number,
     optimizers_of,
     parts,
 )
@@ -38,7 +40,7 @@ def _present(subject: Subject) -> Verdicts:
 
 def _begun(subject: Subject) -> float | None:
     """How far training was, in whatever it counts; None: the file does not say."""
-    return max(subject.training.facts.values(), default=None)
+    return max(facts_of(subject).values(), default=None)
 
 
 def _empty(subject: Subject) -> Verdicts:
@@ -140,7 +142,7 @@ def _zero(subject: Subject) -> Verdicts:
 
 def _steps(subject: Subject) -> Verdicts:
     """An optimizer may lag behind the run (accumulation), but not be ahead of it."""
-    done = subject.training.facts.get("global_step")
+    done = facts_of(subject).get("global_step")
     counts = {o.address: _counts(subject, o) for o in optimizers_of(subject)}
     made = {address: max(values) for address, values in counts.items() if values}
     if done is None or not made:
@@ -154,8 +156,8 @@ def _steps(subject: Subject) -> Verdicts:
 
 def _counts(subject: Subject, optimizer: OptimizerState) -> list[float]:
     values = [state.get("step") for state in optimizer.states.values()]
-    numbers = (scalar_value(subject.checkpoint.reader, value) for value in values)
-    return [n for n in numbers if isinstance(n, (int, float)) and not isinstance(n, bool)]
+    numbers = (number(scalar_value(subject.checkpoint.reader, value)) for value in values)
+    return [n for n in numbers if n is not None]
 
 
 # ----------------------------------------------------------------------------- scheduler and scaler
@@ -174,7 +176,7 @@ def _rates(subject: Subject) -> Verdicts:
         last = fields_of(node).get("_last_lr") if is_scheduler(node) else None
         if isinstance(last, list) and ours:
             looked = True
-            rates = [scalar_value(subject.checkpoint.reader, rate) for rate in last]
+            rates = [number(scalar_value(subject.checkpoint.reader, rate)) for rate in last]
             if not any(_same(rates, theirs) for theirs in ours):
                 message = f"its last rates are {_written(rates)}, the optimizer's "
                 where = format_address(address)
@@ -183,21 +185,23 @@ def _rates(subject: Subject) -> Verdicts:
         yield NotChecked("CK508", "no scheduler that states its last rate", is_absent=True)
 
 
-def _group_rates(subject: Subject, optimizer: OptimizerState) -> list[Any]:
-    return [scalar_value(subject.checkpoint.reader, g.get("lr")) for g in optimizer.groups]
+Rates = list[float | None]
 
 
-def _same(one: list[Any], other: list[Any]) -> bool:
+def _group_rates(subject: Subject, optimizer: OptimizerState) -> Rates:
+    reader = subject.checkpoint.reader
+    return [number(scalar_value(reader, group.get("lr"))) for group in optimizer.groups]
+
+
+def _same(one: Rates, other: Rates) -> bool:
     return len(one) == len(other) and all(
-        isinstance(a, (int, float))
-        and isinstance(b, (int, float))
-        and math.isclose(a, b, rel_tol=SAME_RATE)
+        a is not None and b is not None and math.isclose(a, b, rel_tol=SAME_RATE)
         for a, b in zip(one, other, strict=True)
     )
 
 
-def _written(rates: list[Any]) -> str:
-    return ", ".join(f"{r:g}" if isinstance(r, (int, float)) else "?" for r in rates[:4])
+def _written(rates: Rates) -> str:
+    return ", ".join("?" if rate is None else f"{rate:g}" for rate in rates[:4])
 
 
 def _scalers(subject: Subject) -> Verdicts:
@@ -209,10 +213,9 @@ def _scalers(subject: Subject) -> Verdicts:
 
 
 def _scaler(subject: Subject, where: str, node: Any) -> Iterator[Any]:
-    scale = scalar_value(subject.checkpoint.reader, fields_of(node)["scale"])
-    if not isinstance(scale, (int, float)) or not math.isfinite(scale) or scale <= 0:
-        said = f"{scale:g}" if isinstance(scale, (int, float)) else "no number"
-        yield finding("CK509", where, f"the scale is {said}")
+    scale = number(scalar_value(subject.checkpoint.reader, fields_of(node)["scale"]))
+    if scale is None or not math.isfinite(scale) or scale <= 0:
+        yield finding("CK509", where, f"the scale is {_written([scale])}")
 
 
 CHECKS = (

@@ -5,6 +5,7 @@ Scripts name them as they please, and sometimes wrongly; what a part *is* shows 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from ckptool.checks.base import Subject
 from ckptool.inventory import is_optimizer, is_state_dict
 from ckptool.tree import Address, Opaque, Tree, children, is_container, resolve
 
+MAX_BITS = 1000  # of an integer; floats end at 1024
 MAX_DEPTH = 4  # levels below the top
 MAX_CHILDREN = 1_000  # of a container that is entered: training states are no longer lists
 
@@ -28,6 +30,19 @@ class OptimizerState(NamedTuple):
     def has_momentum(self) -> bool:
         """Whether its settings call for a state for each parameter."""
         return any("betas" in g or g.get("momentum") or "rho" in g for g in self.groups)
+
+
+def number(value: Any) -> float | None:
+    """A value that arithmetic can take; None for flags, texts and integers beyond all floats."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return None if isinstance(value, int) and value.bit_length() > MAX_BITS else value
+
+
+def facts_of(subject: Subject) -> dict[str, float]:
+    """Epoch and step, where they are finite numbers."""
+    stated = {name: number(value) for name, value in subject.training.facts.items()}
+    return {n: value for n, value in stated.items() if value is not None and math.isfinite(value)}
 
 
 def fields_of(node: Tree) -> dict[Any, Any]:

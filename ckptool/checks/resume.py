@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
-from ckptool.checks.parts import is_scaler, is_scheduler, name_of, parts
+from ckptool.checks.parts import facts_of, is_scaler, is_scheduler, name_of, number, parts
 from ckptool.inventory import is_optimizer, is_state_dict
 from ckptool.rules import finding
 from ckptool.training import better_direction
@@ -33,7 +33,7 @@ def _model(subject: Subject) -> Verdicts:
 
 
 def _progress(subject: Subject) -> Verdicts:
-    if not subject.training.facts:
+    if not facts_of(subject):
         yield finding("CK513", "", "neither an epoch nor a step is stated")
 
 
@@ -53,23 +53,24 @@ def _best(subject: Subject) -> Verdicts:
     state = subject.training
     if not state.best:
         yield NotChecked("CK514", "no best metric is stored", is_absent=True)
-    begun = max(state.facts.values(), default=0) > 0
-    last = {_plain(at): value for at, value in state.metrics.items() if "train" not in at.lower()}
+    begun = max(facts_of(subject).values(), default=0) > 0
+    last = {_plain(at): number(v) for at, v in state.metrics.items() if "train" not in at.lower()}
     for address, value in state.best.items():
-        message = _reset(address, value, last, begun=begun)
+        best = number(value)
+        message = None if best is None else _reset(address, best, last, begun=begun)
         if message:
             yield finding("CK514", address, message)
 
 
-def _reset(address: str, best: Any, last: Mapping[str, Any], *, begun: bool) -> str | None:
-    if not isinstance(best, (int, float)):
-        return None
+def _reset(
+    address: str, best: float, last: Mapping[str, float | None], *, begun: bool
+) -> str | None:
     name = _plain(address)
     current = last.get(name)
     if not math.isfinite(best):
         validated = current is not None or "/" not in address
         return f"it is {best:g} although training has begun" if begun and validated else None
-    if not isinstance(current, (int, float)) or not math.isfinite(current):
+    if current is None or not math.isfinite(current):
         return None
     direction = better_direction(name)
     if direction and (best - current) * direction < 0 and not math.isclose(best, current):
@@ -88,10 +89,11 @@ def _best_present(subject: Subject) -> Verdicts:
 
 def _patience(subject: Subject) -> Verdicts:
     state = subject.training
-    counters = {at: n for at, n in state.early_stopping.items() if COUNTED.search(at)}
-    most = max(state.facts.values(), default=math.inf)
+    stated = {at: number(n) for at, n in state.early_stopping.items() if COUNTED.search(at)}
+    counters = {at: count for at, count in stated.items() if count is not None}
+    most = max(facts_of(subject).values(), default=math.inf)
     for address, count in counters.items():
-        if isinstance(count, (int, float)) and (count < 0 or count > most + 1):
+        if count < 0 or count > most + 1:
             message = f"{count:g} rounds without improvement, after {most:g} in all"
             yield finding("CK516", address, message)
     if not counters:
@@ -168,7 +170,7 @@ def _file_name(subject: Subject) -> Verdicts:
 
 def _said_by_name(subject: Subject) -> Iterator[tuple[str, str, bool]]:
     """(what, as it is written, whether the content agrees), where the content speaks of it."""
-    stem, facts = subject.path.stem, subject.training.facts
+    stem, facts = subject.path.stem, facts_of(subject)
     for pattern, fact in ((EPOCH, "epoch"), (STEP, "global_step")):
         match = pattern.search(stem)
         if match and fact in facts:
@@ -185,13 +187,13 @@ def _said_by_name(subject: Subject) -> Iterator[tuple[str, str, bool]]:
 
 def _results_called(subject: Subject, name: str) -> list[float]:
     """Best and last results whose names, without underscores, end with that in the file's name."""
-    wanted = re.sub(r"[_/]", "", name.lower())
+    wanted = re.sub(r"[_/]", "", _plain(name) or name.lower())
     state = subject.training
     numbers = {**state.metrics, **state.best}
     return [
         float(value)
-        for address, value in numbers.items()
-        if isinstance(value, (int, float))
+        for address, stated in numbers.items()
+        if (value := number(stated)) is not None
         and (wanted == _plain(address).replace("_", "") or _joined(address).endswith(wanted))
     ]
 

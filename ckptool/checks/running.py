@@ -47,6 +47,9 @@ def run_checks(checks: Iterable[Check], subject: Subject, chosen: Selection) -> 
                     skipped.setdefault(said.rule, said)
     for rule in chosen.active - decided:
         skipped[rule] = NotChecked(rule, "nothing decides this rule")
+    for rule in chosen.listed:
+        if rule not in chosen.active:
+            skipped[rule] = NotChecked(rule, _not_asked(BY_ID[rule], chosen))
     return judge(findings, skipped, chosen)
 
 
@@ -73,6 +76,12 @@ def _broken(check: Check, message: str, address: str) -> list[Finding | NotCheck
     failed = finding(first, address, f"the check broke off: {message}")
     rest = [NotChecked(rule, f"the check broke off: {message}") for rule in others]
     return [failed._replace(severity="error", remedy="ckptool inspect may show more"), *rest]
+
+
+def _not_asked(rule: Rule, chosen: Selection) -> str:
+    if rule.cost in {BYTES, VALUES} and rule.cost not in chosen.reads:
+        return f"reads all {rule.cost}: --{rule.cost}"
+    return f"only when asked for: --select {rule.id}, or what requires it"
 
 
 # --------------------------------------------------------------------------------------- judgement
@@ -115,19 +124,9 @@ def _result(
     severity = "error" if rule.id in chosen.required else rule.severity
     if rule.id in failed:
         return CheckResult(rule.id, rule.meaning, FAILED, "", severity, rule.name)
-    reason = _why_not(rule, skipped, chosen)
-    state = NOT_CHECKED if reason else PASSED
+    reason = skipped[rule.id].reason if rule.id in skipped else ""
+    state = NOT_CHECKED if rule.id in skipped else PASSED
     return CheckResult(rule.id, rule.meaning, state, reason, severity, rule.name)
-
-
-def _why_not(rule: Rule, skipped: Mapping[str, NotChecked], chosen: Selection) -> str:
-    if rule.id in skipped:
-        return skipped[rule.id].reason
-    if rule.id in chosen.active:
-        return ""
-    if rule.cost in {BYTES, VALUES} and rule.cost not in chosen.reads:
-        return f"reads all {rule.cost}: --{rule.cost}"
-    return "only when asked for: --select its id, or --require what needs it"
 
 
 # --------------------------------------------------------------------------------------- selection

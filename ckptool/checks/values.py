@@ -63,7 +63,7 @@ def _wrong(values: Sequence[float]) -> str | None:
         return None
     wrong = [value for value in values if not math.isfinite(value)]
     rest = {value for value in values if value != -math.inf}
-    if not wrong or (len(rest) <= 1 and all(map(math.isfinite, rest))):
+    if not wrong or (len(rest) == 1 and all(map(math.isfinite, rest))):
         return None  # a sum that overflows, or a mask
     return "NaN" if any(map(math.isnan, wrong)) else "infinities"
 

@@ -21,13 +21,7 @@ from ckptool.provenance import as_text
 from ckptool.refusals import require_ema
 from ckptool.renaming import only_matching, strip_prefix
 from ckptool.reports import CastReport, ExtractReport, Finding, ShardReport
-from ckptool.soundness import (
-    meanwhile,
-    prove_equalities,
-    refuse_bad,
-    refuse_lossy,
-    refuse_nonfinite,
-)
+from ckptool.soundness import meanwhile, prove_equalities, refuse_lossy, refuse_unsound
 from ckptool.writers.base import check_output
 from ckptool.writers.destination import format_of, output_path
 from ckptool.writers.shards import FOLDER_NAME, parse_size, refuse_other_form, whole_files
@@ -102,8 +96,8 @@ def extract_ema(
             output, kind, plan.tensors, casting, noted=noted, wrap=wrap, max_shard=limit
         )
         targets = _targets(checkpoint, state_dict, force=force)
-        look = partial(_last_look, checkpoint, plan, casting, force=force)
-        judge = partial(_refuse_bad_casts, checkpoint, plan, casting, force=force)
+        look = partial(_last_look, checkpoint, plan, force=force)
+        judge = partial(_refuse_lossy, checkpoint, casting, force=force)
         with meanwhile(look) as findings:
             if dry_run:
                 survey(state_dict, checkpoint.reader, progress)
@@ -151,28 +145,13 @@ def _targets(checkpoint: Checkpoint, state_dict: StateDict, *, force: bool) -> l
     return [check_output(path, inputs, force=force) for path in state_dict.paths]
 
 
-def _last_look(
-    checkpoint: Checkpoint, plan: Extraction, casting: Casting, *, force: bool
-) -> tuple[Finding, ...]:
-    """Of what is not looked at anyway when it is cast."""
-    averages = (
-        (name, ref)
-        for name, ref in plan.tensors.items()
-        if name in plan.averaged and not casting.is_cast(ref)
-    )
-    return refuse_nonfinite(checkpoint, averages, force=force)
+def _last_look(checkpoint: Checkpoint, plan: Extraction, *, force: bool) -> tuple[Finding, ...]:
+    return refuse_unsound(checkpoint, plan.tensors, plan.averaged, force=force)
 
 
-def _refuse_bad_casts(
-    checkpoint: Checkpoint, plan: Extraction, casting: Casting, *, force: bool
-) -> tuple[Finding, ...]:
-    """What casting saw: averages that are not finite, values that do not fit."""
-    bad = {name: count for name, count in casting.nonfinite.items() if name in plan.averaged}
+def _refuse_lossy(checkpoint: Checkpoint, casting: Casting, *, force: bool) -> tuple[Finding, ...]:
     hint = "bfloat16 has the range of float32; --force casts all the same"
-    return (
-        *refuse_bad(checkpoint, bad, force=force),
-        *refuse_lossy(checkpoint, casting.losses.items(), force=force, hint=hint),
-    )
+    return refuse_lossy(checkpoint, casting.losses.items(), force=force, hint=hint)
 
 
 def _plan(

@@ -23,7 +23,7 @@ from ckptool.promotion import Promotion, check_slot, optimizers, plan_promotion
 from ckptool.provenance import as_text
 from ckptool.refusals import require_ema
 from ckptool.reports import Finding, PromoteReport
-from ckptool.soundness import meanwhile, prove_equalities, refuse_lossy, refuse_nonfinite
+from ckptool.soundness import meanwhile, prove_equalities, refuse_lossy, refuse_unsound
 from ckptool.writers import patched_copy
 from ckptool.writers.base import PartialFile, check_in_place, check_output, whole_file
 from ckptool.writers.containers import CONTAINERS
@@ -138,11 +138,11 @@ def _check_place(
 
 def _findings(checkpoint: Checkpoint, plan: Promotion, *, force: bool) -> tuple[Finding, ...]:
     """What the values say; read beside the copy."""
-    averages = [(patch.name, patch.source) for patch in plan.patches]
-    nonfinite = refuse_nonfinite(checkpoint, averages, force=force)
+    averages = {patch.name: patch.source for patch in plan.patches}
+    unsound = refuse_unsound(checkpoint, averages, averages.keys(), force=force)
     casts = [p for p in plan.patches if p.source.dtype is not p.target.dtype]
     losses = ((p.name, patched_copy.losses(p, checkpoint.reader)) for p in casts)
-    return (*nonfinite, *refuse_lossy(checkpoint, losses, force=force))
+    return (*unsound, *refuse_lossy(checkpoint, losses, force=force))
 
 
 def _write(

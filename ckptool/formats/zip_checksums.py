@@ -41,6 +41,11 @@ def checksummed_records(file: SourceFile) -> list[Checksummed]:
     ]
 
 
+def is_storage(record: Checksummed) -> bool:
+    """Whether a record of torch's holds values; the others are its pickle and a few words."""
+    return "/data/" in record.name
+
+
 def _has_checksum(record: ZipRecord) -> bool:
     return record.method == STORED and (record.crc != NO_CRC or record.size == 0)
 

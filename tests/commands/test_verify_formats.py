@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 
 import pytest
 
@@ -38,6 +40,31 @@ def test_the_three_states_are_the_same_in_every_format(name, options, half, ckpt
         assert READERS[name](output) == expected
         assert {"passed", "failed", "not-checked"} >= set(expected.values())
         assert output.exit_code == (0 if document["ok"] else 1)
+
+
+@pytest.mark.parametrize("options", [(), ("--require", "intact,ema")], ids=str)
+def test_text_tells_them_too(options, half, ckptool):
+    for path in (AVERAGED, YOUNG, half):
+        (document,) = documents(ckptool("verify", path, *options, "--json"))
+        text = ckptool("verify", path, *options)
+        order = [check["rule"] for check in document["checks"]]
+        states = Counter(check["state"] for check in document["checks"])
+        counts = (states[state] for state in ("failed", "not-checked", "passed"))
+        assert "{} failed, {} not checked, {} passed".format(*counts) in text
+        findings, _, unchecked = text.partition("\nNot checked\n")
+        told = re.findall(r"^  (CK\d{3})  ", findings, re.MULTILINE)
+        assert told == [finding["rule"] for finding in document["findings"]]
+        assert unfolded(unchecked, order) == [
+            check["rule"] for check in document["checks"] if check["state"] == "not-checked"
+        ]
+
+
+def unfolded(text: str, order: list[str]) -> list[str]:
+    """``CK101–CK103`` as the rules that it stands for, in the order of the table."""
+    rules: set[str] = set()
+    for first, last in re.findall(r"(CK\d{3})(?:–(CK\d{3}))?", text):
+        rules.update(order[order.index(first) : order.index(last or first) + 1])
+    return sorted(rules, key=order.index)
 
 
 @pytest.mark.parametrize("name", [*FORMATS, "text"])
@@ -97,6 +124,38 @@ def test_a_report_that_cannot_be_written_is_an_error(tmp_path, ckptool):
     output = ckptool("verify", AVERAGED, "--report", f"md={tmp_path / 'no' / 'such'}")
     assert output.exit_code == 2
     assert output.stderr.startswith("error: ")
+
+
+@pytest.fixture
+def run_folder(half):
+    """A run whose newest checkpoint was cut off."""
+    (half.parent / "good.pt").write_bytes(AVERAGED.read_bytes())
+    return half.parent
+
+
+def test_a_choice_is_a_document_with_the_verdicts_that_led_to_it(run_folder, ckptool):
+    output = ckptool("verify", run_folder, "--latest-valid", "--json")
+    assert output.exit_code == 0
+    assert_ours(output.json)
+    assert output.json["path"].endswith("good.pt")
+    for report in output.json["reports"]:
+        assert_ours(report)
+
+
+@pytest.mark.parametrize("name", [name for name in READERS if name != "json"])
+def test_a_choice_in_other_formats_is_those_verdicts(name, run_folder, ckptool):
+    choice = ckptool("verify", run_folder, "--latest-valid", "--json").json
+    output = ckptool("verify", run_folder, "--latest-valid", "--format", name)
+    checks = [check for report in choice["reports"] for check in report["checks"]]
+    assert output.exit_code == 0
+    assert READERS[name](output) == {check["rule"]: check["state"] for check in checks}
+
+
+def test_the_path_alone_is_printed_while_a_report_tells_the_rest(run_folder, tmp_path, ckptool):
+    file = tmp_path / "report.md"
+    output = ckptool("verify", run_folder, "--latest-valid", "--report", f"md={file}")
+    assert output == f"{run_folder / 'good.pt'}\n"
+    assert "good.pt" in file.read_text()
 
 
 def test_an_unknown_format_is_refused(ckptool):

@@ -89,6 +89,14 @@ def test_plans_fit_on_the_terminal(command, long_names):
     assert all(cell_len(line) <= WIDTH for line in shown.splitlines())
 
 
+def test_a_verdict_fits_on_the_terminal_and_wraps_in_its_column(long_names):
+    for paths in ((EXPORTED,), (EXPORTED, long_names)):
+        lines = plain(on_terminal("verify", *paths)).splitlines()
+        assert all(cell_len(line) <= WIDTH for line in lines)
+        begin = next(i for i, line in enumerate(lines) if line.startswith("  CK407"))
+        assert all(line.startswith(" " * 9) for line in lines[begin + 1 : lines.index("", begin)])
+
+
 def test_nothing_is_cut_off_when_it_is_wrapped(long_names):
     shown = plain(on_terminal("inspect", long_names, "--tensors"))
     assert "0.123457" in re.sub(r"\s+", "", shown)
@@ -163,7 +171,14 @@ def test_json_has_no_colour(ckptool_process):
 
 
 @pytest.mark.parametrize("options", [(), ("--tensors",), ("--stats",)], ids=str)
-def test_colours_change_no_letter(options, ckptool):
+def test_colours_change_no_letter_of_inspect(options, ckptool):
     for path in (EXPORTED, FIXTURES / "ema" / "mmengine" / "epoch_3.pth", FIXTURES / "resume"):
         coloured = ckptool("inspect", path, *options, "--color", "always")
         assert plain(coloured) == ckptool("inspect", path, *options)
+
+
+def test_colours_change_no_letter_of_verify(ckptool):
+    for paths in ((EXPORTED,), (EXPORTED, FIXTURES / "resume")):
+        coloured = ckptool("verify", *paths, "--require", "resume", "--color", "always")
+        assert COLOURS.search(coloured)
+        assert plain(coloured) == ckptool("verify", *paths, "--require", "resume")

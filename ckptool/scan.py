@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from ckptool.errors import DamagedError
 from ckptool.formats.base import SourceFile, TensorReader
-from ckptool.formats.zip_checksums import Checksummed, checksummed_records
+from ckptool.formats.zip_checksums import Checksummed, checksummed_records, is_storage
 from ckptool.numerics import BLOCK, FiniteTest, Progress, finite_test
 from ckptool.rules import BYTES, VALUES
 from ckptool.tree import Address, TensorRef, format_address
@@ -65,13 +65,17 @@ def scan(
     tensors: Mapping[Address, TensorRef],
     reads: frozenset[str],
     progress: Progress,
+    *,
+    elsewhere: bool = True,
 ) -> Scan:
     """Read what was asked for: the ``bytes`` of records, the ``values`` of floating tensors.
+
+    Without ``elsewhere`` storages that hold none of the tensors are left out.
 
     Raises:
         DamagedError: a file ends before what is to be read.
     """
-    regions, apart = _plan(reader, tensors, reads)
+    regions, apart = _plan(reader, tensors, reads, elsewhere=elsewhere)
     broken: list[BrokenRecord] = []
     suspects = list(apart)
     with ThreadPoolExecutor(THREADS) as pool:
@@ -92,7 +96,11 @@ def scan(
 
 
 def _plan(
-    reader: TensorReader, tensors: Mapping[Address, TensorRef], reads: frozenset[str]
+    reader: TensorReader,
+    tensors: Mapping[Address, TensorRef],
+    reads: frozenset[str],
+    *,
+    elsewhere: bool,
 ) -> tuple[list[Region], Tensors]:
     """The regions to read, as the files have them, and the tensors to look at one by one."""
     held: dict[tuple[Path, int, int], list[tuple[Address, TensorRef]]] = {}
@@ -105,8 +113,9 @@ def _plan(
         elif ref.dtype.is_floating:
             apart.append((address, ref))
     for path, shelf in shelves.items():
-        for offset, nbytes in shelf.extents:
-            held.setdefault((path, offset, nbytes), [])
+        for each in shelf.records:
+            if elsewhere or not is_storage(each):
+                held.setdefault((path, each.offset, each.nbytes), [])
     regions = []
     for (path, offset, nbytes), group in sorted(held.items(), key=lambda item: item[0]):
         record = shelves[path].at(offset) if BYTES in reads else None

@@ -1,0 +1,200 @@
+"""Damage is named with what it hits, and half a file is told from a bad one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from faults import data_of
+from safetensors.torch import save_file
+
+from ckptool.commands.verify import Request, chosen_rules, verify_file
+from ckptool.formats.salvage import salvage
+
+MODEL = {f"layer.{i}.weight": torch.full((8, 16), float(i)) for i in range(6)}
+NBYTES = 8 * 16 * 4  # of each
+
+
+def as_zip(path: Path) -> Path:
+    torch.save({"model": MODEL}, path)
+    return path
+
+
+def as_legacy(path: Path) -> Path:
+    torch.save({"model": MODEL}, path, _use_new_zipfile_serialization=False)
+    return path
+
+
+def as_safetensors(path: Path) -> Path:
+    save_file({name: value.clone() for name, value in MODEL.items()}, path)
+    return path
+
+
+def place_of(path: Path, name: str) -> int:
+    """Where the values of a tensor begin, found by what they are."""
+    raw = path.read_bytes()
+    at = raw.find(MODEL[name].numpy().tobytes())
+    assert at > 0
+    return at
+
+
+def only(output, rule: str) -> dict:
+    (found,) = [found for found in output.json["findings"] if found["rule"] == rule]
+    return found
+
+
+# -------------------------------------------------------------------------------------- truncated
+
+
+@pytest.mark.parametrize("write", [as_zip, as_legacy, as_safetensors])
+def test_a_cut_file_names_what_is_lost(write, tmp_path, ckptool):
+    path = write(tmp_path / "model")
+    places = {name: place_of(path, name) for name in MODEL}
+    cut = sorted(places.values())[4] + 100  # in the values of the last but one
+    path.write_bytes(path.read_bytes()[:cut])
+    output = ckptool("verify", path, "--json")
+    message = only(output, "CK102")["message"]
+    assert output.exit_code == 1
+    assert f"the file ends at {cut:,} bytes" in message
+    assert f"{2 * NBYTES - 100:,} bytes of values are lost, of 2 of 6 tensors" in message
+    for name, at in places.items():
+        assert (name in message) == (at + NBYTES > cut)
+
+
+def test_every_length_of_a_zip_is_told(tmp_path):
+    """No cut is taken for a whole file, and the lost bytes never grow with the length."""
+    path = as_zip(tmp_path / "model.pt")
+    raw = path.read_bytes()
+    before = None
+    for length in range(len(raw) - 1, 64, -97):
+        path.write_bytes(raw[:length])
+        report = verify_file(path, Request(chosen_rules({})))
+        assert not report.ok
+        assert {found.rule for found in report.findings} <= {"CK101", "CK102"}
+        remains = salvage(path)
+        if remains is not None:
+            lost = sum(loss.wanted - loss.present for loss in remains.losses)
+            assert before is None or lost >= before
+            before = lost
+    assert before == 6 * NBYTES
+
+
+def test_a_lost_directory_alone_loses_no_value(tmp_path, ckptool):
+    path = as_zip(tmp_path / "model.pt")
+    path.write_bytes(path.read_bytes()[:-40])
+    found = only(ckptool("verify", path, "--json"), "CK102")
+    assert "the values of all 6 tensors are there" in found["message"]
+
+
+def test_a_cut_pickle_still_is_truncated(tmp_path, ckptool):
+    path = as_zip(tmp_path / "model.pt")
+    path.write_bytes(path.read_bytes()[:200])
+    assert only(ckptool("verify", path, "--json"), "CK102")["severity"] == "error"
+
+
+def test_nothing_else_is_said_of_a_file_that_cannot_be_opened(tmp_path, ckptool):
+    path = as_zip(tmp_path / "model.pt")
+    path.write_bytes(path.read_bytes()[:-40])
+    report = ckptool("verify", path, "--json").json
+    states = {check["rule"]: check["state"] for check in report["checks"]}
+    assert report["format"] is None
+    assert states.pop("CK102") == "failed"
+    assert set(states.values()) == {"not-checked"}
+
+
+# --------------------------------------------------------------------------------------- checksums
+
+
+@pytest.mark.parametrize("name", MODEL)
+def test_a_flipped_bit_is_named_with_its_tensor(name, tmp_path, ckptool):
+    path = as_zip(tmp_path / "model.pt")
+    raw = bytearray(path.read_bytes())
+    raw[place_of(path, name) + 5] ^= 1
+    path.write_bytes(raw)
+    output = ckptool("verify", path, "--bytes", "--json")
+    found = only(output, "CK103")
+    assert (output.exit_code, found["address"]) == (1, f"model/{name}")
+    assert ckptool("verify", path).exit_code == 0  # by default nobody has looked
+
+
+def test_without_reading_bytes_the_checksum_is_not_checked(sound, ckptool):
+    checks = {c["rule"]: c for c in ckptool("verify", sound, "--json").json["checks"]}
+    assert checks["CK103"]["state"] == "not-checked"
+    assert "--bytes" in checks["CK103"]["reason"]
+
+
+def test_tied_weights_are_all_named(tmp_path, ckptool):
+    weight = torch.arange(24.0)
+    path = tmp_path / "tied.pt"
+    torch.save({"model": {"embed": weight, "head": weight}}, path)
+    offset, _ = data_of(path, "/data/0")
+    raw = bytearray(path.read_bytes())
+    raw[offset] ^= 1
+    path.write_bytes(raw)
+    message = only(ckptool("verify", path, "--bytes", "--json"), "CK103")["message"]
+    assert "model/embed, model/head" in message
+
+
+@pytest.mark.parametrize("write", [as_legacy, as_safetensors])
+def test_a_format_without_checksums_says_so(write, tmp_path, ckptool):
+    output = ckptool("verify", write(tmp_path / "model"), "--bytes", "--json")
+    (check,) = [c for c in output.json["checks"] if c["rule"] == "CK103"]
+    assert (output.exit_code, check["state"]) == (0, "not-checked")
+    assert "no checksums" in check["reason"]
+
+
+def test_checksums_that_were_not_written_are_not_checked(tmp_path, ckptool):
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = as_zip(tmp_path / "model.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    output = ckptool("verify", path, "--require", "intact", "--json")
+    assert output.exit_code == 1  # not checked is not passed
+    assert "carry no checksum" in only(output, "CK103")["message"]
+
+
+# --------------------------------------------------------------------------------- other accidents
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n",
+        b"<!DOCTYPE html><html></html>",
+        bytes(4096),
+    ],
+)
+def test_what_is_no_checkpoint_fails_with_the_reason(content, tmp_path, ckptool):
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    output = ckptool("verify", path, "--json")
+    assert output.exit_code == 1
+    assert only(output, "CK101")["remedy"]
+
+
+def test_a_path_that_does_not_exist_is_an_error(tmp_path, ckptool):
+    output = ckptool("verify", tmp_path / "nothing.pt", "--json")
+    assert (output.exit_code, output.json["schema"]) == (2, "ckptool/error/1")
+
+
+def test_who_writes_meanwhile_is_noticed(sound):
+    def write(_nbytes: int) -> None:
+        with sound.open("ab") as file:
+            file.write(b"more")
+
+    request = Request(chosen_rules({"bytes": True}), progress=write)
+    report = verify_file(sound, request)
+    assert "CK106" in {found.rule for found in report.findings}
+    quiet = verify_file(sound, Request(chosen_rules({"select": ["CK106"]})))
+    assert [check.state for check in quiet.checks] == ["passed"]
+
+
+def test_a_damaged_file_fails_whatever_was_selected(tmp_path, ckptool):
+    path = as_zip(tmp_path / "model.pt")
+    path.write_bytes(path.read_bytes()[:-40])
+    output = ckptool("verify", path, "--select", "CK4", "--json")
+    assert output.exit_code == 1
+    assert only(output, "CK102")

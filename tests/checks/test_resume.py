@@ -1,0 +1,243 @@
+"""``--require resume``: the two generations of a resumable trainer, and what breaks a resume."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import runs
+import torch
+from torch import nn
+
+from paths import FIXTURES
+from tensors import load
+
+OLD_FIELDS = (
+    "model", "optimizer", "lr_scheduler", "epoch", "args", "train_stats", "val_stats",
+)  # fmt: skip
+FOURTEEN = sorted((FIXTURES / "resume").glob("*.pth"))
+
+
+def rules_of(output, severity="error"):
+    return {f["rule"] for f in output.json["findings"] if f["severity"] == severity}
+
+
+@pytest.mark.parametrize("path", FOURTEEN, ids=lambda path: path.stem[:20])
+def test_the_generation_of_fourteen_fields_resumes(path, ckptool):
+    assert len(load(path)) == 14
+    output = ckptool("verify", path, "--require", "resume", "--strict", "--json")
+    assert (output.exit_code, rules_of(output)) == (0, set())
+
+
+@pytest.mark.parametrize("path", FOURTEEN, ids=lambda path: path.stem[:20])
+def test_the_generation_of_seven_fields_does_not(path, tmp_path, ckptool):
+    """Without generators a resume goes another way; without best values it overwrites the best."""
+    old = {name: load(path)[name] for name in OLD_FIELDS}
+    saved = runs.save(old, tmp_path, path.name)
+    output = ckptool("verify", saved, "--require", "resume", "--json")
+    assert (output.exit_code, rules_of(output)) == (1, {"CK510", "CK511", "CK515"})
+    assert ckptool("verify", saved).exit_code == 0  # nobody said that it is for resuming
+
+
+@pytest.mark.parametrize("field", ["model", "optimizer", "lr_scheduler", "epoch", "best_val_loss",
+                                   "rng_state", "np_rng_state", "py_rng_state"])  # fmt: skip
+def test_each_field_that_a_resume_needs_is_missed(field, tmp_path, ckptool):
+    state = load(FOURTEEN[0])
+    del state[field]
+    if field == "best_val_loss":
+        del state["best_pck"]
+    output = ckptool("verify", runs.save(state, tmp_path), "--require", "resume", "--json")
+    assert output.exit_code == 1
+
+
+def test_weights_alone_do_not_resume(state, tmp_path, ckptool):
+    path = runs.save(state["model"], tmp_path)
+    output = ckptool("verify", path, "--require", "resume", "--json")
+    assert {"CK501", "CK507", "CK510", "CK511", "CK513"} <= rules_of(output)
+    assert ckptool("verify", path).exit_code == 0
+
+
+def test_what_is_ignored_is_not_required(state, tmp_path, ckptool):
+    del state["lr_scheduler"]
+    path = runs.save(state, tmp_path)
+    assert ckptool("verify", path, "--require", "resume").exit_code == 1
+    assert ckptool("verify", path, "--require", "resume", "--ignore", "CK507").exit_code == 0
+
+
+# ----------------------------------------------------------------------------------------- sections
+
+
+@pytest.mark.parametrize("one", ["optimizer", "lr_scheduler", "scaler", "model"])
+@pytest.mark.parametrize("other", ["optimizer", "lr_scheduler", "scaler", "model"])
+def test_sections_under_each_others_names(one, other, state, tmp_path, ckptool):
+    state[one], state[other] = state[other], state[one]
+    output = ckptool("verify", runs.save(state, tmp_path), "--select", "CK517", "--json")
+    found = {f["address"] for f in output.json["findings"]}
+    assert found == ({one, other} if one != other else set())
+
+
+def test_lists_of_lightning_are_named_by_their_list(state, tmp_path, ckptool):
+    lightning = {
+        "state_dict": state["model"],
+        "optimizer_states": [state["lr_scheduler"]],
+        "lr_schedulers": [state["optimizer"]],
+    }
+    output = ckptool("verify", runs.save(lightning, tmp_path), "--select", "CK517", "--json")
+    found = {f["address"] for f in output.json["findings"]}
+    assert found == {"optimizer_states/0", "lr_schedulers/0"}
+
+
+# -------------------------------------------------------------------------------- random generators
+
+
+def set_python(state):
+    random.setstate(state)
+
+
+def set_numpy(state):
+    np.random.set_state(state)  # noqa: NPY002
+
+
+def set_torch(state):
+    torch.set_rng_state(state)
+
+
+SETTERS = {"rng_state": set_torch, "np_rng_state": set_numpy, "py_rng_state": set_python}
+
+FORMS = {
+    "as it is": ("rng_state", lambda s: s),
+    "old size": ("rng_state", lambda s: s[:5048]),
+    "short": ("rng_state", lambda s: s[:5000]),
+    "another type": ("rng_state", lambda s: s.int()),
+    "a list": ("rng_state", lambda s: s.tolist()[:4]),
+    "numpy as it is": ("np_rng_state", lambda s: s),
+    "numpy with a list": ("np_rng_state", lambda s: (s[0], s[1].tolist(), *s[2:])),
+    "numpy cut": ("np_rng_state", lambda s: (s[0], s[1][:600], *s[2:])),
+    "numpy out of range": ("np_rng_state", lambda s: (*s[:2], 700, *s[3:])),
+    "another generator of numpy": ("np_rng_state", lambda s: ("PCG64", *s[1:])),
+    "python as it is": ("py_rng_state", lambda s: s),
+    "python as lists": ("py_rng_state", lambda s: [s[0], list(s[1]), s[2]]),
+    "python, inner list": ("py_rng_state", lambda s: (s[0], list(s[1]), s[2])),
+    "python, outer list": ("py_rng_state", lambda s: [s[0], s[1], s[2]]),
+    "python cut": ("py_rng_state", lambda s: (s[0], s[1][:600], s[2])),
+    "python negative": ("py_rng_state", lambda s: (s[0], (-1, *s[1][1:]), s[2])),
+    "python of another version": ("py_rng_state", lambda s: (9, *s[1:])),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_is_right_when_the_setter_takes_it(form, state, tmp_path, ckptool):
+    field, change = FORMS[form]
+    state[field] = change(state[field])
+    output = ckptool("verify", runs.save(state, tmp_path), "--select", "CK512", "--json")
+    with runs.seeded(0):
+        try:
+            SETTERS[field](copy.deepcopy(state[field]))
+            is_taken = True
+        except Exception:  # noqa: BLE001 - whatever the setter says to it
+            is_taken = False
+    assert output.json["ok"] == is_taken
+
+
+def test_cuda_is_wanted_where_weights_were_on_it(state, tmp_path, ckptool, monkeypatch):
+    """Storages say where they were; no device is needed to say so."""
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda _storage: "cuda:0")
+    state["rng_state"] = state["rng_state"].numpy()  # not on the device: get_rng_state never is
+    state["cuda_rng_state"] = []
+    path = runs.save(state, tmp_path)
+    output = ckptool("verify", path, "--select", "CK510", "--json")
+    assert "CUDA's, on which the weights were" in output.json["findings"][0]["message"]
+
+
+@pytest.mark.parametrize("nested", ["rng", "rng_states"])
+def test_states_in_a_dict_of_their_own_are_found(nested, state, tmp_path, ckptool):
+    names = {"torch": "rng_state", "numpy": "np_rng_state", "python": "py_rng_state"}
+    state[nested] = {kind: state.pop(field) for kind, field in names.items()}
+    output = ckptool("verify", runs.save(state, tmp_path), "--require", "resume", "--json")
+    assert rules_of(output) == set()
+
+
+# ------------------------------------------------------------------------------------- best metrics
+
+BEST = {
+    "reset": ({"best_val_loss": float("inf")}, False),
+    "not a number": ({"best_val_loss": float("nan")}, False),
+    "worse than the last": ({"best_val_loss": 9.0}, False),
+    "better than the last": ({"best_val_loss": 1e-6}, True),
+    "higher is better, reset": ({"best_acc": 0.0, "val_stats": {"acc": 0.7}}, False),
+    "higher is better": ({"best_acc": 0.9, "val_stats": {"acc": 0.7}}, True),
+    "at the start": (
+        {"best_val_loss": float("inf"), "epoch": 0, "global_step": 0, "val_stats": {}}, True,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BEST)
+def test_best_values(case, state, tmp_path, ckptool):
+    changes, is_right = BEST[case]
+    if "val_stats" in changes:
+        del state["best_val_loss"]
+    path = runs.save(state | changes, tmp_path)
+    output = ckptool("verify", path, "--select", "CK514", "--strict", "--json")
+    assert output.json["ok"] == is_right
+
+
+# ---------------------------------------------------------------------------------------- file name
+
+NAMES = {
+    "checkpoint_e004.pth": True,
+    "checkpoint_e005.pth": True,  # counted from 1
+    "checkpoint_e150_lr1e-4_bs2.pth": False,
+    "epoch=4-step=20.ckpt": True,
+    "epoch=4-step=2000.ckpt": False,
+    "best_valloss{loss:.4f}.pth": True,
+    "best_valloss0.0987.pth": False,
+    "best_loss={loss:.2f}.pth": True,
+    "last.ckpt": None,
+    "model_v1.5.pth": None,
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_file_names(name, state, tmp_path, ckptool):
+    path = runs.save(state, tmp_path, name.format(loss=state["best_val_loss"]))
+    output = ckptool("verify", path, "--select", "CK518", "--json")
+    (check,) = output.json["checks"]
+    assert check["state"] == {True: "passed", False: "failed", None: "not-checked"}[NAMES[name]]
+
+
+# --------------------------------------------------------------------------------------- optimizers
+
+
+def test_several_groups_in_any_order(tmp_path, ckptool):
+    """Decay and no decay: the states follow the groups, not the model."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    groups = [
+        {"params": [p for p in net.parameters() if p.ndim > 1]},
+        {"params": [p for p in net.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    net(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    state = {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 1}
+    output = ckptool("verify", runs.save(state, tmp_path, "last.pt"), "--select", "CK5", "--json")
+    assert not [f for f in output.json["findings"] if f["severity"] != "info"]
+
+
+def test_the_optimizer_of_another_model(state, tmp_path, ckptool):
+    other = nn.Linear(11, 13)
+    optimizer = torch.optim.AdamW(other.parameters())
+    other(torch.ones(1, 11)).sum().backward()
+    optimizer.step()
+    state["optimizer"] = optimizer.state_dict()
+    output = ckptool("verify", runs.save(state, tmp_path), "--select", "CK504", "--json")
+    assert output.exit_code == 1
+
+
+def test_plain_sgd_keeps_nothing_and_lacks_nothing(state, tmp_path, ckptool):
+    net = runs.Net()
+    state["optimizer"] = torch.optim.SGD(net.parameters(), lr=0.0025).state_dict()
+    output = ckptool("verify", runs.save(state, tmp_path), "--require", "resume", "--json")
+    assert rules_of(output) == set()
