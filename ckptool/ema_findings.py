@@ -107,11 +107,16 @@ def ema_findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Find
     yield from flag_findings(checkpoint, location)
 
 
+FLAGS = ("has_ema", "using_ema")  # at the top; the second says that the run averages
+
+
 def flag_findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:
     """What the file declares of its EMA, against what is there."""
-    said = scalars_in(checkpoint.tree).get("has_ema")
-    if said is True and not location.candidates:
-        yield finding("CK403", "has_ema", "has_ema is True, but no EMA was found")
-    if said is False and any(c.is_average for c in location.candidates):
-        where = location.candidates[0].address
+    said = scalars_in(checkpoint.tree)
+    averages = [candidate for candidate in location.candidates if candidate.is_average]
+    for flag in FLAGS:
+        if said.get(flag) is True and not location.candidates:
+            yield finding("CK403", flag, f"{flag} is True, but no EMA was found")
+    if said.get("has_ema") is False and averages:
+        where = averages[0].address
         yield finding("CK403", "has_ema", f"has_ema is False, but there is an EMA at {where}")

@@ -14,6 +14,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from threading import local
 from typing import NamedTuple
@@ -26,6 +27,8 @@ from ckptool.rules import BYTES, VALUES
 from ckptool.tree import Address, TensorRef, format_address
 
 THREADS = min(8, os.cpu_count() or 1)
+BATCH = 8 << 20  # bytes that a thread takes at a time
+REGION_COST = 1 << 14  # what a region costs beside its bytes, in bytes
 
 Tensors = tuple[tuple[Address, TensorRef], ...]
 
@@ -79,7 +82,8 @@ def scan(
     broken: list[BrokenRecord] = []
     suspects = list(apart)
     with ThreadPoolExecutor(THREADS) as pool:
-        for region, (crc, is_finite) in zip(regions, pool.map(_read, regions), strict=True):
+        results = chain.from_iterable(pool.map(_read_all, _batches(regions)))
+        for region, (crc, is_finite) in zip(regions, results, strict=True):
             progress(region.nbytes)
             record = region.record
             if record and record.crc is not None and crc != record.crc:
@@ -118,7 +122,7 @@ def _plan(
                 held.setdefault((path, each.offset, each.nbytes), [])
     regions = []
     for (path, offset, nbytes), group in sorted(held.items(), key=lambda item: item[0]):
-        record = shelves[path].at(offset) if BYTES in reads else None
+        record = shelves[path].around(offset, nbytes) if BYTES in reads else None
         test = _common_test(offset, group) if VALUES in reads else None
         if test is None and VALUES in reads:
             apart += [(address, ref) for address, ref in group if ref.dtype.is_floating]
@@ -144,13 +148,13 @@ class _Shelf:
         self.extents = [(record.offset, record.nbytes) for record in self.records]
         self._starts = [offset for offset, _ in self.extents]
 
-    def at(self, offset: int) -> Checksummed | None:
-        """The record that the byte is in."""
+    def around(self, offset: int, nbytes: int) -> Checksummed | None:
+        """The record that the bytes are in."""
         nth = bisect_right(self._starts, offset) - 1
         if nth < 0:
             return None
         record = self.records[nth]
-        return record if offset <= record.offset + record.nbytes else None
+        return record if offset + nbytes <= record.offset + record.nbytes else None
 
 
 def _place(ref: TensorRef, shelves: Mapping[Path, _Shelf]) -> tuple[Path, int, int] | None:
@@ -158,7 +162,7 @@ def _place(ref: TensorRef, shelves: Mapping[Path, _Shelf]) -> tuple[Path, int, i
     span = ref.chunks[0].span if len(ref.chunks) == 1 else None
     if span is None or not isinstance(span.source, Path):
         return None
-    record = shelves[span.source].at(span.offset)
+    record = shelves[span.source].around(span.offset, span.nbytes)
     held = record or span
     return span.source, held.offset, held.nbytes
 
@@ -175,6 +179,24 @@ def _common_test(offset: int, group: Sequence[tuple[Address, TensorRef]]) -> Fin
 
 
 # ---------------------------------------------------------------------------------------- reading
+
+
+def _batches(regions: Sequence[Region]) -> Iterator[list[Region]]:
+    """What a thread takes at a time: many small tensors, or a large one."""
+    batch: list[Region] = []
+    held = 0
+    for region in regions:
+        batch.append(region)
+        held += region.nbytes + REGION_COST
+        if held >= BATCH:
+            yield batch
+            batch, held = [], 0
+    yield batch
+
+
+def _read_all(batch: Sequence[Region]) -> list[tuple[int, bool]]:
+    return [_read(region) for region in batch]
+
 
 _ROOM = local()  # a buffer for each thread
 

@@ -27,6 +27,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "reports": (("reports",), ()),
     "provenance": (("provenance",), ()),
     "rules": (("rules",), ("reports",)),
+    "interrupts": (("interrupts",), ()),
     "tree": (("tree",), ("dtypes", "errors")),
     "formats": (("formats", "formats.*"), ("tree", "words", "dtypes", "errors")),
     "numerics": (("numerics", "casting"), ("formats", "tree", "reports", "dtypes", "errors")),
@@ -57,7 +58,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "writers": (
         ("writers", "writers.*"),
-        ("numerics", "formats", "tree", "dtypes", "provenance", "errors"),
+        ("numerics", "formats", "tree", "dtypes", "provenance", "interrupts", "errors"),
     ),
     "promotion": (
         ("promotion",),
@@ -77,8 +78,11 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("plans", "soundness", "ema", "numerics", "formats", "tree", "errors"),
     ),
     "testing": (("testing",), ("render", "commands")),
-    "cli": (("cli", "cli.*"), ("render", "commands", "ema", "rules", "reports", "errors", "root")),
-    "root": (("", "__main__"), ("cli", "library", "formats", "errors")),
+    "cli": (
+        ("cli", "cli.*"),
+        ("render", "commands", "ema", "interrupts", "rules", "reports", "errors", "root"),
+    ),
+    "root": (("", "__main__"), ("cli", "library", "formats", "interrupts", "errors")),
 }  # fmt: skip
 
 

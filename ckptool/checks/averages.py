@@ -16,7 +16,7 @@ from ckptool.checks.base import Check, NotChecked, Subject, Verdicts, a_model, a
 from ckptool.checks.container import named
 from ckptool.checks.parts import facts_of, number
 from ckptool.direction import direction_cosine
-from ckptool.ema_findings import QUESTIONS, Question, flag_findings
+from ckptool.ema_findings import FLAGS, QUESTIONS, Question, flag_findings
 from ckptool.inventory import scalars_in
 from ckptool.numerics import same_values
 from ckptool.rules import finding
@@ -77,6 +77,8 @@ def _absent(subject: Subject) -> Verdicts:
 
 
 def _shapes(subject: Subject) -> Verdicts:
+    if not any(candidate.alignment for candidate in subject.averages):
+        yield NotChecked("CK402", "no averages that could be paired with the model", is_absent=True)
     for candidate in subject.averages:
         alignment = candidate.alignment
         if (
@@ -102,7 +104,7 @@ def _partial(subject: Subject) -> Verdicts:
 
 def _flags(subject: Subject) -> Verdicts:
     said = scalars_in(subject.checkpoint.tree)
-    if not any(flag in said for flag in ("has_ema", "using_ema")):
+    if not any(isinstance(said.get(flag), bool) for flag in FLAGS):
         yield NotChecked("CK403", "the file declares nothing of an EMA", is_absent=True)
     yield from flag_findings(subject.checkpoint, subject.location)
 

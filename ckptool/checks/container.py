@@ -17,8 +17,10 @@ from ckptool.formats.salvage import Loss, salvage
 from ckptool.formats.zip_checksums import leftover_bytes
 from ckptool.reports import Finding
 from ckptool.rules import finding
-from ckptool.tree import Blob, format_address, tensors
+from ckptool.tree import Address, Blob, format_address, tensors
 
+UNREAD = {"dcp": "the checksums of the zips inside shards are not read"}
+ENDLESS = frozenset({"torch-tar", "dcp"})  # formats with room behind what is looked at
 SHOWN = 4  # names in a message
 SHARD = re.compile(r"^(?P<stem>.*)-(?P<nth>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)$")
 
@@ -33,13 +35,16 @@ def named(names: list[str] | tuple[str, ...]) -> str:
 
 
 def damage(path: Path, error: CkptError) -> tuple[Finding, ...]:
-    """What is wrong with a file that could be looked at, but not opened."""
-    where = error.address or ""
-    if error.path is not None and error.path != path and not error.path.exists():
-        return (finding("CK104", where, f"{error.path.name} is missing: {error.message}"),)
-    remains = salvage(path) if isinstance(error, DamagedError) else None
+    """What is wrong with a file that could be looked at, but not opened.
+
+    Of a checkpoint in several files, the error names the one.
+    """
+    where, file = error.address or "", error.path or path
+    if not file.exists():
+        return (finding("CK104", where, f"{file.name} is missing: {error.message}"),)
+    remains = salvage(file) if isinstance(error, DamagedError) else None
     if remains is not None and remains.is_cut:
-        return (_truncated(path, remains.losses, remains.tensors),)
+        return (_truncated(file, remains.losses, remains.tensors),)
     if remains is not None and remains.losses:
         return tuple(map(_missing, remains.losses))
     rule = "CK102" if error.message.startswith("truncated") else "CK101"
@@ -49,7 +54,7 @@ def damage(path: Path, error: CkptError) -> tuple[Finding, ...]:
 def _truncated(path: Path, losses: tuple[Loss, ...], total: int) -> Finding:
     names = [name for loss in losses for name in loss.tensors]
     lost = sum(loss.wanted - loss.present for loss in losses)
-    ends = f"the file ends at {path.stat().st_size:,} bytes"
+    ends = f"{path.name} ends at {path.stat().st_size:,} bytes"
     if not names:
         message = f"{ends}, before its directory: the values of all {total} tensors are there"
         return finding("CK102", "", message)
@@ -72,16 +77,16 @@ def _missing(loss: Loss) -> Finding:
 
 def _whole(subject: Subject) -> Verdicts:
     """Opening has looked at every header; files that it left closed are looked at here."""
-    ends: dict[Path, tuple[int, str]] = {}
+    ends: dict[Path, tuple[int, Address]] = {}
     for address, ref in tensors(subject.checkpoint.tree):
         for span in (chunk.span for chunk in ref.chunks):
             if not isinstance(span.source, Blob):
                 end = span.offset + span.nbytes
                 known = ends.get(span.source)
                 if known is None or end > known[0]:
-                    ends[span.source] = end, format_address(address)
+                    ends[span.source] = end, address
     for path, (end, where) in ends.items():
-        yield from _reaches(subject, path, end, where)
+        yield from _reaches(subject, path, end, format_address(where))
 
 
 def _reaches(subject: Subject, path: Path, end: int, where: str) -> Iterator[Finding]:
@@ -115,6 +120,9 @@ def _unchanged(subject: Subject) -> Verdicts:
 
 
 def _leftovers(subject: Subject) -> Verdicts:
+    if subject.checkpoint.format_name in ENDLESS:
+        yield NotChecked("CK107", f"where {subject.checkpoint.format_name} files end is not read")
+        return
     said = subject.checkpoint.metadata.get("trailing_bytes")
     trailing = said if isinstance(said, int) else 0  # safetensors' metadata is anybody's text
     trailing += sum(map(leftover_bytes, subject.checkpoint.reader.opened))
@@ -125,8 +133,9 @@ def _leftovers(subject: Subject) -> Verdicts:
 def _checksums(subject: Subject) -> Verdicts:
     scan = subject.scan
     if not scan.records:
-        reason = f"no checksums: {subject.checkpoint.format_name} files have none"
-        yield NotChecked("CK103", reason, is_absent=True)
+        name = subject.checkpoint.format_name
+        reason = UNREAD.get(name, f"no checksums: {name} files have none")
+        yield NotChecked("CK103", reason, is_absent=name not in UNREAD)
         return
     for record in scan.broken:
         hit = f"tensors hit: {named(record.tensors)}" if record.tensors else "no tensor is hit"

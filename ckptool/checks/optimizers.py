@@ -77,6 +77,8 @@ def _shapes(subject: Subject) -> Verdicts:
         for rule in ("CK504", "CK521"):
             yield NotChecked(rule, "there are no weights to hold it against", is_absent=True)
         return
+    if not any(map(_moment, states_of(subject))):
+        yield NotChecked("CK504", "the optimizer keeps no moments", is_absent=True)
     for optimizer in optimizers_of(subject):
         where = format_address(optimizer.address)
         moments = {key: _moment(state) for key, state in optimizer.states.items()}
@@ -115,6 +117,11 @@ def _lined_up(
     if len(weights) != len(optimizer.parameters):
         return {}
     return dict(zip(optimizer.parameters, weights, strict=True))
+
+
+def states_of(subject: Subject) -> Iterator[dict[Any, Any]]:
+    """The states of all parameters of all optimizers."""
+    return (state for optimizer in optimizers_of(subject) for state in optimizer.states.values())
 
 
 def _moment(state: dict[Any, Any]) -> TensorRef | None:

@@ -45,8 +45,9 @@ def _sections(subject: Subject) -> dict[str, Tensors]:
 
 def _sample(subject: Subject) -> Verdicts:
     """The beginnings of some tensors of each section."""
-    looked = 0
+    looked = floating = 0
     for section, tensors in _sections(subject).items():
+        floating += sum(ref.dtype.is_floating for ref in tensors.values())
         readable = [(address, ref) for address, ref in tensors.items() if is_readable(ref)]
         looked += len(readable)
         for address, ref in spread(readable, SAMPLED):
@@ -55,7 +56,7 @@ def _sample(subject: Subject) -> Verdicts:
                 message = f"{section}: {wrong} among the first values"
                 yield finding("CK303", format_address(address), message)
     if not looked:
-        yield NotChecked("CK303", "no values that can be sampled", is_absent=True)
+        yield NotChecked("CK303", "no values that can be sampled", is_absent=not floating)
 
 
 def _wrong(values: Sequence[float]) -> str | None:
@@ -105,17 +106,20 @@ def _without_arithmetic(sections: dict[str, Tensors]) -> Iterator[NotChecked]:
 
 def _constant(subject: Subject) -> Verdicts:
     """Matrices of one value; their beginnings tell most of them apart."""
-    looked = 0
-    for section, tensors in _sections(subject).items():
-        for address, ref in tensors.items() if section in {"model", "averages"} else ():
-            if len(ref.shape) < 2 or ref.numel < 4 or not is_readable(ref):
-                continue
-            looked += 1
-            if len(set(beginning(subject.checkpoint.reader, ref))) == 1:
-                yield from _one_value(subject, address, ref)
-    if not looked:
-        for rule in ("CK304", "CK305"):
-            yield NotChecked(rule, "no weight matrices that can be read", is_absent=True)
+    matrices = [
+        (address, ref)
+        for section, tensors in _sections(subject).items()
+        for address, ref in (tensors.items() if section in {"model", "averages"} else ())
+        if len(ref.shape) > 1 and ref.numel >= 4 and ref.dtype.is_floating
+    ]
+    readable = [(address, ref) for address, ref in matrices if is_readable(ref)]
+    for address, ref in readable:
+        if len(set(beginning(subject.checkpoint.reader, ref))) == 1:
+            yield from _one_value(subject, address, ref)
+    if len(readable) < len(matrices) or not matrices:
+        unread = f"{len(matrices) - len(readable)} weight matrices whose beginnings are not read"
+        reason = unread if matrices else "there are no weight matrices"
+        yield from (NotChecked(r, reason, not matrices) for r in ("CK304", "CK305"))
 
 
 def _one_value(subject: Subject, address: Address, ref: TensorRef) -> Iterator[Finding]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
@@ -20,9 +19,10 @@ import typer
 from ckptool import __version__
 from ckptool.cli.output import used_color
 from ckptool.errors import CkptError, UsageError
+from ckptool.interrupts import INTERRUPTED, end_cleanly
 from ckptool.reports import ErrorReport
 
-DONE, NO, CANNOT, INTERRUPTED = 0, 1, 2, 130
+DONE, NO, CANNOT = 0, 1, 2
 
 ClickError: type[Exception] = typer.BadParameter.__mro__[2]  # click's own base, wherever it lives
 
@@ -195,15 +195,10 @@ def _close_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _interrupt(_signum: int, _frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 def run() -> None:
-    """The console script."""
+    """A process of its own, from the command line's arguments to its exit code."""
+    end_cleanly()
     gc.disable()  # a short process that frees nothing; collection costs a fifth of a large pickle
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, _interrupt)  # so that no partial file is left
     code = main(sys.argv[1:])
     try:
         sys.stdout.flush()

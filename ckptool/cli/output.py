@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ckptool.errors import UsageError
+from ckptool.interrupts import undone_at_end
 from ckptool.render.as_json import to_json
 
 if TYPE_CHECKING:
@@ -89,11 +90,13 @@ def progressing(verb: str) -> Iterator[Callable[[int], None]]:
             sys.stderr.write(f"\r{verb}: {done / 2**20:,.0f} MiB, {rate:,.0f} MiB/s ")
             sys.stderr.flush()
 
-    try:
-        yield advance
-    finally:
+    def wipe() -> None:
         if shown:
             sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+    with undone_at_end(wipe):
+        yield advance
 
 
 def used_color(asked: str) -> str:

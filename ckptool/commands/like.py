@@ -62,9 +62,12 @@ def _from_document(path: Path, address: str, error: CkptError) -> Mapping[str, L
         hint = "ckptool inspect --tensors --json > model.json"
         raise UsageError("the document of --like lists no tensors", hint=hint)
     tables: dict[str, dict[str, Leaf]] = {}
-    for entry in entries:
-        container, _, name = str(entry["address"]).rpartition("/")
-        tables.setdefault(container, {})[parse_address(name)[0][0]] = _leaf(entry)
+    try:
+        for entry in entries:
+            container, _, name = entry["address"].rpartition("/")
+            tables.setdefault(container, {})[parse_address(name)[0][0]] = _leaf(entry)
+    except (KeyError, TypeError, AttributeError, IndexError) as fault:
+        raise UsageError(f"the document of --like has an entry that is none: {fault}") from fault
     wanted = address or _main_section(document)
     if wanted not in tables:
         raise UsageError(f"the document of --like has no tensors at {wanted or 'the top'}")
@@ -85,9 +88,15 @@ def _document(path: Path, error: CkptError) -> dict[str, Any]:
 
 
 def _main_section(document: dict[str, Any]) -> str:
-    sections = [s for s in document.get("sections", ()) if s.get("role") == "model"]
-    return str(sections[0]["address"]) if sections else ""
+    """Where the model was found, as the document says it."""
+    for section in document.get("sections") or ():
+        if isinstance(section, dict) and section.get("role") == "model":
+            return str(section.get("address"))
+    return ""
 
 
 def _leaf(entry: dict[str, Any]) -> Leaf:
-    return TensorRef(BY_NAME[entry["dtype"]], tuple(entry["shape"]), ())
+    shape = tuple(entry["shape"])
+    if not all(type(size) is int for size in shape):
+        raise TypeError("a shape is a list of integers")
+    return TensorRef(BY_NAME[entry["dtype"]], shape, ())

@@ -7,6 +7,7 @@ the raw weights: resume training from the original file.
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from shlex import quote
 
@@ -77,16 +78,19 @@ def promote_ema(
             candidate = require_ema(location, checkpoint, command)
             plan = plan_promotion(checkpoint, location, candidate, allow_shared=allow_shared)
         prove_equalities(checkpoint, location.selected)
-        kept = path.with_name(path.name + BACKUP) if backup else None
+        changes = bool(plan.patches) or not in_place
+        kept = path.with_name(path.name + BACKUP) if backup and changes else None
         place = _check_place(checkpoint, target, kept, in_place=in_place, force=force)
-        done = not dry_run and (bool(plan.patches) or not in_place)
+        done = changes and not dry_run
         with meanwhile(lambda: _findings(checkpoint, plan, force=force)) as findings:
             if done:
                 note = as_text(origin("promote-ema", path, location, candidate, made_at))
-                with whole_file(place, force=force or in_place, backup=kept) as file:
+                unchanged = partial(_refuse_changes, checkpoint, place, in_place=in_place)
+                with whole_file(
+                    place, force=force or in_place, backup=kept, last_look=unchanged
+                ) as file:
                     _write(checkpoint, location.model, plan, file, note, progress)
                     findings()  # a refusal discards the file
-                    _refuse_changes(checkpoint, place, in_place=in_place)
             found = findings()
         report = _report(path, target, checkpoint, location, candidate, plan)
         return report._replace(

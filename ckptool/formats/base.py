@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -85,8 +86,9 @@ class SourceFile:
     def close(self) -> None:
         """Give the file descriptor back; harmless when done twice."""
         if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+            fd, self.fd = self.fd, -1
+            with suppress(OSError):  # of a file that was only read, nothing can be lost
+                os.close(fd)
 
     def __enter__(self) -> Self:
         return self

@@ -9,7 +9,16 @@ from typing import NamedTuple
 
 from ckptool.formats.base import SourceFile
 from ckptool.formats.byte_sources import FileWindow
-from ckptool.formats.zip_records import END, NO_CRC, STORED, ZipArchive, ZipRecord, is_zip
+from ckptool.formats.zip_records import (
+    END,
+    NO_CRC,
+    STORED,
+    ZIP64_END,
+    ZIP64_LOCATOR,
+    ZipArchive,
+    ZipRecord,
+    is_zip,
+)
 
 
 class Checksummed(NamedTuple):
@@ -22,12 +31,12 @@ class Checksummed(NamedTuple):
 
 
 def checksummed_records(file: SourceFile) -> list[Checksummed]:
-    """The records of a zip, in the order of the file; nothing for other files.
+    """The records of a file that is a zip; nothing for other files.
 
     Raises:
         DamagedError: the directory does not fit the file.
     """
-    if not is_zip(file.head(4)):
+    if not _is_one_archive(file):
         return []
     archive = ZipArchive(FileWindow(file))
     return [
@@ -52,10 +61,41 @@ def _has_checksum(record: ZipRecord) -> bool:
 
 def leftover_bytes(file: SourceFile) -> int:
     """Bytes behind the end record of a zip and its comment; 0 for other files."""
+    end = _end_record(file)
+    return file.size - end.offset - END.size - end.comment if end else 0
+
+
+class _End(NamedTuple):
+    """The end record, and where by its words the directory ends."""
+
+    offset: int
+    comment: int  # bytes
+    directory_end: int
+
+
+def _end_record(file: SourceFile) -> _End | None:
+    """The last end record of a file that begins like a zip."""
     if not is_zip(file.head(4)):
-        return 0
+        return None
     tail_size = min(file.size, END.size + 0xFFFF)
     tail = file.read(file.size - tail_size, tail_size)
     at = tail.rfind(b"PK\x05\x06", 0, len(tail) - END.size + 4)
-    comment: int = END.unpack_from(tail, at)[-1] if at >= 0 else 0
-    return max(0, len(tail) - at - END.size - comment) if at >= 0 else 0
+    if at < 0:
+        return None
+    *_, size, offset, comment = END.unpack_from(tail, at)
+    where = file.size - tail_size + at
+    if 0xFFFFFFFF in (size, offset) and where >= ZIP64_END.size + ZIP64_LOCATOR.size:
+        last = file.read(where - ZIP64_LOCATOR.size - ZIP64_END.size, ZIP64_END.size)
+        *_, size, offset = ZIP64_END.unpack(last)
+    return _End(where, comment, offset + size)
+
+
+def _is_one_archive(file: SourceFile) -> bool:
+    """Whether the zip is the whole file.
+
+    The shards of ``torch.distributed`` are rows of zips, and the directory at the end of such a
+    file is that of its last one.
+    """
+    end = _end_record(file)
+    ends = (0, ZIP64_END.size + ZIP64_LOCATOR.size)
+    return end is not None and end.offset - end.directory_end in ends

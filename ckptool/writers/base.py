@@ -14,12 +14,13 @@ import os
 import shlex
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ckptool.errors import DamagedError, OutputError
+from ckptool.errors import CkptError, DamagedError, OutputError
 from ckptool.formats.base import SourceFile, TensorReader
+from ckptool.interrupts import held, undone_at_end
 from ckptool.numerics import Progress, no_progress
 from ckptool.tree import Blob, ByteSpan
 from ckptool.writers.copying import Pace, clone, copy_bytes
@@ -27,6 +28,7 @@ from ckptool.writers.copying import Pace, clone, copy_bytes
 PARTIAL = ".ckptool.partial"  # .NAME.ckptool.partial: no name that a user would choose
 MAX_NAME = 255  # bytes
 ANY_WRITES = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+ATTRIBUTES = ("user.", "system.posix_acl_access")
 ATTEMPTS = 5  # at creating the file while other runs remove it
 NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK})
 
@@ -34,10 +36,19 @@ NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLC
 class PartialFile:
     """A file that is being written, from its beginning to its end."""
 
-    def __init__(self, path: Path, fd: int) -> None:
-        self.path, self.fd = path, fd
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fd = -1  # until it is there
         self.position = 0  # bytes written
         self._pace = Pace()
+
+    def close(self) -> None:
+        """Give the file up; what still has its name of a partial file goes. Harmless when twice."""
+        if self.fd >= 0:
+            _remove(self.path, self.fd)
+            fd, self.fd = self.fd, -1
+            with suppress(OSError):  # fsync has told all that could be told here
+                os.close(fd)
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
@@ -78,16 +89,18 @@ class PartialFile:
         if isinstance(span.source, Blob):
             self._put(reader.read(span), offset)
             return
-        source = reader.file(span.source).fd
-        copy_bytes(
-            source,
-            self.fd,
-            span.nbytes,
-            start=span.offset,
-            at=offset,
-            progress=progress,
-            pace=pace,
-        )
+        self._copy_file(reader.file(span.source), span, offset, progress, pace)
+
+    def _copy_file(
+        self, file: SourceFile, span: ByteSpan, offset: int, progress: Progress, pace: Pace | None
+    ) -> None:
+        try:
+            copy_bytes(
+                file.fd, self.fd, span.nbytes,
+                start=span.offset, at=offset, progress=progress, pace=pace,
+            )  # fmt: skip
+        except CkptError as error:
+            raise error.at(file.path) from error.__cause__
 
     def copy_file(self, file: SourceFile, progress: Progress = no_progress) -> None:
         """The whole of another file; its blocks are shared where the file system can."""
@@ -100,10 +113,7 @@ class PartialFile:
 
     def copy_from(self, file: SourceFile, span: ByteSpan, progress: Progress = no_progress) -> None:
         """Append bytes of another file."""
-        copy_bytes(
-            file.fd, self.fd, span.nbytes,
-            start=span.offset, at=self.position, progress=progress, pace=self._pace,
-        )  # fmt: skip
+        self._copy_file(file, span, self.position, progress, self._pace)
         self.position += span.nbytes
 
     def need(self, nbytes: int) -> None:
@@ -112,8 +122,8 @@ class PartialFile:
         Raises:
             OutputError: the file system has less room than ``nbytes`` bytes.
         """
-        free = shutil.disk_usage(self.path.parent).free
-        if nbytes > free:
+        free = _free_bytes(self.path.parent)
+        if free is not None and nbytes > free:
             raise OutputError(
                 f"{nbytes:,} bytes are needed, {free:,} are free there; nothing was written",
                 path=self.path.parent,
@@ -134,6 +144,15 @@ class PartialFile:
         while done < len(view):
             done += os.pwrite(self.fd, view[done:], offset + done)
         return done
+
+
+def _free_bytes(folder: Path) -> int | None:
+    """What a user may still write there; None when the file system does not say."""
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return None
+    return usage.free if usage.total else None
 
 
 def check_output(path: Path, inputs: Iterable[Path], *, force: bool) -> Path:
@@ -161,6 +180,7 @@ def check_output(path: Path, inputs: Iterable[Path], *, force: bool) -> Path:
             "the output is the input itself", path=path, hint="name another file with -o"
         )
     if not force:
+        _remove_second_name(target)
         raise OutputError(
             "the file exists", path=path, hint="--force replaces it, -o names another"
         )
@@ -175,6 +195,7 @@ def check_in_place(path: Path, backup: Path | None, *, force: bool) -> Path:
             ``force``; or the backup's name is taken.
     """
     target = Path(os.path.realpath(path))
+    _remove_second_name(target)
     status = target.stat()
     if status.st_nlink > 1 and not force and not _is_backup(backup, status):
         raise OutputError(
@@ -187,11 +208,37 @@ def check_in_place(path: Path, backup: Path | None, *, force: bool) -> Path:
         raise OutputError(
             "the file is read-only", path=path, hint="-o writes another file, --force replaces"
         )
-    if backup is not None and os.path.lexists(backup) and not _is_backup(backup, status):
+    if backup is not None:
+        _check_backup(backup, status)
+    return target
+
+
+def _check_backup(backup: Path, status: os.stat_result) -> None:
+    """Refuse early what a second name cannot be: taken, too long, on another file system."""
+    try:
+        is_taken = not os.path.samestat(backup.lstat(), status)
+    except FileNotFoundError:
+        is_taken = False
+    except OSError as error:
+        raise OutputError(f"no backup can be made there: {_reason(error)}", path=backup) from error
+    if is_taken:
         raise OutputError(
             "the backup is there already, of another file", path=backup, hint="move it away first"
         )
-    return target
+    if backup.parent.stat().st_dev != status.st_dev:
+        raise OutputError(
+            "no backup can be made there: the file itself is on another file system",
+            path=backup,
+            hint="name the file and not the link to it: readlink -f shows it",
+        )
+
+
+def _remove_second_name(target: Path) -> None:
+    """Remove the partial file of a run that was killed when its file stood at ``target``."""
+    partial = _partial_beside(target)
+    with suppress(OSError):
+        if os.path.samestat(partial.lstat(), target.stat()):
+            _remove_abandoned(partial, target)
 
 
 def _is_backup(backup: Path | None, status: os.stat_result) -> bool:
@@ -203,33 +250,40 @@ def _is_backup(backup: Path | None, status: os.stat_result) -> bool:
 
 
 @contextmanager
-def whole_file(target: Path, *, force: bool, backup: Path | None = None) -> Iterator[PartialFile]:
+def whole_file(
+    target: Path,
+    *,
+    force: bool,
+    backup: Path | None = None,
+    last_look: Callable[[], object] = lambda: None,
+) -> Iterator[PartialFile]:
     """A file that stands at ``target`` when the block ends well, and nowhere when it does not.
 
-    ``backup`` is a second name for the file that is replaced.
+    ``backup`` is a second name for the file that is replaced. ``last_look`` is called when the file
+    is safe on the disk, and refuses by raising: a moment later the old one is replaced.
 
     Raises:
         OutputError: it cannot be created, the disk is full, or it appeared meanwhile.
     """
-    partial = _partial_beside(target)
-    try:
-        fd = _create(partial, target)
-    except OSError as error:
-        raise OutputError(_reason(error), path=target) from error
-    try:
-        yield PartialFile(partial, fd)
-        _take_after(fd, target)
-        os.fsync(fd)
-        _publish(partial, fd, target, force=force, backup=backup)
-    except OSError as error:
-        _discard(partial, fd)
-        raise OutputError(_reason(error), path=target) from error
-    except BaseException:
-        _discard(partial, fd)
-        raise
-    finally:
-        os.close(fd)
+    file = PartialFile(_partial_beside(target))
+    with _told_as_output_errors(target), undone_at_end(file.close):
+        with held():
+            file.fd = _create(file.path, target)
+        yield file
+        _take_after(file.fd, target)
+        os.fsync(file.fd)
+        last_look()
+        with held():
+            _publish(file, target, force=force, backup=backup)
     _sync_folder(target.parent)
+
+
+@contextmanager
+def _told_as_output_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(_reason(error), path=target) from error
 
 
 def _partial_beside(target: Path) -> Path:
@@ -255,7 +309,7 @@ def _create(partial: Path, target: Path) -> int:
         except BlockingIOError:  # taken for abandoned before we had locked it
             pass
         except BaseException:
-            _discard(partial, fd)
+            _remove(partial, fd)
             os.close(fd)
             raise
         os.close(fd)
@@ -307,41 +361,66 @@ def _is_at(path: Path, fd: int) -> bool:
         return False
 
 
+def _remove(path: Path, fd: int) -> None:
+    """Remove the open file, if it still stands at ``path``."""
+    with suppress(OSError):
+        if _is_at(path, fd):
+            path.unlink()
+
+
 def _in_use(target: Path, hint: str | None = None) -> OutputError:
     return OutputError("another run is writing it", path=target, hint=hint)
 
 
 def _take_after(fd: int, target: Path) -> None:
-    """The owner and mode of the file that is replaced; else the mode that the umask leaves."""
+    """Owner, mode and attributes of the file that is replaced; else the mode that the umask leaves.
+
+    What the file system or our rights do not allow stays undone: the values are what matters.
+    """
     try:
         status = target.stat()
     except FileNotFoundError:
         umask = os.umask(0)
         os.umask(umask)
-        os.fchmod(fd, 0o666 & ~umask)
+        _set_mode(fd, 0o666 & ~umask)
         return
-    with suppress(PermissionError):  # only root gives files away; the mode is set all the same
-        os.fchown(fd, status.st_uid, status.st_gid)
-    os.fchmod(fd, stat.S_IMODE(status.st_mode))
+    for user, group in ((-1, status.st_gid), (status.st_uid, -1)):  # only root gives files away
+        with suppress(OSError):
+            os.fchown(fd, user, group)
+    _set_mode(fd, stat.S_IMODE(status.st_mode))
+    _copy_attributes(target, fd)
 
 
-def _publish(partial: Path, fd: int, target: Path, *, force: bool, backup: Path | None) -> None:
-    if not _is_at(partial, fd):
+def _set_mode(fd: int, mode: int) -> None:
+    if stat.S_IMODE(os.fstat(fd).st_mode) != mode:  # FAT has one for all files
+        with suppress(OSError):
+            os.fchmod(fd, mode)
+
+
+def _copy_attributes(target: Path, fd: int) -> None:
+    """The user's extended attributes and the access list, where the system has such."""
+    with suppress(OSError, AttributeError):
+        for name in os.listxattr(target):
+            if name.startswith(ATTRIBUTES):
+                os.setxattr(fd, name, os.getxattr(target, name))
+
+
+def _publish(file: PartialFile, target: Path, *, force: bool, backup: Path | None) -> None:
+    """Give the file its name; the one that it has goes when it is closed."""
+    if not _is_at(file.path, file.fd):
         raise _in_use(target)
     if force:
         with _second_name(target, backup):
-            partial.rename(target)
+            file.path.rename(target)
         return
     try:
-        os.link(partial, target)  # unlike a rename, fails when something is there
+        os.link(file.path, target)  # unlike a rename, fails when something is there
     except FileExistsError:
         raise
     except OSError:  # no hard links on this file system
         if target.exists():
             raise FileExistsError(errno.EEXIST, "the file exists") from None
-        partial.rename(target)
-        return
-    partial.unlink()
+        file.path.rename(target)
 
 
 @contextmanager
@@ -366,12 +445,6 @@ def _second_name(target: Path, backup: Path | None) -> Iterator[None]:
     except BaseException:
         backup.unlink()
         raise
-
-
-def _discard(partial: Path, fd: int) -> None:
-    with suppress(OSError):
-        if _is_at(partial, fd):
-            partial.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -12,8 +12,9 @@ import fcntl
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
-from ckptool.errors import DamagedError
+from ckptool.errors import DamagedError, UnreadableError
 from ckptool.numerics import Progress, no_progress
 
 STEP = 16 << 20  # bytes a call, so that progress is seen and signals are heard
@@ -40,7 +41,11 @@ def _sendfile(source: int, target: int, nbytes: int, start: int, at: int) -> int
 
 
 def _read_and_write(source: int, target: int, nbytes: int, start: int, at: int) -> int:
-    return os.pwrite(target, os.pread(source, min(nbytes, BLOCK), start), at)
+    try:
+        block = os.pread(source, min(nbytes, BLOCK), start)
+    except OSError as error:
+        raise UnreadableError(error.strerror or str(error)) from error
+    return os.pwrite(target, block, at)
 
 
 COPIERS: tuple[Copier, ...] = (
@@ -80,7 +85,8 @@ class Pace:
         self._copied = max(self._copied, end)
         if self._copied - self._sent >= STEP and hasattr(os, "posix_fadvise"):
             length = self._copied - self._sent
-            os.posix_fadvise(target, self._sent, length, os.POSIX_FADV_DONTNEED)
+            with suppress(OSError):  # advice
+                os.posix_fadvise(target, self._sent, length, os.POSIX_FADV_DONTNEED)
             self._sent = self._copied
 
 
@@ -111,6 +117,7 @@ def copy_bytes(
 
     Raises:
         DamagedError: the source ends before.
+        UnreadableError: the source cannot be read.
         OSError: the target cannot be written.
     """
     remaining = list(copiers)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import data_of
 from safetensors.torch import save_file
 
 from ckptool.commands.verify import Request, chosen_rules, verify_file
+from ckptool.formats.base import SourceFile
 from ckptool.formats.salvage import salvage
+from ckptool.formats.zip_checksums import checksummed_records
+from faults import data_of
 
 MODEL = {f"layer.{i}.weight": torch.full((8, 16), float(i)) for i in range(6)}
 NBYTES = 8 * 16 * 4  # of each
@@ -56,7 +58,7 @@ def test_a_cut_file_names_what_is_lost(write, tmp_path, ckptool):
     output = ckptool("verify", path, "--json")
     message = only(output, "CK102")["message"]
     assert output.exit_code == 1
-    assert f"the file ends at {cut:,} bytes" in message
+    assert f"model ends at {cut:,} bytes" in message
     assert f"{2 * NBYTES - 100:,} bytes of values are lost, of 2 of 6 tensors" in message
     for name, at in places.items():
         assert (name in message) == (at + NBYTES > cut)
@@ -198,3 +200,24 @@ def test_a_damaged_file_fails_whatever_was_selected(tmp_path, ckptool):
     output = ckptool("verify", path, "--select", "CK4", "--json")
     assert output.exit_code == 1
     assert only(output, "CK102")
+
+
+@pytest.mark.parametrize("sizes", [(8, 8), (3, 50)])
+def test_zips_in_a_row_are_not_taken_for_one(sizes, tmp_path):
+    """As torch.distributed writes its shards; the last directory says nothing of the others."""
+    path = tmp_path / "shard.distcp"
+    parts = []
+    for size in sizes:
+        torch.save(torch.ones(size), tmp_path / "part.pt")
+        parts.append((tmp_path / "part.pt").read_bytes())
+    path.write_bytes(b"".join(parts))
+    with SourceFile(path) as file:
+        assert checksummed_records(file) == []
+    with SourceFile(tmp_path / "part.pt") as file:
+        assert len(checksummed_records(file)) > 3
+
+
+def test_checksums_inside_shards_are_not_passed(zoo, ckptool):
+    output = ckptool("verify", zoo / "files/torch_dcp", "--bytes", "--values", "--json")
+    states = {check["rule"]: check["state"] for check in output.json["checks"]}
+    assert (output.exit_code, states["CK103"], states["CK301"]) == (0, "not-checked", "passed")

@@ -8,10 +8,11 @@ import re
 import pytest
 import runs
 import torch
-from faults import CASES, Case
 
+import rules_page
 from ckptool.checks.registry import CHECKS
 from ckptool.rules import BY_ID, FAMILIES, RULES, WRITING
+from faults import CASES, Case
 
 TESTED_ELSEWHERE = {"CK106": "test_container.py: it takes somebody who writes meanwhile"}
 
@@ -23,6 +24,10 @@ def test_every_rule_has_a_fault():
 def test_every_rule_is_decided_by_one_check():
     decided = [rule for check in CHECKS for rule in check.rules]
     assert sorted(decided) == sorted(rule.id for rule in RULES)
+
+
+def test_the_page_is_that_of_the_table():
+    assert rules_page.PAGE.read_text() == rules_page.page(), "run tests/rules_page.py"
 
 
 def test_ids_are_unique_and_of_a_family():

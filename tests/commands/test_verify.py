@@ -82,13 +82,13 @@ def test_findings_stand_by_severity_with_tensor_and_remedy(broken, ckptool):
     assert "Errors" in lines
     found = next(line for line in lines if "CK301" in line)
     assert "state_dict/head.weight" in found
-    assert lines[lines.index(found) + 1].strip().startswith("-> take an earlier checkpoint")
+    assert lines[lines.index(found) + 1].strip().startswith("→ take an earlier checkpoint")
 
 
 def test_what_was_not_checked_is_said_with_the_option(path, ckptool):
     output = ckptool("verify", path)
     unchecked = output.partition("Not checked")[2]
-    assert "CK103  reads all bytes: --bytes" in unchecked
+    assert "reads all bytes: --bytes  CK103" in unchecked
     assert "--values" in unchecked
 
 
@@ -103,7 +103,7 @@ def test_names_from_the_file_are_harmless(tmp_path, ckptool):
 def test_json_keys(path, ckptool):
     report = ckptool("verify", path, "--require", "ema", "--json").json
     assert list(report) == [
-        "schema", "path", "ok", "format", "size_bytes", "findings", "checks", "required",
+        "schema", "path", "ok", "format", "size_bytes", "findings", "checks", "required", "strict",
     ]  # fmt: skip
     assert report["schema"] == "ckptool/verify/1"
     assert report["required"] == ["ema"]
@@ -138,7 +138,25 @@ def test_like_tells_the_rename(model_json, tmp_path, ckptool):
     assert found["CK604"]["remedy"] == "rename backbone.* to *: then 5 of 5 fit"
 
 
-@pytest.mark.parametrize("content", ["{}", '{"schema": "ckptool/inspect/1"}', "[", "[1]"])
+SCHEMA = '{"schema": "ckptool/inspect/1"'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        "[",
+        "[1]",
+        SCHEMA + "}",
+        SCHEMA + ', "entries": 3}',
+        SCHEMA + ', "entries": [3]}',
+        SCHEMA + ', "entries": [{}]}',
+        SCHEMA + ', "entries": []}',
+        SCHEMA + ', "entries": [{"address": "a", "dtype": "float99", "shape": [1]}]}',
+        SCHEMA + ', "entries": [{"address": "a", "dtype": "float32", "shape": [[]]}]}',
+        SCHEMA + ', "entries": [{"address": 3, "dtype": "float32", "shape": 3}]}',
+    ],
+)
 def test_like_refuses_other_documents(content, path, tmp_path, ckptool):
     other = tmp_path / "other.json"
     other.write_text(content)

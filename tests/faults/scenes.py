@@ -1,0 +1,214 @@
+"""What a fault test looks at: a folder, a command that writes there, and the two states allowed.
+
+A ``Scene`` is a row: what lies in the folder, and the arguments. The state after an undisturbed
+run is found by one; the time in the record of provenance is fixed, so that it is always the same.
+Whatever happens to a run, the folder must be in the one state or the other, and the same command
+must then lead to the second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+
+from making import average_of, resumable, save, weights
+from output import environment
+from paths import FIXTURES
+
+INPUT, SAFE = "last.ckpt", "last.safetensors"
+DRIVER = Path(__file__).with_name("driver.py")
+SAMPLE = FIXTURES / "ema" / "emacallback" / "exported.ckpt"
+PARTIAL = ".ckptool.partial"
+
+State = dict[str, bytes]
+
+
+class Try(NamedTuple):
+    """A run and what came of it."""
+
+    code: int  # negative: the signal that ended it
+    calls: list[str]  # to the system, by the main thread
+    stdout: str
+    stderr: str
+    seconds: float
+
+
+class Driver:
+    """The process that forks the tries."""
+
+    def __init__(self) -> None:
+        steady = {
+            "OPENBLAS_NUM_THREADS": "1",  # threads do not fork
+            "SOURCE_DATE_EPOCH": "86400",  # the record of provenance is always the same
+            "CKPTOOL_DEBUG": "",  # as users run it
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, str(DRIVER), str(SAMPLE)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(steady), text=True,
+        )  # fmt: skip
+
+    def __call__(self, folder: Path, args: Iterable[object], **fault: Any) -> Try:
+        """One run."""
+        return self.at_once(folder, [args], **fault)[0]
+
+    def at_once(self, folder: Path, several: list[Iterable[object]], **fault: Any) -> list[Try]:
+        """Several runs beside each other."""
+        request = [
+            {"folder": str(folder), "args": [str(arg) for arg in args], "fault": fault}
+            for args in several
+        ]
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return [Try(**one) for one in json.loads(self._process.stdout.readline())]
+
+    def close(self) -> None:
+        with self._process:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """A row of ``SCENES``."""
+
+    name: str
+    args: tuple[str, ...]
+    more: Mapping[str, bytes] = field(default_factory=dict)  # files beside the inputs
+    again: int = 0  # exit code of the same command when it is done already
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def input(self) -> str:
+        return self.args[1]
+
+    @property
+    def backup(self) -> str | None:
+        return f"{self.input}.bak" if "--backup" in self.args else None
+
+
+SCENES = (
+    Scene("in-place", ("promote-ema", INPUT, "--in-place")),
+    Scene("in-place-backup", ("promote-ema", INPUT, "--in-place", "--backup")),
+    Scene("in-place-safetensors", ("promote-ema", SAFE, "--in-place")),
+    Scene("promote", ("promote-ema", INPUT, "-o", "out.ckpt"), again=2),
+    Scene("promote-force", ("promote-ema", INPUT, "-o", "out.ckpt", "--force"),
+          {"out.ckpt": b"an older one" * 9000}),
+    Scene("extract-safetensors", ("extract-ema", INPUT, "-o", "out.safetensors"), again=2),
+    Scene("extract-torch", ("extract-ema", INPUT, "-o", "out.pt"), again=2),
+    Scene("extract-force", ("extract-ema", INPUT, "-o", "out.pt", "--force"),
+          {"out.pt": b"an older one"}),
+)  # fmt: skip
+BY_NAME = {scene.name: scene for scene in SCENES}
+
+
+def make_inputs(folder: Path) -> State:
+    """Checkpoints whose promotion moves, casts and rearranges values."""
+    generator = torch.Generator().manual_seed(5)
+    model = weights(
+        large=torch.randn(64, 64, generator=generator),
+        half=torch.randn(33, 5, generator=generator).bfloat16(),
+        conv=torch.randn(4, 3, 5, 5, generator=generator).to(memory_format=torch.channels_last),
+    )
+    average = {
+        name: tensor.float().contiguous() if tensor.is_floating_point() else tensor
+        for name, tensor in average_of(model).items()
+    }
+    save(folder / INPUT, model, average, **resumable(model))
+    tables = {"model.": model, "ema_model.": average}
+    named = {p + n: t.contiguous() for p, table in tables.items() for n, t in table.items()}
+    save_file(named, folder / SAFE)
+    return state_of(folder)
+
+
+def state_of(folder: Path) -> State:
+    """Names and contents."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class Stage:
+    """The folder in which the scenes are played, one at a time."""
+
+    def __init__(self, folder: Path, inputs: State) -> None:
+        self.folder, self.inputs = folder, inputs
+        self.driver = Driver()
+        self._after: dict[Scene, tuple[State, list[str]]] = {}
+        self._tidied: set[tuple[Scene, str]] = set()
+
+    def close(self) -> None:
+        self.driver.close()
+
+    def before(self, scene: Scene) -> State:
+        """What lies there at first."""
+        return {scene.input: self.inputs[scene.input], **scene.more}
+
+    def after(self, scene: Scene) -> State:
+        """What an undisturbed run leaves."""
+        return self._undisturbed(scene)[0]
+
+    def calls(self, scene: Scene) -> list[str]:
+        """What an undisturbed run asks of the system."""
+        return self._undisturbed(scene)[1]
+
+    def _undisturbed(self, scene: Scene) -> tuple[State, list[str]]:
+        if scene not in self._after:
+            done = self.play(scene)
+            assert done.code == 0, done
+            self._after[scene] = state_of(self.folder), done.calls
+        return self._after[scene]
+
+    def play(self, scene: Scene, **fault: Any) -> Try:
+        """Set the scene and run its command."""
+        for path in self.folder.iterdir():
+            path.unlink()
+        for name, content in self.before(scene).items():
+            (self.folder / name).write_bytes(content)
+        return self.driver(self.folder, scene.args, **fault)
+
+    def look(self, scene: Scene) -> str:
+        """``before``, ``after``, or what else lies there; ``+ partial`` when litter does too."""
+        found = state_of(self.folder)
+        partial = {name for name in found if name.endswith(PARTIAL)}
+        whole = {name: content for name, content in found.items() if name not in partial}
+        known = {"before": self.before(scene), "after": self.after(scene)}
+        if scene.backup:
+            known["backup"] = {**known["before"], scene.backup: self.inputs[scene.input]}
+        sizes = str({name: len(content) for name, content in found.items()})
+        state = next((name for name, state in known.items() if state == whole), sizes)
+        return f"{state} + partial" if partial else state
+
+    def assert_next_run_works(self, scene: Scene) -> None:
+        """The same command leads to the end, and leaves nothing else; looked at once a state."""
+        state = self.look(scene)
+        if (scene, state) in self._tidied:
+            return
+        done = self.driver(self.folder, scene.args)
+        assert done.code == (scene.again if state.startswith("after") else 0), (state, done)
+        assert self.look(scene) == "after", state
+        self._tidied.add((scene, state))
+
+
+@contextlib.contextmanager
+def quick_folder(otherwise: Path) -> Iterator[Path]:
+    """An empty folder in memory, where syncing costs nothing, or else on the disk."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield otherwise
+        return
+    with tempfile.TemporaryDirectory(dir=memory, prefix="ckptool-test-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
