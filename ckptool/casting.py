@@ -3,7 +3,7 @@
 A cast is judged by its result: a finite value that became infinite (or NaN, or the largest of a
 type without infinities) **overflowed**, a value other than zero that became zero **vanished**. Both
 show in the bits of a block at once: where no result is zero and none is as large as the largest,
-nothing was lost, and the values are not looked at again.
+nothing was lost, and the values are not looked at one by one.
 
 Blocks are cast by a few threads (numpy lets them run side by side) and come out in order, so that
 memory does not grow with the tensor.
@@ -33,7 +33,7 @@ CASTABLE = {
 SATURATING = {"float8_e4m3fn": 464.0}  # halfway from 448 to 480, which would be next
 
 WORKERS = 2
-AHEAD = 4  # blocks that are being cast while one is written
+AHEAD = 3  # blocks that are being cast while one is written
 
 
 class Losses(NamedTuple):
@@ -55,34 +55,29 @@ def count_losses(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> Losses:
 
 def losses_between(given: np.ndarray[Any, Any], made: np.ndarray[Any, Any]) -> Losses:
     """What became of the values of ``given`` in ``made``, which has them in another type."""
-    return _judge(given, made)[0]
-
-
-def _judge(given: np.ndarray[Any, Any], made: np.ndarray[Any, Any]) -> tuple[Losses, int]:
-    """(what was lost, how many values were not finite before)."""
     import numpy as np
 
     if not made.size or given.dtype == made.dtype:
-        return Losses(), 0
-    magnitudes = _bits(made) & (1 << 8 * made.itemsize - 1) - 1
+        return Losses()
+    magnitudes = _magnitudes(made)
     largest = _largest(made.dtype.newbyteorder("="))
     if magnitudes.min() > 0 and magnitudes.max() < largest:
-        return Losses(), 0
-    odd = (magnitudes == 0) | (magnitudes >= largest)
+        return Losses()
+    odd = ((magnitudes == 0) & (_magnitudes(given) != 0)) | (magnitudes >= largest)
     with np.errstate(invalid="ignore"):  # signalling NaN
         before, after = given[odd].astype(np.float64), made[odd].astype(np.float64)
     beyond = ~np.isfinite(after) | (np.abs(before) > SATURATING.get(made.dtype.name, np.inf))
-    finite = np.isfinite(before)
-    lost = Losses(
-        overflowed=int(np.count_nonzero(finite & beyond)),
+    return Losses(
+        overflowed=int(np.count_nonzero(np.isfinite(before) & beyond)),
         vanished=int(np.count_nonzero((after == 0) & (before != 0))),
     )
-    return lost, int(finite.size - np.count_nonzero(finite))
 
 
-def _bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _magnitudes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The bits without the sign, which are in the order of the absolute values."""
     order = ">" if values.dtype.byteorder == ">" else "<"
-    return values.view(f"{order}u{values.itemsize}")
+    bits: np.ndarray[Any, Any] = values.view(f"{order}u{values.itemsize}")
+    return bits & (1 << 8 * values.itemsize - 1) - 1
 
 
 @cache
@@ -91,7 +86,7 @@ def _largest(kind: np.dtype[Any]) -> int:
     import ml_dtypes
     import numpy as np
 
-    return int(_bits(np.array([ml_dtypes.finfo(kind).max], kind))[0])
+    return int(_magnitudes(np.array([ml_dtypes.finfo(kind).max], kind))[0])
 
 
 class Casting:
@@ -103,7 +98,6 @@ class Casting:
     def __init__(self, wanted: DType | None = None) -> None:
         self.wanted = wanted
         self.losses: dict[str, Losses] = {}  # of the tensors that lost something
-        self.nonfinite: dict[str, int] = {}  # values that were not finite before, by tensor
 
     def dtype_of(self, ref: TensorRef) -> DType:
         """The type in which a tensor is written."""
@@ -125,20 +119,17 @@ class Casting:
         if wanted is ref.dtype:
             yield from value_bytes(reader, ref)
             return
-        lost, nonfinite = Losses(), 0
+        lost = Losses()
         for block in _cast_blocks(reader, ref, wanted):
-            lost, nonfinite = lost + block.lost, nonfinite + block.nonfinite
+            lost += block.lost
             yield block.data
         if any(lost):
             self.losses[name] = lost
-        if nonfinite:
-            self.nonfinite[name] = nonfinite
 
 
 class _Block(NamedTuple):
     data: memoryview
     lost: Losses
-    nonfinite: int
 
 
 def _cast_blocks(reader: TensorReader, ref: TensorRef, wanted: DType) -> Iterator[_Block]:
@@ -171,7 +162,7 @@ def _cast_block(values: np.ndarray[Any, Any], wanted: DType) -> _Block:
     narrow = wanted.itemsize == 1 and values.dtype == np.dtype("<f4")
     made = _by_table(values, wanted) if narrow else cast(values, numpy_dtype(wanted))
     made = np.ascontiguousarray(made)
-    return _Block(made.view(np.uint8).data, *_judge(values, made))
+    return _Block(made.view(np.uint8).data, losses_between(values, made))
 
 
 def _by_table(values: np.ndarray[Any, Any], wanted: DType) -> np.ndarray[Any, Any]:

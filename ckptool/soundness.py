@@ -77,6 +77,10 @@ def _message(record: BrokenRecord) -> str:
     return f"the bytes of the record {record.name} do not fit its checksum: they were changed"
 
 
+<<<<<<< HEAD
+def _refuse_nonfinite(checkpoint: Checkpoint, bad: Mapping[str, int]) -> None:
+    if bad:
+=======
 def refuse_nonfinite(
     checkpoint: Checkpoint, bad: Mapping[str, int], *, force: bool
 ) -> tuple[Finding, ...]:
@@ -89,6 +93,7 @@ def refuse_nonfinite(
         EmaRefusedError: there are some, without ``force``.
     """
     if bad and not force:
+>>>>>>> main
         first, count = next(iter(bad.items()))
         tensors = f"{len(bad)} tensors" if len(bad) > 1 else "1 tensor"
         raise EmaRefusedError(

@@ -95,6 +95,13 @@ def test_blocks_of_a_large_tensor_keep_their_order(wanted, tmp_path):
     assert_cast_as_torch(tensor, wanted, tmp_path)
 
 
+@pytest.mark.parametrize("wanted", TYPES)
+@pytest.mark.parametrize("given", TYPES)
+def test_zeros_are_no_losses(given, wanted, tmp_path):
+    zeros = torch.tensor([0.0, -0.0] * 9).to(getattr(torch, given))
+    assert_cast_as_torch(zeros, wanted, tmp_path)
+
+
 @pytest.mark.parametrize("wanted", [name for name in TYPES if name.startswith("float8")])
 def test_float32_around_every_step_of_8_bits(wanted, tmp_path):
     """Halfway between two values, and the next float32 on either side; they go by a table."""

@@ -275,7 +275,7 @@ def whole_file(
         last_look()
         with held():
             _publish(file, target, force=force, backup=backup)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 @contextmanager
@@ -447,7 +447,8 @@ def _second_name(target: Path, backup: Path | None) -> Iterator[None]:
         raise
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring what a folder lists to the disk, where its file system can."""
     with suppress(OSError):  # some file systems cannot; the file itself is safe
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

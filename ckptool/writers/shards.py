@@ -23,8 +23,9 @@ from typing import NamedTuple
 
 from ckptool.casting import Casting
 from ckptool.errors import OutputError, UsageError
+from ckptool.interrupts import held
 from ckptool.tree import TensorRef
-from ckptool.writers.base import PartialFile, whole_file
+from ckptool.writers.base import PartialFile, sync_folder, whole_file
 
 INDEX = ".index.json"
 FOLDER_NAME = "model.safetensors"  # what Hugging Face's loaders look for in a folder
@@ -125,24 +126,27 @@ def refuse_other_form(output: Path, *, sharded: bool) -> None:
 def whole_files(targets: Sequence[Path], *, force: bool) -> Iterator[list[PartialFile]]:
     """Several files that appear together, the last one last; none of them when the block fails.
 
-    Everything is on the disk before the first is put in place. The last is what makes the others
-    count, so an old one goes first.
+    Everything is on the disk before the first is put in place, and no signal comes between. The
+    last is what makes the others count, so an old one goes first.
 
     Raises:
         OutputError: see :func:`~ckptool.writers.base.whole_file`.
     """
     placed: list[Path] = []
     try:
-        with ExitStack() as closing:
+        with ExitStack() as opened:
             files = []
             for target in reversed(targets):  # closed in the reverse of this order
-                closing.push(partial(_note, placed, target))
-                files.append(closing.enter_context(whole_file(target, force=force)))
+                opened.push(partial(_note, placed, target))
+                files.append(opened.enter_context(whole_file(target, force=force)))
             yield files[::-1]
             for file in files:
                 file.sync()
+            finished = opened.pop_all()
+        with held(), finished:
             if force and len(targets) > 1:
                 targets[-1].unlink(missing_ok=True)
+                sync_folder(targets[-1].parent)
     except BaseException:
         for path in placed:
             path.unlink(missing_ok=True)

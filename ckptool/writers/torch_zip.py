@@ -6,8 +6,10 @@ checksum. The pickle names only what ``torch.load(weights_only=True)`` allows. T
 the same bytes of the source share one storage, so ties survive, also a cast: it is the storage that
 is cast, once.
 
-A large storage is copied by the kernel while a thread reads it for its checksum, which is filled in
-at the end.
+A large storage is copied by the kernel. Its checksum is the one that the source has for it, where
+it was a whole record there: that is checked by whoever takes the last look, and where it did not
+fit (``--force``), the copy shows the damage as the source did. Else a thread reads the storage for
+it meanwhile.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptool.casting import Casting
@@ -22,6 +26,7 @@ from ckptool.dtypes import DType
 from ckptool.errors import UnsupportedError
 from ckptool.formats.base import TensorReader
 from ckptool.formats.torch_zip import PROVENANCE
+from ckptool.formats.zip_checksums import checksummed_records
 from ckptool.numerics import Progress, no_progress, value_bytes
 from ckptool.tree import Blob, ByteSpan, Chunk, TensorRef, contiguous_strides, extent
 from ckptool.writers.base import PartialFile
@@ -32,7 +37,7 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
 ARCHIVE = "archive"
-WORTH_COPYING = 1 << 18  # bytes of a storage that pay for a thread's attention
+WORTH_COPYING = 1 << 18  # bytes
 
 
 def write(
@@ -59,7 +64,8 @@ def write(
     archive.add_bytes(f"{ARCHIVE}/data.pkl", _pickle(tensors, storages, wrap))
     archive.add_bytes(f"{ARCHIVE}/byteorder", b"little")
     with _checksum_thread() as pool:
-        values = _Values(output, reader, casting, pool, progress)
+        known = _known_checksums(reader, storages)
+        values = _Values(output, reader, casting, pool, known, progress)
         for storage in storages:
             archive.begin(f"{ARCHIVE}/data/{storage.key}")
             if storage.is_copied:
@@ -180,6 +186,24 @@ def _checksum_thread() -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
+def _is_large(storage: Storage) -> bool:
+    """Whether it is worth the kernel's copy."""
+    return storage.nbytes >= WORTH_COPYING and not isinstance(storage.span.source, Blob)
+
+
+def _known_checksums(reader: TensorReader, storages: list[Storage]) -> dict[ByteSpan, int]:
+    """Of the records in the zips that large storages come from."""
+    large = [storage for storage in storages if storage.is_copied and _is_large(storage)]
+    sources = {storage.span.source for storage in large}
+    return {
+        ByteSpan(path, record.offset, record.nbytes): record.crc
+        for path in sources
+        if isinstance(path, Path)
+        for record in checksummed_records(reader.file(path))
+        if record.crc is not None
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class _Values:
     """Puts the values of storages at the end of the output."""
@@ -188,16 +212,23 @@ class _Values:
     reader: TensorReader
     casting: Casting
     pool: ThreadPoolExecutor
+    known: Mapping[ByteSpan, int]
     progress: Progress
 
     def copy(self, storage: Storage) -> Checksum:
         span = storage.span
-        if span.nbytes < WORTH_COPYING or isinstance(span.source, Blob):
+        if not _is_large(storage):
             blocks = value_bytes(self.reader, storage.values)
             return write_blocks(self.output, blocks, self.progress).checksum
-        known = self.pool.submit(checksum, lambda at, n: self.reader.read(span, at, n), span.nbytes)
+        checksum_of = self._checksum_of(span)
         self.output.copy(self.reader, span, self.progress)
-        return known.result
+        return checksum_of
+
+    def _checksum_of(self, span: ByteSpan) -> Checksum:
+        if span in self.known:
+            return partial(self.known.__getitem__, span)
+        read = partial(self.reader.read, span)
+        return self.pool.submit(checksum, read, span.nbytes).result
 
     def make(self, storage: Storage) -> Run:
         name = next(iter(storage.views))

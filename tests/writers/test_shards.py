@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from ckptool.errors import OutputError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.writers import shards
 from ckptool.writers.shards import index_of, parse_size, plan_shards, whole_files
+from output import environment
 from paths import contents
 
 OUTPUT = Path("model.safetensors")
@@ -159,18 +162,66 @@ def test_one_that_appears_meanwhile_is_kept_and_the_others_go(targets, tmp_path)
     assert targets[1].read_text() == "mine"
 
 
-def test_an_old_set_without_its_index_is_what_a_killed_replacement_leaves(targets, monkeypatch):
-    """Never an old index that names new shards."""
+# Replaces a set by a new one; what comes between is done before the n-th rename or link.
+REPLACING = """
+import os, pathlib, signal, sys
+from ckptool.interrupts import end_cleanly
+from ckptool.writers.shards import whole_files
+
+folder, force = pathlib.Path(sys.argv[1]), sys.argv[2] == "force"
+at, blow = int(sys.argv[3]), sys.argv[4]
+end_cleanly()
+steps = iter(range(99))
+
+
+def disturbed(step):
+    def taken(*args):
+        if next(steps) == at:
+            os._exit(9) if blow == "kill" else os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args)
+
+    return taken
+
+
+os.link, pathlib.Path.rename = disturbed(os.link), disturbed(pathlib.Path.rename)
+with whole_files([folder / name for name in ("one", "two", "index")], force=force) as files:
+    for file in files:
+        file.write(b"new")
+    if at < 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def replace_in_a_process(folder, force, at, blow) -> int:
+    command = [sys.executable, "-c", REPLACING, str(folder), force, str(at), blow]
+    return subprocess.run(command, env=environment(), check=False, timeout=60).returncode
+
+
+@pytest.mark.parametrize("at", range(3))
+def test_a_killed_replacement_leaves_no_index_beside_a_mixture(at, targets, tmp_path):
     for target in targets:
         target.write_text("old")
-
-    def killed(self, other):
-        raise SystemExit
-
-    monkeypatch.setattr(Path, "rename", killed)
-    with pytest.raises(SystemExit):
-        write_all(targets, force=True)
+    assert replace_in_a_process(tmp_path, "force", at, "kill") == 9
     assert not targets[2].exists()
+    assert replace_in_a_process(tmp_path, "force", 99, "kill") == 0  # the next run needs no repair
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("one", "two", "index"), "new"
+    )
+
+
+@pytest.mark.parametrize("at", range(3))
+@pytest.mark.parametrize("force", ["force", "careful"])
+def test_a_signal_waits_until_the_set_is_whole(force, at, targets, tmp_path):
+    assert replace_in_a_process(tmp_path, force, at, "signal") == 130
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("one", "two", "index"), "new"
+    )
+
+
+@pytest.mark.parametrize("force", ["force", "careful"])
+def test_a_signal_before_leaves_nothing(force, tmp_path):
+    assert replace_in_a_process(tmp_path, force, -1, "signal") == 130
+    assert contents(tmp_path) == {}
 
 
 def test_a_set_is_replaced(targets):
@@ -189,6 +240,6 @@ def test_one_file_alone_keeps_its_old_content_until_the_end(targets):
 
 
 def test_the_folder_name_is_what_hugging_face_looks_for():
-    hub = pytest.importorskip("huggingface_hub")
-    assert hub.constants.SAFETENSORS_SINGLE_FILE == shards.FOLDER_NAME
-    assert hub.constants.SAFETENSORS_INDEX_FILE == shards.FOLDER_NAME + shards.INDEX
+    constants = pytest.importorskip("huggingface_hub.constants")
+    assert constants.SAFETENSORS_SINGLE_FILE == shards.FOLDER_NAME
+    assert constants.SAFETENSORS_INDEX_FILE == shards.FOLDER_NAME + shards.INDEX

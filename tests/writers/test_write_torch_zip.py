@@ -143,6 +143,20 @@ def test_the_archive_is_sound(path):
     assert names == ["archive/data.pkl", "archive/byteorder", *data, "archive/version"]
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_large_storages_have_their_checksums(legacy, tmp_path):
+    """Those that the source's records have, and of those that are no record of a zip."""
+    whole = torch.arange(300_000.0)
+    tensors = {"whole": whole, "part": torch.arange(200_000.0)[:150_000], "small": torch.ones(3)}
+    source, target = tmp_path / "in.pt", tmp_path / "out.pt"
+    torch.save(tensors, source, _use_new_zipfile_serialization=not legacy)
+    with open_checkpoint(source) as checkpoint, whole_file(target, force=True) as output:
+        torch_zip.write(output, checkpoint.tree, checkpoint.reader)
+    with zipfile.ZipFile(target) as archive:
+        assert archive.testzip() is None
+    assert_same_tensors(load(target), tensors)
+
+
 def test_storages_are_aligned_as_torch_aligns_them(path):
     content = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
