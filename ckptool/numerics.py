@@ -143,17 +143,18 @@ FLOAT32_BYTES = 4
 
 
 def cast(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """Floating-point values in another type, rounded as torch 2.13 does it.
+    """Real numbers in another type, rounded as torch 2.13 does it.
 
-    torch reaches types below 32 bits by way of float32, and ``float8_e4m3fn``, which has no
-    infinity, by taking its largest value for all that is beyond.
+    torch reaches floating types below 32 bits by way of float32, and ``float8_e4m3fn``, which has
+    no infinity, by taking its largest value for all that is beyond. Integers take what stands
+    before the point.
     """
     import numpy as np
 
     if values.dtype == wanted:
         return values
     with np.errstate(all="ignore"):  # overflow to infinity is what a cast does
-        if wanted.itemsize < FLOAT32_BYTES < values.dtype.itemsize:
+        if not _is_integer(wanted) and wanted.itemsize < FLOAT32_BYTES < values.dtype.itemsize:
             values = values.astype(np.float32)
         if wanted.name == "float8_e4m3fn":
             values = values.astype(np.float32).clip(-E4M3_MAX, E4M3_MAX)
@@ -163,30 +164,38 @@ def cast(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> np.ndarray[Any,
 class Losses(NamedTuple):
     """What a cast costs."""
 
-    overflowed: int  # finite values that become infinite, or the largest of a type without infinity
+    overflowed: int  # values beyond the range of the type: infinite, wrapped, or its largest
     vanished: int  # values other than 0 that become 0
+    cut: int = 0  # values that an integer type takes without their fraction
 
     def __add__(self, other: object) -> Losses:
         if not isinstance(other, Losses):
             return NotImplemented
-        return Losses(self.overflowed + other.overflowed, self.vanished + other.vanished)
+        return Losses(*(ours + theirs for ours, theirs in zip(self, other, strict=True)))
 
 
 def count_losses(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> Losses:
-    """How many values a cast would take beyond the range of the type, or down to 0."""
+    """How many values a cast would take beyond the range of the type, down to 0, or cut."""
     import numpy as np
 
     if values.dtype == wanted:
         return Losses(0, 0)
     given, made = _wide(values), _wide(cast(values, wanted))
     finite = np.isfinite(given)
-    if wanted.name == "float8_e4m3fn":
-        beyond = np.abs(given) >= E4M3_ROUNDS_UP
+    cut = np.zeros(1, bool)
+    if _is_integer(wanted):
+        beyond = (made != np.trunc(given)) | ~finite
+        cut = (made != given) & ~beyond
+    elif wanted.name == "float8_e4m3fn":
+        beyond = (np.abs(given) >= E4M3_ROUNDS_UP) & finite
     else:
-        beyond = ~np.isfinite(made)
-    return Losses(
-        int(np.count_nonzero(beyond & finite)), int(np.count_nonzero((made == 0) & (given != 0)))
-    )
+        beyond = ~np.isfinite(made) & finite
+    masks = (beyond, (made == 0) & (given != 0), cut)
+    return Losses(*(int(np.count_nonzero(mask)) for mask in masks))
+
+
+def _is_integer(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "iu"
 
 
 def _resolved(values: np.ndarray[Any, Any], ref: TensorRef) -> np.ndarray[Any, Any]:

@@ -19,9 +19,7 @@ from ckptool.plans import shared_with_others
 from ckptool.tree import Address, TensorRef, Tree, format_address, walk
 from ckptool.writers.containers import CONTAINERS
 from ckptool.writers.contradictions import contradiction
-from ckptool.writers.patched_copy import Patch, check_patch
-
-OTHERWISE = "ckptool extract-ema writes the averaged weights as a file of their own"
+from ckptool.writers.patched_copy import OTHERWISE, Patch, check_patch
 
 
 class Promotion(NamedTuple):
@@ -96,7 +94,9 @@ def optimizers(inventory: Inventory) -> tuple[str, ...]:
 def _dense(table: Table, name: str) -> TensorRef:
     ref = table.entries[name]
     if not isinstance(ref, TensorRef):
-        raise UnsupportedError(f"a {ref.layout} tensor cannot be patched", address=name)
+        raise UnsupportedError(
+            f"a {ref.layout} tensor cannot be patched", address=name, hint=OTHERWISE
+        )
     return ref
 
 

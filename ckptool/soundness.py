@@ -45,7 +45,7 @@ def refuse_nonfinite(
 def refuse_lossy(
     checkpoint: Checkpoint, casts: Iterable[tuple[str, Losses]], *, force: bool
 ) -> tuple[Finding, ...]:
-    """Casts that take values beyond the range of the type are refused; lost small ones are told.
+    """Casts to types that cannot hold the values are refused; lost small ones are told.
 
     Returns:
         A finding for each tensor that loses values.
@@ -54,11 +54,12 @@ def refuse_lossy(
         EmaRefusedError: some overflow, without ``force``.
     """
     lossy = {name: losses for name, losses in casts if any(losses)}
-    overflowed = {name: lost.overflowed for name, lost in lossy.items() if lost.overflowed}
-    if overflowed and not force:
-        first, count = next(iter(overflowed.items()))
+    unfit = {name: lost.overflowed + lost.cut for name, lost in lossy.items()}
+    unfit = {name: count for name, count in unfit.items() if count}
+    if unfit and not force:
+        first, count = next(iter(unfit.items()))
         raise EmaRefusedError(
-            f"{sum(overflowed.values())} values do not fit the type that they are cast to, "
+            f"{sum(unfit.values())} values do not fit the type that they are cast to, "
             f"{count} values of {first} among them",
             path=checkpoint.path,
             hint="ckptool extract-ema keeps the type of the averages; --force casts all the same",
@@ -73,6 +74,8 @@ def _losses(lost: Losses) -> Iterator[str]:
         yield f"{lost.overflowed} values overflow in the cast"
     if lost.vanished:
         yield f"{lost.vanished} values become 0 in the cast"
+    if lost.cut:
+        yield f"{lost.cut} values lose their fraction in the cast"
 
 
 def prove_equalities(checkpoint: Checkpoint, candidate: Candidate | None) -> None:
