@@ -30,17 +30,12 @@ class Promotion(NamedTuple):
     dropped: tuple[str, ...] = ()  # names in the average that the model does not have
     tensors: int = 0  # names in the slot that get an average
     shared: tuple[str, ...] = ()  # addresses elsewhere that view bytes that change
+    casts: Mapping[str, int] = {}  # ``float32 to bfloat16`` -> how many names in the slot
 
     @property
     def nbytes(self) -> int:
         """Bytes that are overwritten."""
         return sum(patch.target.nbytes for patch in self.patches)
-
-    @property
-    def casts(self) -> Mapping[str, int]:
-        """``float32 to bfloat16`` -> how many tensors."""
-        kinds = [(p.source.dtype, p.target.dtype) for p in self.patches]
-        return Counter(f"{given} to {wanted}" for given, wanted in kinds if given is not wanted)
 
 
 def plan_promotion(
@@ -83,7 +78,13 @@ def plan_promotion(
         dropped=alignment.unexpected_keys,
         tensors=len(alignment.pairs),
         shared=shared,
+        casts=_casts(patches),
     )
+
+
+def _casts(patches: Iterable[Patch]) -> Mapping[str, int]:
+    kinds = [(p.source.dtype, p.target.dtype) for p in patches]
+    return Counter(f"{given} to {wanted}" for given, wanted in kinds if given is not wanted)
 
 
 def optimizers(inventory: Inventory) -> tuple[str, ...]:
