@@ -1,11 +1,14 @@
-"""Does promoting an EMA inside 2.9 GB run like a copy of 2.9 GB?
+"""Does promoting an EMA run like a copy of the file, also where it is cast?
 
 Against ``cp`` of the whole file. Both end with an ``fsync`` of what they wrote: ckptool does it by
 itself, ``cp`` is followed by ``sync FILE``. ckptool also overwrites a quarter of the file, reads it
-back, and looks for values that are not finite.
+back, and looks for values that are not finite; where the model is bfloat16 and its EMA float32 it
+casts every value, twice (to write and to compare), and counts what the cast loses.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from harness import Contender, Question, answer, arguments, ckptool, make, workplace
 
@@ -13,20 +16,41 @@ COPY = ("sh", "-c", 'cp "$1" "$2" && sync "$2"', "copy")
 
 
 def main() -> int:
-    """Make the file, measure two contenders."""
+    """Make the files, measure two contenders for each."""
     options = arguments(__doc__, runs=7)
     with workplace(options.dir) as folder:
-        training, output = make("training", folder / "training.pt"), folder / "out.pt"
-        promote = ckptool("promote-ema", training, "-o", output)
-        question = Question(
-            "promote-ema in 2.9 GB : cp",
-            Contender("promote-ema", promote, (training,), output),
-            Contender("cp", (*COPY, str(training), str(output)), (training,), output),
-            limit=1.35,
-            peak_limit=64,
-            predicted="1.25: a quarter of the bytes is written and read once more",
+        output = folder / "out.pt"
+        training = make("training", folder / "training.pt")
+        half = make("half-training", folder / "half-training.pt")
+        questions = (
+            Question(
+                "promote-ema in 2.9 GB : cp",
+                promotion("promote-ema", training, output),
+                copy("cp", training, output),
+                limit=1.35,
+                peak_limit=64,
+                predicted="1.25: a quarter of the bytes is written and read once more",
+            ),
+            Question(
+                "promote-ema with casts in 1.8 GB : cp",
+                promotion("promote-ema with casts", half, output),
+                copy("cp of that", half, output),
+                limit=2,
+                peak_limit=64,
+                predicted="1.6: 183 million values are cast twice and looked at twice",
+            ),
         )
-        return answer((question,), options)
+        return answer(questions, options)
+
+
+def promotion(name: str, path: Path, output: Path) -> Contender:
+    """The contender that promotes."""
+    return Contender(name, ckptool("promote-ema", path, "-o", output), (path,), output)
+
+
+def copy(name: str, path: Path, output: Path) -> Contender:
+    """The contender that only copies."""
+    return Contender(name, (*COPY, str(path), str(output)), (path,), output)
 
 
 if __name__ == "__main__":

@@ -39,13 +39,14 @@ AHEAD = 3  # blocks that are being cast while one is written
 class Losses(NamedTuple):
     """How many values a cast does not keep."""
 
-    overflowed: int = 0  # finite, and then infinite, NaN or the largest there is
+    overflowed: int = 0  # finite, and then infinite, NaN, the largest there is, or wrapped
     vanished: int = 0  # not zero, and then zero
+    cut: int = 0  # without the fraction, which integers do not have
 
     def __add__(self, other: object) -> Losses:
         if not isinstance(other, Losses):
             return NotImplemented
-        return Losses(self.overflowed + other.overflowed, self.vanished + other.vanished)
+        return Losses(*(ours + theirs for ours, theirs in zip(self, other, strict=True)))
 
 
 def count_losses(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> Losses:
@@ -59,6 +60,8 @@ def losses_between(given: np.ndarray[Any, Any], made: np.ndarray[Any, Any]) -> L
 
     if not made.size or given.dtype == made.dtype:
         return Losses()
+    if made.dtype.kind in "iu":
+        return _cut_to_integers(given, made)
     magnitudes = _magnitudes(made)
     largest = _largest(made.dtype.newbyteorder("="))
     if magnitudes.min() > 0 and magnitudes.max() < largest:

@@ -142,17 +142,18 @@ FLOAT32_BYTES = 4
 
 
 def cast(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """Floating-point values in another type, rounded as torch 2.13 does it.
+    """Real numbers in another type, rounded as torch 2.13 does it.
 
-    torch reaches types below 32 bits by way of float32, and ``float8_e4m3fn``, which has no
-    infinity, by taking its largest value for all that is beyond.
+    torch reaches floating types below 32 bits by way of float32, and ``float8_e4m3fn``, which has
+    no infinity, by taking its largest value for all that is beyond. Integers take what stands
+    before the point.
     """
     import numpy as np
 
     if values.dtype == wanted:
         return values
     with np.errstate(all="ignore"):  # overflow to infinity is what a cast does
-        if wanted.itemsize < FLOAT32_BYTES < values.dtype.itemsize:
+        if not _is_integer(wanted) and wanted.itemsize < FLOAT32_BYTES < values.dtype.itemsize:
             values = values.astype(np.float32)
         if wanted.name == "float8_e4m3fn":
             values = values.astype(np.float32).clip(-E4M3_MAX, E4M3_MAX)

@@ -23,9 +23,7 @@ from ckptool.tree import Address, TensorRef, Tree, format_address, walk
 from ckptool.writers.base import expect
 from ckptool.writers.containers import CONTAINERS
 from ckptool.writers.contradictions import contradiction
-from ckptool.writers.patched_copy import Patch, check_patch
-
-OTHERWISE = "ckptool extract-ema writes the averaged weights as a file of their own"
+from ckptool.writers.patched_copy import OTHERWISE, Patch, check_patch
 
 
 class Promotion(NamedTuple):
@@ -36,17 +34,12 @@ class Promotion(NamedTuple):
     dropped: tuple[str, ...] = ()  # names in the average that the model does not have
     tensors: int = 0  # names in the slot that get an average
     shared: tuple[str, ...] = ()  # addresses elsewhere that view bytes that change
+    casts: Mapping[str, int] = {}  # ``float32 to bfloat16`` -> how many names in the slot
 
     @property
     def nbytes(self) -> int:
         """Bytes that are overwritten."""
         return sum(patch.target.nbytes for patch in self.patches)
-
-    @property
-    def casts(self) -> Mapping[str, int]:
-        """``float32 to bfloat16`` -> how many tensors."""
-        kinds = [(p.source.dtype, p.target.dtype) for p in self.patches]
-        return Counter(f"{given} to {wanted}" for given, wanted in kinds if given is not wanted)
 
 
 def plan_promotion(
@@ -89,6 +82,7 @@ def plan_promotion(
         dropped=alignment.unexpected_keys,
         tensors=len(alignment.pairs),
         shared=shared,
+        casts=_casts(patches),
     )
 
 
@@ -113,6 +107,11 @@ def _places(leaf: Leaf, shift: int = 0) -> object:
     return leaf.dtype, leaf.shape, chunks
 
 
+def _casts(patches: Iterable[Patch]) -> Mapping[str, int]:
+    kinds = [(p.source.dtype, p.target.dtype) for p in patches]
+    return Counter(f"{given} to {wanted}" for given, wanted in kinds if given is not wanted)
+
+
 def optimizers(inventory: Inventory) -> tuple[str, ...]:
     """Addresses of the optimizers, whose state belongs to the weights that are replaced."""
     return tuple(format_address(address) for address in inventory.optimizers)
@@ -121,7 +120,9 @@ def optimizers(inventory: Inventory) -> tuple[str, ...]:
 def _dense(table: Table, name: str) -> TensorRef:
     ref = table.entries[name]
     if not isinstance(ref, TensorRef):
-        raise UnsupportedError(f"a {ref.layout} tensor cannot be patched", address=name)
+        raise UnsupportedError(
+            f"a {ref.layout} tensor cannot be patched", address=name, hint=OTHERWISE
+        )
     return ref
 
 

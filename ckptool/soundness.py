@@ -48,7 +48,7 @@ def refuse_unsound(
     bad = find_nonfinite(checkpoint.reader, suspects)
     return (
         *_refuse_broken(checkpoint, seen.broken, force=force),
-        *refuse_nonfinite(checkpoint, bad, force=force),
+        *_refuse_nonfinite(checkpoint, bad, force=force),
     )
 
 
@@ -77,11 +77,7 @@ def _message(record: BrokenRecord) -> str:
     return f"the bytes of the record {record.name} do not fit its checksum: they were changed"
 
 
-<<<<<<< HEAD
-def _refuse_nonfinite(checkpoint: Checkpoint, bad: Mapping[str, int]) -> None:
-    if bad:
-=======
-def refuse_nonfinite(
+def _refuse_nonfinite(
     checkpoint: Checkpoint, bad: Mapping[str, int], *, force: bool
 ) -> tuple[Finding, ...]:
     """Averages that are not finite are refused: names, and how many of their values.
@@ -93,7 +89,6 @@ def refuse_nonfinite(
         EmaRefusedError: there are some, without ``force``.
     """
     if bad and not force:
->>>>>>> main
         first, count = next(iter(bad.items()))
         tensors = f"{len(bad)} tensors" if len(bad) > 1 else "1 tensor"
         raise EmaRefusedError(
@@ -112,7 +107,7 @@ def refuse_lossy(
     force: bool,
     hint: str = "ckptool extract-ema keeps the type of the averages; --force casts all the same",
 ) -> tuple[Finding, ...]:
-    """Casts that take values beyond the range of the type are refused; lost small ones are told.
+    """Casts to types that cannot hold the values are refused; lost small ones are told.
 
     Returns:
         A finding for each tensor that loses values.
@@ -121,11 +116,12 @@ def refuse_lossy(
         EmaRefusedError: some overflow, without ``force``.
     """
     lossy = {name: losses for name, losses in casts if any(losses)}
-    overflowed = {name: lost.overflowed for name, lost in lossy.items() if lost.overflowed}
-    if overflowed and not force:
-        first, count = next(iter(overflowed.items()))
+    unfit = {name: lost.overflowed + lost.cut for name, lost in lossy.items()}
+    unfit = {name: count for name, count in unfit.items() if count}
+    if unfit and not force:
+        first, count = next(iter(unfit.items()))
         raise EmaRefusedError(
-            f"{sum(overflowed.values())} values do not fit the type that they are cast to, "
+            f"{sum(unfit.values())} values do not fit the type that they are cast to, "
             f"{count} values of {first} among them",
             path=checkpoint.path,
             hint=hint,
@@ -138,6 +134,8 @@ def _losses(lost: Losses) -> Iterator[str]:
         yield f"{lost.overflowed} values overflow in the cast"
     if lost.vanished:
         yield f"{lost.vanished} values become 0 in the cast"
+    if lost.cut:
+        yield f"{lost.cut} values lose their fraction in the cast"
 
 
 def prove_equalities(checkpoint: Checkpoint, candidate: Candidate | None) -> None:

@@ -21,17 +21,7 @@ from ckptool.provenance import as_text
 from ckptool.refusals import require_ema
 from ckptool.renaming import only_matching, strip_prefix
 from ckptool.reports import CastReport, ExtractReport, Finding, ShardReport
-<<<<<<< HEAD
 from ckptool.soundness import meanwhile, prove_equalities, refuse_lossy, refuse_unsound
-=======
-from ckptool.soundness import (
-    meanwhile,
-    prove_equalities,
-    refuse_lossy,
-    refuse_nonfinite,
-    refuse_unsound,
-)
->>>>>>> main
 from ckptool.writers.base import check_output
 from ckptool.writers.destination import format_of, output_path
 from ckptool.writers.shards import FOLDER_NAME, parse_size, refuse_other_form, whole_files
@@ -155,29 +145,13 @@ def _targets(checkpoint: Checkpoint, state_dict: StateDict, *, force: bool) -> l
     return [check_output(path, inputs, force=force) for path in state_dict.paths]
 
 
-<<<<<<< HEAD
 def _last_look(checkpoint: Checkpoint, plan: Extraction, *, force: bool) -> tuple[Finding, ...]:
     return refuse_unsound(checkpoint, plan.tensors, plan.averaged, force=force)
-=======
-def _last_look(
-    checkpoint: Checkpoint, plan: Extraction, casting: Casting, *, force: bool
-) -> tuple[Finding, ...]:
-    """Every byte as it was written; finite, what is not looked at anyway when it is cast."""
-    uncast = {n for n in plan.averaged if not casting.is_cast(plan.tensors[n])}
-    return refuse_unsound(checkpoint, plan.tensors, uncast, force=force)
->>>>>>> main
 
 
 def _refuse_lossy(checkpoint: Checkpoint, casting: Casting, *, force: bool) -> tuple[Finding, ...]:
     hint = "bfloat16 has the range of float32; --force casts all the same"
-<<<<<<< HEAD
     return refuse_lossy(checkpoint, casting.losses.items(), force=force, hint=hint)
-=======
-    return (
-        *refuse_nonfinite(checkpoint, bad, force=force),
-        *refuse_lossy(checkpoint, casting.losses.items(), force=force, hint=hint),
-    )
->>>>>>> main
 
 
 def _plan(

@@ -359,7 +359,8 @@ def _cast(casts: CastReport) -> Line:
 
 def show_promote(report: PromoteReport) -> Page:
     """What was replaced by what, and what stays."""
-    done = "wrote" if report.written else "left" if not report.tensors else "would write"
+    is_left = report.in_place and not report.tensors
+    done = "wrote" if report.written else "left" if is_left else "would write"
     yield _text(f"{done} ", (words.printable(report.output), "title"), f"  {report.format}")
     yield _facts("Promoted", _promote_lines(report))
     yield from _findings(report.findings)

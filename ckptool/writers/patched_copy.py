@@ -29,7 +29,9 @@ from ckptool.numerics import (
 from ckptool.tree import ByteSpan, Chunk, TensorRef, extent
 from ckptool.writers.base import PartialFile, expect
 
+OTHERWISE = "ckptool extract-ema writes the averaged weights as a file of their own"
 MAX_PLACES = 1 << 20  # elements of an interleaved view that are looked at one by one
+REAL = {"float", "int", "uint"}  # kinds that are cast to each other
 SCALES = "float8_e8m0fnu"  # powers of two without zero or sign: other numbers make no sense there
 PIECE = 4 << 20  # bytes of a tensor that are rearranged at a time, on either side
 SHRINKS = 0.75  # of the bytes before: what halving a view must reach to be worth it
@@ -70,20 +72,24 @@ def check_patch(patch: Patch, path: Path) -> None:
     target, source = patch.target, patch.source
     for ref in (target, source):
         if len(ref.chunks) != 1 or ref.quantizer is not None:
-            raise UnsupportedError("only tensors with plain stored values move", address=patch.name)
+            raise UnsupportedError(
+                "only tensors with plain stored values move", address=patch.name, hint=OTHERWISE
+            )
     chunk = target.chunks[0]
     if chunk.span.source != path or target.lazy or _shares_memory(chunk):
         raise UnsupportedError(
             "the slot is no run of values in the file of their own (encoded in the pickle, "
             "conjugated or expanded)",
             address=patch.name,
-            hint="ckptool extract-ema writes the averaged weights as a file of their own",
+            hint=OTHERWISE,
         )
     if patch.is_plain:
         return
     if target.dtype is not source.dtype and not _casts(source.dtype, target.dtype):
         raise UnsupportedError(
-            f"{source.dtype} values do not go into a {target.dtype} slot", address=patch.name
+            f"{source.dtype} values do not go into a {target.dtype} slot",
+            address=patch.name,
+            hint=OTHERWISE,
         )
 
 
@@ -111,7 +117,7 @@ def _all_places_differ(chunk: Chunk) -> bool:
 def _casts(source: DType, target: DType) -> bool:
     """Whether values of one type are cast to the other, as ``copy_`` does it silently."""
     are_numbers = source.numpy is not None and target.numpy is not None
-    return are_numbers and {source.kind, target.kind} == {"float"} and target.name != SCALES
+    return are_numbers and {source.kind, target.kind} <= REAL and target.name != SCALES
 
 
 # ----------------------------------------------------------------------------------------- writing

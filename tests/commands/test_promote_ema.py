@@ -522,9 +522,10 @@ def test_a_file_without_a_model_has_no_slot(refused, tmp_path):
 
 def test_kinds_that_do_not_convert_are_refused(refused, tmp_path):
     model = weights(mask=torch.tensor([1, 0]))
-    average = average_of(weights()) | {"mask": torch.tensor([0.5, 0.25])}
+    average = average_of(weights()) | {"mask": torch.tensor([0.5, 0.25], dtype=torch.complex64)}
     error = refused(save(tmp_path / "kinds.pt", model, average))
     assert (error["code"], error["address"]) == ("unsupported", "mask")
+    assert "extract-ema" in error["hint"]
 
 
 def test_an_average_that_is_not_finite_is_refused(refused, ckptool, tmp_path):

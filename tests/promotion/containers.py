@@ -24,7 +24,7 @@ NEVER_IN_TAR = frozenset(  # torch 0.1 did not have these
     {
         kinds.bfloat16_with_float32_average, kinds.complex_values, kinds.conjugated_average,
         kinds.channels_last_cast, kinds.tied_and_cast, kinds.small, kinds.plain,
-        kinds.without_buffers,
+        kinds.without_buffers, kinds.counters_as_floats,
     }
 )  # fmt: skip
 REORDERED = frozenset(  # a safetensors file has C order, and no two names for one tensor

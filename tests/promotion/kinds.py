@@ -84,6 +84,14 @@ def conjugated_average() -> Pair:
     return weights(waves=waves), average_of(weights()) | {"waves": (waves * 0.9).conj()}
 
 
+def counters_as_floats() -> Pair:
+    """An average that went over all of the state dict by ``lerp``: BatchNorm's counter too."""
+    counter = {"norm.num_batches_tracked": torch.tensor(700)}
+    return weights(**counter), average_of(weights()) | {
+        "norm.num_batches_tracked": torch.tensor(699.0)
+    }
+
+
 # ------------------------------------------------------------------------------------- strides
 
 
@@ -194,7 +202,7 @@ def without_buffers() -> Pair:
 
 KINDS = (
     plain, bfloat16_with_float32_average, float32_with_float16_average,
-    float32_with_float64_average, float64, complex_values, conjugated_average,
+    float32_with_float64_average, counters_as_floats, float64, complex_values, conjugated_average,
     channels_last, transposed, views_with_gaps, channels_last_cast,
     tied, tied_average_has_one, tied_and_cast, flat_storages, one_storage,
     small, without_buffers,
