@@ -8,21 +8,21 @@ back is named.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from ckptool.candidates import Candidate, EmaLocation, table_address
 from ckptool.errors import EmaRefusedError, UnsupportedError
 from ckptool.formats import open_checkpoint
-from ckptool.formats.base import Checkpoint, TensorReader
+from ckptool.formats.base import Checkpoint
 from ckptool.inventory import Inventory, Leaf, Table, take_inventory
-from ckptool.numerics import same_values
 from ckptool.plans import shared_with_others
 from ckptool.selection import select_table
 from ckptool.tree import Address, TensorRef, Tree, format_address, walk
 from ckptool.writers.base import expect
 from ckptool.writers.containers import CONTAINERS
+from ckptool.writers.contradictions import contradiction
 from ckptool.writers.patched_copy import Patch, check_patch
 
 OTHERWISE = "ckptool extract-ema writes the averaged weights as a file of their own"
@@ -83,10 +83,8 @@ def plan_promotion(
     shared = _viewed_elsewhere(checkpoint, model, patches)
     if shared and not allow_shared:
         raise _shared_error(checkpoint, shared)
-    distinct = _without_ties(checkpoint, patches)
-    _refuse_overlaps(checkpoint, distinct)
     return Promotion(
-        distinct,
+        _distinct(checkpoint, patches),
         kept=alignment.missing_keys,
         dropped=alignment.unexpected_keys,
         tensors=len(alignment.pairs),
@@ -156,48 +154,39 @@ def _outside(tree: Tree, table: Table) -> Iterator[tuple[Address, TensorRef]]:
                 yield (*visit.address, key), child
 
 
-def _without_ties(checkpoint: Checkpoint, patches: list[Patch]) -> tuple[Patch, ...]:
-    """Tied tensors are one target; their averages must agree, byte for byte."""
-    first: dict[object, Patch] = {}
-    for patch in patches:
-        known = first.setdefault(patch.target.chunks, patch)
-        if known is not patch and not same_values(checkpoint.reader, known.source, patch.source):
-            raise EmaRefusedError(
-                f"tied to {known.name} in the model, but their averages differ",
-                path=checkpoint.path,
-                address=patch.name,
-                hint="ckptool extract-ema keeps both",
-            )
-    return tuple(first.values())
+def _distinct(checkpoint: Checkpoint, patches: list[Patch]) -> tuple[Patch, ...]:
+    """One patch for each target; the averages must agree on bytes that several targets share."""
+    moves = {(p.target.chunks, p.target.dtype, p.source): p for p in reversed(patches)}
+    for group in _overlapping(moves.values()):
+        found = contradiction(group, checkpoint.reader)
+        if found is not None:
+            raise _differ(checkpoint, *found)
+    targets = {(p.target.chunks, p.target.dtype): p for p in reversed(patches)}
+    return tuple(reversed(targets.values()))
 
 
-def _refuse_overlaps(checkpoint: Checkpoint, patches: tuple[Patch, ...]) -> None:
-    """Targets that overlap in part must get the same bytes where they do."""
-    reach: Patch | None = None  # the one so far that ends last
-    for patch in sorted((p for p in patches if p.is_plain), key=_start):
-        if reach is not None and not _agree(checkpoint.reader, reach, patch):
-            raise EmaRefusedError(
-                f"overlaps {reach.name} in the model, but their averages differ",
-                path=checkpoint.path,
-                address=patch.name,
-                hint="ckptool extract-ema keeps both",
-            )
-        if reach is None or _end(patch) > _end(reach):
-            reach = patch
+def _overlapping(patches: Iterable[Patch]) -> Iterator[list[Patch]]:
+    """Groups of patches whose targets reach into each other."""
+    group: list[Patch] = []
+    end = 0
+    for patch in sorted(patches, key=lambda p: p.target.chunks[0].span.offset):
+        span = patch.target.chunks[0].span
+        if span.offset >= end:
+            if len(group) > 1:
+                yield group
+            group = []
+        group.append(patch)
+        end = max(end, span.offset + span.nbytes)
+    if len(group) > 1:
+        yield group
 
 
-def _start(patch: Patch) -> int:
-    return patch.target.chunks[0].span.offset
-
-
-def _end(patch: Patch) -> int:
-    return _start(patch) + patch.target.chunks[0].span.nbytes
-
-
-def _agree(reader: TensorReader, one: Patch, other: Patch) -> bool:
-    """Whether two patches, the second beginning later, put equal bytes where both reach."""
-    shared = min(_end(one), _end(other)) - _start(other)
-    if shared <= 0:
-        return True
-    ours, theirs = one.source.chunks[0].span, other.source.chunks[0].span
-    return reader.read(ours, _start(other) - _start(one), shared) == reader.read(theirs, 0, shared)
+def _differ(checkpoint: Checkpoint, one: Patch, other: Patch) -> EmaRefusedError:
+    is_tied = one.target.chunks == other.target.chunks
+    return EmaRefusedError(
+        f"{'tied to' if is_tied else 'overlaps'} {one.name} in the model, "
+        "but their averages differ",
+        path=checkpoint.path,
+        address=other.name,
+        hint="ckptool extract-ema keeps both",
+    )

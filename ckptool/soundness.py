@@ -46,16 +46,16 @@ def refuse_unsound(
     seen = scan(checkpoint.reader, tensors, READS, no_progress, elsewhere=False)
     suspects = [(str(name), ref) for (name,), ref in seen.suspects if name in averaged]
     bad = find_nonfinite(checkpoint.reader, suspects)
-    if not force:
-        _refuse_broken(checkpoint, seen.broken)
-        _refuse_nonfinite(checkpoint, bad)
-    broken = (finding("CK103", _hit(record), _message(record)) for record in seen.broken)
-    nonfinite = (finding("CK301", n, f"{count} values are not finite") for n, count in bad.items())
-    return tuple(told._replace(severity="warning") for told in (*broken, *nonfinite))
+    return (
+        *_refuse_broken(checkpoint, seen.broken, force=force),
+        *_refuse_nonfinite(checkpoint, bad, force=force),
+    )
 
 
-def _refuse_broken(checkpoint: Checkpoint, broken: tuple[BrokenRecord, ...]) -> None:
-    if broken:
+def _refuse_broken(
+    checkpoint: Checkpoint, broken: tuple[BrokenRecord, ...], *, force: bool
+) -> Iterator[Finding]:
+    if broken and not force:
         first, *more = broken
         others = f", and {len(more)} other records" if more else ""
         raise DamagedError(
@@ -64,6 +64,8 @@ def _refuse_broken(checkpoint: Checkpoint, broken: tuple[BrokenRecord, ...]) -> 
             address=_hit(first) or None,
             hint="get the file again or take an earlier one; --force writes the values as they are",
         )
+    for record in broken:
+        yield finding("CK103", _hit(record), _message(record))._replace(severity="warning")
 
 
 def _hit(record: BrokenRecord) -> str:
@@ -75,8 +77,18 @@ def _message(record: BrokenRecord) -> str:
     return f"the bytes of the record {record.name} do not fit its checksum: they were changed"
 
 
-def _refuse_nonfinite(checkpoint: Checkpoint, bad: Mapping[str, int]) -> None:
-    if bad:
+def _refuse_nonfinite(
+    checkpoint: Checkpoint, bad: Mapping[str, int], *, force: bool
+) -> tuple[Finding, ...]:
+    """Averages that are not finite are refused: names, and how many of their values.
+
+    Returns:
+        With ``force``, a finding for each instead.
+
+    Raises:
+        EmaRefusedError: there are some, without ``force``.
+    """
+    if bad and not force:
         first, count = next(iter(bad.items()))
         tensors = f"{len(bad)} tensors" if len(bad) > 1 else "1 tensor"
         raise EmaRefusedError(
@@ -84,6 +96,8 @@ def _refuse_nonfinite(checkpoint: Checkpoint, bad: Mapping[str, int]) -> None:
             path=checkpoint.path,
             hint="an earlier checkpoint may be sound; --force writes these all the same",
         )
+    said = (finding("CK301", name, f"{count} values are not finite") for name, count in bad.items())
+    return tuple(told._replace(severity="warning") for told in said)
 
 
 def refuse_lossy(

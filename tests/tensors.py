@@ -1,11 +1,10 @@
-"""Equality of what torch loads: to the last bit, and at all depths."""
+"""Equality of tensors that torch loads, to the last bit; ``likeness`` compares all depths."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -25,29 +24,6 @@ def assert_same_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor
     assert set(found) == set(wanted)
     for name, tensor in wanted.items():
         assert_same_tensor(found[name], tensor, name)
-
-
-def assert_same_objects(found: object, wanted: object, at: str = "") -> None:
-    """Two loaded checkpoints, or parts of them, are the same."""
-    assert type(found) is type(wanted), at
-    if isinstance(wanted, Tensor):
-        assert_same_tensor(found, wanted, at)
-        assert found.stride() == wanted.stride(), at
-    elif isinstance(wanted, np.ndarray):
-        assert found.dtype == wanted.dtype, at
-        assert np.array_equal(found, wanted), at
-    elif isinstance(wanted, Mapping):
-        assert list(found) == list(wanted), at
-        for key, value in wanted.items():
-            assert_same_objects(found[key], value, f"{at}/{key}")
-    elif isinstance(wanted, (list, tuple)):
-        assert len(found) == len(wanted), at
-        for index, (ours, theirs) in enumerate(zip(found, wanted, strict=True)):
-            assert_same_objects(ours, theirs, f"{at}/{index}")
-    elif hasattr(wanted, "__dict__"):
-        assert_same_objects(vars(found), vars(wanted), at)
-    else:
-        assert found == wanted or found != found, at
 
 
 def storage_of(tensor: Tensor) -> int:

@@ -62,7 +62,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "promotion": (
         ("promotion",),
-        ("writers", "plans", "ema", "inventory", "numerics", "formats", "tree", "errors"),
+        ("writers", "plans", "ema", "inventory", "formats", "tree", "errors"),
     ),
     "commands": (
         ("commands", "commands.*", "origin"),

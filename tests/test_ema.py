@@ -6,12 +6,11 @@ from fnmatch import fnmatchcase
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from ckptool.layouts import LAYOUTS
 from making import average_of, save, weights
 from paths import FIXTURES
-from tensors import assert_same_tensors, load, truth
+from tensors import assert_same_tensors, load, load_noted, truth
 
 EMA = FIXTURES / "ema"
 
@@ -90,7 +89,7 @@ def test_a_layout_gives_the_live_averages_or_says_why_not(row, example, ckptool,
     if not taken_unasked:
         assert "--ema" in done.stderr
         return
-    wanted, found = truth(example, "averaged"), load_file(output)
+    wanted, found = truth(example, "averaged"), load_noted(output)
     assert_same_tensors({name: found[name] for name in wanted}, wanted)
 
 

@@ -7,9 +7,10 @@ import torch
 
 import ckptool as library
 from ckptool.errors import EmaNotFoundError
+from likeness import assert_same_objects
 from paths import FIXTURES
 from systems import SYSTEMS, load_script, outputs
-from tensors import assert_same_objects, assert_same_tensors, load, load_noted, storage_of, truth
+from tensors import assert_same_tensors, load, load_noted, storage_of, truth
 
 EMACALLBACK = FIXTURES / "ema" / "emacallback"
 HAS_EMA = FIXTURES / "ema" / "has_ema"

@@ -81,7 +81,7 @@ def _broken(check: Check, message: str, address: str) -> list[Finding | NotCheck
 def _not_asked(rule: Rule, chosen: Selection) -> str:
     if rule.cost in {BYTES, VALUES} and rule.cost not in chosen.reads:
         return f"reads all {rule.cost}: --{rule.cost}"
-    return f"only when asked for: --select {rule.id}, or what requires it"
+    return "only when asked for: --select its id, or --require what needs it"
 
 
 # --------------------------------------------------------------------------------------- judgement

@@ -132,7 +132,7 @@ def put(
             continue
         for ours, theirs in pieces(patch):
             there = output.read(ours.span.offset + shift, ours.span.nbytes)
-            output.patch(_rearranged(there, reader, patch, ours, theirs), ours.span.offset + shift)
+            output.patch(rearranged(there, reader, patch, ours, theirs), ours.span.offset + shift)
             progress(ours.span.nbytes)
 
 
@@ -153,7 +153,7 @@ def check(
                 continue
             for ours, theirs in pieces(patch):
                 found = written.read(ours.span.offset + shift, ours.span.nbytes)
-                wanted = _rearranged(found, reader, patch, ours, theirs)
+                wanted = rearranged(found, reader, patch, ours, theirs)
                 expect(found == wanted, patch.name, output.path)
 
 
@@ -180,26 +180,29 @@ def losses(patch: Patch, reader: TensorReader) -> Losses:
 # ------------------------------------------------------------------------------------------ pieces
 
 
-def pieces(patch: Patch) -> Iterator[tuple[Chunk, Chunk]]:
-    """(part of the target, the same part of the source), each of at most ``PIECE`` bytes.
+def pieces(patch: Patch, limit: int | None = None) -> Iterator[tuple[Chunk, Chunk]]:
+    """(part of the target, the same part of the source), each of at most ``limit`` bytes.
 
-    Views of different order are halved along their longest strides while that makes them smaller;
-    a transposed source cannot be cut so, and takes memory for the tensor.
+    By default of ``PIECE`` bytes. Views of different order are halved along their longest strides
+    while that makes them smaller; a transposed source cannot be cut so, and takes memory for the
+    tensor.
     """
     ours, theirs = patch.target.chunks[0], patch.source.chunks[0]
     widths = patch.target.dtype.itemsize, patch.source.dtype.itemsize
     if _in_one_order(ours, theirs):
         ours, theirs = _flat(ours), _flat(theirs)
-    yield from _halved(ours, theirs, widths)
+    yield from _halved(ours, theirs, widths, limit or PIECE)
 
 
 def _flat(chunk: Chunk) -> Chunk:
     return Chunk(chunk.span, (0,), (prod(chunk.shape),), (1,))
 
 
-def _halved(ours: Chunk, theirs: Chunk, widths: tuple[int, int]) -> Iterator[tuple[Chunk, Chunk]]:
+def _halved(
+    ours: Chunk, theirs: Chunk, widths: tuple[int, int], limit: int
+) -> Iterator[tuple[Chunk, Chunk]]:
     nbytes = ours.span.nbytes + theirs.span.nbytes
-    if max(ours.span.nbytes, theirs.span.nbytes) <= PIECE:
+    if max(ours.span.nbytes, theirs.span.nbytes) <= limit:
         yield ours, theirs
         return
     axis = max(range(len(ours.shape)), key=lambda i: ours.strides[i] if ours.shape[i] > 1 else -1)
@@ -212,7 +215,7 @@ def _halved(ours: Chunk, theirs: Chunk, widths: tuple[int, int]) -> Iterator[tup
         yield ours, theirs
         return
     for mine, yours in parts:
-        yield from _halved(mine, yours, widths)
+        yield from _halved(mine, yours, widths, limit)
 
 
 def _narrowed(chunk: Chunk, axis: int, part: range, width: int) -> Chunk:
@@ -223,7 +226,7 @@ def _narrowed(chunk: Chunk, axis: int, part: range, width: int) -> Chunk:
     return Chunk(span, chunk.offsets, shape, chunk.strides)
 
 
-def _rearranged(
+def rearranged(
     there: bytes, reader: TensorReader, patch: Patch, ours: Chunk, theirs: Chunk
 ) -> bytes:
     """The bytes ``there`` with the source's values in them: cast, and in the target's strides.

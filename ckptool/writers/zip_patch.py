@@ -132,16 +132,18 @@ def _checksum(output: PartialFile, start: int, size: int) -> int:
 def _append(output: PartialFile, archive: ZipArchive, note: bytes) -> None:
     """Put the note where the directory began, and the directory behind it.
 
-    The note of an earlier promotion, always the last record, is replaced. An archive with more
-    behind its directory than torch writes there keeps that, and gets no note.
+    The note of an earlier promotion is replaced; where another program put records behind it, its
+    bytes stay, and only the directory forgets it. An archive with more behind its directory than
+    torch writes there keeps that, and gets no note.
     """
     if not _has_plain_end(output, archive):
         return
     name = TorchRecords(archive).folder + PROVENANCE
     kept = [record for record in archive.records if record.name != name]
     entries = b"".join(_entry(output, record) for record in kept)
-    earlier = [record.header_offset for record in archive.records if record.name == name]
-    output.cut(min([archive.records[0].entry_offset, *earlier]))
+    last = max(archive.records, key=lambda record: record.header_offset)
+    directory = archive.records[0].entry_offset
+    output.cut(last.header_offset if last.name == name else directory)
     entry = add_record(output, name, note)
     start = output.position
     output.write(entries + entry)

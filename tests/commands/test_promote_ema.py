@@ -15,11 +15,11 @@ import torch
 
 from ckptool import __version__
 from ckptool.formats import open_checkpoint
+from likeness import assert_same_objects
 from making import average_of, resumable, save, weights
 from paths import contents
 from systems import SYSTEMS
 from tensors import (
-    assert_same_objects,
     assert_same_tensor,
     assert_same_tensors,
     load,

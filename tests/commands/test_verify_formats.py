@@ -67,6 +67,12 @@ def unfolded(text: str, order: list[str]) -> list[str]:
     return sorted(rules, key=order.index)
 
 
+def test_a_reason_stands_once_with_all_the_rules_it_holds_for(ckptool):
+    """So a reason does not name its rule."""
+    _, _, unchecked = ckptool("verify", AVERAGED).partition("\nNot checked\n")
+    assert len(re.findall("only when asked for", unchecked)) == 1
+
+
 @pytest.mark.parametrize("name", [*FORMATS, "text"])
 def test_every_format_names_what_is_wrong_and_where(name, half, ckptool):
     output = ckptool("verify", half, "--format", name)

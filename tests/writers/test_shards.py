@@ -240,6 +240,6 @@ def test_one_file_alone_keeps_its_old_content_until_the_end(targets):
 
 
 def test_the_folder_name_is_what_hugging_face_looks_for():
-    hub = pytest.importorskip("huggingface_hub")
-    assert hub.constants.SAFETENSORS_SINGLE_FILE == shards.FOLDER_NAME
-    assert hub.constants.SAFETENSORS_INDEX_FILE == shards.FOLDER_NAME + shards.INDEX
+    constants = pytest.importorskip("huggingface_hub.constants")
+    assert constants.SAFETENSORS_SINGLE_FILE == shards.FOLDER_NAME
+    assert constants.SAFETENSORS_INDEX_FILE == shards.FOLDER_NAME + shards.INDEX

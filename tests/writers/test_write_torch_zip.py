@@ -17,8 +17,9 @@ from ckptool.formats.base import TensorReader
 from ckptool.tree import ByteSpan, Chunk, TensorRef
 from ckptool.writers import torch_zip, zip_archive
 from ckptool.writers.base import whole_file
+from likeness import assert_same_objects
 from samples import NEW_DTYPES, OLD_DTYPES, filled
-from tensors import assert_same_objects, assert_same_tensor, assert_same_tensors, storage_of
+from tensors import assert_same_tensor, assert_same_tensors, storage_of
 
 
 def written(tensors, folder, wrap=None):
