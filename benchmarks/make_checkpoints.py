@@ -8,7 +8,7 @@ Written by ``torch.save``, holes included: ``skip_data`` leaves out the values a
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -109,11 +109,28 @@ def save_named_training(path: Path) -> None:
     torch.save(training_state(experts(NAMED // 5)), path)
 
 
+def save_pair(dtype: torch.dtype) -> Callable[[Path], None]:
+    """A maker of two models of 0.73 GB in which every tensor differs: PATH and PATH with .b."""
+
+    def save(path: Path) -> None:
+        width = torch.empty(0, dtype=dtype).element_size()
+        model = [torch.empty(MODEL_BYTES // 24 // width).uniform_(-1, 1) for _ in range(24)]
+        for name, shift in ((path, 0.0), (path.with_suffix(".b"), 0.01)):
+            torch.save({f"w.{i}": (t + shift).to(dtype) for i, t in enumerate(model)}, name)
+
+    return save
+
+
+MODEL_BYTES = 730_000_000
+
 MAKERS = {
     "training": save_training,
     "holes": save_holes,
     "names": save_names,
     "named-training": save_named_training,
+    "pair-float32": save_pair(torch.float32),
+    "pair-bfloat16": save_pair(torch.bfloat16),
+    "pair-float8": save_pair(torch.float8_e4m3fn),
 }
 
 if __name__ == "__main__":

@@ -34,6 +34,9 @@ FILES = {
 MAX_SIZE = 1 << 20  # bytes
 
 
+Form = Callable[[Any], bool]
+
+
 class ConfigError(CkptError):
     """A configuration file says something that ckptool does not understand."""
 
@@ -51,24 +54,28 @@ def read_layouts(start: Path) -> Layouts:
     return tuple(_row(entry, path) for entry in _rows(table, path))
 
 
-def read_verify_options(start: Path) -> Mapping[str, Any]:
-    """What the nearest configuration sets for ``ckptool verify``, by the names of its options.
+def read_settings(start: Path, command: str, forms: Mapping[str, Form]) -> Mapping[str, Any]:
+    """The table of a command, ``[diff]``, in the nearest configuration at or above ``start``.
+
+    ``forms`` says for each option whether a value is of its kind.
 
     Raises:
         ConfigError: not TOML, or an option that does not exist, or with a value of another kind.
     """
     path, table = _nearest(start)
-    given = table.get("verify", {})
+    given = table.get(command, {})
     if not isinstance(given, dict):
-        raise ConfigError("verify is a table: [verify]", path=path)
+        raise ConfigError(f"{command} is a table: [{command}]", path=path)
     for name, value in given.items():
-        if name not in VERIFY_OPTIONS:
-            known = ", ".join(VERIFY_OPTIONS)
+        if name not in forms:
+            known = ", ".join(forms)
             raise ConfigError(
-                f"verify has no option {name!r:.60}", path=path, hint=f"known: {known}"
+                f"{command} has no option {name!r:.60}", path=path, hint=f"known: {known}"
             )
-        if not VERIFY_OPTIONS[name](value):
-            raise ConfigError(f"the option {name} of verify has a value of another kind", path=path)
+        if not forms[name](value):
+            raise ConfigError(
+                f"the option {name} of {command} has a value of another kind", path=path
+            )
     return given
 
 

@@ -67,7 +67,7 @@ def blocks(reader: TensorReader, ref: TensorRef) -> Iterator[np.ndarray[Any, Any
     import numpy as np
 
     dtype = element_dtype(ref)
-    if not _in_order(ref):
+    if not in_order(ref):
         yield from _slices(_resolved(assemble(reader, ref, dtype).reshape(-1), ref))
         return
     for chunk in ref.chunks:
@@ -86,7 +86,7 @@ def _slices(flat: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
         yield flat[start : start + step]
 
 
-def _in_order(ref: TensorRef) -> bool:
+def in_order(ref: TensorRef) -> bool:
     """Whether the chunks, one after the other, are the tensor in C order: cut into rows."""
     row = 0
     for chunk in ref.chunks:

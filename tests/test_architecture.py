@@ -56,6 +56,13 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "rules", "reports", "errors",
         ),
     ),
+    "comparison": (
+        ("comparison", "comparison.*"),
+        (
+            "soundness", "plans", "views", "ema", "numerics", "formats", "tree", "reports",
+            "dtypes", "errors",
+        ),
+    ),
     "writers": (
         ("writers", "writers.*"),
         ("numerics", "formats", "tree", "dtypes", "provenance", "interrupts", "errors"),
@@ -67,9 +74,9 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "commands": (
         ("commands", "commands.*", "origin"),
         (
-            "promotion", "writers", "plans", "checks", "soundness", "views", "ema", "inventory",
-            "numerics", "formats", "tree", "dtypes", "rules", "provenance", "reports", "errors",
-            "root",
+            "promotion", "writers", "comparison", "plans", "checks", "soundness", "views", "ema",
+            "inventory", "numerics", "formats", "tree", "dtypes", "rules", "provenance", "reports",
+            "errors", "root",
         ),
     ),
     "render": (("render", "render.*"), ("reports",)),
@@ -77,10 +84,13 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("library", "torch_bridge"),
         ("plans", "soundness", "ema", "numerics", "formats", "tree", "errors"),
     ),
-    "testing": (("testing",), ("render", "commands")),
+    "testing": (("testing",), ("render", "commands", "comparison")),
     "cli": (
         ("cli", "cli.*"),
-        ("render", "commands", "ema", "interrupts", "rules", "reports", "errors", "root"),
+        (
+            "render", "commands", "comparison", "ema", "interrupts", "rules", "reports", "errors",
+            "root",
+        ),
     ),
     "root": (("", "__main__"), ("cli", "library", "formats", "interrupts", "errors")),
 }  # fmt: skip
@@ -160,9 +170,10 @@ def test_every_arrow_is_used():
 
 HOMES = {
     "rich": {"render.terminal"},
-    "numpy": {"numerics", "casting"},
-    "ml_dtypes": {"numerics", "casting"},
-    "torch": {"torch_bridge", "library"},
+    # The kernels of the comparison are given numpy or torch as a namespace.
+    "numpy": {"numerics", "casting", "comparison.arrays"},
+    "ml_dtypes": {"numerics", "casting", "comparison.arrays"},
+    "torch": {"torch_bridge", "library", "comparison.arrays", "comparison.ranks"},
     "safetensors": {"writers.safetensors_file"},
     "click": set(),
     "ctypes": set(),

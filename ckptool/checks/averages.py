@@ -68,12 +68,17 @@ ANSWERABLE: Mapping[str, tuple[Callable[[Subject, Candidate], bool], str]] = {
 
 
 def _absent(subject: Subject) -> Verdicts:
+    """What ``extract-ema`` would take unasked, or the model's slot itself."""
     location = subject.location
-    if location.status == "none" and location.main_slot != "averaged":
+    if location.selected is not None or location.main_slot == "averaged":
+        return
+    places = named([f"{c.address or '(the top)'} ({c.kind})" for c in location.candidates])
+    if not location.candidates:
         yield finding("CK401", "", "no averaged weights were found")
     elif location.status == "ambiguous":
-        places = named([c.address or "(the top)" for c in location.candidates])
         yield finding("CK401", "", f"it is not clear which are the averaged weights: {places}")
+    else:
+        yield finding("CK401", "", f"nothing that is an average without being asked for: {places}")
 
 
 def _shapes(subject: Subject) -> Verdicts:

@@ -53,8 +53,20 @@ def _verify() -> Command:
     return command
 
 
+def _diff() -> Command:
+    from ckptool.cli.diff import command
+
+    return command
+
+
 def _rule() -> Command:
     from ckptool.cli.rule import command
+
+    return command
+
+
+def _textconv() -> Command:
+    from ckptool.cli.textconv import command
 
     return command
 
@@ -71,8 +83,10 @@ COMMANDS: dict[str, Callable[[], Command]] = {
     "extract-ema": _extract_ema,
     "promote-ema": _promote_ema,
     "verify": _verify,
+    "diff": _diff,
     "rule": _rule,
     "layouts": _layouts,
+    "textconv": _textconv,
 }
 
 

@@ -26,6 +26,9 @@ def command(
     stats: Annotated[
         bool, typer.Option("--stats", help="Read the listed values: range, mean, norm, not finite.")
     ] = False,
+    digests: Annotated[
+        bool, typer.Option("--digests", help="SHA-256 of each tensor, the same in every format.")
+    ] = False,
     json: JsonOption = False,
     color: ColorOption = "auto",
 ) -> None:
@@ -42,6 +45,7 @@ def command(
                         list_tensors=tensors,
                         match=match,
                         stats=stats,
+                        digests=digests,
                         progress=progress,
                         layouts=house_layouts(),
                     )

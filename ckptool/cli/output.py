@@ -107,9 +107,9 @@ def used_color(asked: str) -> str:
 
 def house_verify_options() -> dict[str, Any]:
     """What the configuration at or above the working directory sets for ``verify``."""
-    from ckptool.config import read_verify_options
+    from ckptool.config import VERIFY_OPTIONS, read_settings
 
-    return dict(read_verify_options(Path.cwd()))
+    return dict(read_settings(Path.cwd(), "verify", VERIFY_OPTIONS))
 
 
 def house_layouts() -> Layouts:

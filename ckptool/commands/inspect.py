@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ def inspect_file(
     list_tensors: bool = False,
     match: str | None = None,
     stats: bool = False,
+    digests: bool = False,
     progress: Progress = no_progress,
     layouts: Layouts = (),
 ) -> InspectReport:
@@ -55,6 +56,7 @@ def inspect_file(
         list_tensors: list every tensor in ``entries``.
         match: only list tensors whose address fits this glob.
         stats: read the values of the listed tensors.
+        digests: read all values of the listed tensors, and give the digest of each.
         progress: called with the bytes read.
         layouts: rows of a house style, tried before the known ones.
 
@@ -65,8 +67,10 @@ def inspect_file(
         location = locate_ema(checkpoint, layouts=layouts)
         training = read_training_state(checkpoint.tree, checkpoint.reader)
         origin = read_provenance(checkpoint.metadata)
-        wanted = list_tensors or stats or match is not None
-        entries = _entries(checkpoint, match or "*", stats=stats, progress=progress)
+        wanted = list_tensors or stats or digests or match is not None
+        entries: Iterable[TensorEntry] = _entries(checkpoint, match or "*", stats, progress)
+        if digests:
+            entries = _digested(checkpoint, list(entries))
         return InspectReport(
             path=str(path),
             format=checkpoint.format_name,
@@ -84,7 +88,10 @@ def inspect_file(
 
 
 def _entries(
-    checkpoint: Checkpoint, match: str, *, stats: bool, progress: Progress
+    checkpoint: Checkpoint,
+    match: str,
+    stats: bool,  # noqa: FBT001
+    progress: Progress,
 ) -> Iterator[TensorEntry]:
     for address, ref in tensors(checkpoint.tree):
         text = format_address(address)
@@ -92,6 +99,15 @@ def _entries(
             numbers = tensor_stats(checkpoint.reader, ref) if stats else None
             progress(ref.nbytes)
             yield TensorEntry(text, str(ref.dtype), ref.shape, ref.nbytes, ref.device, numbers)
+
+
+def _digested(checkpoint: Checkpoint, entries: list[TensorEntry]) -> Iterator[TensorEntry]:
+    from ckptool.comparison.digests import tensor_digests  # noqa: PLC0415 - hashlib, 6 ms
+
+    refs = {format_address(address): ref for address, ref in tensors(checkpoint.tree)}
+    found = tensor_digests(checkpoint.reader, [refs[entry.address] for entry in entries])
+    for entry, digest in zip(entries, found, strict=True):
+        yield entry._replace(sha256=digest)
 
 
 def describe_ema(location: EmaLocation) -> EmaReport:

@@ -56,4 +56,5 @@ def _spelled(value: Any) -> str:
 
 def _absent(name: str, part: Any) -> bool:
     """Parts that were not asked for."""
-    return part is None and name in {"entries", "stats", "error", "remedy", "provenance"}
+    optional = {"entries", "stats", "sha256", "error", "remedy", "provenance"}
+    return part is None and name in optional

@@ -52,9 +52,10 @@ def _insert(root: Node, entry: TensorEntry) -> None:
 
 
 def _sign(node: Node) -> int:
-    own = (str(node.entry.dtype), node.entry.shape) if node.entry and not node.entry.stats else None
-    if node.entry and node.entry.stats:
-        own = (node.entry.address, ())  # with numbers of its own, no two are the same
+    entry = node.entry
+    own = (str(entry.dtype), entry.shape) if entry else None
+    if entry and (entry.stats or entry.sha256):
+        own = (entry.address, ())  # with numbers of its own, no two are the same
     below = tuple((name, _sign(child)) for name, child in node.children.items())
     node.signature = hash((own, below))
     return node.signature

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import IO, TYPE_CHECKING, Any
 
 from ckptool.render import plain
-from ckptool.render.page import Grid, Line
+from ckptool.render.page import Grid, Line, Page
 from ckptool.render.views import page_of
 
 if TYPE_CHECKING:
@@ -30,7 +30,11 @@ STYLES = {
 
 def show(report: Any, stream: IO[str], color: str = "auto") -> None:
     """Print any report, or a list of verifications; ``color`` is auto, always or never."""
-    page = page_of(report)
+    show_page(page_of(report), stream, color)
+
+
+def show_page(page: Page, stream: IO[str], color: str = "auto") -> None:
+    """Print a page; ``color`` is auto, always or never."""
     if not stream.isatty() and color != "always":
         plain.draw(page, stream)  # Rich is not imported: 25 ms
         return

@@ -30,6 +30,7 @@ from ckptool.reports import (
     RunEntry,
     RunReport,
     TensorEntry,
+    TextReport,
     VerifyReport,
 )
 
@@ -242,7 +243,7 @@ def _tensor_tree(entries: tuple[TensorEntry, ...]) -> Grid:
 def _stats(entry: TensorEntry) -> str:
     stats = entry.stats
     if stats is None:
-        return ""
+        return entry.sha256 or ""
     if stats.min is None:
         return f"nothing finite, {stats.nonfinite} not" if stats.nonfinite else "empty"
     numbers = (
@@ -435,6 +436,15 @@ def show_layouts(report: LayoutsReport) -> Page:
     yield grid
 
 
+# ----------------------------------------------------------------------------------------- textconv
+
+
+def show_lines(report: TextReport) -> Page:
+    """One line each; nothing is aligned, so that a change of one line stays one."""
+    for line in report.lines:
+        yield _text(f"{words.printable(line.address, 1000)}: {line.value}", wraps=False)
+
+
 # ------------------------------------------------------------------------------------------- errors
 
 
@@ -457,6 +467,7 @@ VIEWS: dict[type, Callable[[Any], Page]] = {
     VerifyReport: show_verify,
     ChoiceReport: show_choice,
     RulesReport: show_rules,
+    TextReport: show_lines,
     ErrorReport: show_error,
 }
 

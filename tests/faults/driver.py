@@ -11,7 +11,7 @@ a request is a list of runs to start at once, each with its folder, its argument
 * ``{"seconds": 0.01, "signal": 9}``: the signal comes from outside;
 * ``{"free": 10}``: the file system says that so many bytes are free;
 * ``{"file_size": 4096}``: the largest file that the process may write;
-* ``{"user": [1001, 1002]}``: the process has no rights but those of this user and group;
+* ``{"user": [1001, 1002]}``: the process has the rights of this user, who is in this group too;
 * ``{"witness": "last.ckpt"}``: how the file is opened, and whether it is mapped when all is done.
 
 Calls are the functions of ``os`` and ``fcntl`` below, as the main thread makes them. Steps are
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import io
 import json
 import os
@@ -138,8 +139,8 @@ def at_exit(task: Callable[[], None], leave: Callable = os._exit) -> None:
 
 def become(fault: Fault, _log) -> None:
     user, group = fault["user"]
-    os.setgroups([])
-    os.setresgid(group, group, group)
+    os.setgroups([group])
+    os.setresgid(user, user, user)
     os.setresuid(user, user, user)
 
 
@@ -236,6 +237,7 @@ if __name__ == "__main__":
         signal.signal(number, signal.SIG_DFL)
     copying.STEP, copying.WORTH_RESERVING = 1 << 14, 1 << 12
     warm(sys.argv[1])
+    gc.freeze()  # children touch less of what they share
     for line in sys.stdin:
         runs = [Run(request) for request in json.loads(line)]
         sys.stdout.write(json.dumps([run.wait() for run in runs]) + "\n")

@@ -20,7 +20,7 @@ NUMBERS = (
     errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT, errno.EPERM, errno.EROFS, errno.ENOSYS,
     errno.EINTR,
 )  # fmt: skip
-OFTEN = 12  # calls of one name in a run, after which the rest are like those before
+OFTEN = 8  # calls of one name in a run, after which the rest are like those before
 # Where an error means that the finished file's old name cannot be removed: the next run does it.
 REMOVING = {"unlink", "fstat", "stat", "lstat"}
 

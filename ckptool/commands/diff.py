@@ -1,0 +1,270 @@
+"""Whether two checkpoints are the same, and if not, what differs and by how much.
+
+Everything is compared by address: weights, averages, optimizer, random states, numbers, structure.
+The answer is one bit; the report is its evidence, in the order of the tree.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from ckptool.comparison.differences import (
+    Judged,
+    TensorJudge,
+    compare_values,
+    count_kinds,
+    is_tensor_pair,
+    relative_l2,
+    section_of,
+)
+from ckptool.comparison.digests import digests_of
+from ckptool.comparison.engine import Engine, Ranks
+from ckptool.comparison.integrity import SUSPECT, refuse_damaged
+from ckptool.comparison.leaves import Leaves
+from ckptool.comparison.operands import Side
+from ckptool.comparison.pairing import Pair, Selection, pair_up, select_leaves
+from ckptool.comparison.tolerances import Tolerance, Tolerances
+from ckptool.layouts import Layouts
+from ckptool.numerics import Progress, no_progress
+from ckptool.reports import (
+    DiffReport,
+    DiffSummary,
+    Divergence,
+    GroupDistance,
+    TensorDifference,
+    ValueDifference,
+)
+from ckptool.tree import TensorRef
+
+Row = TensorDifference | ValueDifference
+
+MAX_THREADS = 8  # more than the memory can feed
+
+
+class DiffOptions(NamedTuple):
+    """How to compare."""
+
+    selection: Selection = Selection()
+    tolerances: Tolerances = Tolerances((Tolerance(),))
+    strict: bool = False
+    device: str = "cpu"
+    threads: int = 0  # 0: as many as there are processors
+
+
+def diff(
+    a: str,
+    b: str,
+    options: DiffOptions = DiffOptions(),  # noqa: B008 - a tuple
+    *,
+    progress: Progress = no_progress,
+    layouts: Layouts = (),
+    ranks: Ranks = Ranks(),  # noqa: B008 - a tuple
+) -> DiffReport:
+    """Compare two operands.
+
+    Args:
+        a: ``PATH[#ADDRESS]``, ``PATH#@ema``, ``PATH#@model``, or a document of digests.
+        b: the other.
+        options: what is compared, and how close is close enough.
+        progress: called with the bytes read.
+        layouts: rows of a house style, for the roles.
+        ranks: how the bytes are shared among processes.
+
+    Raises:
+        CkptError: an operand cannot be read or is damaged, or the device is not there.
+    """
+    with Side(a, layouts) as one, Side(b, layouts) as other:
+        report = _compared(one, other, options, progress, ranks)
+        one.refuse_changed()
+        other.refuse_changed()
+        return report
+
+
+def _compared(
+    one: Side, other: Side, options: DiffOptions, progress: Progress, ranks: Ranks
+) -> DiffReport:
+    by_digest = one.is_manifest or other.is_manifest
+    left, right = (
+        select_leaves(side.tensors_once() if by_digest else side.leaves, options.selection)
+        for side in (one, other)
+    )
+    pairs = pair_up(left, right, digests_of)
+    tensors = [pair for pair in pairs if is_tensor_pair(left, right, pair)]
+    rest = [pair for pair in pairs if not is_tensor_pair(left, right, pair)]
+    roles = other.roles | one.roles
+    judge = TensorJudge(left, right, options.tolerances, roles, strict=options.strict)
+    engine = Engine(options.device, options.threads or _processors(), progress, ranks)
+    judged = judge.judge(tensors, engine.compare)
+    values = compare_values(left, right, rest, options.tolerances, roles)
+    found = _Evidence(pairs, judged, values, judge.unread, roles)
+    for side, names, at in ((one, left, 0), (other, right, 1)):
+        if side.checkpoint is not None:
+            values_differ = any(row.kind in {"value", "type"} for row in values)
+            suspects = _suspects(found, names, at)
+            refuse_damaged(side.checkpoint, suspects, values_differ=values_differ)
+    return _report(one, other, options, found)
+
+
+def _suspects(found: _Evidence, leaves: Leaves, at: int) -> Iterator[TensorRef]:
+    """The tensors of a side in which so little differs that it may be damage."""
+    for each in found.judged:
+        if each.row and each.row.kind == "value" and each.partial:
+            ref = leaves[each.pair[at] or ""].ref
+            if each.partial.differing * ref.dtype.itemsize <= SUSPECT:
+                yield ref
+
+
+def _processors() -> int:
+    return min(MAX_THREADS, len(os.sched_getaffinity(0)))
+
+
+# ------------------------------------------------------------------------------------------- report
+
+
+class _Evidence(NamedTuple):
+    """Everything that was found, in the order of the tree."""
+
+    pairs: Sequence[Pair]
+    judged: Sequence[Judged]
+    values: Sequence[ValueDifference]
+    unread: Sequence[str]
+    roles: Mapping[str, str]
+
+    @property
+    def rows(self) -> tuple[TensorDifference, ...]:
+        return tuple(each.row for each in self.judged if each.row is not None)
+
+
+def _report(one: Side, other: Side, options: DiffOptions, found: _Evidence) -> DiffReport:
+    rows: list[Row] = [*found.rows, *found.values]
+    counted = {row.address: row for row in rows if row.kind != "within"}
+    return DiffReport(
+        equal=not counted,
+        summary=_summary(one, other, found, counted),
+        tensors=found.rows,
+        values=tuple(found.values),
+        a=one.text,
+        b=other.text,
+        formats=(one.format_name, other.format_name),
+        sections=_sections(found),
+        layers=tuple(
+            _group(name, "", members, 0) for name, members in _members(found, layer_of).items()
+        ),
+        tolerances=tuple(row._asdict() for row in dict.fromkeys(options.tolerances.rows)),
+        strict=options.strict,
+        hint=_hint(one, other),
+    )
+
+
+def _hint(one: Side, other: Side) -> str | None:
+    """What to compare instead, when one side is a whole checkpoint and the other its weights."""
+    whole, bare = (one, other) if "" in other.roles else (other, one)
+    if "" in whole.roles or not whole.roles or "" not in bare.roles:
+        return None
+    return f"{bare.text} holds weights alone: compare it with {whole.text}#@model or #@ema"
+
+
+def _summary(
+    one: Side,
+    other: Side,
+    found: _Evidence,
+    counted: Mapping[str, Row],
+) -> DiffSummary:
+    first = next((counted[p.address] for p in found.pairs if p.address in counted), None)
+    kinds, value_kinds = count_kinds(found.rows), count_kinds(found.values)
+    paired = [each for each in found.judged if None not in each.pair]
+    values = len(found.pairs) - len(found.judged)
+    partials = [each.partial for each in found.judged if each.partial is not None]
+    return DiffSummary(
+        first=_divergence(first, found.roles) if first else None,
+        tensors={"compared": len(paired), "equal": _equal(len(found.judged), kinds), **kinds},
+        values={"compared": values, "equal": _equal(values, value_kinds), **value_kinds},
+        elements=sum(each.elements for each in paired),
+        differing=sum(partial.differing for partial in partials),
+        bytes=sum(each.nbytes for each in paired),
+        max_abs=max((partial.max_abs for partial in partials), default=0.0),
+        relative_l2=_norm(found.judged),
+        not_compared=tuple(_not_compared(one, other, found)),
+    )
+
+
+def _equal(total: int, kinds: Mapping[str, int]) -> int:
+    return total - sum(kinds.values())
+
+
+def _divergence(row: Row, roles: Mapping[str, str]) -> Divergence:
+    return Divergence(row.section, roles.get(row.section, ""), row.address, row.kind)
+
+
+def _not_compared(one: Side, other: Side, found: _Evidence) -> Iterable[str]:
+    for side in (one, other):
+        if side.is_manifest:
+            yield f"{side.text} holds digests of tensors: no other values, and no distances"
+    if found.unread:
+        yield f"{len(found.unread)} tensors have no stored values on either side"
+
+
+# ------------------------------------------------------------------------------------------- groups
+
+
+def layer_of(address: str) -> str:
+    """The part of a model that a tensor belongs to: up to its first number, else its module.
+
+    Example:
+        >>> layer_of("state_dict/blocks.11.attn.qkv.weight")
+        'state_dict/blocks.11'
+        >>> layer_of("head.weight")
+        'head'
+    """
+    section, mark, name = address.rpartition("/")
+    parts = name.split(".")
+    numbered = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    kept = parts[: numbered + 1] if numbered is not None else parts[:-1]
+    return section + mark + ".".join(kept) if kept else section
+
+
+def _members(found: _Evidence, group: Callable[[str], str]) -> dict[str, list[Judged]]:
+    members: dict[str, list[Judged]] = {}
+    for each in found.judged:
+        members.setdefault(group(each.pair.address), []).append(each)
+    return members
+
+
+def _sections(found: _Evidence) -> tuple[GroupDistance, ...]:
+    members = _members(found, lambda at: section_of(at, found.roles, of_tensor=True))
+    values = Counter(row.section for row in found.values if row.kind != "within")
+    order = {pair.address: at for at, pair in enumerate(found.pairs)}
+    first = {row.section: order[row.address] for row in reversed(found.values)}
+    first |= {name: order[group[0].pair.address] for name, group in members.items()}
+    return tuple(
+        _group(name, found.roles.get(name, ""), members.get(name, []), values[name])
+        for name in sorted(first, key=lambda name: first[name])
+    )
+
+
+def _group(name: str, role: str, members: Sequence[Judged], values: int) -> GroupDistance:
+    partials = [each.partial for each in members if each.partial is not None]
+    return GroupDistance(
+        address=name,
+        role=role,
+        tensors=len(members),
+        differing=sum(each.counts for each in members),
+        values_differing=values,
+        elements=sum(each.elements for each in members),
+        max_abs=max((partial.max_abs for partial in partials), default=0.0),
+        relative_l2=_norm(members),
+    )
+
+
+def _norm(members: Sequence[Judged]) -> float | None:
+    """The relative distance of what differs among floating-point tensors, as one vector."""
+    sums = [each.partial.sums for each in members if each.partial and each.is_floating]
+    return relative_l2(
+        math.fsum(s.distance_sq for s in sums),
+        math.fsum(s.a_sq for s in sums),
+        math.fsum(s.b_sq for s in sums),
+    )

@@ -1,0 +1,1 @@
+"""Two checkpoints held against each other: what corresponds, what differs, and by how much."""

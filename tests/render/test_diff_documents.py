@@ -1,0 +1,125 @@
+"""The forms of a report of diff: each read by what reads such documents."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from ckptool.render.diff_text import bar, fold_layers
+from ckptool.reports import GroupDistance
+
+EVIL = '<script>alert("x")</script>|`x`\x1b[31m&::error::%'
+VOID = {"meta", "line"}
+
+
+@pytest.fixture
+def show(ckptool, tmp_path):
+    """``show("html")``: checkpoints that differ in each way, with a name that would break out."""
+    model = {f"blocks.{i}.weight": torch.ones(4, 4) for i in range(30)}
+    one = {"model": {**model, EVIL: torch.ones(3)}, "epoch": 3, EVIL: EVIL, "gone": 1}
+    other = {"model": {**{n: t * 1.01 for n, t in model.items()}, EVIL: torch.zeros(3)},
+             "epoch": 4, EVIL: "y", "new": torch.ones(2)}  # fmt: skip
+    for name, tree in (("a", one), ("b", other)):
+        torch.save(tree, tmp_path / f"{name}.pt")
+
+    def run(form, second="b"):
+        done = ckptool("diff", tmp_path / "a.pt", tmp_path / f"{second}.pt", "--format", form)
+        assert done.exit_code == int(second == "b"), done
+        assert "\x1b" not in done
+        return str(done)
+
+    return run
+
+
+class Elements(HTMLParser):
+    """Checks that every element is closed, and collects names, attributes and texts."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen, self.attributes, self.texts = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+@pytest.mark.parametrize("second", ["a", "b"])
+def test_html_stands_alone_and_escapes_everything(show, second):
+    page = show("html", second)
+    read = Elements()
+    read.feed(page.replace("/>", ">"))
+    assert read.open == []
+    assert not {"script", "link", "img", "iframe"} & set(read.seen)
+    assert not re.search(r"https?://|@import|url\(", page)
+    assert not [name for name, _ in read.attributes if name in {"src", "href"} or name[:2] == "on"]
+    assert page.startswith("<!doctype html>")
+
+
+def test_html_shows_the_answer_charts_and_evidence(show):
+    page = show("html")
+    assert page.count("<svg") == 2
+    assert "Drift by depth" in page
+    assert "Histogram of relative change" in page
+    assert page.index("different") < page.index("<svg") < page.index("Tensors, the worst first")
+    assert 'name="viewport"' in page
+    assert "@media print" in page
+    assert "&lt;script&gt;" in page
+
+
+def test_markdown_tables_have_as_many_cells_as_heads(show):
+    text = show("md")
+    assert text.startswith("### different: ")
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    counts = {len(re.findall(r"(?<!\\)\|", row)) for row in rows}
+    assert counts == {9, 4}
+    assert "<script" not in re.sub(r"`[^`]*`", "", text).replace("\\<", "")
+
+
+def test_junit_has_a_failure_for_each_section_that_differs(show):
+    suite = ET.fromstring(show("junit"))
+    failed = {case.get("name") for case in suite if case.find("failure") is not None}
+    assert {"model", "epoch", "gone", "new"} <= failed
+    assert int(suite.get("failures")) == len(failed)
+    assert int(suite.get("tests")) == len(list(suite))
+    assert ET.fromstring(show("junit", "a")).get("failures") == "0"
+
+
+def test_github_gets_commands_of_one_line_each(show):
+    lines = show("github").splitlines()
+    assert 1 < len(lines) <= 10
+    assert all(re.match(r"::error title=[^:,]*::", line) for line in lines)
+    assert show("github", "a").startswith("::notice ")
+
+
+# ---------------------------------------------------------------------------------------- the terms
+
+
+@pytest.mark.parametrize(
+    ("change", "length"), [(None, 0), (0.0, 0), (1e-9, 1), (1e-4, 8), (1.0, 16), (1.9, 16)]
+)
+def test_a_bar_is_as_long_as_its_decade(change, length):
+    assert len(bar(change)) == length
+
+
+def layer(name, change):
+    return GroupDistance(name, "", 1, int(change > 0), 0, 4, change, change)
+
+
+def test_layers_of_one_kind_share_lines_and_show_their_worst():
+    layers = [layer("stem", 0.1), *(layer(f"h.{i}", i / 100) for i in range(24)), layer("out", 0.2)]
+    folded = list(fold_layers(layers))
+    assert [f.label for f in folded[:3]] == ["stem", "h.0…1", "h.2…3"]
+    assert (folded[2].worst.relative_l2, folded[2].worst.differing) == (0.03, 2)
+    assert len(folded) == 14
