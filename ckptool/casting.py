@@ -83,6 +83,18 @@ def _magnitudes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return bits & (1 << 8 * values.itemsize - 1) - 1
 
 
+def _cut_to_integers(given: np.ndarray[Any, Any], made: np.ndarray[Any, Any]) -> Losses:
+    import numpy as np
+
+    before = given.astype(np.float64)
+    beyond = (made != np.trunc(before)) | ~np.isfinite(before)
+    return Losses(
+        overflowed=int(np.count_nonzero(beyond)),
+        vanished=int(np.count_nonzero((made == 0) & (before != 0))),
+        cut=int(np.count_nonzero((made != before) & ~beyond)),
+    )
+
+
 @cache
 def _largest(kind: np.dtype[Any]) -> int:
     """The bits of the largest finite value; infinities and NaN have more, or only the sign."""

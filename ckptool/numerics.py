@@ -153,7 +153,7 @@ def cast(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> np.ndarray[Any,
     if values.dtype == wanted:
         return values
     with np.errstate(all="ignore"):  # overflow to infinity is what a cast does
-        if not _is_integer(wanted) and wanted.itemsize < FLOAT32_BYTES < values.dtype.itemsize:
+        if wanted.kind not in "iu" and wanted.itemsize < FLOAT32_BYTES < values.dtype.itemsize:
             values = values.astype(np.float32)
         if wanted.name == "float8_e4m3fn":
             values = values.astype(np.float32).clip(-E4M3_MAX, E4M3_MAX)
