@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 BLOCK = 1 << 20  # bytes read at a time
 
+REAL = frozenset({"float", "int", "uint"})  # kinds that are cast to each other
+
 Progress = Callable[[int], None]
 
 
@@ -191,7 +193,7 @@ def same_values(reader: TensorReader, one: TensorRef, other: TensorRef) -> bool:
 
 def equal_after_cast(reader: TensorReader, ours: TensorRef, theirs: TensorRef) -> bool:
     """Whether a tensor has another's values, rounded to its own type where they differ in type."""
-    if ours.dtype is theirs.dtype or not (ours.dtype.is_floating and theirs.dtype.is_floating):
+    if ours.dtype is theirs.dtype or not {ours.dtype.kind, theirs.dtype.kind} <= REAL:
         return same_values(reader, ours, theirs)
     wanted = numpy_dtype(ours.dtype)
     rounded = (cast(block, wanted).tobytes() for block in blocks(reader, theirs))

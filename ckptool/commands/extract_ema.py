@@ -218,7 +218,10 @@ def _casts(state_dict: StateDict) -> CastReport | None:
         ),
         overflowed=total.overflowed,
         vanished=total.vanished,
-        losses={name: lost._asdict() for name, lost in casting.losses.items()},
+        losses={
+            name: {"overflowed": lost.overflowed, "vanished": lost.vanished}
+            for name, lost in casting.losses.items()
+        },
     )
 
 

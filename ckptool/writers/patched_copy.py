@@ -19,6 +19,7 @@ from ckptool.errors import UnsupportedError
 from ckptool.formats.base import SourceFile, TensorReader
 from ckptool.numerics import (
     BLOCK,
+    REAL,
     Progress,
     cast,
     chunk_values,
@@ -31,7 +32,6 @@ from ckptool.writers.base import PartialFile, expect
 
 OTHERWISE = "ckptool extract-ema writes the averaged weights as a file of their own"
 MAX_PLACES = 1 << 20  # elements of an interleaved view that are looked at one by one
-REAL = {"float", "int", "uint"}  # kinds that are cast to each other
 SCALES = "float8_e8m0fnu"  # powers of two without zero or sign: other numbers make no sense there
 PIECE = 4 << 20  # bytes of a tensor that are rearranged at a time, on either side
 SHRINKS = 0.75  # of the bytes before: what halving a view must reach to be worth it
