@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ckptool.writers.base import PARTIAL
+from ckptool.writers.partial import PARTIAL
 from paths import FIXTURES, unprivileged
 
 EXPORTED = FIXTURES / "ema" / "emacallback" / "exported.ckpt"

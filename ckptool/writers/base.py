@@ -1,17 +1,16 @@
 """Output is whole or absent: a hidden neighbour, fsync, rename, fsync of the folder.
 
 Until the rename nobody sees the new file; after it nobody sees a part of one. A run that is killed
-leaves at most the partial file, which the next run for the same output recognises as abandoned
-(nobody holds its lock) and replaces. A file that is replaced keeps its mode and its owner, and on
-request its content under a second name, which costs no copy: a hard link made before the rename.
+leaves at most the partial file, which the next run for the same output replaces; one that is ended
+by a signal that can be caught leaves nothing. A file that is replaced keeps its mode and its owner,
+and on request its content under a second name, which costs no copy: a hard link made before the
+rename.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
-import shlex
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -23,14 +22,30 @@ from ckptool.formats.base import SourceFile, TensorReader
 from ckptool.interrupts import held, undone_at_end
 from ckptool.numerics import Progress, no_progress
 from ckptool.tree import Blob, ByteSpan
+from ckptool.writers.attributes import take_after
 from ckptool.writers.copying import Pace, clone, copy_bytes
+from ckptool.writers.partial import (
+    create,
+    in_use,
+    is_at,
+    partial_beside,
+    remove,
+    remove_second_name,
+)
 
-PARTIAL = ".ckptool.partial"  # .NAME.ckptool.partial: no name that a user would choose
-MAX_NAME = 255  # bytes
 ANY_WRITES = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
-ATTRIBUTES = ("user.", "system.posix_acl_access")
-ATTEMPTS = 5  # at creating the file while other runs remove it
-NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK})
+
+REASONS = {
+    errno.ENOSPC: "no space left on the device; nothing was written",
+    errno.EDQUOT: "the disk quota is exhausted; nothing was written",
+    errno.EACCES: "permission denied",
+    errno.EROFS: "the file system is read-only",
+    errno.EFBIG: "the file would be larger than the file system or a limit allows",
+}
+
+
+def _reason(error: OSError) -> str:
+    return REASONS.get(error.errno or 0) or error.strerror or str(error)
 
 
 class PartialFile:
@@ -45,7 +60,7 @@ class PartialFile:
     def close(self) -> None:
         """Give the file up; what still has its name of a partial file goes. Harmless when twice."""
         if self.fd >= 0:
-            _remove(self.path, self.fd)
+            remove(self.path, self.fd)
             fd, self.fd = self.fd, -1
             with suppress(OSError):  # fsync has told all that could be told here
                 os.close(fd)
@@ -180,7 +195,7 @@ def check_output(path: Path, inputs: Iterable[Path], *, force: bool) -> Path:
             "the output is the input itself", path=path, hint="name another file with -o"
         )
     if not force:
-        _remove_second_name(target)
+        remove_second_name(target)
         raise OutputError(
             "the file exists", path=path, hint="--force replaces it, -o names another"
         )
@@ -195,7 +210,7 @@ def check_in_place(path: Path, backup: Path | None, *, force: bool) -> Path:
             ``force``; or the backup's name is taken.
     """
     target = Path(os.path.realpath(path))
-    _remove_second_name(target)
+    remove_second_name(target)
     status = target.stat()
     if status.st_nlink > 1 and not force and not _is_backup(backup, status):
         raise OutputError(
@@ -233,14 +248,6 @@ def _check_backup(backup: Path, status: os.stat_result) -> None:
         )
 
 
-def _remove_second_name(target: Path) -> None:
-    """Remove the partial file of a run that was killed when its file stood at ``target``."""
-    partial = _partial_beside(target)
-    with suppress(OSError):
-        if os.path.samestat(partial.lstat(), target.stat()):
-            _remove_abandoned(partial, target)
-
-
 def _is_backup(backup: Path | None, status: os.stat_result) -> bool:
     """Whether the backup is a second name of the file: left by a run that was killed."""
     try:
@@ -265,12 +272,12 @@ def whole_file(
     Raises:
         OutputError: it cannot be created, the disk is full, or it appeared meanwhile.
     """
-    file = PartialFile(_partial_beside(target))
+    file = PartialFile(partial_beside(target))
     with _told_as_output_errors(target), undone_at_end(file.close):
         with held():
-            file.fd = _create(file.path, target)
+            file.fd = create(file.path, target)
         yield file
-        _take_after(file.fd, target)
+        take_after(file.fd, target)
         os.fsync(file.fd)
         last_look()
         with held():
@@ -286,129 +293,10 @@ def _told_as_output_errors(target: Path) -> Iterator[None]:
         raise OutputError(_reason(error), path=target) from error
 
 
-def _partial_beside(target: Path) -> Path:
-    """A hidden name that only ckptool uses, cut to what a folder can hold."""
-    room = MAX_NAME - len(f".{PARTIAL}")
-    name = os.fsencode(target.name)[:room].decode(errors="ignore")
-    return target.with_name(f".{name}{PARTIAL}")
-
-
-def _create(partial: Path, target: Path) -> int:
-    """A new file of our own; one that a killed run left behind is replaced."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    for _ in range(ATTEMPTS):
-        try:
-            fd = os.open(partial, flags, 0o600)
-        except FileExistsError:
-            _remove_abandoned(partial, target)
-            continue
-        try:
-            _lock(fd)
-            if _is_at(partial, fd):
-                return fd
-        except BlockingIOError:  # taken for abandoned before we had locked it
-            pass
-        except BaseException:
-            _remove(partial, fd)
-            os.close(fd)
-            raise
-        os.close(fd)
-    raise _in_use(target)
-
-
-def _remove_abandoned(partial: Path, target: Path) -> None:
-    """Remove what a killed run left behind.
-
-    Raises:
-        OutputError: a run holds its lock, or there are no locks that could tell.
-    """
-    try:
-        # For writing, without which NFS gives no exclusive lock.
-        fd = os.open(partial, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        if not _lock(fd):
-            raise _in_use(target, hint=f"when no other run is: rm {shlex.quote(str(partial))}")
-        if _is_at(partial, fd):
-            partial.unlink()
-    except BlockingIOError as error:
-        raise _in_use(target) from error
-    finally:
-        os.close(fd)
-
-
-def _lock(fd: int) -> bool:
-    """Lock a file; False when its file system has no locks.
-
-    Raises:
-        BlockingIOError: another run holds the lock.
-    """
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in NO_LOCKS:
-            return False
-        raise
-    return True
-
-
-def _is_at(path: Path, fd: int) -> bool:
-    """Whether the open file is the one that stands at ``path``, not another of that name."""
-    try:
-        return os.path.samestat(os.fstat(fd), path.lstat())
-    except FileNotFoundError:
-        return False
-
-
-def _remove(path: Path, fd: int) -> None:
-    """Remove the open file, if it still stands at ``path``."""
-    with suppress(OSError):
-        if _is_at(path, fd):
-            path.unlink()
-
-
-def _in_use(target: Path, hint: str | None = None) -> OutputError:
-    return OutputError("another run is writing it", path=target, hint=hint)
-
-
-def _take_after(fd: int, target: Path) -> None:
-    """Owner, mode and attributes of the file that is replaced; else the mode that the umask leaves.
-
-    What the file system or our rights do not allow stays undone: the values are what matters.
-    """
-    try:
-        status = target.stat()
-    except FileNotFoundError:
-        umask = os.umask(0)
-        os.umask(umask)
-        _set_mode(fd, 0o666 & ~umask)
-        return
-    for user, group in ((-1, status.st_gid), (status.st_uid, -1)):  # only root gives files away
-        with suppress(OSError):
-            os.fchown(fd, user, group)
-    _set_mode(fd, stat.S_IMODE(status.st_mode))
-    _copy_attributes(target, fd)
-
-
-def _set_mode(fd: int, mode: int) -> None:
-    if stat.S_IMODE(os.fstat(fd).st_mode) != mode:  # FAT has one for all files
-        with suppress(OSError):
-            os.fchmod(fd, mode)
-
-
-def _copy_attributes(target: Path, fd: int) -> None:
-    """The user's extended attributes and the access list, where the system has such."""
-    with suppress(OSError, AttributeError):
-        for name in os.listxattr(target):
-            if name.startswith(ATTRIBUTES):
-                os.setxattr(fd, name, os.getxattr(target, name))
-
-
 def _publish(file: PartialFile, target: Path, *, force: bool, backup: Path | None) -> None:
     """Give the file its name; the one that it has goes when it is closed."""
-    if not _is_at(file.path, file.fd):
-        raise _in_use(target)
+    if not is_at(file.path, file.fd):
+        raise in_use(target)
     if force:
         with _second_name(target, backup):
             file.path.rename(target)
@@ -455,19 +343,6 @@ def sync_folder(folder: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-
-_REASONS = {
-    errno.ENOSPC: "no space left on the device; nothing was written",
-    errno.EDQUOT: "the disk quota is exhausted; nothing was written",
-    errno.EACCES: "permission denied",
-    errno.EROFS: "the file system is read-only",
-    errno.EFBIG: "the file would be larger than the file system or a limit allows",
-}
-
-
-def _reason(error: OSError) -> str:
-    return _REASONS.get(error.errno or 0) or error.strerror or str(error)
 
 
 def expect(condition: bool, message: str, path: Path) -> None:  # noqa: FBT001

@@ -50,7 +50,10 @@ CALLS = {
     ),
     fcntl: ("flock", "ioctl"),
 }  # fmt: skip
-TRACED = ("ckptool/writers/base.py", "ckptool/interrupts.py", "contextlib.py")
+TRACED = (
+    "ckptool/writers/base.py", "ckptool/writers/partial.py", "ckptool/interrupts.py",
+    "contextlib.py",
+)  # fmt: skip
 NOBODY_RAN = 99  # exit code of a child that came back from the script
 
 Fault = dict[str, Any]

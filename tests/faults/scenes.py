@@ -28,8 +28,8 @@ from paths import FIXTURES
 
 INPUT, SAFE = "last.ckpt", "last.safetensors"
 DRIVER = Path(__file__).with_name("driver.py")
+PARTIAL = ".ckptool.partial"  # how the only litter of a killed run ends
 SAMPLE = FIXTURES / "ema" / "emacallback" / "exported.ckpt"
-PARTIAL = ".ckptool.partial"
 
 State = dict[str, bytes]
 

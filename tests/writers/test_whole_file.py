@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ckptool.errors import OutputError
-from ckptool.writers import base
+from ckptool.writers import partial as partial_files
 from ckptool.writers.base import check_output, whole_file
 from making import average_of, save, weights
 from output import environment
@@ -228,7 +228,7 @@ def test_an_abandoned_file_that_is_gone_meanwhile_does_not_matter(target, partia
 
 
 def test_somebody_who_removes_it_again_and_again_is_given_way(target, tmp_path, monkeypatch):
-    monkeypatch.setattr(base, "_is_at", lambda path, _: path.unlink())
+    monkeypatch.setattr(partial_files, "is_at", lambda path, _: path.unlink())
     before = sorted(Path("/dev/fd").iterdir())
     with pytest.raises(OutputError, match="another run"):
         write(target)

@@ -1,0 +1,117 @@
+"""The file on its way: a hidden neighbour of the output, new, locked and ours.
+
+Its name is always the same, so that the next run for the same output finds what a killed one left;
+the lock, which goes with the process that holds it, tells the two apart. Between any two steps
+another run may do the same, so what is removed is compared with what is open first.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shlex
+from contextlib import suppress
+from pathlib import Path
+
+from ckptool.errors import OutputError
+
+PARTIAL = ".ckptool.partial"  # .NAME.ckptool.partial: no name that a user would choose
+MAX_NAME = 255  # bytes
+ATTEMPTS = 5  # at creating the file while other runs remove it
+NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK})
+
+
+def partial_beside(target: Path) -> Path:
+    """A hidden name that only ckptool uses, cut to what a folder can hold."""
+    room = MAX_NAME - len(f".{PARTIAL}")
+    name = os.fsencode(target.name)[:room].decode(errors="ignore")
+    return target.with_name(f".{name}{PARTIAL}")
+
+
+def create(partial: Path, target: Path) -> int:
+    """A new file of our own; one that a killed run left behind is replaced."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    for _ in range(ATTEMPTS):
+        try:
+            fd = os.open(partial, flags, 0o600)
+        except FileExistsError:
+            _remove_abandoned(partial, target)
+            continue
+        try:
+            _lock(fd)
+            if is_at(partial, fd):
+                return fd
+        except BlockingIOError:  # taken for abandoned before we had locked it
+            pass
+        except BaseException:
+            remove(partial, fd)
+            os.close(fd)
+            raise
+        os.close(fd)
+    raise in_use(target)
+
+
+def _remove_abandoned(partial: Path, target: Path) -> None:
+    """Remove what a killed run left behind.
+
+    Raises:
+        OutputError: a run holds its lock, or there are no locks that could tell.
+    """
+    try:
+        # For writing, without which NFS gives no exclusive lock.
+        fd = os.open(partial, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        if not _lock(fd):
+            raise in_use(target, hint=f"when no other run is: rm {shlex.quote(str(partial))}")
+        if is_at(partial, fd):
+            partial.unlink()
+    except BlockingIOError as error:
+        raise in_use(target) from error
+    finally:
+        os.close(fd)
+
+
+def remove_second_name(target: Path) -> None:
+    """Remove the partial file of a run that was killed when its file stood at ``target``."""
+    partial = partial_beside(target)
+    with suppress(OSError):
+        if os.path.samestat(partial.lstat(), target.stat()):
+            _remove_abandoned(partial, target)
+
+
+def _lock(fd: int) -> bool:
+    """Lock a file; False when its file system has no locks.
+
+    Raises:
+        BlockingIOError: another run holds the lock.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return False
+        raise
+    return True
+
+
+def is_at(path: Path, fd: int) -> bool:
+    """Whether the open file is the one that stands at ``path``, not another of that name."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def remove(path: Path, fd: int) -> None:
+    """Remove the open file, if it still stands at ``path``."""
+    with suppress(OSError):
+        if is_at(path, fd):
+            path.unlink()
+
+
+def in_use(target: Path, hint: str | None = None) -> OutputError:
+    """The error that leaves a file to the run that has it."""
+    return OutputError("another run is writing it", path=target, hint=hint)
