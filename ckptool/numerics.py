@@ -17,12 +17,15 @@ from ckptool.dtypes import DType
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import TensorReader
 from ckptool.reports import TensorStats
-from ckptool.tree import Chunk, TensorRef
+from ckptool.tree import Chunk, TensorRef, longest_axis, narrowed
 
 if TYPE_CHECKING:
     import numpy as np
 
 BLOCK = 1 << 20  # bytes read at a time
+FAR = 8 << 20  # bytes: a strided block that spans more is not read as a whole
+MAX_UNFOLDED = 1 << 32  # bytes of a view whose elements share memory
+NEAR = 32 << 10  # bytes: what lies closer is read together, since that costs less than two reads
 
 REAL = frozenset({"float", "int", "uint"})  # kinds that are cast to each other
 
@@ -64,7 +67,7 @@ def element_dtype(ref: TensorRef) -> np.dtype[Any]:
 def blocks(reader: TensorReader, ref: TensorRef) -> Iterator[np.ndarray[Any, Any]]:
     """The tensor's values in C order, as flat arrays of at most ``BLOCK`` bytes.
 
-    Strided tensors are gathered chunk by chunk, which takes memory for one chunk.
+    Strided blocks are put in order part by part; several that interleave take memory for all.
     """
     import numpy as np
 
@@ -79,13 +82,37 @@ def blocks(reader: TensorReader, ref: TensorRef) -> Iterator[np.ndarray[Any, Any
                 data = reader.read(chunk.span, start, min(step, chunk.span.nbytes - start))
                 yield _resolved(np.frombuffer(data, dtype), ref)
         else:
-            yield from _slices(_resolved(gather(reader, chunk, dtype).reshape(-1), ref))
+            _refuse_unfolding(chunk, dtype.itemsize)
+            for part in _in_c_order(chunk, dtype.itemsize):
+                yield chunk_values(reader, ref, part).reshape(-1)
 
 
 def _slices(flat: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
     step = max(1, BLOCK // flat.itemsize)
     for start in range(0, flat.size, step):
         yield flat[start : start + step]
+
+
+def _refuse_unfolding(chunk: Chunk, itemsize: int) -> None:
+    """A view that repeats a few values, as after ``expand``, can have any number of them.
+
+    Raises:
+        UnsupportedError: more than anybody waits for.
+    """
+    nbytes = prod(chunk.shape) * itemsize
+    if nbytes > max(MAX_UNFOLDED, 2 * chunk.span.nbytes):
+        raise UnsupportedError(f"a view repeats {chunk.span.nbytes} bytes up to {nbytes}")
+
+
+def _in_c_order(chunk: Chunk, itemsize: int) -> Iterator[Chunk]:
+    """Parts of at most ``BLOCK`` bytes of values whose elements follow each other in C order."""
+    if prod(chunk.shape) * itemsize <= BLOCK:
+        yield chunk
+        return
+    axis = next(i for i, size in enumerate(chunk.shape) if size > 1)
+    half, size = chunk.shape[axis] // 2, chunk.shape[axis]
+    for part in (range(half), range(half, size)):
+        yield from _in_c_order(narrowed(chunk, axis, part, itemsize), itemsize)
 
 
 def in_order(ref: TensorRef) -> bool:
@@ -120,10 +147,26 @@ def assemble(reader: TensorReader, ref: TensorRef, dtype: np.dtype[Any]) -> np.n
 
 
 def gather(reader: TensorReader, chunk: Chunk, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """A strided chunk as a contiguous array of its shape."""
+    """A strided chunk as a contiguous array of its shape; what lies between is skipped."""
     import numpy as np
 
-    return np.ascontiguousarray(strided(reader.read(chunk.span), chunk, dtype))
+    values = np.empty(chunk.shape, dtype)
+    _gather(reader, chunk, values)
+    return values
+
+
+def _gather(reader: TensorReader, chunk: Chunk, values: np.ndarray[Any, Any]) -> None:
+    """Fill ``values``: runs that lie far apart, as in a transposed tensor, are read one by one."""
+    if chunk.span.nbytes <= FAR:
+        values[...] = strided(reader.read(chunk.span), chunk, values.dtype)
+        return
+    axis = longest_axis(chunk)
+    size = chunk.shape[axis]
+    step = max(1, NEAR // (chunk.strides[axis] * values.itemsize))
+    for start in range(0, size, step):
+        part = range(start, min(start + step, size))
+        place = (slice(None),) * axis + (slice(part.start, part.stop),)
+        _gather(reader, narrowed(chunk, axis, part, values.itemsize), values[place])
 
 
 def strided(data: bytes | bytearray, chunk: Chunk, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
@@ -135,8 +178,11 @@ def strided(data: bytes | bytearray, chunk: Chunk, dtype: np.dtype[Any]) -> np.n
 
 
 def chunk_values(reader: TensorReader, ref: TensorRef, chunk: Chunk) -> np.ndarray[Any, Any]:
-    """A part of a tensor as an array with the part's strides; takes memory for its span."""
-    return _resolved(strided(reader.read(chunk.span), chunk, element_dtype(ref)), ref)
+    """A part of a tensor as an array of the part's shape."""
+    dtype = element_dtype(ref)
+    if chunk.span.nbytes > FAR:
+        return _resolved(gather(reader, chunk, dtype), ref)
+    return _resolved(strided(reader.read(chunk.span), chunk, dtype), ref)
 
 
 E4M3_MAX = 448.0

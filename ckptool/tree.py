@@ -457,6 +457,20 @@ def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     return last + 1
 
 
+def longest_axis(chunk: Chunk) -> int:
+    """The dimension along which a strided block reaches furthest from one index to the next."""
+    dims = range(len(chunk.shape))
+    return max(dims, key=lambda i: chunk.strides[i] if chunk.shape[i] > 1 else -1)
+
+
+def narrowed(chunk: Chunk, axis: int, part: range, itemsize: int) -> Chunk:
+    """The part of a strided block along one axis."""
+    shape = (*chunk.shape[:axis], len(part), *chunk.shape[axis + 1 :])
+    at = chunk.span.offset + part.start * chunk.strides[axis] * itemsize
+    span = ByteSpan(chunk.span.source, at, extent(shape, chunk.strides) * itemsize)
+    return Chunk(span, chunk.offsets, shape, chunk.strides)
+
+
 def stored_nbytes(dtype: DType, shape: tuple[int, ...]) -> int:
     """Bytes of a contiguous block; sub-byte quantized types fill each row up to whole bytes."""
     if dtype.kind == "quantized" and dtype.packed > 1 and shape:

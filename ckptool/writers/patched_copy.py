@@ -27,14 +27,13 @@ from ckptool.numerics import (
     no_progress,
     strided,
 )
-from ckptool.tree import ByteSpan, Chunk, TensorRef, extent
+from ckptool.tree import ByteSpan, Chunk, TensorRef, extent, longest_axis, narrowed
 from ckptool.writers.base import PartialFile, expect
 
 OTHERWISE = "ckptool extract-ema writes the averaged weights as a file of their own"
 MAX_PLACES = 1 << 20  # elements of an interleaved view that are looked at one by one
 SCALES = "float8_e8m0fnu"  # powers of two without zero or sign: other numbers make no sense there
-PIECE = 4 << 20  # bytes of a tensor that are rearranged at a time, on either side
-SHRINKS = 0.75  # of the bytes before: what halving a view must reach to be worth it
+PIECE = 2 << 20  # bytes of a tensor that are rearranged at a time, on either side
 
 
 class Patch(NamedTuple):
@@ -189,9 +188,8 @@ def losses(patch: Patch, reader: TensorReader) -> Losses:
 def pieces(patch: Patch, limit: int | None = None) -> Iterator[tuple[Chunk, Chunk]]:
     """(part of the target, the same part of the source), each of at most ``limit`` bytes.
 
-    By default of ``PIECE`` bytes. Views of different order are halved along their longest strides
-    while that makes them smaller; a transposed source cannot be cut so, and takes memory for the
-    tensor.
+    By default of ``PIECE`` bytes. The target's parts lie together in the file; those of a source
+    in another order may lie far apart.
     """
     ours, theirs = patch.target.chunks[0], patch.source.chunks[0]
     widths = patch.target.dtype.itemsize, patch.source.dtype.itemsize
@@ -207,29 +205,17 @@ def _flat(chunk: Chunk) -> Chunk:
 def _halved(
     ours: Chunk, theirs: Chunk, widths: tuple[int, int], limit: int
 ) -> Iterator[tuple[Chunk, Chunk]]:
-    nbytes = ours.span.nbytes + theirs.span.nbytes
-    if max(ours.span.nbytes, theirs.span.nbytes) <= limit:
+    if max(ours.span.nbytes, prod(ours.shape) * max(widths)) <= limit:
         yield ours, theirs
         return
-    axis = max(range(len(ours.shape)), key=lambda i: ours.strides[i] if ours.shape[i] > 1 else -1)
+    axis = longest_axis(ours)
     size = ours.shape[axis]
-    parts = [
-        (_narrowed(ours, axis, part, widths[0]), _narrowed(theirs, axis, part, widths[1]))
-        for part in (range(size // 2), range(size // 2, size))
-    ]
-    if max(mine.span.nbytes + yours.span.nbytes for mine, yours in parts) > SHRINKS * nbytes:
-        yield ours, theirs
-        return
-    for mine, yours in parts:
+    for part in (range(size // 2), range(size // 2, size)):
+        mine, yours = (
+            narrowed(chunk, axis, part, width)
+            for chunk, width in zip((ours, theirs), widths, strict=True)
+        )
         yield from _halved(mine, yours, widths, limit)
-
-
-def _narrowed(chunk: Chunk, axis: int, part: range, width: int) -> Chunk:
-    """The part of a view along one axis."""
-    shape = (*chunk.shape[:axis], len(part), *chunk.shape[axis + 1 :])
-    at = chunk.span.offset + part.start * chunk.strides[axis] * width
-    span = ByteSpan(chunk.span.source, at, extent(shape, chunk.strides) * width)
-    return Chunk(span, chunk.offsets, shape, chunk.strides)
 
 
 def rearranged(
