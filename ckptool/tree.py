@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,8 +185,8 @@ class GlobalRef:
 
     @property
     def qualname(self) -> str:
-        """``module.name``."""
-        return f"{self.module}.{self.name}"
+        """``module.name``; a name without a module is one that the pickle computed."""
+        return f"{self.module}.{self.name}" if self.module else self.name
 
 
 @dataclass(slots=True, eq=False)
@@ -324,21 +325,40 @@ def _as_key(key: Any) -> Key:
         return key
     if isinstance(key, bytes):
         return key.decode("utf-8", "backslashreplace")
-    return _describe(key)
+    return describe(key)
 
 
-def _describe(key: Any, depth: int = 0) -> str:
-    """A key as text; not by ``repr``, which a hostile pickle can make endless."""
-    if isinstance(key, int) and key.bit_length() > MAX_KEY_BITS:
-        return f"<integer of {key.bit_length()} bits>"
-    if key is None or isinstance(key, (bool, int, float, complex, str, bytes)):
-        return repr(key)
-    if isinstance(key, (Opaque, GlobalRef)):
-        return f"<{key.qualname}>"
-    if isinstance(key, tuple) and depth < 4:
-        parts = [_describe(part, depth + 1) for part in key[:8]]
-        return f"({', '.join(parts)}{', …' if len(key) > 8 else ''})"
-    return f"<{type(key).__name__}>"
+MAX_DESCRIBED = 120  # characters of a text
+_BRACKETS: dict[type, tuple[str, str]] = {
+    tuple: ("(", ")"), list: ("[", "]"), dict: ("{", "}"), set: ("{", "}"), frozenset: ("{", "}"),
+}  # fmt: skip
+
+
+def describe(value: Any, depth: int = 0) -> str:
+    """A value as short text; not by ``repr``, which a hostile pickle can make endless."""
+    if isinstance(value, int) and value.bit_length() > MAX_KEY_BITS:
+        return f"<integer of {value.bit_length()} bits>"
+    if isinstance(value, (str, bytes)):
+        return repr(value[:MAX_DESCRIBED]) + ("…" if len(value) > MAX_DESCRIBED else "")
+    if value is None or isinstance(value, (bool, int, float, complex)):
+        return repr(value)
+    if isinstance(value, (Opaque, GlobalRef)):
+        return f"<{value.qualname}>"
+    if depth < 4 and type(value) in _BRACKETS:
+        return _enclosed(_described(value, depth + 1), _BRACKETS[type(value)])
+    return f"<{type(value).__name__}>"
+
+
+def _described(value: Any, depth: int) -> list[str]:
+    if type(value) is dict:
+        pairs = islice(value.items(), 9)
+        return [f"{describe(key, 4)}: {describe(part, depth)}" for key, part in pairs]
+    return [describe(part, depth) for part in islice(value, 9)]
+
+
+def _enclosed(parts: list[str], brackets: tuple[str, str]) -> str:
+    more = ", …" if len(parts) > 8 else ""
+    return f"{brackets[0]}{', '.join(parts[:8])}{more}{brackets[1]}"
 
 
 MAX_KEY_BITS = 1 << 10  # Python refuses to write out integers of 4300 digits

@@ -26,7 +26,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "words": (("markers",), ()),
     "reports": (("reports",), ()),
     "tree": (("tree",), ("dtypes", "errors")),
-    "formats": (("formats", "formats.*"), ("tree", "words", "dtypes", "errors")),
+    "formats": (("formats", "formats.*", "trust"), ("tree", "words", "dtypes", "errors")),
     "numerics": (("numerics",), ("formats", "tree", "reports", "dtypes", "errors")),
     "inventory": (("inventory",), ("tree",)),
     "ema": (
@@ -37,8 +37,8 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("inventory", "formats", "tree", "words", "reports", "errors"),
     ),
     "views": (
-        ("sections", "training", "trust"),
-        ("ema", "inventory", "formats", "tree", "reports", "dtypes"),
+        ("sections", "training", "trust_findings"),
+        ("ema", "inventory", "formats", "tree", "reports"),
     ),
     "plans": (("plans",), ("ema", "inventory", "tree", "errors")),
     "soundness": (

@@ -34,7 +34,8 @@ from ckptool.reports import (
 from ckptool.sections import sections, totals
 from ckptool.training import TrainingState, read_training_state
 from ckptool.tree import format_address, tensors
-from ckptool.trust import DANGEROUS, trust_of
+from ckptool.trust import trust_of
+from ckptool.trust_findings import trust_findings
 
 
 def inspect_file(
@@ -145,11 +146,8 @@ def _globals(checkpoint: Checkpoint) -> tuple[GlobalReport, ...]:
 
 
 def _findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:
-    for entry in _globals(checkpoint):
-        if entry.trust == DANGEROUS:
-            verb = "call" if entry.called else "import"
-            message = f"torch.load(weights_only=False) would {verb} {entry.name}; ckptool did not"
-            yield Finding("CK201", "error", entry.pickle, message)
+    yield from (Finding(*note) for note in checkpoint.notes)
+    yield from trust_findings(checkpoint)
     yield from ema_findings(checkpoint, location)
 
 

@@ -64,9 +64,9 @@ class Builder:
         """``func(*args)``: REDUCE, OBJ, INST."""
         return Opaque(name_of(func), args, called=True)
 
-    def new(self, cls: Any, args: tuple[Any, ...], kwargs: dict[Any, Any]) -> Any:
-        """``cls.__new__(cls, *args, **kwargs)``: NEWOBJ, NEWOBJ_EX."""
-        return Opaque(name_of(cls), args, kwargs)
+    def new(self, cls: Any, args: tuple[Any, ...], kwargs: dict[Any, Any] | None) -> Any:
+        """``cls.__new__(cls, *args, **kwargs)``: NEWOBJ, without ``kwargs``, and NEWOBJ_EX."""
+        return Opaque(name_of(cls), args, kwargs or {})
 
     def build(self, obj: Any, state: Any) -> Any:
         """``obj.__setstate__(state)``: BUILD. Returns the object to go on with."""
@@ -77,6 +77,24 @@ class Builder:
     def persistent(self, saved_id: Any) -> Any:
         """``persistent_load(saved_id)``."""
         return Opaque("<persistent id>", (saved_id,))
+
+    def items_of(self, target: Any) -> dict[Any, Any]:
+        """Where ``target[key] = value`` goes: SETITEM, SETITEMS."""
+        if isinstance(target, Opaque):
+            target.items = target.items if target.items is not None else {}
+            return target.items
+        if isinstance(target, GlobalRef):  # os.environ: nothing of ours to keep it in
+            return {}
+        raise DamagedError(f"items are set on a {type(target).__name__}")
+
+    def elements_of(self, target: Any, how: str) -> list[Any]:
+        """Where ``target.append(value)`` goes: APPEND, APPENDS, ADDITEMS."""
+        if isinstance(target, Opaque):
+            target.elements = target.elements if target.elements is not None else []
+            return target.elements
+        if isinstance(target, GlobalRef):  # sys.path
+            return []
+        raise DamagedError(f"elements are {how} to a {type(target).__name__}")
 
 
 def name_of(func: Any) -> str:
@@ -196,23 +214,23 @@ class PickleMachine:
                     stack.append([])
                 elif op == 0x75:  # SETITEMS
                     items, stack = stack, marks.pop()
-                    _set_items(stack[-1], items)
+                    _set_items(stack[-1], items, builder)
                 elif op == 0x73:  # SETITEM
                     value = stack.pop()
                     key = stack.pop()
-                    _set_items(stack[-1], [key, value])
+                    _set_items(stack[-1], [key, value], builder)
                 elif op == 0x65:  # APPENDS
                     items, stack = stack, marks.pop()
-                    _append(stack[-1], items)
+                    _append(stack[-1], items, builder)
                 elif op == 0x61:  # APPEND
                     value = stack.pop()
-                    _append(stack[-1], [value])
+                    _append(stack[-1], [value], builder)
                 elif op == 0x62:  # BUILD
                     state = stack.pop()
                     stack[-1] = builder.build(stack[-1], state)
                 elif op == 0x81:  # NEWOBJ
                     args = stack.pop()
-                    stack[-1] = builder.new(stack[-1], _args(args), {})
+                    stack[-1] = builder.new(stack[-1], _args(args), None)
                 elif op == 0x4E:  # NONE
                     stack.append(None)
                 elif op == 0x47:  # BINFLOAT
@@ -269,7 +287,7 @@ class PickleMachine:
                     stack.append(set())
                 elif op == 0x90:  # ADDITEMS
                     items, stack = stack, marks.pop()
-                    _add(stack[-1], items)
+                    _add(stack[-1], items, builder)
                 elif op == 0x91:  # FROZENSET
                     items, stack = stack, marks.pop()
                     check_keys(items)
@@ -281,7 +299,7 @@ class PickleMachine:
                 elif op == 0x64:  # DICT
                     items, stack = stack, marks.pop()
                     made: dict[Any, Any] = {}
-                    _set_items(made, items)
+                    _set_items(made, items, builder)
                     stack.append(made)
                 elif op == 0x6C:  # LIST
                     items, stack = stack, marks.pop()
@@ -347,8 +365,7 @@ class PickleMachine:
                     continue
                 raise self._broken(error, base + begin, window, i) from error
             except DamagedError as error:
-                error.args = (f"{error.message} (at byte {base + begin} of the pickle)",)
-                error.message = error.args[0]
+                error.add(f" (at byte {base + begin} of the pickle)")
                 raise
 
     def _fetch(self, offset: int, nbytes: int) -> bytes:
@@ -417,35 +434,28 @@ def _why(error: Exception) -> str:
     return {IndexError: "the stack is empty", TypeError: str(error)}.get(type(error), str(error))
 
 
-def _set_items(target: Any, items: list[Any]) -> None:
+def _set_items(target: Any, items: list[Any], builder: Builder) -> None:
     if len(items) % 2:
         raise DamagedError("a dict is given a key without a value")
-    if isinstance(target, Opaque):
-        target.items = target.items if target.items is not None else {}
-        target = target.items
     if not isinstance(target, dict):
-        raise DamagedError(f"items are set on a {type(target).__name__}")
+        target = builder.items_of(target)
     keys = items[::2]
     check_keys(keys)
     target.update(zip(keys, items[1::2], strict=True))
 
 
-def _append(target: Any, items: list[Any]) -> None:
-    if isinstance(target, Opaque):
-        target.elements = target.elements if target.elements is not None else []
-        target = target.elements
+def _append(target: Any, items: list[Any], builder: Builder) -> None:
     if not isinstance(target, list):
-        raise DamagedError(f"elements are appended to a {type(target).__name__}")
+        target = builder.elements_of(target, "appended")
     target.extend(items)
 
 
-def _add(target: Any, items: list[Any]) -> None:
-    if isinstance(target, Opaque):
-        return _append(target, items)
-    if not isinstance(target, set):
-        raise DamagedError(f"elements are added to a {type(target).__name__}")
-    check_keys(items)
-    return target.update(items)
+def _add(target: Any, items: list[Any], builder: Builder) -> None:
+    if isinstance(target, set):
+        check_keys(items)
+        target.update(items)
+    else:
+        builder.elements_of(target, "added").extend(items)
 
 
 def check_keys(keys: list[Any]) -> None:

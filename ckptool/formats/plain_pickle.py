@@ -47,7 +47,9 @@ class PlainPickle:
     def open(self, file: SourceFile) -> Checkpoint:
         """The checkpoint in a pickle; reads it, but not the runs of bytes in it."""
         pickles = Pickles(file, "the pickle")
-        tree, end = pickles.read(FileWindow(file), TorchBuilder(no_storage, pickles.open_nested))
+        with pickles.telling():
+            builder = TorchBuilder(no_storage, pickles.open_nested)
+            tree, end = pickles.read(FileWindow(file), builder)
         trailing = file.size - end
         return Checkpoint(
             path=file.path,
