@@ -14,15 +14,18 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from ckptool.errors import CkptError, DamagedError
-from ckptool.formats.base import NamedGlobal, SourceFile
+from ckptool.formats.base import NamedGlobal, Note, SourceFile
 from ckptool.formats.byte_sources import ByteSource
 from ckptool.formats.pickle_tree import WINDOW, PickleMachine
 from ckptool.formats.torch_objects import MAX_USES, TorchBuilder
+from ckptool.formats.zip_records import has_end
 from ckptool.tree import ByteSpan, BytesRef, GlobalRef, Opaque
 from ckptool.trust import DANGEROUS, trust_of
 
 SHORT = 1 << 12  # bytes fetched at a time of a short pickle, with tensors' values behind it
 MAX_NESTING = 4  # levels of streams inside pickles; real files have one
+MAX_BEHIND = 100  # pickles, one behind the other
+PROTO = b"\x80"
 _BYTES = (bytes, bytearray, str, BytesRef)
 
 
@@ -59,13 +62,34 @@ class Pickles:
         machine = self.machine(source, builder, offset)
         return self._run(machine, builder, self.label), machine.end
 
-    def listen(self, source: ByteSource, offset: int, label: str | None = None) -> bool:
-        """Note what a pickle names, whatever else becomes of it; whether it can be read."""
+    def listen(self, source: ByteSource, offset: int, label: str | None = None) -> int | None:
+        """Note what a pickle names, whatever else becomes of it.
+
+        Returns:
+            The offset behind its STOP; None if it cannot be read so far.
+        """
         builder = TorchBuilder(lambda _key, _nbytes: None, self.open_nested)
+        machine = self.machine(source, builder, offset)
         with suppress(CkptError):
-            self._run(self.machine(source, builder, offset), builder, label or self.label)
-            return True
-        return False
+            self._run(machine, builder, label or self.label)
+            return machine.end
+        return None
+
+    def listen_behind(self, source: ByteSource, offset: int) -> Note | None:
+        """Note what pickles behind a pickle name, which a second ``pickle.load`` would run.
+
+        Returns:
+            A note, if a zip archive ends there: many readers look for one from the end on.
+        """
+        at: int | None = offset
+        for number in range(2, MAX_BEHIND):
+            if at is None or source.size - at < 2 or source.read(at, 1) != PROTO:
+                break
+            at = self.listen(source, at, f"pickle {number} of the file")
+        if offset < source.size and has_end(source):
+            message = "a zip archive ends here, so that other readers could see another file"
+            return Note("CK110", "warning", "", f"{message}; torch and ckptool read the beginning")
+        return None
 
     @contextmanager
     def telling(self) -> Iterator[None]:

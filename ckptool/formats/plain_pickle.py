@@ -50,6 +50,7 @@ class PlainPickle:
         with pickles.telling():
             builder = TorchBuilder(no_storage, pickles.open_nested)
             tree, end = pickles.read(FileWindow(file), builder)
+        note = pickles.listen_behind(FileWindow(file), end)
         trailing = file.size - end
         return Checkpoint(
             path=file.path,
@@ -59,4 +60,5 @@ class PlainPickle:
             reader=TensorReader(file),
             globals_named=pickles.globals_named,
             metadata={"trailing_bytes": trailing} if trailing else {},
+            notes=(note,) if note else (),
         )

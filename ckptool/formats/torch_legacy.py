@@ -57,6 +57,7 @@ class TorchLegacy:
         pickles = Pickles(file, "the object")
         with pickles.telling():
             stream = read_stream(FileWindow(file), pickles)
+        note = pickles.listen_behind(FileWindow(file), stream.end)
         trailing = file.size - stream.end
         return Checkpoint(
             path=file.path,
@@ -66,6 +67,7 @@ class TorchLegacy:
             reader=TensorReader(file),
             globals_named=pickles.globals_named,
             metadata={"trailing_bytes": trailing} if trailing else {},
+            notes=(note,) if note else (),
         )
 
 
