@@ -233,7 +233,19 @@ class Visit(NamedTuple):
 
 
 def children(node: Tree) -> list[tuple[Key, Tree]]:
-    """The named parts of a node, in the file's order; empty for a leaf."""
+    """The named parts of a node, in the file's order; empty for a leaf.
+
+    A long container of nothing but plain values counts as a leaf: nobody asks for one of its
+    millions of numbers, and their addresses would take far more room than they.
+
+    Raises:
+        DamagedError: more parts than memory has room for.
+    """
+    if isinstance(node, (dict, list, tuple)) and len(node) > LONG:
+        if set(map(type, node.values() if isinstance(node, dict) else node)) <= PLAIN:
+            return []
+        if len(node) > MAX_PARTS:
+            raise DamagedError(f"a container of {len(node)} values of all kinds")
     if isinstance(node, dict):
         return [(k if type(k) is str else _as_key(k), v) for k, v in node.items()]
     if isinstance(node, (list, tuple)):
@@ -262,6 +274,9 @@ def _deep(args: tuple[Any, ...]) -> list[tuple[int, Any]]:
     return [(i, arg) for i, arg in enumerate(args) if is_container(arg) or _is_tensor(arg)]
 
 
+LONG = 1 << 17  # values in a container
+MAX_PARTS = 1 << 23  # values that are given addresses, of all containers together
+PLAIN = frozenset({type(None), bool, int, float, complex, str})
 MAX_DEPTH = 1_000  # levels; no training state nests so far, and addresses cost their length
 MAX_ADDRESS_PARTS = 50_000_000  # keys in all addresses together
 
@@ -275,23 +290,31 @@ def walk(tree: Tree, at: Address = ()) -> Iterator[Visit]:
         DamagedError: nested deeper than ``MAX_DEPTH``, or too much of it for the memory.
     """
     seen: dict[int, Address] = {}
-    parts = 0
-    stack: list[tuple[Address, Tree]] = [(at, tree)] if is_container(tree) else []
+    parts = named = 0
+    stack: list[Iterator[tuple[Address, Tree]]] = [iter([(at, tree)] if is_container(tree) else [])]
     while stack:
-        address, node = stack.pop()
+        step = next(stack[-1], None)
+        if step is None:
+            stack.pop()
+            continue
+        address, node = step
         if len(address) > MAX_DEPTH:
             raise DamagedError(f"nested deeper than {MAX_DEPTH} levels")
         first = seen.setdefault(id(node), address)
         kids = children(node)
+        named += len(kids)
         parts += len(address) * len(kids)
-        if parts > MAX_ADDRESS_PARTS:
-            raise DamagedError("too many values are nested too deep to give them all addresses")
+        if parts > MAX_ADDRESS_PARTS or named > MAX_PARTS:
+            raise DamagedError("too many values to give them all addresses")
         if first is not address:
             yield Visit(address, node, kids, alias_of=first)
             continue
         yield Visit(address, node, kids)
-        inner = [((*address, key), child) for key, child in kids if is_container(child)]
-        stack.extend(reversed(inner))
+        stack.append(_inside(address, kids))
+
+
+def _inside(address: Address, kids: list[tuple[Key, Tree]]) -> Iterator[tuple[Address, Tree]]:
+    return (((*address, key), child) for key, child in kids if is_container(child))
 
 
 def tensors(tree: Tree) -> Iterator[tuple[Address, TensorRef]]:
@@ -440,11 +463,28 @@ def resolve(tree: Tree, keys: tuple[str, ...]) -> tuple[Address, Tree]:
     """
     address: Address = ()
     for key in keys:
-        match = {str(name): (name, child) for name, child in reversed(children(tree))}.get(key)
-        if match is None:
-            raise KeyError(key)
-        address, tree = (*address, match[0]), match[1]
+        name, tree = _step(tree, key)
+        address = (*address, name)
     return address, tree
+
+
+def nodes_on(tree: Tree, keys: tuple[str, ...]) -> Iterator[Tree]:
+    """The nodes on the way to ``keys``, from the one under the first key on.
+
+    Raises:
+        KeyError: naming the first key that is not there.
+    """
+    for key in keys:
+        tree = _step(tree, key)[1]
+        yield tree
+
+
+def _step(tree: Tree, key: str) -> tuple[Key, Tree]:
+    """The part that is called ``key``: of several, the first."""
+    match = {str(name): (name, child) for name, child in reversed(children(tree))}.get(key)
+    if match is None:
+        raise KeyError(key)
+    return match
 
 
 # --------------------------------------------------------------------------------------- geometry

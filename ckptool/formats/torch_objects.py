@@ -20,7 +20,7 @@ from typing import Any
 
 from ckptool.dtypes import BY_NAME, BY_STORAGE_CLASS, UINT8, DType
 from ckptool.errors import CkptError, DamagedError
-from ckptool.formats.pickle_tree import Builder, check_keys, name_of
+from ckptool.formats.pickle_tree import Builder, Clashes, check_keys, name_of
 from ckptool.tree import (
     ArrayRef,
     Blob,
@@ -237,7 +237,7 @@ def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
         return {}
     if not isinstance(pairs, dict):
         pairs = [(key, value) for key, value in _finite(pairs)]
-        check_keys([key for key, _ in pairs])
+        check_keys([key for key, _ in pairs], Clashes())
     return dict(pairs)
 
 
@@ -263,7 +263,7 @@ def _frozenset(values: Any = ()) -> frozenset[Any]:
 
 def _hashable(values: Any) -> list[Any]:
     made = list(_finite(values))
-    check_keys(made)
+    check_keys(made, Clashes())
     return made
 
 
@@ -534,6 +534,7 @@ _CALLING: Mapping[str, tuple[int, ...]] = {
 # Functions that run source code which the file holds: a module around a class.
 RUNS_SOURCE = frozenset({"torch_utils.persistence._reconstruct_persistent_obj"})
 _SETSTATE = "__setstate__"
+MAX_INERT_CALLS = 1 << 22
 MAX_USES = 3  # calls of one name that are kept to be shown
 
 VETTED_CALLS = frozenset(CALLS) | _FROM_TYPE | _NESTED
@@ -557,11 +558,13 @@ class TorchBuilder(Builder):
         load_nested: LoadNested | None = None,
         byteorder: str = "little",
     ) -> None:
+        super().__init__()
         self._locate = locate
         self._load_nested = load_nested
         self._byteorder = byteorder
         self._storages: dict[str, StorageRef] = {}
         self._by_id: dict[int, Call | None] = {}  # the machine interns names: identity is enough
+        self._inert_calls = 0
         self.called: dict[GlobalRef, list[Opaque]] = {}  # with the first that we leave inert
         self.copies_left = (
             MIN_COPIES  # elements or bytes; whoever reads a larger pickle allows more
@@ -613,6 +616,9 @@ class TorchBuilder(Builder):
 
     def _noted(self, func: Any, args: tuple[Any, ...], kwargs: dict[Any, Any] | None = None) -> Any:
         """A call that we do not understand, as the object that it would have made."""
+        self._inert_calls += 1
+        if self._inert_calls > MAX_INERT_CALLS:
+            raise DamagedError(f"a program that makes more than {MAX_INERT_CALLS} calls")
         name = name_of(func)
         made = Opaque(name, args, kwargs or {}, called=True)
         ref = func if isinstance(func, GlobalRef) else GlobalRef("", name)
