@@ -528,8 +528,8 @@ _CALLING: Mapping[str, tuple[int, ...]] = {
     "copyreg._reconstructor": (1,),  # base.__init__(obj, state)
     "copy_reg._reconstructor": (1,),
     "numpy.random._pickle.__bit_generator_ctor": (0,),
-    "numpy.random._pickle.__generator_ctor": (0, 1),
-    "numpy.random._pickle.__randomstate_ctor": (0, 1),
+    "numpy.random._pickle.__generator_ctor": (1,),
+    "numpy.random._pickle.__randomstate_ctor": (1,),
 }
 # Functions that run source code which the file holds: a module around a class.
 RUNS_SOURCE = frozenset({"torch_utils.persistence._reconstruct_persistent_obj"})
