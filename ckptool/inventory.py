@@ -15,7 +15,7 @@ from typing import Any
 
 from ckptool.tree import Address, CompositeTensor, Key, Opaque, TensorRef, Tree, children, walk
 
-MAX_ALIASES = 64
+MAX_ALIASES = 16
 Leaf = TensorRef | CompositeTensor
 
 

@@ -57,14 +57,15 @@ def read_metadata(
     return {key: scalar_value(checkpoint.reader, value) for key, value in found.items()}
 
 
-MAX_AROUND = 16  # levels; whoever describes averages stands near them
+MAX_AROUND = 32  # levels; deeper, only the parent is asked, since no trainer nests so
 
 
 def _around(tree: Tree, address: Address) -> Iterator[Tree]:
     """The containers around a table, the nearest first: its parent, and all that are marked."""
     parents = list(nodes_on(tree, tuple(map(str, address[:-1]))))
-    for depth, node in reversed(list(enumerate(parents, 1))[-MAX_AROUND:]):
-        if depth == len(parents) or marker_in(map(str, address[:depth])):
+    is_deep = len(parents) > MAX_AROUND
+    for depth, node in reversed(list(enumerate(parents, 1))):
+        if depth == len(parents) or (not is_deep and marker_in(map(str, address[:depth]))):
             yield node
 
 

@@ -24,6 +24,7 @@ SEEDS = {
     "safetensors": (BENIGN / "weights.safetensors",),
     "locator": (BENIGN / "training.pt",),
 }  # fmt: skip
+SHORT = {"locator": 300}  # bytes: each pair of them is a container or a value
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF)
 
 
@@ -54,10 +55,10 @@ def corrupted(draw, seeds: tuple[bytes, ...]) -> bytes:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_a_corrupted_file_is_read_or_refused(name, data):
-    seeds = tuple(path.read_bytes() for path in SEEDS[name])
+    seeds = tuple(path.read_bytes()[: SHORT.get(name)] for path in SEEDS[name])
     began = time.process_time()
     TARGETS[name](data.draw(corrupted(seeds)))
     assert time.process_time() - began < SECONDS
