@@ -37,6 +37,11 @@ class CkptError(Exception):
         self.address = address
         self.hint = hint or self.default_hint
 
+    def add(self, more: str) -> None:
+        """Say more of what is wrong."""
+        self.message += more
+        self.args = (self.message,)
+
     def at(self, path: Path) -> Self:
         """The same error, now knowing its file; a path it has already stays."""
         self.path = self.path or path

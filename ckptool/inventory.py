@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from ckptool.tree import Address, CompositeTensor, Key, Opaque, TensorRef, Tree, children, walk
 
+MAX_ALIASES = 16
 Leaf = TensorRef | CompositeTensor
 
 
@@ -124,12 +126,16 @@ def _tensor_entries(parts: list[tuple[Key, Tree]]) -> dict[str, Leaf]:
 def _aliases_of(
     address: Address, aliases: Mapping[Address, tuple[Address, ...]]
 ) -> tuple[Address, ...]:
-    """Other addresses of a table: its container's, or those of a container around it."""
-    return tuple(
+    """Other addresses of a table: its container's, or those of a container around it.
+
+    The first of them: where containers hold each other in circles they are without end.
+    """
+    found = (
         (*other, *address[depth:])
         for depth in range(1, len(address) + 1)
         for other in aliases.get(address[:depth], ())
     )
+    return tuple(islice(found, MAX_ALIASES))
 
 
 def _is_under(address: Address, ancestor: Address) -> bool:

@@ -18,7 +18,7 @@ from ckptool.inventory import Leaf, Table, scalars_in
 from ckptool.layouts import EmaLayout, metadata_at
 from ckptool.markers import marker_in
 from ckptool.siblings import config_beside
-from ckptool.tree import Address, TensorRef, Tree, children, resolve
+from ckptool.tree import Address, TensorRef, Tree, children, nodes_on, resolve
 
 # Scalars beside averaged weights that describe them.
 META_KEYS = frozenset({
@@ -57,12 +57,16 @@ def read_metadata(
     return {key: scalar_value(checkpoint.reader, value) for key, value in found.items()}
 
 
+MAX_AROUND = 32  # levels; deeper, only the parent is asked, since no trainer nests so
+
+
 def _around(tree: Tree, address: Address) -> Iterator[Tree]:
     """The containers around a table, the nearest first: its parent, and all that are marked."""
-    parents = [address[:depth] for depth in range(len(address) - 1, 0, -1)]
-    for parent in parents:
-        if parent is parents[0] or marker_in(map(str, parent)):
-            yield resolve(tree, tuple(map(str, parent)))[1]
+    parents = list(nodes_on(tree, tuple(map(str, address[:-1]))))
+    is_deep = len(parents) > MAX_AROUND
+    for depth, node in reversed(list(enumerate(parents, 1))):
+        if depth == len(parents) or (not is_deep and marker_in(map(str, address[:depth]))):
+            yield node
 
 
 def layout_metadata(checkpoint: Checkpoint, layout: EmaLayout) -> dict[str, Any]:

@@ -72,6 +72,26 @@ RULES: tuple[Rule, ...] = (
         "CK107", "leftovers", _WARNING, "Bytes follow the end of the checkpoint.",
         "an older, longer file may have been overwritten in place: save it again under a new name",
     ),
+    Rule(
+        "CK110", "two-containers", _WARNING,
+        "A zip archive ends in a file that begins as something else: readers see two files.",
+        "get the file from its author again; torch and ckptool read the beginning",
+    ),
+    Rule(
+        "CK111", "two-readings", _WARNING,
+        "The archive's headers and its directory disagree: readers could see two files.",
+        "get the file from its author again; torch and ckptool go by the directory",
+    ),
+    Rule(
+        "CK112", "pickle-checksum", _ERROR,
+        "The pickle does not fit its checksum: names, shapes or numbers in it have changed.",
+        _AGAIN,
+    ),
+    Rule(
+        "CK113", "other-pickle", _WARNING,
+        "The archive holds another pickle, which cannot be read to its end.",
+        "find out what put it there; torch.load does not read it",
+    ),
     # ---------------------------------------------------------------------------------- safety
     Rule(
         "CK201", "dangerous-call", _ERROR,

@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,8 +185,8 @@ class GlobalRef:
 
     @property
     def qualname(self) -> str:
-        """``module.name``."""
-        return f"{self.module}.{self.name}"
+        """``module.name``; a name without a module is one that the pickle computed."""
+        return f"{self.module}.{self.name}" if self.module else self.name
 
 
 @dataclass(slots=True, eq=False)
@@ -232,7 +233,19 @@ class Visit(NamedTuple):
 
 
 def children(node: Tree) -> list[tuple[Key, Tree]]:
-    """The named parts of a node, in the file's order; empty for a leaf."""
+    """The named parts of a node, in the file's order; empty for a leaf.
+
+    A long container of nothing but plain values counts as a leaf: nobody asks for one of its
+    millions of numbers, and their addresses would take far more room than they.
+
+    Raises:
+        DamagedError: more parts than memory has room for.
+    """
+    if isinstance(node, (dict, list, tuple)) and len(node) > LONG:
+        if set(map(type, node.values() if isinstance(node, dict) else node)) <= PLAIN:
+            return []
+        if len(node) > MAX_PARTS:
+            raise DamagedError(f"a container of {len(node)} values of all kinds")
     if isinstance(node, dict):
         return [(k if type(k) is str else _as_key(k), v) for k, v in node.items()]
     if isinstance(node, (list, tuple)):
@@ -261,6 +274,9 @@ def _deep(args: tuple[Any, ...]) -> list[tuple[int, Any]]:
     return [(i, arg) for i, arg in enumerate(args) if is_container(arg) or _is_tensor(arg)]
 
 
+LONG = 1 << 17  # values in a container
+MAX_PARTS = 1 << 23  # values that are given addresses, of all containers together
+PLAIN = frozenset({type(None), bool, int, float, complex, str})
 MAX_DEPTH = 1_000  # levels; no training state nests so far, and addresses cost their length
 MAX_ADDRESS_PARTS = 50_000_000  # keys in all addresses together
 
@@ -274,23 +290,31 @@ def walk(tree: Tree, at: Address = ()) -> Iterator[Visit]:
         DamagedError: nested deeper than ``MAX_DEPTH``, or too much of it for the memory.
     """
     seen: dict[int, Address] = {}
-    parts = 0
-    stack: list[tuple[Address, Tree]] = [(at, tree)] if is_container(tree) else []
+    parts = named = 0
+    stack: list[Iterator[tuple[Address, Tree]]] = [iter([(at, tree)] if is_container(tree) else [])]
     while stack:
-        address, node = stack.pop()
+        step = next(stack[-1], None)
+        if step is None:
+            stack.pop()
+            continue
+        address, node = step
         if len(address) > MAX_DEPTH:
             raise DamagedError(f"nested deeper than {MAX_DEPTH} levels")
         first = seen.setdefault(id(node), address)
         kids = children(node)
+        named += len(kids)
         parts += len(address) * len(kids)
-        if parts > MAX_ADDRESS_PARTS:
-            raise DamagedError("too many values are nested too deep to give them all addresses")
+        if parts > MAX_ADDRESS_PARTS or named > MAX_PARTS:
+            raise DamagedError("too many values to give them all addresses")
         if first is not address:
             yield Visit(address, node, kids, alias_of=first)
             continue
         yield Visit(address, node, kids)
-        inner = [((*address, key), child) for key, child in kids if is_container(child)]
-        stack.extend(reversed(inner))
+        stack.append(_inside(address, kids))
+
+
+def _inside(address: Address, kids: list[tuple[Key, Tree]]) -> Iterator[tuple[Address, Tree]]:
+    return (((*address, key), child) for key, child in kids if is_container(child))
 
 
 def tensors(tree: Tree) -> Iterator[tuple[Address, TensorRef]]:
@@ -324,21 +348,40 @@ def _as_key(key: Any) -> Key:
         return key
     if isinstance(key, bytes):
         return key.decode("utf-8", "backslashreplace")
-    return _describe(key)
+    return describe(key)
 
 
-def _describe(key: Any, depth: int = 0) -> str:
-    """A key as text; not by ``repr``, which a hostile pickle can make endless."""
-    if isinstance(key, int) and key.bit_length() > MAX_KEY_BITS:
-        return f"<integer of {key.bit_length()} bits>"
-    if key is None or isinstance(key, (bool, int, float, complex, str, bytes)):
-        return repr(key)
-    if isinstance(key, (Opaque, GlobalRef)):
-        return f"<{key.qualname}>"
-    if isinstance(key, tuple) and depth < 4:
-        parts = [_describe(part, depth + 1) for part in key[:8]]
-        return f"({', '.join(parts)}{', …' if len(key) > 8 else ''})"
-    return f"<{type(key).__name__}>"
+MAX_DESCRIBED = 120  # characters of a text
+_BRACKETS: dict[type, tuple[str, str]] = {
+    tuple: ("(", ")"), list: ("[", "]"), dict: ("{", "}"), set: ("{", "}"), frozenset: ("{", "}"),
+}  # fmt: skip
+
+
+def describe(value: Any, depth: int = 0) -> str:
+    """A value as short text; not by ``repr``, which a hostile pickle can make endless."""
+    if isinstance(value, int) and value.bit_length() > MAX_KEY_BITS:
+        return f"<integer of {value.bit_length()} bits>"
+    if isinstance(value, (str, bytes)):
+        return repr(value[:MAX_DESCRIBED]) + ("…" if len(value) > MAX_DESCRIBED else "")
+    if value is None or isinstance(value, (bool, int, float, complex)):
+        return repr(value)
+    if isinstance(value, (Opaque, GlobalRef)):
+        return f"<{value.qualname}>"
+    if depth < 4 and type(value) in _BRACKETS:
+        return _enclosed(_described(value, depth + 1), _BRACKETS[type(value)])
+    return f"<{type(value).__name__}>"
+
+
+def _described(value: Any, depth: int) -> list[str]:
+    if type(value) is dict:
+        pairs = islice(value.items(), 9)
+        return [f"{describe(key, 4)}: {describe(part, depth)}" for key, part in pairs]
+    return [describe(part, depth) for part in islice(value, 9)]
+
+
+def _enclosed(parts: list[str], brackets: tuple[str, str]) -> str:
+    more = ", …" if len(parts) > 8 else ""
+    return f"{brackets[0]}{', '.join(parts[:8])}{more}{brackets[1]}"
 
 
 MAX_KEY_BITS = 1 << 10  # Python refuses to write out integers of 4300 digits
@@ -420,11 +463,28 @@ def resolve(tree: Tree, keys: tuple[str, ...]) -> tuple[Address, Tree]:
     """
     address: Address = ()
     for key in keys:
-        match = {str(name): (name, child) for name, child in reversed(children(tree))}.get(key)
-        if match is None:
-            raise KeyError(key)
-        address, tree = (*address, match[0]), match[1]
+        name, tree = _step(tree, key)
+        address = (*address, name)
     return address, tree
+
+
+def nodes_on(tree: Tree, keys: tuple[str, ...]) -> Iterator[Tree]:
+    """The nodes on the way to ``keys``, from the one under the first key on.
+
+    Raises:
+        KeyError: naming the first key that is not there.
+    """
+    for key in keys:
+        tree = _step(tree, key)[1]
+        yield tree
+
+
+def _step(tree: Tree, key: str) -> tuple[Key, Tree]:
+    """The part that is called ``key``: of several, the first."""
+    match = {str(name): (name, child) for name, child in reversed(children(tree))}.get(key)
+    if match is None:
+        raise KeyError(key)
+    return match
 
 
 # --------------------------------------------------------------------------------------- geometry

@@ -29,7 +29,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rules": (("rules",), ("reports",)),
     "interrupts": (("interrupts",), ()),
     "tree": (("tree",), ("dtypes", "errors")),
-    "formats": (("formats", "formats.*"), ("tree", "words", "dtypes", "errors")),
+    "formats": (("formats", "formats.*", "trust"), ("tree", "words", "dtypes", "errors")),
     "numerics": (("numerics", "casting"), ("formats", "tree", "reports", "dtypes", "errors")),
     "inventory": (("inventory",), ("tree",)),
     "ema": (
@@ -41,8 +41,8 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("inventory", "formats", "tree", "provenance", "words", "rules", "reports", "errors"),
     ),
     "views": (
-        ("sections", "training", "trust"),
-        ("ema", "inventory", "formats", "tree", "reports", "dtypes"),
+        ("sections", "training", "trust_findings"),
+        ("ema", "inventory", "formats", "tree", "rules", "reports"),
     ),
     "plans": (("plans", "renaming"), ("ema", "inventory", "tree", "errors")),
     "soundness": (

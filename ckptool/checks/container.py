@@ -149,7 +149,14 @@ def _checksums(subject: Subject) -> Verdicts:
         yield NotChecked("CK103", f"{what} that was read")
 
 
+def _notes(subject: Subject) -> Verdicts:
+    """What the format saw on opening."""
+    for note in subject.checkpoint.notes:
+        yield finding(note.rule, note.address, note.message)
+
+
 CHECKS = (
+    Check(("CK110", "CK111", "CK112", "CK113"), _notes),
     Check(("CK101", "CK102", "CK105"), _whole),
     Check(("CK104",), _shards),
     Check(("CK107",), _leftovers),

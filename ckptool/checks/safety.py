@@ -13,24 +13,13 @@ from ckptool.checks.container import named
 from ckptool.checks.weights_only import LAST_PROTOCOL, allowing_line, refused
 from ckptool.formats.base import Checkpoint, NamedGlobal
 from ckptool.formats.protocols import pickle_protocol
-from ckptool.reports import Finding
 from ckptool.rules import finding
 from ckptool.tree import Opaque, walk
 from ckptool.trust import DANGEROUS, UNKNOWN, trust_of
+from ckptool.trust_findings import trust_findings
 
 TORCH_FORMATS = frozenset({"torch-zip", "torch-legacy"})
 NESTED = "bytes inside"  # pickles within pickles: a loader hands them out unread
-
-
-def dangerous_names(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Names that run code or reach the system, each once, calls first."""
-    ordered = sorted(checkpoint.globals_named, key=lambda named: not named.called)
-    for entry in {entry.ref: entry for entry in reversed(ordered)}.values():
-        if trust_of(entry) == DANGEROUS:
-            verb = "call" if entry.called else "import"
-            name = entry.ref.qualname
-            message = f"torch.load(weights_only=False) would {verb} {name}; ckptool did not"
-            yield finding("CK201", entry.pickle, message)
 
 
 def _has_pickles(subject: Subject) -> str | None:
@@ -40,7 +29,7 @@ def _has_pickles(subject: Subject) -> str | None:
 
 
 def _dangerous(subject: Subject) -> Verdicts:
-    yield from dangerous_names(subject.checkpoint)
+    yield from trust_findings(subject.checkpoint)
 
 
 def _unknown(subject: Subject) -> Verdicts:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ckptool.candidates import Candidate, EmaLocation, table_address
-from ckptool.checks.safety import dangerous_names
 from ckptool.ema import locate_ema
 from ckptool.ema_findings import ema_findings
 from ckptool.errors import CkptError, UnreadableError
@@ -33,10 +32,12 @@ from ckptool.reports import (
     RunReport,
     TensorEntry,
 )
+from ckptool.rules import finding
 from ckptool.sections import sections, totals
 from ckptool.training import TrainingState, better_direction, read_training_state
 from ckptool.tree import format_address, tensors
 from ckptool.trust import trust_of
+from ckptool.trust_findings import trust_findings
 
 
 def inspect_file(
@@ -165,7 +166,8 @@ def _globals(checkpoint: Checkpoint) -> tuple[GlobalReport, ...]:
 
 
 def _findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:
-    yield from dangerous_names(checkpoint)
+    yield from (finding(note.rule, note.address, note.message) for note in checkpoint.notes)
+    yield from trust_findings(checkpoint)
     yield from ema_findings(checkpoint, location)
 
 

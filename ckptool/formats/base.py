@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
 from ckptool.errors import DamagedError, UnreadableError
-from ckptool.tree import Blob, ByteSpan, GlobalRef, Tree
+from ckptool.tree import Blob, ByteSpan, GlobalRef, Opaque, Tree
 
 READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # nonblocking: opening a fifo must not hang
 
@@ -169,6 +169,17 @@ class NamedGlobal(NamedTuple):
     ref: GlobalRef
     called: bool  # by REDUCE, OBJ, INST or NEWOBJ_EX: run as a function if a loader obeyed
     pickle: str  # the pickle that names it: data.pkl, or an address inside another
+    uses: tuple[Opaque, ...] = ()  # the first of its calls, when they are none that we understand
+    looks_up: bool = False  # getattr, and all that it is called for is a public part of a class
+
+
+class Note(NamedTuple):
+    """Something that a format has to say of a file that it reads all the same."""
+
+    rule: str  # CK111
+    severity: str  # error | warning | info
+    address: str  # the part of the container
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +193,7 @@ class Checkpoint:
     reader: TensorReader
     globals_named: tuple[NamedGlobal, ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)  # what the container says of itself
+    notes: tuple[Note, ...] = ()  # where other readers could see another file in the same bytes
 
     def __enter__(self) -> Self:
         return self

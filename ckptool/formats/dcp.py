@@ -53,11 +53,13 @@ class DcpFolder:
         """The checkpoint in a folder; reads the plan, and the header of each chunk."""
         with SourceFile(folder / METADATA) as file:
             pickles = Pickles(file, METADATA)
-            plan, _ = pickles.read(FileWindow(file), TorchBuilder(_no_storage))
+            with pickles.telling():
+                plan, _ = pickles.read(FileWindow(file), TorchBuilder(_no_storage))
             size = file.size
         shards = _Shards(folder)
         try:
-            tree = _tree(plan, shards)
+            with pickles.telling():
+                tree = _tree(plan, shards)
         except BaseException:
             shards.close()
             raise

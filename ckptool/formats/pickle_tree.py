@@ -29,6 +29,8 @@ Rules of this reader, each with its reason:
 from __future__ import annotations
 
 import gc
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from struct import Struct
@@ -42,9 +44,19 @@ from ckptool.tree import ByteSpan, BytesRef, GlobalRef, Opaque, SpannedBytes
 WINDOW = 1 << 20  # bytes fetched at a time
 BETWEEN = 1 << 14  # bytes fetched behind a run that stays in the file: more such runs may follow
 LONG_BYTES = 1 << 16  # a bytes object longer than this is left in the file
+MAX_STACK = 1 << 23  # values; picklers put at most a thousand there, and the items of a tuple
+MAX_MARKS = 1 << 20
+MAX_SELDOM = 1 << 23  # instructions, apart from those that make up a friendly pickle
+MAX_NAMES = 1 << 16  # classes and functions; a model of many parts has hundreds
+MAX_BLOCKS = 1 << 22  # pieces of memory; below, nobody asks how large they are
+MAX_RESIDENT = 1 << 30  # bytes that the process may grow by,
+RESIDENT_RATIO = 8  # or this many times the file
+MAX_CLASHES = 1 << 10  # different keys with one hash
 MAX_KEY_DEPTH = 16  # levels of tuples in a dict key
 MAX_KEY_PARTS = 1 << 12
 LONG_INTEGER = 1 << 12  # digits of a decimal integer; Python's own limit is 4300
+
+PLAIN_HASH = (1 << 61) - 1  # integers below are their own hash
 
 _INT32 = Struct("<i").unpack_from
 _UINT16 = Struct("<H").unpack_from
@@ -60,13 +72,16 @@ class Builder:
     objects may still change while the pickle is being read (pickles hold cycles).
     """
 
+    def __init__(self) -> None:
+        self.clashes = Clashes()  # of the keys of all containers that it fills
+
     def call(self, func: Any, args: tuple[Any, ...]) -> Any:
         """``func(*args)``: REDUCE, OBJ, INST."""
         return Opaque(name_of(func), args, called=True)
 
-    def new(self, cls: Any, args: tuple[Any, ...], kwargs: dict[Any, Any]) -> Any:
-        """``cls.__new__(cls, *args, **kwargs)``: NEWOBJ, NEWOBJ_EX."""
-        return Opaque(name_of(cls), args, kwargs)
+    def new(self, cls: Any, args: tuple[Any, ...], kwargs: dict[Any, Any] | None) -> Any:
+        """``cls.__new__(cls, *args, **kwargs)``: NEWOBJ, without ``kwargs``, and NEWOBJ_EX."""
+        return Opaque(name_of(cls), args, kwargs or {})
 
     def build(self, obj: Any, state: Any) -> Any:
         """``obj.__setstate__(state)``: BUILD. Returns the object to go on with."""
@@ -77,6 +92,24 @@ class Builder:
     def persistent(self, saved_id: Any) -> Any:
         """``persistent_load(saved_id)``."""
         return Opaque("<persistent id>", (saved_id,))
+
+    def items_of(self, target: Any) -> dict[Any, Any]:
+        """Where ``target[key] = value`` goes: SETITEM, SETITEMS."""
+        if isinstance(target, Opaque):
+            target.items = target.items if target.items is not None else {}
+            return target.items
+        if isinstance(target, GlobalRef):  # os.environ: nothing of ours to keep it in
+            return {}
+        raise DamagedError(f"items are set on a {type(target).__name__}")
+
+    def elements_of(self, target: Any, how: str) -> list[Any]:
+        """Where ``target.append(value)`` goes: APPEND, APPENDS, ADDITEMS."""
+        if isinstance(target, Opaque):
+            target.elements = target.elements if target.elements is not None else []
+            return target.elements
+        if isinstance(target, GlobalRef):  # sys.path
+            return []
+        raise DamagedError(f"elements are {how} to a {type(target).__name__}")
 
 
 def name_of(func: Any) -> str:
@@ -111,6 +144,7 @@ class PickleMachine:
         self.start = self.end = offset
         self.builder = builder or Builder()
         self.globals: dict[GlobalRef, int] = {}
+        self._blocks = self._resident = 0
         self._interned: dict[tuple[str, str], GlobalRef] = {}
 
     def run(self) -> Any:
@@ -119,6 +153,7 @@ class PickleMachine:
         Raises:
             DamagedError: the bytes are no pickle, or it ends before its STOP.
         """
+        self._blocks, self._resident = sys.getallocatedblocks(), resident_bytes()
         with collection_paused():
             return self._run()
 
@@ -130,7 +165,8 @@ class PickleMachine:
         memo: dict[int, Any] = {}
         marks: list[list[Any]] = []  # the stacks below each MARK
         builder = self.builder
-        i = begin = 0
+        i = begin = seldom = 0
+        allowed = MAX_SELDOM
         while True:
             begin = i
             try:
@@ -196,23 +232,25 @@ class PickleMachine:
                     stack.append([])
                 elif op == 0x75:  # SETITEMS
                     items, stack = stack, marks.pop()
-                    _set_items(stack[-1], items)
+                    _set_items(stack[-1], items, builder)
+                elif op == 0x65:  # APPENDS
+                    items, stack = stack, marks.pop()
+                    _append(stack[-1], items, builder)
+                elif (seldom := seldom + 1) > allowed:  # no pickler writes the rest so densely
+                    raise DamagedError("a program of instructions that make nothing")
                 elif op == 0x73:  # SETITEM
                     value = stack.pop()
                     key = stack.pop()
-                    _set_items(stack[-1], [key, value])
-                elif op == 0x65:  # APPENDS
-                    items, stack = stack, marks.pop()
-                    _append(stack[-1], items)
+                    _set_items(stack[-1], [key, value], builder)
                 elif op == 0x61:  # APPEND
                     value = stack.pop()
-                    _append(stack[-1], [value])
+                    _append(stack[-1], [value], builder)
                 elif op == 0x62:  # BUILD
                     state = stack.pop()
                     stack[-1] = builder.build(stack[-1], state)
                 elif op == 0x81:  # NEWOBJ
                     args = stack.pop()
-                    stack[-1] = builder.new(stack[-1], _args(args), {})
+                    stack[-1] = builder.new(stack[-1], _args(args), None)
                 elif op == 0x4E:  # NONE
                     stack.append(None)
                 elif op == 0x47:  # BINFLOAT
@@ -269,10 +307,10 @@ class PickleMachine:
                     stack.append(set())
                 elif op == 0x90:  # ADDITEMS
                     items, stack = stack, marks.pop()
-                    _add(stack[-1], items)
+                    _add(stack[-1], items, builder)
                 elif op == 0x91:  # FROZENSET
                     items, stack = stack, marks.pop()
-                    check_keys(items)
+                    check_keys(items, Clashes())
                     stack.append(frozenset(items))
                 elif op == 0x92:  # NEWOBJ_EX
                     kwargs = stack.pop()
@@ -281,7 +319,7 @@ class PickleMachine:
                 elif op == 0x64:  # DICT
                     items, stack = stack, marks.pop()
                     made: dict[Any, Any] = {}
-                    _set_items(made, items)
+                    _set_items(made, items, builder)
                     stack.append(made)
                 elif op == 0x6C:  # LIST
                     items, stack = stack, marks.pop()
@@ -337,19 +375,34 @@ class PickleMachine:
                 elif op != 0x98:  # READONLY_BUFFER changes nothing
                     raise DamagedError(f"byte 0x{op:02x} is no pickle instruction")
             except _ShortError as short:
+                allowed = self._allow(base + begin, stack, marks)
                 base, i = base + begin, 0
                 window = self._fetch(base, max(self.window, short.end - begin))
             except (StructError, IndexError, ValueError, TypeError, KeyError) as error:
                 if _ran_off(error, window, i) and base + len(window) < self.source.size:
+                    allowed = self._allow(base + begin, stack, marks)
                     base, i = base + begin, 0
                     more = max(self.window, len(window) - begin)  # doubling: a line may be long
                     window = self._fetch(base, len(window) - begin + more)
                     continue
                 raise self._broken(error, base + begin, window, i) from error
             except DamagedError as error:
-                error.args = (f"{error.message} (at byte {base + begin} of the pickle)",)
-                error.message = error.args[0]
+                error.add(f" (at byte {base + begin} of the pickle)")
                 raise
+
+    def _allow(self, at: int, stack: list[Any], marks: list[list[Any]]) -> int:
+        """How many of the seldom instructions there may be until here; asked at each window.
+
+        Raises:
+            DamagedError: the pickle takes more room than any that is worth it.
+        """
+        if len(stack) > MAX_STACK or len(marks) > MAX_MARKS:
+            raise DamagedError("a program that only piles up values")
+        if sys.getallocatedblocks() - self._blocks > MAX_BLOCKS:
+            grown = resident_bytes() - self._resident
+            if grown > max(MAX_RESIDENT, self.source.size * RESIDENT_RATIO):
+                raise DamagedError(f"a program that spells {grown >> 20} MiB of objects")
+        return MAX_SELDOM + (at - self.start) // 4
 
     def _fetch(self, offset: int, nbytes: int) -> bytes:
         return self.source.read(offset, min(nbytes, self.source.size - offset))
@@ -375,6 +428,8 @@ class PickleMachine:
             module, name = f"<{type(module).__name__}>", f"<{type(name).__name__}>"
         ref = self._interned.get((module, name))
         if ref is None:
+            if len(self.globals) == MAX_NAMES:
+                raise DamagedError(f"a program that names more than {MAX_NAMES} classes")
             ref = self._interned[module, name] = GlobalRef(module, name)
             self.globals[ref] = offset
         return ref
@@ -417,48 +472,68 @@ def _why(error: Exception) -> str:
     return {IndexError: "the stack is empty", TypeError: str(error)}.get(type(error), str(error))
 
 
-def _set_items(target: Any, items: list[Any]) -> None:
+def _set_items(target: Any, items: list[Any], builder: Builder) -> None:
     if len(items) % 2:
         raise DamagedError("a dict is given a key without a value")
-    if isinstance(target, Opaque):
-        target.items = target.items if target.items is not None else {}
-        target = target.items
     if not isinstance(target, dict):
-        raise DamagedError(f"items are set on a {type(target).__name__}")
+        target = builder.items_of(target)
     keys = items[::2]
-    check_keys(keys)
+    check_keys(keys, builder.clashes)
     target.update(zip(keys, items[1::2], strict=True))
 
 
-def _append(target: Any, items: list[Any]) -> None:
-    if isinstance(target, Opaque):
-        target.elements = target.elements if target.elements is not None else []
-        target = target.elements
+def _append(target: Any, items: list[Any], builder: Builder) -> None:
     if not isinstance(target, list):
-        raise DamagedError(f"elements are appended to a {type(target).__name__}")
+        target = builder.elements_of(target, "appended")
     target.extend(items)
 
 
-def _add(target: Any, items: list[Any]) -> None:
-    if isinstance(target, Opaque):
-        return _append(target, items)
-    if not isinstance(target, set):
-        raise DamagedError(f"elements are added to a {type(target).__name__}")
-    check_keys(items)
-    return target.update(items)
+def _add(target: Any, items: list[Any], builder: Builder) -> None:
+    if isinstance(target, set):
+        check_keys(items, builder.clashes)
+        target.update(items)
+    else:
+        builder.elements_of(target, "added").extend(items)
 
 
-def check_keys(keys: list[Any]) -> None:
+class Clashes:
+    """Counts different keys with one hash: a million of them would take hours to tell apart.
+
+    Only text is hashed with a secret; integers, tuples and the like can be made to clash.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[int, Any] = {}  # hash -> the first key that had it
+        self._count = 0
+
+    def note(self, key: Any) -> None:
+        """Count a key, if it clashes with another."""
+        first = self._first.setdefault(hash(key), key)
+        if first is not key and first != key:
+            self._count += 1
+            if self._count > MAX_CLASHES:
+                raise DamagedError("keys that are made to have one hash")
+
+
+def check_keys(keys: list[Any], clashes: Clashes) -> None:
     """Python hashes nested tuples by recursion in C, which a deep one would overflow."""
     for key in keys:
-        if type(key) is tuple:
-            level: list[Any] = [key]
-            for _ in range(MAX_KEY_DEPTH):
-                level = [part for parts in level for part in parts if type(part) is tuple]
-                if not level or len(level) > MAX_KEY_PARTS:
-                    break
-            if level:
-                raise DamagedError("a dict key is a tuple nested too deep")
+        kind = type(key)
+        if kind is tuple:
+            _check_depth(key)
+        if kind is str or (kind is int and -PLAIN_HASH < key < PLAIN_HASH) or kind is Opaque:
+            continue
+        clashes.note(key)
+
+
+def _check_depth(key: tuple[Any, ...]) -> None:
+    level: list[Any] = [key]
+    for _ in range(MAX_KEY_DEPTH):
+        level = [part for parts in level for part in parts if type(part) is tuple]
+        if not level or len(level) > MAX_KEY_PARTS:
+            break
+    if level:
+        raise DamagedError("a dict key is a tuple nested too deep")
 
 
 def _args(args: Any) -> tuple[Any, ...]:
@@ -502,6 +577,15 @@ def _quoted(line: bytes) -> bytes:
         raise DamagedError("a quoted string has no quotes")
     escaped: bytes = line[1:-1].decode("unicode-escape").encode("latin-1")
     return escaped
+
+
+def resident_bytes() -> int:
+    """Memory that the process holds now; where the system does not say, the most it ever held."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123 - asked for each megabyte
+            return int(statm.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @contextmanager

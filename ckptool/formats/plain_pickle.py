@@ -47,7 +47,10 @@ class PlainPickle:
     def open(self, file: SourceFile) -> Checkpoint:
         """The checkpoint in a pickle; reads it, but not the runs of bytes in it."""
         pickles = Pickles(file, "the pickle")
-        tree, end = pickles.read(FileWindow(file), TorchBuilder(no_storage, pickles.open_nested))
+        with pickles.telling():
+            builder = TorchBuilder(no_storage, pickles.open_nested)
+            tree, end = pickles.read(FileWindow(file), builder)
+        note = pickles.listen_behind(FileWindow(file), end)
         trailing = file.size - end
         return Checkpoint(
             path=file.path,
@@ -57,4 +60,5 @@ class PlainPickle:
             reader=TensorReader(file),
             globals_named=pickles.globals_named,
             metadata={"trailing_bytes": trailing} if trailing else {},
+            notes=(note,) if note else (),
         )

@@ -55,7 +55,9 @@ class TorchLegacy:
     def open(self, file: SourceFile) -> Checkpoint:
         """The checkpoint in a row of pickles; reads those, and the element counts."""
         pickles = Pickles(file, "the object")
-        stream = read_stream(FileWindow(file), pickles)
+        with pickles.telling():
+            stream = read_stream(FileWindow(file), pickles)
+        note = pickles.listen_behind(FileWindow(file), stream.end)
         trailing = file.size - stream.end
         return Checkpoint(
             path=file.path,
@@ -65,6 +67,7 @@ class TorchLegacy:
             reader=TensorReader(file),
             globals_named=pickles.globals_named,
             metadata={"trailing_bytes": trailing} if trailing else {},
+            notes=(note,) if note else (),
         )
 
 
@@ -91,14 +94,25 @@ def read_stream(source: ByteSource, pickles: Pickles) -> LegacyStream:
         DamagedError: the stream breaks the rules, or ends too soon.
     """
     begin = _object_offset(source, pickles)
+    try:
+        spans, end = _find_storages(source, pickles, begin)
+    except CkptError:
+        pickles.listen(source, begin)  # a loader runs the object before it misses the storages
+        raise
+    builder = TorchBuilder(_locator(spans), pickles.open_nested)
+    tree, _ = pickles.read(source, builder, begin)
+    return LegacyStream(tree, end)
+
+
+def _find_storages(
+    source: ByteSource, pickles: Pickles, begin: int
+) -> tuple[dict[str, ByteSpan], int]:
+    """Where the storages of the object at ``begin`` lie, and the offset behind the last."""
     finder = StorageFinder()
     machine = pickles.machine(source, finder, begin)
     machine.run()
     keys, data_at = pickles.read_short(source, machine.end, "the storage keys")
-    spans, end = _place_storages(source, data_at, _as_keys(keys), finder.found)
-    builder = TorchBuilder(_locator(spans), pickles.open_nested)
-    tree, _ = pickles.read(source, builder, begin)
-    return LegacyStream(tree, end)
+    return _place_storages(source, data_at, _as_keys(keys), finder.found)
 
 
 def _object_offset(source: ByteSource, pickles: Pickles) -> int:
@@ -115,6 +129,7 @@ class StorageFinder(TorchBuilder):
     """The first pass: notes the storages by their keys and leaves all else inert."""
 
     call, new, build = Builder.call, Builder.new, Builder.build
+    items_of, elements_of = Builder.items_of, Builder.elements_of
 
     def __init__(self) -> None:
         super().__init__(lambda _key, _nbytes: None)

@@ -20,7 +20,7 @@ from typing import Any
 
 from ckptool.dtypes import BY_NAME, BY_STORAGE_CLASS, UINT8, DType
 from ckptool.errors import CkptError, DamagedError
-from ckptool.formats.pickle_tree import Builder, check_keys, name_of
+from ckptool.formats.pickle_tree import Builder, Clashes, check_keys, name_of
 from ckptool.tree import (
     ArrayRef,
     Blob,
@@ -237,7 +237,7 @@ def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
         return {}
     if not isinstance(pairs, dict):
         pairs = [(key, value) for key, value in _finite(pairs)]
-        check_keys([key for key, _ in pairs])
+        check_keys([key for key, _ in pairs], Clashes())
     return dict(pairs)
 
 
@@ -263,7 +263,7 @@ def _frozenset(values: Any = ()) -> frozenset[Any]:
 
 def _hashable(values: Any) -> list[Any]:
     made = list(_finite(values))
-    check_keys(made)
+    check_keys(made, Clashes())
     return made
 
 
@@ -415,6 +415,11 @@ def _numpy_scalar(dtype: Any, data: Any = b"") -> Any:
     return raw.rstrip(b"\0") if code[:1] == "S" else Opaque("numpy.scalar", (type_string, raw))
 
 
+def _random(name: str, *args: Any) -> Opaque:
+    """Generators of random numbers, told by their names."""
+    return Opaque(f"numpy.random._pickle.{name}", args, called=True)
+
+
 # -------------------------------------------------------------------------------- whole-class rules
 
 
@@ -496,6 +501,13 @@ _NUMPY: dict[str, Call] = {
     },
 }
 
+_NUMPY.update(
+    {
+        f"numpy.random._pickle.{name}": partial(_random, name)
+        for name in ("__randomstate_ctor", "__generator_ctor", "__bit_generator_ctor")
+    }
+)
+
 CALLS: Mapping[str, Call] = {**_TORCH, **_PYTHON, **_NUMPY}
 
 # Two calls need the builder itself: they call further, or open what is nested.
@@ -511,11 +523,41 @@ _COPYING = frozenset(_PYTHON) | frozenset(_NUMPY) | {"torch.Size", _NDARRAY}
 _SIZED = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
 MIN_COPIES = 1 << 24
 
+# Functions that call what they are given, at these places.
+_CALLING: Mapping[str, tuple[int, ...]] = {
+    "copyreg._reconstructor": (1,),  # base.__init__(obj, state)
+    "copy_reg._reconstructor": (1,),
+    "numpy.random._pickle.__bit_generator_ctor": (0,),
+    "numpy.random._pickle.__generator_ctor": (1,),
+    "numpy.random._pickle.__randomstate_ctor": (1,),
+}
+# Functions that run source code which the file holds: a module around a class.
+RUNS_SOURCE = frozenset({"torch_utils.persistence._reconstruct_persistent_obj"})
+# ``getattr(Class, "name")``: how Python 2 and mmengine pickle a method; nothing runs until it is
+# called, which would be a call of something that is no name.
+LOOKUPS = frozenset({"builtins.getattr", "__builtin__.getattr"})
+_SETSTATE = "__setstate__"
+MAX_INERT_CALLS = 1 << 22
+MAX_USES = 3  # calls of one name that are kept to be shown
+
 VETTED_CALLS = frozenset(CALLS) | _FROM_TYPE | _NESTED
+
+
+def _part(ref: GlobalRef, name: str) -> GlobalRef:
+    """A part of what a name stands for."""
+    return GlobalRef(ref.module, f"{ref.name}.{name}")
 
 
 def _UNSEEN() -> None:  # noqa: N802
     """Marks a function that has not been looked up yet."""
+
+
+def _is_part_of_class(args: tuple[Any, ...]) -> bool:
+    """Whether they name a class and one of its public parts."""
+    if len(args) != 2 or not isinstance(args[0], GlobalRef):
+        return False
+    name = args[1]
+    return isinstance(name, str) and name.isidentifier() and not name.startswith("_")
 
 
 class TorchBuilder(Builder):
@@ -527,12 +569,15 @@ class TorchBuilder(Builder):
         load_nested: LoadNested | None = None,
         byteorder: str = "little",
     ) -> None:
+        super().__init__()
         self._locate = locate
         self._load_nested = load_nested
         self._byteorder = byteorder
         self._storages: dict[str, StorageRef] = {}
         self._by_id: dict[int, Call | None] = {}  # the machine interns names: identity is enough
-        self.called: set[GlobalRef] = set()
+        self._inert_calls = 0
+        self.called: dict[GlobalRef, list[Opaque]] = {}  # with the first that we leave inert
+        self.looked_up: set[GlobalRef] = set()  # called to hand out parts of classes
         self.copies_left = (
             MIN_COPIES  # elements or bytes; whoever reads a larger pickle allows more
         )
@@ -540,27 +585,62 @@ class TorchBuilder(Builder):
     def call(self, func: Any, args: tuple[Any, ...]) -> Any:
         """The row of ``CALLS`` for ``func``, or an inert object."""
         if not isinstance(func, GlobalRef):
-            return super().call(func, args)
+            return self._noted(func, args)
+        if func.qualname in LOOKUPS and _is_part_of_class(args):
+            self.looked_up.add(func)
+            return Opaque(func.qualname, args, called=True)
         known = self._by_id.get(id(func), _UNSEEN)
         if known is _UNSEEN:
-            self.called.add(func)
+            self.called.setdefault(func, [])
             known = self._by_id[id(func)] = self._find(func.qualname)
         if known is None:
-            return super().call(func, args)
+            return self._noted(func, args)
         return _checked(known, func.qualname, args)
 
-    def new(self, cls: Any, args: tuple[Any, ...], kwargs: dict[Any, Any]) -> Any:
+    def new(self, cls: Any, args: tuple[Any, ...], kwargs: dict[Any, Any] | None) -> Any:
         """Plain containers are made through ``__new__`` too, by newer protocols."""
         known = self._plain(cls.qualname) if isinstance(cls, GlobalRef) else None
-        if known is None or kwargs:
+        if known is not None and not kwargs:
+            return _checked(known, cls.qualname, args)
+        if kwargs is None and isinstance(cls, GlobalRef):
             return super().new(cls, args, kwargs)
-        return _checked(known, cls.qualname, args)
+        return self._noted(cls, args, kwargs)
 
     def build(self, obj: Any, state: Any) -> Any:
         """Arrays are finished by their state; attributes of plain containers are dropped."""
         if isinstance(obj, Opaque) and obj.qualname == _NDARRAY:
             return _checked(partial(self._metered, _numpy_build), _NDARRAY, _state_of(state))
+        if isinstance(obj, GlobalRef):  # the attributes of a class, or of a module's function
+            self._noted(_part(obj, "__dict__"), (state,))
+        for given in state if isinstance(state, tuple) else (state,):
+            if isinstance(given, dict) and _SETSTATE in given:  # the next BUILD would call it
+                self._noted(given[_SETSTATE], ())
         return super().build(obj, state)
+
+    def items_of(self, target: Any) -> dict[Any, Any]:
+        """Items of what only has a name (``os.environ``) are set in the loading process."""
+        if isinstance(target, GlobalRef):
+            self._noted(_part(target, "__setitem__"), ())
+        return super().items_of(target)
+
+    def elements_of(self, target: Any, how: str) -> list[Any]:
+        """Likewise (``sys.path``)."""
+        if isinstance(target, GlobalRef):
+            self._noted(_part(target, "append"), ())
+        return super().elements_of(target, how)
+
+    def _noted(self, func: Any, args: tuple[Any, ...], kwargs: dict[Any, Any] | None = None) -> Any:
+        """A call that we do not understand, as the object that it would have made."""
+        self._inert_calls += 1
+        if self._inert_calls > MAX_INERT_CALLS:
+            raise DamagedError(f"a program that makes more than {MAX_INERT_CALLS} calls")
+        name = name_of(func)
+        made = Opaque(name, args, kwargs or {}, called=True)
+        ref = func if isinstance(func, GlobalRef) else GlobalRef("", name)
+        uses = self.called.setdefault(ref, [])
+        if len(uses) < MAX_USES:
+            uses.append(made)
+        return made
 
     def persistent(self, saved_id: Any) -> Any:
         """``('storage', class, key, location, numel, view)`` as a storage, or a module's class."""
@@ -591,7 +671,23 @@ class TorchBuilder(Builder):
             return self._rebuild_from_type
         if qualname in _NESTED:
             return self._load_nested
-        return self._plain(qualname)
+        known = self._plain(qualname)
+        if known and qualname in RUNS_SOURCE:
+            return partial(self._running, GlobalRef(*qualname.rsplit(".", 1)), known)
+        positions = _CALLING.get(qualname)
+        return partial(self._calling, positions, known) if positions and known else known
+
+    def _running(self, ref: GlobalRef, call: Call, *args: Any) -> Any:
+        """``call(*args)``, which a loader would not understand but run."""
+        self._noted(ref, args)
+        return call(*args)
+
+    def _calling(self, positions: tuple[int, ...], call: Call, *args: Any) -> Any:
+        """``call(*args)``, which calls some of its arguments in turn."""
+        for i in positions:
+            if i < len(args) and isinstance(args[i], (GlobalRef, Opaque)):
+                self._noted(args[i], args[:i] + args[i + 1 :])
+        return call(*args)
 
     def _plain(self, qualname: str) -> Call | None:
         known = CALLS.get(qualname)

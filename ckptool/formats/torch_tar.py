@@ -62,9 +62,12 @@ class TorchTar:
         members = torch_members(FileWindow(file), file)
         objects: Objects = {}
         pickles = Pickles(file, "pickle")
-        _read_storages(_Cursor(members["storages"], pickles, "storages"), objects)
-        _read_tensors(_Cursor(members["tensors"], pickles, "tensors"), objects)
-        tree, _ = pickles.read(members["pickle"], TarBuilder(objects, pickles))
+        with pickles.telling():
+            if "sys_info" in members:  # newer torch skips it, older ran it like the others
+                pickles.listen(members["sys_info"], 0, "sys_info")
+            _read_storages(_Cursor(members["storages"], pickles, "storages"), objects)
+            _read_tensors(_Cursor(members["tensors"], pickles, "tensors"), objects)
+            tree, _ = pickles.read(members["pickle"], TarBuilder(objects, pickles))
         return Checkpoint(
             path=file.path,
             format_name=self.name,

@@ -17,19 +17,30 @@ objects read as inert data.
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
-from ckptool.errors import DamagedError, UnknownFormatError, UnsupportedError
-from ckptool.formats.base import Checkpoint, SourceFile, TensorReader
+from ckptool.errors import CkptError, DamagedError, UnknownFormatError, UnsupportedError
+from ckptool.formats.base import Checkpoint, Note, SourceFile, TensorReader
 from ckptool.formats.byte_sources import ByteSource, FileWindow, MemoryBytes, SourceWindow
 from ckptool.formats.pickled import Pickles
 from ckptool.formats.torch_objects import TorchBuilder
-from ckptool.formats.zip_records import STORED, ZipArchive, ZipRecord, is_zip
+from ckptool.formats.zip_records import (
+    MAX_INFLATED,
+    NO_CRC,
+    STORED,
+    ZipArchive,
+    ZipRecord,
+    is_zip,
+)
 from ckptool.tree import ByteSpan
 
 PROVENANCE = "ckptool.json"  # the record that ckptool adds to what it writes; torch ignores it
 MAX_PROVENANCE = 1 << 16  # bytes of it that are read
 MAX_BYTEORDER = 16  # bytes of that record; it holds one word
+MAX_OTHERS = 64 << 20  # bytes of all other pickles together
+PICKLE_SUFFIXES = (".pkl", ".pickle")
 
 
 class TorchZip:
@@ -45,8 +56,10 @@ class TorchZip:
         """The checkpoint in a zip; reads the directory, the pickle and the headers of storages."""
         archive = ZipArchive(FileWindow(file))
         pickles = Pickles(file, "data.pkl")
-        records = TorchRecords(archive)
-        tree = records.read_tree(pickles)
+        with pickles.telling():
+            records = TorchRecords(archive)
+            tree = records.read_tree(pickles)
+            others = records.listen_to_others(pickles)
         return Checkpoint(
             path=file.path,
             format_name=self.name,
@@ -55,6 +68,7 @@ class TorchZip:
             reader=TensorReader(file),
             globals_named=pickles.globals_named,
             metadata=records.metadata,
+            notes=(*records.notes(), *others),
         )
 
 
@@ -69,12 +83,14 @@ class TorchRecords:
         self.archive = archive
         first = archive.records[0].name if archive.records else ""
         self.folder = first.partition("/")[0] + "/" if "/" in first else ""
-        if self.folder + "data.pkl" not in archive.by_name:
+        found = self.get("data.pkl")
+        if found is None:
             raise _not_from_torch(archive)
+        self.pickle = found
 
     def get(self, name: str) -> ZipRecord | None:
         """The record called ``name`` in the archive's folder."""
-        return self.archive.by_name.get(self.folder + name)
+        return self.archive.get(self.folder + name)
 
     @property
     def byteorder(self) -> str:
@@ -97,10 +113,46 @@ class TorchRecords:
 
     def read_tree(self, pickles: Pickles) -> Any:
         """The object in ``data.pkl``."""
-        record = self.archive.by_name[self.folder + "data.pkl"]
         builder = TorchBuilder(self.locate, pickles.open_nested, self.byteorder)
-        tree, _ = pickles.read(self._source(record), builder)
+        tree, _ = pickles.read(self._source(self.pickle), builder)
         return tree
+
+    def listen_to_others(self, pickles: Pickles) -> tuple[Note, ...]:
+        """Note what other pickles name: torch does not run them, what unpacks the archive may.
+
+        Returns:
+            A note for each that cannot be read.
+        """
+        unread = [r.name for r in self._other_pickles() if not self._listen(pickles, r)]
+        message = "another pickle in the archive, which cannot be read to its end"
+        return tuple(Note("CK113", "warning", name, message) for name in unread)
+
+    def _other_pickles(self) -> Iterator[ZipRecord]:
+        room = MAX_OTHERS
+        for record in self.archive.records:
+            is_pickle = record.name.lower().endswith(PICKLE_SUFFIXES)
+            if is_pickle and record is not self.pickle:
+                room -= record.size
+                if room < 0:
+                    raise UnsupportedError(f"its other pickles take more than {MAX_OTHERS} bytes")
+                yield record
+
+    def _listen(self, pickles: Pickles, record: ZipRecord) -> bool:
+        try:
+            return pickles.listen(self._source(record), 0, record.name) is not None
+        except CkptError:
+            return False
+
+    def notes(self) -> Iterator[Note]:
+        """Where other readers could see another file, and whether the pickle is as written."""
+        for name, doubt in self.archive.doubts:
+            yield Note("CK111", "warning", name, f"{doubt}; torch and ckptool go by the directory")
+        record = self.pickle
+        if record.crc != NO_CRC and record.size <= MAX_INFLATED:
+            content = self.archive.read(record)
+            if zlib.crc32(content) != record.crc:
+                message = "its checksum is wrong: bits have changed since it was written"
+                yield Note("CK112", "error", record.name, message)
 
     def _source(self, record: ZipRecord) -> ByteSource:
         if record.method == STORED:
@@ -114,7 +166,7 @@ class TorchRecords:
         Raises:
             DamagedError: no such record, or too short.
         """
-        record = self.archive.by_name.get(f"{self.folder}data/{key}")
+        record = self.archive.get(f"{self.folder}data/{key}")
         if record is None:
             raise DamagedError(
                 f"the record data/{key} is missing, {nbytes} bytes of values with it"

@@ -13,23 +13,28 @@ Rules, each with its reason:
 
 * The data begins behind the *local* header. torch pads that header's extra field so that storages
   are aligned to 64 bytes; the central entry does not know.
-* Names are unique. Of two equal ones Python's ``zipfile`` takes the last, and torch's miniz
-  either: it searches a sorted directory by halves. A file that two readers see differently is
-  refused.
+* Names are unique, whatever their case. Of two equal ones Python's ``zipfile`` takes the last, and
+  torch's miniz either: it searches a sorted directory by halves, and takes upper for lower case.
+  A file that two readers see differently is refused.
+* Where readers could differ and torch is known to be of one mind, we follow torch, which goes by
+  the directory and by absolute offsets, and the archive's ``doubts`` say what others could see:
+  a local header that differs from the directory, a directory elsewhere than before the end record
+  (``zipfile`` shifts all offsets by the difference), bytes behind the end.
 * A CRC of 0 may mean "not computed" (``torch.serialization.set_crc32_options(False)``).
-* Records must lie inside the archive, and may not be encrypted. Only stored records can be tensors;
-  deflated ones are unpacked up to a limit, for the small records that other writers compress.
+* Records must lie inside the archive, apart from each other, and may not be encrypted or patches
+  by the directory's flags. Only stored records can be tensors; deflated ones are unpacked up to a
+  limit, for the small records that other writers compress.
 * 100,000 records are an ordinary checkpoint of a large mixture of experts, so the loop is plain.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from struct import Struct
 from struct import error as StructError  # noqa: N812
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.byte_sources import ByteSource
@@ -43,9 +48,11 @@ LOCAL = Struct("<4s2B4H3I2H")
 
 STORED, DEFLATED = 0, 8
 ENCRYPTED = 0x1
+UNREADABLE = ENCRYPTED | 0x20 | 0x40 | 0x2000  # encrypted, a patch, strongly, the directory too
 HAS_DESCRIPTOR = 0x8
 NO_CRC = 0
 HEADER_WINDOW = 4096  # bytes read at a time for local headers
+MAX_DOUBTS = 100  # records whose local headers are described
 MAX_INFLATED = 64 << 20  # bytes of a deflated record that we unpack
 MAX_DIRECTORY = 1 << 30  # bytes; of 100,000 records it has about ten million
 _UINT16_MAX, _UINT32_MAX = 0xFFFF, 0xFFFFFFFF
@@ -64,6 +71,15 @@ class ZipRecord(NamedTuple):
     entry_offset: int  # of the central entry, in the archive
 
 
+class Directory(NamedTuple):
+    """The central directory, whole."""
+
+    records: int  # how many it lists
+    offset: int  # in the archive
+    data: bytes
+    doubts: tuple[str, ...]  # what other readers could take for the directory
+
+
 class ZipArchive:
     """The directory of a zip archive; data offsets are looked up when asked for.
 
@@ -73,21 +89,34 @@ class ZipArchive:
 
     def __init__(self, source: ByteSource) -> None:
         self.source = source
-        self.records = _read_directory(source)
+        self._directory = _find_directory(source)
+        self.records = _read_directory(self._directory)
         self._window, self._window_offset = b"", 0
+        self._differing: dict[str, str] = {}  # record -> how its local header differs
+
+    @property
+    def doubts(self) -> Iterator[tuple[str, str]]:
+        """(record, what other readers could see there), of what has been looked up so far."""
+        yield from (("", doubt) for doubt in self._directory.doubts)
+        yield from self._differing.items()
 
     @cached_property
-    def by_name(self) -> Mapping[str, ZipRecord]:
-        """Records by name.
+    def _by_name(self) -> Mapping[str, ZipRecord]:
+        by_name = {record.name.lower(): record for record in self.records}
+        if len(by_name) != len(self.records):
+            name = next(r.name for r in self.records if by_name[r.name.lower()] is not r)
+            raise DamagedError(
+                f"two records are called {name!r:.80}, but for the case; readers would disagree"
+            )
+        return by_name
+
+    def get(self, name: str) -> ZipRecord | None:
+        """The record of that name, whatever its case.
 
         Raises:
-            DamagedError: two have the same name.
+            DamagedError: two records of the archive have the same name.
         """
-        by_name = {record.name: record for record in self.records}
-        if len(by_name) != len(self.records):
-            name = next(r.name for r in self.records if by_name[r.name] is not r)
-            raise DamagedError(f"two records are called {name!r:.80}; readers would disagree")
-        return by_name
+        return self._by_name.get(name.lower())
 
     def data_offset(self, record: ZipRecord) -> int:
         """Where the record's bytes begin in the archive.
@@ -106,10 +135,39 @@ class ZipArchive:
             raise DamagedError(
                 f"the record {record.name!r} has no header at {record.header_offset}"
             )
-        start: int = record.header_offset + LOCAL.size + header[-2] + header[-1]
+        if record.flags & UNREADABLE:
+            raise UnsupportedError(f"the record {record.name!r} is encrypted, or a patch")
+        if record.method == STORED and record.compressed_size != record.size:
+            raise DamagedError(f"the record {record.name!r} is stored in another size than its own")
+        width: int = header[-2]
+        name_at, entry = at + LOCAL.size, record.entry_offset - self._directory.offset
+        if (
+            header[3] != record.flags
+            or header[4] != record.method
+            or self._window[name_at : name_at + width]
+            != self._directory.data[entry + CENTRAL.size : entry + CENTRAL.size + width]
+            or not (record.flags & HAS_DESCRIPTOR or header[7] == record.crc)
+        ):
+            self._compare(record, header)
+        start: int = record.header_offset + LOCAL.size + width + header[-1]
         if start + record.compressed_size > self.source.size:
             raise DamagedError(f"truncated: the record {record.name!r} reaches past the end")
         return start
+
+    def _compare(self, record: ZipRecord, header: tuple[Any, ...]) -> None:
+        """Note how a local header differs from the directory, which torch goes by."""
+        name = self.source.read(record.header_offset + LOCAL.size, header[-2])
+        pairs = (
+            ("name", name.decode("utf-8", "surrogateescape"), record.name),
+            ("flags", header[3], record.flags),
+            ("method", header[4], record.method),
+            ("checksum", header[7], header[7] if record.flags & HAS_DESCRIPTOR else record.crc),
+        )
+        differing = [
+            f"{what} {one!r:.60} for {other!r:.60}" for what, one, other in pairs if one != other
+        ]
+        if differing and len(self._differing) < MAX_DOUBTS:
+            self._differing[record.name] = f"its local header has the {', the '.join(differing)}"
 
     def span(self, record: ZipRecord, nbytes: int) -> ByteSpan:
         """The place of the first ``nbytes`` bytes of a stored record."""
@@ -123,8 +181,6 @@ class ZipArchive:
             DamagedError: the content is not what the directory says.
         """
         data = self.source.read(self.data_offset(record), record.compressed_size)
-        if record.flags & ENCRYPTED:
-            raise UnsupportedError(f"the record {record.name!r} is encrypted")
         if record.method == STORED:
             return data
         if record.method != DEFLATED:
@@ -132,18 +188,23 @@ class ZipArchive:
         return _inflated(record, data)
 
 
+def has_end(source: ByteSource) -> bool:
+    """Whether readers that look for a zip archive from its end on would find one."""
+    tail_size = min(source.size, END.size + _UINT16_MAX)
+    tail = source.read(source.size - tail_size, tail_size)
+    return tail.rfind(b"PK\x05\x06", 0, len(tail) - END.size + 4) >= 0
+
+
 def is_zip(head: bytes) -> bool:
     """Whether the bytes begin like a zip: what ``torch.load`` goes by."""
     return head[:4] == b"PK\x03\x04"
 
 
-def _read_directory(source: ByteSource) -> list[ZipRecord]:
-    count, size, offset = _locate_directory(source)
-    if size > MAX_DIRECTORY:
-        raise DamagedError(f"the zip directory of {size} bytes is larger than any real one")
-    directory = source.read(offset, size)
+def _read_directory(found: Directory) -> list[ZipRecord]:
+    count, offset, directory, _ = found
     records: list[ZipRecord] = []
-    at = 0
+    at = free = 0  # free: where the next record can begin at the earliest
+    is_in_order = True
     unpack, width = CENTRAL.unpack_from, CENTRAL.size
     for _ in range(count):
         if at + width > len(directory) or directory[at : at + 4] != b"PK\x01\x02":
@@ -163,11 +224,24 @@ def _read_directory(source: ByteSource) -> list[ZipRecord]:
             raise DamagedError(f"truncated: the record {name!r} reaches into the directory")
         records.append(ZipRecord(name, method, flags, crc, packed, plain, header, offset + at))
         at = name_end + extra_length + comment_length
+        if header < free:
+            is_in_order = False
+        free = header + packed + LOCAL.size
+    if not is_in_order:
+        _refuse_overlaps(records)
     return records
 
 
-def _locate_directory(source: ByteSource) -> tuple[int, int, int]:
-    """(number of records, bytes, offset) of the central directory."""
+def _refuse_overlaps(records: list[ZipRecord]) -> None:
+    """Records that share bytes are how small archives unpack to large ones."""
+    free = 0
+    for record in sorted(records, key=lambda record: record.header_offset):
+        if record.header_offset < free:
+            raise DamagedError(f"the record {record.name!r:.80} overlaps the one before it")
+        free = record.header_offset + LOCAL.size + record.compressed_size
+
+
+def _find_directory(source: ByteSource) -> Directory:
     tail_size = min(source.size, END.size + _UINT16_MAX)
     tail_offset = source.size - tail_size
     tail = source.read(tail_offset, tail_size)
@@ -177,8 +251,9 @@ def _locate_directory(source: ByteSource) -> tuple[int, int, int]:
             "truncated: a zip archive without the directory at its end",
             hint="it was cut off while it was written or copied; get it again from its source",
         )
-    _, _, _, _, count, size, offset, _ = END.unpack_from(tail, at)
+    _, _, _, _, count, size, offset, comment = END.unpack_from(tail, at)
     end = tail_offset + at
+    behind = source.size - end - END.size
     locator_at = end - ZIP64_LOCATOR.size
     if locator_at >= 0:
         locator = source.read(locator_at, ZIP64_LOCATOR.size)
@@ -192,7 +267,18 @@ def _locate_directory(source: ByteSource) -> tuple[int, int, int]:
         raise DamagedError("truncated: the zip directory does not fit the file")
     if count * CENTRAL.size > size:
         raise DamagedError(f"a zip directory of {size} bytes cannot list {count} records")
-    return count, size, offset
+    if size > MAX_DIRECTORY:
+        raise DamagedError(f"the zip directory of {size} bytes is larger than any real one")
+    gap = end - offset - size
+    doubts = (
+        f"{gap} bytes lie between the directory and the end record: zipfile looks for another there"
+        if gap
+        else "",
+        f"{behind} bytes lie behind the end record, which speaks of {comment}"
+        if behind != comment
+        else "",
+    )
+    return Directory(count, offset, source.read(offset, size), tuple(filter(None, doubts)))
 
 
 def _zip64_sizes(extra: bytes, plain: int, packed: int, header: int) -> tuple[int, int, int]:

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from runs import State
 
+from paths import FIXTURES
+
 
 class Case(NamedTuple):
     """A row: the fault, in the state before it is saved or in the file after it was."""
@@ -50,6 +52,11 @@ def data_of(path: Path, record: str) -> tuple[int, int]:
     raw = path.read_bytes()
     name, extra = struct.unpack_from("<2H", raw, info.header_offset + 26)
     return info.header_offset + 30 + name + extra, info.file_size
+
+
+def hostile(name: str) -> Callable[[Path], Path]:
+    """A file that readers would see differently."""
+    return lambda _path: FIXTURES / "hostile" / name
 
 
 def flip(path: Path) -> None:
@@ -258,6 +265,10 @@ CASES: dict[str, Case] = {
     "CK104": Case(file=one_of_two, says="model-00002-of-00002.pt is missing"),
     "CK105": Case(file=drop_record, says="model/stem.bias"),
     "CK107": Case(file=append, says="9 bytes"),
+    "CK110": Case(file=hostile("pickle-then-evil-zip.pt")),
+    "CK111": Case(file=hostile("zip-local-method.pt")),
+    "CK112": Case(file=hostile("zip-crc.pt")),
+    "CK113": Case(file=hostile("zip-other-pickle-broken.pt")),
     "CK201": Case(put("args", value=Evil())),
     "CK202": Case(
         put("args", value=argparse.Namespace(lr=1)),

@@ -1,0 +1,96 @@
+"""Small files that would grow: each is over within the limits of time and memory.
+
+Made when needed: 60 MB of the same few instructions. Measured in a process of its own, whose
+``ru_maxrss`` and CPU seconds are what ``wait4`` says.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from output import environment
+
+SIZE = 60_000_000
+MEMORY = 2 << 20  # KiB
+SECONDS = 20  # of the processor
+SYSTEM, OBJECT, ORDERED = (
+    b"cos\nsystem\nq\x00",
+    b"ca\nB\nq\x00",
+    b"ccollections\nOrderedDict\nq\x00",
+)
+
+
+def many(unit: bytes, head: bytes = b"](", tail: bytes = b"e") -> bytes:
+    return b"\x80\x04" + head + unit * (SIZE // len(unit)) + tail + b"."
+
+
+def batches(unit: bytes) -> bytes:
+    """Lists of a thousand, as picklers write them: the stack stays small."""
+    batch = b"(" + unit * 1000 + b"e"
+    return b"\x80\x04]" + batch * (SIZE // len(batch)) + b"."
+
+
+def clashing() -> bytes:
+    """A million integers with one hash."""
+    keys = (b"\x8a\x0b" + (i * ((1 << 61) - 1)).to_bytes(11, "little") for i in range(1_000_000))
+    return b"\x80\x04}(" + b"".join(key + b"N" for key in keys) + b"u."
+
+
+def named() -> bytes:
+    """Six million classes."""
+    return b"\x80\x04(" + b"".join(b"ca\n%x\n" % i for i in range(SIZE // 10)) + b"l."
+
+
+def memorized() -> bytes:
+    """Twelve million memo entries, in no order, up to the highest index."""
+    puts = (b"r" + struct.pack("<I", i * 2654435761 & 0xFFFFFFFF) for i in range(SIZE // 5))
+    return b"\x80\x04N" + b"".join(puts) + b"."
+
+
+BOMBS = {
+    "dicts on the stack": lambda: many(b"}", b"", b""),
+    "marks": lambda: many(b"(", b"", b""),
+    "copies of the top": lambda: many(b"2", b"]", b""),
+    "push and pop": lambda: many(b"N0", b"", b"N"),
+    "a list of lists": lambda: batches(b"]"),
+    "a list of sets": lambda: batches(b"\x8f"),
+    "a list of bytes": lambda: batches(b"C\x01a"),
+    "a list of texts": lambda: batches(b"\x8c\x03abc"),
+    "a list of integers": lambda: batches(b"M\xff\xff"),
+    "a list of nothing": lambda: batches(b"N"),
+    "a list of one text": lambda: b"\x80\x04" + b"X\xa0\x86\x01\0" + b"a" * 100_000 + b"q\x000"
+    + batches(b"h\x00")[2:],
+    "a list of tuples": lambda: batches(b"N\x85"),
+    "calls": lambda: many(b"h\x00)R", SYSTEM + b"]("),
+    "calls thrown away": lambda: many(b"h\x00)R0", SYSTEM, b""),
+    "objects": lambda: many(b"h\x00)\x81", OBJECT + b"]("),
+    "ordered dicts": lambda: many(b"h\x00)R", ORDERED + b"]("),
+    "nested lists": lambda: b"\x80\x04" + b"]" * (SIZE // 2) + b"a" * (SIZE // 2 - 1) + b".",
+    "nested tuples": lambda: many(b"\x85", b"N", b""),
+    "a long integer": lambda: b"\x80\x04\x8b" + struct.pack("<i", SIZE) + b"\x7f" * SIZE + b".",
+    "clashing keys": clashing,
+    "classes": named,
+    "memo": memorized,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_over_within_the_limits(name, tmp_path):
+    path = tmp_path / "bomb.pkl"
+    path.write_bytes(BOMBS[name]())
+    command = [sys.executable, "-m", "ckptool", "inspect", str(path)]
+    process = subprocess.Popen(
+        command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    path.unlink()
+    assert process.returncode in {0, 2}
+    assert used.ru_maxrss < MEMORY
+    assert used.ru_utime + used.ru_stime < SECONDS

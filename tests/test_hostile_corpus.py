@@ -1,0 +1,134 @@
+"""Every file of ``fixtures/hostile``: nothing runs, and what must be said is said.
+
+The judge of the payloads is Python itself: the files that the manifest calls live make their canary
+when they are loaded, in a process and a folder of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from output import environment
+from paths import FIXTURES
+
+MANIFEST = json.loads((FIXTURES / "hostile" / "manifest.json").read_text())
+CANARY = "canary"
+OURS = ("CK1", "CK2")
+
+
+def named(row) -> str:
+    return row["name"]
+
+
+def rows(**wanted):
+    return [row for row in MANIFEST if all(row[key] == value for key, value in wanted.items())]
+
+
+@pytest.fixture
+def run(ckptool, tmp_path, monkeypatch):
+    """Run a command in a folder of its own; no canary may appear there, and no traceback."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        output = ckptool(*args)
+        assert not list(tmp_path.rglob(CANARY)), "the payload ran"
+        assert "Traceback" not in output + output.stderr
+        assert all(c.isprintable() or c == "\n" for c in output + output.stderr)
+        return output
+
+    return run
+
+
+def test_the_corpus_is_as_large_as_promised():
+    benign = [row for row in MANIFEST if row["family"] == "benign"]
+    assert len(MANIFEST) - len(benign) >= 150
+    assert len(benign) >= 25
+    on_disk = {
+        str(path.relative_to(FIXTURES))
+        for folder in ("hostile", "malformed")
+        for path in (FIXTURES / folder).rglob("*.*")
+        if path.name != "manifest.json"
+    }
+    assert on_disk == {row["name"] for row in MANIFEST}
+
+
+@pytest.mark.parametrize("row", MANIFEST, ids=named)
+def test_inspect_answers_as_the_manifest_says(row, run):
+    path = FIXTURES / row["name"]
+    as_json, as_text = run("inspect", path, "--json"), run("inspect", path, "--tensors")
+    wanted = 2 if row["expect"] == "refused" else 0
+    assert (as_json.exit_code, as_text.exit_code) == (wanted, wanted), as_json
+    if row["expect"] == "refused":
+        assert as_json.json["error"]["code"] in {"damaged", "unsupported", "unknown-format"}
+        assert (row["shows"] or "") in as_text.stderr
+        return
+    found = [f for f in as_json.json["findings"] if f["rule"].startswith(OURS)]
+    if row["expect"] == "read":
+        assert not found
+        assert not [g for g in as_json.json["pickle"]["globals"] if g["trust"] == "dangerous"]
+        return
+    said = [f"{f['address']} {f['message']}" for f in found if f["rule"] == row["rule"]]
+    assert any(_shown(row["shows"]) in _shown(text) for text in said), (row, found)
+    assert row["rule"] in as_text
+    assert _shown(row["shows"]) in _shown(as_text)
+
+
+def _shown(text: str) -> str:
+    """Quotes and escapes apart."""
+    return (
+        text.replace("\\\\", "\\")
+        .replace("\x1b", "\\x1b")
+        .replace("\x07", "\\x07")
+        .replace('"', "'")
+    )
+
+
+@pytest.mark.parametrize("command", ["extract-ema", "promote-ema"])
+@pytest.mark.parametrize("row", MANIFEST, ids=named)
+def test_the_writing_commands_run_nothing_either(row, command, run, tmp_path):
+    done = run(command, FIXTURES / row["name"], "-o", tmp_path / "out.pt")
+    assert done.exit_code == 2  # none has an EMA
+    assert list(tmp_path.iterdir()) == []
+
+
+LOAD = """
+import pickle, sys, warnings
+warnings.simplefilter("ignore")
+path = sys.argv[1]
+try:
+    if open(path, "rb").read(2) == b"PK" or ".pt" in path or path.endswith((".jpg", ".bin")):
+        import torch
+        torch.load(path, weights_only=False)
+    else:
+        pickle.load(open(path, "rb"))
+except BaseException as error:
+    print(type(error).__name__, error)
+"""
+LIVE = [row for row in MANIFEST if row["live"]]
+WITHOUT_TORCH = [row for row in LIVE if row["name"].endswith(".pkl") and "torch" not in row["name"]]
+WITH_TORCH = [row for row in LIVE if row["name"].endswith(".pt")]
+
+
+def load_for_real(row, folder: Path) -> str:
+    """What a trusting loader does with the file, in a folder of its own; what it printed."""
+    command = [sys.executable, "-c", LOAD, str(FIXTURES / row["name"])]
+    env = environment() | {"PYTHONPATH": str(FIXTURES)}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    for _ in range(100):  # a process of the payload's may take its time
+        if (folder / CANARY).exists():
+            break
+        time.sleep(0.02)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", WITHOUT_TORCH + WITH_TORCH[::4], ids=named)
+def test_the_payload_would_have_run(row, tmp_path):
+    said = load_for_real(row, tmp_path)
+    assert (tmp_path / CANARY).exists(), said
