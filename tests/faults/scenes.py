@@ -166,13 +166,17 @@ class Stage:
 
     def _undisturbed(self, scene: Scene) -> tuple[State, list[str]]:
         if scene not in self._after:
-            done = self.play(scene)
+            done = self._run(scene)
             assert done.code == 0, done
             self._after[scene] = state_of(self.folder), done.calls
         return self._after[scene]
 
     def play(self, scene: Scene, **fault: Any) -> Try:
         """Set the scene and run its command."""
+        self._undisturbed(scene)  # so that nothing is left to be found out when we look
+        return self._run(scene, **fault)
+
+    def _run(self, scene: Scene, **fault: Any) -> Try:
         for path in self.folder.iterdir():
             path.unlink()
         for name, content in self.before(scene).items():
