@@ -18,11 +18,13 @@ from samples import EVERYWHERE
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # torch, of its own types
 
-CHECKPOINTS = sorted(
+FILES = sorted(
     path
     for path in FIXTURES.rglob("*")
     if path.suffix in {".pt", ".pth", ".ckpt", ".pkl", ".tar", ".safetensors"}
 )
+HOSTILE = [path for path in FILES if path.is_relative_to(FIXTURES / "hostile")]
+CHECKPOINTS = [path for path in FILES if path not in HOSTILE]
 DCP = [path.parent for path in FIXTURES.rglob(".metadata")]
 
 
@@ -57,6 +59,13 @@ def test_every_fixture_equals_itself(path, ckptool):
     done = ckptool("diff", path, path, "--strict", "--json")
     assert (done.exit_code, done.json["equal"]) == (0, True)
     assert (done.json["tensors"], done.json["values"]) == ([], [])
+
+
+@pytest.mark.parametrize("path", HOSTILE, ids=lambda p: p.name)
+def test_hostile_files_are_equal_to_themselves_or_an_error(path, ckptool):
+    done = ckptool("diff", path, path, "--json")
+    assert done.exit_code in {0, 2}, done
+    assert done.exit_code == 2 or done.json["equal"]
 
 
 @pytest.mark.parametrize("make", EVERYWHERE, ids=lambda make: make.__name__)
