@@ -23,7 +23,7 @@ FILES = sorted(
     for path in FIXTURES.rglob("*")
     if path.suffix in {".pt", ".pth", ".ckpt", ".pkl", ".tar", ".safetensors"}
 )
-HOSTILE = [path for path in FILES if path.is_relative_to(FIXTURES / "hostile")]
+HOSTILE = [path for path in FILES if path.parent.name in {"hostile", "malformed"}]
 CHECKPOINTS = [path for path in FILES if path not in HOSTILE]
 DCP = [path.parent for path in FIXTURES.rglob(".metadata")]
 
