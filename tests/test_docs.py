@@ -16,7 +16,7 @@ README = ROOT / "README.md"
 OUTPUT = re.compile(
     r"<!-- output: ckptool (?P<args>.*?) -->\n```text\n(?P<text>.*?)```\n", re.DOTALL
 )
-COMMANDS = ("inspect", "extract-ema", "promote-ema")
+COMMANDS = ("inspect", "extract-ema", "promote-ema", "verify", "diff")
 
 
 def printed(args: str) -> str:
