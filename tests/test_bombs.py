@@ -52,6 +52,11 @@ def memorized() -> bytes:
     return b"\x80\x04N" + b"".join(puts) + b"."
 
 
+def header(text: bytes) -> bytes:
+    """A safetensors file without values."""
+    return struct.pack("<Q", len(text)) + text
+
+
 BOMBS = {
     "dicts on the stack": lambda: many(b"}", b"", b""),
     "marks": lambda: many(b"(", b"", b""),
@@ -76,6 +81,10 @@ BOMBS = {
     "clashing keys": clashing,
     "classes": named,
     "memo": memorized,
+    "a header of empty lists": lambda: header(b'{"a":[' + b"[]," * (SIZE // 3) + b"1]}"),
+    "a header of text": lambda: header(
+        b'{"__metadata__":{' + b",".join(b'"%x":""' % i for i in range(SIZE // 11)) + b"}}"
+    ),
 }  # fmt: skip
 
 

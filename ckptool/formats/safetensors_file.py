@@ -42,6 +42,7 @@ from ckptool.tree import ByteSpan, Chunk, TensorRef, contiguous_strides
 
 LENGTH_BYTES = 8
 MAX_HEADER = 100_000_000
+MAX_METADATA = 1 << 17  # entries; stricter than the library, whose users do not show them all
 MAX_UINT64 = (1 << 64) - 1
 METADATA = "__metadata__"
 FIELDS = {"dtype", "shape", "data_offsets"}
@@ -169,6 +170,8 @@ def _metadata(value: Any) -> dict[str, str]:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise DamagedError(f"{METADATA} must map text to text")
+    if len(value) > MAX_METADATA:
+        raise DamagedError(f"{METADATA} has {len(value)} entries; at most {MAX_METADATA} are read")
     return value
 
 

@@ -41,6 +41,7 @@ MAX_PROVENANCE = 1 << 16  # bytes of it that are read
 MAX_BYTEORDER = 16  # bytes of that record; it holds one word
 MAX_OTHERS = 64 << 20  # bytes of all other pickles together
 PICKLE_SUFFIXES = (".pkl", ".pickle")
+PICKLE_ENDS = frozenset("lLeE")  # a quick no for 100,000 storages
 
 
 class TorchZip:
@@ -130,12 +131,14 @@ class TorchRecords:
     def _other_pickles(self) -> Iterator[ZipRecord]:
         room = MAX_OTHERS
         for record in self.archive.records:
-            is_pickle = record.name.lower().endswith(PICKLE_SUFFIXES)
-            if is_pickle and record is not self.pickle:
+            if record.name[-1:] in PICKLE_ENDS and self._is_other_pickle(record):
                 room -= record.size
                 if room < 0:
                     raise UnsupportedError(f"its other pickles take more than {MAX_OTHERS} bytes")
                 yield record
+
+    def _is_other_pickle(self, record: ZipRecord) -> bool:
+        return record is not self.pickle and record.name.lower().endswith(PICKLE_SUFFIXES)
 
     def _listen(self, pickles: Pickles, record: ZipRecord) -> bool:
         try:
