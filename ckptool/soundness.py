@@ -15,6 +15,7 @@ from ckptool.reports import Finding
 from ckptool.rules import BYTES, VALUES, finding
 from ckptool.scan import BrokenRecord, scan
 from ckptool.tree import Address, TensorRef
+from ckptool.trust_findings import trust_findings
 
 Result = TypeVar("Result")
 READS = frozenset({BYTES, VALUES})
@@ -98,6 +99,12 @@ def _refuse_nonfinite(
         )
     said = (finding("CK301", name, f"{count} values are not finite") for name, count in bad.items())
     return tuple(told._replace(severity="warning") for told in said)
+
+
+def warnings(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """What whoever loads the original should know; weights are data, and taken all the same."""
+    for told in trust_findings(checkpoint):
+        yield told._replace(severity="warning")
 
 
 def refuse_lossy(

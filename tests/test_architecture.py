@@ -47,7 +47,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "plans": (("plans", "renaming"), ("ema", "inventory", "tree", "errors")),
     "soundness": (
         ("soundness", "scan"),
-        ("ema", "numerics", "formats", "tree", "rules", "reports", "errors"),
+        ("views", "ema", "numerics", "formats", "tree", "rules", "reports", "errors"),
     ),
     "checks": (
         ("checks", "checks.*"),

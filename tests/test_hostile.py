@@ -392,3 +392,14 @@ def test_a_very_long_name_is_shown_short(tmp_path, ckptool):
     torch.save({"n" * 1_000_000: torch.ones(1)}, path)
     shown = ckptool("inspect", path, "--tensors")
     assert max(map(len, shown.splitlines())) < 1000
+
+
+@pytest.mark.parametrize("command", ["extract-ema", "promote-ema"])
+def test_weights_are_taken_with_a_warning_of_what_lies_beside_them(
+    command, marker, ckptool, tmp_path
+):
+    torch_zip(PAYLOADS[0].body(marker), tmp_path / "hostile.pt")
+    done = ckptool(command, tmp_path / "hostile.pt", "-o", tmp_path / "out.pt", *EMA, "--json")
+    assert done.exit_code == 0
+    assert {("CK201", "warning")} == {(f["rule"], f["severity"]) for f in done.json["findings"]}
+    assert not marker.exists()

@@ -21,7 +21,13 @@ from ckptool.provenance import as_text
 from ckptool.refusals import require_ema
 from ckptool.renaming import only_matching, strip_prefix
 from ckptool.reports import CastReport, ExtractReport, Finding, ShardReport
-from ckptool.soundness import meanwhile, prove_equalities, refuse_lossy, refuse_unsound
+from ckptool.soundness import (
+    meanwhile,
+    prove_equalities,
+    refuse_lossy,
+    refuse_unsound,
+    warnings,
+)
 from ckptool.writers.base import check_output
 from ckptool.writers.destination import format_of, output_path
 from ckptool.writers.shards import FOLDER_NAME, parse_size, refuse_other_form, whole_files
@@ -108,7 +114,7 @@ def extract_ema(
                     findings()  # a refusal discards the files
                     judge()
                     checkpoint.reader.refuse_changed()
-            found = (*findings(), *judge())
+            found = (*findings(), *judge(), *warnings(checkpoint))
         return _report(path, location, plan, state_dict, names, ties, found, written=not dry_run)
 
 

@@ -24,7 +24,7 @@ from ckptool.promotion import Promotion, check_slot, optimizers, plan_promotion
 from ckptool.provenance import as_text
 from ckptool.refusals import require_ema
 from ckptool.reports import Finding, PromoteReport
-from ckptool.soundness import meanwhile, prove_equalities, refuse_lossy, refuse_unsound
+from ckptool.soundness import meanwhile, prove_equalities, refuse_lossy, refuse_unsound, warnings
 from ckptool.writers import patched_copy
 from ckptool.writers.base import PartialFile, check_in_place, check_output, whole_file
 from ckptool.writers.containers import CONTAINERS
@@ -91,7 +91,7 @@ def promote_ema(
                 ) as file:
                     _write(checkpoint, location.model, plan, file, note, progress)
                     findings()  # a refusal discards the file
-            found = findings()
+            found = (*findings(), *warnings(checkpoint))
         report = _report(path, target, checkpoint, location, candidate, plan)
         return report._replace(
             written=done,
