@@ -70,7 +70,7 @@ class PartialFile:
         self.position += self._put(data, self.position)
         self._pace.after(self.fd, self.position)
 
-    def patch(self, data: bytes | memoryview, offset: int) -> None:
+    def patch(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Overwrite bytes that were written before."""
         self._put(data, offset)
 
@@ -154,7 +154,7 @@ class PartialFile:
         """Bring what was written to the disk."""
         os.fsync(self.fd)
 
-    def _put(self, data: bytes | memoryview, offset: int) -> int:
+    def _put(self, data: bytes | bytearray | memoryview, offset: int) -> int:
         view, done = memoryview(data).cast("B"), 0
         while done < len(view):
             done += os.pwrite(self.fd, view[done:], offset + done)

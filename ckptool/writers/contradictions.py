@@ -67,7 +67,7 @@ def _meets(span: ByteSpan, window: range) -> bool:
     return span.offset < window.stop and window.start < span.offset + span.nbytes
 
 
-def _placed(data: bytes, span: ByteSpan, window: range) -> int:
+def _placed(data: bytes | bytearray, span: ByteSpan, window: range) -> int:
     """The bytes of a span as a number whose lowest byte is the window's first; cut at its ends."""
     away = span.offset - window.start
     cut = data[max(0, -away) : len(window) - away]

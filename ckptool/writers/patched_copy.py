@@ -136,8 +136,10 @@ def put(
             output.place(reader, span, patch.target.chunks[0].span.offset + shift, progress)
             continue
         for ours, theirs in pieces(patch):
-            there = output.read(ours.span.offset + shift, ours.span.nbytes)
-            output.patch(rearranged(there, reader, patch, ours, theirs), ours.span.offset + shift)
+            at, nbytes = ours.span.offset + shift, ours.span.nbytes
+            has_gaps = nbytes > prod(ours.shape) * patch.target.dtype.itemsize
+            there = output.read(at, nbytes) if has_gaps else bytes(nbytes)
+            output.patch(rearranged(there, reader, patch, ours, theirs), at)
             progress(ours.span.nbytes)
 
 
@@ -220,7 +222,7 @@ def _halved(
 
 def rearranged(
     there: bytes, reader: TensorReader, patch: Patch, ours: Chunk, theirs: Chunk
-) -> bytes:
+) -> bytearray:
     """The bytes ``there`` with the source's values in them: cast, and in the target's strides.
 
     Bytes between the target's elements stay.
@@ -228,4 +230,4 @@ def rearranged(
     content = bytearray(there)
     wanted = element_dtype(patch.target)
     strided(content, ours, wanted)[...] = cast(chunk_values(reader, patch.source, theirs), wanted)
-    return bytes(content)
+    return content

@@ -50,6 +50,8 @@ def test_an_earlier_note_is_replaced_wherever_it_stands(order, tracks, ckptool, 
         assert archive.testzip() is None
         names = archive.namelist()
     assert sum(name.endswith("ckptool.json") for name in names) == 1
+    notes = second.read_bytes().count(b'"command": "promote-ema"')
+    assert notes == (1 if order == "last" else 2)  # what others stand behind is left as it is
     report = ckptool("inspect", second, "--json").json
     assert report["provenance"]["ema"] == "ema/slow"
     after, before = load(second), load(tracks)
