@@ -624,6 +624,8 @@ def _main_slot(search: _Search, location: EmaLocation) -> str:
         or search.has_raw_weights_aside()
         or _was_promoted(read_provenance(search.checkpoint.metadata))
     )
+    if says_so and chosen is not None and chosen.kind == CHOSEN:
+        return "unknown"  # whoever names a table gets it, whatever the slot holds
     if says_so and location.identical:  # values are read only then
         return "averaged"
     return "raw"

@@ -177,15 +177,22 @@ def shared_with_others(
     others: Iterable[tuple[Address, TensorRef]],
 ) -> tuple[str, ...]:
     """Addresses of the others whose tensors view bytes that the targets will change."""
-    runs = sorted(
-        (span.offset, span.offset + span.nbytes)
-        for ref in targets.values()
-        for span in [ref.chunks[0].span]
-        if span.nbytes
-    )
+    spans = (ref.chunks[0].span for ref in targets.values())
+    runs = _joined((span.offset, span.offset + span.nbytes) for span in spans if span.nbytes)
     return tuple(
         format_address(address) for address, ref in others if ref.chunks and _overlaps(runs, ref)
     )
+
+
+def _joined(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same bytes in order, as runs of which none reaches into another."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(runs):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(joined[-1][1], end)
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def _overlaps(runs: list[tuple[int, int]], ref: TensorRef) -> bool:

@@ -8,7 +8,7 @@ back is named.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,7 +133,8 @@ def _viewed_elsewhere(
     checkpoint: Checkpoint, model: Table, patches: list[Patch]
 ) -> tuple[str, ...]:
     targets = {patch.name: patch.target for patch in patches}
-    return shared_with_others(targets, _outside(checkpoint.tree, model))
+    own = {model.prefix + name for name in targets}
+    return shared_with_others(targets, _outside(checkpoint.tree, model, own))
 
 
 def _shared_error(checkpoint: Checkpoint, shared: tuple[str, ...]) -> UnsupportedError:
@@ -145,9 +146,8 @@ def _shared_error(checkpoint: Checkpoint, shared: tuple[str, ...]) -> Unsupporte
     )
 
 
-def _outside(tree: Tree, table: Table) -> Iterator[tuple[Address, TensorRef]]:
-    """Every tensor that is no entry of the table, which may have several addresses."""
-    own = {table.prefix + name for name in table.entries}
+def _outside(tree: Tree, table: Table, own: Collection[str]) -> Iterator[tuple[Address, TensorRef]]:
+    """Every tensor but those in the table that are called so; it may have several addresses."""
     for visit in walk(tree):
         for key, child in visit.children if visit.alias_of is None else ():
             is_own = visit.node is table.node and str(key) in own

@@ -185,6 +185,36 @@ def test_promotion_is_told_by_value_and_flag_together(flag, change, main_slot, c
     assert ckptool("inspect", path, "--json").json["ema"]["main_slot"] == main_slot
 
 
+def promoted_to_narrow(folder, ckptool):
+    """A bfloat16 model that got its float32 average; both are still there."""
+    model = {name: t.bfloat16() if t.is_floating_point() else t for name, t in weights().items()}
+    output = folder / "out.pt"
+    path = save(folder / "last.pt", model, average_of(weights()))
+    assert ckptool("promote-ema", path, "-o", output).exit_code == 0
+    return output
+
+
+def test_the_table_that_is_named_is_taken_from_a_promoted_file_too(ckptool, tmp_path):
+    """And not what became of it in the model's narrower type."""
+    path, output = promoted_to_narrow(tmp_path, ckptool), tmp_path / "ema.pt"
+    assert ckptool("extract-ema", path, "-o", output, "--ema", "ema_state_dict").exit_code == 0
+    assert_same_tensors(load(output), average_of(weights()))
+
+
+def test_what_agrees_in_a_sample_only_is_taken_when_it_is_named(ckptool, tmp_path):
+    """As the hint of the refusal says."""
+    model = {f"{i}.weight": torch.arange(5000.0) + i for i in range(4)}
+    ema = {n: torch.cat([t[:4000], t[4000:] * 0.9]) for n, t in model.items()}
+    path, output = save(tmp_path / "last_ema.pt", model, ema), tmp_path / "out.pt"
+    refused = ckptool("extract-ema", path, "-o", output, "--json")
+    assert "--ema ADDRESS" in refused.json["error"]["hint"]
+    for command in ("extract-ema", "promote-ema"):
+        args = (command, path, "-o", output, "--force", "--ema", "ema_state_dict")
+        assert ckptool(*args).exit_code == 0
+        content = load(output)
+        assert_same_tensors(content.get("state_dict", content), ema)
+
+
 def test_one_differing_tensor_is_enough_to_be_raw(ckptool, tmp_path):
     model = weights()
     shadow = {n: t.clone() for n, t in model.items()} | {"scale": model["scale"] + 1}

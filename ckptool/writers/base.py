@@ -13,7 +13,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -170,7 +170,7 @@ def _free_bytes(folder: Path) -> int | None:
     return usage.free if usage.total else None
 
 
-def check_output(path: Path, inputs: Iterable[Path], *, force: bool) -> Path:
+def check_output(path: Path, inputs: Collection[Path], *, force: bool) -> Path:
     """The path to write to (through symbolic links), if it may be written.
 
     Raises:
@@ -184,13 +184,19 @@ def check_output(path: Path, inputs: Iterable[Path], *, force: bool) -> Path:
         raise OutputError(_reason(error), path=path) from error
     if not has_folder:
         raise OutputError("the folder does not exist", path=path, hint=f"mkdir -p '{path.parent}'")
+    if any(_is_same_file(source, partial_beside(target)) for source in inputs):
+        raise OutputError(
+            "the input has the name of the file in which this output would be prepared",
+            path=path,
+            hint="name another file with -o",
+        )
     if status is None:
         return target
     if stat.S_ISDIR(status.st_mode):
         raise OutputError("a directory", path=path, hint="name a file: -o DIRECTORY/NAME")
     if not stat.S_ISREG(status.st_mode):
         raise OutputError("not a regular file", path=path, hint="name a file with -o")
-    if any(source.exists() and target.samefile(source) for source in inputs):
+    if any(_is_same_file(source, target) for source in inputs):
         raise OutputError(
             "the output is the input itself", path=path, hint="name another file with -o"
         )
@@ -200,6 +206,14 @@ def check_output(path: Path, inputs: Iterable[Path], *, force: bool) -> Path:
             "the file exists", path=path, hint="--force replaces it, -o names another"
         )
     return target
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    """Whether two names are there and of one file."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def check_in_place(path: Path, backup: Path | None, *, force: bool) -> Path:

@@ -94,3 +94,30 @@ def test_tied_averages_in_two_types_agree_after_the_cast(promote, tmp_path):
     done, model, average = promote(HALF, lambda table: (table[:8], table[:8]), both)
     assert done.exit_code == 0, done
     assert_same_tensors(load(tmp_path / "out.pt")["state_dict"], loaded(model, average))
+
+
+def test_a_view_of_bytes_between_the_parts_of_a_flat_buffer_is_seen(ckptool, tmp_path):
+    """The part begins last and ends early, while the buffer goes on behind it."""
+    flat = noise(100)
+    average = flat * 0.9
+    model = weights(flat=flat, part=flat[10:20])
+    ema = average_of(weights()) | {"flat": average, "part": average[10:20].clone()}
+    path = save(tmp_path / "last.pt", model, ema, best={"snapshot": flat[50:60]})
+    args = ("promote-ema", path, "-o", tmp_path / "out.pt", "--json")
+    refused = ckptool(*args)
+    assert refused.exit_code == 2
+    assert "best/snapshot" in refused.json["error"]["message"]
+    assert ckptool(*args, "--allow-shared").json["shared"] == ["best/snapshot"]
+
+
+def test_what_the_average_lacks_does_not_change_unsaid(ckptool, tmp_path):
+    """A tensor of the slot itself that views bytes of one that gets an average."""
+    flat = noise(100)
+    model = weights(flat=flat, part=flat[10:20])
+    path = save(tmp_path / "last.pt", model, average_of(weights(part=noise(10, seed=2))))
+    args = ("promote-ema", path, "-o", tmp_path / "out.pt", "--json")
+    refused = ckptool(*args)
+    assert refused.exit_code == 2
+    assert "state_dict/flat" in refused.json["error"]["message"]
+    done = ckptool(*args, "--allow-shared").json
+    assert (done["kept"], done["shared"]) == (["flat"], ["state_dict/flat"])

@@ -405,6 +405,21 @@ def test_a_neighbour_that_is_read_is_not_replaced(tmp_path, ckptool):
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_what_a_killed_run_left_can_be_read_and_stays(link, partial, target, tmp_path, ckptool):
+    """Its name is that of the file in which the output is prepared, which would replace it."""
+    path = save(partial, weights())
+    if link:
+        path = tmp_path / "link.pt"
+        path.symlink_to(partial)
+    before = partial.read_bytes()
+    for command in ("extract-ema", "promote-ema"):
+        refused = ckptool(command, path, "-o", target, "--ema", "ema_state_dict", "--json")
+        assert refused.json["error"]["code"] == "output"
+    assert partial.read_bytes() == before
+    assert not target.exists()
+
+
 def test_a_dangling_chain_of_links_without_a_folder_is_refused(tmp_path):
     (tmp_path / "link.pt").symlink_to("no/such/out.pt")
     with pytest.raises(OutputError, match="folder does not exist"):
