@@ -110,6 +110,14 @@ def ema_findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Find
 FLAGS = ("has_ema", "using_ema")  # at the top; the second says that the run averages
 
 
+def stale_findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:
+    """An average that is taken, and has the model's own values."""
+    chosen = location.selected
+    message = _identical(checkpoint, location, chosen) if chosen is not None else None
+    if chosen is not None and message:
+        yield finding("CK404", chosen.address, message)
+
+
 def flag_findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:
     """What the file declares of its EMA, against what is there."""
     said = scalars_in(checkpoint.tree)

@@ -70,7 +70,8 @@ def plan_promotion(
         Patch(name, _dense(model, name), _dense(candidate.table, other))
         for name, other in alignment.pairs.items()
     ]
-    patches = [patch for patch in patches if patch.target.numel]
+    # An average that is the very slot, as a buffer often is, changes nothing.
+    patches = [p for p in patches if p.target.numel and p.source.chunks != p.target.chunks]
     for patch in patches:
         check_patch(patch, checkpoint.path)
     shared = _viewed_elsewhere(checkpoint, model, patches)

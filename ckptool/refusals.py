@@ -92,7 +92,8 @@ def _absent(request: Request) -> CkptError | None:
         "no averaged weights are stored beside the model's; whether these weights are "
         "themselves averaged cannot be told from this file" + _declared(request.checkpoint),
         path=request.path,
-        hint="if you know where they are: --ema ADDRESS; ckptool inspect lists the addresses",
+        hint="if you know where they are: --ema ADDRESS; the model's own weights: "
+        f"ckptool extract-ema {quote(f'{request.path}#@model')}",
     )
 
 

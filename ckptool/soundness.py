@@ -6,8 +6,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
-from ckptool.candidates import Candidate
+from ckptool.candidates import Candidate, EmaLocation
 from ckptool.casting import Losses
+from ckptool.ema_findings import stale_findings
 from ckptool.errors import DamagedError, EmaAmbiguousError, EmaRefusedError
 from ckptool.formats.base import Checkpoint
 from ckptool.numerics import equal_after_cast, find_nonfinite, no_progress, same_values
@@ -101,9 +102,9 @@ def _refuse_nonfinite(
     return tuple(told._replace(severity="warning") for told in said)
 
 
-def warnings(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """What whoever loads the original should know; weights are data, and taken all the same."""
-    for told in trust_findings(checkpoint):
+def warnings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:
+    """What whoever takes the weights should know; they are data, and taken all the same."""
+    for told in (*trust_findings(checkpoint), *stale_findings(checkpoint, location)):
         yield told._replace(severity="warning")
 
 

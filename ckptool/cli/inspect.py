@@ -13,6 +13,7 @@ from ckptool.cli.options import (
 )
 from ckptool.cli.output import answer, house_layouts, progressing
 from ckptool.commands.inspect import inspect_directory, inspect_file, is_run
+from ckptool.errors import CkptError
 
 
 def command(
@@ -34,20 +35,27 @@ def command(
 ) -> None:
     """Show what a checkpoint holds, where its EMA is, what training state rides along."""
     reports: list[Any] = []
+    refused: list[CkptError] = []
     with progressing("reading") as progress:
         for path in paths:
-            if is_run(path):
-                reports.append(inspect_directory(path, layouts=house_layouts()))
-            else:
-                reports.append(
-                    inspect_file(
-                        path,
-                        list_tensors=tensors,
-                        match=match,
-                        stats=stats,
-                        digests=digests,
-                        progress=progress,
-                        layouts=house_layouts(),
+            try:
+                if is_run(path):
+                    reports.append(inspect_directory(path, layouts=house_layouts()))
+                else:
+                    reports.append(
+                        inspect_file(
+                            path,
+                            list_tensors=tensors,
+                            match=match,
+                            stats=stats,
+                            digests=digests,
+                            progress=progress,
+                            layouts=house_layouts(),
+                        )
                     )
-                )
-    answer(reports if len(reports) > 1 else reports[0], json=json, color=color)
+            except CkptError as error:
+                refused.append(error)
+    if reports and not (refused and json):
+        answer(reports if len(reports) > 1 else reports[0], json=json, color=color)
+    if refused:  # the first is told; the others are found when it is mended
+        raise refused[0]

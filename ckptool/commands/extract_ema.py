@@ -114,7 +114,7 @@ def extract_ema(
                     findings()  # a refusal discards the files
                     judge()
                     checkpoint.reader.refuse_changed()
-            found = (*findings(), *judge(), *warnings(checkpoint))
+            found = (*findings(), *judge(), *warnings(checkpoint, location))
         return _report(path, location, plan, state_dict, names, ties, found, written=not dry_run)
 
 

@@ -91,7 +91,7 @@ def promote_ema(
                 ) as file:
                     _write(checkpoint, location.model, plan, file, note, progress)
                     findings()  # a refusal discards the file
-            found = (*findings(), *warnings(checkpoint))
+            found = (*findings(), *warnings(checkpoint, location))
         report = _report(path, target, checkpoint, location, candidate, plan)
         return report._replace(
             written=done,

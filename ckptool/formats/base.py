@@ -105,6 +105,9 @@ class SourceFile:
 def _unreadable(path: Path, error: OSError | ValueError) -> UnreadableError:
     number = error.errno if isinstance(error, OSError) else None
     reason, hint = _REASONS.get(number or 0, (getattr(error, "strerror", None) or str(error), None))
+    file, _, address = str(path).partition("#")
+    if number == errno.ENOENT and file and address and os.path.exists(file):  # noqa: PTH110
+        hint = f"this command takes no #ADDRESS: name the file alone, {file}"
     return UnreadableError(reason, path=path, hint=hint)
 
 

@@ -32,6 +32,7 @@ Source: safetensors 0.8 ``safetensors/src/tensor.rs``, ``read_metadata`` and ``M
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +65,7 @@ class SafetensorsFile:
         """The checkpoint behind a header; reads nothing else."""
         header = read_header(file)
         tree = {entry.name: _tensor(file, header.data_offset, entry) for entry in header.entries}
+        tree |= {name: tree[kept] for name, kept in noted_ties(header.metadata, tree)}
         return Checkpoint(
             path=file.path,
             format_name=self.name,
@@ -72,6 +74,14 @@ class SafetensorsFile:
             reader=TensorReader(file),
             metadata=dict(header.metadata),
         )
+
+
+def noted_ties(metadata: Mapping[str, str], names: Collection[str]) -> list[tuple[str, str]]:
+    """(name, name that is written) of tied tensors, which ``safetensors.torch.save_model`` notes.
+
+    ``load_model`` ties them again, so they are in the file for whoever loads it.
+    """
+    return [(n, kept) for n, kept in metadata.items() if kept in names and n not in names]
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from typing import Any
 
 from ckptool.errors import CkptError, DamagedError
 from ckptool.formats.base import Checkpoint, SourceFile, TensorReader
+from ckptool.formats.safetensors_file import noted_ties
 from ckptool.tree import Tree
 
 INDEX = ".index.json"
@@ -59,6 +60,7 @@ class ShardIndex:
                 for name in dict.fromkeys(weight_map.values())
             }
             tree = _joined(weight_map, shards)
+            tree |= {name: tree[kept] for name, kept in noted_ties(_texts(metadata), tree)}
             opened.pop_all()  # the checkpoint's reader owns the files now
         parts = shards.values()
         return Checkpoint(
@@ -138,6 +140,10 @@ def _read_index(file: SourceFile) -> tuple[dict[str, str], dict[str, Any]]:
             )
     metadata = fields.get("metadata")
     return weight_map, metadata if isinstance(metadata, dict) else {}
+
+
+def _texts(metadata: dict[str, Any]) -> dict[str, str]:
+    return {key: value for key, value in metadata.items() if isinstance(value, str)}
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -227,6 +227,8 @@ def _finding(finding: Finding) -> Fact:
 def _tensor_tree(entries: tuple[TensorEntry, ...]) -> Grid:
     grid = Grid("left", "left", "left", "right", "right", "left")
     grid.add_row(_text(("\nTensors", "title")))
+    if not entries:
+        grid.add_row(_text(("  no address fits", "quiet")))
     for row in fold(entries):
         label = "  " * (row.depth + 1) + words.printable(row.label, 80)
         times = f"×{row.times}" if row.times > 1 else ""
