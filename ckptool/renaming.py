@@ -14,6 +14,7 @@ from ckptool.errors import UsageError
 from ckptool.plans import Extraction, renamed
 
 MAX_NEARBY = 5_000  # names that are looked at for those like a wrong one
+MAX_LENGTH = 200  # of such a name: a longer one is none that somebody meant to type
 SHOWN_NEARBY = 3
 
 
@@ -28,7 +29,8 @@ def strip_prefix(plan: Extraction, prefix: str) -> Extraction:
     begun = next((p for p in (dotted, prefix) if any(n.startswith(p) for n in plan.tensors)), None)
     if begun is None or not prefix:
         raise UsageError(
-            f"no name begins with {prefix!r}", hint=_nearby("prefixes", prefix, _prefixes(plan))
+            f"no name begins with {prefix!r}",
+            hint=_nearby("prefixes", prefix, _prefixes(plan.tensors)),
         )
 
     def stripped(name: str) -> str:
@@ -58,16 +60,20 @@ def only_matching(plan: Extraction, globs: Sequence[str]) -> Extraction:
     )
 
 
-def _prefixes(plan: Extraction) -> dict[str, None]:
-    """The beginnings of all names up to a dot, the shortest first."""
-    parts = [name.split(".")[:-1] for name in plan.tensors]
+def _prefixes(names: Iterable[str]) -> dict[str, None]:
+    """The beginnings of the names up to a dot, the shortest first."""
+    parts = [name.split(".")[:-1] for name in _typable(names)]
     depths = range(1, max(map(len, parts), default=0) + 1)
     return {".".join(p[:depth]) + ".": None for depth in depths for p in parts if len(p) >= depth}
+
+
+def _typable(names: Iterable[str]) -> list[str]:
+    return list(islice((name for name in names if len(name) <= MAX_LENGTH), MAX_NEARBY))
 
 
 def _nearby(what: str, wanted: str, names: Iterable[str]) -> str:
     from difflib import get_close_matches  # noqa: PLC0415 - 3 ms, for a refusal only
 
-    listed = list(islice(names, MAX_NEARBY))
+    listed = _typable(names)
     near = get_close_matches(wanted, listed, SHOWN_NEARBY, 0.3) or listed[:SHOWN_NEARBY]
     return f"{what} nearby: {', '.join(near) or 'none'}"

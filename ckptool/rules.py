@@ -45,7 +45,6 @@ class Rule(NamedTuple):
 _ERROR, _WARNING, _INFO = "error", "warning", "info"
 
 _AGAIN = "get the file again from where it was written, or take an earlier checkpoint"
-_TRAINER = "fix what the trainer saves; this file cannot be mended"
 
 RULES: tuple[Rule, ...] = (
     # ------------------------------------------------------------------------------- container

@@ -122,4 +122,5 @@ def house_layouts() -> Layouts:
 def source_date() -> float | None:
     """The time that reproducible builds ask for (https://reproducible-builds.org/specs)."""
     given = os.environ.get("SOURCE_DATE_EPOCH", "")
-    return float(given) if given.isdigit() else None
+    is_date = given.isascii() and given.isdigit() and len(given) < 12  # digits, up to year 5138
+    return float(given) if is_date else None

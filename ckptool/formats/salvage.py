@@ -26,7 +26,6 @@ from ckptool.formats.zip_records import LOCAL, STORED, ZipArchive, is_zip
 from ckptool.tree import ByteSpan, Tree, format_address, tensors
 
 HEAD_BYTES = 4096
-DESCRIPTOR = b"PK\x07\x08"  # stands behind a streamed record, then its checksum and sizes
 MAX_SMALL = 1 << 16  # bytes of the records that are neither pickle nor storage
 
 

@@ -31,6 +31,7 @@ from ckptool.tree import Tree
 
 INDEX = ".index.json"
 WEIGHT_MAP = re.compile(rb'\s*\{.*"weight_map"\s*:', re.DOTALL)
+LONG_METADATA = re.compile(rb'\s*\{\s*"metadata"\s*:\s*\{[^}]*\Z')  # goes on behind the head
 SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt"})
 MAX_INDEX = 256 << 20  # bytes; of 100,000 tensors it has about ten million
 MODEL = "model"  # the weights' key, where other checkpoints lie beside them
@@ -47,8 +48,8 @@ class ShardIndex:
         self._open_file = open_file
 
     def matches(self, head: bytes) -> bool:
-        """A JSON object with a ``weight_map``."""
-        return WEIGHT_MAP.match(head) is not None
+        """A JSON object with a ``weight_map``, maybe behind many notes of tied names."""
+        return any(pattern.match(head) for pattern in (WEIGHT_MAP, LONG_METADATA))
 
     def open(self, file: SourceFile) -> Checkpoint:
         """The tensors of all shards; reads the index and the header of each."""

@@ -116,7 +116,7 @@ def check(path: Path, names: Collection[str]) -> None:
     """Reopen a written file with the safetensors library.
 
     Raises:
-        DamagedError: the library does not read it, or reads other names, types, shapes or bytes.
+        DamagedError: the library does not read it, or reads other names.
     """
     from safetensors import SafetensorError, safe_open
 

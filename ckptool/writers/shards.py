@@ -43,7 +43,7 @@ def parse_size(text: str) -> int:
     Raises:
         UsageError: no size.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([a-zA-Z]*)\s*", text)
     factor = UNITS.get(match[2].lower()) if match else None
     nbytes = int(float(match[1]) * factor) if match and factor else 0
     if nbytes < 1:

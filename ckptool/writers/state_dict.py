@@ -7,7 +7,7 @@ as another (safetensors has no way to say that two names share their bytes).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,13 +96,12 @@ def write(
 
 
 def survey(plan: StateDict, reader: TensorReader, progress: Progress = no_progress) -> None:
-    """Cast without writing, for the account of what is lost."""
+    """Cast without writing, for the account of what is lost: the same as with writing."""
     for shard in plan.shards:
-        for name, ref in shard.tensors.items():
-            for block in (
-                plan.casting.blocks(reader, name, ref) if plan.casting.is_cast(ref) else ()
-            ):
-                progress(len(block))
+        for name, ref in FORMATS[plan.kind].values(shard.tensors, plan.casting):
+            if plan.casting.is_cast(ref):
+                for block in plan.casting.blocks(reader, name, ref):
+                    progress(len(block))
 
 
 class Format(NamedTuple):
@@ -111,6 +110,8 @@ class Format(NamedTuple):
     refuse: Callable[[Mapping[str, TensorRef], Casting], object]  # what it cannot hold
     write: Callable[[StateDict, Shard, PartialFile, TensorReader, str, Progress], tuple[Run, ...]]
     check: Callable[[StateDict, Shard, Path, tuple[Run, ...]], None]
+    # What is written once, under the name by which its losses are told.
+    values: Callable[[Mapping[str, TensorRef], Casting], Iterable[tuple[str, TensorRef]]]
 
 
 def _refuse_safetensors(tensors: Mapping[str, TensorRef], casting: Casting) -> object:
@@ -154,7 +155,22 @@ def _check_torch(plan: StateDict, shard: Shard, path: Path, runs: tuple[Run, ...
     check_runs(path, runs)
 
 
+def _each_tensor(
+    tensors: Mapping[str, TensorRef], _casting: Casting
+) -> Iterable[tuple[str, TensorRef]]:
+    return tensors.items()
+
+
+def _each_storage(
+    tensors: Mapping[str, TensorRef], casting: Casting
+) -> Iterable[tuple[str, TensorRef]]:
+    storages = torch_zip.plan_storages(tensors, casting)
+    return ((storage.name, storage.values) for storage in storages)
+
+
 FORMATS: Mapping[str, Format] = {
-    "safetensors": Format(_refuse_safetensors, _write_safetensors, _check_safetensors),
-    "torch-zip": Format(torch_zip.plan_storages, _write_torch, _check_torch),
+    "safetensors": Format(
+        _refuse_safetensors, _write_safetensors, _check_safetensors, _each_tensor
+    ),
+    "torch-zip": Format(torch_zip.plan_storages, _write_torch, _check_torch, _each_storage),
 }

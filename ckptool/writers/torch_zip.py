@@ -94,6 +94,11 @@ class Storage:
     views: dict[str, int] = field(default_factory=dict)  # tensor's name -> offset in elements
 
     @property
+    def name(self) -> str:
+        """Of its first tensor, for the account of what a cast loses."""
+        return next(iter(self.views))
+
+    @property
     def nbytes(self) -> int:
         """Bytes as they are written."""
         return self.values.numel * self.dtype.itemsize
@@ -231,8 +236,7 @@ class _Values:
         return self.pool.submit(checksum, read, span.nbytes).result
 
     def make(self, storage: Storage) -> Run:
-        name = next(iter(storage.views))
-        blocks = self.casting.blocks(self.reader, name, storage.values)
+        blocks = self.casting.blocks(self.reader, storage.name, storage.values)
         return write_blocks(self.output, blocks, self.progress)
 
 

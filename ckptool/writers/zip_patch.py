@@ -11,7 +11,6 @@ directory moves behind it; its old entries stay byte for byte.
 
 from __future__ import annotations
 
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -30,9 +29,9 @@ from ckptool.formats.zip_records import (
     ZipArchive,
     ZipRecord,
 )
-from ckptool.numerics import BLOCK
 from ckptool.writers.base import PartialFile
 from ckptool.writers.patched_copy import Patch
+from ckptool.writers.values import checksum
 from ckptool.writers.zip_archive import add_record, write_end
 
 CENTRAL_CRC = 16  # offsets of the checksum in each structure
@@ -96,7 +95,7 @@ def _moved_checksum(
 def _refresh(output: PartialFile, archive: ZipArchive, record: ZipRecord, crc: int | None) -> None:
     start = archive.data_offset(record)
     if crc is None:
-        crc = _checksum(output, start, record.size)
+        crc = checksum(lambda at, nbytes: output.read(start + at, nbytes), record.size)
     data = crc.to_bytes(4, "little")
     output.patch(data, record.entry_offset + CENTRAL_CRC)
     header = archive.source.read(record.header_offset, LOCAL.size)
@@ -117,13 +116,6 @@ def _refresh_descriptor(
     if archive.source.read(at, 4) != record.crc.to_bytes(4, "little"):
         raise DamagedError(f"the record {record.name!r} disagrees with its data descriptor")
     output.patch(crc, at)
-
-
-def _checksum(output: PartialFile, start: int, size: int) -> int:
-    crc = 0
-    for at in range(start, start + size, BLOCK):
-        crc = zlib.crc32(output.read(at, min(BLOCK, start + size - at)), crc)
-    return crc
 
 
 # -------------------------------------------------------------------------------------- provenance

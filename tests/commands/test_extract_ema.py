@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import stat
+import tracemalloc
 
 import pytest
 import torch
@@ -226,6 +227,31 @@ def test_a_prefix_that_no_name_has_is_refused_with_those_nearby(refused, tmp_pat
     error = refused(path, "-o", tmp_path / "ema.pt", "--strip-prefix", "netwrk.")
     assert error["code"] == "usage"
     assert "network." in error["hint"]
+
+
+def test_names_without_end_are_not_searched_for_those_nearby(refused, tmp_path):
+    path = save(tmp_path / "net.pt", wrapped(weights(), "a." * 20_000))
+    tracemalloc.start()
+    try:
+        error = refused(path, "-o", tmp_path / "ema.pt", "--strip-prefix", "net.")
+        assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    finally:
+        tracemalloc.stop()
+    assert error["hint"] == "prefixes nearby: none"
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_the_plan_tells_the_losses_of_tied_weights_as_the_run_does(suffix, ckptool, tmp_path):
+    wide = torch.full((4, 4), 1e6)
+    model = weights(**{"a.weight": wide, "b.weight": wide})
+    average = average_of(model)
+    average["b.weight"] = average["a.weight"]
+    path = save(tmp_path / "last.pt", model, average)
+    args = ("extract-ema", path, "-o", tmp_path / f"o{suffix}", "--dtype", "float16", "--force")
+    plan = ckptool(*args, "--dry-run", "--json").json
+    done = ckptool(*args, "--json").json
+    assert done == plan | {"written": True}
+    assert done["casts"]["overflowed"] == wide.numel()
 
 
 def test_only_what_fits_is_written(path, ckptool, tmp_path):

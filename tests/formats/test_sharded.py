@@ -39,6 +39,16 @@ def test_shards_are_one_state_dict(operand, suffix, tmp_path):
     assert_same_tensors(load_state_dict(path, "model"), weights())
 
 
+def test_an_index_with_many_notes_before_its_map_is_one(ckptool, tmp_path):
+    """As extraction writes it for many tied names."""
+    index = shard(tmp_path, weights())
+    content = json.loads(index.read_text())
+    content["metadata"] |= {f"decoder.{i}.weight": f"encoder.{i}.weight" for i in range(200)}
+    index.write_text(json.dumps(content, indent=2))
+    assert index.read_bytes().index(b"weight_map") > 4096
+    assert_same_tensors(load_state_dict(index, "model"), weights())
+
+
 def test_inspect_says_that_they_are_sharded(ckptool, tmp_path):
     shard(tmp_path, weights())
     report = ckptool("inspect", tmp_path, "--json").json
