@@ -23,8 +23,13 @@ def origin(
         version=__version__,
         command=command,
         source=path.name,
-        ema=candidate.address if candidate else "",
+        ema=_place(candidate) if candidate else "",
         model=table_address(location.model) if location.model else None,
         layout=candidate.layout.name if candidate and candidate.layout else None,
         time=when.strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
+
+
+def _place(candidate: Candidate) -> str:
+    """The address of the averages, behind the name of the file if it is another one."""
+    return f"{candidate.file.name}#{candidate.address}" if candidate.file else candidate.address
