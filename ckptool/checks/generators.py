@@ -80,6 +80,8 @@ def _wrong(node: Any, *, is_cpu: bool) -> str | None:
     """Why a setter would refuse it; None: it would not."""
     if isinstance(node, TensorRef):
         return _wrong_tensor(node, is_cpu=is_cpu)
+    if isinstance(node, ArrayRef):
+        return None if _is_jax_key(node) else f"an array of {list(node.shape)} {node.dtype}"
     if not isinstance(node, (list, tuple)):
         return f"a {type(node).__name__} is no generator's state"
     if all(isinstance(part, TensorRef) for part in node):
@@ -87,6 +89,10 @@ def _wrong(node: Any, *, is_cpu: bool) -> str | None:
     if isinstance(node[0], str):
         return _wrong_numpy(node)
     return _wrong_python(node)
+
+
+def _is_jax_key(array: ArrayRef) -> bool:
+    return array.dtype.lstrip("<>|=") == "u4" and array.shape[-1:] in {(2,), (4,)}
 
 
 def _wrong_tensor(ref: TensorRef, *, is_cpu: bool) -> str | None:

@@ -31,6 +31,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square
 BUFFERS = ("running_mean", "running_var")  # floating, and no parameters
 SAMPLED = 16  # moments looked at
 SAME_RATE = 1e-6  # relative
+IN_TURN = "_schedulers"  # those within a SequentialLR, whose rates are of the last time it was on
 
 
 def _present(subject: Subject) -> Verdicts:
@@ -180,7 +181,8 @@ def _rates(subject: Subject) -> Verdicts:
     ours = [_group_rates(subject, o) for o in optimizers_of(subject)]
     looked = False
     for address, node in parts(subject.checkpoint.tree):
-        last = fields_of(node).get("_last_lr") if is_scheduler(node) else None
+        is_own = is_scheduler(node) and IN_TURN not in address
+        last = fields_of(node).get("_last_lr") if is_own else None
         if isinstance(last, list) and ours:
             looked = True
             rates = [number(scalar_value(subject.checkpoint.reader, rate)) for rate in last]

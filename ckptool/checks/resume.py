@@ -19,6 +19,7 @@ from ckptool.rules import finding
 from ckptool.training import better_direction
 from ckptool.tree import Tree, format_address
 
+LONGEST = 500  # characters of an address that may say what it measures
 COUNTED = re.compile(r"wait|bad_epochs|improve|counter|stopped", re.IGNORECASE)
 HELD_OUT = re.compile(r"val|eval|test", re.IGNORECASE)
 NOISE = re.compile(
@@ -42,7 +43,7 @@ def _progress(subject: Subject) -> Verdicts:
 
 def _plain(address: str) -> str:
     """``val_stats/loss`` and ``best_val_loss`` are both about ``loss``."""
-    words = [NOISE.sub("", part) for part in address.lower().split("/")]
+    words = [NOISE.sub("", part) for part in address[:LONGEST].lower().split("/")]
     name = "_".join(word for word in words if word and not HELD_OUT.fullmatch(word))
     while name != (shorter := NOISE.sub("", name)):
         name = shorter

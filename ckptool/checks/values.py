@@ -98,9 +98,14 @@ def _count(subject: Subject, address: Address, ref: TensorRef, section: str) -> 
 def _without_arithmetic(sections: dict[str, Tensors]) -> Iterator[NotChecked]:
     """Types whose values nobody here can judge must not look as if somebody had."""
     for section, tensors in sections.items():
+        rule = "CK302" if section == "optimizer" else "CK301"
+        unstored = sum(
+            r.dtype.is_floating and not r.chunks and r.numel > 0 for r in tensors.values()
+        )
+        if unstored:
+            yield NotChecked(rule, f"{unstored} tensors have no stored values")
         odd = {r.dtype.name for r in tensors.values() if r.dtype.is_floating and not r.dtype.numpy}
         if odd:
-            rule = "CK302" if section == "optimizer" else "CK301"
             yield NotChecked(rule, f"there is no arithmetic for {', '.join(sorted(odd))}")
 
 

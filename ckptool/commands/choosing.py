@@ -7,9 +7,11 @@ this is for, a job that was killed while it saved.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ckptool.checks.parts import number
 from ckptool.commands.inspect import inspect_directory
 from ckptool.commands.verify import Request, verify_file
 from ckptool.errors import UsageError
@@ -70,8 +72,8 @@ def _metric(entry: RunEntry, metric: str) -> float | None:
         if name == metric or name.rpartition("/")[2] == metric
     }
     value = values.get(metric, next(iter(values.values()), None))
-    is_number = isinstance(value, (int, float)) and value == value  # noqa: PLR0124 - NaN is not
-    return float(value) if is_number and value is not None else None
+    stated = number(value)
+    return None if stated is None or math.isnan(stated) else float(stated)
 
 
 def _first_passing(ordered: Entries, request: Request, why: str) -> ChoiceReport:

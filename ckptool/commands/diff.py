@@ -28,6 +28,7 @@ from ckptool.comparison.leaves import Leaves
 from ckptool.comparison.operands import Side
 from ckptool.comparison.pairing import Pair, Selection, pair_up, select_leaves
 from ckptool.comparison.tolerances import Tolerance, Tolerances
+from ckptool.errors import UsageError
 from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress
 from ckptool.reports import (
@@ -92,6 +93,9 @@ def _compared(
         select_leaves(side.tensors_once() if by_digest else side.leaves, options.selection)
         for side in (one, other)
     )
+    if not (left or right) and (one.leaves or other.leaves):
+        hint = "ckptool inspect --tensors lists the addresses; see --match and --ignore"
+        raise UsageError("no address of either side is left to compare", hint=hint)
     pairs = pair_up(left, right, digests_of)
     tensors = [pair for pair in pairs if is_tensor_pair(left, right, pair)]
     rest = [pair for pair in pairs if not is_tensor_pair(left, right, pair)]

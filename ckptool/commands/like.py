@@ -1,17 +1,18 @@
 """The names and shapes of a model, for ``verify --like``: from a checkpoint, or from a document.
 
 The document is that of ``ckptool inspect --tensors --json``: a model's description in a few
-kilobytes, which a repository can hold. An operand may name a place: ``PATH#ADDRESS``.
+kilobytes, which a repository can hold. An operand may name a place, as for ``ckptool diff``:
+``PATH#ADDRESS``, ``PATH#@ema`` or ``PATH#@model``.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ckptool.comparison.operands import ROLES
 from ckptool.dtypes import BY_NAME
 from ckptool.ema import locate_ema
 from ckptool.errors import CkptError, UnknownFormatError, UsageError
@@ -19,7 +20,7 @@ from ckptool.formats import open_checkpoint
 from ckptool.formats.base import SourceFile
 from ckptool.inventory import Leaf, take_inventory
 from ckptool.layouts import Layouts
-from ckptool.selection import select_table
+from ckptool.selection import parse_operand, select_table
 from ckptool.tree import TensorRef, parse_address
 
 MAX_DOCUMENT = 1 << 28  # bytes; of 100,000 tensors it has about twenty million
@@ -31,10 +32,13 @@ def read_like(operand: str, layouts: Layouts = ()) -> Mapping[str, Leaf]:
     Raises:
         CkptError: neither a checkpoint nor such a document, or it holds no weights.
     """
-    path, address = _split(operand)
+    path, address = parse_operand(operand)
     try:
         with open_checkpoint(path) as checkpoint:
-            if address:
+            role = ROLES.get(address or "")
+            if role is not None:
+                return dict(role(checkpoint, layouts))
+            if address is not None:
                 return select_table(take_inventory(checkpoint.tree), address).entries
             location = locate_ema(checkpoint, layouts=layouts)
             tables = location.inventory.weights
@@ -46,15 +50,7 @@ def read_like(operand: str, layouts: Layouts = ()) -> Mapping[str, Leaf]:
     return table.entries
 
 
-def _split(operand: str) -> tuple[Path, str]:
-    """``PATH#ADDRESS``; an operand that exists as it stands is a path."""
-    if os.path.lexists(operand) or "#" not in operand:
-        return Path(operand), ""
-    path, _, address = operand.partition("#")
-    return Path(path), address
-
-
-def _from_document(path: Path, address: str, error: CkptError) -> Mapping[str, Leaf]:
+def _from_document(path: Path, address: str | None, error: CkptError) -> Mapping[str, Leaf]:
     """The entries of the section that the address names, or of the model's."""
     document = _document(path, error)
     entries = document.get("entries")
@@ -68,7 +64,7 @@ def _from_document(path: Path, address: str, error: CkptError) -> Mapping[str, L
             tables.setdefault(container, {})[parse_address(name)[0][0]] = _leaf(entry)
     except (KeyError, TypeError, AttributeError, IndexError) as fault:
         raise UsageError(f"the document of --like has an entry that is none: {fault}") from fault
-    wanted = address or _main_section(document)
+    wanted = _main_section(document) if address is None else address
     if wanted not in tables:
         raise UsageError(f"the document of --like has no tensors at {wanted or 'the top'}")
     return tables[wanted]

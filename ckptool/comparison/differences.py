@@ -7,7 +7,6 @@ differs. What differs within the tolerance is reported too, and counts as equal.
 
 from __future__ import annotations
 
-import cmath
 import math
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
@@ -300,14 +299,17 @@ def _value_kind(one: Leaf, other: Leaf, rule: Tolerance) -> tuple[str | None, st
         return "type", ""
     if isinstance(one, Series):
         return _series_kind(one, other, rule)
-    if one == other or (_is_nan(one) and _is_nan(other)):
+    is_number = isinstance(one, (float, complex))
+    if _same_number(one, other) if is_number else one == other:
         return None, ""
-    is_close = isinstance(one, (float, complex)) and rule.allows(one, other)
+    is_close = is_number and rule.allows(one, other)
     return ("within" if is_close else "value"), ""
 
 
-def _is_nan(value: Leaf) -> bool:
-    return isinstance(value, (float, complex)) and cmath.isnan(value)
+def _same_number(one: complex, other: complex) -> bool:
+    """Equal, NaN being equal to NaN in the same place."""
+    parts = ((one.real, other.real), (one.imag, other.imag))
+    return all(x == y or (math.isnan(x) and math.isnan(y)) for x, y in parts)
 
 
 def _series_kind(one: Series, other: Series, rule: Tolerance) -> tuple[str | None, str]:

@@ -66,7 +66,7 @@ class Digest(NamedTuple):
 
 
 class Series(NamedTuple):
-    """A list or a set of many plain items."""
+    """A list, a set or a dict of many plain items."""
 
     kind: str
     items: tuple[Any, ...]
@@ -111,7 +111,10 @@ def flatten(tree: Tree, reader: TensorReader) -> dict[str, Leaf]:
     """
     found: dict[str, Leaf] = {}
     for address, leaf in _leaves(tree, reader):
-        found.setdefault(format_address(address), leaf)
+        name = format_address(address)
+        while name in found:  # the keys 1 and "1" are written alike, and are two
+            name += "'"
+        found[name] = leaf
     return found
 
 
@@ -160,7 +163,18 @@ def _container(node: Any) -> tuple[Leaf, list[tuple[Key, Tree]]]:
         return Named(f"<empty {kind}>"), []
     if kind == "sequence" and len(node) > SERIES and all(map(_is_plain, node)):
         return Series(kind, tuple(node)), []
-    return _NOTHING, children(node)
+    parts = children(node)
+    return (_NOTHING, parts) if parts else (_long_table(node), [])
+
+
+def _long_table(node: dict[Any, Any]) -> Series:
+    """A dict of so many plain values that nobody gives each an address: keys and values in turn."""
+    rows = sorted(((_key_text(key), value) for key, value in node.items()), key=lambda row: row[0])
+    return Series("dict", tuple(item for row in rows for item in row))
+
+
+def _key_text(key: Any) -> str:
+    return key if isinstance(key, str) else _spelled(key)
 
 
 def _is_plain(value: Any) -> bool:
@@ -230,7 +244,7 @@ _INNER = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buff
 
 
 def _settings(module: Opaque) -> Iterator[tuple[Key, Tree]]:
-    """A module's plain attributes and those of the modules in it: ``dropout.p``, ``training``."""
+    """A module's settings and those of the modules in it: ``dropout.p``, ``training``."""
     stack: list[tuple[str, Opaque, int]] = [("", module, 0)]
     seen: set[int] = set()
     while stack:
@@ -239,13 +253,20 @@ def _settings(module: Opaque) -> Iterator[tuple[Key, Tree]]:
             continue
         seen.add(id(node))
         for key, value in node.attributes.items():
-            if key not in _INNER and (_is_plain(value) or isinstance(value, GlobalRef)):
+            if key not in _INNER and _is_setting(value):
                 yield f"{prefix}{key}", value
         inner = node.attributes.get("_modules")
         for name, child in reversed(inner.items() if isinstance(inner, dict) else ()):
             if isinstance(child, Opaque):
                 yield f"{prefix}{name}", GlobalRef(*_split(child.qualname))
                 stack.append((f"{prefix}{name}.", child, depth + 1))
+
+
+def _is_setting(value: Any) -> bool:
+    """A plain value, a class or a function, a few plain values together (``padding``)."""
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(map(_is_plain, value))
+    return _is_plain(value) or isinstance(value, GlobalRef)
 
 
 def _split(qualname: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from ckptool.comparison.leaves import Digest, Held, Leaf, flatten
 from ckptool.ema import locate_ema
@@ -24,27 +24,20 @@ from ckptool.layouts import Layouts
 from ckptool.plans import plan_extraction, plan_model
 from ckptool.refusals import require_ema
 from ckptool.sections import sections
+from ckptool.selection import EMA_ROLE, MODEL_ROLE, parse_operand
 from ckptool.soundness import prove_equalities
-from ckptool.tree import Tree, children, format_address, parse_address, resolve, tensors
+from ckptool.tree import (
+    TensorRef,
+    Tree,
+    children,
+    format_address,
+    parse_address,
+    resolve,
+    tensors,
+)
 
 MAX_MANIFEST = 1 << 30  # bytes
 MANIFEST = "ckptool/inspect/1"
-
-
-class Operand(NamedTuple):
-    """A place that somebody typed."""
-
-    path: Path
-    address: str | None = None  # None: the whole file
-
-
-def parse_operand(text: str) -> Operand:
-    """``PATH[#ADDRESS]``; what exists as it stands is a path."""
-    if os.path.lexists(text):
-        return Operand(Path(text))
-    cuts = [i for i, char in enumerate(text) if char == "#"]
-    cut = next((i for i in cuts if os.path.lexists(text[:i])), cuts[0] if cuts else None)
-    return Operand(Path(text)) if cut is None else Operand(Path(text[:cut]), text[cut + 1 :])
 
 
 class Side:
@@ -153,7 +146,7 @@ def select(tree: Tree, text: str) -> Tree:
     return begun
 
 
-def _ema(checkpoint: Checkpoint, layouts: Layouts) -> Tree:
+def _ema(checkpoint: Checkpoint, layouts: Layouts) -> dict[str, TensorRef]:
     location = locate_ema(checkpoint, layouts=layouts)
     averaged = location.main_slot == "averaged"
     chosen = None if averaged else require_ema(location, checkpoint, "ckptool diff")
@@ -161,7 +154,7 @@ def _ema(checkpoint: Checkpoint, layouts: Layouts) -> Tree:
     return dict(plan_extraction(location, chosen, "model").tensors)
 
 
-def _model(checkpoint: Checkpoint, layouts: Layouts) -> Tree:
+def _model(checkpoint: Checkpoint, layouts: Layouts) -> dict[str, TensorRef]:
     model = locate_ema(checkpoint, layouts=layouts).model
     if model is None:
         raise EmaNotFoundError(
@@ -172,7 +165,8 @@ def _model(checkpoint: Checkpoint, layouts: Layouts) -> Tree:
     return dict(plan_model(model, "model").tensors)
 
 
-ROLES: dict[str, Callable[[Checkpoint, Layouts], Tree]] = {"@ema": _ema, "@model": _model}
+Role = Callable[[Checkpoint, Layouts], dict[str, TensorRef]]
+ROLES: dict[str, Role] = {EMA_ROLE: _ema, MODEL_ROLE: _model}
 
 
 # ---------------------------------------------------------------------------------------- manifests

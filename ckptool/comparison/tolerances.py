@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -97,8 +97,3 @@ def _numbers(parts: Sequence[Any], text: str) -> tuple[float, float]:
     if not 1 <= len(numbers) <= 2 or len(numbers) != len(parts) or not all(n >= 0 for n in numbers):
         raise UsageError(f"a tolerance is one or two numbers that are not negative: {text!r}")
     return numbers[0], numbers[1] if len(numbers) == 2 else 0.0
-
-
-def tolerances_from(table: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-    """The rows of a mapping from globs to tolerances."""
-    return [tolerance_row(glob, value) for glob, value in table.items()]

@@ -19,6 +19,7 @@ from ckptool.render.diff_text import (
     value_text,
     worst_first,
 )
+from ckptool.render.markdown import code
 from ckptool.reports import DiffReport, GroupDistance, TensorDifference, ValueDifference
 
 ROWS = 50  # tensors and values that are listed for people
@@ -58,14 +59,12 @@ def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[
 
 
 def _code(text: str) -> str:
-    """In backticks; those in it, and bars, which end cells, become harmless."""
-    shown = words.printable(text, 200).replace("`", "'").replace("|", "\\|")
-    return f"`{shown}`"
+    return code(words.printable(text, 200))
 
 
 def _plain(text: str) -> str:
-    """Without the characters by which Markdown and HTML mean something."""
-    return re.sub(r"([\\`*_{}\[\]<>|#~!@&])", r"\\\1", text)
+    """Without the characters by which Markdown and HTML mean something, or an address a link."""
+    return re.sub(r"([\\`*_{}\[\]<>|#~!@&:]|(?<=[wW]{3})\.)", r"\\\1", text)
 
 
 # ------------------------------------------------------------------------------------------- GitHub
@@ -108,16 +107,18 @@ def _said(row: Row) -> str:
 
 def to_junit(report: DiffReport) -> str:
     """A suite with a case for each section; its failures are the differences."""
-    cases = [_case(section, report) for section in report.sections]
+    rows: dict[str, list[Row]] = {}
+    for row in _counted(report):
+        rows.setdefault(row.section, []).append(row)
+    cases = [_case(section, rows.get(section.address, [])) for section in report.sections]
     failures = sum("<failure" in case for case in cases)
     name = quoteattr(f"ckptool diff {words.printable(report.a)} {words.printable(report.b)}")
     head = f'<testsuite name={name} tests="{len(cases)}" failures="{failures}" errors="0">'
     return "\n".join(['<?xml version="1.0" encoding="UTF-8"?>', head, *cases, "</testsuite>"])
 
 
-def _case(section: GroupDistance, report: DiffReport) -> str:
+def _case(section: GroupDistance, rows: Sequence[Row]) -> str:
     name = quoteattr(words.printable(section.address) or "(the top)")
-    rows = [row for row in _counted(report) if row.section == section.address]
     if not rows:
         return f'  <testcase classname="ckptool.diff" name={name}/>'
     lines = (f"{words.printable(row.address)} {_said(row)}" for row in rows[:ROWS])

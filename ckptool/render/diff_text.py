@@ -8,8 +8,8 @@ the range of their numbers and shows the largest change among them.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from string import digits
 from typing import NamedTuple
 
 from ckptool.render import text as words
@@ -144,8 +144,8 @@ def fold_layers(layers: Sequence[GroupDistance]) -> Iterator[Folded]:
 
 
 def _stem(layer: GroupDistance) -> str | None:
-    found = re.fullmatch(r"(.*?)\d+", layer.address)
-    return found[1] if found else None
+    stem = layer.address.rstrip(digits)
+    return stem if stem != layer.address else None
 
 
 def _joined(run: Sequence[GroupDistance]) -> Folded:
@@ -235,7 +235,7 @@ def form_of(row: TensorDifference) -> str:
     """Types and shapes where they differ, the other name, the remark."""
     said = []
     one, other = (
-        f"{dtype} {list(shape or ())}" if dtype is not None else "nothing"
+        f"{words.printable(dtype)} {list(shape or ())}" if dtype is not None else "nothing"
         for dtype, shape in zip(row.dtype, row.shape, strict=True)
     )
     if one != other:

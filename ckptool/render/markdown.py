@@ -53,7 +53,12 @@ def _word(word: str) -> str:
     if _PLAIN.fullmatch(word):
         return word
     core = word.rstrip(".,;:") or word
-    return f"`{core.translate(_CODE)}`{word[len(core) :]}"
+    return code(core) + word[len(core) :]
+
+
+def code(text: str) -> str:
+    """Printable text as code, for a line or a cell."""
+    return f"`{text.translate(_CODE)}`"
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

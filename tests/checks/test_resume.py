@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import time
 
 import numpy as np
 import pytest
@@ -241,3 +242,42 @@ def test_plain_sgd_keeps_nothing_and_lacks_nothing(state, tmp_path, ckptool):
     state["optimizer"] = torch.optim.SGD(net.parameters(), lr=0.0025).state_dict()
     output = ckptool("verify", runs.save(state, tmp_path), "--require", "resume", "--json")
     assert rules_of(output) == set()
+
+
+def test_rates_of_schedulers_that_took_turns_are_no_fault(tmp_path, ckptool):
+    """Those within a SequentialLR state the rates of the last time that they were on."""
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    schedulers = torch.optim.lr_scheduler
+    turns = [schedulers.LinearLR(optimizer), schedulers.CosineAnnealingLR(optimizer, 20)]
+    scheduler = schedulers.SequentialLR(optimizer, turns, [5])
+    for _ in range(9):
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        scheduler.step()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    path = tmp_path / "last.pt"
+    torch.save(state | {"scheduler": scheduler.state_dict()}, path)
+    assert "CK508" not in rules_of(ckptool("verify", path, "--json"), "warning")
+    optimizer.param_groups[0]["lr"] = 0.5
+    state["optimizer"] = optimizer.state_dict()
+    torch.save(state | {"scheduler": scheduler.state_dict()}, path)
+    assert "CK508" in rules_of(ckptool("verify", path, "--json"), "warning")
+
+
+def test_the_key_of_jax_is_a_state_of_its_generator(tmp_path, ckptool):
+    path = tmp_path / "state.pt"
+    for key, is_fault in ((np.array([0, 42], "u4"), False), (np.zeros(3), True)):
+        torch.save({"params": {"w": torch.ones(3, 3)}, "rng": key}, path)
+        found = rules_of(ckptool("verify", path, "--json"))
+        assert ("CK512" in found) == is_fault
+
+
+def test_a_name_without_end_takes_no_time(tmp_path, ckptool):
+    path = tmp_path / "last.pt"
+    torch.save(
+        {"model": {"w": torch.ones(3, 3)}, "best_" * 20_000 + "loss": 1.0, "loss": 2.0}, path
+    )
+    begun = time.process_time()
+    assert ckptool("verify", path).exit_code == 0
+    assert time.process_time() - begun < 5

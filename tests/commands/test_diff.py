@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import shutil
 
@@ -607,3 +608,54 @@ def test_equal_files_need_neither_numpy_nor_torch(ckptool_process, tmp_path):
     paths = pair(tmp_path, trained(), trained())
     subprocess.run([sys.executable, "-c", code, "diff", *paths], env=environment(), check=True,
                    capture_output=True)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------ nothing passed over
+
+
+def test_a_dict_of_more_plain_values_than_get_addresses_is_compared(compare):
+    """Each of its values would have taken an address; it is one value instead."""
+    table = {step: float(step) for step in range(140_000)} | {"nan": math.nan}
+    assert compare({"losses": table}, {"losses": dict(reversed(table.items()))})["equal"]
+    document = compare({"losses": table}, {"losses": table | {7: 7.5}})
+    assert kinds(document, "values") == {"losses": "value"}
+    assert compare({"losses": table}, {"losses": table | {7: 7.5}}, "--atol", "1")["equal"]
+
+
+@pytest.mark.parametrize("make", [float, lambda value: torch.full((2,), value)])
+def test_keys_that_are_written_alike_are_two_places(make, compare):
+    one, other = {1: make(1), "1": make(2)}, {1: make(1), "1": make(3)}
+    assert compare(one, one)["equal"]
+    assert not compare(one, other)["equal"]
+
+
+def test_nan_in_one_part_of_a_complex_number_says_nothing_of_the_other(compare):
+    one, other = complex(math.nan, 1), complex(math.nan, 2)
+    assert compare({"z": one}, {"z": one})["equal"]
+    assert not compare({"z": one}, {"z": other})["equal"]
+
+
+def test_the_padding_of_a_pickled_convolution_counts(compare):
+    one, other = (torch.nn.Conv2d(1, 1, 3, padding=p) for p in (1, 2))
+    other.load_state_dict(one.state_dict())
+    document = compare({"net": one}, {"net": other})
+    assert {"net/padding/0", "net/padding/1"} <= kinds(document, "values").keys()
+
+
+@pytest.mark.parametrize("options", [("--match", "modle/*"), ("--ignore", "*")])
+def test_globs_that_leave_nothing_to_compare_are_an_error(options, ckptool, tmp_path):
+    one, other = pair(tmp_path, {"model": {"w": torch.ones(2)}}, {"model": {"w": torch.zeros(2)}})
+    done = ckptool("diff", one, other, *options)
+    assert done.exit_code == 2
+    assert "left to compare" in done.stderr
+
+
+def test_types_in_a_document_of_digests_are_made_harmless(ckptool, tmp_path):
+    row = {"address": "w", "dtype": "\x1b[31mfloat32", "shape": [2], "bytes": 8, "sha256": "0"}
+    document = tmp_path / "digests.json"
+    document.write_text(json.dumps({"schema": "ckptool/inspect/1", "entries": [row]}))
+    torch.save({"w": torch.ones(2)}, tmp_path / "a.pt")
+    for form in ("text", "md", "html", "github", "junit"):
+        done = ckptool("diff", tmp_path / "a.pt", document, "--format", form)
+        assert done.exit_code == 1
+        assert "\x1b" not in done

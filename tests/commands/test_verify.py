@@ -128,6 +128,15 @@ def test_like_takes_a_checkpoint_a_release_and_a_document(path, model_json, tmp_
         assert ckptool("verify", release, "--like", other).exit_code == 0
 
 
+def test_like_takes_the_operands_of_diff(path, tmp_path, ckptool):
+    release, digests = tmp_path / "model.safetensors", tmp_path / "a#b.json"
+    save_file(weights(), release)
+    digests.write_text(ckptool("inspect", path, "--digests", "--json"))
+    for other in (digests, f"{digests}#ema_state_dict", f"{path}#@ema", f"{path}#@model"):
+        output = ckptool("verify", release, "--like", other)
+        assert output.exit_code == 0, output
+
+
 def test_like_tells_the_rename(model_json, tmp_path, ckptool):
     renamed = {f"backbone.{name}": value for name, value in weights().items()}
     torch.save({"state_dict": renamed}, tmp_path / "renamed.pt")
@@ -337,3 +346,19 @@ def test_a_run_imports_no_torch_and_by_default_no_numpy(options, absent, path):
     code, *modules = done.stderr.split()
     assert code == "0"
     assert not absent & set(modules)
+
+
+def test_tensors_without_values_are_not_called_finite(tmp_path, ckptool):
+    model = {"w": torch.empty(4, 4, device="meta"), "v": torch.ones(4)}
+    torch.save({"model": model}, tmp_path / "meta.pt")
+    output = ckptool("verify", tmp_path / "meta.pt", "--require", "finite", "--json")
+    (check,) = [check for check in output.json["checks"] if check["rule"] == "CK301"]
+    assert (output.exit_code, check["state"]) == (1, "not-checked")
+
+
+def test_the_best_by_a_metric_beyond_all_floats_is_another(tmp_path, ckptool):
+    for epoch, loss in ((1, 10**400), (2, 0.5)):
+        tree = {"model": {"w": torch.ones(4, 4)}, "epoch": epoch, "val_loss": loss}
+        torch.save(tree, tmp_path / f"{epoch}.pt")
+    output = ckptool("verify", tmp_path, "--best", "val_loss")
+    assert (output.exit_code, output.strip()) == (0, str(tmp_path / "2.pt"))

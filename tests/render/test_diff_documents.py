@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
@@ -123,3 +124,25 @@ def test_layers_of_one_kind_share_lines_and_show_their_worst():
     assert [f.label for f in folded[:3]] == ["stem", "h.0…1", "h.2…3"]
     assert (folded[2].worst.relative_l2, folded[2].worst.differing) == (0.03, 2)
     assert len(folded) == 14
+
+
+def test_a_backslash_before_a_bar_does_not_end_a_cell_of_markdown(ckptool, tmp_path):
+    name = r"a\|<img src=x>"
+    torch.save({name: torch.ones(1), "url": "x"}, tmp_path / "a.pt")
+    torch.save(
+        {name: torch.zeros(1), "url": "https://example.org www.example.org"}, tmp_path / "b.pt"
+    )
+    said = ckptool("diff", tmp_path / "a.pt", tmp_path / "b.pt", "--format", "md")
+    rows = [line for line in said.splitlines() if "img" in line and line.startswith("|")]
+    assert all(r"a\\x7c<img src=x>" in row for row in rows)
+    assert rows
+    assert "https://" not in said
+    assert "www.example" not in said
+
+
+def test_folding_layers_takes_no_square_of_the_length_of_a_name():
+    name = "1" * 100_000 + "x"
+    layers = [GroupDistance(name, "", 1, 1, 0, 1, 0.0, None)] * 2
+    begun = time.process_time()
+    assert len(list(fold_layers(layers))) == 2
+    assert time.process_time() - begun < 5
