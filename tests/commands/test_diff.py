@@ -23,6 +23,7 @@ CHECKPOINTS = sorted(
     path
     for path in FIXTURES.rglob("*")
     if path.suffix in {".pt", ".pth", ".ckpt", ".pkl", ".tar", ".safetensors"}
+    and not {"hostile", "malformed"} & set(path.parts)  # errors, not differences
 )
 DCP = [path.parent for path in FIXTURES.rglob(".metadata")]
 
