@@ -23,7 +23,6 @@ FILES = sorted(
     path
     for path in FIXTURES.rglob("*")
     if path.suffix in {".pt", ".pth", ".ckpt", ".pkl", ".tar", ".safetensors"}
-    and not {"hostile", "malformed"} & set(path.parts)  # errors, not differences
 )
 HOSTILE = [path for path in FILES if path.parent.name in {"hostile", "malformed"}]
 CHECKPOINTS = [path for path in FILES if path not in HOSTILE]
