@@ -295,9 +295,16 @@ def test_truncated_record_names_the_record(refuse, tmp_path):
 # ------------------------------------------------------------------------------------------ several
 
 
-def test_one_bad_path_of_several_is_an_error_without_half_an_answer(ckptool, tmp_path):
+def test_one_bad_path_of_several_is_an_error_behind_the_answers(ckptool, tmp_path):
     done = ckptool("inspect", EXPORTED, tmp_path / "missing")
-    assert_two_lines(done)
+    assert done.exit_code == 2
+    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
+    assert done.stdout.startswith("exported.ckpt")
+
+
+def test_one_bad_path_of_several_is_the_document(ckptool, tmp_path):
+    done = ckptool("inspect", EXPORTED, tmp_path / "missing", "--json")
+    assert (done.exit_code, done.json["schema"]) == (2, "ckptool/error/1")
 
 
 def test_a_folder_shows_its_bad_files_beside_the_good_ones(ckptool, tmp_path):

@@ -14,7 +14,7 @@ from ckptool.formats.salvage import salvage
 from ckptool.formats.zip_checksums import checksummed_records
 from faults import data_of
 
-MODEL = {f"layer.{i}.weight": torch.full((8, 16), float(i)) for i in range(6)}
+MODEL = {f"layer.{i}.weight": torch.full((8, 16), i + 1.0) for i in range(6)}
 NBYTES = 8 * 16 * 4  # of each
 
 
