@@ -85,9 +85,10 @@ def compare_sample(
         compared += 1
         equal += _is_equal(mine, yours, ours.dtype.name if cast else theirs.dtype.name)
         difference, size = _squares(mine, yours)
-        finite = finite and math.isfinite(difference)
+        finite = finite and all(map(math.isfinite, yours))
         off, norm = off + difference, norm + size
-    distance = math.sqrt(off / norm) if norm > 0 and finite else None
+    is_told = norm > 0 and math.isfinite(off) and math.isfinite(norm)  # squares may overflow
+    distance = math.sqrt(off / norm) if is_told else None
     return Agreement(compared, equal, distance, finite)
 
 
@@ -115,7 +116,8 @@ def distance(reader: TensorReader, one: TensorRef, other: TensorRef, limit: int 
     difference, size = _squares(beginning(reader, one, limit), beginning(reader, other, limit))
     if difference == 0:
         return 0.0
-    return math.sqrt(difference / size) if size > 0 and math.isfinite(difference) else math.inf
+    is_told = size > 0 and math.isfinite(difference) and math.isfinite(size)
+    return math.sqrt(difference / size) if is_told else math.inf
 
 
 def is_readable(ref: TensorRef) -> bool:
@@ -162,7 +164,8 @@ def _in_type(dtype: str, numbers: Sequence[float]) -> Sequence[float]:
 def _squares(mine: Sequence[float], yours: Sequence[float]) -> tuple[float, float]:
     """(squared distance, squared norm of the first), over as many values as both have."""
     pairs = list(zip(mine, yours, strict=False))
-    return sum((b - a) ** 2 for a, b in pairs), sum(a * a for a, _ in pairs)
+    # Products, since a power that overflows raises an error.
+    return sum((b - a) * (b - a) for a, b in pairs), sum(a * a for a, _ in pairs)
 
 
 def scalar_value(reader: TensorReader, value: Any) -> Any:

@@ -227,7 +227,9 @@ def _text(file) -> str:
 
 
 def warm(sample: str) -> None:
-    """Import what the commands import when they run."""
+    """Import what the commands import when they run; without rights they may not be able to."""
+    import ml_dtypes  # noqa: F401
+
     with tempfile.TemporaryDirectory() as folder:
         for command, suffix in (("promote-ema", "pt"), ("extract-ema", "safetensors")):
             with contextlib.redirect_stdout(io.StringIO()):

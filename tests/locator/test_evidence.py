@@ -169,3 +169,11 @@ def test_other_things_are_no_counters():
     assert scalar_value(CountingReader(), whole) is whole
     assert scalar_value(CountingReader(), "0.99") == "0.99"
     assert isinstance(scalar_value(CountingReader(), ref()), TensorRef)
+
+
+def test_values_whose_squares_overflow_are_finite_and_told_nothing_of():
+    model, average = (
+        {"w": torch.tensor([value, 1.0], dtype=torch.float64)} for value in (-4e109, -1e303)
+    )
+    found = agreement(model, average)
+    assert (found.finite, found.distance) == (True, None)
