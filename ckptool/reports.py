@@ -215,155 +215,6 @@ class PromoteReport(NamedTuple):
     backup: str | None = None  # where the replaced file is kept
 
 
-class CheckResult(NamedTuple):
-    """What one rule said of one file: a third state keeps silence from looking like success."""
-
-    rule: str  # CK404
-    title: str
-    state: str  # passed | failed | not-checked
-    reason: str = ""  # why it was not checked
-    severity: str = "error"  # of its findings
-    name: str = ""  # ema-absent
-
-
-class VerifyReport(NamedTuple):
-    """What ``ckptool verify`` says of one file."""
-
-    path: str
-    ok: bool  # nothing that counts failed
-    format: str | None  # None: it could not be opened
-    size_bytes: int
-    findings: tuple[Finding, ...]
-    checks: tuple[CheckResult, ...]  # every rule that was selected, in the order of the table
-    required: tuple[str, ...] = ()  # --require, as asked
-    strict: bool = False  # warnings count too
-
-
-class ChoiceReport(NamedTuple):
-    """Which checkpoint of a run was chosen: ``verify --latest-valid`` and ``--best``."""
-
-    path: str | None  # None: none passed
-    why: str
-    reports: tuple[VerifyReport, ...]  # of those that were looked at, in that order
-
-
-class RulesReport(NamedTuple):
-    """The table of rules, or a part of it."""
-
-    rules: tuple[Any, ...]  # rows of ``rules.py``
-
-
-class Distance(NamedTuple):
-    """How far two tensors are apart; sums run over the elements that are finite on both sides.
-
-    Everything is symmetric: what is relative is so to the larger of the two sides.
-    """
-
-    elements: int
-    differing: int
-    beyond: int  # differing, and not within the tolerance
-    nonfinite: int  # differing, and NaN or infinite on a side
-    max_abs: float  # an integer for integers
-    max_rel: float  # largest |a - b| / max(|a|, |b|)
-    mean_abs: float
-    rms: float
-    relative_l2: float | None  # norm of the difference to the larger norm; None: beyond float64
-    cosine: float | None  # None: a side is zero, or beyond float64
-    worst_at: tuple[int, ...]  # index of the first that is not finite, else of the largest
-
-
-class TensorDifference(NamedTuple):
-    """Two tensors that are not the same, or one without a partner."""
-
-    address: str
-    kind: str  # removed, added, shape, dtype, value, renamed, layout; within: close enough
-    section: str
-    dtype: tuple[str | None, str | None]
-    shape: tuple[tuple[int, ...] | None, tuple[int, ...] | None]
-    other: str | None = None  # the second side's name, where it was renamed
-    distance: Distance | None = None  # None: there are no numbers, and `note` says why
-    atol: float = 0.0
-    rtol: float = 0.0
-    note: str = ""
-
-
-class ValueDifference(NamedTuple):
-    """Two plain values that are not the same, or one without a partner."""
-
-    address: str
-    kind: str  # removed, added, type, value; within: close enough
-    section: str
-    a: Any
-    b: Any
-    note: str = ""
-
-
-class Divergence(NamedTuple):
-    """The first place, in the order of the tree, that differs."""
-
-    section: str
-    role: str
-    address: str
-    kind: str
-
-
-class GroupDistance(NamedTuple):
-    """The tensors and values of one section or layer together."""
-
-    address: str
-    role: str
-    tensors: int
-    differing: int  # tensors that count as different
-    values_differing: int
-    elements: int
-    max_abs: float
-    relative_l2: float | None  # of its floating-point tensors that differ, as one vector
-
-
-class DiffSummary(NamedTuple):
-    """The answer in numbers."""
-
-    first: Divergence | None
-    tensors: Mapping[str, int]  # compared, equal, within, and how many of each kind of difference
-    values: Mapping[str, int]
-    elements: int
-    differing: int  # elements
-    bytes: int  # of the first side's tensors that were compared
-    max_abs: float
-    relative_l2: float | None  # of the floating-point tensors that differ, as one vector
-    not_compared: tuple[str, ...]  # what could not be, in words
-
-
-class DiffReport(NamedTuple):
-    """What ``ckptool diff`` says of two operands."""
-
-    equal: bool
-    summary: DiffSummary
-    tensors: tuple[TensorDifference, ...]
-    values: tuple[ValueDifference, ...]
-    a: str
-    b: str
-    formats: tuple[str, str]
-    sections: tuple[GroupDistance, ...]
-    layers: tuple[GroupDistance, ...]
-    tolerances: tuple[Mapping[str, Any], ...]
-    strict: bool = False
-    hint: str | None = None  # what to compare instead
-
-
-class TextLine(NamedTuple):
-    """One tensor or value of ``ckptool textconv``."""
-
-    address: str
-    value: str  # dtype, shape and digest; or the value
-
-
-class TextReport(NamedTuple):
-    """A checkpoint as lines of text, for ``git diff``."""
-
-    lines: tuple[TextLine, ...]
-
-
 class LayoutsReport(NamedTuple):
     """The table of layouts."""
 
@@ -376,16 +227,16 @@ class ErrorReport(NamedTuple):
     error: Mapping[str, Any]
 
 
-# Documents that stand alone, with the version of their form.
-SCHEMAS: Mapping[type, str] = {
-    InspectReport: "ckptool/inspect/1",
-    RunReport: "ckptool/inspect-run/1",
-    ExtractReport: "ckptool/extract-ema/1",
-    PromoteReport: "ckptool/promote-ema/1",
-    VerifyReport: "ckptool/verify/1",
-    ChoiceReport: "ckptool/verify-choice/1",
-    RulesReport: "ckptool/rules/1",
-    DiffReport: "ckptool/diff/1",
-    LayoutsReport: "ckptool/layouts/1",
-    ErrorReport: "ckptool/error/1",
+# Documents that stand alone, by the names of their classes, with the version of their form.
+SCHEMAS: Mapping[str, str] = {
+    "InspectReport": "ckptool/inspect/1",
+    "RunReport": "ckptool/inspect-run/1",
+    "ExtractReport": "ckptool/extract-ema/1",
+    "PromoteReport": "ckptool/promote-ema/1",
+    "VerifyReport": "ckptool/verify/1",
+    "ChoiceReport": "ckptool/verify-choice/1",
+    "RulesReport": "ckptool/rules/1",
+    "DiffReport": "ckptool/diff/1",
+    "LayoutsReport": "ckptool/layouts/1",
+    "ErrorReport": "ckptool/error/1",
 }

@@ -24,7 +24,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "errors": (("errors",), ()),
     "dtypes": (("dtypes",), ()),
     "words": (("markers",), ()),
-    "reports": (("reports",), ()),
+    "reports": (("reports", "verify_reports", "diff_reports"), ()),
     "provenance": (("provenance",), ()),
     "rules": (("rules",), ("reports",)),
     "interrupts": (("interrupts",), ()),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from xml.etree import ElementTree as ET
 
-from ckptool.reports import VerifyReport
+from ckptool.verify_reports import VerifyReport
 
 States = dict[str, str]  # rule -> passed, failed, not-checked
 

@@ -7,7 +7,8 @@ import os
 from hypothesis import strategies as st
 
 import strategies
-from ckptool.reports import CheckResult, Finding, VerifyReport
+from ckptool.reports import Finding
+from ckptool.verify_reports import CheckResult, VerifyReport
 
 BYTES = "reads every byte: ask with --bytes"
 

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from ckptool.checks.base import Check, NotChecked, Subject
 from ckptool.errors import CkptError, UnsupportedError
-from ckptool.reports import CheckResult, Finding
+from ckptool.reports import Finding
 from ckptool.rules import BY_ID, BYTES, RULES, VALUES, Rule, finding
+from ckptool.verify_reports import CheckResult
 
 PASSED, FAILED, NOT_CHECKED = "passed", "failed", "not-checked"
 

@@ -9,8 +9,8 @@ import typer
 from ckptool.cli.options import ColorOption, JsonOption
 from ckptool.cli.output import answer
 from ckptool.errors import UsageError
-from ckptool.reports import RulesReport
 from ckptool.rules import BY_ID
+from ckptool.verify_reports import RulesReport
 
 
 def command(

@@ -20,7 +20,7 @@ from ckptool.commands.choosing import best_by, latest_valid
 from ckptool.commands.like import read_like
 from ckptool.commands.verify import Request, chosen_rules, expanded, verify_file
 from ckptool.errors import UsageError
-from ckptool.reports import ChoiceReport, VerifyReport
+from ckptool.verify_reports import ChoiceReport, VerifyReport
 
 NO = 1  # the exit code of a verdict that something failed
 

@@ -16,8 +16,9 @@ from ckptool.commands.inspect import inspect_directory
 from ckptool.commands.verify import Request, verify_file
 from ckptool.errors import UsageError
 from ckptool.layouts import Layouts
-from ckptool.reports import ChoiceReport, RunEntry, VerifyReport
+from ckptool.reports import RunEntry
 from ckptool.training import better_direction
+from ckptool.verify_reports import ChoiceReport, VerifyReport
 
 Entries = list[RunEntry]
 

@@ -28,10 +28,7 @@ from ckptool.comparison.leaves import Leaves
 from ckptool.comparison.operands import Side
 from ckptool.comparison.pairing import Pair, Selection, pair_up, select_leaves
 from ckptool.comparison.tolerances import Tolerance, Tolerances
-from ckptool.errors import UsageError
-from ckptool.layouts import Layouts
-from ckptool.numerics import Progress, no_progress
-from ckptool.reports import (
+from ckptool.diff_reports import (
     DiffReport,
     DiffSummary,
     Divergence,
@@ -39,6 +36,9 @@ from ckptool.reports import (
     TensorDifference,
     ValueDifference,
 )
+from ckptool.errors import UsageError
+from ckptool.layouts import Layouts
+from ckptool.numerics import Progress, no_progress
 from ckptool.tree import TensorRef
 
 Row = TensorDifference | ValueDifference

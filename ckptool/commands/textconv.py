@@ -10,9 +10,9 @@ from pathlib import Path
 
 from ckptool.comparison.digests import tensor_digests
 from ckptool.comparison.leaves import Held, Leaf, flatten
+from ckptool.diff_reports import TextLine, TextReport
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
-from ckptool.reports import TextLine, TextReport
 
 SHOWN = 200  # characters of a text
 

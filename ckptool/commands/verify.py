@@ -23,8 +23,8 @@ from ckptool.formats.base import Checkpoint
 from ckptool.inventory import Leaf
 from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress
-from ckptool.reports import VerifyReport
 from ckptool.rules import RULES, is_rule
+from ckptool.verify_reports import VerifyReport
 
 
 class Request(NamedTuple):

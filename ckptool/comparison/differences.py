@@ -20,7 +20,7 @@ from ckptool.comparison.leaves import Digest, Held, Leaf, Leaves, Named, Raw, Se
 from ckptool.comparison.pairing import Pair
 from ckptool.comparison.tolerances import Tolerance, Tolerances
 from ckptool.comparison.values import Values, values_of
-from ckptool.reports import Distance, TensorDifference, ValueDifference
+from ckptool.diff_reports import Distance, TensorDifference, ValueDifference
 from ckptool.tree import TensorRef
 
 ABSENT = object()

@@ -26,7 +26,7 @@ def to_json(report: Any) -> str:
 def plain(value: Any) -> Any:
     """A report as what ``json`` can write."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        schema = SCHEMAS.get(type(value))
+        schema = SCHEMAS.get(type(value).__name__)
         head = {"schema": schema} if schema else {}
         kept = zip(value._fields, value, strict=True)
         return head | {name: plain(part) for name, part in kept if not _absent(name, part)}

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from xml.sax.saxutils import escape, quoteattr
 
+from ckptool.diff_reports import DiffReport, GroupDistance, TensorDifference, ValueDifference
 from ckptool.render import text as words
 from ckptool.render.diff_text import (
     KINDS,
@@ -20,7 +21,6 @@ from ckptool.render.diff_text import (
     worst_first,
 )
 from ckptool.render.markdown import code
-from ckptool.reports import DiffReport, GroupDistance, TensorDifference, ValueDifference
 
 ROWS = 50  # tensors and values that are listed for people
 ANNOTATIONS = 10  # of a kind that GitHub shows of one step

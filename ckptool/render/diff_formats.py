@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from ckptool.diff_reports import DiffReport
 from ckptool.render.as_json import to_json
 from ckptool.render.diff_documents import to_github, to_junit, to_markdown
 from ckptool.render.diff_html import to_html
 from ckptool.render.diff_text import show_diff, show_names, show_stat
 from ckptool.render.page import Page
-from ckptool.reports import DiffReport
 
 PAGES: Mapping[str, Callable[[DiffReport], Page]] = {
     "full": show_diff,

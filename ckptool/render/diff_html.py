@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from html import escape
 
+from ckptool.diff_reports import DiffReport, GroupDistance, TensorDifference, ValueDifference
 from ckptool.render import text as words
 from ckptool.render.diff_text import (
     answer_lines,
@@ -21,7 +22,6 @@ from ckptool.render.diff_text import (
     value_text,
     worst_first,
 )
-from ckptool.reports import DiffReport, GroupDistance, TensorDifference, ValueDifference
 
 ROWS = 200  # tensors and values that are listed
 DECADES = range(-12, 1)  # of relative change

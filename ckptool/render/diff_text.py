@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from string import digits
 from typing import NamedTuple
 
+from ckptool.diff_reports import DiffReport, GroupDistance, TensorDifference, ValueDifference
 from ckptool.render import text as words
 from ckptool.render.page import Grid, Line, Page, Piece
 from ckptool.render.page import line as _text
-from ckptool.reports import DiffReport, GroupDistance, TensorDifference, ValueDifference
 
 TEXT = 60  # characters of a text that are shown
 WORST = 20  # tensors and values that are listed

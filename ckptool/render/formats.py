@@ -10,7 +10,8 @@ from ckptool.render.github import errors_to_github, to_github
 from ckptool.render.junit import to_junit
 from ckptool.render.markdown import to_markdown
 from ckptool.render.sarif import to_code_scanning, to_sarif
-from ckptool.reports import ChoiceReport, ErrorReport, VerifyReport
+from ckptool.reports import ErrorReport
+from ckptool.verify_reports import ChoiceReport, VerifyReport
 
 Renderer = Callable[[Sequence[Any]], str]  # of reports of one type
 

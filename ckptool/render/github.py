@@ -23,7 +23,8 @@ from ckptool.render.states import (
     verdict,
 )
 from ckptool.render.text import printable
-from ckptool.reports import CheckResult, ErrorReport, Finding, VerifyReport
+from ckptool.reports import ErrorReport, Finding
+from ckptool.verify_reports import CheckResult, VerifyReport
 
 COMMANDS: Mapping[str, str] = {"error": "error", "warning": "warning", "info": "notice"}
 

@@ -20,7 +20,8 @@ from ckptool.render.states import (
     sentence,
 )
 from ckptool.render.text import printable
-from ckptool.reports import CheckResult, Finding, VerifyReport
+from ckptool.reports import Finding
+from ckptool.verify_reports import CheckResult, VerifyReport
 
 # printable() leaves none of the characters that XML 1.0 cannot hold at all.
 _ENTITIES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"})

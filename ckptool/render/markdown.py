@@ -23,7 +23,8 @@ from ckptool.render.states import (
     verdict,
 )
 from ckptool.render.text import printable, size
-from ckptool.reports import CheckResult, Finding, VerifyReport
+from ckptool.reports import Finding
+from ckptool.verify_reports import CheckResult, VerifyReport
 
 MARKS: Mapping[str, str] = {PASSED: "✅", FAILED: "❌", NOT_CHECKED: "⬜"}
 SEVERITY_MARKS: Mapping[str, str] = {"error": "❌", "warning": "⚠️", "info": "ℹ️"}

@@ -26,7 +26,8 @@ from ckptool.render.states import (
     sentence,
 )
 from ckptool.render.text import printable
-from ckptool.reports import CheckResult, Finding, VerifyReport
+from ckptool.reports import Finding
+from ckptool.verify_reports import CheckResult, VerifyReport
 
 SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"

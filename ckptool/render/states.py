@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from ckptool.render.text import plural, printable
-from ckptool.reports import CheckResult, Finding, VerifyReport
+from ckptool.reports import Finding
+from ckptool.verify_reports import CheckResult, VerifyReport
 
 LIMIT = 4096  # characters; programs look files up by what they are told
 

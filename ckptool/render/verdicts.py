@@ -18,7 +18,8 @@ from ckptool.render.states import (
     remedy,
     verdict,
 )
-from ckptool.reports import ChoiceReport, Finding, RulesReport, VerifyReport
+from ckptool.reports import Finding
+from ckptool.verify_reports import ChoiceReport, RulesReport, VerifyReport
 
 MESSAGE_LIMIT = 600  # characters
 

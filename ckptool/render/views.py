@@ -11,6 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from ckptool.diff_reports import TextReport
 from ckptool.render import text as words
 from ckptool.render.folding import fold
 from ckptool.render.page import Grid, Line, Page
@@ -19,20 +20,17 @@ from ckptool.render.verdicts import show_choice, show_rules, show_several, show_
 from ckptool.reports import (
     CandidateReport,
     CastReport,
-    ChoiceReport,
     ErrorReport,
     ExtractReport,
     Finding,
     InspectReport,
     LayoutsReport,
     PromoteReport,
-    RulesReport,
     RunEntry,
     RunReport,
     TensorEntry,
-    TextReport,
-    VerifyReport,
 )
+from ckptool.verify_reports import ChoiceReport, RulesReport, VerifyReport
 
 _SEVERITY_STYLE = {"error": "error", "warning": "warning", "info": "info"}
 _TRUST_STYLE = {"known": "quiet", "unknown": "warning", "dangerous": "error"}

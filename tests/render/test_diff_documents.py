@@ -10,8 +10,8 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
+from ckptool.diff_reports import GroupDistance
 from ckptool.render.diff_text import bar, fold_layers
-from ckptool.reports import GroupDistance
 
 EVIL = '<script>alert("x")</script>|`x`\x1b[31m&::error::%'
 VOID = {"meta", "line"}

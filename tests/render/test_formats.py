@@ -12,7 +12,7 @@ from hypothesis import given
 import verdicts
 from ckptool.cli.options import Format
 from ckptool.render.formats import FORMATS, rendered
-from ckptool.reports import VerifyReport
+from ckptool.verify_reports import VerifyReport
 from published import OURS, assert_ours
 from told import READERS, in_sarif, states
 
