@@ -8,7 +8,6 @@ every refusal into an ``error:`` line, a ``hint:`` line and exit code 2.
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -212,7 +211,6 @@ def _close_stdout() -> None:
 def run() -> None:
     """A process of its own, from the command line's arguments to its exit code."""
     end_cleanly()
-    gc.disable()  # a short process that frees nothing; collection costs a fifth of a large pickle
     code = main(sys.argv[1:])
     try:
         sys.stdout.flush()

@@ -33,8 +33,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptool.dtypes import BY_SAFETENSORS_TAG, DType
 from ckptool.errors import DamagedError, UnsupportedError
@@ -84,8 +83,7 @@ def noted_ties(metadata: Mapping[str, str], names: Collection[str]) -> list[tupl
     return [(n, kept) for n, kept in metadata.items() if kept in names and n not in names]
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One tensor, as the header has it; offsets count from the end of the header."""
 
     name: str
@@ -95,13 +93,12 @@ class Entry:
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """A header that keeps the rules."""
 
     entries: tuple[Entry, ...]
     data_offset: int  # of the values, in the file
-    metadata: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str]
 
 
 def read_header(file: SourceFile) -> Header:

@@ -26,8 +26,7 @@ Source: torch 2.13 ``torch/serialization.py``, ``_legacy_save`` and ``_legacy_lo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptool.dtypes import DType
 from ckptool.errors import CkptError, DamagedError
@@ -79,8 +78,7 @@ def is_legacy(head: bytes) -> bool:
         return False
 
 
-@dataclass(frozen=True, slots=True)
-class LegacyStream:
+class LegacyStream(NamedTuple):
     """What :func:`read_stream` returns."""
 
     tree: Any

@@ -25,9 +25,8 @@ Source: torch 2.13 ``torch/serialization.py``, ``legacy_load``; POSIX.1-2017 ``p
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from struct import Struct
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptool.errors import DamagedError, UnknownFormatError
 from ckptool.formats.base import Checkpoint, SourceFile, TensorReader
@@ -81,8 +80,7 @@ class TorchTar:
 # ----------------------------------------------------------------------------------------- the tar
 
 
-@dataclass(frozen=True, slots=True)
-class TarHeader:
+class TarHeader(NamedTuple):
     """One member's header block."""
 
     name: str
@@ -193,8 +191,8 @@ def _pax_records(source: ByteSource, at: int, size: int) -> dict[str, str]:
 def _extend(header: TarHeader, records: Mapping[str, str]) -> TarHeader:
     size = records.get("size", "")
     if size.isascii() and size.isdigit() and len(size) < 20:
-        header = replace(header, size=int(size))
-    return replace(header, name=records.get("path", header.name))
+        header = header._replace(size=int(size))
+    return header._replace(name=records.get("path", header.name))
 
 
 # ------------------------------------------------------------------------------------- the members

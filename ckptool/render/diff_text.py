@@ -8,11 +8,17 @@ the range of their numbers and shows the largest change among them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from string import digits
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ckptool.diff_reports import DiffReport, GroupDistance, TensorDifference, ValueDifference
+from ckptool.diff_reports import (
+    DiffReport,
+    GroupDistance,
+    TensorDifference,
+    TextReport,
+    ValueDifference,
+)
 from ckptool.render import text as words
 from ckptool.render.page import Grid, Line, Page, Piece
 from ckptool.render.page import line as _text
@@ -281,3 +287,15 @@ def _common_start(one: object, other: object) -> int:
     pairs = enumerate(zip(one, other, strict=False))
     same = next((i for i, (x, y) in pairs if x != y), min(len(one), len(other)))
     return max(0, same - TEXT // 3)
+
+
+# ----------------------------------------------------------------------------------------- textconv
+
+
+def show_lines(report: TextReport) -> Page:
+    """One line each; nothing is aligned, so that a change of one line stays one."""
+    for line in report.lines:
+        yield _text(f"{words.printable(line.address, 1000)}: {line.value}", wraps=False)
+
+
+VIEWS: Mapping[str, Callable[[Any], Page]] = {"TextReport": show_lines}

@@ -6,7 +6,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ckptool.render import plain
 from ckptool.render.page import Grid, Line, Page
-from ckptool.render.views import page_of
+from ckptool.render.pages import page_of
 
 if TYPE_CHECKING:
     from rich.console import Console

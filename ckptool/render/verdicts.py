@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 from ckptool.render import text as words
 from ckptool.render.page import Grid, Line, Page, line
@@ -163,4 +164,12 @@ _READS = {
     "tree": "headers and pickles, and a sample of values",
     "bytes": "every byte, with --bytes",
     "values": "every value, with --values",
+}
+
+
+VIEWS: Mapping[str, Callable[[Any], Page]] = {
+    "VerifyReport": show_verify,
+    "VerifyReports": show_several,
+    "ChoiceReport": show_choice,
+    "RulesReport": show_rules,
 }

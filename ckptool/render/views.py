@@ -11,12 +11,9 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from ckptool.diff_reports import TextReport
 from ckptool.render import text as words
-from ckptool.render.folding import fold
 from ckptool.render.page import Grid, Line, Page
 from ckptool.render.page import line as _text
-from ckptool.render.verdicts import show_choice, show_rules, show_several, show_verify
 from ckptool.reports import (
     CandidateReport,
     CastReport,
@@ -30,7 +27,6 @@ from ckptool.reports import (
     RunReport,
     TensorEntry,
 )
-from ckptool.verify_reports import ChoiceReport, RulesReport, VerifyReport
 
 _SEVERITY_STYLE = {"error": "error", "warning": "warning", "info": "info"}
 _TRUST_STYLE = {"known": "quiet", "unknown": "warning", "dangerous": "error"}
@@ -227,6 +223,8 @@ def _tensor_tree(entries: tuple[TensorEntry, ...]) -> Grid:
     grid.add_row(_text(("\nTensors", "title")))
     if not entries:
         grid.add_row(_text(("  no address fits", "quiet")))
+    from ckptool.render.folding import fold  # noqa: PLC0415 - only with --tensors
+
     for row in fold(entries):
         label = "  " * (row.depth + 1) + words.printable(row.label, 80)
         times = f"×{row.times}" if row.times > 1 else ""
@@ -437,15 +435,6 @@ def show_layouts(report: LayoutsReport) -> Page:
     yield grid
 
 
-# ----------------------------------------------------------------------------------------- textconv
-
-
-def show_lines(report: TextReport) -> Page:
-    """One line each; nothing is aligned, so that a change of one line stays one."""
-    for line in report.lines:
-        yield _text(f"{words.printable(line.address, 1000)}: {line.value}", wraps=False)
-
-
 # ------------------------------------------------------------------------------------------- errors
 
 
@@ -459,25 +448,11 @@ def show_error(report: ErrorReport) -> Page:
         yield _text(("hint: ", "info"), words.printable(error["hint"], 600), wraps=False)
 
 
-VIEWS: dict[type, Callable[[Any], Page]] = {
-    InspectReport: show_inspect,
-    LayoutsReport: show_layouts,
-    RunReport: show_run,
-    ExtractReport: show_extract,
-    PromoteReport: show_promote,
-    VerifyReport: show_verify,
-    ChoiceReport: show_choice,
-    RulesReport: show_rules,
-    TextReport: show_lines,
-    ErrorReport: show_error,
+VIEWS: Mapping[str, Callable[[Any], Page]] = {
+    "InspectReport": show_inspect,
+    "RunReport": show_run,
+    "ExtractReport": show_extract,
+    "PromoteReport": show_promote,
+    "LayoutsReport": show_layouts,
+    "ErrorReport": show_error,
 }
-
-# Reports that have a view of their own when there are several.
-SEVERAL: dict[type, Callable[[Any], Page]] = {VerifyReport: show_several}
-
-
-def page_of(report: Any) -> Page:
-    """The view of a report, or of a list of reports of one type."""
-    if isinstance(report, list):
-        return SEVERAL[type(report[0])](report)
-    return VIEWS[type(report)](report)
