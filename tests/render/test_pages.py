@@ -28,5 +28,7 @@ def test_inspect_imports_nothing_of_other_commands():
         "print([m for m in sys.modules if m.startswith('ckptool') and "
         "('verify' in m or 'diff' in m or 'verdicts' in m)])"
     )
-    told = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    told = subprocess.run(
+        [sys.executable, "-c", code, path], check=True, capture_output=True, text=True
+    )
     assert told.stdout.splitlines()[-1] == "[]"
