@@ -23,7 +23,7 @@ from ckptool.interrupts import held, undone_at_end
 from ckptool.numerics import Progress, no_progress
 from ckptool.tree import Blob, ByteSpan
 from ckptool.writers.attributes import take_after
-from ckptool.writers.copying import Pace, clone, copy_bytes
+from ckptool.writers.copying import Pace, Ways, clone, copy_bytes
 from ckptool.writers.partial import (
     create,
     in_use,
@@ -55,7 +55,7 @@ class PartialFile:
         self.path = path
         self.fd = -1  # until it is there
         self.position = 0  # bytes written
-        self._pace = Pace()
+        self._pace, self._ways = Pace(), Ways()
 
     def close(self) -> None:
         """Give the file up; what still has its name of a partial file goes. Harmless when twice."""
@@ -112,7 +112,7 @@ class PartialFile:
         try:
             copy_bytes(
                 file.fd, self.fd, span.nbytes,
-                start=span.offset, at=offset, progress=progress, pace=pace,
+                start=span.offset, at=offset, progress=progress, pace=pace, ways=self._ways,
             )  # fmt: skip
         except CkptError as error:
             raise error.at(file.path) from error.__cause__
