@@ -35,6 +35,7 @@ from statistics import median
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(HERE.parent)}
 ENVIRONMENT.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program has its bytecode
+ELSEWHERE = tempfile.gettempdir()  # not here, where our own pyproject.toml would be parsed
 MIB = 1 << 20
 
 
@@ -132,7 +133,7 @@ def arguments(description: str | None, runs: int) -> argparse.Namespace:
 @contextmanager
 def workplace(folder: Path | None) -> Iterator[Path]:
     """A new folder in ``folder``, removed with all that is in it."""
-    made = Path(tempfile.mkdtemp(prefix="ckptool-benchmark-", dir=folder))
+    made = Path(tempfile.mkdtemp(prefix="ckptool-benchmark-", dir=folder)).resolve()
     try:
         yield made
     finally:
@@ -175,7 +176,9 @@ def run(contender: Contender) -> Run:
     for path in contender.reads:
         _warm(path)
     begun = time.perf_counter()
-    process = subprocess.Popen(contender.command, stdout=subprocess.DEVNULL, env=ENVIRONMENT)
+    process = subprocess.Popen(
+        contender.command, stdout=subprocess.DEVNULL, env=ENVIRONMENT, cwd=ELSEWHERE
+    )
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - begun
     process.returncode = os.waitstatus_to_exitcode(status)
