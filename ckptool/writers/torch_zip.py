@@ -6,7 +6,7 @@ checksum. The pickle names only what ``torch.load(weights_only=True)`` allows. T
 the same bytes of the source share one storage, so ties survive, also a cast: it is the storage that
 is cast, once.
 
-A large storage is copied by the kernel. Its checksum is the one that the source has for it, where
+A large storage is copied as it stands. Its checksum is the one that the source has for it, where
 it was a whole record there: that is checked by whoever takes the last look, and where it did not
 fit (``--force``), the copy shows the damage as the source did. Else a thread reads the storage for
 it meanwhile.
@@ -192,7 +192,7 @@ def _checksum_thread() -> Iterator[ThreadPoolExecutor]:
 
 
 def _is_large(storage: Storage) -> bool:
-    """Whether it is worth the kernel's copy."""
+    """Whether it is worth a copy of its own."""
     return storage.nbytes >= WORTH_COPYING and not isinstance(storage.span.source, Blob)
 
 

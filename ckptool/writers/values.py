@@ -1,7 +1,7 @@
 """Values that are no run of bytes of the source: written block by block, then read back.
 
-What the kernel copies is as good as the kernel. What was cast, swapped or gathered on the way went
-through this process, so its checksum is taken on the way out and held against what can be read.
+What is copied as it stands is as good as the copy. What was cast, swapped or gathered on the way is
+ours: its checksum is taken on the way out and held against what can be read.
 """
 
 from __future__ import annotations
