@@ -44,7 +44,7 @@ def _is_that_average(subject: Subject) -> Verdicts:
             f"{len(unexpected)} are not in it: {shown}"
         )
         yield finding("CK702", (missing or unexpected)[0], message)
-    differing = [name for name in fitting if not _equal(source, ours[name], averages[name])]
+    differing = _differing(subject, source, ours, averages, fitting)
     if differing:
         what = f"{len(differing)} of {len(fitting)} tensors differ: {named(differing)}"
         raw = _is_raw(subject, source, ours, differing)
@@ -70,12 +70,24 @@ def _is_raw(subject: Subject, source: Checkpoint, ours: Tensors, differing: list
     location = locate_ema(source, layouts=subject.layouts)
     raw = plan_model(location.model, "model").tensors if location.model else {}
     known = [name for name in differing if name in raw]
-    is_raw = known and all(_equal(source, ours[name], raw[name]) for name in known)
+    first, rest = known[:1], known[1:]  # one tells most of them apart
+    is_raw = first and not any(
+        _differing(subject, source, ours, raw, names) for names in (first, rest)
+    )
     return "; they are its raw weights" if is_raw and location.main_slot == "raw" else ""
 
 
-def _equal(source: Checkpoint, one: TensorRef, other: TensorRef) -> bool:
-    return one.shape == other.shape and equal_after_cast(source.reader, one, other)
+def _differing(
+    subject: Subject, source: Checkpoint, ours: Tensors, theirs: Tensors, names: list[str]
+) -> list[str]:
+    """The names whose tensors differ, here after a cast to the file's type."""
+
+    def is_equal(name: str) -> bool:
+        one, other = ours[name], theirs[name]
+        return one.shape == other.shape and equal_after_cast(source.reader, one, other)
+
+    equal = subject.over(names, is_equal, lambda name: ours[name].nbytes)
+    return [name for name, same in zip(names, equal, strict=True) if not same]
 
 
 CHECKS = (Check(RULES, _is_that_average),)

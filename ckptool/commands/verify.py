@@ -23,6 +23,7 @@ from ckptool.formats.base import Checkpoint
 from ckptool.inventory import Leaf
 from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress
+from ckptool.ranks import Ranks
 from ckptool.rules import RULES, is_rule
 from ckptool.verify_reports import VerifyReport
 
@@ -36,6 +37,7 @@ class Request(NamedTuple):
     against: Path | None = None
     layouts: Layouts = ()
     progress: Progress = no_progress
+    ranks: Ranks = Ranks()  # the processes that share what is read in full
 
 
 def chosen_rules(
@@ -92,6 +94,7 @@ def _subject(checkpoint: Checkpoint, request: Request, opened: ExitStack) -> Sub
         against=opened.enter_context(open_checkpoint(source)) if source else None,
         reads=request.chosen.reads,
         progress=request.progress,
+        ranks=request.ranks,
     )
 
 
