@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ckptool.candidates import Candidate, EmaLocation
+from ckptool.checks.sources import Source
 from ckptool.ema import locate_ema
 from ckptool.formats.base import Checkpoint
 from ckptool.inventory import Inventory, Leaf
@@ -43,7 +44,7 @@ class Subject:
         *,
         layouts: Layouts = (),
         like: Mapping[str, Leaf] | None = None,
-        against: Checkpoint | None = None,
+        against: Source | None = None,
         reads: frozenset[str] = frozenset(),
         progress: Progress = no_progress,
         ranks: Ranks = Ranks(),  # noqa: B008 - a tuple

@@ -48,8 +48,8 @@ def command(
         typer.Option(metavar="OPERAND", help="Names and shapes of the model that is to load it."),
     ] = None,
     against: Annotated[
-        Path | None,
-        typer.Option(metavar="SOURCE", help="The checkpoint whose EMA these weights are."),
+        str | None,
+        typer.Option(metavar="OPERAND", help="What these weights are: its EMA, or a place in it."),
     ] = None,
     bytes_: Annotated[
         bool | None, typer.Option("--bytes/--no-bytes", help="Read all bytes: checksums.")
