@@ -6,6 +6,7 @@ command line prints both lines and exits with 2; nothing else in the package kno
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -117,3 +118,7 @@ class UsageError(CkptError):
     """The command line asks for something that does not go together."""
 
     code = "usage"
+
+
+_KINDS: tuple[type[CkptError], ...] = (CkptError, *CkptError.__subclasses__())
+BY_CODE: Mapping[str, type[CkptError]] = {kind.code: kind for kind in _KINDS}

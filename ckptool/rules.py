@@ -306,7 +306,8 @@ RULES: tuple[Rule, ...] = (
     ),
     # ------------------------------------------------------------------------------ provenance
     Rule(
-        "CK701", "not-that-average", _ERROR, "The weights are not the averages in the source.",
+        "CK701", "not-that-average", _ERROR,
+        "The weights are not the averages in the source, or not those at the place named in it.",
         "make the file again: ckptool extract-ema SOURCE",
     ),
     Rule(

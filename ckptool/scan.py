@@ -14,6 +14,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from threading import local
@@ -23,6 +24,7 @@ from ckptool.errors import DamagedError
 from ckptool.formats.base import SourceFile, TensorReader
 from ckptool.formats.zip_checksums import Checksummed, checksummed_records, is_storage
 from ckptool.numerics import BLOCK, FiniteTest, Progress, finite_test
+from ckptool.ranks import Ranks
 from ckptool.rules import BYTES, VALUES
 from ckptool.tree import Address, TensorRef, format_address
 
@@ -70,10 +72,12 @@ def scan(
     progress: Progress,
     *,
     elsewhere: bool = True,
+    ranks: Ranks = Ranks(),  # noqa: B008 - a tuple
 ) -> Scan:
     """Read what was asked for: the ``bytes`` of records, the ``values`` of floating tensors.
 
-    Without ``elsewhere`` storages that hold none of the tensors are left out.
+    Without ``elsewhere`` storages that hold none of the tensors are left out. Every one of the
+    ``ranks`` reads a part, and knows what all have seen.
 
     Raises:
         DamagedError: a file ends before what is to be read.
@@ -81,16 +85,14 @@ def scan(
     regions, apart = _plan(reader, tensors, reads, elsewhere=elsewhere)
     broken: list[BrokenRecord] = []
     suspects = list(apart)
-    with ThreadPoolExecutor(THREADS) as pool:
-        results = chain.from_iterable(pool.map(_read_all, _batches(regions)))
-        for region, (crc, is_finite) in zip(regions, results, strict=True):
-            progress(region.nbytes)
-            record = region.record
-            if record and record.crc is not None and crc != record.crc:
-                names = tuple(format_address(address) for address, _ in region.tensors)
-                broken.append(BrokenRecord(record.name, record.nbytes, record.crc, crc, names))
-            if not is_finite:
-                suspects += region.tensors
+    seen = ranks.work(list(_batches(regions)), partial(_seen, progress), _nbytes)
+    for region, (crc, is_finite) in zip(regions, chain.from_iterable(seen), strict=True):
+        record = region.record
+        if record and record.crc is not None and crc != record.crc:
+            names = tuple(format_address(address) for address, _ in region.tensors)
+            broken.append(BrokenRecord(record.name, record.nbytes, record.crc, crc, names))
+        if not is_finite:
+            suspects += region.tensors
     records = [region.record for region in regions if region.record]
     without = sum(record.crc is None for record in records)
     return Scan(len(records), without, tuple(broken), tuple(suspects))
@@ -181,9 +183,12 @@ def _common_test(offset: int, group: Sequence[tuple[Address, TensorRef]]) -> Fin
 # ---------------------------------------------------------------------------------------- reading
 
 
-def _batches(regions: Sequence[Region]) -> Iterator[list[Region]]:
+Batch = list[Region]
+
+
+def _batches(regions: Sequence[Region]) -> Iterator[Batch]:
     """What a thread takes at a time: many small tensors, or a large one."""
-    batch: list[Region] = []
+    batch: Batch = []
     held = 0
     for region in regions:
         batch.append(region)
@@ -194,7 +199,24 @@ def _batches(regions: Sequence[Region]) -> Iterator[list[Region]]:
     yield batch
 
 
-def _read_all(batch: Sequence[Region]) -> list[tuple[int, bool]]:
+Seen = list[tuple[int, bool]]  # of each region of a batch: its checksum, whether it is finite
+
+
+def _nbytes(batch: Batch) -> int:
+    return sum(region.nbytes + REGION_COST for region in batch)
+
+
+def _seen(progress: Progress, batches: Sequence[Batch]) -> list[Seen]:
+    """What there is to see in each batch; some threads read."""
+    seen: list[Seen] = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        for batch, found in zip(batches, pool.map(_read_all, batches), strict=True):
+            progress(sum(region.nbytes for region in batch))
+            seen.append(found)
+    return seen
+
+
+def _read_all(batch: Batch) -> Seen:
     return [_read(region) for region in batch]
 
 

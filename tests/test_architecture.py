@@ -27,6 +27,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "reports": (("reports", "verify_reports", "diff_reports"), ()),
     "provenance": (("provenance",), ()),
     "rules": (("rules",), ("reports",)),
+    "ranks": (("ranks",), ("errors",)),
     "interrupts": (("interrupts",), ()),
     "tree": (("tree",), ("dtypes", "errors")),
     "formats": (("formats", "formats.*", "trust"), ("tree", "words", "dtypes", "errors")),
@@ -47,20 +48,20 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "plans": (("plans", "renaming"), ("ema", "inventory", "tree", "errors")),
     "soundness": (
         ("soundness", "scan"),
-        ("views", "ema", "numerics", "formats", "tree", "rules", "reports", "errors"),
+        ("views", "ema", "numerics", "formats", "tree", "rules", "ranks", "reports", "errors"),
     ),
     "checks": (
         ("checks", "checks.*"),
         (
             "plans", "soundness", "views", "ema", "inventory", "numerics", "formats", "tree",
-            "rules", "reports", "errors",
+            "rules", "ranks", "reports", "errors",
         ),
     ),
     "comparison": (
         ("comparison", "comparison.*"),
         (
-            "soundness", "plans", "views", "ema", "numerics", "formats", "tree", "reports",
-            "dtypes", "errors",
+            "soundness", "plans", "views", "ema", "numerics", "formats", "tree", "ranks",
+            "reports", "dtypes", "errors",
         ),
     ),
     "writers": (
@@ -75,8 +76,8 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("commands", "commands.*", "origin"),
         (
             "promotion", "writers", "comparison", "plans", "checks", "soundness", "views", "ema",
-            "inventory", "numerics", "formats", "tree", "dtypes", "rules", "provenance", "reports",
-            "errors", "root",
+            "inventory", "numerics", "formats", "tree", "dtypes", "rules", "ranks", "provenance",
+            "reports", "errors", "root",
         ),
     ),
     "render": (("render", "render.*"), ("reports",)),
@@ -88,8 +89,8 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "cli": (
         ("cli", "cli.*"),
         (
-            "render", "commands", "comparison", "ema", "interrupts", "rules", "reports", "errors",
-            "root",
+            "render", "commands", "comparison", "ema", "interrupts", "rules", "ranks", "reports",
+            "errors", "root",
         ),
     ),
     "root": (("", "__main__"), ("cli", "library", "formats", "interrupts", "errors")),
@@ -173,7 +174,7 @@ HOMES = {
     # The kernels of the comparison are given numpy or torch as a namespace.
     "numpy": {"numerics", "casting", "comparison.arrays"},
     "ml_dtypes": {"numerics", "casting", "comparison.arrays"},
-    "torch": {"torch_bridge", "library", "comparison.arrays", "comparison.ranks"},
+    "torch": {"torch_bridge", "library", "comparison.arrays", "ranks"},
     "safetensors": {"writers.safetensors_file"},
     "click": set(),
     "ctypes": set(),

@@ -17,9 +17,11 @@ from ckptool.checks.container import named
 from ckptool.checks.parts import facts_of, number
 from ckptool.direction import direction_cosine
 from ckptool.ema_findings import FLAGS, QUESTIONS, Question, flag_findings
+from ckptool.formats.base import TensorReader
 from ckptool.inventory import scalars_in
 from ckptool.numerics import same_values
 from ckptool.rules import finding
+from ckptool.tree import TensorRef
 
 COARSE = {"float16": 2.0**-11, "bfloat16": 2.0**-8}  # half a step between neighbours, relative
 LATE = 0.5  # of the updates that the run should have made
@@ -164,14 +166,19 @@ def _odd_count(updates: float, step: float | None, meta: Mapping[str, Any]) -> s
 def _copies(subject: Subject) -> Verdicts:
     """What a sample took for the same is compared in full."""
     believed = [(c, belief) for c in subject.location.candidates for belief in c.believed]
+    same_in_full = partial(_same_pair, subject.checkpoint.reader)
     for candidate, belief in believed:
-        reader = subject.checkpoint.reader
-        differing = sum(not same_values(reader, one, other) for one, other in belief.pairs)
+        same = subject.over(belief.pairs, same_in_full, lambda pair: pair[0].nbytes)
+        differing = same.count(False)
         if differing:
             message = f"differs from {belief.what} in {differing} of {len(belief.pairs)} tensors"
             yield finding("CK412", candidate.address, message)
     if not believed and not any(c.aliases for c in subject.location.candidates):
         yield NotChecked("CK412", "there is one copy", is_absent=True)
+
+
+def _same_pair(reader: TensorReader, pair: tuple[TensorRef, TensorRef]) -> bool:
+    return same_values(reader, *pair)
 
 
 def _precision(subject: Subject) -> Verdicts:

@@ -6,21 +6,25 @@ not be decided. What it passes over in silence has passed, so it must look, or s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ckptool.candidates import Candidate, EmaLocation
+from ckptool.checks.sources import Source
 from ckptool.ema import locate_ema
 from ckptool.formats.base import Checkpoint
 from ckptool.inventory import Inventory, Leaf
 from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress
+from ckptool.ranks import Ranks
 from ckptool.reports import Finding
 from ckptool.scan import Scan, scan
 from ckptool.training import TrainingState, read_training_state
 from ckptool.tree import Address, TensorRef
+
+Item = TypeVar("Item")
 
 
 class NotChecked(NamedTuple):
@@ -40,15 +44,26 @@ class Subject:
         *,
         layouts: Layouts = (),
         like: Mapping[str, Leaf] | None = None,
-        against: Checkpoint | None = None,
+        against: Source | None = None,
         reads: frozenset[str] = frozenset(),
         progress: Progress = no_progress,
+        ranks: Ranks = Ranks(),  # noqa: B008 - a tuple
     ) -> None:
         self.checkpoint, self.layouts = checkpoint, layouts
         self.like = like  # the names and shapes of the model that is to take the weights
         self.against = against  # where the weights are said to come from
         self.reads = reads  # what may be read in full: bytes, values
         self.progress = progress
+        self.ranks = ranks  # the processes that share what is read in full
+
+    def over(
+        self,
+        items: Sequence[Item],
+        look: Callable[[Item], Any],
+        size: Callable[[Item], int] = lambda _item: 1,
+    ) -> list[Any]:
+        """What a look at each item gives, shared among the processes (``ranks.py``)."""
+        return self.ranks.work(items, lambda own: [look(item) for item in own], size)
 
     @property
     def path(self) -> Path:
@@ -99,7 +114,8 @@ class Subject:
     def scan(self) -> Scan:
         """What reading all that was asked for has shown."""
         tensors = {**self.weight_tensors, **self.optimizer_tensors}
-        return scan(self.checkpoint.reader, tensors, self.reads, self.progress)
+        reader = self.checkpoint.reader
+        return scan(reader, tensors, self.reads, self.progress, ranks=self.ranks)
 
 
 Verdicts = Iterator[Finding | NotChecked]

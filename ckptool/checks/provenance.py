@@ -1,29 +1,20 @@
-"""CK7: whether the weights are the averages in another checkpoint, to the last bit.
+"""CK7: whether the weights are those of another checkpoint, to the last bit.
 
-What a release holds is computed again from its source (``plans.py``, as ``extract-ema`` does) and
+What a release holds is computed again from its source (``sources.py``, as ``extract-ema`` does) and
 compared in the release's own types: an average that was cast for a slot of bfloat16 is compared
 after the same cast. The names may be the model's, bare, or the average's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
 from ckptool.checks.container import named
 from ckptool.checks.loading import weights_of
-from ckptool.ema import locate_ema
-from ckptool.errors import CkptError
-from ckptool.formats.base import Checkpoint
+from ckptool.checks.sources import Source, Tensors
 from ckptool.numerics import equal_after_cast
-from ckptool.plans import plan_extraction, plan_model
-from ckptool.refusals import require_ema
 from ckptool.rules import finding
-from ckptool.tree import TensorRef
 
 RULES = ("CK701", "CK702")
-NAMES = ("model", "bare", "ema")  # of extract-ema
-Tensors = Mapping[str, TensorRef]
 
 
 def _is_that_average(subject: Subject) -> Verdicts:
@@ -33,7 +24,7 @@ def _is_that_average(subject: Subject) -> Verdicts:
         yield from (NotChecked(rule, reason) for rule in RULES)
         return
     ours = table.tensors
-    averages = max(_plans(subject, source), key=lambda plan: len(plan.keys() & ours.keys()))
+    averages = max(source.plans, key=lambda plan: len(plan.keys() & ours.keys()))
     fitting = [n for n in averages if n in ours and averages[n].shape == ours[n].shape]
     missing = [name for name in averages if name not in fitting]
     unexpected = [name for name in ours if name not in averages]
@@ -44,7 +35,7 @@ def _is_that_average(subject: Subject) -> Verdicts:
             f"{len(unexpected)} are not in it: {shown}"
         )
         yield finding("CK702", (missing or unexpected)[0], message)
-    differing = [name for name in fitting if not _equal(source, ours[name], averages[name])]
+    differing = _differing(subject, source, ours, averages, fitting)
     if differing:
         what = f"{len(differing)} of {len(fitting)} tensors differ: {named(differing)}"
         raw = _is_raw(subject, source, ours, differing)
@@ -53,29 +44,27 @@ def _is_that_average(subject: Subject) -> Verdicts:
         yield finding("CK701", "", "no tensor of the source is in the file")
 
 
-def _plans(subject: Subject, source: Checkpoint) -> Iterator[Tensors]:
-    """The averages under each kind of names; a kind that does not go is left out."""
-    location = locate_ema(source, layouts=subject.layouts)
-    chosen = None if location.main_slot == "averaged" else require_ema(location, source)
-    for names in NAMES:
-        try:
-            yield plan_extraction(location, chosen, names).tensors
-        except CkptError:
-            if names == NAMES[0]:
-                raise
-
-
-def _is_raw(subject: Subject, source: Checkpoint, ours: Tensors, differing: list[str]) -> str:
+def _is_raw(subject: Subject, source: Source, ours: Tensors, differing: list[str]) -> str:
     """The usual mistake has a name: these are the raw weights of the source."""
-    location = locate_ema(source, layouts=subject.layouts)
-    raw = plan_model(location.model, "model").tensors if location.model else {}
-    known = [name for name in differing if name in raw]
-    is_raw = known and all(_equal(source, ours[name], raw[name]) for name in known)
-    return "; they are its raw weights" if is_raw and location.main_slot == "raw" else ""
+    known = [name for name in differing if name in source.raw]
+    first, rest = known[:1], known[1:]  # one tells most of them apart
+    is_raw = first and not any(
+        _differing(subject, source, ours, source.raw, names) for names in (first, rest)
+    )
+    return "; they are its raw weights" if is_raw else ""
 
 
-def _equal(source: Checkpoint, one: TensorRef, other: TensorRef) -> bool:
-    return one.shape == other.shape and equal_after_cast(source.reader, one, other)
+def _differing(
+    subject: Subject, source: Source, ours: Tensors, theirs: Tensors, names: list[str]
+) -> list[str]:
+    """The names whose tensors differ, here after a cast to the file's type."""
+
+    def is_equal(name: str) -> bool:
+        one, other = ours[name], theirs[name]
+        return one.shape == other.shape and equal_after_cast(source.reader, one, other)
+
+    equal = subject.over(names, is_equal, lambda name: ours[name].nbytes)
+    return [name for name, same in zip(names, equal, strict=True) if not same]
 
 
 CHECKS = (Check(RULES, _is_that_average),)

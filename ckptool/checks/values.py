@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
 from ckptool.evidence import beginning, is_readable, spread
-from ckptool.numerics import at_limit, nonfinite_values, only_value
+from ckptool.numerics import Nonfinite, at_limit, nonfinite_values, only_value
 from ckptool.reports import Finding
 from ckptool.rules import finding
 from ckptool.tree import Address, TensorRef, format_address
@@ -76,9 +76,11 @@ def _nonfinite(subject: Subject) -> Verdicts:
     """Every value, in the scan; what that suspects is counted."""
     sections = _sections(subject)
     kinds = {address: name for name, tensors in sections.items() for address in tensors}
-    for address, ref in subject.scan.suspects:
-        if address in kinds:
-            yield from _count(subject, address, ref, kinds[address])
+    suspects = [(address, ref) for address, ref in subject.scan.suspects if address in kinds]
+    reader = subject.checkpoint.reader
+    counts = subject.over(suspects, lambda each: nonfinite_values(reader, each[1]), _nbytes)
+    for (address, ref), seen in zip(suspects, counts, strict=True):
+        yield from _count(address, ref, kinds[address], Nonfinite(*seen))
     if not any(ref.dtype.is_floating for ref in subject.weight_tensors.values()):
         yield NotChecked("CK301", "no floating-point weights", is_absent=True)
     if not sections.get("optimizer"):
@@ -86,8 +88,11 @@ def _nonfinite(subject: Subject) -> Verdicts:
     yield from _without_arithmetic(sections)
 
 
-def _count(subject: Subject, address: Address, ref: TensorRef, section: str) -> Iterator[Finding]:
-    seen = nonfinite_values(subject.checkpoint.reader, ref)
+def _nbytes(each: tuple[Address, TensorRef]) -> int:
+    return each[1].nbytes
+
+
+def _count(address: Address, ref: TensorRef, section: str, seen: Nonfinite) -> Iterator[Finding]:
     if (seen.nan or seen.infinite) and not seen.is_mask:
         rule = "CK302" if section == "optimizer" else "CK301"
         what = f"{seen.nan:,} NaN and {seen.infinite:,} infinite"
@@ -118,34 +123,38 @@ def _constant(subject: Subject) -> Verdicts:
         if len(ref.shape) > 1 and ref.numel >= 4 and ref.dtype.is_floating
     ]
     readable = [(address, ref) for address, ref in matrices if is_readable(ref)]
-    for address, ref in readable:
-        if len(set(beginning(subject.checkpoint.reader, ref))) == 1:
-            yield from _one_value(subject, address, ref)
+    reader = subject.checkpoint.reader
+    suspects = [each for each in readable if len(set(beginning(reader, each[1]))) == 1]
+    only = subject.over(suspects, lambda each: only_value(reader, each[1]), _nbytes)
+    for (address, ref), value in zip(suspects, only, strict=True):
+        if value is not None:
+            yield _one_value(address, ref, value)
     if len(readable) < len(matrices) or not matrices:
         unread = f"{len(matrices) - len(readable)} weight matrices whose beginnings are not read"
         reason = unread if matrices else "there are no weight matrices"
         yield from (NotChecked(r, reason, not matrices) for r in ("CK304", "CK305"))
 
 
-def _one_value(subject: Subject, address: Address, ref: TensorRef) -> Iterator[Finding]:
-    value = only_value(subject.checkpoint.reader, ref)
-    if value is not None:
-        rule, what = ("CK304", "zero") if value == 0 else ("CK305", f"{value:g}")
-        message = f"all {ref.numel:,} values of shape {list(ref.shape)} are {what}"
-        yield finding(rule, format_address(address), message)
+def _one_value(address: Address, ref: TensorRef, value: float) -> Finding:
+    rule, what = ("CK304", "zero") if value == 0 else ("CK305", f"{value:g}")
+    message = f"all {ref.numel:,} values of shape {list(ref.shape)} are {what}"
+    return finding(rule, format_address(address), message)
 
 
 def _integers(subject: Subject) -> Verdicts:
     """Counters that have reached the end of their type."""
-    looked = 0
-    for address, ref in {**subject.weight_tensors, **subject.optimizer_tensors}.items():
-        if ref.dtype.kind in {"int", "uint"} and ref.dtype.itemsize >= COUNTED_BYTES and ref.chunks:
-            looked += 1
-            count = at_limit(subject.checkpoint.reader, ref)
-            if count:
-                message = f"{count:,} of {ref.numel:,} values are the limit of {ref.dtype}"
-                yield finding("CK306", format_address(address), message)
-    if not looked:
+    integers = [
+        (address, ref)
+        for address, ref in {**subject.weight_tensors, **subject.optimizer_tensors}.items()
+        if ref.dtype.kind in {"int", "uint"} and ref.dtype.itemsize >= COUNTED_BYTES and ref.chunks
+    ]
+    reader = subject.checkpoint.reader
+    counts = subject.over(integers, lambda each: at_limit(reader, each[1]), _nbytes)
+    for (address, ref), count in zip(integers, counts, strict=True):
+        if count:
+            message = f"{count:,} of {ref.numel:,} values are the limit of {ref.dtype}"
+            yield finding("CK306", format_address(address), message)
+    if not integers:
         yield NotChecked("CK306", "no integers of 16 bits or more", is_absent=True)
 
 

@@ -17,6 +17,7 @@ import typer
 
 from ckptool import __version__
 from ckptool.cli.output import used_color
+from ckptool.cli.torchrun import own_place
 from ckptool.errors import CkptError, UsageError
 from ckptool.interrupts import INTERRUPTED, end_cleanly
 from ckptool.reports import ErrorReport
@@ -182,6 +183,7 @@ def _refuse(error: CkptError, args: Sequence[str]) -> int:
     )
     with contextlib.suppress(OSError, AttributeError):  # nobody can be told: the code still says it
         name = "json" if "--json" in args else _asked(args, "--format", "text")
+        name = name if own_place().speaks else "text"  # one document for all processes
         if name in {"json", "github"}:
             from ckptool.render.formats import rendered
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,10 +10,11 @@ import typer
 
 from ckptool.cli.options import ColorOption, JsonOption
 from ckptool.cli.output import house_layouts, progressing, used_color
+from ckptool.cli.torchrun import joined, own_place
 from ckptool.commands.diff import DiffOptions, diff
-from ckptool.comparison.engine import Ranks
 from ckptool.comparison.settings import FORMS, merge_selection, merge_tolerances
 from ckptool.config import read_settings
+from ckptool.diff_reports import DiffReport
 from ckptool.errors import UsageError
 from ckptool.render.diff_formats import DOCUMENTS, PAGES
 
@@ -65,41 +64,27 @@ def command(
     """Compare two checkpoints: exit code 0 when they are equal, 1 when they differ."""
     if stat and name_only:
         raise UsageError("--stat and --name-only do not go together")
-    rank, count, local = _place()
+    place = own_place()
     settings = read_settings(Path.cwd(), "diff", FORMS)
     options = DiffOptions(
         merge_selection(settings, match=match or (), ignore=ignore or (), renames=renames or ()),
         merge_tolerances(settings, atol=atol, rtol=rtol, ulp=ulp, special=tolerance or ()),
         strict or bool(settings.get("strict")),
-        f"cuda:{local}" if device == "cuda" and count > 1 else device,
+        f"cuda:{place.local}" if device == "cuda" and place.world > 1 else device,
     )
-    with _ranks(rank, count) as ranks, progressing("comparing") as progress:
+    with joined(place) as ranks, progressing("comparing") as progress:
         report = diff(a, b, options, progress=progress, layouts=house_layouts(), ranks=ranks)
-    if rank:
-        return  # the first process speaks for all
-    wanted = "json" if json else format_
-    if wanted in DOCUMENTS:
-        sys.stdout.write(DOCUMENTS[wanted](report) + "\n")
-    else:
-        from ckptool.render.terminal import show_page
-
-        page = PAGES["stat" if stat else "names" if name_only else "full"](report)
-        show_page(page, sys.stdout, used_color(color))
+    if place.speaks:
+        extent = "stat" if stat else "names" if name_only else "full"
+        _show(report, "json" if json else format_, extent, color)
     if not report.equal:
         raise typer.Exit(1)
 
 
-def _place() -> tuple[int, int, int]:
-    """(rank, how many there are, rank on this machine), as torchrun tells each process."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:  # others set the rest, and nobody waits for us
-        return 0, 1, 0
-    rank, count, local = (int(os.environ[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    return rank, count, local
+def _show(report: DiffReport, form: str, extent: str, color: str) -> None:
+    if form in DOCUMENTS:
+        sys.stdout.write(DOCUMENTS[form](report) + "\n")
+        return
+    from ckptool.render.terminal import show_page
 
-
-def _ranks(rank: int, count: int) -> AbstractContextManager[Ranks]:
-    if count == 1:
-        return nullcontext(Ranks())
-    from ckptool.comparison.ranks import joined_ranks
-
-    return joined_ranks(rank, count)
+    show_page(PAGES[extent](report), sys.stdout, used_color(color))

@@ -16,6 +16,7 @@ from ckptool.cli.output import (
     report_files,
     write_reports,
 )
+from ckptool.cli.torchrun import joined, own_place
 from ckptool.commands.choosing import best_by, latest_valid
 from ckptool.commands.like import read_like
 from ckptool.commands.verify import Request, chosen_rules, expanded, verify_file
@@ -47,8 +48,8 @@ def command(
         typer.Option(metavar="OPERAND", help="Names and shapes of the model that is to load it."),
     ] = None,
     against: Annotated[
-        Path | None,
-        typer.Option(metavar="SOURCE", help="The checkpoint whose EMA these weights are."),
+        str | None,
+        typer.Option(metavar="OPERAND", help="What these weights are: its EMA, or a place in it."),
     ] = None,
     bytes_: Annotated[
         bool | None, typer.Option("--bytes/--no-bytes", help="Read all bytes: checksums.")
@@ -84,7 +85,8 @@ def command(
         }.items()
         if value is not None
     }
-    with progressing("verifying") as progress:
+    place = own_place()
+    with joined(place) as ranks, progressing("verifying") as progress:
         layouts = house_layouts()
         request = Request(
             chosen_rules(given, like=like is not None, against=against is not None),
@@ -93,10 +95,12 @@ def command(
             against=against,
             layouts=layouts,
             progress=progress,
+            ranks=ranks,
         )
         answers = _answers(paths, request, latest=latest, best=best)
-    write_reports(files, answers)
-    answer_as("json" if json else form, answers, color=color)
+    if place.speaks:
+        write_reports(files, answers)
+        answer_as("json" if json else form, answers, color=color)
     if not all(map(_is_good, answers)):
         raise typer.Exit(NO)
 

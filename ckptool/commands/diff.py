@@ -22,7 +22,7 @@ from ckptool.comparison.differences import (
     section_of,
 )
 from ckptool.comparison.digests import digests_of
-from ckptool.comparison.engine import Engine, Ranks
+from ckptool.comparison.engine import Engine
 from ckptool.comparison.integrity import SUSPECT, refuse_damaged
 from ckptool.comparison.leaves import Leaves
 from ckptool.comparison.operands import Side
@@ -39,6 +39,7 @@ from ckptool.diff_reports import (
 from ckptool.errors import UsageError
 from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress
+from ckptool.ranks import Ranks
 from ckptool.tree import TensorRef
 
 Row = TensorDifference | ValueDifference

@@ -16,6 +16,7 @@ from ckptool.checks.base import NotChecked, Subject
 from ckptool.checks.container import damage
 from ckptool.checks.registry import CHECKS
 from ckptool.checks.running import REQUIREMENTS, Selection, Verdict, judge, run_checks, select
+from ckptool.checks.sources import Source, read_source
 from ckptool.commands.inspect import checkpoint_files, is_run
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError, UsageError
 from ckptool.formats import open_checkpoint
@@ -23,7 +24,9 @@ from ckptool.formats.base import Checkpoint
 from ckptool.inventory import Leaf
 from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress
+from ckptool.ranks import Ranks
 from ckptool.rules import RULES, is_rule
+from ckptool.selection import parse_operand
 from ckptool.verify_reports import VerifyReport
 
 
@@ -33,9 +36,10 @@ class Request(NamedTuple):
     chosen: Selection = select()
     required: tuple[str, ...] = ()  # as asked, for the report
     like: Mapping[str, Leaf] | None = None  # the names and shapes of a model
-    against: Path | None = None
+    against: str | None = None  # PATH[#ADDRESS] of what the weights are made from
     layouts: Layouts = ()
     progress: Progress = no_progress
+    ranks: Ranks = Ranks()  # the processes that share what is read in full
 
 
 def chosen_rules(
@@ -84,15 +88,24 @@ def verify_file(path: Path, request: Request) -> VerifyReport:
 
 
 def _subject(checkpoint: Checkpoint, request: Request, opened: ExitStack) -> Subject:
-    source = request.against
     return Subject(
         checkpoint,
         layouts=request.layouts,
         like=request.like,
-        against=opened.enter_context(open_checkpoint(source)) if source else None,
+        against=_source(request.against, request.layouts, opened) if request.against else None,
         reads=request.chosen.reads,
         progress=request.progress,
+        ranks=request.ranks,
     )
+
+
+def _source(operand: str, layouts: Layouts, opened: ExitStack) -> Source:
+    path, address = parse_operand(operand)
+    checkpoint = opened.enter_context(open_checkpoint(path))
+    try:
+        return read_source(checkpoint, address, layouts)
+    except CkptError as error:
+        raise error.at(path) from error.__cause__
 
 
 def _unopened(path: Path, error: CkptError, request: Request) -> VerifyReport:

@@ -13,11 +13,12 @@ second round, from one side.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ckptool.comparison.arrays import CODES, Array, Arrays, arrays_on
 from ckptool.comparison.kernels import (
     Partial,
+    Sums,
     complexes,
     counted_pairs,
     floats,
@@ -29,6 +30,7 @@ from ckptool.comparison.tolerances import Tolerance
 from ckptool.comparison.values import Values
 from ckptool.dtypes import DType
 from ckptool.errors import DamagedError
+from ckptool.ranks import Ranks
 
 TASK = 1 << 23  # bytes of one side in a task, about
 RUN = 1 << 16  # elements in a run
@@ -64,15 +66,6 @@ class Run(NamedTuple):
 
 Task = list[Run]
 Results = list[tuple[Run, Partial | None]]  # None: equal bytes
-Share = Callable[[list[Task]], list[Task]]
-Gather = Callable[[Results], Results]
-
-
-class Ranks(NamedTuple):
-    """How the tasks are shared among processes; by default there is one."""
-
-    share: Share = lambda tasks: tasks
-    gather: Gather = lambda results: results
 
 
 class Engine:
@@ -128,13 +121,14 @@ class Engine:
         def carried_out(task: Task) -> Results:
             return [(run, measure(jobs[run.job], run)) for run in task]
 
-        own = self._ranks.share(list(tasks))
-        if self._threads == 1 or len(own) < 2:
-            results = [found for task in own for found in carried_out(task)]
-        else:
+        def all_carried_out(own: Sequence[Task]) -> list[Results]:
+            if self._threads == 1 or len(own) < 2:
+                return [carried_out(task) for task in own]
             with ThreadPoolExecutor(self._threads) as pool:
-                results = [found for each in pool.map(carried_out, own) for found in each]
-        return self._ranks.gather(results)
+                return list(pool.map(carried_out, own))
+
+        shared = self._ranks.work(list(tasks), all_carried_out)
+        return [_result(*found) for results in shared for found in results]
 
     @property
     def arrays(self) -> Arrays:
@@ -213,6 +207,14 @@ class Engine:
                 return start + int(self.arrays.convert(hits, "int64", 1).argmax())
             start += len(a)
         raise DamagedError("the file was written to while it was read")
+
+
+def _result(run: Any, partial: Any) -> tuple[Run, Partial | None]:
+    """What was found of a run, here or, as lists, by another process."""
+    if partial is None or isinstance(partial, Partial):
+        return Run(*run), partial
+    *numbers, sums = partial
+    return Run(*run), Partial(*numbers)._replace(sums=Sums(*sums))
 
 
 def _code_nearness(arrays: Arrays, dtype: DType, rule: Tolerance) -> Callable[[], object]:

@@ -196,6 +196,44 @@ def test_the_raw_weights_are_told_by_name(path, tmp_path, ckptool):
     assert output.exit_code == 1
 
 
+@pytest.mark.parametrize("place", ["#@ema", "#ema_state_dict"])
+def test_a_place_in_the_source_can_be_named(place, path, tmp_path, ckptool):
+    release = tmp_path / "ema.safetensors"
+    assert ckptool("extract-ema", path, "-o", release).exit_code == 0
+    assert ckptool("verify", release, "--against", f"{path}{place}").exit_code == 0
+    raw = ckptool("verify", release, "--against", f"{path}#@model", "--json")
+    assert raw.exit_code == 1
+    assert {found["rule"] for found in raw.json["findings"]} == {"CK701"}
+
+
+@pytest.mark.parametrize("place", ["#@model", "#state_dict"])
+def test_a_release_of_the_raw_weights_is_held_against_them(place, path, tmp_path, ckptool):
+    release = tmp_path / "raw.safetensors"
+    save_file(weights(), release)
+    assert ckptool("verify", release, "--against", f"{path}{place}").exit_code == 0
+    assert ckptool("verify", release, "--against", f"{path}#@ema").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "code"), [("#nowhere", "no-such-address"), ("#model", "no-such-address")]
+)
+def test_a_source_without_that_place_is_an_error(place, code, tmp_path, ckptool):
+    release, source = tmp_path / "raw.safetensors", tmp_path / "source.pt"
+    save_file(weights(), release)
+    torch.save({"epoch": 1, "state_dict": weights()}, source)
+    output = ckptool("verify", release, "--against", f"{source}{place}", "--json")
+    assert (output.exit_code, output.json["error"]["code"]) == (2, code)
+    assert output.json["error"]["path"] == str(source)
+
+
+def test_a_source_without_averages_is_an_error(tmp_path, ckptool):
+    release, source = tmp_path / "raw.safetensors", tmp_path / "source.pt"
+    save_file(weights(), release)
+    torch.save({"epoch": 1, "state_dict": weights()}, source)
+    output = ckptool("verify", release, "--against", source, "--json")
+    assert (output.exit_code, output.json["error"]["code"]) == (2, "ema-not-found")
+
+
 @pytest.mark.parametrize("name", ["loads", "provenance"])
 def test_requiring_a_comparison_without_the_other_side_fails(name, path, ckptool):
     assert ckptool("verify", path, "--require", name).exit_code == 1
