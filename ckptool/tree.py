@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ckptool.dtypes import DType
@@ -90,6 +91,7 @@ class TensorRef:
     lazy: tuple[str, ...] = ()  # operations torch applies on read: "conj", "neg"
     quantizer: Quantizer | None = None
     subclass: str | None = None  # qualified name, for subclasses of torch.Tensor
+    state: Any = field(default=None, compare=False)  # its attributes, as an object's state
 
     @property
     def numel(self) -> int:
@@ -131,6 +133,7 @@ class ArrayRef:
     fortran_order: bool
     span: ByteSpan | None  # None: an array of objects
     objects: list[Any] | None = None  # the elements of an array of objects
+    fields: Any = None  # of a structured type: its names, their types and places, as pickled
 
     @property
     def nbytes(self) -> int:
@@ -220,6 +223,20 @@ class Opaque:
         return isinstance(state, dict) and "_parameters" in state and "_modules" in state
 
 
+class NotedDict(dict[Any, Any]):
+    """A dict of a class that holds more than its items: ``OrderedDict``, ``defaultdict``."""
+
+    made_with: Mapping[str, Any] = MappingProxyType({})  # arguments of the class
+    state: Any = None  # its attributes, as an object's state
+
+
+class NotedList(list[Any]):
+    """A list that stands for a class which holds more than its elements: ``deque``."""
+
+    made_with: Mapping[str, Any] = MappingProxyType({})
+    state: Any = None
+
+
 class Visit(NamedTuple):
     """A container met by :func:`walk`, with its named parts."""
 
@@ -247,7 +264,7 @@ def children(node: Tree) -> list[tuple[Key, Tree]]:
         if len(node) > MAX_PARTS:
             raise DamagedError(f"a container of {len(node)} values of all kinds")
     if isinstance(node, dict):
-        return [(k if type(k) is str else _as_key(k), v) for k, v in node.items()]
+        return [(k if type(k) is str else as_key(k), v) for k, v in node.items()]
     if isinstance(node, (list, tuple)):
         return list(enumerate(node))
     if isinstance(node, CompositeTensor):
@@ -260,9 +277,9 @@ def children(node: Tree) -> list[tuple[Key, Tree]]:
 def _children_of_object(node: Opaque) -> list[tuple[Key, Tree]]:
     if node.is_module:
         return list(module_state_dict(node).items())
-    named: dict[Key, Tree] = {_as_key(k): v for k, v in (node.items or {}).items()}
+    named: dict[Key, Tree] = {as_key(k): v for k, v in (node.items or {}).items()}
     for key, value in node.attributes.items():
-        named.setdefault(_as_key(key), value)
+        named.setdefault(as_key(key), value)
     named.update(enumerate(node.elements or ()))
     named.update(("args", arg) if i == 0 else (f"args{i}", arg) for i, arg in _deep(node.args))
     if not node.attributes and is_container(node.state):
@@ -340,7 +357,7 @@ def _is_tensor(node: Tree) -> bool:
     return isinstance(node, (TensorRef, CompositeTensor))
 
 
-def _as_key(key: Any) -> Key:
+def as_key(key: Any) -> Key:
     """A dict key as a part of an address: strings and integers as they are, the rest by name."""
     if isinstance(key, str):
         return key
@@ -354,6 +371,7 @@ def _as_key(key: Any) -> Key:
 MAX_DESCRIBED = 120  # characters of a text
 _BRACKETS: dict[type, tuple[str, str]] = {
     tuple: ("(", ")"), list: ("[", "]"), dict: ("{", "}"), set: ("{", "}"), frozenset: ("{", "}"),
+    NotedDict: ("{", "}"), NotedList: ("[", "]"),
 }  # fmt: skip
 
 
@@ -373,7 +391,7 @@ def describe(value: Any, depth: int = 0) -> str:
 
 
 def _described(value: Any, depth: int) -> list[str]:
-    if type(value) is dict:
+    if isinstance(value, dict):
         pairs = islice(value.items(), 9)
         return [f"{describe(key, 4)}: {describe(part, depth)}" for key, part in pairs]
     return [describe(part, depth) for part in islice(value, 9)]

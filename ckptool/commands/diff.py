@@ -79,7 +79,8 @@ def diff(
     Raises:
         CkptError: an operand cannot be read or is damaged, or the device is not there.
     """
-    with Side(a, layouts) as one, Side(b, layouts) as other:
+    strict = options.strict
+    with Side(a, layouts, strict=strict) as one, Side(b, layouts, strict=strict) as other:
         report = _compared(one, other, options, progress, ranks)
         one.refuse_changed()
         other.refuse_changed()

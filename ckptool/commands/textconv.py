@@ -6,10 +6,11 @@ and for nothing else: not for the container, the strides or the sharing.
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 from ckptool.comparison.digests import tensor_digests
-from ckptool.comparison.leaves import Held, Leaf, flatten
+from ckptool.comparison.leaves import Held, Leaf, Series, flatten
 from ckptool.diff_reports import TextLine, TextReport
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
@@ -43,7 +44,16 @@ def _tensor(held: Held, digest: str) -> str:
 
 
 def _value(leaf: Leaf) -> str:
+    """A value as text; of one that is cut or folded the digest stands in for the rest."""
+    if isinstance(leaf, Series):
+        return f"{leaf} sha256:{_digest(repr(leaf.items))}"
     if isinstance(leaf, int) and leaf.bit_length() > SHOWN:
         return hex(leaf)
     text = ascii(leaf) if isinstance(leaf, (str, int, float, complex, type(None))) else str(leaf)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}… ({len(text)} characters)"
+    if len(text) <= SHOWN:
+        return text
+    return f"{text[:SHOWN]}… ({len(text)} characters, sha256:{_digest(text)})"
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

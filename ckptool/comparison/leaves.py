@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+from ckptool.comparison.objects import key_parts, keyed_by, object_parts, object_text, state_parts
+from ckptool.comparison.spelling import is_plain, span_digest, spell
 from ckptool.dtypes import BY_NAME
 from ckptool.errors import DamagedError
 from ckptool.formats.base import TensorReader
@@ -27,6 +29,8 @@ from ckptool.tree import (
     CompositeTensor,
     GlobalRef,
     Key,
+    NotedDict,
+    NotedList,
     Opaque,
     StorageRef,
     TensorRef,
@@ -38,8 +42,6 @@ from ckptool.tree import (
 
 SERIES = 16  # plain items from which a list is one value
 MAX_REPEATED = 300_000  # nodes met again below shared containers, which can unfold without end
-READ = 1 << 20  # bytes of a long bytes object read at a time
-SPELLED_DEPTH = 4
 
 # numpy's type strings without the byte order, and what torch calls them.
 NUMPY_TYPES = {
@@ -103,22 +105,27 @@ def is_tensor(leaf: Leaf) -> bool:
     return isinstance(leaf, (Held, Digest))
 
 
-def flatten(tree: Tree, reader: TensorReader) -> dict[str, Leaf]:
+def flatten(tree: Tree, reader: TensorReader, *, strict: bool = False) -> dict[str, Leaf]:
     """Every tensor and value under ``tree`` by its written address.
+
+    ``strict`` takes the attributes of plain containers too: the ``_metadata`` of a state dict,
+    which no other format than torch's has.
 
     Raises:
         DamagedError: nested too deep, or shared so often that it unfolds without end.
     """
     found: dict[str, Leaf] = {}
-    for address, leaf in _leaves(tree, reader):
-        name = format_address(address)
+    times: dict[str, int] = {}
+    for address, leaf in _leaves(tree, reader, strict=strict):
+        name = written = format_address(address)
         while name in found:  # the keys 1 and "1" are written alike, and are two
-            name += "'"
+            times[written] = times.get(written, 0) + 1
+            name = f"{written}'{times[written]}"
         found[name] = leaf
     return found
 
 
-def _leaves(tree: Tree, reader: TensorReader) -> Iterator[tuple[Address, Leaf]]:
+def _leaves(tree: Tree, reader: TensorReader, *, strict: bool) -> Iterator[tuple[Address, Leaf]]:
     stack: list[tuple[Address, Tree, tuple[int, ...], bool]] = [((), tree, (), False)]
     entered: set[int] = set()
     repeated = 0
@@ -130,9 +137,12 @@ def _leaves(tree: Tree, reader: TensorReader) -> Iterator[tuple[Address, Leaf]]:
         if repeated > MAX_REPEATED:
             raise DamagedError("its containers are shared so often that they unfold without end")
         if id(node) in around:
-            yield address, Named("<contains itself>")
+            above = len(around) - around.index(id(node))
+            yield address, Named(f"<contains itself, {above} levels up>")
             continue
         leaf, parts = _opened(node, reader)
+        if strict and isinstance(node, (NotedDict, NotedList)):
+            parts = parts + state_parts(node.state)
         if leaf is not _NOTHING:
             yield address, leaf
         if parts:
@@ -151,127 +161,61 @@ def _opened(node: Tree, reader: TensorReader) -> tuple[Leaf, list[tuple[Key, Tre
     if isinstance(node, CompositeTensor):
         return Named(f"<{node.layout} {node.dtype} {list(node.shape)}>"), children(node)
     if isinstance(node, Opaque):
-        return Named(_object_text(node)), _object_parts(node)
+        return Named(object_text(node, reader)), object_parts(node)
     if isinstance(node, (dict, list, tuple)):
-        return _container(node)
+        return _container(node, reader)
     return _value(node, reader), []
 
 
-def _container(node: Any) -> tuple[Leaf, list[tuple[Key, Tree]]]:
+def _container(node: Any, reader: TensorReader) -> tuple[Leaf, list[tuple[Key, Tree]]]:
     kind = "dict" if isinstance(node, dict) else "sequence"  # JSON and pickles mix up the others
+    more = _made_with(node)
     if not node:
-        return Named(f"<empty {kind}>"), []
-    if kind == "sequence" and len(node) > SERIES and all(map(_is_plain, node)):
-        return Series(kind, tuple(node)), []
+        return Named(f"<empty {kind}>"), more
+    if kind == "sequence" and len(node) > SERIES and all(map(is_plain, node)):
+        return Series(kind, tuple(node)), more
     parts = children(node)
-    return (_NOTHING, parts) if parts else (_long_table(node), [])
+    if not parts:
+        return _long_table(node, reader), more
+    if kind == "sequence":
+        return _NOTHING, parts + more
+    return _keys(node, reader), [*parts, *key_parts(node), *more]
 
 
-def _long_table(node: dict[Any, Any]) -> Series:
+def _made_with(node: Any) -> list[tuple[Key, Tree]]:
+    """What the class of a container was told: ``maxlen``, ``default_factory``."""
+    return list(node.made_with.items()) if isinstance(node, (NotedDict, NotedList)) else []
+
+
+def _keys(node: dict[Any, Any], reader: TensorReader) -> Leaf:
+    """What the addresses of its parts do not say of a dict: that its keys are no texts."""
+    text = keyed_by(node, reader)
+    return Named(f"<dict keyed by {text}>") if text else _NOTHING
+
+
+def _long_table(node: dict[Any, Any], reader: TensorReader) -> Series:
     """A dict of so many plain values that nobody gives each an address: keys and values in turn."""
-    rows = sorted(((_key_text(key), value) for key, value in node.items()), key=lambda row: row[0])
+    rows = sorted(((spell(key, reader), value) for key, value in node.items()), key=_first)
     return Series("dict", tuple(item for row in rows for item in row))
 
 
-def _key_text(key: Any) -> str:
-    return key if isinstance(key, str) else _spelled(key)
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, complex, str))
+def _first(row: tuple[str, Any]) -> str:
+    return row[0]
 
 
 def _value(node: Any, reader: TensorReader) -> Leaf:
     """What has no parts, in a form that can be compared and shown."""
-    if _is_plain(node):
+    if is_plain(node):
         return node
     if isinstance(node, GlobalRef):
         return Named(node.qualname)
     if isinstance(node, BytesRef):
-        return _raw(reader, node)
+        return Raw(len(node), span_digest(reader, node))
     if isinstance(node, (bytes, bytearray)):
         return Raw(len(node), sha256(node).hexdigest())
     if isinstance(node, (set, frozenset)):
-        return Series("set", tuple(sorted(map(_spelled, node))))
-    return Named(_spelled(node))
-
-
-def _raw(reader: TensorReader, ref: BytesRef) -> Raw:
-    digest = sha256()
-    for start in range(0, len(ref), READ):
-        digest.update(reader.read(ref.span, start, READ))
-    return Raw(len(ref), digest.hexdigest())
-
-
-def _spelled(value: Any, depth: int = 0) -> str:
-    """Any value as text of bounded depth; not by ``repr``, which can be made endless."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return hex(value) if value.bit_length() > 64 else str(value)
-    if _is_plain(value):
-        return repr(value)
-    if isinstance(value, (bytes, bytearray)):
-        return f"bytes {sha256(value).hexdigest()}"
-    if isinstance(value, (Opaque, GlobalRef)):
-        return f"<{value.qualname}>"
-    if isinstance(value, (tuple, list, frozenset, set)) and depth < SPELLED_DEPTH:
-        inner = [_spelled(part, depth + 1) for part in value]
-        return f"({', '.join(sorted(inner) if isinstance(value, (set, frozenset)) else inner)})"
-    return f"<{type(value).__name__}>"
-
-
-# ------------------------------------------------------------------------------------------ objects
-
-
-def _object_text(node: Opaque) -> str:
-    """The class, and what it was made from as far as that is plain."""
-    args = [_spelled(arg) for arg in node.args if _is_plain(arg) or isinstance(arg, bytes)]
-    state = [_spelled(node.state)] if node.state is not None and _is_plain(node.state) else []
-    return f"{node.qualname}({', '.join(args + state)})"
-
-
-def _object_parts(node: Opaque) -> list[tuple[Key, Tree]]:
-    named = dict(children(node))
-    if node.is_module:
-        named.update(_settings(node))
-    for i, arg in enumerate(node.args):
-        if isinstance(arg, (ArrayRef, BytesRef, StorageRef, GlobalRef, set, frozenset)):
-            named.setdefault(f"args{i}", arg)
-    named.update((str(key), value) for key, value in node.kwargs.items())
-    return list(named.items())
-
-
-_INNER = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
-
-
-def _settings(module: Opaque) -> Iterator[tuple[Key, Tree]]:
-    """A module's settings and those of the modules in it: ``dropout.p``, ``training``."""
-    stack: list[tuple[str, Opaque, int]] = [("", module, 0)]
-    seen: set[int] = set()
-    while stack:
-        prefix, node, depth = stack.pop()
-        if id(node) in seen or depth > MAX_DEPTH:
-            continue
-        seen.add(id(node))
-        for key, value in node.attributes.items():
-            if key not in _INNER and _is_setting(value):
-                yield f"{prefix}{key}", value
-        inner = node.attributes.get("_modules")
-        for name, child in reversed(inner.items() if isinstance(inner, dict) else ()):
-            if isinstance(child, Opaque):
-                yield f"{prefix}{name}", GlobalRef(*_split(child.qualname))
-                stack.append((f"{prefix}{name}.", child, depth + 1))
-
-
-def _is_setting(value: Any) -> bool:
-    """A plain value, a class or a function, a few plain values together (``padding``)."""
-    if isinstance(value, (list, tuple)):
-        return bool(value) and all(map(_is_plain, value))
-    return _is_plain(value) or isinstance(value, GlobalRef)
-
-
-def _split(qualname: str) -> tuple[str, str]:
-    module, _, name = qualname.rpartition(".")
-    return module, name
+        return Series("set", tuple(sorted(spell(part, reader) for part in node)))
+    return Named(spell(node, reader))
 
 
 # ------------------------------------------------------------------------------- arrays as tensors
@@ -282,7 +226,9 @@ def _tensor(
 ) -> tuple[Leaf, list[tuple[Key, Tree]]]:
     if isinstance(node, ArrayRef):
         return _array(node, reader)
-    return Held(node if isinstance(node, TensorRef) else _storage(node), reader), []
+    if isinstance(node, StorageRef):
+        return Held(_storage(node), reader), []
+    return Held(node, reader), state_parts(node.state)
 
 
 def _array(node: ArrayRef, reader: TensorReader) -> tuple[Leaf, list[tuple[Key, Tree]]]:
@@ -290,8 +236,9 @@ def _array(node: ArrayRef, reader: TensorReader) -> tuple[Leaf, list[tuple[Key, 
     if node.span is None:
         return Named(f"<array of objects {list(node.shape)}>"), list(enumerate(node.objects or ()))
     if name is None:
-        raw = _raw(reader, BytesRef(node.span))
-        return Named(f"<array {node.dtype} {list(node.shape)}, sha256 {raw.sha256[:12]}>"), []
+        kind = node.dtype + (f" {spell(node.fields, reader)}" if node.fields else "")
+        digest = span_digest(reader, node)
+        return Named(f"<array {kind} {list(node.shape)}, sha256 {digest[:12]}>"), []
     strides = contiguous_strides(node.shape)
     if node.fortran_order:
         strides = contiguous_strides(node.shape[::-1])[::-1]

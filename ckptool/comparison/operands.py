@@ -38,18 +38,19 @@ from ckptool.tree import (
 
 MAX_MANIFEST = 1 << 30  # bytes
 MANIFEST = "ckptool/inspect/1"
+METADATA = "__metadata__"  # what a container says of itself
 
 
 class Side:
     """One side of a comparison, open. A context manager."""
 
-    def __init__(self, text: str, layouts: Layouts = ()) -> None:
-        """Open the operand and flatten it.
+    def __init__(self, text: str, layouts: Layouts = (), *, strict: bool = False) -> None:
+        """Open the operand and flatten it; ``strict`` takes what only its format has along.
 
         Raises:
             CkptError: it cannot be read, or has no such place.
         """
-        self.text, self.operand = text, parse_operand(text)
+        self.text, self.operand, self._strict = text, parse_operand(text), strict
         self.checkpoint: Checkpoint | None = None
         self.tree: Tree = None
         self.roles: dict[str, str] = {}  # of the parts at the top of a whole checkpoint
@@ -72,7 +73,10 @@ class Side:
         self.checkpoint = open_checkpoint(path)
         self.format_name = self.checkpoint.format_name
         self.tree = self._selected(address, layouts)
-        self.leaves = flatten(self.tree, self.checkpoint.reader)
+        self.leaves = flatten(self.tree, self.checkpoint.reader, strict=self._strict)
+        if self._strict and address is None:
+            said = flatten({METADATA: self.checkpoint.metadata}, self.checkpoint.reader)
+            self.leaves |= said if self.checkpoint.metadata else {}
 
     def _selected(self, address: str | None, layouts: Layouts) -> Tree:
         assert self.checkpoint is not None

@@ -29,6 +29,8 @@ from ckptool.tree import (
     Chunk,
     CompositeTensor,
     GlobalRef,
+    NotedDict,
+    NotedList,
     Opaque,
     Quantizer,
     SpannedBytes,
@@ -143,10 +145,15 @@ def _rebuild_meta_tensor(dtype: Any, shape: Any, _strides: Any, requires_grad: A
     )
 
 
-def _rebuild_parameter(data: Any, requires_grad: Any, _hooks: Any, _state: Any = None) -> Any:
+def _rebuild_parameter(data: Any, requires_grad: Any, _hooks: Any) -> Any:
     if isinstance(data, TensorRef) and data.requires_grad is not bool(requires_grad):
         return replace(data, requires_grad=bool(requires_grad))
     return data
+
+
+def _rebuild_parameter_with_state(data: Any, requires_grad: Any, hooks: Any, state: Any) -> Any:
+    made = _rebuild_parameter(data, requires_grad, hooks)
+    return replace(made, state=state) if isinstance(made, TensorRef) else made
 
 
 def _parameter(data: Any = None, requires_grad: Any = True) -> Any:
@@ -232,21 +239,31 @@ def _kind(value: Any) -> str:
 # ---------------------------------------------------------------------------------------- built-ins
 
 
-def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
+def _ordered_dict(pairs: Any = ()) -> NotedDict:
     if not pairs:  # every tensor has an empty one
-        return {}
+        return NotedDict()
     if not isinstance(pairs, dict):
         pairs = [(key, value) for key, value in _finite(pairs)]
         check_keys([key for key, _ in pairs], Clashes())
-    return dict(pairs)
+    return NotedDict(pairs)
 
 
-def _default_dict(_factory: Any = None, pairs: Any = ()) -> dict[Any, Any]:
-    return _ordered_dict(pairs)
+def _default_dict(factory: Any = None, pairs: Any = ()) -> NotedDict:
+    made = _ordered_dict(pairs)
+    if factory is not None:
+        made.made_with = {"default_factory": factory}
+    return made
 
 
-def _list(values: Any = (), _maxlen: Any = None) -> list[Any]:
+def _list(values: Any = ()) -> list[Any]:
     return list(_finite(values))
+
+
+def _deque(values: Any = (), maxlen: Any = None) -> NotedList:
+    made = NotedList(_finite(values))
+    if maxlen is not None:
+        made.made_with = {"maxlen": maxlen}
+    return made
 
 
 def _tuple(values: Any = ()) -> tuple[Any, ...]:
@@ -354,9 +371,8 @@ def _numpy_itemsize(type_string: str) -> int:
     return int(digits) * (4 if type_string.lstrip("<>|=")[:1] == "U" else 1)
 
 
-def _array(
-    dtype: str, shape: tuple[int, ...], data: Any, *, fortran_order: bool
-) -> ArrayRef | Opaque:
+def _array(type_: Any, shape: tuple[int, ...], data: Any, *, fortran_order: bool) -> ArrayRef:
+    dtype, fields = _type_string(type_), _fields_of(type_)
     if isinstance(data, list):
         return ArrayRef(dtype, shape, fortran_order, None, data)
     span = _span_of(data)
@@ -365,7 +381,13 @@ def _array(
         raise DamagedError(
             f"a numpy array {dtype} {list(shape)} takes {wanted} bytes, has {span.nbytes}"
         )
-    return ArrayRef(dtype, shape, fortran_order, span)
+    return ArrayRef(dtype, shape, fortran_order, span, fields=fields)
+
+
+def _fields_of(dtype: Opaque) -> Any:
+    """(names, types and places) of a structured type, as its state has them; None: it is plain."""
+    fields = dtype.state[3:5] if isinstance(dtype.state, tuple) else ()
+    return fields if any(part is not None for part in fields) else None
 
 
 def _span_of(data: Any) -> ByteSpan:
@@ -379,7 +401,7 @@ def _span_of(data: Any) -> ByteSpan:
 
 
 def _numpy_frombuffer(data: Any, dtype: Any, shape: Any, order: Any = "C") -> Any:
-    return _array(_type_string(dtype), _sizes(shape), data, fortran_order=order == "F")
+    return _array(dtype, _sizes(shape), data, fortran_order=order == "F")
 
 
 def _numpy_reconstruct(_cls: Any, _shape: Any = (0,), _code: Any = b"b") -> Opaque:
@@ -396,7 +418,7 @@ def _state_of(state: Any) -> tuple[Any, ...]:
 
 def _numpy_build(shape: Any, dtype: Any, is_fortran: Any, data: Any) -> Any:
     """``ndarray.__setstate__``."""
-    return _array(_type_string(dtype), _sizes(shape), data, fortran_order=bool(is_fortran))
+    return _array(dtype, _sizes(shape), data, fortran_order=bool(is_fortran))
 
 
 def _numpy_scalar(dtype: Any, data: Any = b"") -> Any:
@@ -431,7 +453,8 @@ def _persistent_class(meta: Any) -> Any:
     fields = meta.items if isinstance(meta, Opaque) else meta
     if not isinstance(fields, dict):
         raise DamagedError("a persistent object is described by no dict")
-    return Opaque(_as_text(fields.get("class_name", "?")), state=fields.get("state"))
+    more = {key: value for key, value in fields.items() if key not in {"class_name", "state"}}
+    return Opaque(_as_text(fields.get("class_name", "?")), kwargs=more, state=fields.get("state"))
 
 
 Call = Callable[..., Any]
@@ -442,7 +465,7 @@ _TORCH: dict[str, Call] = {
     "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
     "torch._utils._rebuild_qtensor": _rebuild_qtensor,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
-    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter,
+    "torch._utils._rebuild_parameter_with_state": _rebuild_parameter_with_state,
     "torch._utils._rebuild_sparse_tensor": _rebuild_sparse_tensor,
     "torch._utils._rebuild_sparse_csr_tensor": _rebuild_sparse_tensor,
     "torch._utils._rebuild_nested_tensor": _rebuild_nested_tensor,
@@ -462,7 +485,7 @@ _PYTHON: dict[str, Call] = {
     "collections.OrderedDict": _ordered_dict,
     "collections.defaultdict": _default_dict,
     "collections.Counter": _ordered_dict,
-    "collections.deque": _list,
+    "collections.deque": _deque,
     "_codecs.encode": _encode,
     "copyreg._reconstructor": _reconstructor,
     "copyreg.__newobj__": _newobj,
@@ -607,7 +630,7 @@ class TorchBuilder(Builder):
         return self._noted(cls, args, kwargs)
 
     def build(self, obj: Any, state: Any) -> Any:
-        """Arrays are finished by their state; attributes of plain containers are dropped."""
+        """Arrays are finished by their state."""
         if isinstance(obj, Opaque) and obj.qualname == _NDARRAY:
             return _checked(partial(self._metered, _numpy_build), _NDARRAY, _state_of(state))
         if isinstance(obj, GlobalRef):  # the attributes of a class, or of a module's function
@@ -615,6 +638,8 @@ class TorchBuilder(Builder):
         for given in state if isinstance(state, tuple) else (state,):
             if isinstance(given, dict) and _SETSTATE in given:  # the next BUILD would call it
                 self._noted(given[_SETSTATE], ())
+        if isinstance(obj, (NotedDict, NotedList)):
+            obj.state = state
         return super().build(obj, state)
 
     def items_of(self, target: Any) -> dict[Any, Any]:
@@ -707,7 +732,7 @@ class TorchBuilder(Builder):
         made = self.call(func, args)
         if isinstance(made, TensorRef):
             name = name_of(cls)
-            return made if name in _NO_SUBCLASS else replace(made, subclass=name)
+            return replace(made, subclass=None if name in _NO_SUBCLASS else name, state=state)
         return self.build(made, state)
 
 

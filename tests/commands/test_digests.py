@@ -82,6 +82,15 @@ def test_textconv_writes_a_line_for_each_tensor_and_value(ckptool, tmp_path):
     assert lines[1:] == ["epoch: 3", r"name: 'x\x1b'"]
 
 
+def test_a_line_of_textconv_changes_with_what_it_cuts_or_folds(ckptool, tmp_path):
+    for name, last in (("a.pt", 1), ("b.pt", 2)):
+        tree = {"long": "x" * 900 + str(last), "rng": [0] * 624 + [last], "big": 2**300 + last}
+        torch.save(tree, tmp_path / name)
+    one, other = (ckptool("textconv", tmp_path / name).splitlines() for name in ("a.pt", "b.pt"))
+    assert len(one) == len(other) == 3
+    assert not set(one) & set(other)
+
+
 def test_the_help_of_textconv_tells_what_git_needs(ckptool):
     text = ckptool("textconv", "--help")
     assert "*.pt diff=ckptool" in text
