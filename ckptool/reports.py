@@ -212,7 +212,7 @@ class PromoteReport(NamedTuple):
     shared: tuple[str, ...] = ()  # addresses elsewhere that view bytes that change
     optimizers: tuple[str, ...] = ()  # their state belongs to the weights that were replaced
     in_place: bool = False
-    backup: str | None = None  # where the replaced file is kept
+    backup: str | None = None  # the name under which the replaced file stays
 
 
 class LayoutsReport(NamedTuple):

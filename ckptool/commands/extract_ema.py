@@ -157,7 +157,7 @@ def _last_look(checkpoint: Checkpoint, plan: Extraction, *, force: bool) -> tupl
 
 def _refuse_lossy(checkpoint: Checkpoint, casting: Casting, *, force: bool) -> tuple[Finding, ...]:
     hint = "bfloat16 has the range of float32; --force casts all the same"
-    return refuse_lossy(checkpoint, casting.losses.items(), force=force, hint=hint)
+    return refuse_lossy(checkpoint, casting.losses, force=force, hint=hint)
 
 
 def _plan(
