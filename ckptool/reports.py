@@ -190,6 +190,7 @@ class ExtractReport(NamedTuple):
     ties: str = "shared"  # how tied tensors are written: shared | once | each
     casts: CastReport | None = None  # with --dtype
     shards: tuple[ShardReport, ...] = ()  # with several files, of which ``output`` is the index
+    removed: tuple[str, ...] = ()  # shards of the set that is replaced, which the new one lacks
 
 
 class PromoteReport(NamedTuple):

@@ -342,6 +342,9 @@ def _shard_lines(report: ExtractReport) -> Iterator[Fact]:
     for shard in report.shards:
         size = f"{words.plural(shard.tensors, 'tensor')}, {words.size(shard.bytes)}"
         yield "", _text((_plain(shard.file), "name"), f"  {size}")
+    if report.removed:
+        shards = f"{words.plural(len(report.removed), 'shard')} of the set that is replaced"
+        yield "removed", _text(f"{shards}: {words.some(report.removed)}")
 
 
 _TIES = {
