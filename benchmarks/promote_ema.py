@@ -1,9 +1,10 @@
 """Does promoting an EMA run like a copy of the file, also where it is cast?
 
 Against ``cp`` of the whole file. Both end with an ``fsync`` of what they wrote: ckptool does it by
-itself, ``cp`` is followed by ``sync FILE``. ckptool also overwrites a quarter of the file, reads it
-back, and looks for values that are not finite; where the model is bfloat16 and its EMA float32 it
-casts every value, twice (to write and to compare), and counts what the cast loses.
+itself, ``cp`` is followed by ``sync FILE``. ckptool writes every byte once as well, but a quarter
+of them from elsewhere in the file; these it reads back, and it sums the averages and looks for
+values that are not finite. Where the model is bfloat16 and its EMA float32 it casts every value,
+once, sums what it made, and counts what the cast loses.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def main() -> int:
                 copy("cp", training, output),
                 limit=1.35,
                 peak_limit=64,
-                predicted="1.25: a quarter of the bytes is written and read once more",
+                predicted="1.1: a quarter of the bytes is summed, and read once more",
             ),
             Question(
                 "promote-ema with casts in 1.8 GB : cp",
@@ -37,7 +38,7 @@ def main() -> int:
                 copy("cp of that", half, output),
                 limit=2,
                 peak_limit=64,
-                predicted="1.6: 183 million values are cast twice and looked at twice",
+                predicted="1.5: 183 million values are cast, and looked at twice",
             ),
         )
         return answer(questions, options)

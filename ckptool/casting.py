@@ -6,23 +6,27 @@ show in the bits of a block at once: where no result is zero and none is as larg
 nothing was lost, and the values are not looked at one by one.
 
 Blocks are cast by a few threads (numpy lets them run side by side) and come out in order, so that
-memory does not grow with the tensor.
+memory does not grow with the tensor. Extraction and promotion cast by the same two functions,
+:func:`converted` and :func:`side_by_side`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ckptool.dtypes import BY_NAME, DTYPES, DType
 from ckptool.formats.base import TensorReader
-from ckptool.numerics import BLOCK, blocks, cast, numpy_dtype, value_bytes
+from ckptool.numerics import BLOCK, blocks, bytes_of, cast, numpy_dtype, value_bytes
 from ckptool.tree import TensorRef
 
 if TYPE_CHECKING:
     import numpy as np
+
+Given = TypeVar("Given")
+Result = TypeVar("Result")
 
 SCALES = BY_NAME["float8_e8m0fnu"]  # powers of two without zero or sign, which only scale others
 CASTABLE = {
@@ -47,11 +51,6 @@ class Losses(NamedTuple):
         if not isinstance(other, Losses):
             return NotImplemented
         return Losses(*(ours + theirs for ours, theirs in zip(self, other, strict=True)))
-
-
-def count_losses(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> Losses:
-    """How many values a cast would take beyond the range of the type, or down to 0."""
-    return losses_between(values, cast(values, wanted))
 
 
 def losses_between(given: np.ndarray[Any, Any], made: np.ndarray[Any, Any]) -> Losses:
@@ -149,38 +148,40 @@ class _Block(NamedTuple):
 
 def _cast_blocks(reader: TensorReader, ref: TensorRef, wanted: DType) -> Iterator[_Block]:
     def cast_one(values: np.ndarray[Any, Any]) -> _Block:
-        return _cast_block(values, wanted)
+        made, lost = converted(values, numpy_dtype(wanted))
+        return _Block(bytes_of(made), lost)
 
     given = blocks(reader, ref)
-    return map(cast_one, given) if ref.nbytes <= AHEAD * BLOCK else _side_by_side(cast_one, given)
+    return map(cast_one, given) if ref.nbytes <= AHEAD * BLOCK else side_by_side(cast_one, given)
 
 
-def _side_by_side(
-    work: Callable[[np.ndarray[Any, Any]], _Block], given: Iterator[np.ndarray[Any, Any]]
-) -> Iterator[_Block]:
+def side_by_side(work: Callable[[Given], Result], given: Iterable[Given]) -> Iterator[Result]:
     """``map`` by several threads, with at most ``AHEAD`` results waiting."""
     from concurrent.futures import Future, ThreadPoolExecutor  # noqa: PLC0415
 
-    waiting: deque[Future[_Block]] = deque()
+    waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(WORKERS) as pool:
-        for values in given:
-            waiting.append(pool.submit(work, values))
+        for each in given:
+            waiting.append(pool.submit(work, each))
             if len(waiting) > AHEAD:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-def _cast_block(values: np.ndarray[Any, Any], wanted: DType) -> _Block:
+def converted(
+    values: np.ndarray[Any, Any], wanted: np.dtype[Any]
+) -> tuple[np.ndarray[Any, Any], Losses]:
+    """Real numbers in another type, as an array in C order, and what the cast has cost."""
     import numpy as np
 
-    narrow = wanted.itemsize == 1 and values.dtype == np.dtype("<f4")
-    made = _by_table(values, wanted) if narrow else cast(values, numpy_dtype(wanted))
+    narrow = wanted.itemsize == 1 and wanted.kind not in "iu" and values.dtype == np.dtype("<f4")
+    made = _by_table(values, wanted) if narrow else cast(values, wanted)
     made = np.ascontiguousarray(made)
-    return _Block(made.view(np.uint8).data, losses_between(values, made))
+    return made, losses_between(values, made)
 
 
-def _by_table(values: np.ndarray[Any, Any], wanted: DType) -> np.ndarray[Any, Any]:
+def _by_table(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> np.ndarray[Any, Any]:
     """float32 values in 8 bits, four times as fast as one by one.
 
     The upper half of a float32, its last bit set when anything is below it (rounding to odd),
@@ -194,9 +195,9 @@ def _by_table(values: np.ndarray[Any, Any], wanted: DType) -> np.ndarray[Any, An
 
 
 @cache
-def _table(wanted: DType) -> np.ndarray[Any, Any]:
+def _table(wanted: np.dtype[Any]) -> np.ndarray[Any, Any]:
     """What each bfloat16 becomes."""
     import numpy as np
 
     every = np.arange(1 << 16, dtype="<u2").view(numpy_dtype(BY_NAME["bfloat16"]))
-    return cast(every, numpy_dtype(wanted))
+    return cast(every, wanted)

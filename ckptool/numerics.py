@@ -22,6 +22,8 @@ from ckptool.tree import Chunk, TensorRef, longest_axis, narrowed
 if TYPE_CHECKING:
     import numpy as np
 
+    Array = np.ndarray[Any, Any]
+
 BLOCK = 1 << 20  # bytes read at a time
 FAR = 8 << 20  # bytes: a strided block that spans more is not read as a whole
 MAX_UNFOLDED = 1 << 32  # bytes of a view whose elements share memory
@@ -183,6 +185,13 @@ def chunk_values(reader: TensorReader, ref: TensorRef, chunk: Chunk) -> np.ndarr
     if chunk.span.nbytes > FAR:
         return _resolved(gather(reader, chunk, dtype), ref)
     return _resolved(strided(reader.read(chunk.span), chunk, dtype), ref)
+
+
+def bytes_of(values: np.ndarray[Any, Any]) -> memoryview:
+    """The values in C order, as bytes; a copy only where they lie otherwise."""
+    import numpy as np
+
+    return np.ascontiguousarray(values).view(np.uint8).data
 
 
 E4M3_MAX = 448.0

@@ -15,7 +15,7 @@ from ckptool.alignment import Alignment, paired_prefixes, unwrapped
 from ckptool.candidates import AVERAGED_MODEL, CHOSEN, Candidate, EmaLocation
 from ckptool.errors import EmaAmbiguousError, EmaRefusedError, UnsupportedError
 from ckptool.inventory import Leaf, Table
-from ckptool.tree import Address, Blob, TensorRef, format_address
+from ckptool.tree import Address, Blob, TensorRef, format_address, joined_runs
 
 
 class Extraction(NamedTuple):
@@ -178,21 +178,10 @@ def shared_with_others(
 ) -> tuple[str, ...]:
     """Addresses of the others whose tensors view bytes that the targets will change."""
     spans = (ref.chunks[0].span for ref in targets.values())
-    runs = _joined((span.offset, span.offset + span.nbytes) for span in spans if span.nbytes)
+    runs = joined_runs((span.offset, span.offset + span.nbytes) for span in spans if span.nbytes)
     return tuple(
         format_address(address) for address, ref in others if ref.chunks and _overlaps(runs, ref)
     )
-
-
-def _joined(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same bytes in order, as runs of which none reaches into another."""
-    joined: list[tuple[int, int]] = []
-    for start, end in sorted(runs):
-        if joined and start <= joined[-1][1]:
-            joined[-1] = joined[-1][0], max(joined[-1][1], end)
-        else:
-            joined.append((start, end))
-    return joined
 
 
 def _overlaps(runs: list[tuple[int, int]], ref: TensorRef) -> bool:

@@ -190,6 +190,7 @@ class ExtractReport(NamedTuple):
     ties: str = "shared"  # how tied tensors are written: shared | once | each
     casts: CastReport | None = None  # with --dtype
     shards: tuple[ShardReport, ...] = ()  # with several files, of which ``output`` is the index
+    removed: tuple[str, ...] = ()  # shards of the set that is replaced, which the new one lacks
 
 
 class PromoteReport(NamedTuple):
@@ -212,7 +213,7 @@ class PromoteReport(NamedTuple):
     shared: tuple[str, ...] = ()  # addresses elsewhere that view bytes that change
     optimizers: tuple[str, ...] = ()  # their state belongs to the weights that were replaced
     in_place: bool = False
-    backup: str | None = None  # where the replaced file is kept
+    backup: str | None = None  # the name under which the replaced file stays
 
 
 class LayoutsReport(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -110,7 +110,7 @@ def warnings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]
 
 def refuse_lossy(
     checkpoint: Checkpoint,
-    casts: Iterable[tuple[str, Losses]],
+    casts: Mapping[str, Losses],
     *,
     force: bool,
     hint: str = "ckptool extract-ema keeps the type of the averages; --force casts all the same",
@@ -123,7 +123,7 @@ def refuse_lossy(
     Raises:
         EmaRefusedError: some overflow, without ``force``.
     """
-    lossy = {name: losses for name, losses in casts if any(losses)}
+    lossy = {name: losses for name, losses in casts.items() if any(losses)}
     unfit = {name: lost.overflowed + lost.cut for name, lost in lossy.items()}
     unfit = {name: count for name, count in unfit.items() if count}
     if unfit and not force:

@@ -21,7 +21,7 @@ two ways is walked once, and the second way is reported as an alias of the first
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from math import prod
@@ -563,13 +563,15 @@ def stored_bytes(refs: list[TensorRef]) -> int:
         for chunk in ref.chunks:
             span = chunk.span
             runs.setdefault(span.source, []).append((span.offset, span.offset + span.nbytes))
-    return sum(_union_length(sorted(spans)) for spans in runs.values())
+    return sum(end - start for spans in runs.values() for start, end in joined_runs(spans))
 
 
-def _union_length(spans: list[tuple[int, int]]) -> int:
-    total = end = 0
-    for start, stop in spans:
-        if stop > end:
-            total += stop - max(start, end)
-            end = stop
-    return total
+def joined_runs(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same places (from, to) in order, as runs of which none reaches into another."""
+    joined: list[tuple[int, int]] = []
+    for start, end in sorted(runs):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = joined[-1][0], max(joined[-1][1], end)
+        else:
+            joined.append((start, end))
+    return joined

@@ -33,6 +33,11 @@ def average_of(model: Mapping[str, Tensor]) -> Weights:
     }
 
 
+def floats_to(state: Mapping[str, Tensor], dtype: torch.dtype) -> Weights:
+    """The state with its floating-point tensors in another type."""
+    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
+
+
 def save(path: Path, model: Mapping[str, Tensor], ema: Any = None, **more: Any) -> Path:
     """A checkpoint with ``state_dict`` and ``ema_state_dict``, and what else is given."""
     average = average_of(model) if ema is None else ema

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptool.casting import CASTABLE, Casting, Losses, count_losses
+from ckptool.casting import CASTABLE, Casting, Losses, converted
 from ckptool.dtypes import BY_NAME
 from ckptool.formats import open_checkpoint
 from ckptool.numerics import BLOCK, numpy_dtype
@@ -152,4 +152,4 @@ def test_losses_in_either_byte_order(wanted):
     values = np.array([1.0, 1e300, 1e-300, 0.0, np.inf, np.nan])
     for order in ("little", "big"):
         kind = numpy_dtype(BY_NAME[wanted], order)
-        assert count_losses(values, kind) == Losses(overflowed=1, vanished=1)
+        assert converted(values, kind)[1] == Losses(overflowed=1, vanished=1)

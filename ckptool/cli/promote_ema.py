@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,7 +22,13 @@ from ckptool.commands.promote_ema import promote_ema
 def command(
     path: PathOperand,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="OUT", help="The file to write.")
+        str | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="The file to write, in PATH's format; a folder takes PATH's name in it.",
+        ),
     ] = None,
     in_place: Annotated[
         bool,

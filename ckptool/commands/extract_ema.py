@@ -102,6 +102,7 @@ def extract_ema(
             output, kind, plan.tensors, casting, noted=noted, wrap=wrap, max_shard=limit
         )
         targets = _targets(checkpoint, state_dict, force=force)
+        gone = state_dict.left_over
         look = partial(_last_look, checkpoint, plan, force=force)
         judge = partial(_refuse_lossy, checkpoint, casting, force=force)
         with meanwhile(look) as findings:
@@ -109,13 +110,14 @@ def extract_ema(
                 survey(state_dict, checkpoint.reader, progress)
             else:
                 note = as_text(origin("extract-ema", path, location, location.selected, made_at))
-                with whole_files(targets, force=force) as files:
+                with whole_files(targets, force=force, gone=gone) as files:
                     write(state_dict, files, checkpoint.reader, note, progress)
                     findings()  # a refusal discards the files
                     judge()
                     checkpoint.reader.refuse_changed()
             found = (*findings(), *judge(), *warnings(checkpoint, location))
-        return _report(path, location, plan, state_dict, names, ties, found, written=not dry_run)
+        report = _report(path, location, plan, state_dict, names, ties, found, written=not dry_run)
+        return report._replace(removed=tuple(old.name for old in gone))
 
 
 def _refuse_misfits(kind: str, output: Path, wrap: str | None, limit: int | None) -> None:
@@ -145,9 +147,11 @@ def _dtype(name: str | None) -> DType | None:
 
 
 def _targets(checkpoint: Checkpoint, state_dict: StateDict, *, force: bool) -> list[Path]:
-    """Where the files go, if they may."""
+    """Where the files go, if they may, and what would be in the way may go."""
     inputs = [checkpoint.path, *(file.path for file in checkpoint.reader.opened)]
     refuse_other_form(state_dict.output, sharded=state_dict.index_file is not None)
+    for path in state_dict.left_over:
+        check_output(path, inputs, force=force)
     return [check_output(path, inputs, force=force) for path in state_dict.paths]
 
 
@@ -157,7 +161,7 @@ def _last_look(checkpoint: Checkpoint, plan: Extraction, *, force: bool) -> tupl
 
 def _refuse_lossy(checkpoint: Checkpoint, casting: Casting, *, force: bool) -> tuple[Finding, ...]:
     hint = "bfloat16 has the range of float32; --force casts all the same"
-    return refuse_lossy(checkpoint, casting.losses.items(), force=force, hint=hint)
+    return refuse_lossy(checkpoint, casting.losses, force=force, hint=hint)
 
 
 def _plan(

@@ -28,13 +28,14 @@ from ckptool.soundness import meanwhile, prove_equalities, refuse_lossy, refuse_
 from ckptool.writers import patched_copy
 from ckptool.writers.base import PartialFile, check_in_place, check_output, whole_file
 from ckptool.writers.containers import CONTAINERS
+from ckptool.writers.destination import in_folder
 
 BACKUP = ".bak"
 
 
 def promote_ema(
     path: Path,
-    output: Path | None = None,
+    output: str | Path | None = None,
     *,
     in_place: bool = False,
     backup: bool = False,
@@ -51,7 +52,7 @@ def promote_ema(
 
     Args:
         path: the checkpoint, one file.
-        output: the file to write, in the same format.
+        output: the file to write, in the same format; a folder takes the name of ``path``.
         in_place: replace the checkpoint itself, by a rename of the finished copy.
         backup: keep the replaced file as ``path`` with ``.bak``.
         ema: address of the averaged weights, instead of searching.
@@ -82,33 +83,39 @@ def promote_ema(
         kept = path.with_name(path.name + BACKUP) if backup and changes else None
         place = _check_place(checkpoint, target, kept, in_place=in_place, force=force)
         done = changes and not dry_run
-        with meanwhile(lambda: _findings(checkpoint, plan, force=force)) as findings:
+        look = partial(_last_look, checkpoint, plan, force=force)
+        account = patched_copy.Account()
+        judge = partial(refuse_lossy, checkpoint, account.losses, force=force)
+        with meanwhile(look) as findings:
             if done:
                 note = as_text(origin("promote-ema", path, location, candidate, made_at))
                 unchanged = partial(_refuse_changes, checkpoint, place, in_place=in_place)
                 with whole_file(
                     place, force=force or in_place, backup=kept, last_look=unchanged
                 ) as file:
-                    _write(checkpoint, location.model, plan, file, note, progress)
+                    _write(checkpoint, location.model, plan, file, account, note, progress)
                     findings()  # a refusal discards the file
-            found = (*findings(), *warnings(checkpoint, location))
+                    judge()
+            else:
+                patched_copy.survey(plan.patches, checkpoint.reader, account)
+            found = (*findings(), *judge(), *warnings(checkpoint, location))
         report = _report(path, target, checkpoint, location, candidate, plan)
         return report._replace(
             written=done,
             findings=found,
             in_place=in_place,
-            backup=str(kept) if kept and done else None,
+            backup=str(kept) if kept else None,
         )
 
 
-def _target(path: Path, output: Path | None, *, in_place: bool, backup: bool) -> Path:
+def _target(path: Path, output: str | Path | None, *, in_place: bool, backup: bool) -> Path:
     """Where the copy goes.
 
     Raises:
         UsageError: that is not said, or said twice.
     """
     if in_place and output is not None:
-        raise UsageError("--in-place and -o exclude each other", path=output)
+        raise UsageError("--in-place and -o exclude each other", path=Path(output))
     if backup and not in_place:
         raise UsageError("--backup keeps what --in-place replaces; -o leaves the input as it is")
     if in_place:
@@ -119,7 +126,7 @@ def _target(path: Path, output: Path | None, *, in_place: bool, backup: bool) ->
             path=path,
             hint=f"-o {quote(path.stem + '.promoted' + path.suffix)}, or --in-place --backup",
         )
-    return output
+    return in_folder(output, path.name)
 
 
 def _check_place(
@@ -130,7 +137,8 @@ def _check_place(
         return check_in_place(target, backup, force=force)
     is_safetensors = checkpoint.format_name == "safetensors"
     if (target.suffix == ".safetensors") != is_safetensors:
-        suffix = ".safetensors" if is_safetensors else ".pt"
+        own = checkpoint.path.suffix
+        suffix = ".safetensors" if is_safetensors else ".pt" if own == ".safetensors" else own
         raise UsageError(
             f"promotion writes the format that it read, {checkpoint.format_name}",
             path=target,
@@ -140,13 +148,10 @@ def _check_place(
     return check_output(target, inputs, force=force)
 
 
-def _findings(checkpoint: Checkpoint, plan: Promotion, *, force: bool) -> tuple[Finding, ...]:
+def _last_look(checkpoint: Checkpoint, plan: Promotion, *, force: bool) -> tuple[Finding, ...]:
     """What the values say; read beside the copy."""
     averages = {patch.name: patch.source for patch in plan.patches}
-    unsound = refuse_unsound(checkpoint, averages, averages.keys(), force=force)
-    casts = [p for p in plan.patches if p.source.dtype is not p.target.dtype]
-    losses = ((p.name, patched_copy.losses(p, checkpoint.reader)) for p in casts)
-    return (*unsound, *refuse_lossy(checkpoint, losses, force=force))
+    return refuse_unsound(checkpoint, averages, averages.keys(), force=force)
 
 
 def _write(
@@ -154,19 +159,20 @@ def _write(
     model: Table | None,
     plan: Promotion,
     output: PartialFile,
+    account: patched_copy.Account,
     note: str,
     progress: Progress,
 ) -> None:
-    reader = checkpoint.reader
+    reader, patches = checkpoint.reader, plan.patches
     file = reader.file(checkpoint.path)
-    if model is None or not plan.patches:
+    if model is None or not patches:
         output.copy_file(file, progress)
         return
     container = CONTAINERS[checkpoint.format_name]
-    shift = container.copy(output, file, note, progress)
-    patched_copy.put(output, plan.patches, reader, shift, progress)
-    container.finish(output, file, plan.patches, note)
-    patched_copy.check(output, plan.patches, reader, shift)
+    shift = container.copy(output, file, patched_copy.overwritten(patches), note, progress)
+    patched_copy.put(output, patches, reader, account, shift, progress)
+    container.finish(output, file, patches, account.checksums, note)
+    patched_copy.check(output, patches, reader, account, shift)
     check_slot(output.path, model, shift)
 
 

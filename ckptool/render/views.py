@@ -329,13 +329,20 @@ def _extract_lines(report: ExtractReport) -> Iterator[Fact]:
         yield "left out", _text(f"{len(report.dropped)}: {words.some(report.dropped)}")
     if report.casts:
         yield "cast", _cast(report.casts)
+    yield from _shard_lines(report)
+    if report.main_slot == "averaged":
+        yield "main slot", _text(_MAIN_SLOT["averaged"])
+
+
+def _shard_lines(report: ExtractReport) -> Iterator[Fact]:
     if report.shards:
         yield "shards", _text(words.plural(len(report.shards), "file"))
     for shard in report.shards:
         size = f"{words.plural(shard.tensors, 'tensor')}, {words.size(shard.bytes)}"
         yield "", _text((_plain(shard.file), "name"), f"  {size}")
-    if report.main_slot == "averaged":
-        yield "main slot", _text(_MAIN_SLOT["averaged"])
+    if report.removed:
+        shards = f"{words.plural(len(report.removed), 'shard')} of the set that is replaced"
+        yield "removed", _text(f"{shards}: {words.some(report.removed)}")
 
 
 _TIES = {
@@ -357,17 +364,28 @@ def _cast(casts: CastReport) -> Line:
 
 def show_promote(report: PromoteReport) -> Page:
     """What was replaced by what, and what stays."""
-    is_left = report.in_place and not report.tensors
-    done = "wrote" if report.written else "left" if is_left else "would write"
-    yield _text(f"{done} ", (words.printable(report.output), "title"), f"  {report.format}")
+    yield _text(
+        f"{_done(report)} ", (words.printable(report.output), "title"), f"  {report.format}"
+    )
     yield _facts("Promoted", _promote_lines(report))
     yield from _findings(report.findings)
 
 
+_ONE_IN_MEMORY = "the averages are the very tensors of the model's slot, not copies"
+
+
+def _done(report: PromoteReport) -> str:
+    if report.in_place and not report.bytes:
+        return "left"
+    verbs = ("replaced", "would replace") if report.in_place else ("wrote", "would write")
+    return verbs[0] if report.written else verbs[1]
+
+
 def _promote_lines(report: PromoteReport) -> Iterator[Fact]:
-    if not report.tensors:
+    if not report.bytes:
+        why = _MAIN_SLOT["averaged"] if report.main_slot == "averaged" else _ONE_IN_MEMORY
         left = "it stays as it is" if report.in_place else "the output is an unchanged copy"
-        yield "nothing", _text(f"{_MAIN_SLOT['averaged']}: {left}")
+        yield "nothing", _text(f"{why}: {left}")
         return
     replaced = f"{words.plural(report.tensors, 'tensor')}, {words.size(report.bytes)}"
     yield (

@@ -13,7 +13,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -117,19 +117,37 @@ class PartialFile:
         except CkptError as error:
             raise error.at(file.path) from error.__cause__
 
-    def copy_file(self, file: SourceFile, progress: Progress = no_progress) -> None:
-        """The whole of another file; its blocks are shared where the file system can."""
+    def copy_file(
+        self,
+        file: SourceFile,
+        progress: Progress = no_progress,
+        later: Sequence[ByteSpan] = (),
+    ) -> None:
+        """The whole of another file; its blocks are shared where the file system can.
+
+        What is written ``later``, whole, need not be copied before.
+        """
         if clone(file.fd, self.fd):
-            progress(file.size)
+            progress(file.size - sum(span.nbytes for span in later))
             self.position = file.size
         else:
             self.need(file.size)
-            self.copy_from(file, ByteSpan(file.path, 0, file.size), progress)
+            self.copy_from(file, ByteSpan(file.path, 0, file.size), progress, later)
 
-    def copy_from(self, file: SourceFile, span: ByteSpan, progress: Progress = no_progress) -> None:
-        """Append bytes of another file."""
-        self._copy_file(file, span, self.position, progress, self._pace)
+    def copy_from(
+        self,
+        file: SourceFile,
+        span: ByteSpan,
+        progress: Progress = no_progress,
+        later: Sequence[ByteSpan] = (),
+    ) -> None:
+        """Append bytes of another file, with room for what is written ``later``."""
+        for run in _between(span, later):
+            at = self.position + run.offset - span.offset
+            self._copy_file(file, run, at, progress, self._pace)
         self.position += span.nbytes
+        if later:  # what is written last may stand at the end
+            os.ftruncate(self.fd, self.position)
 
     def need(self, nbytes: int) -> None:
         """Refuse before anything is written what cannot fit.
@@ -159,6 +177,15 @@ class PartialFile:
         while done < len(view):
             done += os.pwrite(self.fd, view[done:], offset + done)
         return done
+
+
+def _between(span: ByteSpan, later: Sequence[ByteSpan]) -> Iterator[ByteSpan]:
+    """What of a span is not in the others, which lie in it, in order and apart."""
+    at, end = span.offset, span.offset + span.nbytes
+    for other in (*later, ByteSpan(span.source, end, 0)):
+        if other.offset > at:
+            yield ByteSpan(span.source, at, other.offset - at)
+        at = other.offset + other.nbytes
 
 
 def _free_bytes(folder: Path) -> int | None:

@@ -23,19 +23,30 @@ from ckptool.writers.patched_copy import Patch
 class Container(NamedTuple):
     """A row of ``CONTAINERS``."""
 
-    # Of the output, the file, the note and the progress: bytes by which the values moved.
-    copy: Callable[[PartialFile, SourceFile, str, Progress], int]
-    # Of the output, the file, the patches and the note.
-    finish: Callable[[PartialFile, SourceFile, Sequence[Patch], str], None]
+    # Of the output, the file, what is written later, the note and the progress: by how many bytes
+    # the values moved.
+    copy: Callable[[PartialFile, SourceFile, Sequence[ByteSpan], str, Progress], int]
+    # Of the output, the file, the patches, the checksums of what was made for them, and the note.
+    finish: Callable[[PartialFile, SourceFile, Sequence[Patch], Mapping[str, int], str], None]
 
 
-def _copy_whole(output: PartialFile, file: SourceFile, _note: str, progress: Progress) -> int:
-    output.copy_file(file, progress)
+def _copy_whole(
+    output: PartialFile,
+    file: SourceFile,
+    later: Sequence[ByteSpan],
+    _note: str,
+    progress: Progress,
+) -> int:
+    output.copy_file(file, progress, later)
     return 0
 
 
 def _copy_behind_header(
-    output: PartialFile, file: SourceFile, note: str, progress: Progress
+    output: PartialFile,
+    file: SourceFile,
+    later: Sequence[ByteSpan],
+    note: str,
+    progress: Progress,
 ) -> int:
     """The same tensors behind a header that also holds the note."""
     header = read_header(file)
@@ -43,18 +54,26 @@ def _copy_behind_header(
     output.write(safetensors_file.with_metadata(file, {**header.metadata, KEY: note}))
     shift = output.position - header.data_offset
     values = ByteSpan(file.path, header.data_offset, file.size - header.data_offset)
-    output.copy_from(file, values, progress)
+    output.copy_from(file, values, progress, later)
     return shift
 
 
 def _nothing(
-    _output: PartialFile, _file: SourceFile, _patches: Sequence[Patch], _note: str
+    _output: PartialFile,
+    _file: SourceFile,
+    _patches: Sequence[Patch],
+    _checksums: Mapping[str, int],
+    _note: str,
 ) -> None:
     """The container keeps nothing about its bytes."""
 
 
 def _check_library(
-    output: PartialFile, file: SourceFile, _patches: Sequence[Patch], _note: str
+    output: PartialFile,
+    file: SourceFile,
+    _patches: Sequence[Patch],
+    _checksums: Mapping[str, int],
+    _note: str,
 ) -> None:
     names = {entry.name for entry in read_header(file).entries}
     safetensors_file.check(output.path, names)

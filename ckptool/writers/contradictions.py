@@ -12,14 +12,14 @@ from typing import NamedTuple
 
 from ckptool.formats.base import TensorReader
 from ckptool.tree import ByteSpan
-from ckptool.writers.patched_copy import Patch, pieces, rearranged
+from ckptool.writers.patched_copy import Patch, laid, pieces, values_for
 
 WINDOW = 1 << 20  # bytes
 
 
 def contradiction(patches: Sequence[Patch], reader: TensorReader) -> tuple[Patch, Patch] | None:
     """Two patches that would put different bytes in one place; None when all agree."""
-    spans = [patch.target.chunks[0].span for patch in patches]
+    spans = [patch.place for patch in patches]
     start = min(span.offset for span in spans)
     end = max(span.offset + span.nbytes for span in spans)
     for at in range(start, end, WINDOW):
@@ -52,10 +52,10 @@ def _imprint(patch: Patch, reader: TensorReader, window: range) -> _Imprint:
     whole = _Imprint(0, 0)
     for ours, theirs in pieces(patch, WINDOW):
         if _meets(ours.span, window):
-            grounds = (byte * ours.span.nbytes for byte in (b"\0", b"\xff"))
+            values, _ = values_for(patch, reader, theirs)
             on_zeros, on_ones = (
-                _placed(rearranged(ground, reader, patch, ours, theirs), ours.span, window)
-                for ground in grounds
+                _placed(laid(byte * ours.span.nbytes, ours, values), ours.span, window)
+                for byte in (b"\0", b"\xff")
             )
             free = on_zeros ^ on_ones
             reached = _placed(b"\xff" * ours.span.nbytes, ours.span, window)

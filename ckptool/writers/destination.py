@@ -24,14 +24,19 @@ FORMAT_OF_SUFFIX: Mapping[str, str] = {
 def output_path(source: Path, output: str | Path | None, name: str | None = None) -> Path:
     """The file to write: beside the source, as named, or inside the folder that is named.
 
-    A folder is one that is there, or ends with a slash; ``name`` is that of the file in it, by
-    default the same as beside the source.
+    ``name`` is that of the file in a folder, by default the same as beside the source.
     """
     beside = _beside(source)
-    if output is None:
-        return beside
+    return beside if output is None else in_folder(output, name or beside.name)
+
+
+def in_folder(output: str | Path, name: str) -> Path:
+    """``output``, or where that is a folder, the file ``name`` in it.
+
+    A folder is one that is there, or ends with a slash.
+    """
     is_folder = str(output).endswith(("/", os.sep)) or os.path.isdir(output)  # noqa: PTH112
-    return Path(output) / (name or beside.name) if is_folder else Path(output)
+    return Path(output) / name if is_folder else Path(output)
 
 
 def _beside(source: Path) -> Path:

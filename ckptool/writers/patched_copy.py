@@ -1,19 +1,28 @@
 """A copy of a checkpoint in which some tensors have other values, and every other byte is the same.
 
-The file is copied by the kernel and the target tensors' bytes are overwritten in place, cast to the
-slot's type and laid in the slot's strides. No pickle is touched: optimizer, epoch and instances of
-classes that nobody has installed stay as they were. What a container keeps about its bytes
-(checksums, a header) is the business of its row in ``containers.py``.
+The file is copied by the kernel, but for what is overwritten as a whole; the target tensors' values
+are put where they belong, cast to the slot's type and laid in the slot's strides. No pickle is
+touched: optimizer, epoch and instances of classes that nobody has installed stay as they were. What
+a container keeps about its bytes (checksums, a header) is the business of its row in
+``containers.py``.
+
+Values of the slot's type and order go by the kernel too, and are compared with their source
+afterwards. All others are made here, piece by piece and by several threads, each once: while a
+piece is written, its checksum and the losses of its cast are taken, and the checksum is what the
+copy is held against when it is read back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from math import prod
+from operator import itemgetter
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ckptool.casting import Losses, count_losses
+from ckptool.casting import Losses, converted, side_by_side
 from ckptool.dtypes import DType
 from ckptool.errors import UnsupportedError
 from ckptool.formats.base import SourceFile, TensorReader
@@ -21,25 +30,29 @@ from ckptool.numerics import (
     BLOCK,
     REAL,
     Progress,
+    bytes_of,
     cast,
     chunk_values,
     element_dtype,
     no_progress,
     strided,
 )
-from ckptool.tree import ByteSpan, Chunk, TensorRef, extent, longest_axis, narrowed
+from ckptool.tree import ByteSpan, Chunk, TensorRef, joined_runs, longest_axis, narrowed
 from ckptool.writers.base import PartialFile, expect
+
+if TYPE_CHECKING:
+    from ckptool.numerics import Array
 
 OTHERWISE = "ckptool extract-ema writes the averaged weights as a file of their own"
 MAX_PLACES = 1 << 20  # elements of an interleaved view that are looked at one by one
 SCALES = "float8_e8m0fnu"  # powers of two without zero or sign: other numbers make no sense there
-PIECE = 2 << 20  # bytes of a tensor that are rearranged at a time, on either side
+PIECE = 1 << 20  # bytes of a tensor that are rearranged at a time, on either side
 
 
 class Patch(NamedTuple):
-    """Values that move from one tensor to another."""
+    """Values that move from one tensor to another; there are some."""
 
-    name: str  # of the target, for messages
+    name: str  # of the target: one a promotion
     target: TensorRef
     source: TensorRef
 
@@ -47,18 +60,52 @@ class Patch(NamedTuple):
     def is_plain(self) -> bool:
         """Whether it is a move of bytes: same type, same order of elements in memory."""
         return (
-            self.target.dtype is self.source.dtype
+            not self.is_cast
             and self.target.byteorder == self.source.byteorder
             and not self.source.lazy
             and not self.target.lazy
-            and _in_one_order(self.target.chunks[0], self.source.chunks[0])
+            and all(chunk.strides == (1,) for chunk in self.aligned)
         )
 
+    @property
+    def is_cast(self) -> bool:
+        """Whether the values change their type."""
+        return self.target.dtype is not self.source.dtype
 
-def _in_one_order(ours: Chunk, theirs: Chunk) -> bool:
-    """Whether the n-th element in memory of one is the n-th of the other, without gaps."""
-    same = ours.strides == theirs.strides and extent(ours.shape, ours.strides) == prod(ours.shape)
-    return same or (ours.is_contiguous and theirs.is_contiguous)
+    @property
+    def place(self) -> ByteSpan:
+        """The bytes of the file from the target's first element to its last."""
+        return self.target.chunks[0].span
+
+    @property
+    def fills_its_place(self) -> bool:
+        """Whether no other bytes lie between the target's elements."""
+        return self.place.nbytes == self.target.numel * self.target.dtype.itemsize
+
+    @property
+    def aligned(self) -> tuple[Chunk, Chunk]:
+        """Target and source, with the target's elements in the order in which they lie.
+
+        Dimensions that run on in both are joined: what lies in one order is one run.
+        """
+        ours, theirs = self.target.chunks[0], self.source.chunks[0]
+        dims = zip(ours.shape, ours.strides, theirs.strides, strict=True)
+        shape, *strides = zip(*_joined(dims), strict=True)
+        return Chunk(ours.span, (), shape, strides[0]), Chunk(theirs.span, (), shape, strides[1])
+
+
+Dim = tuple[int, int, int]  # size, and the strides of two views
+
+
+def _joined(dims: Iterable[Dim]) -> list[Dim]:
+    """By descending stride of the first view, as few as possible, at least one."""
+    joined: list[Dim] = []
+    for size, mine, yours in sorted(dims, key=itemgetter(1), reverse=True):
+        if size > 1:
+            runs_on = joined and joined[-1][1:] == (mine * size, yours * size)
+            whole = size * joined.pop()[0] if runs_on else size
+            joined.append((whole, mine, yours))
+    return joined or [(1, 1, 1)]
 
 
 def check_patch(patch: Patch, path: Path) -> None:
@@ -122,31 +169,71 @@ def _casts(source: DType, target: DType) -> bool:
 # ----------------------------------------------------------------------------------------- writing
 
 
+@dataclass(slots=True)
+class Account:
+    """What became of the values that were made here, by the names of their targets."""
+
+    checksums: dict[str, int] = field(default_factory=dict)  # CRC-32, in the order of the file
+    losses: dict[str, Losses] = field(default_factory=dict)
+
+    def add_checksum(self, piece: _Piece) -> None:
+        """Go on with the checksum of a target; its pieces come in their order."""
+        crc = self.checksums.get(piece.name, 0)
+        self.checksums[piece.name] = zlib.crc32(bytes_of(piece.values), crc)
+
+    def add_losses(self, piece: _Piece) -> None:
+        """Count what the cast of a piece has cost."""
+        self.losses[piece.name] = self.losses.get(piece.name, Losses()) + piece.lost
+
+
 def put(
     output: PartialFile,
     patches: Sequence[Patch],
     reader: TensorReader,
+    account: Account,
     shift: int = 0,
     progress: Progress = no_progress,
 ) -> None:
     """Overwrite the targets in a copy whose values lie ``shift`` bytes further than the file's."""
     for patch in patches:
         if patch.is_plain:
-            span = patch.source.chunks[0].span
-            output.place(reader, span, patch.target.chunks[0].span.offset + shift, progress)
-            continue
-        for ours, theirs in pieces(patch):
-            at, nbytes = ours.span.offset + shift, ours.span.nbytes
-            has_gaps = nbytes > prod(ours.shape) * patch.target.dtype.itemsize
-            there = output.read(at, nbytes) if has_gaps else bytes(nbytes)
-            output.patch(rearranged(there, reader, patch, ours, theirs), at)
-            progress(ours.span.nbytes)
+            output.place(reader, patch.source.chunks[0].span, patch.place.offset + shift, progress)
+    for piece in _made((patch for patch in patches if not patch.is_plain), reader):
+        account.add_checksum(piece)
+        account.add_losses(piece)
+        at = piece.place.span.offset + shift
+        output.patch(_content(output, piece, at), at)
+        progress(piece.place.span.nbytes)
+
+
+def _content(output: PartialFile, piece: _Piece, at: int) -> memoryview | bytearray:
+    """What stands in a piece's place from now on."""
+    if piece.place.is_contiguous:
+        return bytes_of(piece.values)
+    return laid(output.read(at, piece.place.span.nbytes), piece.place, piece.values)
+
+
+def survey(patches: Iterable[Patch], reader: TensorReader, account: Account) -> None:
+    """Count the losses as ``put`` does, without writing."""
+    for piece in _made((patch for patch in patches if patch.is_cast), reader):
+        account.add_losses(piece)
+
+
+def overwritten(patches: Iterable[Patch]) -> list[ByteSpan]:
+    """The runs of the file of which :func:`put` leaves no byte, in order and apart."""
+    places = [patch.place for patch in patches if patch.fills_its_place]
+    runs = joined_runs((place.offset, place.offset + place.nbytes) for place in places)
+    return [ByteSpan(places[0].source, start, end - start) for start, end in runs]
 
 
 def check(
-    output: PartialFile, patches: Sequence[Patch], reader: TensorReader, shift: int = 0
+    output: PartialFile,
+    patches: Sequence[Patch],
+    reader: TensorReader,
+    account: Account,
+    shift: int = 0,
 ) -> None:
-    """Read the targets back and compare them with their sources.
+    """Read the targets back: what was made by its checksum, what was moved beside its source.
 
     Raises:
         DamagedError: a byte differs.
@@ -154,37 +241,87 @@ def check(
     with SourceFile(output.path) as written:
         for patch in patches:
             if patch.is_plain:
-                span = patch.target.chunks[0].span
-                at = span.offset + shift
-                _compare(written, at, span.nbytes, reader, patch.source.chunks[0].span, patch.name)
-                continue
-            for ours, theirs in pieces(patch):
-                found = written.read(ours.span.offset + shift, ours.span.nbytes)
-                wanted = rearranged(found, reader, patch, ours, theirs)
-                expect(found == wanted, patch.name, output.path)
+                _compare(written, patch, reader, shift)
+            else:
+                found = _checksum(written, patch, shift)
+                expect(found == account.checksums[patch.name], patch.name, output.path)
 
 
-def _compare(
-    written: SourceFile, at: int, nbytes: int, reader: TensorReader, source: ByteSpan, name: str
-) -> None:
+def _compare(written: SourceFile, patch: Patch, reader: TensorReader, shift: int) -> None:
+    at, nbytes = patch.place.offset + shift, patch.place.nbytes
     for start in range(0, nbytes, BLOCK):
         count = min(BLOCK, nbytes - start)
-        found = written.read(at + start, count)
-        expect(found == reader.read(source, start, count), name, written.path)
+        wanted = reader.read(patch.source.chunks[0].span, start, count)
+        expect(written.read(at + start, count) == wanted, patch.name, written.path)
 
 
-def losses(patch: Patch, reader: TensorReader) -> Losses:
-    """What the cast into the slot would cost: values beyond its range, values that become 0."""
-    wanted = element_dtype(patch.target)
-    total = Losses(0, 0)
-    if patch.source.dtype is patch.target.dtype:
-        return total
-    for _, theirs in pieces(patch):
-        total = total + count_losses(chunk_values(reader, patch.source, theirs), wanted)
-    return total
+def _checksum(written: SourceFile, patch: Patch, shift: int) -> int:
+    """Of the target's values in the copy, as :func:`put` takes it."""
+    kind, crc = element_dtype(patch.target), 0
+    for ours, _ in pieces(patch):
+        data = written.read(ours.span.offset + shift, ours.span.nbytes)
+        crc = zlib.crc32(bytes_of(strided(data, ours, kind)), crc)
+    return crc
 
 
 # ------------------------------------------------------------------------------------------ pieces
+
+
+class _Piece(NamedTuple):
+    """A part of a target, and the values for it."""
+
+    name: str
+    place: Chunk
+    values: Array  # in its shape
+    lost: Losses
+
+
+Parts = tuple[Patch, Chunk, Chunk]
+
+
+def _made(patches: Iterable[Patch], reader: TensorReader) -> Iterator[_Piece]:
+    """The values of all targets, in their order; several threads make them."""
+
+    def make(batch: list[Parts]) -> list[_Piece]:
+        return [_piece(reader, *parts) for parts in batch]
+
+    for batch in side_by_side(make, _batches(patches)):
+        yield from batch
+
+
+def _batches(patches: Iterable[Patch]) -> Iterator[list[Parts]]:
+    """Parts of about ``PIECE`` bytes together: handing one over costs as much as a small one."""
+    batch: list[Parts] = []
+    room = PIECE
+    for patch in patches:
+        for ours, theirs in pieces(patch):
+            nbytes = max(ours.span.nbytes, prod(ours.shape) * patch.source.dtype.itemsize)
+            if batch and nbytes > room:
+                yield batch
+                batch, room = [], PIECE
+            batch.append((patch, ours, theirs))
+            room -= nbytes
+    if batch:
+        yield batch
+
+
+def _piece(reader: TensorReader, patch: Patch, ours: Chunk, theirs: Chunk) -> _Piece:
+    return _Piece(patch.name, ours, *values_for(patch, reader, theirs))
+
+
+def values_for(patch: Patch, reader: TensorReader, theirs: Chunk) -> tuple[Array, Losses]:
+    """A part of the source in the target's type, and what the cast has cost."""
+    given, kind = chunk_values(reader, patch.source, theirs), element_dtype(patch.target)
+    if patch.is_cast:
+        return converted(given, kind)
+    return cast(given, kind), Losses()  # maybe to another byte order
+
+
+def laid(there: bytes, ours: Chunk, values: Array) -> bytearray:
+    """The bytes of a part of the target with its new values; bytes between the elements stay."""
+    content = bytearray(there)
+    strided(content, ours, values.dtype)[...] = values
+    return content
 
 
 def pieces(patch: Patch, limit: int | None = None) -> Iterator[tuple[Chunk, Chunk]]:
@@ -193,15 +330,8 @@ def pieces(patch: Patch, limit: int | None = None) -> Iterator[tuple[Chunk, Chun
     By default of ``PIECE`` bytes. The target's parts lie together in the file; those of a source
     in another order may lie far apart.
     """
-    ours, theirs = patch.target.chunks[0], patch.source.chunks[0]
     widths = patch.target.dtype.itemsize, patch.source.dtype.itemsize
-    if _in_one_order(ours, theirs):
-        ours, theirs = _flat(ours), _flat(theirs)
-    yield from _halved(ours, theirs, widths, limit or PIECE)
-
-
-def _flat(chunk: Chunk) -> Chunk:
-    return Chunk(chunk.span, (0,), (prod(chunk.shape),), (1,))
+    yield from _halved(*patch.aligned, widths, limit or PIECE)
 
 
 def _halved(
@@ -218,16 +348,3 @@ def _halved(
             for chunk, width in zip((ours, theirs), widths, strict=True)
         )
         yield from _halved(mine, yours, widths, limit)
-
-
-def rearranged(
-    there: bytes, reader: TensorReader, patch: Patch, ours: Chunk, theirs: Chunk
-) -> bytearray:
-    """The bytes ``there`` with the source's values in them: cast, and in the target's strides.
-
-    Bytes between the target's elements stay.
-    """
-    content = bytearray(there)
-    wanted = element_dtype(patch.target)
-    strided(content, ours, wanted)[...] = cast(chunk_values(reader, patch.source, theirs), wanted)
-    return content

@@ -5,7 +5,8 @@
 tensor would exceed the size, one that is larger than the size alone in a shard of its own.
 
 The index is what makes the shards a checkpoint, so it is the mark of completion: it is put in place
-last, and taken away first when a set is replaced. A loader finds a whole set or none.
+last, and taken away first when a set is replaced, with those of its shards that the new set does
+not have. A loader finds a whole set or none.
 
 Source: huggingface_hub 2.4 ``serialization/_base.py``, ``serialization/_torch.py``.
 """
@@ -15,19 +16,23 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from ckptool.casting import Casting
-from ckptool.errors import OutputError, UsageError
+from ckptool.errors import CkptError, OutputError, UsageError
+from ckptool.formats.base import SourceFile
+from ckptool.formats.safetensors_file import parse_json
+from ckptool.formats.sharded import MAX_INDEX
 from ckptool.interrupts import held
 from ckptool.tree import TensorRef
 from ckptool.writers.base import PartialFile, sync_folder, whole_file
 
 INDEX = ".index.json"
+SUFFIX = ".safetensors"
 FOLDER_NAME = "model.safetensors"  # what Hugging Face's loaders look for in a folder
 
 UNITS = {
@@ -107,6 +112,28 @@ def index_of(shards: Sequence[Shard], casting: Casting, tied: Mapping[str, str])
     return json.dumps(content, indent=2).encode()
 
 
+def left_over(index: Path, shards: Iterable[Path]) -> tuple[Path, ...]:
+    """Shards of the set that an index at this place describes, which a new set does not replace.
+
+    Only files that are called as shards of this output, beside the index.
+    """
+    name = re.escape(index.name.removesuffix(INDEX).removesuffix(SUFFIX))
+    called = re.compile(rf"{name}-\d{{5,}}-of-\d{{5,}}{re.escape(SUFFIX)}")
+    new = {path.name for path in shards}
+    old = sorted(name for name in _shards_named(index) - new if called.fullmatch(name))
+    return tuple(path for path in map(index.with_name, old) if path.is_file())
+
+
+def _shards_named(index: Path) -> set[str]:
+    """What an index lists; nothing where there is none that can be read."""
+    try:
+        with SourceFile(index) as file:
+            weight_map = parse_json(file.head(MAX_INDEX))["weight_map"]
+        return {name for name in weight_map.values() if isinstance(name, str)}
+    except (CkptError, KeyError, AttributeError, TypeError):
+        return set()
+
+
 def refuse_other_form(output: Path, *, sharded: bool) -> None:
     """Neither form of an output may stand beside the other: loaders differ in which they take.
 
@@ -123,11 +150,13 @@ def refuse_other_form(output: Path, *, sharded: bool) -> None:
 
 
 @contextmanager
-def whole_files(targets: Sequence[Path], *, force: bool) -> Iterator[list[PartialFile]]:
+def whole_files(
+    targets: Sequence[Path], *, force: bool, gone: Iterable[Path] = ()
+) -> Iterator[list[PartialFile]]:
     """Several files that appear together, the last one last; none of them when the block fails.
 
     Everything is on the disk before the first is put in place, and no signal comes between. The
-    last is what makes the others count, so an old one goes first.
+    last is what makes the others count, so an old one goes first, and then what is to be ``gone``.
 
     Raises:
         OutputError: see :func:`~ckptool.writers.base.whole_file`.
@@ -145,7 +174,8 @@ def whole_files(targets: Sequence[Path], *, force: bool) -> Iterator[list[Partia
             finished = opened.pop_all()
         with held(), finished:
             if force and len(targets) > 1:
-                targets[-1].unlink(missing_ok=True)
+                for path in (targets[-1], *gone):
+                    path.unlink(missing_ok=True)
                 sync_folder(targets[-1].parent)
     except BaseException:
         for path in placed:

@@ -19,7 +19,7 @@ from ckptool.provenance import KEY
 from ckptool.tree import TensorRef
 from ckptool.writers import safetensors_file, torch_zip
 from ckptool.writers.base import PartialFile, expect
-from ckptool.writers.shards import Shard, index_of, index_path, plan_shards
+from ckptool.writers.shards import Shard, index_of, index_path, left_over, plan_shards
 from ckptool.writers.values import Run, check_runs
 
 
@@ -43,6 +43,12 @@ class StateDict(NamedTuple):
         """The files to write, the index last."""
         shards = tuple(shard.path for shard in self.shards)
         return (*shards, self.index_file) if self.index_file else shards
+
+    @property
+    def left_over(self) -> tuple[Path, ...]:
+        """Shards of an earlier set under this name, which would stay beside the new one."""
+        shards = (shard.path for shard in self.shards)
+        return left_over(self.index_file, shards) if self.index_file else ()
 
     @property
     def nbytes(self) -> int:

@@ -2,8 +2,8 @@
 
 Each record has its checksum in the directory, in the local header and maybe behind the data; all
 are refreshed. A storage that another storage replaced as a whole takes over its known checksum
-without a second read. Where every checksum is 0 they stay so: the file was written with checksums
-off, and torch reads it so.
+without a second read; one that was made as a whole has the checksum of what was made. Where every
+checksum is 0 they stay so: the file was written with checksums off, and torch reads it so.
 
 Provenance is one more record at the end, in the archive's folder, which torch never asks for. The
 directory moves behind it; its old entries stay byte for byte.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from ckptool.errors import DamagedError
 from ckptool.formats.base import SourceFile
@@ -29,6 +30,7 @@ from ckptool.formats.zip_records import (
     ZipArchive,
     ZipRecord,
 )
+from ckptool.tree import ByteSpan
 from ckptool.writers.base import PartialFile
 from ckptool.writers.patched_copy import Patch
 from ckptool.writers.values import checksum
@@ -39,13 +41,23 @@ LOCAL_CRC = 14
 DESCRIPTOR_SIGNATURE = b"PK\x07\x08"
 
 
-def finish(output: PartialFile, file: SourceFile, patches: Sequence[Patch], note: str) -> None:
-    """Refresh the checksums of the records in which targets lie, and add the note."""
+def finish(
+    output: PartialFile,
+    file: SourceFile,
+    patches: Sequence[Patch],
+    made: Mapping[str, int],
+    note: str,
+) -> None:
+    """Refresh the checksums of the records in which targets lie, and add the note.
+
+    ``made`` has the checksums of the values that did not come as bytes of a file.
+    """
     archive = ZipArchive(FileWindow(file))
     if any(record.crc != NO_CRC for record in archive.records):
-        known = _known_checksums(archive)
+        known = _known_checksums(archive, file.path)
         for record, inside in _touched(archive, patches):
-            crc = _moved_checksum(archive, record, inside, known)
+            whole = _whole(archive, record, inside)
+            crc = made.get(whole.name, known.get(whole.source.chunks[0].span)) if whole else None
             _refresh(output, archive, record, crc)
     _append(output, archive, note.encode())
 
@@ -59,37 +71,24 @@ def _touched(archive: ZipArchive, patches: Iterable[Patch]) -> list[tuple[ZipRec
     starts = [record.header_offset for record in records]
     touched: dict[int, tuple[ZipRecord, list[Patch]]] = {}
     for patch in patches:
-        at = bisect_right(starts, patch.target.chunks[0].span.offset) - 1
+        at = bisect_right(starts, patch.place.offset) - 1
         touched.setdefault(at, (records[at], []))[1].append(patch)
     return list(touched.values())
 
 
-def _known_checksums(archive: ZipArchive) -> dict[tuple[int, int], int]:
-    """(data offset, size) -> checksum, of what could be a whole source."""
+def _known_checksums(archive: ZipArchive, path: Path) -> dict[ByteSpan, int]:
+    """Of what could be a whole source."""
     return {
-        (archive.data_offset(record), record.size): record.crc
+        ByteSpan(path, archive.data_offset(record), record.size): record.crc
         for record in archive.records
         if record.crc != NO_CRC
     }
 
 
-def _moved_checksum(
-    archive: ZipArchive,
-    record: ZipRecord,
-    inside: list[Patch],
-    known: Mapping[tuple[int, int], int],
-) -> int | None:
-    """The checksum of a record that became another's copy as a whole: no second read. Else None."""
-    spans = {patch.source.chunks[0].span for patch in inside}
-    if len(spans) != 1 or not all(patch.is_plain for patch in inside):
-        return None
-    (span,) = spans
-    target = inside[0].target.chunks[0].span
-    if span.source != target.source:  # the checksums known are those of this file
-        return None
-    if (target.offset, target.nbytes) != (archive.data_offset(record), record.size):
-        return None
-    return known.get((span.offset, span.nbytes))
+def _whole(archive: ZipArchive, record: ZipRecord, inside: Iterable[Patch]) -> Patch | None:
+    """A patch that overwrites all of a record; others in it then put the same bytes there."""
+    extent = (archive.data_offset(record), record.size)
+    return next((p for p in inside if p.fills_its_place and p.place[1:] == extent), None)
 
 
 def _refresh(output: PartialFile, archive: ZipArchive, record: ZipRecord, crc: int | None) -> None:

@@ -764,6 +764,51 @@ def test_ties_of_shards_are_noted_in_the_index(tied, ckptool, tmp_path):
     assert "decoder" not in index["weight_map"]
 
 
+def split(ckptool, path, folder, size, *args):
+    return ckptool("extract-ema", path, "-o", folder, "--max-shard-size", size, "--json", *args)
+
+
+def test_a_set_that_is_replaced_leaves_no_shards(path, ckptool, tmp_path):
+    """Of a larger set, which the new index does not name; nothing else in the folder goes."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    split(ckptool, path, folder, "16B")
+    before = {each.name for each in folder.iterdir()}
+    for name in ("model-00009-of-00009.safetensors", "other.safetensors"):
+        (folder / name).write_bytes(b"mine")
+    plan = split(ckptool, path, folder, "60B", "--force", "--dry-run").json
+    assert before < {each.name for each in folder.iterdir()}
+    done = split(ckptool, path, folder, "60B", "--force").json
+    new = {shard["file"] for shard in done["shards"]} | {"model.safetensors.index.json"}
+    mine = {"model-00009-of-00009.safetensors", "other.safetensors"}
+    assert {each.name for each in folder.iterdir()} == new | mine
+    assert plan["removed"] == done["removed"] == sorted(before - new)
+    again = split(ckptool, path, folder, "60B", "--force").json
+    assert again["removed"] == []
+
+
+def test_an_index_removes_nothing_that_is_called_otherwise(path, ckptool, tmp_path):
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    split(ckptool, path, folder, "16B")
+    index = folder / "model.safetensors.index.json"
+    kept = ("../last.ckpt", "model.safetensors.bak", "other-00001-of-00001.safetensors", 3)
+    index.write_text(json.dumps({"weight_map": dict(enumerate(kept))}))
+    (folder / kept[1]).write_bytes(b"mine")
+    (folder / kept[2]).write_bytes(b"mine")
+    assert split(ckptool, path, folder, "60B", "--force").json["removed"] == []
+    assert path.exists()
+    assert {kept[1], kept[2]} < {each.name for each in folder.iterdir()}
+
+
+def test_shards_that_are_the_input_are_not_removed(path, refused, ckptool, tmp_path):
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    split(ckptool, path, folder, "16B")
+    args = ("-o", folder, "--max-shard-size", "60B", "--force", "--ema", "@model")
+    assert "the input itself" in refused(folder, *args)["message"]
+
+
 @pytest.mark.parametrize("ties", ["once", "each"])
 def test_shards_are_loaded_by_hugging_face(ties, ckptool, tmp_path):
     """Into a module that ties; what is written once counts as missing with strict, so not so."""

@@ -257,6 +257,18 @@ def test_an_average_that_is_the_slot_itself_changes_nothing_there(promote, tmp_p
     assert_same_tensors(made, model | average)
 
 
+@pytest.mark.parametrize("to", ["--in-place", "-o"])
+def test_averages_that_are_the_slot_itself_are_said_to_be_so(to, ckptool, tmp_path):
+    path, output, model = tmp_path / "alias.pt", tmp_path / "out.pt", weights()
+    torch.save({"model": model, "ema": dict(model)}, path)
+    before = path.read_bytes()
+    done = ckptool("promote-ema", path, *((to, output) if to == "-o" else (to, "--backup")))
+    assert done.startswith("wrote " if to == "-o" else "left ")
+    assert "the very tensors" in done
+    assert set(tmp_path.iterdir()) == ({path, output} if to == "-o" else {path})
+    assert all(each.read_bytes() == before for each in tmp_path.iterdir())
+
+
 # -------------------------------------------------------------------------------------- the archive
 
 
@@ -586,10 +598,30 @@ def test_the_input_is_never_the_output(force, path, refused, tmp_path):
 
 
 def test_a_missing_folder_a_folder_and_a_device_are_refused(path, refused, tmp_path):
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / path.name).mkdir(parents=True)
     assert "does not exist" in refused(path, tmp_path / "no" / "out.pt")["message"]
+    assert "does not exist" in refused(path, f"{tmp_path}/no/")["message"]
     assert "a directory" in refused(path, tmp_path / "folder")["message"]
     assert "not a regular file" in refused(path, "/dev/null", "--force")["message"]
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_folder_takes_the_name_of_the_input(slash, path, ckptool, tmp_path):
+    folder = tmp_path / "good"
+    folder.mkdir()
+    done = ckptool("promote-ema", path, "-o", f"{folder}{slash}")
+    assert done.startswith(f"wrote {folder / 'last.ckpt'} ")
+    assert_same_tensors(load(folder / "last.ckpt")["state_dict"], average_of(weights()))
+
+
+def test_its_own_folder_does_not_replace_the_input(path, refused, tmp_path):
+    assert "the input itself" in refused(path, tmp_path, "--force")["message"]
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("last.pkl", ".pkl"), ("odd.safetensors", ".pt")])
+def test_another_format_is_refused_with_a_name_that_fits(name, wanted, path, refused, tmp_path):
+    error = refused(path.rename(tmp_path / name), tmp_path / "out.safetensors")
+    assert error["hint"].startswith(f"-o out{wanted};")
 
 
 def test_an_unknown_address_is_refused(path, refused):

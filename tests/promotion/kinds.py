@@ -11,7 +11,7 @@ import copy
 import torch
 from torch import Tensor
 
-from making import Weights, average_of, weights
+from making import Weights, average_of, floats_to, weights
 
 Pair = tuple[Weights, Weights]
 
@@ -27,11 +27,6 @@ def loaded(model: Weights, average: Weights) -> Weights:
 def noise(*shape: int, seed: int = 11) -> Tensor:
     """Values that no two tests of one seed tell apart."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def floats_to(state: Weights, dtype: torch.dtype) -> Weights:
-    """The state with its floating-point tensors in another type."""
-    return {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.items()}
 
 
 # --------------------------------------------------------------------------------------- types

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kinds import floats_to, loaded, noise
+from kinds import loaded, noise
 
 from ckptool.writers import contradictions, patched_copy
-from making import average_of, save, weights
+from making import average_of, floats_to, save, weights
 from tensors import assert_same_tensors, load
 
 WIDTH = 5000

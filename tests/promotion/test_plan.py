@@ -6,10 +6,10 @@ import re
 
 import pytest
 import torch
-from kinds import floats_to, noise
+from kinds import noise
 
 from likeness import assert_same_objects
-from making import average_of, resumable, save, weights
+from making import average_of, floats_to, resumable, save, weights
 from tensors import load
 
 
@@ -74,6 +74,18 @@ def test_the_text_is_the_same_but_for_its_first_word(path, ckptool, tmp_path):
     plan, done = ckptool(*args, "--dry-run"), ckptool(*args)
     assert plan.startswith("would write ")
     assert plan.replace("would write", "wrote", 1) == done
+
+
+def test_what_is_planned_for_the_file_itself_is_done(path, ckptool, tmp_path):
+    """Which file will be replaced, and under which name it stays."""
+    args = ("promote-ema", path, "--in-place", "--backup", *ALLOWED)
+    plan, text = ckptool(*args, "--dry-run", "--json").json, ckptool(*args, "--dry-run")
+    assert list(tmp_path.iterdir()) == [path]
+    assert text.startswith(f"would replace {path} ")
+    assert re.search(r"backup +\S+last\.pt\.bak", text)
+    done = ckptool(*args, "--json").json
+    assert done == plan | {"written": True}
+    assert done["backup"] == f"{path}.bak"
 
 
 def test_the_text_says_what_the_json_says(path, ckptool, tmp_path):

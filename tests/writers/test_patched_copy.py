@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from ckptool.commands.promote_ema import promote_ema
 from ckptool.errors import CkptError, DamagedError, UnsupportedError
 from ckptool.formats import open_checkpoint
+from ckptool.formats.base import SourceFile
+from ckptool.tree import ByteSpan
 from ckptool.writers import patched_copy, zip_patch
+from ckptool.writers.base import whole_file
 from judge import tensor_bytes
-from making import average_of, save, weights
+from making import average_of, floats_to, save, weights
 from samples import NEW_DTYPES, OLD_DTYPES, filled
 from strategies import strided_views
 from tensors import assert_same_tensor, load
@@ -173,8 +176,25 @@ def test_a_slot_without_values_of_its_own_is_refused(kind, tmp_path):
 # ----------------------------------------------------------------------------------------- checking
 
 
-def test_what_does_not_read_back_is_not_put_in_place(tmp_path, monkeypatch):
-    path = save(tmp_path / "last.pt", weights())
+MADE = {
+    "moved": lambda state: state,
+    "cast": lambda state: floats_to(state, torch.bfloat16),
+    "rearranged": lambda state: {n: t.t() if t.ndim == 2 else t for n, t in state.items()},
+}
+
+
+def of_kind(kind, path):
+    """A checkpoint whose slot is in another form than its average, as the kind says."""
+    averaged = average_of(weights())
+    model = MADE[kind](weights())
+    shaped = {n: t.t().contiguous() if kind == "rearranged" and t.ndim == 2 else t
+              for n, t in averaged.items()}  # fmt: skip
+    return save(path, model, shaped)
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_what_does_not_read_back_is_not_put_in_place(kind, tmp_path, monkeypatch):
+    path = of_kind(kind, tmp_path / "last.pt")
     real = patched_copy.put
 
     def flawed(output, *args):
@@ -202,9 +222,10 @@ def test_a_descriptor_that_disagrees_is_noticed(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_moved_storage_takes_its_checksum_along(tmp_path, monkeypatch):
-    """Its bytes were read once already, when the file was written: they are not summed again."""
-    path = save(tmp_path / "last.pt", weights(), average_of(weights()))
+@pytest.mark.parametrize("kind", MADE)
+def test_a_whole_storage_is_not_summed_again(kind, tmp_path, monkeypatch):
+    """The checksum of what was moved stands in the file, that of what was made is known."""
+    path = of_kind(kind, tmp_path / "last.pt")
     summed = []
     real = zip_patch.checksum
     monkeypatch.setattr(zip_patch, "checksum", lambda *args: summed.append(args) or real(*args))
@@ -214,10 +235,36 @@ def test_a_moved_storage_takes_its_checksum_along(tmp_path, monkeypatch):
         assert archive.testzip() is None
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_each_value_is_cast_once(dry_run, tmp_path, monkeypatch):
+    """For the write, for what it costs and for the check together."""
+    path = of_kind("cast", tmp_path / "last.pt")
+    casts = []
+    real = patched_copy.converted
+    monkeypatch.setattr(patched_copy, "converted", lambda *a: casts.append(a[0].size) or real(*a))
+    promote_ema(path, tmp_path / "out.pt", dry_run=dry_run)
+    assert sum(casts) == sum(t.numel() for t in weights().values() if t.is_floating_point())
+
+
 def test_copying_needs_one_pass(tmp_path):
-    """Progress counts the bytes of the file once, and those that are overwritten once more."""
+    """Progress counts each byte of the file once: what is overwritten is not copied before."""
     path = save(tmp_path / "last.pt", weights())
     told: list[int] = []
     promote_ema(path, tmp_path / "out.pt", progress=told.append)
-    patched = sum(tensor.nbytes for tensor in weights().values())
-    assert sum(told) == path.stat().st_size + patched
+    assert sum(told) == path.stat().st_size
+
+
+@pytest.mark.parametrize("later", [[(0, 3)], [(2, 2), (6, 4)], [(0, 10)], []])
+def test_a_copy_has_room_for_what_is_written_later(later, tmp_path):
+    """Of the same length, also when it is at the end; a file system with clones may fill it."""
+    source = tmp_path / "source"
+    source.write_bytes(b"0123456789")
+    runs = [ByteSpan(source, *run) for run in later]
+    told: list[int] = []
+    with SourceFile(source) as file, whole_file(tmp_path / "copy", force=False) as output:
+        output.copy_file(file, told.append, runs)
+        room = {at for start, count in later for at in range(start, start + count)}
+        found = output.read(0, 20)
+    assert sum(told) == 10 - len(room)
+    assert len(found) == 10
+    assert all(found[i] == b"0123456789"[i] for i in set(range(10)) - room)
