@@ -297,6 +297,28 @@ def test_the_best_by_a_metric(run, ckptool):
     assert len(chosen["reports"]) == 1
 
 
+def test_the_best_is_not_by_the_results_of_training(run, ckptool):
+    """Both dicts of results have a loss: that of training is never meant."""
+    for path in sorted(run.glob("*.pt"))[:3]:
+        if path.stem != "cut":
+            try:
+                state = torch.load(path, weights_only=False)
+            except RuntimeError:
+                continue
+            state = {"train_stats": {"loss": -state["val_stats"]["loss"]}, **state}
+            torch.save(state, path)
+    assert ckptool("verify", run, "--best", "loss").strip() == str(run / "step200.pt")
+
+
+def test_a_metric_at_two_places_is_not_guessed(tmp_path, ckptool):
+    stats = {"val_stats": {"loss": 0.1}, "test_stats": {"loss": 0.2}}
+    save(tmp_path / "a.pt", weights(), epoch=1, **stats)
+    output = ckptool("verify", tmp_path, "--best", "loss")
+    assert output.exit_code == 2
+    assert "name one: val_stats/loss, test_stats/loss" in output.stderr
+    assert ckptool("verify", tmp_path, "--best", "test_stats/loss").exit_code == 0
+
+
 def test_the_best_must_pass_too(run, ckptool):
     path = run / "step200.pt"
     state = torch.load(path, weights_only=False)
