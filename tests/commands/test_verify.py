@@ -370,6 +370,14 @@ def test_a_configuration_that_nobody_understands_is_an_error(text, project, path
     assert ckptool("verify", path).exit_code == 2
 
 
+def test_an_option_of_another_kind_is_told_with_its_form(project, path, ckptool):
+    (project / "ckptool.toml").write_text("[verify]\nrequire = 'ema'")
+    output = ckptool("verify", path)
+    assert 'ckptool verify --help tells what it takes; names are a list: require = ["…"]' in (
+        output.stderr
+    )
+
+
 # ---------------------------------------------------------------------------------------- the rules
 
 
