@@ -289,6 +289,17 @@ def test_without_a_valid_one_the_code_is_one_and_the_reasons_are_shown(run, ckpt
     assert "CK102" in output
 
 
+@pytest.mark.parametrize("below", ["checkpoints", "version_0/checkpoints"])
+def test_a_folder_above_the_checkpoints_says_where_they_are(below, run, tmp_path, ckptool):
+    outer = tmp_path / "outer"
+    place = outer / below
+    place.parent.mkdir(parents=True)
+    run.rename(place)
+    output = ckptool("verify", "--latest-valid", outer)
+    assert output.exit_code == 2
+    assert f"hint: there are some in {place}" in output.stderr.replace("\n", " ")
+
+
 def test_the_best_by_a_metric(run, ckptool):
     assert ckptool("verify", run, "--best", "loss").strip() == str(run / "step200.pt")
     chosen = ckptool("verify", run, "--best", "val_stats/loss", "--json").json
