@@ -37,11 +37,14 @@ MAX_SIZE = 1 << 20  # bytes
 Form = Callable[[Any], bool]
 
 
+ROW_HINT = "README.md shows a layout row; --ema and --model work without one"
+
+
 class ConfigError(CkptError):
     """A configuration file says something that ckptool does not understand."""
 
     code = "config"
-    default_hint = "README.md shows a layout row; --ema and --model work without one"
+    default_hint = "README.md shows what a configuration holds"
 
 
 def read_layouts(start: Path) -> Layouts:
@@ -74,7 +77,10 @@ def read_settings(start: Path, command: str, forms: Mapping[str, Form]) -> Mappi
             )
         if not forms[name](value):
             raise ConfigError(
-                f"the option {name} of {command} has a value of another kind", path=path
+                f"the option {name} of {command} has a value of another kind",
+                path=path,
+                hint=f"ckptool {command} --help tells what it takes; names are a list: "
+                f'{name} = ["…"]; flags are true or false',
             )
     return given
 
@@ -122,11 +128,13 @@ def _row(entry: Any, path: Path) -> EmaLayout:
     missing = [name for name in needed if name not in given]
     if unknown or missing:
         wrong = f"unknown fields {unknown}" if unknown else f"missing fields {missing}"
-        raise ConfigError(f"a layout row has {wrong}", path=path)
+        raise ConfigError(f"a layout row has {wrong}", path=path, hint=ROW_HINT)
     plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
     strange = [name for name, value in plain.items() if not FORMS.get(name, _is_text)(value)]
     if strange:
-        raise ConfigError(f"a layout row has fields of another form: {strange}", path=path)
+        raise ConfigError(
+            f"a layout row has fields of another form: {strange}", path=path, hint=ROW_HINT
+        )
     return EmaLayout(**plain)
 
 

@@ -71,6 +71,9 @@ def _answer(carry_out: Callable[[Sequence[Item]], list[Any]], own: Sequence[Item
         return json.dumps({"results": carry_out(own)})
     except CkptError as error:
         return json.dumps({"error": _told(error)})
+    except OSError as error:
+        unread = CkptError(f"the file cannot be read: {error.strerror or error}")
+        return json.dumps({"error": _told(unread)})
     except Exception as error:  # noqa: BLE001 - the others wait for an answer
         bug = CkptError(f"a bug in ckptool: {type(error).__name__}: {error}")
         return json.dumps({"error": _told(bug)})

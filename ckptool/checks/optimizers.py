@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts, an_optimizer
@@ -80,12 +81,16 @@ def _shapes(subject: Subject) -> Verdicts:
         return
     if not any(map(_moment, states_of(subject))):
         yield NotChecked("CK504", "the optimizer keeps no moments", is_absent=True)
+    weights, own = _trained(subject), _shapes_beside_averages(subject)
     for optimizer in optimizers_of(subject):
+        yield from _torn(optimizer)
         where = format_address(optimizer.address)
         moments = {key: _moment(state) for key, state in optimizer.states.items()}
         wanted = Counter(ref.shape for ref in moments.values() if ref is not None)
-        strange = list((wanted - shapes).elements())
-        line = _lined_up(subject, optimizer)
+        is_whole = len(weights) == len(optimizer.parameters)
+        strange = list((wanted - (own if is_whole else shapes)).elements())
+        has_order = is_whole and len(optimizer.groups) == 1
+        line = dict(zip(optimizer.parameters, weights, strict=True)) if has_order else {}
         wrong = [
             f"{name} {list(shape)}"
             for parameter, (name, shape) in line.items()
@@ -94,7 +99,8 @@ def _shapes(subject: Subject) -> Verdicts:
         if wrong and strange:
             message = f"{len(wrong)} of {wanted.total()} moments have another shape than their"
             yield finding("CK504", where, f"{message} weight: {named(wrong)}")
-        elif len(strange) * 2 > wanted.total():  # a part may belong to what is not saved here
+        elif strange and (is_whole or len(strange) * 2 > wanted.total()):
+            # An optimizer of more or fewer may also be of what is not saved here.
             found = named([str(list(shape)) for shape in strange])
             message = f"{len(strange)} of {wanted.total()} moments have shapes that no weight has"
             yield finding("CK504", where, f"{message}: {found}")
@@ -103,21 +109,42 @@ def _shapes(subject: Subject) -> Verdicts:
             yield finding("CK521", where, message)
 
 
-def _lined_up(
-    subject: Subject, optimizer: OptimizerState
-) -> dict[Any, tuple[str, tuple[int, ...]]]:
-    """Parameter -> (name, shape), where the one group lists as many as the model has weights."""
+def _shapes_beside_averages(subject: Subject) -> Counter[tuple[int, ...]]:
+    """Of all weights but averages, which may be of an earlier version of the model."""
     model = subject.location.model
-    if model is None or len(optimizer.groups) != 1:
-        return {}
-    weights = [
+    averages = {id(c.table.node) for c in subject.averages} - {id(model.node) if model else 0}
+    tables = [table for table in subject.inventory.weights if id(table.node) not in averages]
+    return Counter(ref.shape for table in tables for ref in table.tensors.values())
+
+
+def _trained(subject: Subject) -> list[tuple[str, tuple[int, ...]]]:
+    """(name, shape) of what a loop gives to its optimizer as a rule: the model's parameters."""
+    model = subject.location.model
+    tensors = {} if model is None else model.tensors
+    return [
         (name, ref.shape)
-        for name, ref in model.tensors.items()
+        for name, ref in tensors.items()
         if ref.dtype.is_floating and not name.endswith(BUFFERS)
     ]
-    if len(weights) != len(optimizer.parameters):
-        return {}
-    return dict(zip(optimizer.parameters, weights, strict=True))
+
+
+def _torn(optimizer: OptimizerState) -> Verdicts:
+    """Moments of one parameter that are of two sizes.
+
+    Some optimizers keep a number or a row where others keep a moment: that fits.
+    """
+    for parameter, state in optimizer.states.items():
+        moments = [(n, ref) for n in MOMENTS if isinstance(ref := state.get(n), TensorRef)]
+        for (name, one), (other_name, other) in pairwise(moments):
+            if not _fit(one.shape, other.shape):
+                where = format_address((*optimizer.address, "state", parameter))
+                shapes = f"{name} is {list(one.shape)}, {other_name} {list(other.shape)}"
+                yield finding("CK504", where, shapes)
+
+
+def _fit(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    sizes = zip(one, other, strict=False)
+    return len(one) != len(other) or all(a == b or 1 in {a, b} for a, b in sizes)
 
 
 def states_of(subject: Subject) -> Iterator[dict[Any, Any]]:

@@ -56,21 +56,31 @@ def _best(subject: Subject) -> Verdicts:
         yield NotChecked("CK514", "no best metric is stored", is_absent=True)
     begun = max(facts_of(subject).values(), default=0) > 0
     last = {_plain(at): number(v) for at, v in state.metrics.items() if "train" not in at.lower()}
+    validated = _has_results(subject)
     for address, value in state.best.items():
         best = number(value)
-        message = None if best is None else _reset(address, best, last, begun=begun)
+        was_rated = validated or _plain(address) in last or "/" not in address
+        is_due = begun and was_rated
+        message = None if best is None else _reset(address, best, last, is_due=is_due)
         if message:
             yield finding("CK514", address, message)
 
 
+def _has_results(subject: Subject) -> bool:
+    """Whether the model was validated, as far as another finite number tells."""
+    state = subject.training
+    held_out = [value for at, value in state.metrics.items() if HELD_OUT.search(at)]
+    numbers = map(number, (*held_out, *state.best.values()))
+    return any(value is not None and math.isfinite(value) for value in numbers)
+
+
 def _reset(
-    address: str, best: float, last: Mapping[str, float | None], *, begun: bool
+    address: str, best: float, last: Mapping[str, float | None], *, is_due: bool
 ) -> str | None:
     name = _plain(address)
     current = last.get(name)
     if not math.isfinite(best):
-        validated = current is not None or "/" not in address
-        return f"it is {best:g} although training has begun" if begun and validated else None
+        return f"it is {best:g} although training has begun" if is_due else None
     if current is None or not math.isfinite(current):
         return None
     direction = better_direction(name)

@@ -67,6 +67,8 @@ def _ask(check: Check, subject: Subject) -> list[Finding | NotChecked]:
         said += [NotChecked(rule, error.message) for rule in check.rules]
     except CkptError as error:
         said += _broken(check, error.message, error.address or "")
+    except OSError as error:  # a disk or a network that does not answer
+        said += _broken(check, f"the file cannot be read: {error.strerror or error}", "")
     except Exception as error:  # noqa: BLE001 - a check that crashes must not look like a pass
         said += _broken(check, f"a bug in ckptool: {type(error).__name__}: {error}", "")
     return said

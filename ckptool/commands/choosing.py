@@ -39,7 +39,8 @@ def best_by(metric: str, folders: Sequence[Path], request: Request) -> ChoiceRep
     ``metric`` is an address as ``ckptool inspect`` shows it (``val_stats/loss``), or its last part.
 
     Raises:
-        UsageError: no checkpoint has it, or its name does not say which way is better.
+        UsageError: no checkpoint has it, it stands at several places, or its name does not say
+            which way is better.
     """
     rated = [
         (value, entry)
@@ -66,14 +67,18 @@ def _age(entry: RunEntry) -> tuple[float, float, float]:
 
 
 def _metric(entry: RunEntry, metric: str) -> float | None:
-    """The value at the address, or at the one place whose last part it is."""
-    values = {
-        name: value
-        for name, value in entry.metrics.items()
-        if name == metric or name.rpartition("/")[2] == metric
-    }
-    value = values.get(metric, next(iter(values.values()), None))
-    stated = number(value)
+    """The value at the address, or at the one place, but for the training set's, that ends so.
+
+    Raises:
+        UsageError: there are several.
+    """
+    names = [name for name in entry.metrics if name.rpartition("/")[2] == metric]
+    held_out = [name for name in names if not name.startswith("train")]
+    found = [metric] if metric in entry.metrics else held_out or names
+    if len(found) > 1:
+        places = ", ".join(found)
+        raise UsageError(f"{metric!r} stands at {len(found)} places", hint=f"name one: {places}")
+    stated = number(entry.metrics[found[0]]) if found else None
     return None if stated is None or math.isnan(stated) else float(stated)
 
 

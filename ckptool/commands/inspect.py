@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,9 @@ CHECKPOINT_SUFFIXES = frozenset(
 )
 
 
+MAX_LOOKED = 1_000  # files below a folder, for a hint
+
+
 def is_run(path: Path) -> bool:
     """Whether the path is a folder of checkpoints, and not one checkpoint itself."""
     return os.path.isdir(path) and folder_format(path) is None  # noqa: PTH112 - never raises
@@ -207,9 +211,19 @@ def checkpoint_files(path: Path) -> list[Path]:
         raise UnreadableError(
             "a directory without checkpoint files",
             path=path,
-            hint="name a file: it is read whatever its suffix",
+            hint=_place_within(path) or "name a file: it is read whatever its suffix",
         )
     return files
+
+
+def _place_within(path: Path) -> str | None:
+    """Trainers put checkpoints a folder or two below the run's."""
+    for pattern in ("*/*", "*/*/*"):
+        looked = islice(path.glob(pattern), MAX_LOOKED)
+        found = next((p for p in looked if p.suffix in CHECKPOINT_SUFFIXES), None)
+        if found is not None:
+            return f"there are some in {found.parent}"
+    return None
 
 
 def _progress_of(entry: RunEntry) -> tuple[float, float, str]:

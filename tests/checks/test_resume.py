@@ -281,3 +281,63 @@ def test_a_name_without_end_takes_no_time(tmp_path, ckptool):
     begun = time.process_time()
     assert ckptool("verify", path).exit_code == 0
     assert time.process_time() - begun < 5
+
+
+# ------------------------------------------------------------------ what a real damage left unseen
+
+
+@pytest.fixture
+def in_groups(state):
+    """The usual two groups: weights that decay, and those that do not."""
+    (group,) = state["optimizer"]["param_groups"]
+    halves = [i for i in group["params"] if i % 2 == 0], [i for i in group["params"] if i % 2]
+    groups = [{**group, "params": half, "weight_decay": 0.1 * n} for n, half in enumerate(halves)]
+    state["optimizer"]["param_groups"] = groups
+    state["lr_scheduler"]["_last_lr"] *= 2
+    return state
+
+
+def said_by(rule, output):
+    return [f"{f['address']}: {f['message']}" for f in output.json["findings"] if f["rule"] == rule]
+
+
+def test_an_optimizer_in_groups_of_a_model_with_another_head_does_not_fit(
+    in_groups, tmp_path, ckptool
+):
+    assert ckptool("verify", runs.save(in_groups, tmp_path), "--strict").exit_code == 0
+    state = copy.deepcopy(in_groups)
+    state["model"]["head.weight"], state["model"]["head.bias"] = torch.randn(7, 6), torch.randn(7)
+    output = ckptool("verify", runs.save(state, tmp_path), "--select", "CK5", "--json")
+    assert output.exit_code == 1
+    (message,) = said_by("CK504", output)
+    assert message.startswith("optimizer: 2 of 6 moments have shapes that no weight has: [3, 6]")
+
+
+def test_moments_of_one_parameter_have_one_shape(in_groups, tmp_path, ckptool):
+    in_groups["optimizer"]["state"][1]["exp_avg_sq"] = torch.rand(5)
+    output = ckptool("verify", runs.save(in_groups, tmp_path), "--json")
+    assert output.exit_code == 1
+    assert said_by("CK504", output) == ["optimizer/state/1: exp_avg is [6], exp_avg_sq [5]"]
+
+
+@pytest.mark.parametrize("shape", [(), (1, 1, 1)])
+def test_a_number_for_a_moment_fits(shape, in_groups, tmp_path, ckptool):
+    """NovoGrad keeps one second moment for a layer."""
+    for moments in in_groups["optimizer"]["state"].values():
+        moments["exp_avg_sq"] = torch.ones(shape[: moments["exp_avg"].ndim])
+    assert ckptool("verify", runs.save(in_groups, tmp_path), "--strict").exit_code == 0
+
+
+CALLBACK = "EarlyStopping{'monitor': 'val_loss', 'mode': 'min'}"
+
+
+def test_a_callback_that_forgot_the_best_result_is_told(state, tmp_path, ckptool):
+    """Another number shows that there was a result; before the first, infinity is right."""
+    stopping = {"wait_count": 0, "best_score": torch.tensor(float("inf")), "patience": 5}
+    state["callbacks"] = {CALLBACK: stopping}
+    output = ckptool("verify", runs.save(state, tmp_path), "--json")
+    (message,) = said_by("CK514", output)
+    assert message == (f"callbacks/{CALLBACK}/best_score: it is inf although training has begun")
+    del state["val_stats"], state["best_val_loss"]
+    output = ckptool("verify", runs.save(state, tmp_path), "--json")
+    assert not said_by("CK514", output)

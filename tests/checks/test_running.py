@@ -137,3 +137,13 @@ def test_what_is_required_and_may_not_be_read_fails(sound, ckptool):
     assert output.exit_code == 1
     message = next(f["message"] for f in output.json["findings"] if f["rule"] == "CK301")
     assert message.startswith("required, but not checked")
+
+
+def test_a_disk_that_does_not_answer_is_no_bug_of_ours(subject):
+    def run(_subject):
+        raise OSError(5, "Input/output error")
+        yield
+
+    verdict = running.run_checks([Check(("CK103",), run)], subject, running.select(bytes_=True))
+    (found,) = [f for f in verdict.findings if f.rule == "CK103"]
+    assert found.message == "the check broke off: the file cannot be read: Input/output error"

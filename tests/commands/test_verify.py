@@ -289,12 +289,45 @@ def test_without_a_valid_one_the_code_is_one_and_the_reasons_are_shown(run, ckpt
     assert "CK102" in output
 
 
+@pytest.mark.parametrize("below", ["checkpoints", "version_0/checkpoints"])
+def test_a_folder_above_the_checkpoints_says_where_they_are(below, run, tmp_path, ckptool):
+    outer = tmp_path / "outer"
+    place = outer / below
+    place.parent.mkdir(parents=True)
+    run.rename(place)
+    output = ckptool("verify", "--latest-valid", outer)
+    assert output.exit_code == 2
+    assert f"hint: there are some in {place}" in output.stderr.replace("\n", " ")
+
+
 def test_the_best_by_a_metric(run, ckptool):
     assert ckptool("verify", run, "--best", "loss").strip() == str(run / "step200.pt")
     chosen = ckptool("verify", run, "--best", "val_stats/loss", "--json").json
     assert chosen["schema"] == "ckptool/verify-choice/1"
     assert chosen["path"] == str(run / "step200.pt")
     assert len(chosen["reports"]) == 1
+
+
+def test_the_best_is_not_by_the_results_of_training(run, ckptool):
+    """Both dicts of results have a loss: that of training is never meant."""
+    for path in sorted(run.glob("*.pt"))[:3]:
+        if path.stem != "cut":
+            try:
+                state = torch.load(path, weights_only=False)
+            except RuntimeError:
+                continue
+            state = {"train_stats": {"loss": -state["val_stats"]["loss"]}, **state}
+            torch.save(state, path)
+    assert ckptool("verify", run, "--best", "loss").strip() == str(run / "step200.pt")
+
+
+def test_a_metric_at_two_places_is_not_guessed(tmp_path, ckptool):
+    stats = {"val_stats": {"loss": 0.1}, "test_stats": {"loss": 0.2}}
+    save(tmp_path / "a.pt", weights(), epoch=1, **stats)
+    output = ckptool("verify", tmp_path, "--best", "loss")
+    assert output.exit_code == 2
+    assert "name one: val_stats/loss, test_stats/loss" in output.stderr
+    assert ckptool("verify", tmp_path, "--best", "test_stats/loss").exit_code == 0
 
 
 def test_the_best_must_pass_too(run, ckptool):
@@ -346,6 +379,14 @@ def test_the_command_line_overrides_it(project, path, ckptool):
 def test_a_configuration_that_nobody_understands_is_an_error(text, project, path, ckptool):
     (project / "ckptool.toml").write_text(text)
     assert ckptool("verify", path).exit_code == 2
+
+
+def test_an_option_of_another_kind_is_told_with_its_form(project, path, ckptool):
+    (project / "ckptool.toml").write_text("[verify]\nrequire = 'ema'")
+    output = ckptool("verify", path)
+    assert 'ckptool verify --help tells what it takes; names are a list: require = ["…"]' in (
+        output.stderr
+    )
 
 
 # ---------------------------------------------------------------------------------------- the rules

@@ -12,6 +12,7 @@ import torch
 
 from ckptool.diff_reports import GroupDistance
 from ckptool.render.diff_text import bar, fold_layers
+from published import assert_junit
 
 EVIL = '<script>alert("x")</script>|`x`\x1b[31m&::error::%'
 VOID = {"meta", "line"}
@@ -95,6 +96,8 @@ def test_junit_has_a_failure_for_each_section_that_differs(show):
     assert int(suite.get("failures")) == len(failed)
     assert int(suite.get("tests")) == len(list(suite))
     assert ET.fromstring(show("junit", "a")).get("failures") == "0"
+    assert_junit(show("junit"))
+    assert_junit(show("junit", "a"))
 
 
 def test_github_gets_commands_of_one_line_each(show):
