@@ -214,7 +214,9 @@ def _not_compared(one: Side, other: Side, found: _Evidence) -> Iterable[str]:
         if side.is_manifest:
             yield f"{side.text} holds digests of tensors: no other values, and no distances"
     if found.unread:
-        yield f"{len(found.unread)} tensors have no stored values on either side"
+        unread = len(found.unread)
+        tensors = "1 tensor has" if unread == 1 else f"{unread} tensors have"
+        yield f"{tensors} no stored values on either side"
 
 
 # ------------------------------------------------------------------------------------------- groups

@@ -110,7 +110,7 @@ def _dot(xp: Namespace, a: Array, b: Array) -> float:
     Its threads would fight with ours, and the sum would depend on how many processors there are.
     """
     cut = len(a) - len(a) % ROW
-    tail = float(xp.dot(a[cut:], b[cut:]))
+    tail = float(xp.dot(a[cut:], b[cut:])) if cut < len(a) else 0.0
     if not cut:
         return tail
     rows = xp.matmul(a[:cut].reshape(-1, 1, ROW), b[:cut].reshape(-1, ROW, 1))

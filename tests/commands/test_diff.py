@@ -445,6 +445,30 @@ def test_addresses_name_parts(ckptool, tmp_path):
     assert ckptool("diff", path, path).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("tree", "hint"),
+    [
+        (
+            {
+                "model": weights(),
+                "ema_1": average_of(weights()),
+                "ema_2": average_of(average_of(weights())),
+            },
+            "#ema_1",
+        ),
+        ({"model": weights()}, "#ADDRESS"),
+    ],
+)
+def test_hints_name_operands_and_no_options_that_diff_lacks(tree, hint, ckptool, tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save(tree, path)
+    done = ckptool("diff", f"{path}#@ema", path)
+    assert done.exit_code == 2
+    assert f"{path}{hint}" in done.stderr
+    assert "--ema" not in done.stderr
+    assert "extract-ema" not in done.stderr
+
+
 @pytest.mark.parametrize("address", ["nowhere", "epoch/x", "nope*", "@ema", "@teacher"])
 def test_an_address_that_is_not_there_cannot_be_compared(ckptool, tmp_path, address):
     torch.save({"state_dict": weights(), "epoch": 1}, tmp_path / "a.pt")
