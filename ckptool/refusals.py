@@ -23,7 +23,7 @@ class Request(NamedTuple):
 
     location: EmaLocation
     checkpoint: Checkpoint
-    command: str  # what a hint begins with: ckptool extract-ema
+    command: str | None  # what a hint begins with: ckptool extract-ema; None: they typed PATH#@ema
 
     @property
     def path(self) -> Path:
@@ -32,9 +32,11 @@ class Request(NamedTuple):
 
 
 def require_ema(
-    location: EmaLocation, checkpoint: Checkpoint, command: str = "ckptool extract-ema"
+    location: EmaLocation, checkpoint: Checkpoint, command: str | None = "ckptool extract-ema"
 ) -> Candidate:
     """The one candidate to take; ``command`` is what the hint begins with.
+
+    With None the hint names an operand, ``PATH#ADDRESS``, since there is no option to name it by.
 
     Raises:
         EmaNotFoundError: none.
@@ -92,8 +94,9 @@ def _absent(request: Request) -> CkptError | None:
         "no averaged weights are stored beside the model's; whether these weights are "
         "themselves averaged cannot be told from this file" + _declared(request.checkpoint),
         path=request.path,
-        hint="if you know where they are: --ema ADDRESS; the model's own weights: "
-        f"ckptool extract-ema {quote(f'{request.path}#@model')}",
+        hint=f"if you know where they are: {_typed('ADDRESS', request)}; the model's own weights: "
+        + ("ckptool extract-ema " if request.command else "")
+        + quote(f"{request.path}#@model"),
     )
 
 
@@ -117,8 +120,8 @@ def _either_slot(request: Request) -> CkptError | None:
     return EmaAmbiguousError(
         f"{_place(only)}: {only.doubt}",
         path=request.path,
-        hint=f"--ema {quote(table_address(model))} takes the model's slot as it stands, and this "
-        f"one: {_command(only, request)}",
+        hint=f"{_typed(table_address(model), request)} takes the model's slot as it stands, and "
+        f"this one: {_command(only, request)}",
     )
 
 
@@ -129,7 +132,8 @@ def _doubted(request: Request) -> CkptError | None:
     return EmaAmbiguousError(
         f"{_place(only)}: {only.doubt}",
         path=request.path,
-        hint="name the part that is meant: --ema 'ADDRESS/PREFIX*' or --model ADDRESS",
+        hint=f"name the part that is meant: {_typed('ADDRESS/PREFIX*', request)}"
+        + (" or --model ADDRESS" if request.command else ""),
     )
 
 
@@ -175,9 +179,18 @@ def _place(candidate: Candidate) -> str:
 
 def _command(candidate: Candidate, request: Request) -> str:
     """What takes a candidate."""
+    begin = f"{request.command} " if request.command else ""
     if candidate.file:
-        return f"{request.command} {quote(str(candidate.file))}"
-    return f"{request.command} {quote(str(request.path))} --ema {quote(candidate.address)}"
+        return begin + quote(str(candidate.file))
+    place = _typed(candidate.address, request)
+    return f"{begin}{quote(str(request.path))} {place}" if begin else place
+
+
+def _typed(address: str, request: Request) -> str:
+    """How a place is named on the command line."""
+    if request.command:
+        return f"--ema {quote(address)}"
+    return quote(f"{request.path}#{address}")
 
 
 def _declared(checkpoint: Checkpoint) -> str:

@@ -73,6 +73,7 @@ def assert_checkpoints_close(
     ignore: Sequence[str] = (),
     renames: Sequence[str] = (),
     strict: bool = False,
+    any_dtype: bool = False,
 ) -> None:
     """Fail with the report of ``ckptool diff`` unless two checkpoints are equal or close enough.
 
@@ -87,6 +88,7 @@ def assert_checkpoints_close(
         ignore: globs of addresses to leave out.
         renames: ``REGEX=REPL``, applied to the addresses of both.
         strict: strides, sharing, device and gradients count too.
+        any_dtype: values count, not the types that they are stored in.
 
     Raises:
         AssertionError: they differ.
@@ -101,6 +103,7 @@ def assert_checkpoints_close(
         merge_selection({}, match=match, ignore=ignore, renames=renames),
         merge_tolerances({"tolerance": tolerances or {}}, atol=atol, rtol=rtol, ulp=ulp),
         strict,
+        any_dtype,
     )
     report = diff(str(a), str(b), options)
     if not report.equal:

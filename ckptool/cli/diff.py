@@ -50,7 +50,11 @@ def command(
         typer.Option("--map", metavar="REGEX=REPL", help="Rename on both sides before pairing."),
     ] = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Strides, sharing, device and gradients count too.")
+        bool,
+        typer.Option("--strict", help="Strides, sharing, device, gradients, versions count too."),
+    ] = False,
+    any_dtype: Annotated[
+        bool, typer.Option("--any-dtype", help="Values count, not the types they are stored in.")
     ] = False,
     stat: Annotated[bool, typer.Option("--stat", help="Only the summary.")] = False,
     name_only: Annotated[
@@ -70,6 +74,7 @@ def command(
         merge_selection(settings, match=match or (), ignore=ignore or (), renames=renames or ()),
         merge_tolerances(settings, atol=atol, rtol=rtol, ulp=ulp, special=tolerance or ()),
         strict or bool(settings.get("strict")),
+        any_dtype or bool(settings.get("any_dtype")),
         f"cuda:{place.local}" if device == "cuda" and place.world > 1 else device,
     )
     with joined(place) as ranks, progressing("comparing") as progress:

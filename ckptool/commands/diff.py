@@ -24,7 +24,7 @@ from ckptool.comparison.differences import (
 from ckptool.comparison.digests import digests_of
 from ckptool.comparison.engine import Engine
 from ckptool.comparison.integrity import SUSPECT, refuse_damaged
-from ckptool.comparison.leaves import Leaves
+from ckptool.comparison.leaves import Leaves, numbers_as_tensors
 from ckptool.comparison.operands import Side
 from ckptool.comparison.pairing import Pair, Selection, pair_up, select_leaves
 from ckptool.comparison.tolerances import Tolerance, Tolerances
@@ -53,6 +53,7 @@ class DiffOptions(NamedTuple):
     selection: Selection = Selection()
     tolerances: Tolerances = Tolerances((Tolerance(),))
     strict: bool = False
+    any_dtype: bool = False  # only values count, not the types that they are stored in
     device: str = "cpu"
     threads: int = 0  # 0: as many as there are processors
 
@@ -95,6 +96,8 @@ def _compared(
         select_leaves(side.tensors_once() if by_digest else side.leaves, options.selection)
         for side in (one, other)
     )
+    if options.any_dtype:
+        left, right = numbers_as_tensors(left, right), numbers_as_tensors(right, left)
     if not (left or right) and (one.leaves or other.leaves):
         hint = "ckptool inspect --tensors lists the addresses; see --match and --ignore"
         raise UsageError("no address of either side is left to compare", hint=hint)
@@ -102,10 +105,11 @@ def _compared(
     tensors = [pair for pair in pairs if is_tensor_pair(left, right, pair)]
     rest = [pair for pair in pairs if not is_tensor_pair(left, right, pair)]
     roles = other.roles | one.roles
-    judge = TensorJudge(left, right, options.tolerances, roles, strict=options.strict)
+    kept, any_dtype = options.tolerances, options.any_dtype
+    judge = TensorJudge(left, right, kept, roles, strict=options.strict, any_dtype=any_dtype)
     engine = Engine(options.device, options.threads or _processors(), progress, ranks)
     judged = judge.judge(tensors, engine.compare)
-    values = compare_values(left, right, rest, options.tolerances, roles)
+    values = compare_values(left, right, rest, kept, roles, any_dtype=any_dtype)
     found = _Evidence(pairs, judged, values, judge.unread, roles)
     for side, names, at in ((one, left, 0), (other, right, 1)):
         if side.checkpoint is not None:
@@ -211,7 +215,9 @@ def _not_compared(one: Side, other: Side, found: _Evidence) -> Iterable[str]:
         if side.is_manifest:
             yield f"{side.text} holds digests of tensors: no other values, and no distances"
     if found.unread:
-        yield f"{len(found.unread)} tensors have no stored values on either side"
+        unread = len(found.unread)
+        tensors = "1 tensor has" if unread == 1 else f"{unread} tensors have"
+        yield f"{tensors} no stored values on either side"
 
 
 # ------------------------------------------------------------------------------------------- groups

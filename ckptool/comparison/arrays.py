@@ -155,18 +155,34 @@ class TorchArrays:
     def _moved(self, data: bytes) -> Array:
         """By way of memory that the device can fetch from by itself, kept by each thread.
 
-        A kernel waits for its numbers, so when the next one begins the memory is free again.
+        The copy goes on after this returns, so before the memory is written to again it is waited
+        for. Filling it goes through numpy, which lets the other threads run meanwhile.
         """
         if not hasattr(self._own, "staging"):
             self._own.staging, self._own.turn = {}, 0
         self._own.turn = (self._own.turn + 1) % STAGED
-        staging = self._own.staging.get(self._own.turn)
+        staging, copied = self._own.staging.get(self._own.turn, (None, None))
+        if copied is not None:
+            copied.synchronize()
+        on_cuda = self.device.type == "cuda"
         if staging is None or len(staging) < len(data):
-            pinned = self.device.type == "cuda"
-            staging = self.xp.empty(len(data), dtype=self.xp.uint8, pin_memory=pinned)
-            self._own.staging[self._own.turn] = staging
-        memoryview(staging.numpy())[: len(data)] = data
-        return staging[: len(data)].to(self.device, non_blocking=True, copy=True)
+            staging = self.xp.empty(len(data), dtype=self.xp.uint8, pin_memory=on_cuda)
+        self._fill(staging, data)
+        moved = staging[: len(data)].to(self.device, non_blocking=True, copy=True)
+        self._own.staging[self._own.turn] = (staging, self._event() if on_cuda else None)
+        return moved
+
+    @staticmethod
+    def _fill(staging: Array, data: bytes) -> None:
+        import numpy as np
+
+        np.copyto(staging.numpy()[: len(data)], np.frombuffer(data, np.uint8))
+
+    def _event(self) -> Any:
+        """What has happened when everything asked of the device so far is done."""
+        event = self.xp.cuda.Event()
+        event.record(self.xp.cuda.current_stream(self.device))
+        return event
 
     def convert(self, array: Array, name: str, slot: int) -> Array:  # noqa: ARG002
         """Copied even when the type stays; torch keeps freed memory by itself."""

@@ -16,7 +16,17 @@ from ckptool.comparison.arrays import CODES
 from ckptool.comparison.digests import digests_of
 from ckptool.comparison.engine import Job, Outcome
 from ckptool.comparison.kernels import Partial, Sums
-from ckptool.comparison.leaves import Digest, Held, Leaf, Leaves, Named, Raw, Series, is_tensor
+from ckptool.comparison.leaves import (
+    Digest,
+    Held,
+    Leaf,
+    Leaves,
+    Named,
+    Raw,
+    Series,
+    is_number,
+    is_tensor,
+)
 from ckptool.comparison.pairing import Pair
 from ckptool.comparison.tolerances import Tolerance, Tolerances
 from ckptool.comparison.values import Values, values_of
@@ -59,8 +69,10 @@ class TensorJudge:
         roles: Mapping[str, str],
         *,
         strict: bool,
+        any_dtype: bool = False,
     ) -> None:
         self._a, self._b, self._tolerances, self._roles = a, b, tolerances, roles
+        self._any_dtype = any_dtype
         self._partners = (_partners(a), _partners(b)) if strict else None
         self._digests: dict[int, str] = {}
         self.unread: list[str] = []  # tensors without stored values on both sides
@@ -128,15 +140,17 @@ class TensorJudge:
         if one is ABSENT or other is ABSENT:
             return ("added" if one is ABSENT else "removed"), ""
         (dtype, shape), (other_dtype, other_shape) = _form(one), _form(other)
+        retyped = dtype != other_dtype
+        tolerated = self._any_dtype and (partial is not None or not math.prod(shape))
         value_note = self._value_note(one, other, partial)
         layout_note = self._layout(pair.address, one, other)
         kinds = (
             ("shape", shape != other_shape, ""),
-            ("dtype", dtype != other_dtype, ""),
+            ("dtype", retyped and not tolerated, ""),
             ("value", value_note is not None, value_note or ""),
             ("renamed", pair.a != pair.b, ""),
             ("layout", bool(layout_note), layout_note),
-            ("within", partial is not None and partial.differing > 0, ""),
+            ("within", retyped or (partial is not None and partial.differing > 0), ""),
         )
         return next(((kind, note) for kind, is_so, note in kinds if is_so), (None, ""))
 
@@ -277,13 +291,15 @@ def compare_values(
     pairs: Sequence[Pair],
     tolerances: Tolerances,
     roles: Mapping[str, str],
+    *,
+    any_dtype: bool = False,
 ) -> list[ValueDifference]:
     """The plain values that differ, and those where one side has a tensor instead."""
     rows = []
     for pair in pairs:
         one = ABSENT if pair.a is None else a[pair.a]
         other = ABSENT if pair.b is None else b[pair.b]
-        kind, note = _value_kind(one, other, tolerances.at(pair.address))
+        kind, note = _value_kind(one, other, tolerances.at(pair.address), any_dtype=any_dtype)
         if kind is not None:
             section = section_of(pair.address, roles, of_tensor=False)
             rows.append(
@@ -292,32 +308,50 @@ def compare_values(
     return rows
 
 
-def _value_kind(one: Leaf, other: Leaf, rule: Tolerance) -> tuple[str | None, str]:
+def _value_kind(
+    one: Leaf, other: Leaf, rule: Tolerance, *, any_dtype: bool
+) -> tuple[str | None, str]:
     if one is ABSENT or other is ABSENT:
         return ("added" if one is ABSENT else "removed"), ""
     if type(one) is not type(other):
+        if any_dtype and is_number(one) and is_number(other):
+            same = _same_number(one, other) or _are_close(one, other, rule)
+            return ("within" if same else "value"), ""
         return "type", ""
     if isinstance(one, Series):
-        return _series_kind(one, other, rule)
-    is_number = isinstance(one, (float, complex))
-    if _same_number(one, other) if is_number else one == other:
+        return _series_kind(one, other, rule, any_dtype=any_dtype)
+    inexact = isinstance(one, (float, complex))
+    if _same_number(one, other) if inexact else one == other:
         return None, ""
-    is_close = is_number and rule.allows(one, other)
-    return ("within" if is_close else "value"), ""
+    return ("within" if _are_close(one, other, rule) else "value"), ""
+
+
+def _are_close(one: Leaf, other: Leaf, rule: Tolerance) -> bool:
+    """Whether a tolerance covers two that differ: it takes a number that is no integer."""
+    return any(isinstance(leaf, (float, complex)) for leaf in (one, other)) and rule.allows(
+        one, other
+    )
 
 
 def _same_number(one: complex, other: complex) -> bool:
     """Equal, NaN being equal to NaN in the same place."""
     parts = ((one.real, other.real), (one.imag, other.imag))
-    return all(x == y or (math.isnan(x) and math.isnan(y)) for x, y in parts)
+    return all(x == y or (_is_nan(x) and _is_nan(y)) for x, y in parts)
 
 
-def _series_kind(one: Series, other: Series, rule: Tolerance) -> tuple[str | None, str]:
+def _is_nan(part: float) -> bool:
+    return isinstance(part, float) and math.isnan(part)
+
+
+def _series_kind(
+    one: Series, other: Series, rule: Tolerance, *, any_dtype: bool
+) -> tuple[str | None, str]:
     if one.kind != other.kind:
         return "type", ""
     if len(one.items) != len(other.items):
         return "value", f"{len(one.items)} items and {len(other.items)}"
-    kinds = [_value_kind(x, y, rule)[0] for x, y in zip(one.items, other.items, strict=True)]
+    pairs = zip(one.items, other.items, strict=True)
+    kinds = [_value_kind(x, y, rule, any_dtype=any_dtype)[0] for x, y in pairs]
     differing = sum(kind is not None for kind in kinds)
     if not differing:
         return None, ""

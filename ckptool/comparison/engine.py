@@ -23,7 +23,9 @@ from ckptool.comparison.kernels import (
     counted_pairs,
     floats,
     integers,
+    lost,
     merged,
+    of_two_types,
     within_ulp,
 )
 from ckptool.comparison.tolerances import Tolerance
@@ -35,6 +37,7 @@ from ckptool.ranks import Ranks
 TASK = 1 << 23  # bytes of one side in a task, about
 RUN = 1 << 16  # elements in a run
 MAX_RUNS = 256  # runs in a task: small tensors cost calls, not bytes
+LONG = frozenset({"int64", "uint64"})
 UNSIGNED = "float8_e8m0fnu"  # has no sign bit
 BYTE_RUN = 1 << 24  # elements in a run of a type of one byte, whose 65,536 pairs are counted
 PIECE = 1 << 17  # elements of it that are counted at a time
@@ -171,10 +174,20 @@ class Engine:
         x, y = arrays.convert(one, form, 0), arrays.convert(other, form, 1)
         if form == "int64":
             return integers(xp, x, y, flipped=job.a.dtype.name == "uint64")
+        rest = self._lost(one, x, job.a.dtype) - self._lost(other, y, job.b.dtype)
         if form == "complex128":
-            return complexes(xp, x, y, job.rule)
+            return complexes(xp, x, y, job.rule, rest)
+        if job.a.dtype is not job.b.dtype:
+            return of_two_types(xp, x, y, job.rule, rest)
         near = self._nearness(a, b, job) if job.rule.ulp else None
         return floats(xp, x, y, job.rule, near, arrays.room(len(x), 2))
+
+    def _lost(self, array: Array, rounded: Array, dtype: DType) -> Array:
+        """What the wider type could not hold of integers of 64 bits."""
+        if dtype.name not in LONG:
+            return 0.0
+        words, xp = self.arrays.convert(array, "int64", 2), self.arrays.xp
+        return lost(xp, words, xp.real(rounded), flipped=dtype.name == "uint64")
 
     def _nearness(self, a: bytes, b: bytes, job: Job) -> Callable[[], object] | None:
         size = job.a.dtype.itemsize

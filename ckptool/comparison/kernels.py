@@ -30,6 +30,7 @@ Near = Callable[[], Array] | None  # gives the mask of the elements within ``rul
 TINY = 5e-324  # makes 0/0 a 0 and changes no other quotient
 TOP = -(1 << 63)
 WORD = 1 << 64
+HALF = float(1 << 32)
 ROW = 1 << 13  # elements of an inner product; OpenBLAS starts threads above 10,000
 FURTHEST = 2.0  # |a - b| / max(|a|, |b|) is never more
 
@@ -109,17 +110,31 @@ def _dot(xp: Namespace, a: Array, b: Array) -> float:
     Its threads would fight with ours, and the sum would depend on how many processors there are.
     """
     cut = len(a) - len(a) % ROW
-    tail = float(xp.dot(a[cut:], b[cut:]))
+    tail = float(xp.dot(a[cut:], b[cut:])) if cut < len(a) else 0.0
     if not cut:
         return tail
     rows = xp.matmul(a[:cut].reshape(-1, 1, ROW), b[:cut].reshape(-1, ROW, 1))
     return float(rows.sum()) + tail
 
 
-def complexes(xp: Namespace, a: Array, b: Array, rule: Tolerance) -> Partial:
+def complexes(xp: Namespace, a: Array, b: Array, rule: Tolerance, rest: Array = 0.0) -> Partial:
     """Two complex128 arrays; distances are those in the plane."""
     same = _same(xp, xp.real(a), xp.real(b)) & _same(xp, xp.imag(a), xp.imag(b))
-    return careful(xp, a, b, rule, None, same)
+    return careful(xp, a, b, rule, None, same, rest=rest)
+
+
+def of_two_types(xp: Namespace, a: Array, b: Array, rule: Tolerance, rest: Array) -> Partial:
+    """Two float64 arrays of which ``rest``, the difference of :func:`lost`, was rounded away."""
+    return careful(xp, a, b, rule, None, _same(xp, a, b), rest=rest)
+
+
+def lost(xp: Namespace, words: Array, rounded: Array, *, flipped: bool) -> Array:
+    """What float64 has lost of integers of 64 bits, exactly; see :func:`integers` for ``flipped``.
+
+    The halves of an integer are exact, and so is the distance of the upper from what is near it.
+    """
+    upper = xp.asarray(words >> 32, dtype=xp.float64) + (HALF / 2 if flipped else 0.0)
+    return (upper * HALF - rounded) + xp.asarray(words & (int(HALF) - 1), dtype=xp.float64)
 
 
 def counted_pairs(
@@ -140,9 +155,19 @@ def counted_pairs(
 
 
 def careful(
-    xp: Namespace, a: Array, b: Array, rule: Tolerance, near: Near, same: Array, weights: Any = None
+    xp: Namespace,
+    a: Array,
+    b: Array,
+    rule: Tolerance,
+    near: Near,
+    same: Array,
+    weights: Any = None,
+    rest: Array = 0.0,
 ) -> Partial:
-    """Any numbers, also such as are not finite; ``weights`` say how often each pair occurs."""
+    """Any numbers, also such as are not finite; ``weights`` say how often each pair occurs.
+
+    ``rest`` is what has to be added to ``a - b``.
+    """
     once = xp.ones_like(same, dtype=xp.int64) if weights is None else weights
 
     def tally(mask: Array) -> int:
@@ -153,7 +178,7 @@ def careful(
     a, b = xp.where(finite, a, 0), xp.where(finite, b, 0)
     times = xp.asarray(xp.where(finite, once, 0), dtype=xp.float64)
     sizes, others = xp.abs(a), xp.abs(b)
-    distance = xp.where(once > 0, xp.abs(a - b), 0)
+    distance = xp.where(once > 0, xp.abs(a - b + rest), 0)
     larger = xp.maximum(sizes, others)
     odd = tally(strange)
     worst = float(distance.max())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
+from struct import Struct
 from typing import Any, NamedTuple
 
 from ckptool.comparison.objects import key_parts, keyed_by, object_parts, object_text, state_parts
@@ -24,6 +25,8 @@ from ckptool.tree import (
     MAX_DEPTH,
     Address,
     ArrayRef,
+    Blob,
+    ByteSpan,
     BytesRef,
     Chunk,
     CompositeTensor,
@@ -103,6 +106,37 @@ Leaves = Mapping[str, Leaf]
 def is_tensor(leaf: Leaf) -> bool:
     """Whether it is a tensor, read or known by its digest."""
     return isinstance(leaf, (Held, Digest))
+
+
+def is_number(leaf: Leaf) -> bool:
+    """Whether it is a number of Python's, flags included."""
+    return isinstance(leaf, (bool, int, float, complex))
+
+
+def numbers_as_tensors(leaves: Leaves, others: Leaves) -> dict[str, Leaf]:
+    """The leaves, where a number stands beside a tensor without dimensions as such a tensor.
+
+    torch has written the step of an optimizer as either.
+    """
+    return {name: _beside(leaf, others.get(name)) for name, leaf in leaves.items()}
+
+
+def _beside(leaf: Leaf, other: Leaf) -> Leaf:
+    if not (is_number(leaf) and isinstance(other, Held) and other.ref.shape == ()):
+        return leaf
+    dtype, form = _SCALARS[type(leaf)]
+    parts = (leaf.real, leaf.imag) if isinstance(leaf, complex) else (leaf,)
+    if isinstance(leaf, int) and not -(1 << 63) <= leaf < 1 << 63:
+        return leaf
+    data = Struct(form).pack(*parts)
+    span = ByteSpan(Blob(data), 0, len(data))
+    return Held(TensorRef(BY_NAME[dtype], (), (Chunk(span, (), (), ()),)), other.reader)
+
+
+_SCALARS = {
+    bool: ("bool", "<?"), int: ("int64", "<q"), float: ("float64", "<d"),
+    complex: ("complex128", "<2d"),
+}  # fmt: skip
 
 
 def flatten(tree: Tree, reader: TensorReader, *, strict: bool = False) -> dict[str, Leaf]:

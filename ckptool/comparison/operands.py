@@ -153,7 +153,7 @@ def select(tree: Tree, text: str) -> Tree:
 def _ema(checkpoint: Checkpoint, layouts: Layouts) -> dict[str, TensorRef]:
     location = locate_ema(checkpoint, layouts=layouts)
     averaged = location.main_slot == "averaged"
-    chosen = None if averaged else require_ema(location, checkpoint, "ckptool diff")
+    chosen = None if averaged else require_ema(location, checkpoint, None)
     prove_equalities(checkpoint, location.selected)
     return dict(plan_extraction(location, chosen, "model").tensors)
 

@@ -44,6 +44,7 @@ FORMS: Mapping[str, Callable[[Any], bool]] = {
     "rtol": _is_number,
     "ulp": lambda value: isinstance(value, int) and _is_number(value),
     "strict": lambda value: isinstance(value, bool),
+    "any_dtype": lambda value: isinstance(value, bool),
     "match": _is_texts,
     "ignore": _is_texts,
     "map": _is_texts,

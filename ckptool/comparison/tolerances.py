@@ -38,7 +38,12 @@ class Tolerance(NamedTuple):
 
     def allows(self, a: complex, b: complex) -> bool:
         """Whether two plain numbers that differ are close."""
-        distance, size = abs(a - b), max(abs(a), abs(b))
+        if not (self.atol or self.rtol):
+            return False
+        try:
+            distance, size = abs(a - b), max(abs(a), abs(b))
+        except OverflowError:  # an integer beyond all floating-point numbers
+            return False
         return math.isfinite(distance) and distance <= self.atol + self.rtol * size
 
 

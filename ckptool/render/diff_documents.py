@@ -122,6 +122,6 @@ def _case(section: GroupDistance, rows: Sequence[Row]) -> str:
     if not rows:
         return f'  <testcase classname="ckptool.diff" name={name}/>'
     lines = (f"{words.printable(row.address)} {_said(row)}" for row in rows[:ROWS])
-    message = quoteattr(f"{len(rows)} differences")
+    message = quoteattr(words.plural(len(rows), "difference"))
     failure = f"<failure message={message}>{escape(chr(10).join(lines))}</failure>"
     return f'  <testcase classname="ckptool.diff" name={name}>{failure}</testcase>'

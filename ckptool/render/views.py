@@ -73,7 +73,8 @@ def _header(report: InspectReport) -> Line:
     return _text(
         (words.printable(Path(report.path).name), "title"),
         f"  {report.format}, {words.size(report.size_bytes)}\n",
-        f"{words.plural(totals.count, 'tensor')}, {words.count(totals.elements)} values",
+        f"{words.plural(totals.count, 'tensor')}, {words.count(totals.elements)} "
+        f"value{'' if totals.elements == 1 else 's'}",
         f": {dtypes}" if dtypes else "",
         (stored, "quiet"),
     )

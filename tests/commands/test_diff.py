@@ -445,6 +445,30 @@ def test_addresses_name_parts(ckptool, tmp_path):
     assert ckptool("diff", path, path).exit_code == 0
 
 
+@pytest.mark.parametrize(
+    ("tree", "hint"),
+    [
+        (
+            {
+                "model": weights(),
+                "ema_1": average_of(weights()),
+                "ema_2": average_of(average_of(weights())),
+            },
+            "#ema_1",
+        ),
+        ({"model": weights()}, "#ADDRESS"),
+    ],
+)
+def test_hints_name_operands_and_no_options_that_diff_lacks(tree, hint, ckptool, tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save(tree, path)
+    done = ckptool("diff", f"{path}#@ema", path)
+    assert done.exit_code == 2
+    assert f"{path}{hint}" in done.stderr
+    assert "--ema" not in done.stderr
+    assert "extract-ema" not in done.stderr
+
+
 @pytest.mark.parametrize("address", ["nowhere", "epoch/x", "nope*", "@ema", "@teacher"])
 def test_an_address_that_is_not_there_cannot_be_compared(ckptool, tmp_path, address):
     torch.save({"state_dict": weights(), "epoch": 1}, tmp_path / "a.pt")
@@ -659,3 +683,55 @@ def test_types_in_a_document_of_digests_are_made_harmless(ckptool, tmp_path):
         done = ckptool("diff", tmp_path / "a.pt", document, "--format", form)
         assert done.exit_code == 1
         assert "\x1b" not in done
+
+
+# -------------------------------------------------------------------------------------- other types
+
+
+def test_types_count_unless_any_will_do(compare):
+    values = torch.tensor([1.0, 0.1, -3.0])
+    one = {"w": values, "step": torch.tensor(5.0), "n": 1, "flag": True, "big": 2**70}
+    other = {"w": values.bfloat16(), "step": 5, "n": 1.0, "flag": 1, "big": 2.0**70}
+    assert not compare(one, other, "--rtol", "0.004")["equal"]
+    loosely = compare(one, other, "--any-dtype", "--rtol", "0.004")
+    assert loosely["equal"]
+    assert kinds(loosely) == {"w": "within", "step": "within"}
+    assert kinds(loosely, "values") == {"n": "within", "flag": "within", "big": "within"}
+    assert loosely["tensors"][0]["dtype"] == ["float32", "bfloat16"]
+    assert kinds(compare(one, other, "--any-dtype")) == {"w": "value", "step": "within"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.tensor([2**53 + 1]), torch.tensor([2.0**53], dtype=torch.float64)),
+        (torch.tensor([2**63 - 1]), torch.tensor([2.0**63])),
+        (torch.tensor([2**64 - 1], dtype=torch.uint64), torch.tensor([2.0**64])),
+        (torch.tensor([2**62 + 1]), torch.tensor([2**62], dtype=torch.uint64)),
+        (torch.tensor([2**53 + 1]), torch.tensor([2.0**53 + 0j], dtype=torch.complex128)),
+        (2**53 + 1, 2.0**53),
+        (2**2000, 1.0),
+        (2**70, torch.tensor(2.0**70)),
+        (torch.tensor([1, 0]), torch.tensor([True, True])),
+        ("1", 1),
+    ],
+    ids=str,
+)
+def test_no_wider_type_makes_two_numbers_one(one, other, compare):
+    for x, y in ((one, other), (other, one)):
+        assert not compare({"x": x}, {"x": y}, "--any-dtype")["equal"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.complex64, torch.uint64])
+def test_long_integers_equal_themselves_in_other_types(dtype, compare):
+    numbers = torch.tensor([0, 1, 2**53, 2**62, 3 * 2**40])
+    assert compare({"x": numbers}, {"x": numbers.to(dtype)}, "--any-dtype")["equal"]
+
+
+def test_types_that_cannot_be_held_against_each_other_stay_a_difference(compare):
+    codes = torch.arange(6, dtype=torch.uint8)
+    one, other = {"w": codes.view(torch.float4_e2m1fn_x2)}, {"w": codes}
+    assert kinds(compare(one, other, "--any-dtype")) == {"w": "dtype"}
+    absent = {"w": torch.empty(2, device="meta")}
+    other = {"w": torch.empty(2, device="meta", dtype=torch.float16)}
+    assert kinds(compare(absent, other, "--any-dtype")) == {"w": "dtype"}

@@ -22,7 +22,11 @@ from samples import NEW_DTYPES, OLD_DTYPES
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")
 
 NUMERIC = [t for t in OLD_DTYPES + NEW_DTYPES if str(t).removeprefix("torch.") not in CODES]
-BACKENDS = {"numpy": NumpyArrays, "torch": lambda: TorchArrays("cpu")}
+MAKERS = {
+    "numpy": NumpyArrays, "torch": lambda: TorchArrays("cpu"), "cuda": lambda: TorchArrays("cuda")
+}  # fmt: skip
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+BACKENDS = ["numpy", "torch", pytest.param("cuda", marks=NO_GPU)]
 EXACTLY = Tolerance()
 CLOSE = 1e-12  # sums in another order
 
@@ -30,7 +34,7 @@ CLOSE = 1e-12  # sums in another order
 def compare(a, b, rule=EXACTLY, backend="numpy", threads=1):
     """The numbers for two flat tensors; None when their bytes are equal."""
     engine = Engine("cpu", threads, lambda _: None)
-    engine._made = BACKENDS[backend]()
+    engine._made = MAKERS[backend]()
     (outcome,) = engine.compare([Job(values(a), values(b), rule)])
     return None if outcome.identical else distance_of(outcome.partial, tuple(a.shape))
 
@@ -155,7 +159,7 @@ def test_long_integers_are_exact(dtype, data):
     near = data.draw(ints)
     far = data.draw(st.one_of(ints, st.just([n ^ 1 for n in near])))
     distances = [abs(x - y) for x, y in zip(near, far, strict=True)]
-    for backend in BACKENDS:
+    for backend in ("numpy", "torch"):
         found = compare(torch.tensor(near, dtype=dtype), torch.tensor(far, dtype=dtype),
                         backend=backend)  # fmt: skip
         if found is None:
@@ -269,3 +273,17 @@ def test_of_equally_bad_places_the_first_is_named(dtype):
 
 def test_an_empty_tensor_equals_itself():
     assert compare(torch.empty(0, 3), torch.empty(0, 3)) is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", NUMERIC, ids=str)
+def test_many_blocks_give_the_numbers_of_the_processor(dtype, backend):
+    """Longer than the buffers that each block is copied through, so that they are used again."""
+    torch.manual_seed(0)
+    count = 3 * RUN + 77
+    a, b = ((torch.randn(count).abs() * 3).floor().to(dtype) for _ in "ab")
+    here, there = compare(a, b, threads=2), compare(a, b, backend=backend, threads=2)
+    assert (there.differing, there.worst_at) == (here.differing, here.worst_at)
+    wanted = here._asdict()
+    del wanted["worst_at"]
+    assert_numbers(there, wanted)
