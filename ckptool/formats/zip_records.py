@@ -198,9 +198,17 @@ class ZipArchive:
 
 def has_end(source: ByteSource) -> bool:
     """Whether readers that look for a zip archive from its end on would find one."""
+    return _find_end(source)[1] >= 0
+
+
+def _find_end(source: ByteSource) -> tuple[bytes, int]:
+    """The last bytes, in which an end record must be, and where it begins there; -1: there is none.
+
+    Of several the last, as every reader takes it that has room for a whole record.
+    """
     tail_size = min(source.size, END.size + _UINT16_MAX)
     tail = source.read(source.size - tail_size, tail_size)
-    return tail.rfind(b"PK\x05\x06", 0, len(tail) - END.size + 4) >= 0
+    return tail, tail.rfind(b"PK\x05\x06", 0, max(0, len(tail) - END.size + 4))
 
 
 def is_zip(head: bytes) -> bool:
@@ -250,17 +258,14 @@ def _refuse_overlaps(records: list[ZipRecord]) -> None:
 
 
 def _find_directory(source: ByteSource) -> Directory:
-    tail_size = min(source.size, END.size + _UINT16_MAX)
-    tail_offset = source.size - tail_size
-    tail = source.read(tail_offset, tail_size)
-    at = tail.rfind(b"PK\x05\x06", 0, len(tail) - END.size + 4)
+    tail, at = _find_end(source)
     if at < 0:
         raise DamagedError(
             "truncated: a zip archive without the directory at its end",
             hint="it was cut off while it was written or copied; get it again from its source",
         )
     _, _, _, _, count, size, offset, comment = END.unpack_from(tail, at)
-    end = tail_offset + at
+    end = source.size - len(tail) + at
     behind = source.size - end - END.size
     locator_at = end - ZIP64_LOCATOR.size
     if locator_at >= 0:
