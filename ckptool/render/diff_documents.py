@@ -13,6 +13,7 @@ from ckptool.diff_reports import DiffReport, GroupDistance, TensorDifference, Va
 from ckptool.render import text as words
 from ckptool.render.diff_text import (
     KINDS,
+    TOP,
     answer_lines,
     form_of,
     number,
@@ -55,7 +56,7 @@ def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[
     yield f"| {' | '.join(heads)} |"
     yield f"|{'---|' * len(heads)}"
     for name, *cells in rows:
-        yield f"| {_code(name)} | {' | '.join(map(_plain, cells))} |"
+        yield f"| {_code(name or TOP)} | {' | '.join(map(_plain, cells))} |"
 
 
 def _code(text: str) -> str:
@@ -76,7 +77,7 @@ def to_github(report: DiffReport) -> str:
         return f"::notice title=ckptool diff::{_data(f'{report.a} and {report.b} are equal')}"
     rows = _counted(report)
     said = [f"::error title=ckptool diff::{_data('; '.join(answer_lines(report)))}"]
-    said += [f"::error title={_property(row.address)}::{_data(_said(row))}" for row in rows]
+    said += [f"::error title={_property(row.address or TOP)}::{_data(_said(row))}" for row in rows]
     return "\n".join(said[:ANNOTATIONS])
 
 
@@ -118,10 +119,10 @@ def to_junit(report: DiffReport) -> str:
 
 
 def _case(section: GroupDistance, rows: Sequence[Row]) -> str:
-    name = quoteattr(words.printable(section.address) or "(the top)")
+    name = quoteattr(words.printable(section.address or TOP))
     if not rows:
         return f'  <testcase classname="ckptool.diff" name={name}/>'
-    lines = (f"{words.printable(row.address)} {_said(row)}" for row in rows[:ROWS])
+    lines = (f"{words.printable(row.address or TOP)} {_said(row)}" for row in rows[:ROWS])
     message = quoteattr(words.plural(len(rows), "difference"))
     failure = f"<failure message={message}>{escape(chr(10).join(lines))}</failure>"
     return f'  <testcase classname="ckptool.diff" name={name}>{failure}</testcase>'

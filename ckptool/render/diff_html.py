@@ -15,6 +15,7 @@ from html import escape
 from ckptool.diff_reports import DiffReport, GroupDistance, TensorDifference, ValueDifference
 from ckptool.render import text as words
 from ckptool.render.diff_text import (
+    TOP,
     answer_lines,
     fold_layers,
     number,
@@ -25,7 +26,7 @@ from ckptool.render.diff_text import (
 
 ROWS = 200  # tensors and values that are listed
 DECADES = range(-12, 1)  # of relative change
-WIDTH, HEIGHT, BASE = 640, 180, 150  # of a chart, and where its axis lies
+WIDTH, HEIGHT, BASE = 640, 155, 150  # of a chart, and where its axis lies
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --quiet: #666; --line: #ddd;
@@ -43,10 +44,16 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: left; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; font-size: .9rem; }
 th { color: var(--quiet); font-weight: normal; } td.name { min-width: 12rem; }
-svg { width: 100%; height: auto; }
-svg text { fill: var(--quiet); font: 11px system-ui, sans-serif; }
+svg { width: 100%; height: auto; } figure { margin: 0; } ul { padding-left: 1.2rem; }
+figcaption { color: var(--quiet); font-size: .85rem; overflow-wrap: anywhere; }
 svg rect { fill: var(--bar); } svg line { stroke: var(--line); }
 footer { margin-top: 2rem; color: var(--quiet); font-size: .85rem; }
+@media screen and (max-width: 40rem) { thead { display: none; }
+  tr { display: block; padding: .4rem 0; border-bottom: 1px solid var(--line); }
+  td { border: 0; padding: 0 1rem 0 0; display: inline-block; } td.name { display: block; }
+  td:empty { display: none; }
+  td[data-label]:not([data-label=""])::before { content: attr(data-label) " ";
+    color: var(--quiet); } }
 @media print { body { max-width: none; padding: 0; font-size: 11pt; } .wide { overflow: visible; }
   h2, svg, tr { break-inside: avoid; } }
 """
@@ -122,13 +129,15 @@ def _height(change: float | None) -> float:
 
 def _bar_chart(bars: Sequence[tuple[str, float]], below: str, title: str) -> str:
     step = WIDTH / max(len(bars), 1)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{escape(title)}</title>']
+    parts = [
+        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img"><title>{escape(title)}</title>'
+    ]
     parts.append(f'<line x1="0" y1="{BASE}" x2="{WIDTH}" y2="{BASE}"/>')
     for i, (label, share) in enumerate(bars):
         height = share * (BASE - 10)
         box = f'x="{i * step + 1:.1f}" y="{BASE - height:.1f}" width="{max(step - 2, 1):.1f}"'
         parts.append(f'<rect {box} height="{height:.1f}"><title>{_shown(label)}</title></rect>')
-    parts.append(f'<text x="0" y="{BASE + 18}">{_shown(below)}</text></svg>')
+    parts.append(f"</svg><figcaption>{_shown(below)}</figcaption></figure>")
     return "".join(parts)
 
 
@@ -140,8 +149,11 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left_out: int = 
     yield "".join(f"<th>{escape(head)}</th>" for head in heads)
     yield "</tr></thead><tbody>"
     for name, *cells in rows:
-        rest = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
-        yield f'<tr><td class="name">{_shown(name)}</td>{rest}</tr>'
+        labelled = zip(heads[1:], cells, strict=True)  # for phones, where each row is a paragraph
+        rest = "".join(
+            f'<td data-label="{escape(head)}">{escape(cell)}</td>' for head, cell in labelled
+        )
+        yield f'<tr><td class="name">{_shown(name or TOP)}</td>{rest}</tr>'
     yield "</tbody></table></div>"
     if left_out > 0:
         yield f"<p>and {left_out:,} more</p>"
@@ -149,7 +161,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left_out: int = 
 
 def _sections(sections: Sequence[GroupDistance]) -> Iterator[str]:
     rows = [
-        (s.address or "(the top)", s.role, f"{s.differing:,} of {s.tensors:,}",
+        (s.address, s.role, f"{s.differing:,} of {s.tensors:,}",
          f"{s.values_differing:,}", number(s.max_abs), number(s.relative_l2))
         for s in sections
     ]  # fmt: skip

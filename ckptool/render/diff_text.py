@@ -27,6 +27,7 @@ TEXT = 60  # characters of a text that are shown
 WORST = 20  # tensors and values that are listed
 LINES = 12  # in which the layers of one kind are shown
 BAR = 16  # characters
+TOP = "(the top)"  # what has no address, since it is the whole
 SMALLEST = -8  # the decade that is drawn as nothing
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -62,7 +63,7 @@ def show_names(report: DiffReport) -> Page:
     rows: list[TensorDifference | ValueDifference] = [*report.tensors, *report.values]
     for row in rows:
         if row.kind != "within":
-            yield _text(words.printable(row.address, 10_000), wraps=False)
+            yield _text(words.printable(row.address or TOP, 10_000), wraps=False)
 
 
 # ------------------------------------------------------------------------------------------- answer
@@ -86,7 +87,7 @@ def answer_lines(report: DiffReport) -> Iterator[str]:
     if first is not None:
         section = words.printable(first.section) or "the weights"
         role = f" ({first.role})" if first.role and first.role != first.section else ""
-        at = words.printable(first.address)
+        at = words.printable(first.address or TOP)
         yield f"first in {section}{role}: {at} {KINDS[first.kind]}"
     yield f"tensors: {_counts(report.summary.tensors)}"
     if report.summary.values.get("compared"):
@@ -164,7 +165,7 @@ def _joined(run: Sequence[GroupDistance]) -> Folded:
 
 
 def _name(group: GroupDistance) -> str:
-    return words.printable(group.address, 60) or "(the top)"
+    return words.printable(group.address or TOP, 60)
 
 
 def _drifted(group: GroupDistance) -> bool:
@@ -218,7 +219,7 @@ def _tensors(rows: Sequence[TensorDifference]) -> Grid:
     grid.add_row(_text(("\nTensors", "title")), *(_text((head, "quiet")) for head in heads))
     for row in worst_first(rows)[:WORST]:
         style = _KIND_STYLE.get(row.kind, "error")
-        name = words.printable(row.address, 100)
+        name = words.printable(row.address or TOP, 100)
         grid.add_row(_text("  ", (name, "name")), _text((row.kind, style)), *tensor_cells(row))
     if len(rows) > WORST:
         grid.add_row(_text((f"  and {len(rows) - WORST:,} more", "quiet")))
@@ -256,7 +257,7 @@ def _values(rows: Sequence[ValueDifference]) -> Grid:
     grid.add_row(_text(("\nOther values", "title")))
     for row in rows[:WORST]:
         style = _KIND_STYLE.get(row.kind, "error")
-        name = words.printable(row.address, 100)
+        name = words.printable(row.address or TOP, 100)
         grid.add_row(_text("  ", (name, "name")), _text((row.kind, style)), value_text(row))
     if len(rows) > WORST:
         grid.add_row(_text((f"  and {len(rows) - WORST:,} more", "quiet")))

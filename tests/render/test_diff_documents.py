@@ -69,6 +69,24 @@ def test_html_stands_alone_and_escapes_everything(show, second):
     assert page.startswith("<!doctype html>")
 
 
+def test_html_says_on_a_phone_what_each_cell_is(show):
+    """Where there is no room for columns, rows are paragraphs; captions are not drawn."""
+    page = show("html")
+    assert 'data-label="max abs">' in page
+    assert page.count("<figcaption>") == page.count("<svg") == 2
+    assert "<text" not in page
+
+
+@pytest.mark.parametrize("form", ["text", "md", "html", "junit", "github"])
+def test_the_whole_has_a_name_where_it_differs(ckptool, tmp_path, form):
+    torch.save([torch.ones(2), 1], tmp_path / "a.pt")
+    torch.save({0: torch.ones(2), 1: 1}, tmp_path / "b.pt")
+    done = ckptool("diff", tmp_path / "a.pt", tmp_path / "b.pt", "--format", form)
+    assert "(the top)" in done
+    names = ckptool("diff", tmp_path / "a.pt", tmp_path / "b.pt", "--name-only")
+    assert names.split("\n") == ["(the top)", ""]
+
+
 def test_html_shows_the_answer_charts_and_evidence(show):
     page = show("html")
     assert page.count("<svg") == 2
