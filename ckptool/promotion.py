@@ -140,8 +140,11 @@ def _viewed_elsewhere(
 
 def _shared_error(checkpoint: Checkpoint, shared: tuple[str, ...]) -> UnsupportedError:
     some = ", ".join(shared[:3])
+    who = (
+        "1 tensor elsewhere views" if len(shared) == 1 else f"{len(shared)} tensors elsewhere view"
+    )
     return UnsupportedError(
-        f"{len(shared)} tensors elsewhere view the bytes that would change: {some}",
+        f"{who} the bytes that would change: {some}",
         path=checkpoint.path,
         hint=f"--allow-shared changes them too; or {OTHERWISE}",
     )
