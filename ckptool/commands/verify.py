@@ -24,6 +24,7 @@ from ckptool.inventory import Leaf
 from ckptool.layouts import Layouts
 from ckptool.numerics import Progress, no_progress
 from ckptool.rules import RULES, is_rule
+from ckptool.trust_findings import met_before_failing
 from ckptool.verify_reports import VerifyReport
 
 
@@ -97,7 +98,7 @@ def _subject(checkpoint: Checkpoint, request: Request, opened: ExitStack) -> Sub
 
 def _unopened(path: Path, error: CkptError, request: Request) -> VerifyReport:
     """What is wrong is known; everything else was not looked at."""
-    findings = damage(path, error)
+    findings = (*damage(path, error), *met_before_failing(error.dangers))
     said = {found.rule for found in findings}
     chosen = request.chosen._replace(  # it counts, whatever was selected
         active=request.chosen.active | said,
