@@ -19,6 +19,7 @@ class CkptError(Exception):
         path: the file concerned, or None.
         address: the place in the checkpoint's tree, written ``a/b/0``, or None.
         hint: the next thing to type or to look at, or None.
+        dangers: names that a loader would have met before it failed likewise.
     """
 
     code: ClassVar[str] = "error"
@@ -37,6 +38,7 @@ class CkptError(Exception):
         self.path = None if path is None else Path(path)
         self.address = address
         self.hint = hint or self.default_hint
+        self.dangers: tuple[str, ...] = ()
 
     def add(self, more: str) -> None:
         """Say more of what is wrong."""

@@ -6,8 +6,10 @@ plain values, which run nothing that they are given. ``dangerous`` are
 * every other function that the pickle would *call*: a loader that obeyed would run it. Most of
   what scanners of names have missed was a function of the standard library that was not on their
   list, so here the list is of the harmless ones;
-* names whose mere import or possession is a means to run code (``GADGETS``), since a later call
-  can reach them by way of others;
+* names whose mere import or possession is a means to run code (``GADGET_MODULES``, and all of
+  Python's library but ``HARMLESS_STDLIB``), since a later call can reach them by way of others;
+* what a vetted function calls in turn: attributes that an object's state gave it
+  (``torch_objects.py``);
 * names that say not what they are: parts of classes, codes of a registry, names that the pickle
   computed.
 
@@ -19,45 +21,28 @@ Pickles of protocols 0 to 2 use Python 2's names, which a loader translates; bot
 
 from __future__ import annotations
 
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+import sys
+from _compat_pickle import (
+    IMPORT_MAPPING,
+    NAME_MAPPING,
+    PYTHON2_EXCEPTIONS,
+    PYTHON3_OSERROR_EXCEPTIONS,
+)
 
 from ckptool.dtypes import BY_NAME, BY_STORAGE_CLASS
 from ckptool.formats.base import NamedGlobal
-from ckptool.formats.torch_objects import RUNS_SOURCE, VETTED_CALLS
+from ckptool.formats.torch_objects import PLAIN_CONSTRUCTORS, RUNS_SOURCE, VETTED_CALLS
 from ckptool.tree import GlobalRef
 
 KNOWN, UNKNOWN, DANGEROUS = "known", "unknown", "dangerous"
 
 # Modules, with all that is in them, that run code, load code or reach the system.
 GADGET_MODULES = frozenset({
-    # processes, the system, files
-    "os", "posix", "nt", "posixpath", "ntpath", "subprocess", "_posixsubprocess", "commands",
-    "popen2", "pty", "sys", "shutil", "tempfile", "glob", "fileinput", "linecache", "platform",
-    "io", "_io", "mmap", "signal", "_signal", "atexit", "resource", "syslog", "antigravity",
-    "_osx_support", "_aix_support", "_pyrepl", "pexpect", "psutil", "paramiko",
-    # code from text, from files, from other places
-    "code", "codeop", "runpy", "importlib", "imp", "_imp", "_frozen_importlib", "zipimport",
-    "_frozen_importlib_external", "pkgutil", "pydoc", "doctest", "compileall", "py_compile",
-    "marshal", "types", "ast", "symtable", "dis", "site", "sitecustomize", "usercustomize",
-    "ctypes", "_ctypes", "cffi", "_cffi_backend", "gc", "inspect", "bdb", "pdb", "profile",
-    "cProfile", "timeit", "trace", "tracemalloc", "unittest", "test.support", "test.libregrtest",
-    "test.regrtest", "idlelib", "lib2to3",
-    "turtledemo", "distutils", "setuptools", "pkg_resources", "pip", "ensurepip", "venv",
-    "virtualenv", "pytest", "_pytest", "IPython", "ipykernel",
-    # pickles inside, and whatever else is deserialized
-    "pickle", "_pickle", "cPickle", "pickletools", "dill", "cloudpickle", "joblib", "shelve",
-    "dbm", "yaml", "jsonpickle", "copyreg", "copy_reg", "sqlite3", "_sqlite3",
-    # any function, by way of others
-    "builtins", "__builtin__", "__builtins__", "operator", "_operator", "functools", "_functools",
-    "contextlib", "weakref", "_weakref", "sched", "concurrent", "threading", "_thread", "thread",
-    "_threading_local", "asyncio", "_asyncio", "multiprocessing", "_multiprocessing", "queue",
-    # the network
-    "socket", "_socket", "socketserver", "ssl", "_ssl", "select", "selectors", "http", "httplib",
-    "urllib", "urllib2", "urlparse", "requests", "httpx", "aiohttp", "tornado", "ftplib",
-    "smtplib", "smtpd", "poplib", "imaplib", "nntplib", "telnetlib", "xmlrpc", "xmlrpclib",
-    "wsgiref", "webbrowser", "huggingface_hub", "fsspec",
-    # archives and logs that write files
-    "zipfile", "tarfile", "logging",
+    # what others bring along
+    "IPython", "_cffi_backend", "_pytest", "aiohttp", "cffi", "cloudpickle", "dill",
+    "fsspec", "httpx", "huggingface_hub", "ipykernel", "joblib", "jsonpickle", "paramiko",
+    "pexpect", "pip", "pkg_resources", "psutil", "pytest", "requests", "setuptools",
+    "test.libregrtest", "test.regrtest", "test.support", "tornado", "virtualenv", "yaml",
     # torch and numpy
     "torch.hub", "torch.jit", "torch.package", "torch.utils.cpp_extension",
     "torch.utils.bottleneck", "torch.utils.collect_env", "torch.utils._config_module",
@@ -69,6 +54,29 @@ GADGET_MODULES = frozenset({
     "torch.distributed.rpc", "torch.testing", "torch._weights_only_unpickler", "torch.onnx",
     "torch.utils.serialization", "torch.utils.benchmark", "torch._lazy", "torch._appdirs",
     "numpy.testing", "numpy.f2py", "numpy.distutils", "numpy.ctypeslib", "numpy.lib.npyio",
+})  # fmt: skip
+
+# Of Python's own library every module can do so but these, apart from the names below.
+HARMLESS_STDLIB = frozenset({
+    "_codecs", "_collections", "_collections_abc", "_datetime", "_decimal", "_pydatetime",
+    "_pydecimal", "_random", "_sre", "abc", "argparse", "array", "bisect", "calendar", "cmath",
+    "codecs", "collections", "colorsys", "contextvars", "copy", "dataclasses", "datetime",
+    "decimal", "difflib", "enum", "fractions", "graphlib", "hashlib", "heapq", "ipaddress",
+    "json", "keyword", "math", "numbers", "pathlib", "pprint", "random", "re", "secrets",
+    "sre_constants", "statistics", "string", "struct", "textwrap", "time", "token", "typing",
+    "unicodedata", "uuid", "warnings", "xml", "zoneinfo", "itertools",
+})  # fmt: skip
+# Its modules by this Python's account, and those that others have had: any may load the file.
+STDLIB = sys.stdlib_module_names | frozenset({
+    "BaseHTTPServer", "CGIHTTPServer", "Cookie", "Queue", "SimpleHTTPServer", "SocketServer",
+    "StringIO", "__builtin__", "__builtins__", "_bootsubprocess", "_pyrepl", "aifc", "anydbm",
+    "asynchat", "asyncore", "audioop", "binhex", "bsddb", "cPickle", "cStringIO", "cgi", "cgitb",
+    "commands", "cookielib", "copy_reg", "crypt", "dbhash", "distutils", "dumbdb",
+    "dummy_thread", "gdbm", "httplib", "ihooks", "imp", "imputil", "lib2to3",
+    "macpath", "mailcap", "msilib", "nis", "nntplib", "ossaudiodev",
+    "popen2", "rexec", "robotparser", "sitecustomize", "smtpd", "sndhdr", "spwd", "statvfs",
+    "sunau", "telnetlib", "thread", "tkFileDialog", "urllib2", "urlparse",
+    "usercustomize", "uu", "wave", "whichdb", "xdrlib", "xmlrpclib",
 })  # fmt: skip
 
 # Single names in modules that are otherwise harmless.
@@ -84,40 +92,40 @@ GADGET_NAMES = frozenset({
     "uuid._get_command_stdout", "uuid._popen", "uuid._find_mac", "uuid.getnode",
     "collections.namedtuple", "collections._eval", "typing.get_type_hints", "typing.ForwardRef",
     "enum._make_class_unpicklable", "dataclasses._create_fn", "dataclasses.make_dataclass",
-    "re.Scanner", "sre_compile.compile", "random._test_generator", "string.Formatter",
-    "getpass.getpass", "getpass.unix_getpass", "locale.setlocale", "gettext.translation",
-    "gettext.find", "gettext.c2py", "cgitb.lookup", "this", "xml.etree.ElementTree.parse",
-    "pathlib.Path.touch", "pathlib._NormalAccessor", "codecs.open", "_codecs.lookup",
-    "_codecs.register", "codecs.register", "tqdm.auto", "keras.models.load_model",
+    "re.Scanner", "random._test_generator", "string.Formatter", "xml.etree.ElementTree.parse",
+    *(f"itertools.{name}" for name in ("accumulate", "dropwhile", "filterfalse", "groupby",
+                                       "starmap", "takewhile")),
+    "copy._reconstruct", "copy.copy", "copy.deepcopy", "pathlib.Path.touch",
+    "pathlib._NormalAccessor", "codecs.open", "_codecs.lookup", "_codecs.register",
+    "codecs.register", "tqdm.auto", "keras.models.load_model",
 })  # fmt: skip
 
 # Names that neither run nor reach anything, whatever they are given; some stand in modules above.
 VETTED_NAMES = frozenset({
     "torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING",
-    "argparse.Namespace", "types.SimpleNamespace", "functools.partial", "torch.device",
-    "torch.dtype", "torch.Size", "torch.Tensor", "torch.nn.parameter.Parameter",
-    "torch.nn.parameter.Buffer", "torch.torch_version.TorchVersion",
+    "argparse.Namespace", "types.SimpleNamespace", "functools.partial", "torch.dtype",
+    "torch.Size", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer",
     "torch.serialization._get_layout", "torch.Generator", "numpy.ndarray", "numpy.dtype",
     "numpy.random._pickle.__randomstate_ctor", "numpy.random._pickle.__generator_ctor",
-    "numpy.random._pickle.__bit_generator_ctor", "numpy.random._mt19937.MT19937",
-    "numpy.random._pcg64.PCG64", "numpy.random._pcg64.PCG64DXSM", "numpy.random._philox.Philox",
-    "numpy.random.bit_generator.SeedSequence",
-    "numpy.random.bit_generator.__pyx_unpickle_SeedSequence", "numpy.random._sfc64.SFC64",
-    "numpy.random.mtrand.RandomState", "datetime.datetime",
+    "numpy.random._pickle.__bit_generator_ctor",
+    "numpy.random.bit_generator.__pyx_unpickle_SeedSequence", "datetime.datetime",
     "datetime.timedelta", "datetime.date", "datetime.time", "datetime.timezone",
-    "decimal.Decimal", "fractions.Fraction", "uuid.UUID", "re._compile",
-    "builtins.object", "builtins.slice", "builtins.int", "builtins.float", "builtins.str",
-    "builtins.bool", "builtins.range", "builtins.NoneType", "__builtin__.object",
-    "__builtin__.slice", "__builtin__.int", "__builtin__.float", "__builtin__.bool",
-    "__builtin__.str", "__builtin__.unicode", "__builtin__.long", "__builtin__.xrange",
-    "copyreg.__newobj_ex__",
-    *(f"numpy.{name}" for name in (
-        "bool_", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8",
-        "uint16", "uint32", "uint64", "complex64", "complex128", "str_", "bytes_", "longdouble",
+    "builtins.object", "builtins.slice", "builtins.NoneType", "__builtin__.object",
+    "__builtin__.slice", "torch._C.Generator", "numpy.ma.core._mareconstruct",
+    "itertools.count", "copyreg.__newobj_ex__", *PLAIN_CONSTRUCTORS,
+    *(f"{module}.{name}" for module in ("builtins", "exceptions", "__builtin__") for name in (
+        *PYTHON2_EXCEPTIONS, *PYTHON3_OSERROR_EXCEPTIONS, "Ellipsis", "NotImplemented",
     )),
-    *(f"torch.jit._pickle.{name}" for name in (
-        "build_intlist", "build_doublelist", "build_boollist", "build_tensorlist",
-        "restore_type_tag",
+})  # fmt: skip
+
+# Functions that an object may well hold, how to compare or to reduce; called, they count as any.
+HARMLESS_TO_HOLD = frozenset({
+    *(f"{module}.{name}" for module in ("builtins", "__builtin__") for name in (
+        "abs", "all", "any", "divmod", "len", "max", "min", "pow", "print", "round", "sum",
+    )),
+    *(f"{module}.{name}" for module in ("operator", "_operator") for name in (
+        "add", "eq", "ge", "gt", "le", "lt", "mod", "mul", "ne", "neg", "not_", "pow", "sub",
+        "truediv",
     )),
 })  # fmt: skip
 
@@ -160,6 +168,8 @@ def _trust(ref: GlobalRef, *, called: bool) -> str:
         return DANGEROUS
     if _is_vetted(ref):
         return KNOWN
+    if ref.qualname in HARMLESS_TO_HOLD and not called:
+        return UNKNOWN
     if called or _is_gadget(ref) or _says_not_what_it_is(ref):
         return DANGEROUS
     return KNOWN if ref.qualname.startswith(_KNOWN_FAMILIES) else UNKNOWN
@@ -174,6 +184,8 @@ def _is_vetted(ref: GlobalRef) -> bool:
 
 def _is_gadget(ref: GlobalRef) -> bool:
     parts = ref.module.split(".")
+    if parts[0] in STDLIB and parts[0] not in HARMLESS_STDLIB:
+        return True
     families = (".".join(parts[: i + 1]) for i in range(min(len(parts), 8)))
     is_program = parts[-1] == "__main__" and len(parts) > 1  # runs when it is imported
     return (

@@ -38,6 +38,12 @@ def _findings(named: NamedGlobal, places: dict[int, Address]) -> Iterator[Findin
         yield _finding(address, f"call {name}({arguments(use)})")
 
 
+def met_before_failing(names: tuple[str, ...]) -> Iterator[Finding]:
+    """CK201 for what a loader would have met in a file that cannot be read to its end."""
+    for name in names[:MAX_FINDINGS]:
+        yield _finding("", f"meet {name} before it fails")
+
+
 def _finding(address: str, what: str) -> Finding:
     message = f"torch.load(weights_only=False) would {what}; ckptool did not"
     return finding("CK201", address, message)

@@ -89,6 +89,16 @@ def _shown(text: str) -> str:
     )
 
 
+@pytest.mark.parametrize("row", rows(live=True), ids=named)
+def test_verify_fails_with_the_danger_itself(row, run):
+    """Also where the file breaks off behind it: a loader would not have got so far unharmed."""
+    verdict = run("verify", FIXTURES / row["name"], "--json")
+    assert verdict.exit_code == 1
+    if row["rule"] in {"CK201", None}:
+        said = " ".join(f["message"] for f in verdict.json["findings"] if f["rule"] == "CK201")
+        assert _shown(row["shows"]) in _shown(said)
+
+
 @pytest.mark.parametrize("command", ["extract-ema", "promote-ema"])
 @pytest.mark.parametrize("row", MANIFEST, ids=named)
 def test_the_writing_commands_run_nothing_either(row, command, run, tmp_path):

@@ -27,6 +27,7 @@ from ckptool.numerics import Progress, no_progress
 from ckptool.ranks import Ranks
 from ckptool.rules import RULES, is_rule
 from ckptool.selection import parse_operand
+from ckptool.trust_findings import met_before_failing
 from ckptool.verify_reports import VerifyReport
 
 
@@ -110,7 +111,7 @@ def _source(operand: str, layouts: Layouts, opened: ExitStack) -> Source:
 
 def _unopened(path: Path, error: CkptError, request: Request) -> VerifyReport:
     """What is wrong is known; everything else was not looked at."""
-    findings = damage(path, error)
+    findings = (*damage(path, error), *met_before_failing(error.dangers))
     said = {found.rule for found in findings}
     chosen = request.chosen._replace(  # it counts, whatever was selected
         active=request.chosen.active | said,

@@ -42,4 +42,5 @@ def read_source(source: ByteSource, pickles: Pickles) -> Any:
         return torch_zip.TorchRecords(ZipArchive(source)).read_tree(pickles)
     if torch_legacy.is_legacy(head):
         return torch_legacy.read_stream(source, pickles).tree
+    pickles.listen(source, 0)  # a loader runs it before it misses the magic number
     raise DamagedError("bytes inside the pickle should be a stream of torch.save and are not")

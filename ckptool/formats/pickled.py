@@ -99,6 +99,7 @@ class Pickles:
         except CkptError as error:
             names = [n.ref.qualname for n in self.globals_named if trust_of(n) == DANGEROUS]
             if names:
+                error.dangers = tuple(names)
                 shown = ", ".join(f"{name:.80}" for name in names[:3])
                 error.add(f"; before that, torch.load(weights_only=False) would have met {shown}")
             raise

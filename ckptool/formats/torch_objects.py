@@ -211,6 +211,11 @@ def _rebuild_wrapper_subclass(cls: Any, *args: Any) -> Opaque:
     return Opaque(name_of(cls), args)
 
 
+def _same(value: Any, _type: Any = None) -> Any:
+    """TorchScript's tags for the types of lists: the value as it is."""
+    return value
+
+
 def _last_name(value: Any) -> str:
     """``strided`` for the global ``torch.strided``, however the file's version spelled it."""
     if isinstance(value, GlobalRef):
@@ -459,6 +464,7 @@ def _persistent_class(meta: Any) -> Any:
 
 Call = Callable[..., Any]
 
+# fmt: off
 _TORCH: dict[str, Call] = {
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor_v2,
@@ -478,8 +484,16 @@ _TORCH: dict[str, Call] = {
     "torch.nn.parameter.Buffer": _parameter,
     "torch.autograd.variable.Variable": _variable,
     "torch.Size": _tuple,
+    **{
+        f"torch.jit._pickle.{name}": _same
+        for name in (
+            "build_intlist", "build_doublelist", "build_boollist", "build_tensorlist",
+            "restore_type_tag",
+        )
+    },
     "torch_utils.persistence._reconstruct_persistent_obj": _persistent_class,
 }
+# fmt: on
 
 _PYTHON: dict[str, Call] = {
     "collections.OrderedDict": _ordered_dict,
@@ -554,6 +568,51 @@ _CALLING: Mapping[str, tuple[int, ...]] = {
     "numpy.random._pickle.__generator_ctor": (1,),
     "numpy.random._pickle.__randomstate_ctor": (1,),
 }
+# Functions that call these attributes of what they are given, where it has them of its own: the
+# object's state may put any function there. ``Parameter(data)`` is ``data.detach()``.
+_ASKING: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        (
+            "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer",
+            "torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state",
+        ),
+        ("detach",),
+    ),
+    **dict.fromkeys(
+        ("copyreg.__newobj__", "copyreg.__newobj_ex__", "numpy.ma.core._mareconstruct"),
+        ("__new__",),
+    ),
+    **dict.fromkeys(("copyreg._reconstructor", "copy_reg._reconstructor"), ("keys",)),
+    **dict.fromkeys(
+        (
+            "collections.OrderedDict", "collections.Counter", "collections.defaultdict",
+            "builtins.dict", "__builtin__.dict",
+        ),
+        ("keys", "items"),
+    ),
+}  # fmt: skip
+# What an instruction calls of an object: APPEND and its kin look for these, BUILD for the last.
+_FILLING = ("append", "extend", "add")
+# Constructors of plain values. Of plain values they run nothing; of an object they ask for its
+# text, its number or its array, and some classes of Python have those made by their attributes.
+PLAIN_CONSTRUCTORS = frozenset({
+    *(f"builtins.{name}" for name in ("int", "float", "str", "bool", "range")),
+    *(f"__builtin__.{name}" for name in ("int", "float", "str", "bool", "unicode", "long",
+                                         "xrange")),
+    *(f"numpy.{name}" for name in (
+        "bool_", "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8",
+        "uint16", "uint32", "uint64", "complex64", "complex128", "str_", "bytes_", "longdouble",
+    )),
+    "decimal.Decimal", "fractions.Fraction", "uuid.UUID", "re._compile", "torch.device",
+    "torch.Tensor", "torch.torch_version.TorchVersion", "numpy.random.mtrand.RandomState",
+    "numpy.random._mt19937.MT19937", "numpy.random._pcg64.PCG64", "numpy.random._sfc64.SFC64",
+    "numpy.random._pcg64.PCG64DXSM", "numpy.random._philox.Philox",
+    "numpy.random.bit_generator.SeedSequence", "random.Random", "ipaddress.IPv4Address",
+    "ipaddress.IPv6Address",
+})  # fmt: skip
+_PLAIN = (str, bytes, bytearray, int, float, complex, type(None), BytesRef, TensorRef, ArrayRef)
+_MAX_PLAIN = 64  # parts of a tuple or list of plain values
+
 # Functions that run source code which the file holds: a module around a class.
 RUNS_SOURCE = frozenset({"torch_utils.persistence._reconstruct_persistent_obj"})
 # ``getattr(Class, "name")``: how Python 2 and mmengine pickle a method; nothing runs until it is
@@ -566,9 +625,12 @@ MAX_USES = 3  # calls of one name that are kept to be shown
 VETTED_CALLS = frozenset(CALLS) | _FROM_TYPE | _NESTED
 
 
-def _part(ref: GlobalRef, name: str) -> GlobalRef:
-    """A part of what a name stands for."""
-    return GlobalRef(ref.module, f"{ref.name}.{name}")
+def _part(target: GlobalRef | Opaque, name: str) -> GlobalRef:
+    """A part of what a name, or a part of a class that was looked up, stands for."""
+    if isinstance(target, Opaque):
+        owner, part = target.args
+        return GlobalRef(owner.module, f"{owner.name}.{part}.{name}")
+    return GlobalRef(target.module, f"{target.name}.{name}")
 
 
 def _UNSEEN() -> None:  # noqa: N802
@@ -576,11 +638,32 @@ def _UNSEEN() -> None:  # noqa: N802
 
 
 def _is_part_of_class(args: tuple[Any, ...]) -> bool:
-    """Whether they name a class and one of its public parts."""
+    """Whether they name a class, by its capital, and one of its public parts.
+
+    ``torch.os`` is a module, and so is much else that a module imports.
+    """
     if len(args) != 2 or not isinstance(args[0], GlobalRef):
         return False
-    name = args[1]
-    return isinstance(name, str) and name.isidentifier() and not name.startswith("_")
+    name, of_class = args[1], args[0].name.lstrip("_")[:1].isupper()
+    return of_class and isinstance(name, str) and name.isidentifier() and not name.startswith("_")
+
+
+def _is_plain(arg: Any) -> bool:
+    """A plain value, a name, or a short row of plain values."""
+    if isinstance(arg, (tuple, list)) and len(arg) <= _MAX_PLAIN:
+        return all(isinstance(part, _PLAIN) for part in arg)
+    return isinstance(arg, (*_PLAIN, GlobalRef))
+
+
+def _own_attributes(obj: Any) -> dict[Any, Any]:
+    return obj.attributes if isinstance(obj, Opaque) else {}
+
+
+def _is_the_loaders(target: Any) -> bool:
+    """Whether it exists in the loading process: a name, or a part of a class looked up."""
+    return isinstance(target, GlobalRef) or (
+        isinstance(target, Opaque) and target.called and target.qualname in LOOKUPS
+    )
 
 
 class TorchBuilder(Builder):
@@ -599,6 +682,7 @@ class TorchBuilder(Builder):
         self._storages: dict[str, StorageRef] = {}
         self._by_id: dict[int, Call | None] = {}  # the machine interns names: identity is enough
         self._inert_calls = 0
+        self._merged: dict[int, Opaque] = {}  # objects with a state that is a copy of our own
         self.called: dict[GlobalRef, list[Opaque]] = {}  # with the first that we leave inert
         self.looked_up: set[GlobalRef] = set()  # called to hand out parts of classes
         self.copies_left = (
@@ -617,8 +701,23 @@ class TorchBuilder(Builder):
             self.called.setdefault(func, [])
             known = self._by_id[id(func)] = self._find(func.qualname)
         if known is None:
+            self._ask(func.qualname, args)
             return self._noted(func, args)
         return _checked(known, func.qualname, args)
+
+    def _ask(self, qualname: str, args: tuple[Any, ...]) -> None:
+        """Note what a vetted function would call of its arguments."""
+        asked = _ASKING.get(qualname, ())
+        for arg in args:
+            if qualname in PLAIN_CONSTRUCTORS and not _is_plain(arg):
+                self._noted(arg, ())
+            self._note_attributes(arg, asked)
+
+    def _note_attributes(self, obj: Any, asked: tuple[str, ...]) -> None:
+        own = _own_attributes(obj) if asked else {}
+        for name in asked:
+            if name in own:
+                self._noted(own[name], ())
 
     def new(self, cls: Any, args: tuple[Any, ...], kwargs: dict[Any, Any] | None) -> Any:
         """Plain containers are made through ``__new__`` too, by newer protocols."""
@@ -633,25 +732,39 @@ class TorchBuilder(Builder):
         """Arrays are finished by their state."""
         if isinstance(obj, Opaque) and obj.qualname == _NDARRAY:
             return _checked(partial(self._metered, _numpy_build), _NDARRAY, _state_of(state))
-        if isinstance(obj, GlobalRef):  # the attributes of a class, or of a module's function
+        if _is_the_loaders(obj):  # the attributes of a class, or of a module's function
             self._noted(_part(obj, "__dict__"), (state,))
         for given in state if isinstance(state, tuple) else (state,):
             if isinstance(given, dict) and _SETSTATE in given:  # the next BUILD would call it
                 self._noted(given[_SETSTATE], ())
         if isinstance(obj, (NotedDict, NotedList)):
             obj.state = state
+        if isinstance(obj, Opaque) and obj.attributes:
+            state = self._both(obj, state)
         return super().build(obj, state)
+
+    def _both(self, obj: Opaque, state: Any) -> Any:
+        """The state of an object that is built again: its attributes are updated."""
+        new = Opaque("", state=state).attributes
+        self._meter((new,))
+        if id(obj) not in self._merged:
+            self._merged[id(obj)] = obj
+            self._meter((obj.attributes,))
+            obj.state = dict(obj.attributes)
+        obj.state.update(new)
+        return obj.state
 
     def items_of(self, target: Any) -> dict[Any, Any]:
         """Items of what only has a name (``os.environ``) are set in the loading process."""
-        if isinstance(target, GlobalRef):
+        if _is_the_loaders(target):
             self._noted(_part(target, "__setitem__"), ())
         return super().items_of(target)
 
     def elements_of(self, target: Any, how: str) -> list[Any]:
-        """Likewise (``sys.path``)."""
-        if isinstance(target, GlobalRef):
+        """Likewise (``sys.path``); of an object whatever is called so is asked to take them."""
+        if _is_the_loaders(target):
             self._noted(_part(target, "append"), ())
+        self._note_attributes(target, _FILLING)
         return super().elements_of(target, how)
 
     def _noted(self, func: Any, args: tuple[Any, ...], kwargs: dict[Any, Any] | None = None) -> Any:
@@ -697,6 +810,8 @@ class TorchBuilder(Builder):
         if qualname in _NESTED:
             return self._load_nested
         known = self._plain(qualname)
+        if known and qualname in _ASKING:
+            known = partial(self._asking, qualname, known)
         if known and qualname in RUNS_SOURCE:
             return partial(self._running, GlobalRef(*qualname.rsplit(".", 1)), known)
         positions = _CALLING.get(qualname)
@@ -705,6 +820,11 @@ class TorchBuilder(Builder):
     def _running(self, ref: GlobalRef, call: Call, *args: Any) -> Any:
         """``call(*args)``, which a loader would not understand but run."""
         self._noted(ref, args)
+        return call(*args)
+
+    def _asking(self, qualname: str, call: Call, *args: Any) -> Any:
+        """``call(*args)``, which calls attributes of its arguments."""
+        self._ask(qualname, args)
         return call(*args)
 
     def _calling(self, positions: tuple[int, ...], call: Call, *args: Any) -> Any:
@@ -720,16 +840,20 @@ class TorchBuilder(Builder):
 
     def _metered(self, call: Call, *args: Any) -> Any:
         """``call(*args)``, unless the pickle has copied more than it could have spelled out."""
+        self._meter(args)
+        return call(*args)
+
+    def _meter(self, args: tuple[Any, ...]) -> None:
         for arg in args:
             if isinstance(arg, _SIZED):
                 self.copies_left -= len(arg)
         if self.copies_left < 0:
             raise DamagedError("the pickle copies the same data again and again")
-        return call(*args)
 
     def _rebuild_from_type(self, func: Any, cls: Any, args: Any, state: Any) -> Any:
         """A tensor subclass: the plain tensor, marked with its class."""
         made = self.call(func, args)
+        self._note_attributes(made, ("as_subclass",))
         if isinstance(made, TensorRef):
             name = name_of(cls)
             return replace(made, subclass=None if name in _NO_SUBCLASS else name, state=state)
