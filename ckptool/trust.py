@@ -60,7 +60,8 @@ GADGET_MODULES = frozenset({
 HARMLESS_STDLIB = frozenset({
     "_codecs", "_collections", "_collections_abc", "_datetime", "_decimal", "_pydatetime",
     "_pydecimal", "_random", "_sre", "abc", "argparse", "array", "bisect", "calendar", "cmath",
-    "codecs", "collections", "colorsys", "contextvars", "copy", "dataclasses", "datetime",
+    "codecs", "collections", "colorsys", "configparser", "contextvars", "copy", "dataclasses",
+    "datetime",
     "decimal", "difflib", "enum", "fractions", "graphlib", "hashlib", "heapq", "ipaddress",
     "json", "keyword", "math", "numbers", "pathlib", "pprint", "random", "re", "secrets",
     "sre_constants", "statistics", "string", "struct", "textwrap", "time", "token", "typing",
@@ -103,7 +104,8 @@ GADGET_NAMES = frozenset({
 # Names that neither run nor reach anything, whatever they are given; some stand in modules above.
 VETTED_NAMES = frozenset({
     "torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING",
-    "argparse.Namespace", "types.SimpleNamespace", "functools.partial", "torch.dtype",
+    "argparse.Namespace", "optparse.Values", "types.SimpleNamespace", "functools.partial",
+    "torch.dtype",
     "torch.Size", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer",
     "torch.serialization._get_layout", "torch.Generator", "numpy.ndarray", "numpy.dtype",
     "numpy.random._pickle.__randomstate_ctor", "numpy.random._pickle.__generator_ctor",
