@@ -46,7 +46,8 @@ def test_what_runs_code_or_reaches_the_system_is_dangerous(qualname, called):
     "qualname",
     [
         "collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch.FloatStorage",
-        "torch.storage.UntypedStorage", "torch.float8_e5m2", "argparse.Namespace", "optparse.Values",
+        "torch.storage.UntypedStorage", "torch.float8_e5m2", "argparse.Namespace",
+        "optparse.Values",
         "functools.partial", "numpy.ndarray", "numpy.dtype", "numpy.core.multiarray._reconstruct",
         "numpy._core.multiarray._reconstruct", "_codecs.encode", "collections.defaultdict",
         "torch.nn.modules.linear.Linear", "torch.optim.adamw.AdamW", "torch.Size",
