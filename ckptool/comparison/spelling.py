@@ -25,7 +25,7 @@ from ckptool.tree import (
 )
 
 MAX_NESTED = 64  # levels; what is hashed into a set or a dict nests a few
-LONG_TEXT = 1000  # characters of a group, from which on its digest stands for it
+LONG_TEXT = 1000  # characters of a value, from which on its digest stands for it
 READ = 1 << 20  # bytes of a long run read at a time
 
 
@@ -68,7 +68,7 @@ class _Speller:
         if isinstance(value, int) and not isinstance(value, bool):
             return hex(value) if value.bit_length() > 64 else str(value)
         if is_plain(value):
-            return repr(value)
+            return _shortened(repr(value), value)
         if isinstance(value, (bytes, bytearray)):
             return f"bytes {sha256(value).hexdigest()}"
         if isinstance(value, GlobalRef):
@@ -81,9 +81,7 @@ class _Speller:
         if len(around) >= MAX_NESTED:
             raise DamagedError(f"a set or a key nests deeper than {MAX_NESTED} levels")
         inside = (*around, id(value))
-        text = "".join(self._pieces(value, inside))
-        if len(text) > LONG_TEXT:
-            text = f"<{type(value).__name__}, sha256 {sha256(_encoded(text)).hexdigest()}>"
+        text = _shortened("".join(self._pieces(value, inside)), value)
         self._known[id(value)] = text
         return text
 
@@ -120,6 +118,13 @@ class _Speller:
             yield from (self.spell(objects, inside), ">")
         else:
             yield f"<{type(value).__name__}>"
+
+
+def _shortened(text: str, value: Any) -> str:
+    """The digest of a long text: one string may be an argument of a million objects."""
+    if len(text) <= LONG_TEXT:
+        return text
+    return f"<{type(value).__name__}, sha256 {sha256(_encoded(text)).hexdigest()}>"
 
 
 def _encoded(text: str) -> bytes:
