@@ -17,7 +17,7 @@ from struct import Struct
 from typing import Any, NamedTuple
 
 from ckptool.comparison.objects import key_parts, keyed_by, object_parts, object_text, state_parts
-from ckptool.comparison.spelling import is_plain, span_digest, spell
+from ckptool.comparison.spelling import Speller, is_plain, span_digest
 from ckptool.dtypes import BY_NAME
 from ckptool.errors import DamagedError
 from ckptool.formats.base import TensorReader
@@ -133,6 +133,8 @@ def _beside(leaf: Leaf, other: Leaf) -> Leaf:
     return Held(TensorRef(BY_NAME[dtype], (), (Chunk(span, (), (), ()),)), other.reader)
 
 
+MAX_LENGTH = 1 << 28  # characters of all addresses together
+
 _SCALARS = {
     bool: ("bool", "<?"), int: ("int64", "<q"), float: ("float64", "<d"),
     complex: ("complex128", "<2d"),
@@ -150,8 +152,12 @@ def flatten(tree: Tree, reader: TensorReader, *, strict: bool = False) -> dict[s
     """
     found: dict[str, Leaf] = {}
     times: dict[str, int] = {}
-    for address, leaf in _leaves(tree, reader, strict=strict):
+    length = 0
+    for address, leaf in _leaves(tree, Speller(reader), strict=strict):
         name = written = format_address(address)
+        length += len(name)
+        if length > MAX_LENGTH:
+            raise DamagedError("its addresses are so long that they have no room in memory")
         while name in found:  # the keys 1 and "1" are written alike, and are two
             times[written] = times.get(written, 0) + 1
             name = f"{written}'{times[written]}"
@@ -159,7 +165,7 @@ def flatten(tree: Tree, reader: TensorReader, *, strict: bool = False) -> dict[s
     return found
 
 
-def _leaves(tree: Tree, reader: TensorReader, *, strict: bool) -> Iterator[tuple[Address, Leaf]]:
+def _leaves(tree: Tree, speller: Speller, *, strict: bool) -> Iterator[tuple[Address, Leaf]]:
     stack: list[tuple[Address, Tree, tuple[int, ...], bool]] = [((), tree, (), False)]
     entered: set[int] = set()
     repeated = 0
@@ -174,7 +180,7 @@ def _leaves(tree: Tree, reader: TensorReader, *, strict: bool) -> Iterator[tuple
             above = len(around) - around.index(id(node))
             yield address, Named(f"<contains itself, {above} levels up>")
             continue
-        leaf, parts = _opened(node, reader)
+        leaf, parts = _opened(node, speller)
         if strict and isinstance(node, (NotedDict, NotedList)):
             parts = parts + state_parts(node.state)
         if leaf is not _NOTHING:
@@ -188,20 +194,20 @@ def _leaves(tree: Tree, reader: TensorReader, *, strict: bool) -> Iterator[tuple
 _NOTHING = object()  # a container that says nothing beyond its parts
 
 
-def _opened(node: Tree, reader: TensorReader) -> tuple[Leaf, list[tuple[Key, Tree]]]:
+def _opened(node: Tree, speller: Speller) -> tuple[Leaf, list[tuple[Key, Tree]]]:
     """(what stands at the node itself, its parts)."""
     if isinstance(node, (TensorRef, ArrayRef, StorageRef)):
-        return _tensor(node, reader)
+        return _tensor(node, speller)
     if isinstance(node, CompositeTensor):
         return Named(f"<{node.layout} {node.dtype} {list(node.shape)}>"), children(node)
     if isinstance(node, Opaque):
-        return Named(object_text(node, reader)), object_parts(node)
+        return Named(object_text(node, speller)), object_parts(node)
     if isinstance(node, (dict, list, tuple)):
-        return _container(node, reader)
-    return _value(node, reader), []
+        return _container(node, speller)
+    return _value(node, speller), []
 
 
-def _container(node: Any, reader: TensorReader) -> tuple[Leaf, list[tuple[Key, Tree]]]:
+def _container(node: Any, speller: Speller) -> tuple[Leaf, list[tuple[Key, Tree]]]:
     kind = "dict" if isinstance(node, dict) else "sequence"  # JSON and pickles mix up the others
     more = _made_with(node)
     if not node:
@@ -210,10 +216,10 @@ def _container(node: Any, reader: TensorReader) -> tuple[Leaf, list[tuple[Key, T
         return Series(kind, tuple(node)), more
     parts = children(node)
     if not parts:
-        return _long_table(node, reader), more
+        return _long_table(node, speller), more
     if kind == "sequence":
         return _NOTHING, parts + more
-    return _keys(node, reader), [*parts, *key_parts(node), *more]
+    return _keys(node, speller), [*parts, *key_parts(node), *more]
 
 
 def _made_with(node: Any) -> list[tuple[Key, Tree]]:
@@ -221,15 +227,15 @@ def _made_with(node: Any) -> list[tuple[Key, Tree]]:
     return list(node.made_with.items()) if isinstance(node, (NotedDict, NotedList)) else []
 
 
-def _keys(node: dict[Any, Any], reader: TensorReader) -> Leaf:
+def _keys(node: dict[Any, Any], speller: Speller) -> Leaf:
     """What the addresses of its parts do not say of a dict: that its keys are no texts."""
-    text = keyed_by(node, reader)
+    text = keyed_by(node, speller)
     return Named(f"<dict keyed by {text}>") if text else _NOTHING
 
 
-def _long_table(node: dict[Any, Any], reader: TensorReader) -> Series:
+def _long_table(node: dict[Any, Any], speller: Speller) -> Series:
     """A dict of so many plain values that nobody gives each an address: keys and values in turn."""
-    rows = sorted(((spell(key, reader), value) for key, value in node.items()), key=_first)
+    rows = sorted(((speller.spell(key), value) for key, value in node.items()), key=_first)
     return Series("dict", tuple(item for row in rows for item in row))
 
 
@@ -237,48 +243,48 @@ def _first(row: tuple[str, Any]) -> str:
     return row[0]
 
 
-def _value(node: Any, reader: TensorReader) -> Leaf:
+def _value(node: Any, speller: Speller) -> Leaf:
     """What has no parts, in a form that can be compared and shown."""
     if is_plain(node):
         return node
     if isinstance(node, GlobalRef):
         return Named(node.qualname)
     if isinstance(node, BytesRef):
-        return Raw(len(node), span_digest(reader, node))
+        return Raw(len(node), span_digest(speller.reader, node))
     if isinstance(node, (bytes, bytearray)):
         return Raw(len(node), sha256(node).hexdigest())
     if isinstance(node, (set, frozenset)):
-        return Series("set", tuple(sorted(spell(part, reader) for part in node)))
-    return Named(spell(node, reader))
+        return Series("set", tuple(sorted(speller.spell(part) for part in node)))
+    return Named(speller.spell(node))
 
 
 # ------------------------------------------------------------------------------- arrays as tensors
 
 
 def _tensor(
-    node: TensorRef | ArrayRef | StorageRef, reader: TensorReader
+    node: TensorRef | ArrayRef | StorageRef, speller: Speller
 ) -> tuple[Leaf, list[tuple[Key, Tree]]]:
     if isinstance(node, ArrayRef):
-        return _array(node, reader)
+        return _array(node, speller)
     if isinstance(node, StorageRef):
-        return Held(_storage(node), reader), []
-    return Held(node, reader), state_parts(node.state)
+        return Held(_storage(node), speller.reader), []
+    return Held(node, speller.reader), state_parts(node.state)
 
 
-def _array(node: ArrayRef, reader: TensorReader) -> tuple[Leaf, list[tuple[Key, Tree]]]:
+def _array(node: ArrayRef, speller: Speller) -> tuple[Leaf, list[tuple[Key, Tree]]]:
     name = NUMPY_TYPES.get(node.dtype.lstrip("<>|="))
     if node.span is None:
         return Named(f"<array of objects {list(node.shape)}>"), list(enumerate(node.objects or ()))
     if name is None:
-        kind = node.dtype + (f" {spell(node.fields, reader)}" if node.fields else "")
-        digest = span_digest(reader, node)
+        kind = node.dtype + (f" {speller.spell(node.fields)}" if node.fields else "")
+        digest = span_digest(speller.reader, node)
         return Named(f"<array {kind} {list(node.shape)}, sha256 {digest[:12]}>"), []
     strides = contiguous_strides(node.shape)
     if node.fortran_order:
         strides = contiguous_strides(node.shape[::-1])[::-1]
     chunk = Chunk(node.span, (0,) * len(node.shape), node.shape, strides)
     order = "big" if node.dtype.startswith(">") else "little"
-    return Held(TensorRef(BY_NAME[name], node.shape, (chunk,), byteorder=order), reader), []
+    return Held(TensorRef(BY_NAME[name], node.shape, (chunk,), byteorder=order), speller.reader), []
 
 
 def _storage(node: StorageRef) -> TensorRef:

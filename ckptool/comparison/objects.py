@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ckptool.comparison.spelling import is_plain, is_spelled_out, spell
+from ckptool.comparison.spelling import Speller, is_plain, is_spelled_out
 from ckptool.errors import DamagedError
-from ckptool.formats.base import TensorReader
 from ckptool.tree import (
     MAX_STATE_DICT,
     GlobalRef,
@@ -30,7 +29,7 @@ Parts = list[tuple[Key, Tree]]
 # --------------------------------------------------------------------------------------------- keys
 
 
-def keyed_by(table: dict[Any, Any], reader: TensorReader) -> str:
+def keyed_by(table: dict[Any, Any], speller: Speller) -> str:
     """What addresses do not say of the keys of a dict; '' where they say it all.
 
     The keys 1 and "1" are written alike, and so is the first place of a list.
@@ -40,15 +39,15 @@ def keyed_by(table: dict[Any, Any], reader: TensorReader) -> str:
         return "text" if _is_like_a_list(table) else ""
     if kinds == {int}:
         return "int"
-    return ", ".join(sorted(_key_text(key, reader) for key in table))
+    return ", ".join(sorted(_key_text(key, speller) for key in table))
 
 
 def _is_like_a_list(table: dict[str, Any]) -> bool:
     return "0" in table and set(table) == set(map(str, range(len(table))))
 
 
-def _key_text(key: Any, reader: TensorReader) -> str:
-    return spell(key, reader) if is_spelled_out(key) else f"<{type(key).__name__}>"
+def _key_text(key: Any, speller: Speller) -> str:
+    return speller.spell(key) if is_spelled_out(key) else f"<{type(key).__name__}>"
 
 
 def key_parts(table: Iterable[Any]) -> Parts:
@@ -59,10 +58,10 @@ def key_parts(table: Iterable[Any]) -> Parts:
 # ------------------------------------------------------------------------------------------ objects
 
 
-def object_text(node: Opaque, reader: TensorReader) -> str:
+def object_text(node: Opaque, speller: Speller) -> str:
     """The class, and what it was made from as far as that is plain."""
-    plain = [spell(arg, reader) for arg in node.args if _is_shown(arg)]
-    keyed = (keyed_by(table, reader) for table in _tables(node))
+    plain = [speller.spell(arg) for arg in node.args if _is_shown(arg)]
+    keyed = (keyed_by(table, speller) for table in _tables(node))
     return f"{node.qualname}({', '.join(plain)})" + "".join(f" {k}" for k in keyed if k)
 
 

@@ -2,7 +2,8 @@
 
 For what has no addresses of its own: what is in a set, the keys of a dict, the arguments of an
 object. Not by ``repr``, which a hostile pickle can make endless: what is spelled once is remembered
-by identity, and a long text is replaced by its digest.
+by identity, a long text is replaced by its digest, and what is shared in circles, so that each way
+around spells it anew, is given up after ``MAX_SPELLED`` parts.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ckptool.tree import (
 
 MAX_NESTED = 64  # levels; what is hashed into a set or a dict nests a few
 LONG_TEXT = 1000  # characters of a value, from which on its digest stands for it
+MAX_SPELLED = 1 << 21  # parts of groups, of one tree
 READ = 1 << 20  # bytes of a long run read at a time
 
 
@@ -41,15 +43,6 @@ def is_spelled_out(value: Any, depth: int = 0) -> bool:
     return is_plain(value) or isinstance(value, (bytes, GlobalRef))
 
 
-def spell(value: Any, reader: TensorReader) -> str:
-    """The text of a value.
-
-    Raises:
-        DamagedError: nested deeper than ``MAX_NESTED`` levels.
-    """
-    return _Speller(reader).spell(value, ())
-
-
 def span_digest(reader: TensorReader, ref: ArrayRef | BytesRef | StorageRef) -> str:
     """SHA-256 of the bytes as they lie in the file, in hexadecimal."""
     digest = sha256()
@@ -59,30 +52,56 @@ def span_digest(reader: TensorReader, ref: ArrayRef | BytesRef | StorageRef) -> 
     return digest.hexdigest()
 
 
-class _Speller:
-    def __init__(self, reader: TensorReader) -> None:
-        self._reader = reader
-        self._known: dict[int, str] = {}  # by identity, of groups
+class Speller:
+    """Spells the values of one tree, which must stay in memory meanwhile."""
 
-    def spell(self, value: Any, around: tuple[int, ...]) -> str:
+    def __init__(self, reader: TensorReader) -> None:
+        self.reader = reader
+        self._known: dict[int, str] = {}  # by identity, of groups and long texts
+        self._spelled = 0  # parts of groups
+        self._refers_up = False  # whether a part of the current group does
+
+    def spell(self, value: Any, around: tuple[int, ...] = ()) -> str:
+        """The text of a value.
+
+        Raises:
+            DamagedError: nested deeper than ``MAX_NESTED`` levels, or spelled without end.
+        """
+        self._spelled += bool(around)
+        if self._spelled > MAX_SPELLED:
+            raise DamagedError("objects in sets or keys are shared so often that they never end")
         if isinstance(value, int) and not isinstance(value, bool):
             return hex(value) if value.bit_length() > 64 else str(value)
+        if isinstance(value, (str, bytes, bytearray)):
+            return self._text(value) if len(value) <= LONG_TEXT else self._once(value)
         if is_plain(value):
-            return _shortened(repr(value), value)
-        if isinstance(value, (bytes, bytearray)):
-            return f"bytes {sha256(value).hexdigest()}"
+            return repr(value)
         if isinstance(value, GlobalRef):
             return f"<{value.qualname}>"
         return self._known.get(id(value)) or self._group(value, around)
 
+    def _once(self, value: str | bytes | bytearray) -> str:
+        if id(value) not in self._known:
+            self._known[id(value)] = self._text(value)
+        return self._known[id(value)]
+
+    def _text(self, value: str | bytes | bytearray) -> str:
+        if isinstance(value, str):
+            return _shortened(repr(value), value)
+        return f"bytes {sha256(value).hexdigest()}"
+
     def _group(self, value: Any, around: tuple[int, ...]) -> str:
+        level = len(around)
         if id(value) in around:
-            return f"<{len(around) - around.index(id(value))} levels up>"
-        if len(around) >= MAX_NESTED:
+            self._refers_up = True
+            return f"<{level - around.index(id(value))} levels up>"
+        if level >= MAX_NESTED:
             raise DamagedError(f"a set or a key nests deeper than {MAX_NESTED} levels")
-        inside = (*around, id(value))
-        text = _shortened("".join(self._pieces(value, inside)), value)
-        self._known[id(value)] = text
+        before, self._refers_up = self._refers_up, False
+        text = _shortened("".join(self._pieces(value, (*around, id(value)))), value)
+        if not self._refers_up:  # else it is spelled in another way where another begins
+            self._known[id(value)] = text
+        self._refers_up |= before
         return text
 
     def _pieces(self, value: Any, inside: tuple[int, ...]) -> Iterator[str]:
@@ -105,7 +124,7 @@ class _Speller:
     def _stored(self, value: Any, inside: tuple[int, ...]) -> Iterator[str]:
         if isinstance(value, TensorRef):
             digest = sha256()
-            for block in value_bytes(self._reader, value):
+            for block in value_bytes(self.reader, value):
                 digest.update(block)
             yield f"<tensor {value.dtype} {list(value.shape)} {digest.hexdigest()}>"
         elif isinstance(value, CompositeTensor):
@@ -114,7 +133,7 @@ class _Speller:
             form = f"{value.dtype} " if isinstance(value, (ArrayRef, StorageRef)) else ""
             shape = list(value.shape) if isinstance(value, ArrayRef) else ""
             objects = value.objects if isinstance(value, ArrayRef) else None
-            yield f"<{form}{shape} {span_digest(self._reader, value)} "
+            yield f"<{form}{shape} {span_digest(self.reader, value)} "
             yield from (self.spell(objects, inside), ">")
         else:
             yield f"<{type(value).__name__}>"
