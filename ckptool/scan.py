@@ -10,7 +10,6 @@ tensor by tensor afterwards, exactly.
 from __future__ import annotations
 
 import os
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from pathlib import Path
 from threading import local
 from typing import NamedTuple
 
+from ckptool.crc import crc32
 from ckptool.errors import DamagedError
 from ckptool.formats.base import SourceFile, TensorReader
 from ckptool.formats.zip_checksums import Checksummed, checksummed_records, is_storage
@@ -232,7 +232,7 @@ def _read(region: Region) -> tuple[int, bool]:
     while at < end:
         block = _ROOM.buffer[: min(BLOCK, end - at)]
         _fill(region.file, at, block)
-        crc = zlib.crc32(block, crc) if has_crc else 0
+        crc = crc32(block, crc) if has_crc else 0
         if region.test is not None and is_finite:
             is_finite = region.test(block)
         at += len(block)

@@ -31,7 +31,10 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "interrupts": (("interrupts",), ()),
     "tree": (("tree",), ("dtypes", "errors")),
     "formats": (("formats", "formats.*", "trust"), ("tree", "words", "dtypes", "errors")),
-    "numerics": (("numerics", "casting"), ("formats", "tree", "reports", "dtypes", "errors")),
+    "numerics": (
+        ("numerics", "casting", "crc"),
+        ("formats", "tree", "reports", "dtypes", "errors"),
+    ),
     "inventory": (("inventory",), ("tree",)),
     "ema": (
         (

@@ -8,10 +8,10 @@ values differ. A checksum of 0 was not computed; other formats have none.
 
 from __future__ import annotations
 
-import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 
+from ckptool.crc import crc32
 from ckptool.errors import DamagedError
 from ckptool.formats.base import Checkpoint, SourceFile
 from ckptool.formats.byte_sources import FileWindow
@@ -66,5 +66,5 @@ def _suspected(
 def _checksum(file: SourceFile, start: int, nbytes: int) -> int:
     crc = 0
     for done in range(0, nbytes, BLOCK):
-        crc = zlib.crc32(file.read(start + done, min(BLOCK, nbytes - done)), crc)
+        crc = crc32(file.read(start + done, min(BLOCK, nbytes - done)), crc)
     return crc

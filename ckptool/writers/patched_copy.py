@@ -14,7 +14,6 @@ copy is held against when it is read back.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ckptool.casting import Losses, converted, side_by_side
+from ckptool.crc import crc32
 from ckptool.dtypes import DType
 from ckptool.errors import UnsupportedError
 from ckptool.formats.base import SourceFile, TensorReader
@@ -179,7 +179,7 @@ class Account:
     def add_checksum(self, piece: _Piece) -> None:
         """Go on with the checksum of a target; its pieces come in their order."""
         crc = self.checksums.get(piece.name, 0)
-        self.checksums[piece.name] = zlib.crc32(bytes_of(piece.values), crc)
+        self.checksums[piece.name] = crc32(bytes_of(piece.values), crc)
 
     def add_losses(self, piece: _Piece) -> None:
         """Count what the cast of a piece has cost."""
@@ -260,7 +260,7 @@ def _checksum(written: SourceFile, patch: Patch, shift: int) -> int:
     kind, crc = element_dtype(patch.target), 0
     for ours, _ in pieces(patch):
         data = written.read(ours.span.offset + shift, ours.span.nbytes)
-        crc = zlib.crc32(bytes_of(strided(data, ours, kind)), crc)
+        crc = crc32(bytes_of(strided(data, ours, kind)), crc)
     return crc
 
 

@@ -6,12 +6,12 @@ ours: its checksum is taken on the way out and held against what can be read.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from ckptool.crc import crc32
 from ckptool.formats.base import SourceFile
 from ckptool.numerics import BLOCK, Progress, no_progress
 from ckptool.writers.base import PartialFile, expect
@@ -37,7 +37,7 @@ def write_blocks(
     """Append the blocks."""
     start, crc = output.position, 0
     for block in blocks:
-        crc = zlib.crc32(block, crc)
+        crc = crc32(block, crc)
         output.write(block)
         progress(len(block))
     return Run(start, output.position - start, crc)
@@ -63,5 +63,5 @@ def checksum(read: Callable[[int, int], bytes], nbytes: int) -> int:
     """The CRC-32 of the first ``nbytes`` bytes that ``read(offset, size)`` gives, in blocks."""
     crc = 0
     for at in range(0, nbytes, BLOCK):
-        crc = zlib.crc32(read(at, min(BLOCK, nbytes - at)), crc)
+        crc = crc32(read(at, min(BLOCK, nbytes - at)), crc)
     return crc
