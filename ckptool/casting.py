@@ -36,6 +36,8 @@ CASTABLE = {
 # Types that take their largest value for what is beyond, as torch does it: beyond what.
 SATURATING = {"float8_e4m3fn": 464.0}  # halfway from 448 to 480, which would be next
 
+QUICK = {("float32", "bfloat16")}  # casts at the speed of memory, where threads only wait
+
 WORKERS = 2
 AHEAD = 3  # blocks that are being cast while one is written
 
@@ -65,9 +67,9 @@ def losses_between(given: np.ndarray[Any, Any], made: np.ndarray[Any, Any]) -> L
     largest = _largest(made.dtype.newbyteorder("="))
     if magnitudes.min() > 0 and magnitudes.max() < largest:
         return Losses()
-    odd = ((magnitudes == 0) & (_magnitudes(given) != 0)) | (magnitudes >= largest)
+    odd = np.flatnonzero((magnitudes == 0) | (magnitudes >= largest))
     with np.errstate(invalid="ignore"):  # signalling NaN
-        before, after = given[odd].astype(np.float64), made[odd].astype(np.float64)
+        before, after = (part.reshape(-1)[odd].astype(np.float64) for part in (given, made))
     beyond = ~np.isfinite(after) | (np.abs(before) > SATURATING.get(made.dtype.name, np.inf))
     return Losses(
         overflowed=int(np.count_nonzero(np.isfinite(before) & beyond)),
@@ -152,7 +154,8 @@ def _cast_blocks(reader: TensorReader, ref: TensorRef, wanted: DType) -> Iterato
         return _Block(bytes_of(made), lost)
 
     given = blocks(reader, ref)
-    return map(cast_one, given) if ref.nbytes <= AHEAD * BLOCK else side_by_side(cast_one, given)
+    is_quick = ref.nbytes <= AHEAD * BLOCK or (ref.dtype.name, wanted.name) in QUICK
+    return map(cast_one, given) if is_quick else side_by_side(cast_one, given)
 
 
 def side_by_side(work: Callable[[Given], Result], given: Iterable[Given]) -> Iterator[Result]:
@@ -187,10 +190,12 @@ def _by_table(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> np.ndarray
     The upper half of a float32, its last bit set when anything is below it (rounding to odd),
     rounds like the whole to all types with fewer bits: there are only 65,536 of them.
     """
+    import numpy as np
+
     bits = values.view("<u4")
     halves = (bits >> 16).astype("<u2")
     halves |= bits.astype("<u2") != 0
-    made: np.ndarray[Any, Any] = _table(wanted)[halves]
+    made: np.ndarray[Any, Any] = np.take(_table(wanted), halves)
     return made
 
 
