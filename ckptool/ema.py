@@ -24,9 +24,11 @@ The rules, in order; frameworks' names appear only in ``layouts.py``:
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ckptool.alignment import Alignment, align_names, align_positions, paired_prefixes
 from ckptool.candidates import (
@@ -52,10 +54,7 @@ from ckptool.ordering import order_names
 from ckptool.provenance import Provenance, read_provenance
 from ckptool.selection import EMA_ROLE, MODEL_ROLE, select_table
 from ckptool.siblings import POSTHOC, averaged_neighbours, config_beside, raw_neighbours
-from ckptool.tree import (
-    TensorRef,
-    resolve,
-)
+from ckptool.tree import Address, TensorRef, resolve
 
 # Keys under which loaders look for the model, the usual ones first.
 MODEL_KEYS = (
@@ -367,34 +366,43 @@ class _Search:
 
     def _joined(self, candidates: list[Candidate]) -> list[Candidate]:
         """Averages of different parts of the model in one container are one candidate."""
+        beside: dict[tuple[Address, str], list[Candidate]] = {}
+        for candidate in candidates:
+            beside.setdefault((candidate.table.address[:-1], candidate.kind), []).append(candidate)
+        joined = {place: self._as_one(place[0], parts) for place, parts in beside.items()}
         whole: list[Candidate] = []
         for candidate in candidates:
-            parent = candidate.table.address[:-1]
-            parts = [
-                c for c in candidates if c.table.address[:-1] == parent and c.kind == candidate.kind
-            ]
-            _, node = resolve(self.checkpoint.tree, tuple(map(str, parent)))
-            table = join_tables(parent, node, [c.table for c in parts]) if len(parts) > 1 else None
-            joined = (
-                self.examine(table, candidate.kind, candidate.why.partition(";")[0])
-                if table
-                else None
-            )
-            if joined is None or not _covers_all(joined, parts):
+            one = joined[candidate.table.address[:-1], candidate.kind]
+            if one is None:
                 whole.append(candidate)
-            elif not any(c.table.address == parent for c in whole):
-                layout = next((c.layout for c in parts if c.layout), joined.layout)
-                believed = tuple(belief for c in parts for belief in c.believed)
-                whole.append(replace(joined, layout=layout, believed=believed))
+            elif not any(c.table.address == one.table.address for c in whole):
+                whole.append(one)
         return whole
+
+    def _as_one(self, parent: Address, parts: list[Candidate]) -> Candidate | None:
+        """The parts of one container as one candidate; None when they are several."""
+        if len(parts) < 2:
+            return None
+        _, node = resolve(self.checkpoint.tree, tuple(map(str, parent)))
+        table = join_tables(parent, node, [c.table for c in parts])
+        if table is None:
+            return None
+        joined = self.examine(table, parts[0].kind, parts[0].why.partition(";")[0])
+        if not _covers_all(joined, parts):
+            return None
+        layout = next((c.layout for c in parts if c.layout), joined.layout)
+        believed = tuple(belief for c in parts for belief in c.believed)
+        return replace(joined, layout=layout, believed=believed)
 
     def _is_same(self, one: Candidate, other: Candidate) -> bool:
         if one.kind != other.kind or one.is_raw != other.is_raw:
             return False
         if one.alignment is None or other.alignment is None:
             return one.table.entries == other.table.entries
+        if len(one.alignment.pairs) != len(other.alignment.pairs):
+            return False
         pairs = _twins(one, other)
-        if not len(one.alignment.pairs) == len(other.alignment.pairs) == len(pairs):
+        if len(pairs) != len(one.alignment.pairs):
             return False
         return (
             not _unequal_places(pairs)
@@ -470,23 +478,39 @@ def _averaged_model(plain: list[Table], proposals: list[Group]) -> Table | None:
     Of ``{"encoder": …, "decoder": …, "decoder_ema": …}`` it is the decoder.
     """
     usual = choose_model(plain)
-    twins = [t for t in plain if any(_is_called_after(g, t) for g in proposals)]
+    names = _names_before_marking(proposals)
+    twins = [t for t in plain if _has_average_called_after(t, names)]
     if usual in twins or not twins:
         return usual
     return choose_model(twins) or max(twins, key=_size)
 
 
-def _is_called_after(group: Group, table: Table) -> bool:
-    """Whether an average has a table's name and a marker, and no more tensors than it."""
-    bare = [unmarked(k) if marker_in([k]) else k for k in map(str, group.table.address)]
-    name = tuple(key for key in bare if key)
-    own = tuple(map(str, table.address))
-    return (
-        group.marker.kind in AVERAGES
-        and bool(name)
-        and own[-len(name) :] == name
-        and len(table.entries) + 1 >= len(group.table.entries)  # it may count its updates
-    )
+def _names_before_marking(groups: list[Group]) -> dict[str, Any]:
+    """The addresses of averages without their markers, as a tree of keys, the last key first.
+
+    At ``""``, which is no key's text, stands how many tensors the smallest average of a name has.
+    A tree, since a hostile file can have thousands of averages at thousands of levels.
+    """
+    names: dict[str, Any] = {}
+    for group in groups:
+        bare = [unmarked(k) if marker_in([k]) else k for k in map(str, group.table.address)]
+        name = [key for key in bare if key]
+        if group.marker.kind in AVERAGES and name:
+            at = names
+            for key in reversed(name):
+                at = at.setdefault(key, {})
+            at[""] = min(at.get("", sys.maxsize), len(group.table.entries))
+    return names
+
+
+def _has_average_called_after(table: Table, names: dict[str, Any]) -> bool:
+    """Whether an average has the table's name and a marker, and no more tensors than it."""
+    at = names
+    for key in map(str, reversed(table.address)):
+        at = at.get(key, {}) if key else {}
+        if len(table.entries) + 1 >= at.get("", sys.maxsize):  # it may count its updates
+            return True
+    return False
 
 
 def _size(table: Table) -> int:

@@ -198,8 +198,10 @@ def metadata_at(tree: Tree, layout: EmaLayout | None) -> list[dict[str, Any]]:
 
 def fits(pattern: str, address: str) -> bool:
     """Whether a written address is one that the pattern means."""
+    if pattern.count("/") != address.count("/"):
+        return False
     parts, keys = pattern.split("/"), address.split("/")
-    return len(parts) == len(keys) and all(map(fnmatchcase, keys, parts))
+    return all(map(fnmatchcase, keys, parts))
 
 
 def spelled(address: Address) -> str:

@@ -80,6 +80,7 @@ def is_raw(text: str) -> bool:
     return any(word in RAW for word in words(text))
 
 
+@lru_cache(maxsize=1 << 14)
 def unmarked(text: str) -> str:
     """``text`` without its markers: ``actor_target`` -> ``actor``, ``model-EMA`` -> ``model``."""
     if text in COMPONENTS:

@@ -10,6 +10,7 @@ from twins import CountingReader, drawn, in_memory, near, ref, under
 
 from ckptool.candidates import EmaLocation
 from ckptool.ema import locate_ema
+from ckptool.tree import resolve
 
 MODEL = drawn()
 EMA = near(MODEL)
@@ -115,3 +116,24 @@ def test_a_hundred_thousand_tensors_in_one_table_take_little_more():
     location, spent = located({"state_dict": both})
     assert location.status == "found"
     assert spent < 2.5
+
+
+@pytest.mark.slow
+def test_many_tables_of_averages_are_named_after_theirs_once():
+    """Each of a thousand tables was held against each of a thousand averages."""
+    plain = {f"net{i}": {"w": ref(i % 7 + 1)} for i in range(1000)}
+    marked = {f"net{i}_average_old": {"v": ref(9)} for i in range(1000)}
+    location, spent = located({"model": {"w": ref(2), "v": ref(9)}, **plain, **marked})
+    assert location.model is not None
+    assert spent < 5.0
+
+
+def test_deep_addresses_are_resolved_step_by_step():
+    """A step among many keys looks at no more than those before its own."""
+    tree = {str(i): i for i in range(1000)}
+    for _ in range(200):
+        tree = {"a": tree, **{str(i): i for i in range(1000)}}
+    begin = time.process_time()
+    for _ in range(200):
+        resolve(tree, ("a",) * 200)
+    assert time.process_time() - begin < 1.0
