@@ -693,17 +693,19 @@ class TorchBuilder(Builder):
         """The row of ``CALLS`` for ``func``, or an inert object."""
         if not isinstance(func, GlobalRef):
             return self._noted(func, args)
+        known = self._by_id.get(id(func), _UNSEEN)
+        if known is not None and known is not _UNSEEN:  # most calls: millions in a large file
+            return _checked(known, func, args)
         if func.qualname in LOOKUPS and _is_part_of_class(args):
             self.looked_up.add(func)
             return Opaque(func.qualname, args, called=True)
-        known = self._by_id.get(id(func), _UNSEEN)
         if known is _UNSEEN:
             self.called.setdefault(func, [])
             known = self._by_id[id(func)] = self._find(func.qualname)
         if known is None:
             self._ask(func.qualname, args)
             return self._noted(func, args)
-        return _checked(known, func.qualname, args)
+        return _checked(known, func, args)
 
     def _ask(self, qualname: str, args: tuple[Any, ...]) -> None:
         """Note what a vetted function would call of its arguments."""
@@ -723,7 +725,7 @@ class TorchBuilder(Builder):
         """Plain containers are made through ``__new__`` too, by newer protocols."""
         known = self._plain(cls.qualname) if isinstance(cls, GlobalRef) else None
         if known is not None and not kwargs:
-            return _checked(known, cls.qualname, args)
+            return _checked(known, cls, args)
         if kwargs is None and isinstance(cls, GlobalRef):
             return super().new(cls, args, kwargs)
         return self._noted(cls, args, kwargs)
@@ -893,12 +895,12 @@ def _as_text(value: Any) -> str:
     raise DamagedError(f"a name is expected, not {_kind(value)}")
 
 
-def _checked(call: Call, qualname: str, args: tuple[Any, ...]) -> Any:
+def _checked(call: Call, what: GlobalRef | str, args: tuple[Any, ...]) -> Any:
+    """``call(*args)``; ``what`` is its name, for messages."""
     try:
         return call(*args)
     except CkptError:
         raise
-    except (TypeError, ValueError, AttributeError, LookupError, OverflowError) as error:
-        raise DamagedError(f"{qualname} is given what it cannot take: {error}") from error
     except Exception as error:  # struct.error and the like have no common base
-        raise DamagedError(f"{qualname} is given what it cannot take: {error}") from error
+        name = what if isinstance(what, str) else what.qualname
+        raise DamagedError(f"{name} is given what it cannot take: {error}") from error
