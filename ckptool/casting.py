@@ -6,8 +6,8 @@ show in the bits of a block at once: where no result is zero and none is as larg
 nothing was lost, and the values are not looked at one by one.
 
 Blocks are cast by a few threads (numpy lets them run side by side) and come out in order, so that
-memory does not grow with the tensor. Extraction and promotion cast by the same two functions,
-:func:`converted` and :func:`side_by_side`.
+memory does not grow with the tensor; what is cast at the speed of memory goes without threads.
+Extraction and promotion cast by the same two functions, :func:`converted` and :func:`side_by_side`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ SATURATING = {"float8_e4m3fn": 464.0}  # halfway from 448 to 480, which would be
 QUICK = {("float32", "bfloat16")}  # casts at the speed of memory, where threads only wait
 
 WORKERS = 2
+ROW = 1 << 15  # elements that are looked up at a time
 AHEAD = 3  # blocks that are being cast while one is written
 
 
@@ -195,7 +196,10 @@ def _by_table(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> np.ndarray
     bits = values.view("<u4")
     halves = (bits >> 16).astype("<u2")
     halves |= bits.astype("<u2") != 0
-    made: np.ndarray[Any, Any] = np.take(_table(wanted), halves)
+    made: np.ndarray[Any, Any] = np.empty(halves.shape, wanted)
+    for start in range(0, len(halves), ROW):  # places are looked up as words of 64 bits
+        part = slice(start, start + ROW)
+        np.take(_table(wanted), halves[part], out=made[part], mode="clip")
     return made
 
 

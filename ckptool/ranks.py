@@ -74,6 +74,8 @@ def _answer(carry_out: Callable[[Sequence[Item]], list[Any]], own: Sequence[Item
     except OSError as error:
         unread = CkptError(f"the file cannot be read: {error.strerror or error}")
         return json.dumps({"error": _told(unread)})
+    except MemoryError:
+        return json.dumps({"error": _told(CkptError("not enough memory"))})
     except Exception as error:  # noqa: BLE001 - the others wait for an answer
         bug = CkptError(f"a bug in ckptool: {type(error).__name__}: {error}")
         return json.dumps({"error": _told(bug)})

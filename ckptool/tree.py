@@ -499,7 +499,7 @@ def nodes_on(tree: Tree, keys: tuple[str, ...]) -> Iterator[Tree]:
 
 def _step(tree: Tree, key: str) -> tuple[Key, Tree]:
     """The part that is called ``key``: of several, the first."""
-    if type(tree) is dict and len(tree) <= LONG:  # most steps: without a list of all parts
+    if isinstance(tree, dict) and len(tree) <= LONG:  # most steps: without a list of all parts
         for name, child in tree.items():
             spelled = name if type(name) is str else as_key(name)
             if spelled == key or (type(spelled) is int and str(spelled) == key):

@@ -86,6 +86,19 @@ BOMBS = {
 }  # fmt: skip
 
 
+ONE_LONG_TEXT = b"\x80\x04X" + struct.pack("<I", 1 << 20) + b"x" * (1 << 20) + b"q\x000"
+NUMBERS = b"\x80\x04](" + b"".join(b"M" + struct.pack("<H", i % 60_000) for i in range(100_000))
+
+# Small files that inspect shows at once, and that share what a comparison has to spell out.
+SHARED = {
+    "an argument of many objects": ONE_LONG_TEXT + b"cm\nA\nq\x010](" + b"h\x01h\x00\x85\x81" * 5000
+    + b"e.",
+    "a key of many dicts": ONE_LONG_TEXT + b"](" + b"}(h\x00K\x01K\x02K\x03u" * 2000 + b"e.",
+    "a state of a set of objects": NUMBERS + b"eq\x000cm\nA\nq\x010\x8f("
+    + b"h\x01)\x81h\x00b" * 3000 + b"\x90.",
+}  # fmt: skip
+
+
 # A child's peak begins with that of the process it was forked from, so a small one stands between.
 DRIVER = """
 import resource, subprocess, sys
@@ -95,18 +108,33 @@ print(done.returncode, used.ru_maxrss, used.ru_utime + used.ru_stime)
 """
 
 
+def measured(*args: str) -> list[str]:
+    """(exit code, KiB, seconds of the processor) of a command."""
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, sys.executable, "-m", "ckptool", *args],
+        env=environment(), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.split()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_over_within_the_limits(name, tmp_path):
     path = tmp_path / "bomb.pkl"
     path.write_bytes(BOMBS[name]())
-    command = [sys.executable, "-m", "ckptool", "inspect", str(path)]
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, *command],
-        env=environment(), capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    code, peak, seconds = measured("inspect", str(path))
     path.unlink()
-    code, peak, seconds = done.stdout.split()
+    assert code in {"0", "2"}
+    assert int(peak) < MEMORY
+    assert float(seconds) < SECONDS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHARED)
+def test_what_is_shared_is_compared_within_the_limits(name, tmp_path):
+    path = tmp_path / "shared.pkl"
+    path.write_bytes(SHARED[name])
+    code, peak, seconds = measured("diff", str(path), str(path))
     assert code in {"0", "2"}
     assert int(peak) < MEMORY
     assert float(seconds) < SECONDS
