@@ -13,9 +13,11 @@ from typing import NamedTuple
 
 from ckptool.errors import AddressError
 from ckptool.inventory import Inventory, Table, join_tables
-from ckptool.tree import Address, format_address, parse_address, resolve
+from ckptool.tree import Address, Tree, children, format_address, parse_address, resolve
 
 EMA_ROLE, MODEL_ROLE = "@ema", "@model"
+MAX_NAMES = 10_000  # that a mistyped one is compared with,
+MAX_LENGTH = 200  # of so many characters
 
 
 class Operand(NamedTuple):
@@ -42,10 +44,7 @@ def select_table(inventory: Inventory, text: str) -> Table:
     """
     keys, is_prefix = parse_address(text)
     container, prefix = (keys[:-1], keys[-1]) if is_prefix else (keys, "")
-    try:
-        address, node = resolve(inventory.tree, container)
-    except KeyError as error:
-        raise AddressError(f"no such place: there is no {error.args[0]!r}", address=text) from None
+    address, node = resolve_place(inventory.tree, container, text)
     table = next((t for t in inventory.tables if t.node is node), None)
     table = table or join_tables(address, node, inventory.weights)
     if table is None:
@@ -58,6 +57,36 @@ def select_table(inventory: Inventory, text: str) -> Table:
     if not entries:
         raise AddressError(f"no name there begins with {prefix!r}", address=text)
     return replace(table, address=address, entries=entries, prefix=prefix, aliases=())
+
+
+def resolve_place(tree: Tree, keys: tuple[str, ...], text: str) -> tuple[Address, Tree]:
+    """As :func:`~ckptool.tree.resolve`, for an address that somebody typed as ``text``.
+
+    Raises:
+        AddressError: nothing there; its hint names what is called nearly so.
+    """
+    try:
+        return resolve(tree, keys)
+    except KeyError as error:
+        missing = error.args[0]
+    message = f"no such place: there is no {missing!r}"
+    raise AddressError(message, address=text, hint=_nearly(tree, keys, text))
+
+
+def _nearly(tree: Tree, keys: tuple[str, ...], text: str) -> str | None:
+    from difflib import get_close_matches  # noqa: PLC0415 - only when something was mistyped
+
+    if text.startswith("@"):
+        return f"the roles are {EMA_ROLE} and {MODEL_ROLE}; other addresses begin with a key"
+    address: Address = ()
+    for key in keys:
+        names = {str(name): name for name, _ in children(tree)[:MAX_NAMES]}
+        if key not in names:
+            close = get_close_matches(key, [n for n in names if len(n) <= MAX_LENGTH], n=1)
+            return f"did you mean {format_address((*address, *close))}?" if close else None
+        (name,), tree = resolve(tree, (key,))
+        address = (*address, name)
+    return None
 
 
 def _places_hint(inventory: Inventory, address: Address) -> str:

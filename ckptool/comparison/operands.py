@@ -24,7 +24,7 @@ from ckptool.layouts import Layouts
 from ckptool.plans import plan_extraction, plan_model
 from ckptool.refusals import require_ema
 from ckptool.sections import sections
-from ckptool.selection import EMA_ROLE, MODEL_ROLE, parse_operand
+from ckptool.selection import EMA_ROLE, MODEL_ROLE, parse_operand, resolve_place
 from ckptool.soundness import prove_equalities
 from ckptool.tree import (
     TensorRef,
@@ -32,7 +32,6 @@ from ckptool.tree import (
     children,
     format_address,
     parse_address,
-    resolve,
     tensors,
 )
 
@@ -137,10 +136,7 @@ def select(tree: Tree, text: str) -> Tree:
     """
     keys, is_prefix = parse_address(text)
     container, prefix = (keys[:-1], keys[-1]) if is_prefix and keys else (keys, "")
-    try:
-        _, node = resolve(tree, container)
-    except KeyError as error:
-        raise AddressError(f"no such place: there is no {error.args[0]!r}", address=text) from None
+    _, node = resolve_place(tree, container, text)
     if not is_prefix:
         return node
     parts = [(str(key), part) for key, part in children(node)]

@@ -1,0 +1,35 @@
+"""An address that leads nowhere is answered with the one that was meant, if one is like it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "run.pt"
+    weights = {"encoder.weight": torch.zeros(2, 3), "encoder.bias": torch.zeros(2)}
+    ema = {name: tensor + 1 for name, tensor in weights.items()}
+    torch.save({"state_dict": weights, "callbacks": {"EMA": {"ema/weights": ema}}}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("state_dcit", "did you mean state_dict?"),
+        ("callbacks/EMa", "did you mean callbacks/EMA?"),
+        ("callbacks/EMA/ema~1weight", "did you mean callbacks/EMA/ema~1weights?"),
+        ("@emo", "the roles are @ema and @model"),
+        ("nothing-like-it", "ckptool inspect PATH --tensors lists the addresses"),
+    ],
+)
+def test_what_was_meant_is_named(typed, meant, path, ckptool):
+    for refused in (
+        ckptool("extract-ema", path, "--ema", typed, "--dry-run"),
+        ckptool("diff", path, f"{path}#{typed}"),
+    ):
+        assert refused.exit_code == 2
+        assert "no such place" in refused.stderr
+        assert meant in refused.stderr
