@@ -619,18 +619,20 @@ RUNS_SOURCE = frozenset({"torch_utils.persistence._reconstruct_persistent_obj"})
 # called, which would be a call of something that is no name.
 LOOKUPS = frozenset({"builtins.getattr", "__builtin__.getattr"})
 _SETSTATE = "__setstate__"
-MAX_INERT_CALLS = 1 << 22
+MAX_INERT = 1 << 20  # objects and calls that we leave alone; more would take too long to look at
 MAX_USES = 3  # calls of one name that are kept to be shown
 
 VETTED_CALLS = frozenset(CALLS) | _FROM_TYPE | _NESTED
 
 
 def _part(target: GlobalRef | Opaque, name: str) -> GlobalRef:
-    """A part of what a name, or a part of a class that was looked up, stands for."""
-    if isinstance(target, Opaque):
-        owner, part = target.args
-        return GlobalRef(owner.module, f"{owner.name}.{part}.{name}")
-    return GlobalRef(target.module, f"{target.name}.{name}")
+    """A part of what a name, or a part of something that was looked up, stands for."""
+    if isinstance(target, GlobalRef):
+        return GlobalRef(target.module, f"{target.name}.{name}")
+    if not _is_part_of_class(target.args):  # of what a call made
+        return GlobalRef("", f"{name_of(target)}.{name}")
+    owner, part = target.args
+    return GlobalRef(owner.module, f"{owner.name}.{part}.{name}")
 
 
 def _UNSEEN() -> None:  # noqa: N802
@@ -681,7 +683,7 @@ class TorchBuilder(Builder):
         self._byteorder = byteorder
         self._storages: dict[str, StorageRef] = {}
         self._by_id: dict[int, Call | None] = {}  # the machine interns names: identity is enough
-        self._inert_calls = 0
+        self._inert = 0
         self._merged: dict[int, Opaque] = {}  # objects with a state that is a copy of our own
         self.called: dict[GlobalRef, list[Opaque]] = {}  # with the first that we leave inert
         self.looked_up: set[GlobalRef] = set()  # called to hand out parts of classes
@@ -727,6 +729,7 @@ class TorchBuilder(Builder):
         if known is not None and not kwargs:
             return _checked(known, cls, args)
         if kwargs is None and isinstance(cls, GlobalRef):
+            self._count()
             return super().new(cls, args, kwargs)
         return self._noted(cls, args, kwargs)
 
@@ -771,9 +774,7 @@ class TorchBuilder(Builder):
 
     def _noted(self, func: Any, args: tuple[Any, ...], kwargs: dict[Any, Any] | None = None) -> Any:
         """A call that we do not understand, as the object that it would have made."""
-        self._inert_calls += 1
-        if self._inert_calls > MAX_INERT_CALLS:
-            raise DamagedError(f"a program that makes more than {MAX_INERT_CALLS} calls")
+        self._count()
         name = name_of(func)
         made = Opaque(name, args, kwargs or {}, called=True)
         ref = func if isinstance(func, GlobalRef) else GlobalRef("", name)
@@ -781,6 +782,11 @@ class TorchBuilder(Builder):
         if len(uses) < MAX_USES:
             uses.append(made)
         return made
+
+    def _count(self) -> None:
+        self._inert += 1
+        if self._inert > MAX_INERT:
+            raise DamagedError(f"a program that makes more than {MAX_INERT} objects")
 
     def persistent(self, saved_id: Any) -> Any:
         """``('storage', class, key, location, numel, view)`` as a storage, or a module's class."""

@@ -4,9 +4,10 @@
 # ///
 """A long run by hand: ``python tests/fuzzing/fuzz.py zip -max_total_time=3600``.
 
-Everything behind the target's name goes to libFuzzer. The corpus begins with the small fixtures,
-and what is found grows in ``CORPUS/<target>`` (by default under the temporary folder). A crash is
-written to ``crash-…`` there: make it a file of ``tests/regressions``.
+Everything behind the target's name goes to libFuzzer. The corpus begins with the small fixtures
+(the locator's with nothing: its bytes are no file), and what is found grows in
+``CORPUS/<target>`` (by default under the temporary folder). A crash is written to ``crash-…``
+there: make it a file of ``tests/regressions``.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def main() -> None:
     name, *options = sys.argv[1:]
     root = Path(os.environ.get("CORPUS", tempfile.gettempdir())) / name
     root.mkdir(parents=True, exist_ok=True)
-    for seed in sorted(FIXTURES.rglob("*")):
+    for seed in sorted(FIXTURES.rglob("*")) if name != "locator" else ():
         if seed.is_file() and seed.stat().st_size <= MAX_SEED and "README" not in seed.name:
             (root / f"seed-{seed.parent.name}-{seed.name}").write_bytes(seed.read_bytes())
     words = root.with_suffix(".words")
