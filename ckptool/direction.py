@@ -19,7 +19,7 @@ from ckptool.evidence import beginning, is_readable
 from ckptool.formats.base import TensorReader
 from ckptool.inventory import Inventory, Leaf, Table
 from ckptool.ordering import order_by_shape
-from ckptool.tree import Opaque, TensorRef, Tree, resolve
+from ckptool.tree import Opaque, TensorRef, Tree
 
 SILENT_BELOW = 0.03  # cosines this small say nothing
 MAX_TENSORS = 16
@@ -37,8 +37,7 @@ def direction_cosine(
     """
     if candidate.alignment is None:
         return None
-    for address in inventory.optimizers:
-        _, node = resolve(inventory.tree, tuple(map(str, address)))
+    for node in inventory.optimizers.values():
         updates = _updates(node)
         names = _named(model.entries, updates)
         found = _cosine(model, candidate, names, reader)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,21 +40,21 @@ from ckptool.candidates import (
     Equality,
     table_address,
 )
-from ckptool.errors import AddressError, CkptError, EmaNotFoundError
-from ckptool.evidence import CAREFUL, Evidence, compare_sample
+from ckptool.errors import AddressError, CkptError, EmaAmbiguousError, EmaNotFoundError
+from ckptool.evidence import CAREFUL, Evidence, beginning, compare_sample, is_readable, spread
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.groups import Group, ordered, split_groups
 from ckptool.inventory import Leaf, Table, join_tables, scalars_in, take_inventory
 from ckptool.layouts import Layouts, fits, main_slot_layout, match_layout, spelled
 from ckptool.markers import AVERAGES, Marker, is_raw, marker_in, unmarked
-from ckptool.metadata import META_KEYS, layout_metadata, read_metadata, split_counters
+from ckptool.metadata import META_KEYS, Scalars, layout_metadata, read_metadata, split_counters
 from ckptool.optimizers import OPTIMIZERS, group_sizes, train_mode
 from ckptool.ordering import order_names
 from ckptool.provenance import Provenance, read_provenance
 from ckptool.selection import EMA_ROLE, MODEL_ROLE, select_table
 from ckptool.siblings import POSTHOC, averaged_neighbours, config_beside, raw_neighbours
-from ckptool.tree import Address, TensorRef, resolve
+from ckptool.tree import Address, TensorRef, children, resolve
 
 # Keys under which loaders look for the model, the usual ones first.
 MODEL_KEYS = (
@@ -65,6 +65,10 @@ MODEL_KEYS = (
 MIN_SHARE = 0.3  # of a candidate's tensors that must pair with the model's
 MIN_PART = 0.15  # of a marked table that a marked part must hold to stand for it
 MIN_GROUP = 3  # tensors of a group under a prefix
+MAX_EFFORT = 1 << 23  # names that a search looks at; a hundred thousand tensors take a twentieth
+STEP = 4  # names that a step down an address costs as much as
+LIKENESS = 8  # tensors whose first numbers tell most candidates apart
+MAX_TWINS = 64  # candidates of one likeness that are compared with each other
 
 
 # ----------------------------------------------------------------------------------------- locating
@@ -153,7 +157,9 @@ class _Search:
         self.checkpoint, self.layouts = checkpoint, layouts
         self.inventory = take_inventory(checkpoint.tree)
         self.model: Table | None = None
-        self._aligned: list[tuple[Table, Table, Alignment]] = []
+        self._aligned: dict[tuple[str, Address], list[tuple[Table, Table, Alignment]]] = {}
+        self._scalars = Scalars()
+        self._effort = 0
 
     def candidates(self, *, fixed_model: bool) -> tuple[Candidate, ...]:
         """Everything marked that pairs with the model, merged where it is the same."""
@@ -174,8 +180,7 @@ class _Search:
 
     def _in_optimizers(self) -> Iterator[Candidate]:
         """Averages that an optimizer keeps, or from whose state they follow; only reported."""
-        for address in self.inventory.optimizers:
-            _, node = resolve(self.checkpoint.tree, tuple(map(str, address)))
+        for address, node in self.inventory.optimizers.items():
             for row in OPTIMIZERS:
                 if any(True for _ in row.parts(node)):
                     table = Table((*address, "state"), {}, node)
@@ -250,6 +255,7 @@ class _Search:
             elif not table.is_list and not any(is_raw(str(key)) for key in table.address):
                 plain.append(table)
         for group in marked:
+            self._spend(len(plain))
             parts = [
                 g for g in split_groups(group.table)[1]
                 if g.marker.kind in AVERAGES
@@ -292,8 +298,13 @@ class _Search:
         return is_plain or candidate.kind == "teacher" or not candidate.is_unrelated
 
     def examine(self, table: Table, kind: str, why: str, main: Table | None = None) -> Candidate:
-        """A table as a candidate: aligned, compared, with what the file says of it."""
+        """A table as a candidate: aligned, compared, with what the file says of it.
+
+        Raises:
+            EmaAmbiguousError: so many have been examined that the search would not end soon.
+        """
         main = main or self.model
+        self._spend(len(table.entries) + len(main.entries if main else ()) + self._around(table))
         addresses = sorted((table.address, *table.aliases), key=len)
         primary = replace(table, address=addresses[0])
         entries, own = split_counters(primary, main)
@@ -310,20 +321,35 @@ class _Search:
             why=f"{why}; {_coverage_text(alignment, primary)}",
             alignment=alignment,
             layout=layout,
-            meta=read_metadata(self.checkpoint, primary, addresses, layout, own),
+            meta=read_metadata(self.checkpoint, primary, addresses, layout, own, self._scalars),
             evidence=self._evidence(main, primary, alignment) if main and alignment else None,
             aliases=tuple(addresses[1:]),
         )
 
+    def _around(self, table: Table) -> int:
+        """How many keys stand where metadata and layouts are looked for, and on the way there."""
+        tree = self.checkpoint.tree
+        _, parent = resolve(tree, tuple(map(str, table.address[:-1])))
+        deep = sum(map(len, (table.address, *table.aliases)))
+        return len(children(tree)) + len(children(parent)) + STEP * deep
+
+    def _spend(self, names: int) -> None:
+        self._effort += names
+        if self._effort > MAX_EFFORT:
+            raise EmaAmbiguousError(
+                "too many places are marked as averages to compare them all",
+                path=self.checkpoint.path,
+                hint="name the one that is meant: --ema ADDRESS",
+            )
+
     def _align(self, main: Table, table: Table) -> Alignment:
         """How the names pair; a part that was tried before is not aligned again."""
-        for ours, theirs, known in self._aligned:
-            if (theirs.prefix, theirs.address) == (table.prefix, table.address) and (
-                (ours.entries, theirs.entries) == (main.entries, table.entries)
-            ):
+        tried = self._aligned.setdefault((table.prefix, table.address), [])
+        for ours, theirs, known in tried:
+            if (ours.entries, theirs.entries) == (main.entries, table.entries):
                 return known
         alignment = self._align_anew(main, table)
-        self._aligned.append((main, table, alignment))
+        tried.append((main, table, alignment))
         return alignment
 
     def _align_anew(self, main: Table, table: Table) -> Alignment:
@@ -350,9 +376,14 @@ class _Search:
     def _merged(self, candidates: list[Candidate]) -> list[Candidate]:
         """Rule 4: the same bytes or equal values; the shortest address stands for all."""
         merged: list[Candidate] = []
+        alike: dict[Hashable, list[int]] = {}  # places in merged
         for candidate in sorted(candidates, key=lambda c: len(c.table.address)):
-            twin = next((i for i, c in enumerate(merged) if self._is_same(c, candidate)), None)
+            likeness = self._likeness(candidate) if len(candidates) > MAX_TWINS else None
+            rivals = alike.setdefault(likeness, [])
+            twin = next((i for i in rivals if self._is_same(merged[i], candidate)), None)
             if twin is None:
+                if len(rivals) < MAX_TWINS:
+                    rivals.append(len(merged))
                 merged.append(candidate)
                 continue
             first = merged[twin]
@@ -393,6 +424,24 @@ class _Search:
         layout = next((c.layout for c in parts if c.layout), joined.layout)
         believed = tuple(belief for c in parts for belief in c.believed)
         return replace(joined, layout=layout, believed=believed)
+
+    def _likeness(self, candidate: Candidate) -> Hashable:
+        """What two candidates have in common if they are the same; cheap to compute."""
+        entries, pairs = candidate.table.entries, candidate.alignment and candidate.alignment.pairs
+        if pairs is None:
+            return candidate.kind, candidate.is_raw, len(entries), min(entries, default="")
+        refs = [entries[pairs[name]] for name in spread(sorted(pairs), LIKENESS)]
+        return candidate.kind, candidate.is_raw, len(pairs), self._glimpse(refs)
+
+    def _glimpse(self, refs: list[Leaf]) -> tuple[float | None, ...]:
+        """The first number of each tensor, whatever its type."""
+        reader = self.checkpoint.reader
+        return tuple(
+            next(iter(beginning(reader, ref, ref.dtype.itemsize)), None)
+            if isinstance(ref, TensorRef) and is_readable(ref)
+            else None
+            for ref in refs
+        )
 
     def _is_same(self, one: Candidate, other: Candidate) -> bool:
         if one.kind != other.kind or one.is_raw != other.is_raw:

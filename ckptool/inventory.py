@@ -42,14 +42,16 @@ class Inventory:
 
     tree: Tree
     tables: tuple[Table, ...]
-    optimizers: tuple[Address, ...]
+    optimizers: Mapping[Address, Tree]  # with their nodes
     aliases: Mapping[Address, tuple[Address, ...]]  # first address of a container -> the others
 
     @cached_property
     def weights(self) -> tuple[Table, ...]:
         """The tables outside optimizers: what could be model weights or averages of them."""
-        inside = self.optimizers
-        return tuple(t for t in self.tables if not any(_is_under(t.address, at) for at in inside))
+        inside, depths = self.optimizers, {len(at) for at in self.optimizers}
+        return tuple(
+            t for t in self.tables if not any(t.address[:depth] in inside for depth in depths)
+        )
 
     @cached_property
     def leaves(self) -> list[TensorRef]:
@@ -66,7 +68,7 @@ def take_inventory(tree: Tree) -> Inventory:
     """The tables of ``tree``; a bare tensor at the top is a table of one, without a name."""
     aliases: dict[Address, list[Address]] = {}
     found: list[tuple[Address, Tree, dict[str, Leaf]]] = []
-    optimizers: list[Address] = []
+    optimizers: dict[Address, Tree] = {}
     if isinstance(tree, TensorRef):
         found.append(((), tree, {"": tree}))
     for visit in walk(tree):
@@ -74,9 +76,8 @@ def take_inventory(tree: Tree) -> Inventory:
             aliases.setdefault(visit.alias_of, []).append(visit.address)
             continue
         if is_optimizer(visit.node):
-            optimizers.append(visit.address)
-        entries = _tensor_entries(visit.children)
-        if entries:
+            optimizers[visit.address] = visit.node
+        if entries := _tensor_entries(visit.children):
             found.append((visit.address, visit.node, entries))
     others = {first: tuple(rest) for first, rest in aliases.items()}
     tables = tuple(
@@ -89,7 +90,7 @@ def take_inventory(tree: Tree) -> Inventory:
         )
         for address, node, entries in found
     )
-    return Inventory(tree, tables, tuple(optimizers), others)
+    return Inventory(tree, tables, optimizers, others)
 
 
 def join_tables(address: Address, node: Tree, tables: Sequence[Table]) -> Table | None:
@@ -106,7 +107,7 @@ def join_tables(address: Address, node: Tree, tables: Sequence[Table]) -> Table 
 
 def is_optimizer(node: Tree) -> bool:
     """Whether a node is an optimizer, pickled or its state dict: it has both these parts."""
-    fields = node.attributes if isinstance(node, Opaque) else node
+    fields = node.attributes if isinstance(node, Opaque) and node.state else node
     return isinstance(fields, dict) and "param_groups" in fields and "state" in fields
 
 
@@ -136,10 +137,6 @@ def _aliases_of(
         for other in aliases.get(address[:depth], ())
     )
     return tuple(islice(found, MAX_ALIASES))
-
-
-def _is_under(address: Address, ancestor: Address) -> bool:
-    return address[: len(ancestor)] == ancestor
 
 
 def scalars_in(node: Tree) -> dict[str, Any]:

@@ -34,22 +34,47 @@ ROOT_META_KEYS = frozenset(
 )  # clear without a neighbour
 
 
+class Scalars:
+    """The plain values and the dicts directly in a node; each node is looked through once."""
+
+    def __init__(self) -> None:
+        self._values: dict[int, dict[str, Any]] = {}  # by the node's identity
+        self._dicts: dict[int, list[tuple[str, dict[Any, Any]]]] = {}
+
+    def of(self, node: Tree) -> dict[str, Any]:
+        """See :func:`~ckptool.inventory.scalars_in`."""
+        found = self._values.get(id(node))
+        if found is None:
+            found = self._values[id(node)] = scalars_in(node)
+        return found
+
+    def dicts_in(self, node: Tree) -> list[tuple[str, dict[Any, Any]]]:
+        """The dicts among the values of a dict."""
+        found = self._dicts.get(id(node))
+        if found is None:
+            parts = node.items() if isinstance(node, dict) else ()
+            found = [(str(key), value) for key, value in parts if isinstance(value, dict)]
+            self._dicts[id(node)] = found
+        return found
+
+
 def read_metadata(
     checkpoint: Checkpoint,
     table: Table,
     addresses: list[Address],
     layout: EmaLayout | None,
     counters: Mapping[str, Leaf],
+    scalars: Scalars,
 ) -> dict[str, Any]:
     """Everything that describes the table; ``counters`` stood among its weights."""
     tree, found = checkpoint.tree, {}
-    root = scalars_in(tree)
+    root = scalars.of(tree)
     found.update({key: root[key] for key in root if key in ROOT_META_KEYS})
     around = [node for address in addresses for node in _around(tree, address)]
     if table.prefix:  # the container of the part
         around.insert(0, table.node)
-    places = [scalars_in(node) for node in around] + metadata_at(tree, layout)
-    places += [scalars_in(node) for node in _extra_states(table)] + [_config_of(table)]
+    places = [scalars.of(node) for node in around] + metadata_at(tree, layout)
+    places += [scalars.of(node) for node in _extra_states(table, scalars)] + [_config_of(table)]
     for values in reversed(places):
         found.update({key: values[key] for key in values if key in META_KEYS})
     found.update({name.rpartition(".")[2]: ref for name, ref in counters.items()})
@@ -90,11 +115,11 @@ def split_counters(table: Table, main: Table | None) -> tuple[dict[str, Leaf], d
     return {name: ref for name, ref in table.entries.items() if name not in own}, own
 
 
-def _extra_states(table: Table) -> Iterator[Tree]:
+def _extra_states(table: Table, scalars: Scalars) -> Iterator[Tree]:
     """Dicts inside a state dict under the table's prefix: ``ema._extra_state``."""
-    if table.prefix and isinstance(table.node, dict):
-        for key, value in table.node.items():
-            if isinstance(value, dict) and str(key).startswith(table.prefix):
+    if table.prefix:
+        for key, value in scalars.dicts_in(table.node):
+            if key.startswith(table.prefix):
                 yield value
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from ckptool.candidates import RAW_KIND, EmaLocation
 from ckptool.inventory import Inventory, is_optimizer, is_state_dict
 from ckptool.reports import Amount, Section, TensorTotals
 from ckptool.tree import (
+    Address,
     ArrayRef,
     Key,
     Opaque,
@@ -21,8 +23,8 @@ from ckptool.tree import (
     children,
     format_address,
     is_container,
+    leaves,
     stored_bytes,
-    tensors,
 )
 
 # The first pattern found in a key decides.
@@ -67,47 +69,67 @@ def sections(tree: Tree, location: EmaLocation) -> tuple[Section, ...]:
         chosen = location.selected
         is_average = chosen is not None and not chosen.address and chosen.file is None
         role = "ema" if is_average and location.model is None else "model"
-        return (_section((), tree, role),)
+        return (_section((), _contents(tree, {}), role),)
     parts = children(tree)
     if not isinstance(tree, (dict, Opaque)):
-        return (_section((), tree, "other"),) if parts else ()
+        return (_section((), _contents(tree, {}), "other"),) if parts else ()
+    located = _located(location)
+    counted: dict[int, _Contents] = {}  # a node under many keys is counted once
     return tuple(
-        _section((key,), node, _role(key, node, location))
+        _section((key,), _contents(node, counted), located.get(key))
         for key, node in parts
         if is_container(node) or isinstance(node, (TensorRef, ArrayRef))
     )
 
 
-def _section(address: tuple[Key, ...], node: Tree, role: str) -> Section:
-    refs = [ref for _, ref in tensors(node)]
+class _Contents(NamedTuple):
+    """What there is in a node."""
+
+    tensors: int
+    elements: int
+    bytes: int
+    holds_optimizer: bool
+
+
+def _contents(node: Tree, counted: dict[int, _Contents]) -> _Contents:
+    found = counted.get(id(node))
+    if found is None:
+        refs = list(leaves(node))
+        found = counted[id(node)] = _Contents(
+            tensors=len(refs),
+            elements=sum(ref.numel for ref in refs),
+            bytes=sum(ref.nbytes for ref in refs),
+            holds_optimizer=any(map(is_optimizer, _self_and_parts(node))),
+        )
+    return found
+
+
+def _section(address: Address, contents: _Contents, role: str | None) -> Section:
+    role = role or _role(address[-1], contents)
     return Section(
-        address=format_address(address),
-        role=role,
-        tensors=len(refs),
-        elements=sum(ref.numel for ref in refs),
-        bytes=sum(ref.nbytes for ref in refs),
+        format_address(address), role, contents.tensors, contents.elements, contents.bytes
     )
 
 
-def _role(key: Key, node: Tree, location: EmaLocation) -> str:
-    if location.model is not None and location.model.address[:1] == (key,):
-        return "model"
+def _located(location: EmaLocation) -> dict[Key, str]:
+    """The roles of the keys at the top that hold what the locator found."""
+    roles: dict[Key, str] = {}
+    if location.model is not None and location.model.address:
+        roles[location.model.address[0]] = "model"
     for candidate in location.candidates:
-        if (
-            candidate.file is None
-            and candidate.table.address[:1] == (key,)
-            and not candidate.table.prefix
-        ):
-            return (
-                "raw weights"
-                if candidate.kind == RAW_KIND
-                else candidate.kind.replace("chosen", "ema")
-            )
-    if any(map(is_optimizer, _self_and_parts(node))):
+        if candidate.file is None and candidate.table.address and not candidate.table.prefix:
+            is_raw = candidate.kind == RAW_KIND
+            role = "raw weights" if is_raw else candidate.kind.replace("chosen", "ema")
+            roles.setdefault(candidate.table.address[0], role)
+    return roles
+
+
+def _role(key: Key, contents: _Contents) -> str:
+    if contents.holds_optimizer:
         return "optimizer"
     name = str(key).lower()
     role = next((role for pattern, role in ROLES if re.search(pattern, name)), "other")
-    if role in {"model", "ema", "teacher"} and not any(True for _ in tensors(node)):
+    if role in {"model", "ema", "teacher"} and not contents.tensors:
         return "other"
     return role
 

@@ -8,13 +8,22 @@ told by their form, since scripts name them as they please.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
 from ckptool.evidence import scalar_value
 from ckptool.formats.base import TensorReader
 from ckptool.inventory import is_optimizer, is_state_dict, scalars_in
-from ckptool.tree import Address, ArrayRef, Opaque, TensorRef, Tree, children, format_address
+from ckptool.tree import (
+    Address,
+    ArrayRef,
+    Opaque,
+    TensorRef,
+    Tree,
+    children,
+    format_address,
+    unseen,
+)
 
 FACTS: Mapping[str, tuple[str, ...]] = {
     "epoch": ("epoch", "current_epoch", "cur_epoch", "start_epoch", "epochs_done", "meta/epoch"),
@@ -112,9 +121,10 @@ def _scalars(tree: Tree) -> list[tuple[Address, str, Any]]:
     """Scalars down to ``MAX_DEPTH``; optimizers and configurations are not entered."""
     found: list[tuple[Address, str, Any]] = []
     level: list[tuple[Address, Tree]] = [((), tree)]
+    seen: set[Hashable] = set()
     for _ in range(MAX_DEPTH):
         inner: list[tuple[Address, Tree]] = []
-        for address, node in level:
+        for address, node in unseen(level, seen):
             is_weights = is_state_dict(node)
             for key, value in scalars_in(node).items():
                 if not (is_weights and isinstance(value, TensorRef)):
@@ -147,9 +157,10 @@ def _rng_states(tree: Tree) -> dict[str, tuple[str, ...]]:
     """Random states by generator, told by form; the key decides between torch and CUDA."""
     found: dict[str, list[str]] = {}
     level: list[tuple[Address, Tree]] = [((), tree)]
+    seen: set[Hashable] = set()
     for _ in range(MAX_DEPTH):
         inner: list[tuple[Address, Tree]] = []
-        for address, node in level:
+        for address, node in unseen(level, seen):
             for key, child in _rng_children(node):
                 kind = _rng_kind("/".join(map(str, (*address, key))), child)
                 if kind:

@@ -21,18 +21,19 @@ two ways is walked once, and the second way is reported as an alias of the first
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ckptool.dtypes import DType
 from ckptool.errors import DamagedError
 
 Key = str | int
+Step = TypeVar("Step", bound=tuple[Any, ...])
 Address = tuple[Key, ...]
 Tree = Any  # dict | list | tuple | set | TensorRef | CompositeTensor | ArrayRef | Opaque | scalar
 
@@ -258,42 +259,52 @@ def children(node: Tree) -> list[tuple[Key, Tree]]:
     Raises:
         DamagedError: more parts than memory has room for.
     """
-    if isinstance(node, (dict, list, tuple)) and len(node) > LONG:
-        if set(map(type, node.values() if isinstance(node, dict) else node)) <= PLAIN:
-            return []
-        if len(node) > MAX_PARTS:
-            raise DamagedError(f"a container of {len(node)} values of all kinds")
     if isinstance(node, dict):
+        if len(node) > LONG and _is_leaf(node.values()):
+            return []
         return [(k if type(k) is str else as_key(k), v) for k, v in node.items()]
     if isinstance(node, (list, tuple)):
-        return list(enumerate(node))
-    if isinstance(node, CompositeTensor):
-        return list(node.parts.items())
+        return [] if len(node) > LONG and _is_leaf(node) else list(enumerate(node))
     if isinstance(node, Opaque):
         return _children_of_object(node)
+    if isinstance(node, CompositeTensor):
+        return list(node.parts.items())
     return []
+
+
+def _is_leaf(values: Collection[Tree]) -> bool:
+    """Whether the many values of a container are all plain."""
+    if set(map(type, values)) <= PLAIN:
+        return True
+    if len(values) > MAX_PARTS:
+        raise DamagedError(f"a container of {len(values)} values of all kinds")
+    return False
 
 
 def _children_of_object(node: Opaque) -> list[tuple[Key, Tree]]:
     if node.is_module:
         return list(module_state_dict(node).items())
-    named: dict[Key, Tree] = {as_key(k): v for k, v in (node.items or {}).items()}
-    for key, value in node.attributes.items():
+    named: dict[Key, Tree] = {}
+    if node.items:
+        named.update((as_key(key), value) for key, value in node.items.items())
+    attributes = node.attributes if node.state is not None else {}
+    for key, value in attributes.items():
         named.setdefault(as_key(key), value)
-    named.update(enumerate(node.elements or ()))
-    named.update(("args", arg) if i == 0 else (f"args{i}", arg) for i, arg in _deep(node.args))
-    if not node.attributes and is_container(node.state):
+    if node.elements:
+        named.update(enumerate(node.elements))
+    for i, arg in enumerate(node.args):
+        if isinstance(arg, _DEEP) and arg != ():
+            named["args" if i == 0 else f"args{i}"] = arg
+    if not attributes and is_container(node.state):
         named.setdefault("state", node.state)
     return list(named.items())
 
 
-def _deep(args: tuple[Any, ...]) -> list[tuple[int, Any]]:
-    return [(i, arg) for i, arg in enumerate(args) if is_container(arg) or _is_tensor(arg)]
-
-
 LONG = 1 << 17  # values in a container
+MAX_DIGITS = 20  # of an index
 MAX_PARTS = 1 << 23  # values that are given addresses, of all containers together
 PLAIN = frozenset({type(None), bool, int, float, complex, str})
+MAX_CONTAINERS = 1 << 20  # a hundred thousand tensors with an optimizer are 100,000 dicts
 MAX_DEPTH = 1_000  # levels; no training state nests so far, and addresses cost their length
 MAX_ADDRESS_PARTS = 50_000_000  # keys in all addresses together
 
@@ -310,24 +321,34 @@ def walk(tree: Tree, at: Address = ()) -> Iterator[Visit]:
     parts = named = 0
     stack: list[Iterator[tuple[Address, Tree]]] = [iter([(at, tree)] if is_container(tree) else [])]
     while stack:
-        step = next(stack[-1], None)
-        if step is None:
+        for address, node in stack[-1]:
+            first = seen.setdefault(id(node), address)
+            kids = children(node)
+            named += len(kids)
+            parts += len(address) * len(kids)
+            if parts > MAX_ADDRESS_PARTS or named > MAX_PARTS or len(seen) > MAX_CONTAINERS:
+                raise DamagedError("too many values to give them all addresses")
+            yield Visit(address, node, kids, None if first is address else first)
+            if first is address and any(isinstance(child, _CONTAINERS) for _, child in kids):
+                if len(address) == MAX_DEPTH:
+                    raise DamagedError(f"nested deeper than {MAX_DEPTH} levels")
+                stack.append(_inside(address, kids))
+                break
+        else:
             stack.pop()
-            continue
-        address, node = step
-        if len(address) > MAX_DEPTH:
-            raise DamagedError(f"nested deeper than {MAX_DEPTH} levels")
-        first = seen.setdefault(id(node), address)
-        kids = children(node)
-        named += len(kids)
-        parts += len(address) * len(kids)
-        if parts > MAX_ADDRESS_PARTS or named > MAX_PARTS:
-            raise DamagedError("too many values to give them all addresses")
-        if first is not address:
-            yield Visit(address, node, kids, alias_of=first)
-            continue
-        yield Visit(address, node, kids)
-        stack.append(_inside(address, kids))
+
+
+def unseen(level: Iterable[Step], seen: set[Hashable]) -> Iterator[Step]:
+    """The steps of a walk by levels, (address, node, …), that do not lead where one has led.
+
+    A hostile file can hold one container under a million keys.
+    """
+    for step in level:
+        _address, node, *found = step
+        place = (id(node), *found)
+        if place not in seen:
+            seen.add(place)
+            yield step
 
 
 def _inside(address: Address, kids: list[tuple[Key, Tree]]) -> Iterator[tuple[Address, Tree]]:
@@ -345,16 +366,29 @@ def tensors(tree: Tree) -> Iterator[tuple[Address, TensorRef]]:
                     yield (*visit.address, key), child
 
 
+def leaves(tree: Tree) -> Iterator[TensorRef]:
+    """Every tensor under ``tree``, once for each place of each container, without addresses."""
+    seen: set[int] = set()
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, TensorRef):
+            yield node
+        elif isinstance(node, _CONTAINERS) and id(node) not in seen:
+            seen.add(id(node))
+            if len(seen) > MAX_CONTAINERS:
+                raise DamagedError("too many values to count them all")
+            waiting += [child for _, child in children(node) if isinstance(child, _DEEP)]
+
+
 _CONTAINERS = (dict, list, tuple, Opaque, CompositeTensor)
+_TENSORS = (TensorRef, CompositeTensor)
+_DEEP = (*_CONTAINERS, TensorRef)
 
 
 def is_container(node: Tree) -> bool:
     """Whether the node may have parts; the empty tuple, of which there is one only, has none."""
     return isinstance(node, _CONTAINERS) and node != ()
-
-
-def _is_tensor(node: Tree) -> bool:
-    return isinstance(node, (TensorRef, CompositeTensor))
 
 
 def as_key(key: Any) -> Key:
@@ -436,10 +470,10 @@ def module_state_dict(module: Opaque) -> dict[str, TensorRef | CompositeTensor]:
 def _own_tensors(state: dict[Any, Any]) -> Iterator[tuple[str, TensorRef | CompositeTensor]]:
     left_out = _names(state.get("_non_persistent_buffers_set"))
     for name, value in _dict(state.get("_parameters")).items():
-        if _is_tensor(value):
+        if isinstance(value, _TENSORS):
             yield str(name), value
     for name, value in _dict(state.get("_buffers")).items():
-        if _is_tensor(value) and name not in left_out:
+        if isinstance(value, _TENSORS) and name not in left_out:
             yield str(name), value
 
 
@@ -505,6 +539,11 @@ def _step(tree: Tree, key: str) -> tuple[Key, Tree]:
             if spelled == key or (type(spelled) is int and str(spelled) == key):
                 return spelled, child
         raise KeyError(key)
+    if isinstance(tree, (list, tuple)) and len(tree) <= LONG:
+        index = int(key) if key.isascii() and key.isdigit() and len(key) < MAX_DIGITS else -1
+        if str(index) != key or index >= len(tree):
+            raise KeyError(key)
+        return index, tree[index]
     match = {str(name): (name, child) for name, child in reversed(children(tree))}.get(key)
     if match is None:
         raise KeyError(key)

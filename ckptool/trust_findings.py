@@ -18,7 +18,7 @@ def trust_findings(checkpoint: Checkpoint) -> Iterator[Finding]:
     """CK201 for each dangerous name, and for each call of it that was kept."""
     dangerous = [named for named in checkpoint.globals_named if trust_of(named) == DANGEROUS]
     wanted = {id(use) for named in dangerous for use in named.uses}
-    places = _places(checkpoint.tree, wanted) if wanted else {}
+    places = _places(checkpoint.tree, wanted)
     found = [each for named in dangerous for each in _findings(named, places)]
     yield from found[:MAX_FINDINGS]
     if len(found) > MAX_FINDINGS:
@@ -59,5 +59,10 @@ def arguments(use: Opaque) -> str:
 
 def _places(tree: Tree, wanted: set[int]) -> dict[int, Address]:
     """Where the objects sit: one that was thrown away, or is a part of a key, sits nowhere."""
-    visits = (visit for visit in walk(tree) if visit.alias_of is None)
-    return {id(visit.node): visit.address for visit in visits if id(visit.node) in wanted}
+    places: dict[int, Address] = {}
+    for visit in walk(tree) if wanted else ():
+        if id(visit.node) in wanted:
+            places.setdefault(id(visit.node), visit.address)
+            if len(places) == len(wanted):
+                break
+    return places

@@ -8,7 +8,7 @@ list, as JSON makes it, is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
@@ -21,6 +21,7 @@ from ckptool.tree import (
     Tree,
     children,
     format_address,
+    unseen,
 )
 
 NAMED = re.compile(r"rng|rand(om)?_?states?$", re.IGNORECASE)
@@ -59,9 +60,10 @@ def _forms(subject: Subject) -> Verdicts:
 def _named_states(tree: Tree) -> Iterator[tuple[Address, Tree]]:
     """What stands under a key that says it is a generator's state."""
     level: list[tuple[Address, Tree, bool]] = [((), tree, False)]
+    seen: set[Hashable] = set()
     for _ in range(MAX_DEPTH):
         inner: list[tuple[Address, Tree, bool]] = []
-        for address, node, was_named in level:
+        for address, node, was_named in unseen(level, seen):
             for key, child in children(node) if isinstance(node, dict) else ():
                 is_named = was_named or bool(NAMED.search(str(key)))
                 if isinstance(child, dict) and "bit_generator" not in child:

@@ -6,12 +6,12 @@ Scripts name them as they please, and sometimes wrongly; what a part *is* shows 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any, NamedTuple
 
 from ckptool.checks.base import Subject
 from ckptool.inventory import is_optimizer, is_state_dict
-from ckptool.tree import Address, Opaque, Tree, children, is_container, resolve
+from ckptool.tree import Address, Opaque, Tree, children, is_container, unseen
 
 MAX_BITS = 1000  # of an integer; floats end at 1024
 MAX_DEPTH = 4  # levels below the top
@@ -54,8 +54,7 @@ def fields_of(node: Tree) -> dict[Any, Any]:
 def optimizers_of(subject: Subject) -> list[OptimizerState]:
     """Every optimizer in the file, pickled whole or as its state dict."""
     found = []
-    for address in subject.inventory.optimizers:
-        _, node = resolve(subject.checkpoint.tree, tuple(map(str, address)))
+    for address, node in subject.inventory.optimizers.items():
         fields = fields_of(node)
         groups = fields["param_groups"]
         plain = tuple(g for g in groups if isinstance(g, dict)) if _is_list(groups) else ()
@@ -89,9 +88,10 @@ def is_scaler(node: Tree) -> bool:
 def parts(tree: Tree) -> Iterator[tuple[Address, Tree]]:
     """Containers down to ``MAX_DEPTH``; weights and the insides of optimizers are not entered."""
     level: list[tuple[Address, Tree]] = [((), tree)]
+    seen: set[Hashable] = set()
     for _ in range(MAX_DEPTH):
         inner: list[tuple[Address, Tree]] = []
-        for address, node in level:
+        for address, node in unseen(level, seen):
             if is_optimizer(node) or is_state_dict(node):
                 continue
             for key, child in children(node)[:MAX_CHILDREN]:
