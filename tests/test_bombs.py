@@ -196,6 +196,16 @@ def test_a_crowd_of_places_is_searched_within_the_limits(name, command, tmp_path
 
 
 @pytest.mark.slow
+def test_a_diff_takes_twice_the_time_and_no_more_memory(tmp_path):
+    path = tmp_path / "bomb.pkl"
+    path.write_bytes(BOMBS["a list of bytes"](SMALL))
+    code, peak, seconds = measured("diff", str(path), str(path))
+    assert code == "2"
+    assert int(peak) < MEMORY
+    assert float(seconds) < 2 * SECONDS
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED)
 def test_what_is_shared_is_compared_within_the_limits(name, tmp_path):
     path = tmp_path / "shared.pkl"

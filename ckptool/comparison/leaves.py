@@ -134,6 +134,7 @@ def _beside(leaf: Leaf, other: Leaf) -> Leaf:
 
 
 MAX_LENGTH = 1 << 28  # characters of all addresses together
+MAX_LEAVES = 1 << 20  # a hundred thousand tensors with their optimizer's are 400,000
 
 _SCALARS = {
     bool: ("bool", "<?"), int: ("int64", "<q"), float: ("float64", "<d"),
@@ -148,7 +149,7 @@ def flatten(tree: Tree, reader: TensorReader, *, strict: bool = False) -> dict[s
     which no other format than torch's has.
 
     Raises:
-        DamagedError: nested too deep, or shared so often that it unfolds without end.
+        DamagedError: nested too deep, too many, or shared so often that it unfolds without end.
     """
     found: dict[str, Leaf] = {}
     times: dict[str, int] = {}
@@ -158,6 +159,8 @@ def flatten(tree: Tree, reader: TensorReader, *, strict: bool = False) -> dict[s
         length += len(name)
         if length > MAX_LENGTH:
             raise DamagedError("its addresses are so long that they have no room in memory")
+        if len(found) >= MAX_LEAVES:
+            raise DamagedError(f"more than {MAX_LEAVES} values to compare one by one")
         while name in found:  # the keys 1 and "1" are written alike, and are two
             times[written] = times.get(written, 0) + 1
             name = f"{written}'{times[written]}"
