@@ -27,6 +27,8 @@ import re
 import sys
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain, islice
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ from ckptool.ordering import order_names
 from ckptool.provenance import Provenance, read_provenance
 from ckptool.selection import EMA_ROLE, MODEL_ROLE, select_table
 from ckptool.siblings import POSTHOC, averaged_neighbours, config_beside, raw_neighbours
-from ckptool.tree import Address, TensorRef, children, resolve
+from ckptool.tree import Address, TensorRef, children, node_at
 
 # Keys under which loaders look for the model, the usual ones first.
 MODEL_KEYS = (
@@ -65,8 +67,10 @@ MODEL_KEYS = (
 MIN_SHARE = 0.3  # of a candidate's tensors that must pair with the model's
 MIN_PART = 0.15  # of a marked table that a marked part must hold to stand for it
 MIN_GROUP = 3  # tensors of a group under a prefix
-MAX_EFFORT = 1 << 23  # names that a search looks at; a hundred thousand tensors take a twentieth
+MAX_EFFORT = 1 << 23  # names that a search looks at; of 100,000 tensors it does so twenty times
+MAX_UNEXAMINED = 100  # places that are told where there are too many to look at
 STEP = 4  # names that a step down an address costs as much as
+PAIR = 4  # and pairing a name of the model's
 LIKENESS = 8  # tensors whose first numbers tell most candidates apart
 MAX_TWINS = 64  # candidates of one likeness that are compared with each other
 
@@ -89,6 +93,7 @@ def locate_ema(
 
     Raises:
         AddressError: one of the addresses names nothing, or no weights.
+        EmaAmbiguousError: the model's role is asked for, and there are too many candidates.
     """
     search = _Search(checkpoint, layouts)
     if model is not None:
@@ -96,7 +101,13 @@ def locate_ema(
     if ema not in {None, EMA_ROLE, MODEL_ROLE}:
         assert ema is not None
         return _named(search, select_table(search.inventory, ema))
-    candidates = search.candidates(fixed_model=model is not None)  # settles the model too
+    try:
+        candidates = search.candidates(fixed_model=model is not None)  # settles the model too
+    except _TooManyError:
+        if ema == MODEL_ROLE:  # the model is known by what is no average of it
+            raise
+        unexamined = tuple(search.unexamined())
+        return EmaLocation("ambiguous", "unknown", None, unexamined, None, search.inventory)
     if ema == MODEL_ROLE:
         return _as_it_stands(search, _required(search.model, checkpoint))
     location = _decide(search, candidates)
@@ -150,6 +161,10 @@ def _required(model: Table | None, checkpoint: Checkpoint) -> Table:
     return model
 
 
+class _TooManyError(EmaAmbiguousError):
+    """A search was given up, since it would not have ended soon."""
+
+
 class _Search:
     """The state of one search: the inventory, and the model once it is known."""
 
@@ -177,6 +192,15 @@ class _Search:
         ]
         found = self._joined([c for c in self._merged(examined) if _is_credible(c)])
         return (*found, *self._in_optimizers())
+
+    def unexamined(self) -> Iterator[Candidate]:
+        """The first places that are marked, as they are."""
+        why = "one of too many marked places to compare them all"
+        tables = ((t, _marker_of(t)) for t in self.inventory.weights)
+        whole = (Group(table, marker) for table, marker in tables if marker)
+        parts = (g for t in self.inventory.weights for g in split_groups(t)[1])
+        for table, marker in islice(chain(whole, parts), MAX_UNEXAMINED):
+            yield Candidate(table, marker.kind, why, None, None, {}, None)
 
     def _in_optimizers(self) -> Iterator[Candidate]:
         """Averages that an optimizer keeps, or from whose state they follow; only reported."""
@@ -301,10 +325,11 @@ class _Search:
         """A table as a candidate: aligned, compared, with what the file says of it.
 
         Raises:
-            EmaAmbiguousError: so many have been examined that the search would not end soon.
+            _TooManyError: so many have been examined that the search would not end soon.
         """
         main = main or self.model
-        self._spend(len(table.entries) + len(main.entries if main else ()) + self._around(table))
+        self._spend(len(table.entries) + PAIR * len(main.entries if main else ()))
+        self._spend(self._around(table))
         addresses = sorted((table.address, *table.aliases), key=len)
         primary = replace(table, address=addresses[0])
         entries, own = split_counters(primary, main)
@@ -329,17 +354,18 @@ class _Search:
     def _around(self, table: Table) -> int:
         """How many keys stand where metadata and layouts are looked for, and on the way there."""
         tree = self.checkpoint.tree
-        _, parent = resolve(tree, tuple(map(str, table.address[:-1])))
+        parent = node_at(tree, table.address[:-1])
         deep = sum(map(len, (table.address, *table.aliases)))
-        return len(children(tree)) + len(children(parent)) + STEP * deep
+        wide = len(children(tree)) + (len(children(parent)) if parent is not tree else 0)
+        return wide + STEP * deep
 
     def _spend(self, names: int) -> None:
         self._effort += names
         if self._effort > MAX_EFFORT:
-            raise EmaAmbiguousError(
+            raise _TooManyError(
                 "too many places are marked as averages to compare them all",
                 path=self.checkpoint.path,
-                hint="name the one that is meant: --ema ADDRESS",
+                hint="name the place that is meant by its address; inspect --tensors lists them",
             )
 
     def _align(self, main: Table, table: Table) -> Alignment:
@@ -356,7 +382,7 @@ class _Search:
         """By order for lists and numbered names, else by name."""
         sequence = ordered(table)
         if sequence is not None and not _shares_names(main, table.entries):
-            around = resolve(self.checkpoint.tree, tuple(map(str, table.address[:-1])))[1]
+            around = node_at(self.checkpoint.tree, table.address[:-1])
             groups = group_sizes(around) if table.address else ()
             found = order_names(main.entries, sequence, self.checkpoint.reader, groups)
             if found is not None:
@@ -414,7 +440,7 @@ class _Search:
         """The parts of one container as one candidate; None when they are several."""
         if len(parts) < 2:
             return None
-        _, node = resolve(self.checkpoint.tree, tuple(map(str, parent)))
+        node = node_at(self.checkpoint.tree, parent)
         table = join_tables(parent, node, [c.table for c in parts])
         if table is None:
             return None
@@ -436,12 +462,13 @@ class _Search:
     def _glimpse(self, refs: list[Leaf]) -> tuple[float | None, ...]:
         """The first number of each tensor, whatever its type."""
         reader = self.checkpoint.reader
-        return tuple(
+        firsts = (
             next(iter(beginning(reader, ref, ref.dtype.itemsize)), None)
             if isinstance(ref, TensorRef) and is_readable(ref)
             else None
             for ref in refs
         )
+        return tuple(None if first is None or isnan(first) else first for first in firsts)
 
     def _is_same(self, one: Candidate, other: Candidate) -> bool:
         if one.kind != other.kind or one.is_raw != other.is_raw:

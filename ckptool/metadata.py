@@ -18,7 +18,7 @@ from ckptool.inventory import Leaf, Table, scalars_in
 from ckptool.layouts import EmaLayout, metadata_at
 from ckptool.markers import marker_in
 from ckptool.siblings import config_beside
-from ckptool.tree import Address, TensorRef, Tree, children, nodes_on, resolve
+from ckptool.tree import Address, TensorRef, Tree, children, node_at, nodes_on
 
 # Scalars beside averaged weights that describe them.
 META_KEYS = frozenset({
@@ -87,7 +87,7 @@ MAX_AROUND = 32  # levels; deeper, only the parent is asked, since no trainer ne
 
 def _around(tree: Tree, address: Address) -> Iterator[Tree]:
     """The containers around a table, the nearest first: its parent, and all that are marked."""
-    parents = list(nodes_on(tree, tuple(map(str, address[:-1]))))
+    parents = list(nodes_on(tree, address[:-1]))
     is_deep = len(parents) > MAX_AROUND
     for depth, node in reversed(list(enumerate(parents, 1))):
         if depth == len(parents) or (not is_deep and marker_in(map(str, address[:depth]))):
@@ -135,8 +135,7 @@ def _nth_of_lists(tree: Tree, address: Address) -> dict[str, Any]:
     """For one of several tracks in a list: the numbers at its place in the lists beside it."""
     if len(address) < 2 or not isinstance(address[-1], int):
         return {}
-    _, tracks = resolve(tree, tuple(map(str, address[:-1])))
-    _, around = resolve(tree, tuple(map(str, address[:-2])))
+    tracks, around = node_at(tree, address[:-1]), node_at(tree, address[:-2])
     return {
         str(key).removesuffix("s"): node[address[-1]]
         for key, node in children(around)

@@ -80,12 +80,13 @@ def _nearly(tree: Tree, keys: tuple[str, ...], text: str) -> str | None:
         return f"the roles are {EMA_ROLE} and {MODEL_ROLE}; other addresses begin with a key"
     address: Address = ()
     for key in keys:
-        names = {str(name): name for name, _ in children(tree)[:MAX_NAMES]}
-        if key not in names:
+        try:
+            (name,), inside = resolve(tree, (key,))
+        except KeyError:
+            names = [str(name) for name, _ in children(tree)[:MAX_NAMES]]
             close = get_close_matches(key, [n for n in names if len(n) <= MAX_LENGTH], n=1)
             return f"did you mean {format_address((*address, *close))}?" if close else None
-        (name,), tree = resolve(tree, (key,))
-        address = (*address, name)
+        address, tree = (*address, name), inside
     return None
 
 

@@ -120,16 +120,17 @@ def _is_metric_place(address: Address) -> bool:
 def _scalars(tree: Tree) -> list[tuple[Address, str, Any]]:
     """Scalars down to ``MAX_DEPTH``; optimizers and configurations are not entered."""
     found: list[tuple[Address, str, Any]] = []
-    level: list[tuple[Address, Tree]] = [((), tree)]
+    level: list[tuple[Address, Tree, bool]] = [((), tree, True)]  # whether metrics stand there
     seen: set[Hashable] = set()
     for _ in range(MAX_DEPTH):
-        inner: list[tuple[Address, Tree]] = []
-        for address, node in unseen(level, seen):
+        inner: list[tuple[Address, Tree, bool]] = []
+        for address, node, _may_be_metrics in unseen(level, seen):
             is_weights = is_state_dict(node)
             for key, value in scalars_in(node).items():
                 if not (is_weights and isinstance(value, TensorRef)):
                     found.append(((*address, key), key, value))
-            inner += [((*address, key), child) for key, child in _enterable(node)]
+            places = [((*address, key), child) for key, child in _enterable(node)]
+            inner += [(at, child, _is_metric_place((*at, ""))) for at, child in places]
         level = inner
     return found
 
@@ -152,21 +153,25 @@ def _is_config(key: str) -> bool:
 
 # ------------------------------------------------------------------------------- random generators
 
+RNG_WORDS = ("rng", "random", "seed", "cuda", "gpu")  # in a path, that say what a state is of
+
 
 def _rng_states(tree: Tree) -> dict[str, tuple[str, ...]]:
     """Random states by generator, told by form; the key decides between torch and CUDA."""
     found: dict[str, list[str]] = {}
-    level: list[tuple[Address, Tree]] = [((), tree)]
+    level: list[tuple[Address, Tree, frozenset[str]]] = [((), tree, frozenset())]
     seen: set[Hashable] = set()
     for _ in range(MAX_DEPTH):
-        inner: list[tuple[Address, Tree]] = []
-        for address, node in unseen(level, seen):
+        inner: list[tuple[Address, Tree, frozenset[str]]] = []
+        for address, node, _told in unseen(level, seen):
             for key, child in _rng_children(node):
-                kind = _rng_kind("/".join(map(str, (*address, key))), child)
+                path = "/".join(map(str, (*address, key)))
+                kind = _rng_kind(path, child)
                 if kind:
                     found.setdefault(kind, []).append(format_address((*address, key)))
                 elif isinstance(child, dict) and not is_optimizer(child):
-                    inner.append(((*address, key), child))
+                    told = frozenset(word for word in RNG_WORDS if word in path.lower())
+                    inner.append(((*address, key), child, told))
         level = inner
     return {kind: tuple(places) for kind, places in found.items()}
 

@@ -520,15 +520,27 @@ def resolve(tree: Tree, keys: tuple[str, ...]) -> tuple[Address, Tree]:
     return address, tree
 
 
-def nodes_on(tree: Tree, keys: tuple[str, ...]) -> Iterator[Tree]:
-    """The nodes on the way to ``keys``, from the one under the first key on.
+def node_at(tree: Tree, address: Address) -> Tree:
+    """The node at an address of :func:`walk`, in which ``1`` and ``"1"`` are two keys."""
+    for node in nodes_on(tree, address):
+        tree = node
+    return tree
 
-    Raises:
-        KeyError: naming the first key that is not there.
-    """
-    for key in keys:
-        tree = _step(tree, key)[1]
+
+def nodes_on(tree: Tree, address: Address) -> Iterator[Tree]:
+    """The nodes on the way to an address of :func:`walk`, from the one under the first key on."""
+    for key in address:
+        tree = _exactly(tree, key)
         yield tree
+
+
+def _exactly(tree: Tree, key: Key) -> Tree:
+    """The part under a key as ``children`` gives it."""
+    if isinstance(tree, dict) and isinstance(key, str) and key in tree:
+        return tree[key]
+    if isinstance(tree, (list, tuple)) and isinstance(key, int):
+        return tree[key]
+    return next(part for name, part in children(tree) if name == key)
 
 
 def _step(tree: Tree, key: str) -> tuple[Key, Tree]:
@@ -541,7 +553,7 @@ def _step(tree: Tree, key: str) -> tuple[Key, Tree]:
         raise KeyError(key)
     if isinstance(tree, (list, tuple)) and len(tree) <= LONG:
         index = int(key) if key.isascii() and key.isdigit() and len(key) < MAX_DIGITS else -1
-        if str(index) != key or index >= len(tree):
+        if str(index) != key or not 0 <= index < len(tree):
             raise KeyError(key)
         return index, tree[index]
     match = {str(name): (name, child) for name, child in reversed(children(tree))}.get(key)

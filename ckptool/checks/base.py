@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeVar
 from ckptool.candidates import Candidate, EmaLocation
 from ckptool.checks.sources import Source
 from ckptool.ema import locate_ema
-from ckptool.errors import CkptError
 from ckptool.formats.base import Checkpoint
 from ckptool.inventory import Inventory, Leaf
 from ckptool.layouts import Layouts
@@ -71,24 +70,10 @@ class Subject:
         """Of the checkpoint."""
         return self.checkpoint.path
 
-    @property
-    def location(self) -> EmaLocation:
-        """Where the model and the averages are.
-
-        Raises:
-            EmaAmbiguousError: so many places are marked that the search was given up.
-        """
-        if isinstance(self._located, CkptError):
-            raise self._located
-        return self._located
-
     @cached_property
-    def _located(self) -> EmaLocation | CkptError:
-        """Searched once, also when it fails: most checks ask."""
-        try:
-            return locate_ema(self.checkpoint, layouts=self.layouts)
-        except CkptError as error:
-            return error
+    def location(self) -> EmaLocation:
+        """Where the model and the averages are."""
+        return locate_ema(self.checkpoint, layouts=self.layouts)
 
     @property
     def inventory(self) -> Inventory:

@@ -134,7 +134,7 @@ def _beside(leaf: Leaf, other: Leaf) -> Leaf:
 
 
 MAX_LENGTH = 1 << 28  # characters of all addresses together
-MAX_LEAVES = 1 << 20  # a hundred thousand tensors with their optimizer's are 400,000
+MAX_LEAVES = 1 << 20  # 100,000 tensors with averages and an optimizer are half of it
 
 _SCALARS = {
     bool: ("bool", "<?"), int: ("int64", "<q"), float: ("float64", "<d"),
