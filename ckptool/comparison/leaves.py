@@ -134,7 +134,7 @@ def _beside(leaf: Leaf, other: Leaf) -> Leaf:
 
 
 MAX_LENGTH = 1 << 28  # characters of all addresses together
-MAX_LEAVES = 1 << 20  # 100,000 tensors with averages and an optimizer are half of it
+MAX_LEAVES = 3 << 18  # 100,000 tensors with averages and an optimizer are 600,000
 
 _SCALARS = {
     bool: ("bool", "<?"), int: ("int64", "<q"), float: ("float64", "<d"),
