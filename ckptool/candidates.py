@@ -117,6 +117,7 @@ class EmaLocation:
     candidates: tuple[Candidate, ...]
     selected: Candidate | None
     inventory: Inventory  # of the whole tree, taken once
+    given_up: bool = False  # too many candidates to compare: the first are listed, unexamined
 
     @property
     def identical(self) -> bool:

@@ -68,7 +68,7 @@ MIN_SHARE = 0.3  # of a candidate's tensors that must pair with the model's
 MIN_PART = 0.15  # of a marked table that a marked part must hold to stand for it
 MIN_GROUP = 3  # tensors of a group under a prefix
 MAX_EFFORT = 1 << 23  # names that a search looks at; of 100,000 tensors it does so twenty times
-MAX_UNEXAMINED = 100  # places that are told where there are too many to look at
+MAX_UNEXAMINED = 10  # places that are told where there are too many to look at
 STEP = 4  # names that a step down an address costs as much as
 PAIR = 4  # and pairing a name of the model's
 LIKENESS = 8  # tensors whose first numbers tell most candidates apart
@@ -107,7 +107,9 @@ def locate_ema(
         if ema == MODEL_ROLE:  # the model is known by what is no average of it
             raise
         unexamined = tuple(search.unexamined())
-        return EmaLocation("ambiguous", "unknown", None, unexamined, None, search.inventory)
+        return EmaLocation(
+            "ambiguous", "unknown", None, unexamined, None, search.inventory, given_up=True
+        )
     if ema == MODEL_ROLE:
         return _as_it_stands(search, _required(search.model, checkpoint))
     location = _decide(search, candidates)

@@ -105,8 +105,10 @@ def _several(request: Request) -> CkptError | None:
     if len(candidates) < 2:
         return None
     listed = ", ".join(f"{_place(c)} ({c.kind})" for c in candidates)
+    many = "too many places" if request.location.given_up else f"{len(candidates)} places"
+    among = ", among others" if request.location.given_up else ""
     return EmaAmbiguousError(
-        f"{len(candidates)} places could be meant: {listed}",
+        f"{many} could be meant{among}: {listed}",
         path=request.path,
         hint=_command(candidates[0], request),
     )

@@ -41,7 +41,10 @@ def test_too_many_places_are_told_and_nothing_is_taken(ckptool, tmp_path):
     assert seen["ema"]["selected"] is None
     assert "too many" in seen["ema"]["candidates"][0]["why"]
     assert seen["training"]["epoch"] == 3
-    assert ckptool("extract-ema", path, "--dry-run").exit_code == 2
+    refused = ckptool("extract-ema", path, "--dry-run")
+    assert refused.exit_code == 2
+    assert "too many places could be meant, among others: ema_0 (ema)" in refused.stderr
+    assert "ema_99" not in refused.stderr
     assert ckptool("verify", path, "--require", "ema").exit_code == 1
     assert ckptool("extract-ema", path, "--ema", "ema_7", "--dry-run").exit_code == 0
     refused = ckptool("extract-ema", path, "--ema", "@model", "--dry-run")
