@@ -2,12 +2,13 @@
 
 A cast is judged by its result: a finite value that became infinite (or NaN, or the largest of a
 type without infinities) **overflowed**, a value other than zero that became zero **vanished**. Both
-show in the bits of a block at once: where no result is zero and none is as large as the largest,
-nothing was lost, and the values are not looked at one by one.
+show in the bits of a block at once: where none is as large as the largest, only zeros are counted,
+before and after, and the values are not looked at one by one.
 
-Blocks are cast by a few threads (numpy lets them run side by side) and come out in order, so that
-memory does not grow with the tensor; what is cast at the speed of memory goes without threads.
-Extraction and promotion cast by the same two functions, :func:`converted` and :func:`side_by_side`.
+Blocks are read and cast by a few threads and come out in order, across tensors, so that memory does
+not grow and a thread is seldom idle. What was read is looked at while it is near: its checksum, and
+whether it is finite. Extraction and promotion cast by the same two functions, :func:`converted` and
+:func:`side_by_side`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from threading import local
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from ckptool.crc import crc32, crc32_combine
 from ckptool.dtypes import BY_NAME, DTYPES, DType
 from ckptool.formats.base import TensorReader
-from ckptool.numerics import BLOCK, blocks, bytes_of, cast, numpy_dtype, value_bytes
-from ckptool.tree import TensorRef
+from ckptool.numerics import BLOCK, NO_ROOM, Part, bytes_of, cast, numpy_dtype, parts
+from ckptool.rounding import WORTH_IT, is_rounded, rounded
+from ckptool.scan import Seen
+from ckptool.tree import ByteSpan, TensorRef
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,11 +41,11 @@ CASTABLE = {
 # Types that take their largest value for what is beyond, as torch does it: beyond what.
 SATURATING = {"float8_e4m3fn": 464.0}  # halfway from 448 to 480, which would be next
 
-QUICK = {("float32", "bfloat16")}  # casts at the speed of memory, where threads only wait
+ZERO_OR_NAN = "fnuz"  # types in which zero with a sign is NaN
 
 WORKERS = 2
-ROW = 1 << 15  # elements that are looked up at a time
-AHEAD = 3  # blocks that are being cast while one is written
+BATCH = 1 << 20  # bytes that a thread takes at a time
+AHEAD = 3  # batches that are being cast while one is written
 
 
 class Losses(NamedTuple):
@@ -56,26 +61,30 @@ class Losses(NamedTuple):
         return Losses(*(ours + theirs for ours, theirs in zip(self, other, strict=True)))
 
 
-def losses_between(given: np.ndarray[Any, Any], made: np.ndarray[Any, Any]) -> Losses:
-    """What became of the values of ``given`` in ``made``, which has them in another type."""
+def _losses(given: np.ndarray[Any, Any], made: np.ndarray[Any, Any]) -> tuple[Losses, bool]:
+    """What became of ``given`` in another type, and whether its values are surely finite."""
     import numpy as np
 
     if not made.size or given.dtype == made.dtype:
-        return Losses()
+        return Losses(), not made.size
     if made.dtype.kind in "iu":
-        return _cut_to_integers(given, made)
+        return _cut_to_integers(given, made), False
     magnitudes = _magnitudes(made)
     largest = _largest(made.dtype.newbyteorder("="))
-    if magnitudes.min() > 0 and magnitudes.max() < largest:
-        return Losses()
+    if magnitudes.max() < largest and not made.dtype.name.endswith(ZERO_OR_NAN):
+        if magnitudes.min():
+            return Losses(), True
+        zeros = made.size - int(np.count_nonzero(magnitudes))
+        return Losses(vanished=zeros - int(np.count_nonzero(given == 0))), True
     odd = np.flatnonzero((magnitudes == 0) | (magnitudes >= largest))
     with np.errstate(invalid="ignore"):  # signalling NaN
         before, after = (part.reshape(-1)[odd].astype(np.float64) for part in (given, made))
     beyond = ~np.isfinite(after) | (np.abs(before) > SATURATING.get(made.dtype.name, np.inf))
-    return Losses(
+    lost = Losses(
         overflowed=int(np.count_nonzero(np.isfinite(before) & beyond)),
         vanished=int(np.count_nonzero((after == 0) & (before != 0))),
     )
+    return lost, bool(np.isfinite(before).all())
 
 
 def _magnitudes(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -115,6 +124,7 @@ class Casting:
     def __init__(self, wanted: DType | None = None) -> None:
         self.wanted = wanted
         self.losses: dict[str, Losses] = {}  # of the tensors that lost something
+        self.seen: dict[ByteSpan, Seen] = {}  # of the runs that were read for a cast
 
     def dtype_of(self, ref: TensorRef) -> DType:
         """The type in which a tensor is written."""
@@ -128,85 +138,163 @@ class Casting:
         """Bytes of the values as they are written."""
         return ref.numel * self.wanted.itemsize if self.wanted and self.is_cast(ref) else ref.nbytes
 
-    def blocks(
-        self, reader: TensorReader, name: str, ref: TensorRef
-    ) -> Iterator[bytes | memoryview]:
-        """The values in C order, little-endian, as they are written; counts what is lost."""
-        wanted = self.dtype_of(ref)
-        if wanted is ref.dtype:
-            yield from value_bytes(reader, ref)
-            return
-        lost = Losses()
-        for block in _cast_blocks(reader, ref, wanted):
+    def passed(self, tensors: Iterable[TensorRef]) -> frozenset[ByteSpan]:
+        """The runs of bytes of which ``seen`` will tell when these tensors have been written."""
+        return frozenset(ref.chunks[0].span for ref in tensors if self._is_seen(ref))
+
+    def _is_seen(self, ref: TensorRef) -> bool:
+        is_run = len(ref.chunks) == 1 and ref.chunks[0].is_contiguous and not ref.lazy
+        return self.is_cast(ref) and is_run and crc32_combine is not None
+
+    def streams(
+        self, reader: TensorReader, tensors: Iterable[tuple[str, TensorRef]]
+    ) -> Iterator[Iterator[memoryview]]:
+        """For each tensor its values in C order, little-endian, as they are written.
+
+        To be used up one after the other: threads are at work on what comes next. Counts what is
+        lost, under the tensors' names.
+        """
+        named = list(tensors)
+        made = side_by_side(_made, self._parts(reader, named), _nbytes)
+        for name, ref in named:
+            yield self._until_end(name, ref, made)
+
+    def _parts(
+        self, reader: TensorReader, tensors: Iterable[tuple[str, TensorRef]]
+    ) -> Iterator[_Part | None]:
+        """Those of each tensor, and None at its end."""
+        for _, ref in tensors:
+            wanted = numpy_dtype(self.dtype_of(ref)) if self.is_cast(ref) else None
+            for part in parts(reader, ref):
+                yield _Part(part, wanted)
+            yield None
+
+    def _until_end(
+        self, name: str, ref: TensorRef, made: Iterator[_Block | None]
+    ) -> Iterator[memoryview]:
+        lost, seen = Losses(), Seen(0, is_finite=True)
+        for block in made:
+            if block is None:
+                break
             lost += block.lost
+            seen = _joined(seen, block.seen, block.nbytes)
             yield block.data
         if any(lost):
             self.losses[name] = lost
+        if self._is_seen(ref):
+            self.seen[ref.chunks[0].span] = seen
+
+
+class _Part(NamedTuple):
+    part: Part
+    wanted: np.dtype[Any] | None  # None: they keep their type
 
 
 class _Block(NamedTuple):
     data: memoryview
     lost: Losses
+    seen: Seen  # of what was read for it
+    nbytes: int  # the same
 
 
-def _cast_blocks(reader: TensorReader, ref: TensorRef, wanted: DType) -> Iterator[_Block]:
-    def cast_one(values: np.ndarray[Any, Any]) -> _Block:
-        made, lost = converted(values, numpy_dtype(wanted))
-        return _Block(bytes_of(made), lost)
-
-    given = blocks(reader, ref)
-    is_quick = ref.nbytes <= AHEAD * BLOCK or (ref.dtype.name, wanted.name) in QUICK
-    return map(cast_one, given) if is_quick else side_by_side(cast_one, given)
+def _nbytes(given: _Part | None) -> int:
+    return given.part.nbytes if given else 0
 
 
-def side_by_side(work: Callable[[Given], Result], given: Iterable[Given]) -> Iterator[Result]:
-    """``map`` by several threads, with at most ``AHEAD`` results waiting."""
+def _made(given: _Part | None) -> _Block | None:
+    if given is None:
+        return None
+    nbytes = given.part.nbytes
+    if given.wanted is None:
+        values = given.part.values(NO_ROOM)
+        swapped = values.dtype.byteorder == ">"
+        data = bytes_of(values.byteswap() if swapped else values)
+        return _Block(data, Losses(), Seen(0, is_finite=False), nbytes)
+    values = given.part.values(room())
+    crc = crc32(bytes_of(values))
+    made, lost, were_finite = converted(values, given.wanted)
+    return _Block(bytes_of(made), lost, Seen(crc, were_finite), nbytes)
+
+
+_ROOM = local()
+
+
+def room() -> memoryview:
+    """Memory of this thread, for what is read and cast at once: new memory is far and cleared."""
+    if not hasattr(_ROOM, "bytes"):
+        _ROOM.bytes = memoryview(bytearray(BLOCK))
+    given: memoryview = _ROOM.bytes
+    return given
+
+
+def _joined(one: Seen, other: Seen, nbytes: int) -> Seen:
+    """Of two runs, of which the other has so many bytes."""
+    crc = crc32_combine(one.crc, other.crc, nbytes) if crc32_combine else 0
+    return Seen(crc, one.is_finite and other.is_finite)
+
+
+def side_by_side(
+    work: Callable[[Given], Result], given: Iterable[Given], nbytes_of: Callable[[Given], int]
+) -> Iterator[Result]:
+    """``map`` by several threads, with at most ``AHEAD`` batches of results waiting.
+
+    ``nbytes_of`` says how much there is to each: handing over a small one costs as much as doing
+    it, so that they go together.
+    """
     from concurrent.futures import Future, ThreadPoolExecutor  # noqa: PLC0415
 
-    waiting: deque[Future[Result]] = deque()
+    def work_all(batch: list[Given]) -> list[Result]:
+        return [work(each) for each in batch]
+
+    waiting: deque[Future[list[Result]]] = deque()
     with ThreadPoolExecutor(WORKERS) as pool:
-        for each in given:
-            waiting.append(pool.submit(work, each))
+        for batch in _batches(given, nbytes_of):
+            waiting.append(pool.submit(work_all, batch))
             if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
+                yield from waiting.popleft().result()
         while waiting:
-            yield waiting.popleft().result()
+            yield from waiting.popleft().result()
 
 
-def converted(
-    values: np.ndarray[Any, Any], wanted: np.dtype[Any]
-) -> tuple[np.ndarray[Any, Any], Losses]:
-    """Real numbers in another type, as an array in C order, and what the cast has cost."""
+def _batches(given: Iterable[Given], nbytes_of: Callable[[Given], int]) -> Iterator[list[Given]]:
+    """About ``BATCH`` bytes together."""
+    batch: list[Given] = []
+    room = BATCH
+    for each in given:
+        nbytes = nbytes_of(each)
+        if batch and nbytes > room:
+            yield batch
+            batch, room = [], BATCH
+        batch.append(each)
+        room -= nbytes
+    if batch:
+        yield batch
+
+
+class Converted(NamedTuple):
+    """Values in another type."""
+
+    values: np.ndarray[Any, Any]  # in C order
+    lost: Losses
+    were_finite: bool  # surely
+
+
+def converted(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> Converted:
+    """Real numbers in another type, and what the cast has cost."""
     import numpy as np
 
-    narrow = wanted.itemsize == 1 and wanted.kind not in "iu" and values.dtype == np.dtype("<f4")
-    made = _by_table(values, wanted) if narrow else cast(values, wanted)
+    is_quick = values.size >= WORTH_IT and is_rounded(values.dtype, wanted)
+    made = _by_arithmetic(values, wanted) if is_quick else cast(values, wanted)
     made = np.ascontiguousarray(made)
-    return made, losses_between(values, made)
+    return Converted(made, *_losses(values, made))
 
 
-def _by_table(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """float32 values in 8 bits, four times as fast as one by one.
-
-    The upper half of a float32, its last bit set when anything is below it (rounding to odd),
-    rounds like the whole to all types with fewer bits: there are only 65,536 of them.
-    """
+def _by_arithmetic(values: np.ndarray[Any, Any], wanted: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """What :func:`~ckptool.numerics.cast` makes of many floating values, sooner."""
     import numpy as np
 
-    bits = values.view("<u4")
-    halves = (bits >> 16).astype("<u2")
-    halves |= bits.astype("<u2") != 0
-    made: np.ndarray[Any, Any] = np.empty(halves.shape, wanted)
-    for start in range(0, len(halves), ROW):  # places are looked up as words of 64 bits
-        part = slice(start, start + ROW)
-        np.take(_table(wanted), halves[part], out=made[part], mode="clip")
-    return made
-
-
-@cache
-def _table(wanted: np.dtype[Any]) -> np.ndarray[Any, Any]:
-    """What each bfloat16 becomes."""
-    import numpy as np
-
-    every = np.arange(1 << 16, dtype="<u2").view(numpy_dtype(BY_NAME["bfloat16"]))
-    return cast(every, wanted)
+    singles = np.ascontiguousarray(cast(values, np.dtype("<f4"))).reshape(-1)
+    made, left = rounded(singles, wanted)
+    for row in left:
+        made[row] = cast(singles[row], wanted)
+    return made.reshape(values.shape)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +18,7 @@ from ckptool.dtypes import DType
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import TensorReader
 from ckptool.reports import TensorStats
-from ckptool.tree import Chunk, TensorRef, longest_axis, narrowed
+from ckptool.tree import ByteSpan, Chunk, TensorRef, longest_axis, narrowed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,27 +67,47 @@ def element_dtype(ref: TensorRef) -> np.dtype[Any]:
     return numpy_dtype(ref.dtype, ref.byteorder)
 
 
+NO_ROOM = memoryview(b"")
+
+
+class Part(NamedTuple):
+    """Some of a tensor's values; reading them may be left to a thread.
+
+    ``values(room)`` gives them flat, maybe in ``room``: until that is filled again.
+    """
+
+    nbytes: int
+    values: Callable[[memoryview], Array]
+
+
 def blocks(reader: TensorReader, ref: TensorRef) -> Iterator[np.ndarray[Any, Any]]:
     """The tensor's values in C order, as flat arrays of at most ``BLOCK`` bytes.
 
     Strided blocks are put in order part by part; several that interleave take memory for all.
     """
-    import numpy as np
+    for part in parts(reader, ref):
+        yield part.values(NO_ROOM)
 
+
+def parts(reader: TensorReader, ref: TensorRef) -> Iterator[Part]:
+    """The same as :func:`blocks`, before they are read."""
     dtype = element_dtype(ref)
     if not in_order(ref):
-        yield from _slices(_resolved(assemble(reader, ref, dtype).reshape(-1), ref))
+        for piece in _slices(_resolved(assemble(reader, ref, dtype).reshape(-1), ref)):
+            yield Part(piece.nbytes, partial(_itself, piece))
         return
     for chunk in ref.chunks:
-        if chunk.is_contiguous:
-            step = BLOCK - BLOCK % dtype.itemsize
-            for start in range(0, chunk.span.nbytes, step):
-                data = reader.read(chunk.span, start, min(step, chunk.span.nbytes - start))
-                yield _resolved(np.frombuffer(data, dtype), ref)
-        else:
-            _refuse_unfolding(chunk, dtype.itemsize)
-            for part in _in_c_order(chunk, dtype.itemsize):
-                yield chunk_values(reader, ref, part).reshape(-1)
+        cut = _runs if chunk.is_contiguous else _in_c_order
+        for part in cut(chunk, dtype.itemsize):
+            yield Part(prod(part.shape) * dtype.itemsize, partial(_flat, reader, ref, part))
+
+
+def _itself(values: Array, _room: memoryview) -> Array:
+    return values
+
+
+def _flat(reader: TensorReader, ref: TensorRef, chunk: Chunk, room: memoryview) -> Array:
+    return chunk_values(reader, ref, chunk, room).reshape(-1)
 
 
 def _slices(flat: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
@@ -106,15 +127,29 @@ def _refuse_unfolding(chunk: Chunk, itemsize: int) -> None:
         raise UnsupportedError(f"a view repeats {chunk.span.nbytes} bytes up to {nbytes}")
 
 
+def _runs(chunk: Chunk, itemsize: int) -> Iterator[Chunk]:
+    """Parts of at most ``BLOCK`` bytes of values that lie in C order."""
+    source, offset, nbytes = chunk.span
+    step = BLOCK - BLOCK % itemsize
+    for start in range(0, nbytes, step):
+        span = ByteSpan(source, offset + start, min(step, nbytes - start))
+        yield Chunk(span, (0,), (span.nbytes // itemsize,), (1,))
+
+
 def _in_c_order(chunk: Chunk, itemsize: int) -> Iterator[Chunk]:
     """Parts of at most ``BLOCK`` bytes of values whose elements follow each other in C order."""
+    _refuse_unfolding(chunk, itemsize)
+    yield from _halves(chunk, itemsize)
+
+
+def _halves(chunk: Chunk, itemsize: int) -> Iterator[Chunk]:
     if prod(chunk.shape) * itemsize <= BLOCK:
         yield chunk
         return
     axis = next(i for i, size in enumerate(chunk.shape) if size > 1)
     half, size = chunk.shape[axis] // 2, chunk.shape[axis]
     for part in (range(half), range(half, size)):
-        yield from _in_c_order(narrowed(chunk, axis, part, itemsize), itemsize)
+        yield from _halves(narrowed(chunk, axis, part, itemsize), itemsize)
 
 
 def in_order(ref: TensorRef) -> bool:
@@ -171,7 +206,9 @@ def _gather(reader: TensorReader, chunk: Chunk, values: np.ndarray[Any, Any]) ->
         _gather(reader, narrowed(chunk, axis, part, values.itemsize), values[place])
 
 
-def strided(data: bytes | bytearray, chunk: Chunk, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+def strided(
+    data: bytes | bytearray | memoryview, chunk: Chunk, dtype: np.dtype[Any]
+) -> np.ndarray[Any, Any]:
     """The bytes of a chunk as an array with its shape and strides; writes go into ``data``."""
     import numpy as np
 
@@ -179,12 +216,14 @@ def strided(data: bytes | bytearray, chunk: Chunk, dtype: np.dtype[Any]) -> np.n
     return np.ndarray(chunk.shape, dtype, data, strides=strides)
 
 
-def chunk_values(reader: TensorReader, ref: TensorRef, chunk: Chunk) -> np.ndarray[Any, Any]:
-    """A part of a tensor as an array of the part's shape."""
+def chunk_values(
+    reader: TensorReader, ref: TensorRef, chunk: Chunk, room: memoryview = NO_ROOM
+) -> np.ndarray[Any, Any]:
+    """A part of a tensor as an array of the part's shape, maybe in ``room``."""
     dtype = element_dtype(ref)
     if chunk.span.nbytes > FAR:
         return _resolved(gather(reader, chunk, dtype), ref)
-    return _resolved(strided(reader.read(chunk.span), chunk, dtype), ref)
+    return _resolved(strided(reader.read_into(room, chunk.span), chunk, dtype), ref)
 
 
 def bytes_of(values: np.ndarray[Any, Any]) -> memoryview:

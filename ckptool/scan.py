@@ -5,13 +5,16 @@ thread takes a region and goes through it in blocks that stay in the processor's
 checksum and the arithmetic cost no second trip to memory; both release the GIL. The look at the
 values only asks whether all of them are finite; the few regions where they may not be are counted
 tensor by tensor afterwards, exactly.
+
+Who reads a region anyway, because its values are written in another type, sees the same on the way,
+and the region is left to him.
 """
 
 from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
@@ -20,13 +23,12 @@ from threading import local
 from typing import NamedTuple
 
 from ckptool.crc import crc32
-from ckptool.errors import DamagedError
 from ckptool.formats.base import SourceFile, TensorReader
 from ckptool.formats.zip_checksums import Checksummed, checksummed_records, is_storage
 from ckptool.numerics import BLOCK, FiniteTest, Progress, finite_test
 from ckptool.ranks import Ranks
 from ckptool.rules import BYTES, VALUES
-from ckptool.tree import Address, TensorRef, format_address
+from ckptool.tree import Address, ByteSpan, TensorRef, format_address
 
 THREADS = min(8, os.cpu_count() or 1)
 BATCH = 8 << 20  # bytes that a thread takes at a time
@@ -44,6 +46,18 @@ class Region(NamedTuple):
     record: Checksummed | None
     tensors: Tensors
     test: FiniteTest | None  # None: its values are not looked at on the way
+
+    @property
+    def span(self) -> ByteSpan:
+        """The same run, as tensors have it."""
+        return ByteSpan(self.file.path, self.offset, self.nbytes)
+
+
+class Seen(NamedTuple):
+    """What reading a run of bytes has shown."""
+
+    crc: int  # 0 where nobody asks for it
+    is_finite: bool  # surely
 
 
 class BrokenRecord(NamedTuple):
@@ -63,6 +77,19 @@ class Scan(NamedTuple):
     without_checksum: int
     broken: tuple[BrokenRecord, ...]
     suspects: Tensors  # may hold values that are not finite; all others do not
+    left: tuple[Region, ...] = ()  # to others, who pass there
+
+    def __add__(self, other: object) -> Scan:
+        """Of what either has read; ``left`` is the other's."""
+        if not isinstance(other, Scan):
+            return NotImplemented
+        return Scan(
+            self.records + other.records,
+            self.without_checksum + other.without_checksum,
+            self.broken + other.broken,
+            self.suspects + other.suspects,
+            other.left,
+        )
 
 
 def scan(
@@ -72,30 +99,46 @@ def scan(
     progress: Progress,
     *,
     elsewhere: bool = True,
+    passed: Collection[ByteSpan] = (),
     ranks: Ranks = Ranks(),  # noqa: B008 - a tuple
 ) -> Scan:
     """Read what was asked for: the ``bytes`` of records, the ``values`` of floating tensors.
 
-    Without ``elsewhere`` storages that hold none of the tensors are left out. Every one of the
+    Without ``elsewhere`` storages that hold none of the tensors are left out, and so are the
+    regions that somebody else has ``passed`` in the end: see :func:`completed`. Every one of the
     ``ranks`` reads a part, and knows what all have seen.
 
     Raises:
         DamagedError: a file ends before what is to be read.
     """
-    regions, apart = _plan(reader, tensors, reads, elsewhere=elsewhere)
-    broken: list[BrokenRecord] = []
-    suspects = list(apart)
+    planned, apart = _plan(reader, tensors, reads, elsewhere=elsewhere)
+    left = tuple(region for region in planned if region.span in passed)
+    regions = [region for region in planned if region.span not in passed] if left else planned
     seen = ranks.work(list(_batches(regions)), partial(_seen, progress), _nbytes)
-    for region, (crc, is_finite) in zip(regions, chain.from_iterable(seen), strict=True):
+    pairs = zip(regions, chain.from_iterable(seen), strict=True)
+    return Scan(0, 0, (), apart, left) + _judged(pairs)._replace(left=left)
+
+
+def completed(so_far: Scan, seen: Mapping[ByteSpan, Seen]) -> Scan:
+    """A scan with what others have seen of the regions that were left to them."""
+    return so_far + _judged((region, seen[region.span]) for region in so_far.left)
+
+
+def _judged(pairs: Iterable[tuple[Region, Seen]]) -> Scan:
+    broken: list[BrokenRecord] = []
+    suspects: list[tuple[Address, TensorRef]] = []
+    records = without = 0
+    for region, seen in pairs:
         record = region.record
-        if record and record.crc is not None and crc != record.crc:
+        if record:
+            records += 1
+            without += record.crc is None
+        if record and record.crc is not None and seen.crc != record.crc:
             names = tuple(format_address(address) for address, _ in region.tensors)
-            broken.append(BrokenRecord(record.name, record.nbytes, record.crc, crc, names))
-        if not is_finite:
+            broken.append(BrokenRecord(record.name, record.nbytes, record.crc, seen.crc, names))
+        if region.test and not seen.is_finite:
             suspects += region.tensors
-    records = [region.record for region in regions if region.record]
-    without = sum(record.crc is None for record in records)
-    return Scan(len(records), without, tuple(broken), tuple(suspects))
+    return Scan(records, without, tuple(broken), tuple(suspects))
 
 
 # ------------------------------------------------------------------------------------------- plan
@@ -199,16 +242,13 @@ def _batches(regions: Sequence[Region]) -> Iterator[Batch]:
     yield batch
 
 
-Seen = list[tuple[int, bool]]  # of each region of a batch: its checksum, whether it is finite
-
-
 def _nbytes(batch: Batch) -> int:
     return sum(region.nbytes + REGION_COST for region in batch)
 
 
-def _seen(progress: Progress, batches: Sequence[Batch]) -> list[Seen]:
+def _seen(progress: Progress, batches: Sequence[Batch]) -> list[list[Seen]]:
     """What there is to see in each batch; some threads read."""
-    seen: list[Seen] = []
+    seen: list[list[Seen]] = []
     with ThreadPoolExecutor(THREADS) as pool:
         for batch, found in zip(batches, pool.map(_read_all, batches), strict=True):
             progress(sum(region.nbytes for region in batch))
@@ -216,14 +256,14 @@ def _seen(progress: Progress, batches: Sequence[Batch]) -> list[Seen]:
     return seen
 
 
-def _read_all(batch: Batch) -> Seen:
+def _read_all(batch: Batch) -> list[Seen]:
     return [_read(region) for region in batch]
 
 
 _ROOM = local()  # a buffer for each thread
 
 
-def _read(region: Region) -> tuple[int, bool]:
+def _read(region: Region) -> Seen:
     """The checksum of a region, where it has one, and whether all its values are finite."""
     if not hasattr(_ROOM, "buffer"):
         _ROOM.buffer = memoryview(bytearray(BLOCK))
@@ -231,18 +271,9 @@ def _read(region: Region) -> tuple[int, bool]:
     crc, is_finite, at, end = 0, True, region.offset, region.offset + region.nbytes
     while at < end:
         block = _ROOM.buffer[: min(BLOCK, end - at)]
-        _fill(region.file, at, block)
+        region.file.fill(block, at)
         crc = crc32(block, crc) if has_crc else 0
         if region.test is not None and is_finite:
             is_finite = region.test(block)
         at += len(block)
-    return crc, is_finite
-
-
-def _fill(file: SourceFile, at: int, block: memoryview) -> None:
-    done = 0
-    while done < len(block):
-        count = os.preadv(file.fd, [block[done:]], at + done)
-        if not count:
-            raise DamagedError("the file became shorter while it was read", path=file.path)
-        done += count
+    return Seen(crc, is_finite)

@@ -14,27 +14,39 @@ from ckptool.formats.base import Checkpoint
 from ckptool.numerics import equal_after_cast, find_nonfinite, no_progress, same_values
 from ckptool.reports import Finding
 from ckptool.rules import BYTES, VALUES, finding
-from ckptool.scan import BrokenRecord, scan
-from ckptool.tree import Address, TensorRef
+from ckptool.scan import BrokenRecord, Scan, scan
+from ckptool.tree import Address, ByteSpan, TensorRef
 from ckptool.trust_findings import trust_findings
 
 Result = TypeVar("Result")
 READS = frozenset({BYTES, VALUES})
 
 
-def refuse_unsound(
+def look(
     checkpoint: Checkpoint,
     sources: Mapping[str, TensorRef],
-    averaged: Collection[str],
-    *,
-    force: bool,
-) -> tuple[Finding, ...]:
-    """Every byte that is built on, read once: as it was written, and the averages finite.
+    passed: Collection[ByteSpan] = (),
+) -> Scan:
+    """Every byte that is built on, read once, but for those that are ``passed`` on the way.
 
     Args:
         checkpoint: the file, whose checksums are asked where it has some.
         sources: what will be written, under names for messages.
-        averaged: those of the names whose values must be finite.
+        passed: runs that whoever writes sees: see :func:`~ckptool.scan.completed`.
+    """
+    tensors: dict[Address, TensorRef] = {(name,): ref for name, ref in sources.items()}
+    return scan(checkpoint.reader, tensors, READS, no_progress, elsewhere=False, passed=passed)
+
+
+def refuse_unsound(
+    checkpoint: Checkpoint, seen: Scan, averaged: Collection[str], *, force: bool
+) -> tuple[Finding, ...]:
+    """What is built on must be as it was written, and the averages finite.
+
+    Args:
+        checkpoint: the file.
+        seen: what reading it has shown.
+        averaged: the names of the tensors whose values must be finite.
         force: take them all the same.
 
     Returns:
@@ -44,8 +56,6 @@ def refuse_unsound(
         DamagedError: bytes do not fit their checksum: a disk or a copy has changed them.
         EmaRefusedError: averages hold NaN or infinities; whoever loads them gets noise.
     """
-    tensors: dict[Address, TensorRef] = {(name,): ref for name, ref in sources.items()}
-    seen = scan(checkpoint.reader, tensors, READS, no_progress, elsewhere=False)
     suspects = [(str(name), ref) for (name,), ref in seen.suspects if name in averaged]
     bad = find_nonfinite(checkpoint.reader, suspects)
     return (

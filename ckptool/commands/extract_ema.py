@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from ckptool.provenance import as_text
 from ckptool.refusals import require_ema
 from ckptool.renaming import only_matching, strip_prefix
 from ckptool.reports import CastReport, ExtractReport, Finding, ShardReport
+from ckptool.scan import Scan, completed
 from ckptool.soundness import (
+    look,
     meanwhile,
     prove_equalities,
     refuse_lossy,
@@ -103,19 +105,19 @@ def extract_ema(
         )
         targets = _targets(checkpoint, state_dict, force=force)
         gone = state_dict.left_over
-        look = partial(_last_look, checkpoint, plan, force=force)
-        judge = partial(_refuse_lossy, checkpoint, casting, force=force)
-        with meanwhile(look) as findings:
+        passed = casting.passed(ref for _, ref in state_dict.cast)
+        with meanwhile(partial(look, checkpoint, plan.tensors, passed)) as seen:
+            judge = partial(_judge, checkpoint, plan, casting, seen, force=force)
             if dry_run:
                 survey(state_dict, checkpoint.reader, progress)
+                found = judge()
             else:
                 note = as_text(origin("extract-ema", path, location, location.selected, made_at))
                 with whole_files(targets, force=force, gone=gone) as files:
                     write(state_dict, files, checkpoint.reader, note, progress)
-                    findings()  # a refusal discards the files
-                    judge()
+                    found = judge()  # a refusal discards the files
                     checkpoint.reader.refuse_changed()
-            found = (*findings(), *judge(), *warnings(checkpoint, location))
+            found = (*found, *warnings(checkpoint, location))
         report = _report(path, location, plan, state_dict, names, ties, found, written=not dry_run)
         return report._replace(removed=tuple(old.name for old in gone))
 
@@ -155,13 +157,21 @@ def _targets(checkpoint: Checkpoint, state_dict: StateDict, *, force: bool) -> l
     return [check_output(path, inputs, force=force) for path in state_dict.paths]
 
 
-def _last_look(checkpoint: Checkpoint, plan: Extraction, *, force: bool) -> tuple[Finding, ...]:
-    return refuse_unsound(checkpoint, plan.tensors, plan.averaged, force=force)
-
-
-def _refuse_lossy(checkpoint: Checkpoint, casting: Casting, *, force: bool) -> tuple[Finding, ...]:
+def _judge(
+    checkpoint: Checkpoint,
+    plan: Extraction,
+    casting: Casting,
+    seen: Callable[[], Scan],
+    *,
+    force: bool,
+) -> tuple[Finding, ...]:
+    """What was read, beside the writing and for it, and what the casts have cost."""
+    everything = completed(seen(), casting.seen)
     hint = "bfloat16 has the range of float32; --force casts all the same"
-    return refuse_lossy(checkpoint, casting.losses, force=force, hint=hint)
+    return (
+        *refuse_unsound(checkpoint, everything, plan.averaged, force=force),
+        *refuse_lossy(checkpoint, casting.losses, force=force, hint=hint),
+    )
 
 
 def _plan(

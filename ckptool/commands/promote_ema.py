@@ -24,7 +24,14 @@ from ckptool.promotion import Promotion, check_slot, optimizers, plan_promotion
 from ckptool.provenance import as_text
 from ckptool.refusals import require_ema
 from ckptool.reports import Finding, PromoteReport
-from ckptool.soundness import meanwhile, prove_equalities, refuse_lossy, refuse_unsound, warnings
+from ckptool.soundness import (
+    look,
+    meanwhile,
+    prove_equalities,
+    refuse_lossy,
+    refuse_unsound,
+    warnings,
+)
 from ckptool.writers import patched_copy
 from ckptool.writers.base import PartialFile, check_in_place, check_output, whole_file
 from ckptool.writers.containers import CONTAINERS
@@ -83,10 +90,10 @@ def promote_ema(
         kept = path.with_name(path.name + BACKUP) if backup and changes else None
         place = _check_place(checkpoint, target, kept, in_place=in_place, force=force)
         done = changes and not dry_run
-        look = partial(_last_look, checkpoint, plan, force=force)
+        last_look = partial(_last_look, checkpoint, plan, force=force)
         account = patched_copy.Account()
         judge = partial(refuse_lossy, checkpoint, account.losses, force=force)
-        with meanwhile(look) as findings:
+        with meanwhile(last_look) as findings:
             if done:
                 note = as_text(origin("promote-ema", path, location, candidate, made_at))
                 unchanged = partial(_refuse_changes, checkpoint, place, in_place=in_place)
@@ -151,7 +158,8 @@ def _check_place(
 def _last_look(checkpoint: Checkpoint, plan: Promotion, *, force: bool) -> tuple[Finding, ...]:
     """What the values say; read beside the copy."""
     averages = {patch.name: patch.source for patch in plan.patches}
-    return refuse_unsound(checkpoint, averages, averages.keys(), force=force)
+    seen = look(checkpoint, averages)
+    return refuse_unsound(checkpoint, seen, averages.keys(), force=force)
 
 
 def _write(

@@ -14,6 +14,7 @@ import stat
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -56,13 +57,7 @@ class SourceFile:
         Raises:
             DamagedError: the file ends before.
         """
-        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
-            missing = offset + nbytes - self.size
-            raise DamagedError(
-                f"truncated: {nbytes} bytes expected at offset {offset}, "
-                f"but the file ends at {self.size} ({missing} bytes short)",
-                path=self.path,
-            )
+        self._check_place(offset, nbytes)
         parts = []
         while nbytes:
             try:
@@ -70,14 +65,42 @@ class SourceFile:
             except OSError as error:
                 raise _unreadable(self.path, error) from error
             if not part:
-                raise DamagedError(
-                    "the file became shorter while it was read",
-                    path=self.path,
-                    hint="wait until the job that writes it has finished",
-                )
+                raise self._shorter()
             parts.append(part)
             offset, nbytes = offset + len(part), nbytes - len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def fill(self, room: memoryview, offset: int) -> None:
+        """The bytes from ``offset`` in memory that is there already, and near the processor.
+
+        Raises:
+            DamagedError: the file ends before.
+        """
+        self._check_place(offset, len(room))
+        while room:
+            try:
+                count = os.preadv(self.fd, [room], offset)
+            except OSError as error:
+                raise _unreadable(self.path, error) from error
+            if not count:
+                raise self._shorter()
+            room, offset = room[count:], offset + count
+
+    def _check_place(self, offset: int, nbytes: int) -> None:
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
+            missing = offset + nbytes - self.size
+            raise DamagedError(
+                f"truncated: {nbytes} bytes expected at offset {offset}, "
+                f"but the file ends at {self.size} ({missing} bytes short)",
+                path=self.path,
+            )
+
+    def _shorter(self) -> DamagedError:
+        return DamagedError(
+            "the file became shorter while it was read",
+            path=self.path,
+            hint="wait until the job that writes it has finished",
+        )
 
     def head(self, nbytes: int) -> bytes:
         """The first bytes, at most ``nbytes`` of them."""
@@ -125,11 +148,14 @@ class TensorReader:
 
     def __init__(self, *opened: SourceFile) -> None:
         self._files = {file.path: file for file in opened}
+        self._opening = Lock()  # threads read
 
     def file(self, path: Path) -> SourceFile:
         """The open file at ``path``."""
         if path not in self._files:
-            self._files[path] = SourceFile(path)
+            with self._opening:
+                if path not in self._files:
+                    self._files[path] = SourceFile(path)
         return self._files[path]
 
     @property
@@ -144,6 +170,14 @@ class TensorReader:
             begin = span.offset + start
             return span.source.data[begin : begin + count]
         return self.file(span.source).read(span.offset + start, count)
+
+    def read_into(self, room: memoryview, span: ByteSpan) -> bytes | memoryview:
+        """All bytes of a span: in ``room``, when they come from a file and fit."""
+        if isinstance(span.source, Blob) or span.nbytes > len(room):
+            return self.read(span)
+        filled = room[: span.nbytes]
+        self.file(span.source).fill(filled, span.offset)
+        return filled
 
     def refuse_changed(self) -> None:
         """Make sure that no file was written to since it was opened.

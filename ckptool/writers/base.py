@@ -67,6 +67,7 @@ class PartialFile:
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
+        self._pace.before(self.fd, self.position, len(data))
         self.position += self._put(data, self.position)
         self._pace.after(self.fd, self.position)
 

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ckptool.casting import Losses, converted, side_by_side
+from ckptool.casting import Losses, converted, room, side_by_side
 from ckptool.crc import crc32
 from ckptool.dtypes import DType
 from ckptool.errors import UnsupportedError
@@ -276,45 +277,36 @@ class _Piece(NamedTuple):
     lost: Losses
 
 
-Parts = tuple[Patch, Chunk, Chunk]
+class Parts(NamedTuple):
+    """A part of a target, and the same part of its source."""
+
+    patch: Patch
+    ours: Chunk
+    theirs: Chunk
 
 
 def _made(patches: Iterable[Patch], reader: TensorReader) -> Iterator[_Piece]:
     """The values of all targets, in their order; several threads make them."""
-
-    def make(batch: list[Parts]) -> list[_Piece]:
-        return [_piece(reader, *parts) for parts in batch]
-
-    for batch in side_by_side(make, _batches(patches)):
-        yield from batch
+    parts = (Parts(patch, *both) for patch in patches for both in pieces(patch))
+    return side_by_side(partial(_piece, reader), parts, _nbytes)
 
 
-def _batches(patches: Iterable[Patch]) -> Iterator[list[Parts]]:
-    """Parts of about ``PIECE`` bytes together: handing one over costs as much as a small one."""
-    batch: list[Parts] = []
-    room = PIECE
-    for patch in patches:
-        for ours, theirs in pieces(patch):
-            nbytes = max(ours.span.nbytes, prod(ours.shape) * patch.source.dtype.itemsize)
-            if batch and nbytes > room:
-                yield batch
-                batch, room = [], PIECE
-            batch.append((patch, ours, theirs))
-            room -= nbytes
-    if batch:
-        yield batch
+def _nbytes(parts: Parts) -> int:
+    patch, ours, theirs = parts
+    return max(ours.span.nbytes, prod(theirs.shape) * patch.source.dtype.itemsize)
 
 
-def _piece(reader: TensorReader, patch: Patch, ours: Chunk, theirs: Chunk) -> _Piece:
+def _piece(reader: TensorReader, parts: Parts) -> _Piece:
+    patch, ours, theirs = parts
     return _Piece(patch.name, ours, *values_for(patch, reader, theirs))
 
 
 def values_for(patch: Patch, reader: TensorReader, theirs: Chunk) -> tuple[Array, Losses]:
     """A part of the source in the target's type, and what the cast has cost."""
-    given, kind = chunk_values(reader, patch.source, theirs), element_dtype(patch.target)
+    kind = element_dtype(patch.target)
     if patch.is_cast:
-        return converted(given, kind)
-    return cast(given, kind), Losses()  # maybe to another byte order
+        return converted(chunk_values(reader, patch.source, theirs, room()), kind)[:2]
+    return cast(chunk_values(reader, patch.source, theirs), kind), Losses()  # another byte order
 
 
 def laid(there: bytes, ours: Chunk, values: Array) -> bytearray:

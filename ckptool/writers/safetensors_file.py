@@ -42,13 +42,19 @@ def write(
     """
     casting = casting or Casting()
     output.write(header(tensors, metadata, casting))
-    runs = []
-    for name, ref in _ordered(tensors, casting):
-        if ref.is_stored_plainly and not casting.is_cast(ref):
+    runs, ordered = [], _ordered(tensors, casting)
+    made_here = ((name, ref) for name, ref in ordered if not _is_copied(ref, casting))
+    streams = casting.streams(reader, made_here)
+    for _, ref in ordered:
+        if _is_copied(ref, casting):
             output.copy(reader, ref.chunks[0].span, progress)
         else:
-            runs.append(write_blocks(output, casting.blocks(reader, name, ref), progress))
+            runs.append(write_blocks(output, next(streams), progress))
     return tuple(runs)
+
+
+def _is_copied(ref: TensorRef, casting: Casting) -> bool:
+    return ref.is_stored_plainly and not casting.is_cast(ref)
 
 
 def _ordered(tensors: Mapping[str, TensorRef], casting: Casting) -> list[tuple[str, TensorRef]]:

@@ -7,7 +7,8 @@ as another (safetensors has no way to say that two names share their bytes).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +50,13 @@ class StateDict(NamedTuple):
         """Shards of an earlier set under this name, which would stay beside the new one."""
         shards = (shard.path for shard in self.shards)
         return left_over(self.index_file, shards) if self.index_file else ()
+
+    @property
+    def cast(self) -> Iterator[tuple[str, TensorRef]]:
+        """What changes its type, under the name by which its losses are told."""
+        for shard in self.shards:
+            values = FORMATS[self.kind].values(shard.tensors, self.casting)
+            yield from ((name, ref) for name, ref in values if self.casting.is_cast(ref))
 
     @property
     def nbytes(self) -> int:
@@ -103,11 +111,8 @@ def write(
 
 def survey(plan: StateDict, reader: TensorReader, progress: Progress = no_progress) -> None:
     """Cast without writing, for the account of what is lost: the same as with writing."""
-    for shard in plan.shards:
-        for name, ref in FORMATS[plan.kind].values(shard.tensors, plan.casting):
-            if plan.casting.is_cast(ref):
-                for block in plan.casting.blocks(reader, name, ref):
-                    progress(len(block))
+    for block in chain.from_iterable(plan.casting.streams(reader, plan.cast)):
+        progress(len(block))
 
 
 class Format(NamedTuple):

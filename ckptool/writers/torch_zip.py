@@ -65,13 +65,15 @@ def write(
     archive.add_bytes(f"{ARCHIVE}/byteorder", b"little")
     with _checksum_thread() as pool:
         known = _known_checksums(reader, storages)
-        values = _Values(output, reader, casting, pool, known, progress)
+        made_here = ((s.name, s.values) for s in storages if not s.is_copied)
+        streams = casting.streams(reader, made_here)
+        copies = _Copies(output, reader, pool, known, progress)
         for storage in storages:
             archive.begin(f"{ARCHIVE}/data/{storage.key}")
             if storage.is_copied:
-                archive.end(values.copy(storage))
+                archive.end(copies.copy(storage))
             else:
-                made.append(values.make(storage))
+                made.append(write_blocks(output, next(streams), progress))
                 archive.end(made[-1].checksum)
         archive.add_bytes(f"{ARCHIVE}/version", b"3\n")
         if note is not None:
@@ -210,12 +212,11 @@ def _known_checksums(reader: TensorReader, storages: list[Storage]) -> dict[Byte
 
 
 @dataclass(frozen=True, slots=True)
-class _Values:
-    """Puts the values of storages at the end of the output."""
+class _Copies:
+    """Copies storages to the end of the output."""
 
     output: PartialFile
     reader: TensorReader
-    casting: Casting
     pool: ThreadPoolExecutor
     known: Mapping[ByteSpan, int]
     progress: Progress
@@ -234,10 +235,6 @@ class _Values:
             return partial(self.known.__getitem__, span)
         read = partial(self.reader.read, span)
         return self.pool.submit(checksum, read, span.nbytes).result
-
-    def make(self, storage: Storage) -> Run:
-        blocks = self.casting.blocks(self.reader, storage.name, storage.values)
-        return write_blocks(self.output, blocks, self.progress)
 
 
 # ------------------------------------------------------------------------------------------- pickle

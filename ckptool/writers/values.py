@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
+from ckptool.casting import side_by_side
 from ckptool.crc import crc32
 from ckptool.formats.base import SourceFile
 from ckptool.numerics import BLOCK, Progress, no_progress
@@ -50,9 +52,13 @@ def check_runs(path: Path, runs: Iterable[Run]) -> None:
         DamagedError: a byte differs.
     """
     with SourceFile(path) as written:
-        for run in runs:
+
+        def check(run: Run) -> None:
             found = checksum(partial(_read_from, written, run.offset), run.nbytes)
             expect(found == run.crc, f"{run.nbytes} bytes at {run.offset}", path)
+
+        for _ in side_by_side(check, runs, attrgetter("nbytes")):
+            pass
 
 
 def _read_from(file: SourceFile, start: int, at: int, nbytes: int) -> bytes:
