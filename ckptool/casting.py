@@ -5,27 +5,22 @@ type without infinities) **overflowed**, a value other than zero that became zer
 show in the bits of a block at once: where none is as large as the largest, only zeros are counted,
 before and after, and the values are not looked at one by one.
 
-Blocks are read and cast by a few threads and come out in order, across tensors, so that memory does
-not grow and a thread is seldom idle. What was read is looked at while it is near: its checksum, and
-whether it is finite. Extraction and promotion cast by the same two functions, :func:`converted` and
-:func:`side_by_side`.
+Extraction and promotion cast by the same two functions: :func:`converted`, and
+:func:`side_by_side`, which lets a few threads work on blocks whose results come out in order.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import cache
 from threading import local
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ckptool.crc import crc32, crc32_combine
 from ckptool.dtypes import BY_NAME, DTYPES, DType
-from ckptool.formats.base import TensorReader
-from ckptool.numerics import BLOCK, NO_ROOM, Part, bytes_of, cast, numpy_dtype, parts
+from ckptool.numerics import BLOCK, cast
 from ckptool.rounding import WORTH_IT, is_rounded, rounded
-from ckptool.scan import Seen
-from ckptool.tree import ByteSpan, TensorRef
+from ckptool.tree import TensorRef
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,8 +118,6 @@ class Casting:
 
     def __init__(self, wanted: DType | None = None) -> None:
         self.wanted = wanted
-        self.losses: dict[str, Losses] = {}  # of the tensors that lost something
-        self.seen: dict[ByteSpan, Seen] = {}  # of the runs that were read for a cast
 
     def dtype_of(self, ref: TensorRef) -> DType:
         """The type in which a tensor is written."""
@@ -138,83 +131,6 @@ class Casting:
         """Bytes of the values as they are written."""
         return ref.numel * self.wanted.itemsize if self.wanted and self.is_cast(ref) else ref.nbytes
 
-    def passed(self, tensors: Iterable[TensorRef]) -> frozenset[ByteSpan]:
-        """The runs of bytes of which ``seen`` will tell when these tensors have been written."""
-        return frozenset(ref.chunks[0].span for ref in tensors if self._is_seen(ref))
-
-    def _is_seen(self, ref: TensorRef) -> bool:
-        is_run = len(ref.chunks) == 1 and ref.chunks[0].is_contiguous and not ref.lazy
-        return self.is_cast(ref) and is_run and crc32_combine is not None
-
-    def streams(
-        self, reader: TensorReader, tensors: Iterable[tuple[str, TensorRef]]
-    ) -> Iterator[Iterator[memoryview]]:
-        """For each tensor its values in C order, little-endian, as they are written.
-
-        To be used up one after the other: threads are at work on what comes next. Counts what is
-        lost, under the tensors' names.
-        """
-        named = list(tensors)
-        made = side_by_side(_made, self._parts(reader, named), _nbytes)
-        for name, ref in named:
-            yield self._until_end(name, ref, made)
-
-    def _parts(
-        self, reader: TensorReader, tensors: Iterable[tuple[str, TensorRef]]
-    ) -> Iterator[_Part | None]:
-        """Those of each tensor, and None at its end."""
-        for _, ref in tensors:
-            wanted = numpy_dtype(self.dtype_of(ref)) if self.is_cast(ref) else None
-            for part in parts(reader, ref):
-                yield _Part(part, wanted)
-            yield None
-
-    def _until_end(
-        self, name: str, ref: TensorRef, made: Iterator[_Block | None]
-    ) -> Iterator[memoryview]:
-        lost, seen = Losses(), Seen(0, is_finite=True)
-        for block in made:
-            if block is None:
-                break
-            lost += block.lost
-            seen = _joined(seen, block.seen, block.nbytes)
-            yield block.data
-        if any(lost):
-            self.losses[name] = lost
-        if self._is_seen(ref):
-            self.seen[ref.chunks[0].span] = seen
-
-
-class _Part(NamedTuple):
-    part: Part
-    wanted: np.dtype[Any] | None  # None: they keep their type
-
-
-class _Block(NamedTuple):
-    data: memoryview
-    lost: Losses
-    seen: Seen  # of what was read for it
-    nbytes: int  # the same
-
-
-def _nbytes(given: _Part | None) -> int:
-    return given.part.nbytes if given else 0
-
-
-def _made(given: _Part | None) -> _Block | None:
-    if given is None:
-        return None
-    nbytes = given.part.nbytes
-    if given.wanted is None:
-        values = given.part.values(NO_ROOM)
-        swapped = values.dtype.byteorder == ">"
-        data = bytes_of(values.byteswap() if swapped else values)
-        return _Block(data, Losses(), Seen(0, is_finite=False), nbytes)
-    values = given.part.values(room())
-    crc = crc32(bytes_of(values))
-    made, lost, were_finite = converted(values, given.wanted)
-    return _Block(bytes_of(made), lost, Seen(crc, were_finite), nbytes)
-
 
 _ROOM = local()
 
@@ -227,19 +143,13 @@ def room() -> memoryview:
     return given
 
 
-def _joined(one: Seen, other: Seen, nbytes: int) -> Seen:
-    """Of two runs, of which the other has so many bytes."""
-    crc = crc32_combine(one.crc, other.crc, nbytes) if crc32_combine else 0
-    return Seen(crc, one.is_finite and other.is_finite)
-
-
 def side_by_side(
     work: Callable[[Given], Result], given: Iterable[Given], nbytes_of: Callable[[Given], int]
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """``map`` by several threads, with at most ``AHEAD`` batches of results waiting.
 
     ``nbytes_of`` says how much there is to each: handing over a small one costs as much as doing
-    it, so that they go together.
+    it, so that they go together. When it is closed, no thread is at work any more.
     """
     from concurrent.futures import Future, ThreadPoolExecutor  # noqa: PLC0415
 

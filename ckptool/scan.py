@@ -6,8 +6,8 @@ checksum and the arithmetic cost no second trip to memory; both release the GIL.
 values only asks whether all of them are finite; the few regions where they may not be are counted
 tensor by tensor afterwards, exactly.
 
-Who reads a region anyway, because its values are written in another type, sees the same on the way,
-and the region is left to him.
+Who reads a region anyway, because its values are written elsewhere, sees the same on the way, and
+the region is left to him.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from threading import local
 from typing import NamedTuple
 
-from ckptool.crc import crc32
+from ckptool.crc import Seen, crc32
 from ckptool.formats.base import SourceFile, TensorReader
 from ckptool.formats.zip_checksums import Checksummed, checksummed_records, is_storage
 from ckptool.numerics import BLOCK, FiniteTest, Progress, finite_test
@@ -51,13 +51,6 @@ class Region(NamedTuple):
     def span(self) -> ByteSpan:
         """The same run, as tensors have it."""
         return ByteSpan(self.file.path, self.offset, self.nbytes)
-
-
-class Seen(NamedTuple):
-    """What reading a run of bytes has shown."""
-
-    crc: int  # 0 where nobody asks for it
-    is_finite: bool  # surely
 
 
 class BrokenRecord(NamedTuple):
@@ -115,7 +108,8 @@ def scan(
     left = tuple(region for region in planned if region.span in passed)
     regions = [region for region in planned if region.span not in passed] if left else planned
     seen = ranks.work(list(_batches(regions)), partial(_seen, progress), _nbytes)
-    pairs = zip(regions, chain.from_iterable(seen), strict=True)
+    all_seen = (Seen(*each) for each in chain.from_iterable(seen))  # tuples, from other ranks
+    pairs = zip(regions, all_seen, strict=True)
     return Scan(0, 0, (), apart, left) + _judged(pairs)._replace(left=left)
 
 
@@ -276,4 +270,4 @@ def _read(region: Region) -> Seen:
         if region.test is not None and is_finite:
             is_finite = region.test(block)
         at += len(block)
-    return Seen(crc, is_finite)
+    return Seen(region.nbytes, crc, is_finite)

@@ -32,7 +32,7 @@ GROUPS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tree": (("tree",), ("dtypes", "errors")),
     "formats": (("formats", "formats.*", "trust"), ("tree", "words", "dtypes", "errors")),
     "numerics": (
-        ("numerics", "casting", "crc"),
+        ("numerics", "casting", "rounding", "crc"),
         ("formats", "tree", "reports", "dtypes", "errors"),
     ),
     "inventory": (("inventory",), ("tree",)),
@@ -175,8 +175,8 @@ def test_every_arrow_is_used():
 HOMES = {
     "rich": {"render.terminal"},
     # The kernels of the comparison are given numpy or torch as a namespace.
-    "numpy": {"numerics", "casting", "comparison.arrays"},
-    "ml_dtypes": {"numerics", "casting", "comparison.arrays"},
+    "numpy": {"numerics", "casting", "rounding", "comparison.arrays"},
+    "ml_dtypes": {"numerics", "casting", "rounding", "comparison.arrays"},
     "torch": {"torch_bridge", "library", "comparison.arrays", "ranks"},
     "safetensors": {"writers.safetensors_file"},
     "click": set(),

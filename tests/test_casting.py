@@ -12,6 +12,8 @@ from ckptool.casting import CASTABLE, Casting, Losses, converted
 from ckptool.dtypes import BY_NAME
 from ckptool.formats import open_checkpoint
 from ckptool.numerics import BLOCK, numpy_dtype
+from ckptool.writers.base import whole_file
+from ckptool.writers.transfer import Account, Move, transfer
 from judge import tensor_bytes
 from samples import filled
 
@@ -25,11 +27,12 @@ def cast(tensor, wanted, folder):
     """(the values that ckptool writes, what it says was lost)."""
     path = folder / "in.pt"
     torch.save({"t": tensor}, path)
-    casting = Casting(BY_NAME[wanted])
-    with open_checkpoint(path) as checkpoint:
-        blocks = next(casting.streams(checkpoint.reader, checkpoint.tree.items()))
-        data = b"".join(bytes(block) for block in blocks)
-    return data, casting.losses.get("t", Losses())
+    output = folder / "out"
+    account = Account()
+    with open_checkpoint(path) as checkpoint, whole_file(output, force=True) as file:
+        move = Move("t", checkpoint.tree["t"], 0)
+        transfer([move], checkpoint.reader, Casting(BY_NAME[wanted]), account, file)
+    return output.read_bytes(), account.losses.get("t", Losses())
 
 
 def expected(tensor, wanted):
@@ -113,9 +116,11 @@ def test_big_endian_values(tmp_path, fixtures):
         reference = reference["state_dict"]
         casting = Casting(BY_NAME["bfloat16"])
         for name, ref in checkpoint.tree["state_dict"].items():
-            if casting.is_cast(ref):
-                data = b"".join(next(casting.streams(checkpoint.reader, [(name, ref)])))
-                assert data == tensor_bytes(reference[name].bfloat16())
+            output = tmp_path / name
+            with whole_file(output, force=False) as file:
+                transfer([Move(name, ref, 0)], checkpoint.reader, casting, Account(), file)
+            expected = reference[name].bfloat16() if casting.is_cast(ref) else reference[name]
+            assert output.read_bytes() == tensor_bytes(expected)
 
 
 @pytest.mark.parametrize(

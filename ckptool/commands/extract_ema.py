@@ -34,6 +34,7 @@ from ckptool.writers.base import check_output
 from ckptool.writers.destination import format_of, output_path
 from ckptool.writers.shards import FOLDER_NAME, parse_size, refuse_other_form, whole_files
 from ckptool.writers.state_dict import StateDict, plan_state_dict, survey, write
+from ckptool.writers.transfer import Account, passed
 
 
 def extract_ema(
@@ -105,20 +106,23 @@ def extract_ema(
         )
         targets = _targets(checkpoint, state_dict, force=force)
         gone = state_dict.left_over
-        passed = casting.passed(ref for _, ref in state_dict.cast)
-        with meanwhile(partial(look, checkpoint, plan.tensors, passed)) as seen:
-            judge = partial(_judge, checkpoint, plan, casting, seen, force=force)
+        account = Account()
+        on_the_way = passed(ref for _, ref in (state_dict.cast if dry_run else state_dict.values))
+        with meanwhile(partial(look, checkpoint, plan.tensors, on_the_way)) as seen:
+            judge = partial(_judge, checkpoint, plan, account, seen, force=force)
             if dry_run:
-                survey(state_dict, checkpoint.reader, progress)
+                survey(state_dict, checkpoint.reader, account, progress)
                 found = judge()
             else:
                 note = as_text(origin("extract-ema", path, location, location.selected, made_at))
                 with whole_files(targets, force=force, gone=gone) as files:
-                    write(state_dict, files, checkpoint.reader, note, progress)
+                    write(state_dict, files, checkpoint.reader, account, note, progress)
                     found = judge()  # a refusal discards the files
                     checkpoint.reader.refuse_changed()
             found = (*found, *warnings(checkpoint, location))
-        report = _report(path, location, plan, state_dict, names, ties, found, written=not dry_run)
+        report = _report(
+            path, location, plan, state_dict, account, names, ties, found, written=not dry_run
+        )
         return report._replace(removed=tuple(old.name for old in gone))
 
 
@@ -160,17 +164,17 @@ def _targets(checkpoint: Checkpoint, state_dict: StateDict, *, force: bool) -> l
 def _judge(
     checkpoint: Checkpoint,
     plan: Extraction,
-    casting: Casting,
+    account: Account,
     seen: Callable[[], Scan],
     *,
     force: bool,
 ) -> tuple[Finding, ...]:
     """What was read, beside the writing and for it, and what the casts have cost."""
-    everything = completed(seen(), casting.seen)
+    everything = completed(seen(), account.seen)
     hint = "bfloat16 has the range of float32; --force casts all the same"
     return (
         *refuse_unsound(checkpoint, everything, plan.averaged, force=force),
-        *refuse_lossy(checkpoint, casting.losses, force=force, hint=hint),
+        *refuse_lossy(checkpoint, account.losses, force=force, hint=hint),
     )
 
 
@@ -193,6 +197,7 @@ def _report(
     location: EmaLocation,
     plan: Extraction,
     state_dict: StateDict,
+    account: Account,
     names: str,
     ties: str,
     findings: tuple[Finding, ...],
@@ -221,16 +226,16 @@ def _report(
         file=str(chosen.file) if chosen and chosen.file else None,
         kind=_kind(location),
         ties="shared" if state_dict.kind == "torch-zip" else ties,
-        casts=_casts(state_dict),
+        casts=_casts(state_dict, account),
         shards=_shards(state_dict),
     )
 
 
-def _casts(state_dict: StateDict) -> CastReport | None:
+def _casts(state_dict: StateDict, account: Account) -> CastReport | None:
     casting = state_dict.casting
     if casting.wanted is None:
         return None
-    total = sum(casting.losses.values(), Losses())
+    total = sum(account.losses.values(), Losses())
     return CastReport(
         dtype=casting.wanted.name,
         tensors=sum(
@@ -240,7 +245,7 @@ def _casts(state_dict: StateDict) -> CastReport | None:
         vanished=total.vanished,
         losses={
             name: {"overflowed": lost.overflowed, "vanished": lost.vanished}
-            for name, lost in casting.losses.items()
+            for name, lost in account.losses.items()
         },
     )
 

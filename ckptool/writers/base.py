@@ -23,7 +23,7 @@ from ckptool.interrupts import held, undone_at_end
 from ckptool.numerics import Progress, no_progress
 from ckptool.tree import Blob, ByteSpan
 from ckptool.writers.attributes import take_after
-from ckptool.writers.copying import Pace, Ways, clone, copy_bytes
+from ckptool.writers.copying import STEP, Pace, Ways, clone, copy_bytes
 from ckptool.writers.partial import (
     create,
     in_use,
@@ -55,6 +55,7 @@ class PartialFile:
         self.path = path
         self.fd = -1  # until it is there
         self.position = 0  # bytes written
+        self._reserved = 0  # offset up to which there is room
         self._pace, self._ways = Pace(), Ways()
 
     def close(self) -> None:
@@ -67,9 +68,21 @@ class PartialFile:
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
-        self._pace.before(self.fd, self.position, len(data))
         self.position += self._put(data, self.position)
         self._pace.after(self.fd, self.position)
+
+    def skip(self, nbytes: int) -> int:
+        """Leave room for what is written later by :meth:`patch`, and say where it begins."""
+        self.position += nbytes
+        return self.position - nbytes
+
+    def make_way(self, offset: int, end: int) -> None:
+        """What lies before ``offset`` is on its way, and values up to ``end`` follow."""
+        self._pace.after(self.fd, offset)
+        if offset >= self._reserved:
+            nbytes = min(STEP, end - offset)
+            self._pace.before(self.fd, offset, nbytes)
+            self._reserved = offset + nbytes
 
     def patch(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Overwrite bytes that were written before."""
@@ -82,11 +95,6 @@ class PartialFile:
             parts.append(part)
             offset, nbytes = offset + len(part), nbytes - len(part)
         return b"".join(parts)
-
-    def copy(self, reader: TensorReader, span: ByteSpan, progress: Progress = no_progress) -> None:
-        """Append the bytes of a span."""
-        self._copy(reader, span, self.position, progress, self._pace)
-        self.position += span.nbytes
 
     def place(
         self, reader: TensorReader, span: ByteSpan, offset: int, progress: Progress = no_progress

@@ -19,7 +19,8 @@ from ckptool.formats.safetensors_file import LENGTH_BYTES, METADATA, parse_json
 from ckptool.numerics import Progress, no_progress
 from ckptool.tree import TensorRef
 from ckptool.writers.base import PartialFile, expect
-from ckptool.writers.values import Run, check_runs, write_blocks
+from ckptool.writers.transfer import Account, Move, made, transfer
+from ckptool.writers.values import Run, check_runs
 
 ALIGNMENT = 8
 
@@ -30,31 +31,24 @@ def write(
     reader: TensorReader,
     metadata: Mapping[str, str],
     casting: Casting | None = None,
+    account: Account | None = None,
     progress: Progress = no_progress,
 ) -> tuple[Run, ...]:
     """Write the tensors under their names; shared storages are written once for each name.
 
     Returns:
-        The runs of bytes that did not come straight from the source, for :func:`check_written`.
+        The runs of bytes that are not as they were read, for :func:`check_written`.
 
     Raises:
         UnsupportedError: a type or a name that the format cannot hold.
     """
-    casting = casting or Casting()
+    casting, account = casting or Casting(), account or Account()
     output.write(header(tensors, metadata, casting))
-    runs, ordered = [], _ordered(tensors, casting)
-    made_here = ((name, ref) for name, ref in ordered if not _is_copied(ref, casting))
-    streams = casting.streams(reader, made_here)
-    for _, ref in ordered:
-        if _is_copied(ref, casting):
-            output.copy(reader, ref.chunks[0].span, progress)
-        else:
-            runs.append(write_blocks(output, next(streams), progress))
-    return tuple(runs)
-
-
-def _is_copied(ref: TensorRef, casting: Casting) -> bool:
-    return ref.is_stored_plainly and not casting.is_cast(ref)
+    moves = [
+        Move(name, ref, output.skip(casting.nbytes_of(ref)))
+        for name, ref in _ordered(tensors, casting)
+    ]
+    return made(transfer(moves, reader, casting, account, output, progress))
 
 
 def _ordered(tensors: Mapping[str, TensorRef], casting: Casting) -> list[tuple[str, TensorRef]]:

@@ -8,7 +8,6 @@ as another (safetensors has no way to say that two names share their bytes).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from ckptool.tree import TensorRef
 from ckptool.writers import safetensors_file, torch_zip
 from ckptool.writers.base import PartialFile, expect
 from ckptool.writers.shards import Shard, index_of, index_path, left_over, plan_shards
+from ckptool.writers.transfer import Account, Move, transfer
 from ckptool.writers.values import Run, check_runs
 
 
@@ -52,11 +52,15 @@ class StateDict(NamedTuple):
         return left_over(self.index_file, shards) if self.index_file else ()
 
     @property
-    def cast(self) -> Iterator[tuple[str, TensorRef]]:
-        """What changes its type, under the name by which its losses are told."""
+    def values(self) -> Iterator[tuple[str, TensorRef]]:
+        """What is written once, under the name by which its losses are told."""
         for shard in self.shards:
-            values = FORMATS[self.kind].values(shard.tensors, self.casting)
-            yield from ((name, ref) for name, ref in values if self.casting.is_cast(ref))
+            yield from FORMATS[self.kind].values(shard.tensors, self.casting)
+
+    @property
+    def cast(self) -> Iterator[tuple[str, TensorRef]]:
+        """What changes its type."""
+        return ((name, ref) for name, ref in self.values if self.casting.is_cast(ref))
 
     @property
     def nbytes(self) -> int:
@@ -91,6 +95,7 @@ def write(
     plan: StateDict,
     files: Sequence[PartialFile],
     reader: TensorReader,
+    account: Account,
     note: str,
     progress: Progress = no_progress,
 ) -> None:
@@ -103,25 +108,28 @@ def write(
     files[0].need(plan.nbytes)
     how = FORMATS[plan.kind]
     for shard, file in zip(plan.shards, files, strict=False):
-        runs = how.write(plan, shard, file, reader, note, progress)
+        runs = how.write(plan, shard, file, reader, account, note, progress)
         how.check(plan, shard, file.path, runs)
     if plan.index_file:
         files[-1].write(index_of(plan.shards, plan.casting, plan.noted))
 
 
-def survey(plan: StateDict, reader: TensorReader, progress: Progress = no_progress) -> None:
+def survey(
+    plan: StateDict, reader: TensorReader, account: Account, progress: Progress = no_progress
+) -> None:
     """Cast without writing, for the account of what is lost: the same as with writing."""
-    for block in chain.from_iterable(plan.casting.streams(reader, plan.cast)):
-        progress(len(block))
+    moves = [Move(name, ref, 0) for name, ref in plan.cast]
+    transfer(moves, reader, plan.casting, account, progress=progress)
 
 
 class Format(NamedTuple):
     """How a state dict becomes a file: a row of ``FORMATS``."""
 
     refuse: Callable[[Mapping[str, TensorRef], Casting], object]  # what it cannot hold
-    write: Callable[[StateDict, Shard, PartialFile, TensorReader, str, Progress], tuple[Run, ...]]
+    write: Callable[
+        [StateDict, Shard, PartialFile, TensorReader, Account, str, Progress], tuple[Run, ...]
+    ]
     check: Callable[[StateDict, Shard, Path, tuple[Run, ...]], None]
-    # What is written once, under the name by which its losses are told.
     values: Callable[[Mapping[str, TensorRef], Casting], Iterable[tuple[str, TensorRef]]]
 
 
@@ -134,12 +142,15 @@ def _write_safetensors(
     shard: Shard,
     file: PartialFile,
     reader: TensorReader,
+    account: Account,
     note: str,
     progress: Progress,
 ) -> tuple[Run, ...]:
     noted = {} if plan.index_file else plan.noted  # shards leave it to the index
     metadata = {**noted, "format": "pt", KEY: note}  # transformers wants the format
-    return safetensors_file.write(file, shard.tensors, reader, metadata, plan.casting, progress)
+    return safetensors_file.write(
+        file, shard.tensors, reader, metadata, plan.casting, account, progress
+    )
 
 
 def _check_safetensors(plan: StateDict, shard: Shard, path: Path, runs: tuple[Run, ...]) -> None:
@@ -151,10 +162,13 @@ def _write_torch(
     shard: Shard,
     file: PartialFile,
     reader: TensorReader,
+    account: Account,
     note: str,
     progress: Progress,
 ) -> tuple[Run, ...]:
-    return torch_zip.write(file, shard.tensors, reader, plan.wrap, plan.casting, progress, note)
+    return torch_zip.write(
+        file, shard.tensors, reader, plan.wrap, plan.casting, account, progress, note
+    )
 
 
 def _check_torch(plan: StateDict, shard: Shard, path: Path, runs: tuple[Run, ...]) -> None:

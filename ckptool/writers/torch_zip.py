@@ -6,20 +6,17 @@ checksum. The pickle names only what ``torch.load(weights_only=True)`` allows. T
 the same bytes of the source share one storage, so ties survive, also a cast: it is the storage that
 is cast, once.
 
-A large storage is copied as it stands. Its checksum is the one that the source has for it, where
-it was a whole record there: that is checked by whoever takes the last look, and where it did not
-fit (``--force``), the copy shows the damage as the source did. Else a thread reads the storage for
-it meanwhile.
+Where a storage is a whole record of its source, it keeps the checksum that it has there: whether
+that fits is judged by whoever looks at what was read, and where it did not (``--force``), the copy
+shows the damage as the source did.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ckptool.casting import Casting
 from ckptool.dtypes import DType
@@ -27,17 +24,14 @@ from ckptool.errors import UnsupportedError
 from ckptool.formats.base import TensorReader
 from ckptool.formats.torch_zip import PROVENANCE
 from ckptool.formats.zip_checksums import checksummed_records
-from ckptool.numerics import Progress, no_progress, value_bytes
-from ckptool.tree import Blob, ByteSpan, Chunk, TensorRef, contiguous_strides, extent
+from ckptool.numerics import Progress, no_progress
+from ckptool.tree import ByteSpan, Chunk, TensorRef, contiguous_strides, extent
 from ckptool.writers.base import PartialFile
-from ckptool.writers.values import Run, checksum, write_blocks
-from ckptool.writers.zip_archive import ArchiveWriter, Checksum
-
-if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+from ckptool.writers.transfer import Account, Move, made, transfer
+from ckptool.writers.values import Run
+from ckptool.writers.zip_archive import ArchiveWriter
 
 ARCHIVE = "archive"
-WORTH_COPYING = 1 << 18  # bytes
 
 
 def write(
@@ -46,40 +40,38 @@ def write(
     reader: TensorReader,
     wrap: str | None = None,
     casting: Casting | None = None,
+    account: Account | None = None,
     progress: Progress = no_progress,
     note: str | None = None,
 ) -> tuple[Run, ...]:
     """Write ``{name: tensor}``, or ``{wrap: {name: tensor}}``; ``note`` is the provenance.
 
     Returns:
-        The runs of bytes that did not come straight from the source, to be read back.
+        The runs of bytes that are not as they were read, to be read back.
 
     Raises:
         UnsupportedError: a tensor that has no values or no plain form.
     """
-    casting = casting or Casting()
+    casting, account = casting or Casting(), account or Account()
     storages = plan_storages(tensors, casting)
     archive = ArchiveWriter(output)
-    made = []
     archive.add_bytes(f"{ARCHIVE}/data.pkl", _pickle(tensors, storages, wrap))
     archive.add_bytes(f"{ARCHIVE}/byteorder", b"little")
-    with _checksum_thread() as pool:
-        known = _known_checksums(reader, storages)
-        made_here = ((s.name, s.values) for s in storages if not s.is_copied)
-        streams = casting.streams(reader, made_here)
-        copies = _Copies(output, reader, pool, known, progress)
-        for storage in storages:
-            archive.begin(f"{ARCHIVE}/data/{storage.key}")
-            if storage.is_copied:
-                archive.end(copies.copy(storage))
-            else:
-                made.append(write_blocks(output, next(streams), progress))
-                archive.end(made[-1].checksum)
-        archive.add_bytes(f"{ARCHIVE}/version", b"3\n")
-        if note is not None:
-            archive.add_bytes(f"{ARCHIVE}/{PROVENANCE}", note.encode())
-        archive.finish()
-    return tuple(made)
+    known = _known_checksums(reader, storages)
+    checksums: dict[int, int] = {}
+    moves = []
+    for storage in storages:
+        archive.begin(f"{ARCHIVE}/data/{storage.key}")
+        moves.append(Move(storage.name, storage.values, output.skip(storage.nbytes)))
+        archive.end(partial(checksums.__getitem__, storage.key))
+    moved = transfer(moves, reader, casting, account, output, progress)
+    for storage, (run, _) in zip(storages, moved, strict=True):
+        checksums[storage.key] = known.get(storage.key, run.crc)
+    archive.add_bytes(f"{ARCHIVE}/version", b"3\n")
+    if note is not None:
+        archive.add_bytes(f"{ARCHIVE}/{PROVENANCE}", note.encode())
+    archive.finish()
+    return made(moved)
 
 
 # ---------------------------------------------------------------------------------------- storages
@@ -182,59 +174,18 @@ def _joins(last: ByteSpan, span: ByteSpan, one: DType, other: DType) -> bool:
     return same_kind and overlaps and (span.offset - last.offset) % one.itemsize == 0
 
 
-@contextmanager
-def _checksum_thread() -> Iterator[ThreadPoolExecutor]:
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
-
-    pool = ThreadPoolExecutor(1)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _is_large(storage: Storage) -> bool:
-    """Whether it is worth a copy of its own."""
-    return storage.nbytes >= WORTH_COPYING and not isinstance(storage.span.source, Blob)
-
-
-def _known_checksums(reader: TensorReader, storages: list[Storage]) -> dict[ByteSpan, int]:
-    """Of the records in the zips that large storages come from."""
-    large = [storage for storage in storages if storage.is_copied and _is_large(storage)]
-    sources = {storage.span.source for storage in large}
-    return {
+def _known_checksums(reader: TensorReader, storages: list[Storage]) -> dict[int, int]:
+    """Of the storages that are whole records of the zips that they come from, by their keys."""
+    copied = [storage for storage in storages if storage.is_copied]
+    sources = {storage.span.source for storage in copied}
+    known = {
         ByteSpan(path, record.offset, record.nbytes): record.crc
         for path in sources
         if isinstance(path, Path)
         for record in checksummed_records(reader.file(path))
         if record.crc is not None
     }
-
-
-@dataclass(frozen=True, slots=True)
-class _Copies:
-    """Copies storages to the end of the output."""
-
-    output: PartialFile
-    reader: TensorReader
-    pool: ThreadPoolExecutor
-    known: Mapping[ByteSpan, int]
-    progress: Progress
-
-    def copy(self, storage: Storage) -> Checksum:
-        span = storage.span
-        if not _is_large(storage):
-            blocks = value_bytes(self.reader, storage.values)
-            return write_blocks(self.output, blocks, self.progress).checksum
-        checksum_of = self._checksum_of(span)
-        self.output.copy(self.reader, span, self.progress)
-        return checksum_of
-
-    def _checksum_of(self, span: ByteSpan) -> Checksum:
-        if span in self.known:
-            return partial(self.known.__getitem__, span)
-        read = partial(self.reader.read, span)
-        return self.pool.submit(checksum, read, span.nbytes).result
+    return {storage.key: known[storage.span] for storage in copied if storage.span in known}
 
 
 # ------------------------------------------------------------------------------------------- pickle

@@ -1,4 +1,4 @@
-"""Values that are no run of bytes of the source: written block by block, then read back.
+"""Values that are no run of bytes of the source are read back.
 
 What is copied as it stands is as good as the copy. What was cast, swapped or gathered on the way is
 ours: its checksum is taken on the way out and held against what can be read.
@@ -15,8 +15,8 @@ from typing import NamedTuple
 from ckptool.casting import side_by_side
 from ckptool.crc import crc32
 from ckptool.formats.base import SourceFile
-from ckptool.numerics import BLOCK, Progress, no_progress
-from ckptool.writers.base import PartialFile, expect
+from ckptool.numerics import BLOCK
+from ckptool.writers.base import expect
 
 
 class Run(NamedTuple):
@@ -25,24 +25,6 @@ class Run(NamedTuple):
     offset: int
     nbytes: int
     crc: int
-
-    def checksum(self) -> int:
-        """Known already."""
-        return self.crc
-
-
-def write_blocks(
-    output: PartialFile,
-    blocks: Iterable[bytes | memoryview],
-    progress: Progress = no_progress,
-) -> Run:
-    """Append the blocks."""
-    start, crc = output.position, 0
-    for block in blocks:
-        crc = crc32(block, crc)
-        output.write(block)
-        progress(len(block))
-    return Run(start, output.position - start, crc)
 
 
 def check_runs(path: Path, runs: Iterable[Run]) -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from struct import Struct
 
+from ckptool.crc import crc32
 from ckptool.formats.zip_records import END, ZIP64_END, ZIP64_LOCATOR
 from ckptool.writers.base import PartialFile
-from ckptool.writers.values import write_blocks
 
 ALIGNMENT = 64
 UTF8_NAME = 0x800
@@ -49,7 +50,8 @@ class ArchiveWriter:
     def add_bytes(self, name: str, data: bytes) -> None:
         """Append a whole record."""
         self.begin(name)
-        self.end(write_blocks(self._output, (data,)).checksum)
+        self._output.write(data)
+        self.end(partial(crc32, data))
 
     def begin(self, name: str) -> None:
         """Begin a record; what is written from now on is its data."""
