@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, partial
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,6 +39,7 @@ def no_progress(_nbytes: int) -> None:
     """Tells nobody."""
 
 
+@cache
 def numpy_dtype(dtype: DType, byteorder: str = "little") -> np.dtype[Any]:
     """The numpy type that does arithmetic on ``dtype``.
 

@@ -102,8 +102,9 @@ def extract_ema(
         prove_equalities(checkpoint, location.selected)
         noted = plan.tied if kind == "safetensors" and ties == "once" else {}
         state_dict = plan_state_dict(
-            output, kind, plan.tensors, casting, noted=noted, wrap=wrap, max_shard=limit
-        )
+            output, kind, plan.tensors, casting,
+            noted=noted, wrap=wrap, max_shard=limit, damaged=force,
+        )  # fmt: skip
         targets = _targets(checkpoint, state_dict, force=force)
         gone = state_dict.left_over
         account = Account()

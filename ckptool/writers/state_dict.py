@@ -33,6 +33,7 @@ class StateDict(NamedTuple):
     casting: Casting
     noted: Mapping[str, str]  # names that are not written, because another is the same tensor
     wrap: str | None = None
+    damaged: bool = False  # taken all the same, if it is
 
     @property
     def index_file(self) -> Path | None:
@@ -78,6 +79,7 @@ def plan_state_dict(
     noted: Mapping[str, str],
     wrap: str | None = None,
     max_shard: int | None = None,
+    damaged: bool = False,
 ) -> StateDict:
     """The files for ``tensors``, of which those in ``noted`` are left out.
 
@@ -88,7 +90,7 @@ def plan_state_dict(
     shards = plan_shards(output, written, casting, max_shard)
     for shard in shards:
         FORMATS[kind].refuse(shard.tensors, casting)
-    return StateDict(output, kind, shards, casting, noted, wrap)
+    return StateDict(output, kind, shards, casting, noted, wrap, damaged)
 
 
 def write(
@@ -167,8 +169,9 @@ def _write_torch(
     progress: Progress,
 ) -> tuple[Run, ...]:
     return torch_zip.write(
-        file, shard.tensors, reader, plan.wrap, plan.casting, account, progress, note
-    )
+        file, shard.tensors, reader, plan.wrap, plan.casting, account, progress, note,
+        damaged=plan.damaged,
+    )  # fmt: skip
 
 
 def _check_torch(plan: StateDict, shard: Shard, path: Path, runs: tuple[Run, ...]) -> None:

@@ -5,10 +5,6 @@ order, one record a storage, aligned to 64 bytes by padding in the local header,
 checksum. The pickle names only what ``torch.load(weights_only=True)`` allows. Tensors that view
 the same bytes of the source share one storage, so ties survive, also a cast: it is the storage that
 is cast, once.
-
-Where a storage is a whole record of its source, it keeps the checksum that it has there: whether
-that fits is judged by whoever looks at what was read, and where it did not (``--force``), the copy
-shows the damage as the source did.
 """
 
 from __future__ import annotations
@@ -43,8 +39,13 @@ def write(
     account: Account | None = None,
     progress: Progress = no_progress,
     note: str | None = None,
+    *,
+    damaged: bool = False,
 ) -> tuple[Run, ...]:
     """Write ``{name: tensor}``, or ``{wrap: {name: tensor}}``; ``note`` is the provenance.
+
+    Where the source may be ``damaged``, and is taken all the same, its whole records keep the
+    checksums that they have there, and the copy shows the damage as the source did.
 
     Returns:
         The runs of bytes that are not as they were read, to be read back.
@@ -57,7 +58,7 @@ def write(
     archive = ArchiveWriter(output)
     archive.add_bytes(f"{ARCHIVE}/data.pkl", _pickle(tensors, storages, wrap))
     archive.add_bytes(f"{ARCHIVE}/byteorder", b"little")
-    known = _known_checksums(reader, storages)
+    known = _known_checksums(reader, storages) if damaged else {}
     checksums: dict[int, int] = {}
     moves = []
     for storage in storages:

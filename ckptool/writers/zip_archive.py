@@ -1,7 +1,7 @@
 """Writes a zip archive of stored records, each aligned, from its beginning to its end.
 
 A record's size and checksum are known when its data has been written, or later still: the local
-headers are completed at the end, just before the directory. Sizes beyond 32 bits stand in the
+headers are written at the end, just before the directory. Sizes beyond 32 bits stand in the
 extra field 0x0001; the room up to the alignment is an extra field called ``FB``, as with torch.
 """
 
@@ -56,11 +56,11 @@ class ArchiveWriter:
     def begin(self, name: str) -> None:
         """Begin a record; what is written from now on is its data."""
         encoded, offset = name.encode(), self._output.position
-        self._output.write(self._local(encoded, 0, 0, offset))
+        self._output.skip(len(self._local(encoded, 0, 0, offset)))
         self._records.append(_Record(encoded, offset, self._output.position))
 
     def end(self, checksum: Checksum) -> None:
-        """End it; its header is completed when the checksum is known."""
+        """End it; its header is written when the checksum is known."""
         record = self._records[-1]
         record.size, record.checksum = self._output.position - record.start, checksum
 
@@ -89,7 +89,7 @@ class ArchiveWriter:
         return fixed + name + extra
 
     def complete(self) -> list[bytes]:
-        """Complete the local headers, and give the entries for the directory."""
+        """Write the local headers, and give the entries for the directory."""
         entries = []
         for record in self._records:
             crc = record.checksum()
@@ -99,7 +99,7 @@ class ArchiveWriter:
         return entries
 
     def finish(self) -> None:
-        """Complete the headers; then the central directory and the end records."""
+        """Write the headers; then the central directory and the end records."""
         entries, start = self.complete(), self._output.position
         self._output.write(b"".join(entries))
         write_end(self._output, start, len(entries))
