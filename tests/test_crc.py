@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptool.crc import crc32
+from ckptool.crc import Seen, crc32
 from output import environment
 from paths import FIXTURES
 
@@ -44,3 +44,26 @@ def test_inspect_does_without():
         env=environment(), capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert told.stdout.splitlines()[-1] == "False"
+
+
+@given(st.lists(st.binary(max_size=300), max_size=5))
+def test_runs_behind_each_other(parts):
+    seen = Seen()
+    for part in parts:
+        seen = seen.then(Seen(len(part), crc32(part), is_finite=b"n" not in part))
+    whole = b"".join(parts)
+    assert seen == (len(whole), zlib.crc32(whole), b"n" not in whole)
+
+
+@pytest.mark.parametrize("nbytes", [1, 1 << 20, (1 << 35) + 12345])
+def test_runs_of_any_length(nbytes):
+    """A run of zeros is a shift, which two halves do as well as the whole."""
+    halves = nbytes // 2, nbytes - nbytes // 2
+    zeros = zlib.crc32(bytes(4096))
+    start = Seen(4096, zeros)
+    if nbytes <= 1 << 20:
+        assert start.then(Seen(nbytes, zlib.crc32(bytes(nbytes)))).crc == zlib.crc32(
+            bytes(4096 + nbytes)
+        )
+    by_halves = start.then(Seen(halves[0], 0)).then(Seen(halves[1], 0))
+    assert by_halves == start.then(Seen(nbytes, 0))

@@ -74,6 +74,21 @@ def _remove_abandoned(partial: Path, target: Path) -> None:
         os.close(fd)
 
 
+def abandoned(target: Path) -> Path | None:
+    """What a killed run has left on its way to ``target``; None: nothing, or a run has it."""
+    partial = partial_beside(target)
+    try:
+        fd = os.open(partial, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return partial if _lock(fd) else None
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
 def remove_second_name(target: Path) -> None:
     """Remove the partial file of a run that was killed when its file stood at ``target``."""
     partial = partial_beside(target)

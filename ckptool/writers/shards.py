@@ -6,7 +6,8 @@ tensor would exceed the size, one that is larger than the size alone in a shard 
 
 The index is what makes the shards a checkpoint, so it is the mark of completion: it is put in place
 last, and taken away first when a set is replaced, with those of its shards that the new set does
-not have. A loader finds a whole set or none.
+not have. A loader finds a whole set or none. A run that is killed between the shards leaves the
+index on its way, complete: by it the next run knows the shards that are its own to replace.
 
 Source: huggingface_hub 2.4 ``serialization/_base.py``, ``serialization/_torch.py``.
 """
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from ckptool.formats.sharded import MAX_INDEX
 from ckptool.interrupts import held
 from ckptool.tree import TensorRef
 from ckptool.writers.base import PartialFile, sync_folder, whole_file
+from ckptool.writers.partial import abandoned
 
 INDEX = ".index.json"
 SUFFIX = ".safetensors"
@@ -124,6 +126,13 @@ def left_over(index: Path, shards: Iterable[Path]) -> tuple[Path, ...]:
     return tuple(path for path in map(index.with_name, old) if path.is_file())
 
 
+def begun(index: Path, shards: Iterable[Path]) -> frozenset[Path]:
+    """Those of the shards that a run has put in place which was killed before their index."""
+    left = None if os.path.lexists(index) else abandoned(index)
+    names = _shards_named(left) if left else set()
+    return frozenset(path for path in shards if path.name in names)
+
+
 def _shards_named(index: Path) -> set[str]:
     """What an index lists; nothing where there is none that can be read."""
     try:
@@ -151,12 +160,17 @@ def refuse_other_form(output: Path, *, sharded: bool) -> None:
 
 @contextmanager
 def whole_files(
-    targets: Sequence[Path], *, force: bool, gone: Iterable[Path] = ()
+    targets: Sequence[Path],
+    *,
+    force: bool,
+    gone: Iterable[Path] = (),
+    ours: Collection[Path] = (),
 ) -> Iterator[list[PartialFile]]:
     """Several files that appear together, the last one last; none of them when the block fails.
 
     Everything is on the disk before the first is put in place, and no signal comes between. The
     last is what makes the others count, so an old one goes first, and then what is to be ``gone``.
+    What is ``ours`` is replaced also without ``force``: see :func:`begun`.
 
     Raises:
         OutputError: see :func:`~ckptool.writers.base.whole_file`.
@@ -167,7 +181,8 @@ def whole_files(
             files = []
             for target in reversed(targets):  # closed in the reverse of this order
                 opened.push(partial(_note, placed, target))
-                files.append(opened.enter_context(whole_file(target, force=force)))
+                may_replace = force or target in ours
+                files.append(opened.enter_context(whole_file(target, force=may_replace)))
             yield files[::-1]
             for file in files:
                 file.sync()

@@ -14,12 +14,14 @@ a request is a list of runs to start at once, each with its folder, its argument
 * ``{"user": [1001, 1002]}``: the process has the rights of this user, who is in this group too;
 * ``{"witness": "last.ckpt"}``: how the file is opened, and whether it is mapped when all is done.
 
-Calls are the functions of ``os`` and ``fcntl`` below, as the main thread makes them. Steps are
-small, so that small files are copied in several.
+Calls are the functions of ``os`` and ``fcntl`` below. Where they are counted, what threads would do
+is done when it is asked for, so that the n-th call is always the same. Steps are small, so that
+small files are copied in several.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import fcntl
 import gc
@@ -31,20 +33,21 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ckptool import numerics, scan
 from ckptool.cli import main
 from ckptool.interrupts import ENDING, end_cleanly
-from ckptool.writers import copying
+from ckptool.writers import base, copying
 
 CALLS = {
     os: (
-        "open", "close", "pread", "pwrite", "copy_file_range", "sendfile", "posix_fallocate",
-        "posix_fadvise", "fsync", "ftruncate", "fchmod", "fchown", "rename", "link", "unlink",
+        "open", "close", "pread", "preadv", "pwrite", "copy_file_range", "sendfile",
+        "posix_fallocate", "posix_fadvise", "fsync", "ftruncate", "fchmod", "fchown", "rename",
+        "link", "unlink",
         "lseek", "stat", "lstat", "fstat", "statvfs", "access", "readlink", "umask", "listxattr",
         "getxattr", "setxattr",
     ),
@@ -59,6 +62,21 @@ NOBODY_RAN = 99  # exit code of a child that came back from the script
 Fault = dict[str, Any]
 
 
+class AtOnce(concurrent.futures.Executor):
+    """A pool of threads without threads."""
+
+    def __init__(self, *_args, **_kwargs) -> None:
+        pass
+
+    def submit(self, task, /, *args, **kwargs):
+        future = concurrent.futures.Future()
+        try:
+            future.set_result(task(*args, **kwargs))
+        except Exception as error:  # noqa: BLE001 - as a thread hands it over
+            future.set_exception(error)
+        return future
+
+
 # ------------------------------------------------------------------------------------------- faults
 
 
@@ -70,6 +88,7 @@ class Calls:
         self.count = 0
 
     def patch(self) -> None:
+        concurrent.futures.ThreadPoolExecutor = scan.ThreadPoolExecutor = AtOnce
         for module, names in CALLS.items():
             for name in names:
                 if hasattr(module, name):
@@ -77,17 +96,16 @@ class Calls:
 
     def wrapped(self, name: str, real: Callable) -> Callable:
         def call(*args, **kwargs):
-            if threading.current_thread() is not threading.main_thread():
-                return real(*args, **kwargs)
             self.count += 1
             self.log(name)
             is_it = self.count == self.fault.get("at") or name == self.fault.get("name")
             if is_it and not self.fault.get("after"):
                 self.happen()
-            result = real(*args, **kwargs)
-            if is_it and self.fault.get("after"):
-                self.happen()
-            return result
+            try:
+                return real(*args, **kwargs)
+            finally:
+                if is_it and self.fault.get("after"):
+                    self.happen()
 
         return call
 
@@ -240,7 +258,9 @@ def warm(sample: str) -> None:
 if __name__ == "__main__":
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
-    copying.STEP, copying.WORTH_RESERVING = 1 << 14, 1 << 12
+    base.STEP = copying.STEP = 1 << 14
+    copying.WORTH_RESERVING = 1 << 12
+    numerics.BLOCK = 1 << 13  # bytes that are read, cast and written at a time
     warm(sys.argv[1])
     gc.freeze()  # children touch less of what they share
     for line in sys.stdin:

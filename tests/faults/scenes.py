@@ -100,6 +100,11 @@ class Scene:
     def backup(self) -> str | None:
         return f"{self.input}.bak" if "--backup" in self.args else None
 
+    @property
+    def index(self) -> str | None:
+        """The file without which the others are nothing yet."""
+        return "out.safetensors.index.json" if "--max-shard-size" in self.args else None
+
 
 SCENES = (
     Scene("in-place", ("promote-ema", INPUT, "--in-place")),
@@ -110,6 +115,10 @@ SCENES = (
           {"out.ckpt": b"an older one" * 9000}),
     Scene("extract-safetensors", ("extract-ema", INPUT, "-o", "out.safetensors"), again=2),
     Scene("extract-torch", ("extract-ema", INPUT, "-o", "out.pt"), again=2),
+    Scene("extract-cast",
+          ("extract-ema", INPUT, "-o", "out.safetensors", "--dtype", "float16"), again=2),
+    Scene("extract-shards",
+          ("extract-ema", INPUT, "-o", "out.safetensors", "--max-shard-size", "10KB"), again=2),
     Scene("extract-force", ("extract-ema", INPUT, "-o", "out.pt", "--force"),
           {"out.pt": b"an older one"}),
 )  # fmt: skip
@@ -184,13 +193,18 @@ class Stage:
         return self.driver(self.folder, scene.args, **fault)
 
     def look(self, scene: Scene) -> str:
-        """``before``, ``after``, or what else lies there; ``+ partial`` when litter does too."""
+        """``before``, ``after``, or what else lies there; ``+ partial`` when litter does too.
+
+        Some shards without their index are ``begun``.
+        """
         found = state_of(self.folder)
         partial = {name for name in found if name.endswith(PARTIAL)}
         whole = {name: content for name, content in found.items() if name not in partial}
         known = {"before": self.before(scene), "after": self.after(scene)}
         if scene.backup:
             known["backup"] = {**known["before"], scene.backup: self.inputs[scene.input]}
+        if scene.index and scene.index not in whole and len(whole) > len(known["before"]):
+            known["begun"] = {name: known["after"][name] for name in whole}
         sizes = str({name: len(content) for name, content in found.items()})
         state = next((name for name, state in known.items() if state == whole), sizes)
         return f"{state} + partial" if partial else state

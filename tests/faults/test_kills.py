@@ -20,7 +20,8 @@ CHANGING = {
     "ftruncate", "fchmod", "fchown", "rename", "link", "unlink", "setxattr", "ioctl", "umask",
 }  # fmt: skip
 CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-KILLED = {"before", "after", "before + partial", "after + partial", "backup", "backup + partial"}
+KILLED = {"before", "after", "before + partial", "after + partial", "backup", "backup + partial",
+          "begun + partial"}  # fmt: skip
 ENDED = {"before", "after"}
 
 Point = dict[str, int | bool]

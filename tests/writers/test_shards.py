@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -18,7 +19,8 @@ from ckptool.casting import Casting
 from ckptool.errors import OutputError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.writers import shards
-from ckptool.writers.shards import index_of, parse_size, plan_shards, whole_files
+from ckptool.writers.partial import partial_beside
+from ckptool.writers.shards import begun, index_of, parse_size, plan_shards, whole_files
 from output import environment
 from paths import contents
 
@@ -245,3 +247,58 @@ def test_the_folder_name_is_what_hugging_face_looks_for():
     constants = pytest.importorskip("huggingface_hub.constants")
     assert constants.SAFETENSORS_SINGLE_FILE == shards.FOLDER_NAME
     assert constants.SAFETENSORS_INDEX_FILE == shards.FOLDER_NAME + shards.INDEX
+
+
+# --------------------------------------------------------------------------------------- begun sets
+
+
+def leave_begun(targets):
+    """As a run that is killed between the shards and their index."""
+    one, two, index = targets
+    for shard in (one, two):
+        shard.write_text("new")
+    left = partial_beside(index)
+    left.write_text(json.dumps({"weight_map": {"a": "one", "b": "two", "c": 3}}))
+    return left
+
+
+def test_shards_without_their_index_are_known_by_the_index_on_its_way(targets):
+    leave_begun(targets)
+    *shards, index = targets
+    assert begun(index, shards) == set(shards)
+
+
+def test_shards_beside_an_index_are_not_begun(targets):
+    leave_begun(targets)
+    *shards, index = targets
+    index.write_text("{}")
+    assert begun(index, shards) == set()
+
+
+def test_shards_of_a_run_that_goes_on_are_its_own(targets):
+    left = leave_begun(targets)
+    *shards, index = targets
+    with left.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert begun(index, shards) == set()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b'{"weight_map": 3}', b"[]", b"\xff"])
+def test_shards_of_nobody_are_not_ours(content, targets):
+    left = leave_begun(targets)
+    left.unlink()
+    if content is not None:
+        left.write_bytes(content)
+    *shards, index = targets
+    assert begun(index, shards) == set()
+
+
+def test_only_what_is_ours_is_replaced_without_force(targets):
+    leave_begun(targets)
+    with whole_files(targets, force=False, ours=targets[:2]) as files:
+        for file in files:
+            file.write(b"newer")
+    assert {target.read_text() for target in targets} == {"newer"}
+    with pytest.raises(OutputError), whole_files(targets, force=False, ours=targets[:1]) as files:
+        files[0].write(b"newest")
+    assert targets[1].read_text() == "newer"

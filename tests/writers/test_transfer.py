@@ -1,0 +1,118 @@
+"""Values on their way: the bytes in their places, and what was seen of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+import zlib
+
+import pytest
+import torch
+
+from ckptool import casting
+from ckptool.casting import Casting
+from ckptool.dtypes import BY_NAME
+from ckptool.formats import open_checkpoint
+from ckptool.numerics import BLOCK
+from ckptool.writers.base import whole_file
+from ckptool.writers.transfer import Account, Move, made, passed, transfer
+from judge import tensor_bytes
+
+GENERATOR = torch.Generator().manual_seed(3)
+SIZE = BLOCK // 4 * 3 + 5  # of a float32 tensor that is read in several parts
+
+
+@pytest.fixture
+def tensors():
+    large = torch.randn(SIZE, generator=GENERATOR)
+    return {
+        "large": large,
+        "nothing": torch.zeros(0, 3),
+        "transposed": torch.randn(70, 90, generator=GENERATOR).T,
+        "counts": torch.arange(99),
+        "half": torch.randn(33, generator=GENERATOR).half(),
+        "with infinity": torch.tensor([1.0, float("inf")]),
+    }
+
+
+@pytest.fixture
+def checkpoint(tensors, tmp_path):
+    torch.save(tensors, tmp_path / "in.pt")
+    with open_checkpoint(tmp_path / "in.pt") as opened:
+        yield opened
+
+
+def moves_of(checkpoint, policy, gap=0):
+    """Each tensor behind the one before."""
+    moves, at = [], 64
+    for name, ref in checkpoint.tree.items():
+        moves.append(Move(name, ref, at))
+        at += policy.nbytes_of(ref) + gap
+    return moves, at
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16", "float8_e5m2", "float64"])
+def test_everything_comes_to_its_place(dtype, checkpoint, tensors, tmp_path):
+    policy, account = Casting(BY_NAME[dtype] if dtype else None), Account()
+    moves, end = moves_of(checkpoint, policy, gap=7)
+    with whole_file(tmp_path / "out", force=False) as file:
+        file.skip(end)
+        moved = transfer(moves, checkpoint.reader, policy, account, file)
+    written = (tmp_path / "out").read_bytes()
+    for move, (run, is_made) in zip(moves, moved, strict=True):
+        tensor = tensors[move.name]
+        is_cast = dtype is not None and tensor.is_floating_point()
+        wanted = tensor_bytes(tensor.to(getattr(torch, dtype)) if is_cast else tensor)
+        found = written[move.offset : move.offset + len(wanted)]
+        assert found == wanted, move.name
+        assert run == (move.offset, len(wanted), zlib.crc32(wanted))
+        assert is_made == (move.ref.dtype is not policy.dtype_of(move.ref)) or not is_cast
+    assert {run.offset for run in made(moved)} >= {
+        move.offset for move in moves if policy.is_cast(move.ref)
+    }
+
+
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_what_passes_is_seen(dtype, checkpoint, tensors):
+    account = Account()
+    moves, _ = moves_of(checkpoint, Casting())
+    transfer(moves, checkpoint.reader, Casting(BY_NAME[dtype] if dtype else None), account)
+    assert passed(move.ref for move in moves) == set(account.seen)
+    for move in moves:
+        seen = account.seen.get(move.ref.chunks[0].span)
+        assert (seen is None) == (move.name in {"nothing", "transposed"})
+        if seen:
+            data = tensor_bytes(tensors[move.name])
+            assert (seen.nbytes, seen.crc) == (len(data), zlib.crc32(data))
+            assert not seen.is_finite or move.name in {"large", "half"}
+            assert seen.is_finite or move.name in {"with infinity", "counts"}
+
+
+class FullDisk:
+    """An output that fails at once, and then notes who still writes."""
+
+    def __init__(self):
+        self.lock, self.calls = threading.Lock(), 0
+
+    def make_way(self, offset, end):
+        pass
+
+    def patch(self, data, offset):
+        with self.lock:
+            self.calls += 1
+            first = self.calls == 1
+        if first:
+            raise OSError(28, "No space left on device")
+        time.sleep(0.01)
+
+
+def test_when_it_has_failed_no_thread_writes_any_more(checkpoint, monkeypatch):
+    """The file is closed then, and its number may be another's."""
+    monkeypatch.setattr(casting, "BATCH", 1 << 16)
+    output = FullDisk()
+    moves, _ = moves_of(checkpoint, Casting())
+    with pytest.raises(OSError, match="No space left"):
+        transfer(moves * 3, checkpoint.reader, Casting(), Account(), output)
+    calls = output.calls
+    time.sleep(0.1)
+    assert output.calls == calls
