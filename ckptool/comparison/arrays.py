@@ -60,7 +60,7 @@ class Arrays(Protocol):
 class NumpyArrays:
     """On the processor."""
 
-    block = 1 << 16
+    block = 1 << 18
 
     def __init__(self) -> None:
         import numpy as np

@@ -99,8 +99,10 @@ def floats(xp: Namespace, a: Array, b: Array, rule: Tolerance, near: Near, room:
     if rule.atol or rule.rtol or rule.ulp:
         beyond = int(xp.count_nonzero(_beyond(distance, larger, rule, near)))
     sums = sums._replace(distance=float(distance.sum()))
-    relative = xp.divide(distance, xp.clip(larger, TINY, None, out=larger), out=b)
-    max_rel = min(float(relative.max()), FURTHEST)
+    max_rel = float(xp.divide(distance, larger, out=b).max())
+    if math.isnan(max_rel):  # two zeros: rare enough to be met only then
+        max_rel = float(xp.divide(distance, xp.clip(larger, TINY, None, out=larger), out=b).max())
+    max_rel = min(max_rel, FURTHEST)
     return Partial(len(a), differing, beyond, 0, at, worst, max_rel, sums)
 
 
