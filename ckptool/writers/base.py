@@ -43,6 +43,9 @@ REASONS = {
     errno.EFBIG: "the file would be larger than the file system or a limit allows",
 }
 
+MORE_ROOM = "make room, or name a file on another disk with -o"
+HINTS = {errno.ENOSPC: MORE_ROOM, errno.EDQUOT: MORE_ROOM}
+
 
 def _reason(error: OSError) -> str:
     return REASONS.get(error.errno or 0) or error.strerror or str(error)
@@ -169,7 +172,7 @@ class PartialFile:
             raise OutputError(
                 f"{nbytes:,} bytes are needed, {free:,} are free there; nothing was written",
                 path=self.path.parent,
-                hint="make room, or name a file on another disk with -o",
+                hint=MORE_ROOM,
             )
 
     def cut(self, position: int) -> None:
@@ -340,7 +343,8 @@ def _told_as_output_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(_reason(error), path=target) from error
+        hint = HINTS.get(error.errno or 0)
+        raise OutputError(_reason(error), path=target, hint=hint) from error
 
 
 def _publish(file: PartialFile, target: Path, *, force: bool, backup: Path | None) -> None:
