@@ -1,4 +1,4 @@
-"""Arithmetic on stored tensors, chunk by chunk; the only module that knows numpy.
+"""Arithmetic on stored tensors, chunk by chunk.
 
 Values are read through a buffer that fits a processor's cache, so memory does not grow with the
 tensor and the arithmetic runs while the bytes are warm. numpy is imported when first used: 0.1 s
@@ -272,8 +272,7 @@ def value_bytes(reader: TensorReader, ref: TensorRef) -> Iterator[bytes]:
             yield reader.read(span, start, min(BLOCK, span.nbytes - start))
         return
     for values in blocks(reader, ref):
-        dtype = values.dtype
-        swapped = ref.byteorder == "big" and dtype.itemsize > 1
+        swapped = values.dtype.byteorder == ">"  # arithmetic has put them in order
         yield (values.byteswap() if swapped else values).tobytes()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,8 +32,14 @@ from ckptool.soundness import (
 )
 from ckptool.writers.base import check_output
 from ckptool.writers.destination import format_of, output_path
-from ckptool.writers.partial import remove_second_name
-from ckptool.writers.shards import FOLDER_NAME, parse_size, refuse_other_form, whole_files
+from ckptool.writers.shards import (
+    FOLDER_NAME,
+    index_path,
+    parse_size,
+    refuse_other_form,
+    tidy,
+    whole_files,
+)
 from ckptool.writers.state_dict import StateDict, plan_state_dict, survey, write
 from ckptool.writers.transfer import Account, passed
 
@@ -82,7 +88,7 @@ def extract_ema(
             Hugging Face's loaders want them (safetensors only).
         force: replace existing files; write values that are not finite or overflow the type.
         dry_run: only say what would be written.
-        progress: called with the bytes read and written.
+        progress: called with the bytes written.
         layouts: rows of a house style, tried before the known ones.
         made_at: seconds since 1970 that the record of provenance tells; by default now.
 
@@ -106,11 +112,10 @@ def extract_ema(
             output, kind, plan.tensors, casting,
             noted=noted, wrap=wrap, max_shard=limit, damaged=force,
         )  # fmt: skip
-        gone, begun = state_dict.left_over, state_dict.begun
-        targets = _targets(checkpoint, state_dict, gone, begun, force=force)
-        ours = {
-            target for target, path in zip(targets, state_dict.paths, strict=True) if path in begun
-        }
+        if not dry_run:
+            tidy(index_path(output), state_dict.paths, checkpoint.reader.opened)
+        targets = _targets(checkpoint, state_dict, force=force)
+        gone = state_dict.left_over
         account = Account()
         on_the_way = passed(ref for _, ref in (state_dict.cast if dry_run else state_dict.values))
         with meanwhile(partial(look, checkpoint, plan.tensors, on_the_way)) as seen:
@@ -120,7 +125,7 @@ def extract_ema(
                 found = judge()
             else:
                 note = as_text(origin("extract-ema", path, location, location.selected, made_at))
-                with whole_files(targets, force=force, gone=gone, ours=ours) as files:
+                with whole_files(targets, force=force, gone=gone) as files:
                     write(state_dict, files, checkpoint.reader, account, note, progress)
                     found = judge()  # a refusal discards the files
                     checkpoint.reader.refuse_changed()
@@ -157,27 +162,13 @@ def _dtype(name: str | None) -> DType | None:
     return None if name is None else CASTABLE[name]
 
 
-def _targets(
-    checkpoint: Checkpoint,
-    state_dict: StateDict,
-    gone: Iterable[Path],
-    begun: Collection[Path],
-    *,
-    force: bool,
-) -> list[Path]:
+def _targets(checkpoint: Checkpoint, state_dict: StateDict, *, force: bool) -> list[Path]:
     """Where the files go, if they may, and what would be in the way may go."""
     inputs = [checkpoint.path, *(file.path for file in checkpoint.reader.opened)]
     refuse_other_form(state_dict.output, sharded=state_dict.index_file is not None)
-    for path in gone:
+    for path in state_dict.left_over:
         check_output(path, inputs, force=force)
-    for path in state_dict.paths:
-        remove_second_name(path.resolve())
-    # The index first: it says what is there, and was put in place last.
-    last_first = [
-        check_output(path, inputs, force=force or path in begun)
-        for path in reversed(state_dict.paths)
-    ]
-    return last_first[::-1]
+    return [check_output(path, inputs, force=force) for path in state_dict.paths]
 
 
 def _judge(

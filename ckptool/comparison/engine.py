@@ -157,7 +157,7 @@ class Engine:
         return self._kernel(one_sided, data, data)
 
     def _kernel(self, job: Job, a: bytes, b: bytes) -> Partial:
-        """All of a run, in blocks that fit the cache."""
+        """All of a run, in the blocks that the backend likes."""
         size, other_size, step = job.a.dtype.itemsize, job.b.dtype.itemsize, self.arrays.block
         whole = Partial(0)
         with self.arrays.quietly():

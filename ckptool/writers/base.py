@@ -57,7 +57,7 @@ class PartialFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.fd = -1  # until it is there
-        self.position = 0  # bytes written
+        self.position = 0  # where the next bytes are appended
         self._reserved = 0  # offset up to which there is room
         self._pace, self._ways = Pace(), Ways()
 
@@ -88,7 +88,7 @@ class PartialFile:
             self._reserved = offset + nbytes
 
     def patch(self, data: bytes | bytearray | memoryview, offset: int) -> None:
-        """Overwrite bytes that were written before."""
+        """Write bytes at a place before the end: over others, or where :meth:`skip` left room."""
         self._put(data, offset)
 
     def read(self, offset: int, nbytes: int) -> bytes:
@@ -103,20 +103,10 @@ class PartialFile:
         self, reader: TensorReader, span: ByteSpan, offset: int, progress: Progress = no_progress
     ) -> None:
         """Copy the bytes of a span over what stands at ``offset``."""
-        self._copy(reader, span, offset, progress, None)
-
-    def _copy(
-        self,
-        reader: TensorReader,
-        span: ByteSpan,
-        offset: int,
-        progress: Progress,
-        pace: Pace | None,
-    ) -> None:
         if isinstance(span.source, Blob):
             self._put(reader.read(span), offset)
             return
-        self._copy_file(reader.file(span.source), span, offset, progress, pace)
+        self._copy_file(reader.file(span.source), span, offset, progress, None)
 
     def _copy_file(
         self, file: SourceFile, span: ByteSpan, offset: int, progress: Progress, pace: Pace | None
@@ -336,6 +326,25 @@ def whole_file(
         with held():
             _publish(file, target, force=force, backup=backup)
     sync_folder(target.parent)
+
+
+@contextmanager
+def scratch_file(target: Path) -> Iterator[PartialFile]:
+    """A file on its way to ``target`` that never gets there: it goes when the block ends.
+
+    Of a run that is killed, the next one finds it: :func:`~ckptool.writers.partial.taken_over`.
+
+    Raises:
+        OutputError: it cannot be created, or another run has it.
+    """
+    file = PartialFile(partial_beside(target))
+    with _told_as_output_errors(target), undone_at_end(file.close):
+        with held():
+            file.fd = create(file.path, target)
+        try:
+            yield file
+        finally:
+            file.close()
 
 
 @contextmanager

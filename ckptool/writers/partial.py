@@ -11,7 +11,8 @@ import errno
 import fcntl
 import os
 import shlex
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ckptool.errors import OutputError
@@ -74,19 +75,33 @@ def _remove_abandoned(partial: Path, target: Path) -> None:
         os.close(fd)
 
 
-def abandoned(target: Path) -> Path | None:
-    """What a killed run has left on its way to ``target``; None: nothing, or a run has it."""
+@contextmanager
+def taken_over(target: Path) -> Iterator[Path | None]:
+    """What a killed run has left on its way to ``target``, locked, and removed after the block.
+
+    None: nothing, or a run has it, or there are no locks that could tell. When the block raises it
+    stays.
+    """
     partial = partial_beside(target)
     try:
         fd = os.open(partial, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return None
+        yield None
+        return
     try:
-        return partial if _lock(fd) else None
-    except OSError:
-        return None
+        is_ours = _is_free(fd)
+        yield partial if is_ours else None
+        if is_ours:
+            remove(partial, fd)
     finally:
         os.close(fd)
+
+
+def _is_free(fd: int) -> bool:
+    try:
+        return _lock(fd)
+    except OSError:
+        return False
 
 
 def remove_second_name(target: Path) -> None:

@@ -305,7 +305,8 @@ def values_for(patch: Patch, reader: TensorReader, theirs: Chunk) -> tuple[Array
     """A part of the source in the target's type, and what the cast has cost."""
     kind = element_dtype(patch.target)
     if patch.is_cast:
-        return converted(chunk_values(reader, patch.source, theirs, room()), kind)[:2]
+        made = converted(chunk_values(reader, patch.source, theirs, room()), kind)
+        return made.values, made.lost
     return cast(chunk_values(reader, patch.source, theirs), kind), Losses()  # another byte order
 
 

@@ -6,8 +6,9 @@ tensor would exceed the size, one that is larger than the size alone in a shard 
 
 The index is what makes the shards a checkpoint, so it is the mark of completion: it is put in place
 last, and taken away first when a set is replaced, with those of its shards that the new set does
-not have. A loader finds a whole set or none. A run that is killed between the shards leaves the
-index on its way, complete: by it the next run knows the shards that are its own to replace.
+not have. A loader finds a whole set or none. While files are put in place, a hidden journal says
+which they are: of a run that is killed before the index, the next one removes those that it finds
+unchanged, and nothing else.
 
 Source: huggingface_hub 2.4 ``serialization/_base.py``, ``serialization/_torch.py``.
 """
@@ -17,7 +18,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -30,10 +32,11 @@ from ckptool.formats.safetensors_file import parse_json
 from ckptool.formats.sharded import MAX_INDEX
 from ckptool.interrupts import held
 from ckptool.tree import TensorRef
-from ckptool.writers.base import PartialFile, sync_folder, whole_file
-from ckptool.writers.partial import abandoned
+from ckptool.writers.base import PartialFile, scratch_file, sync_folder, whole_file
+from ckptool.writers.partial import remove_second_name, taken_over
 
 INDEX = ".index.json"
+JOURNAL = "begun"  # file name -> device, inode, bytes, time of the last change
 SUFFIX = ".safetensors"
 FOLDER_NAME = "model.safetensors"  # what Hugging Face's loaders look for in a folder
 
@@ -126,11 +129,56 @@ def left_over(index: Path, shards: Iterable[Path]) -> tuple[Path, ...]:
     return tuple(path for path in map(index.with_name, old) if path.is_file())
 
 
-def begun(index: Path, shards: Iterable[Path]) -> frozenset[Path]:
-    """Those of the shards that a run has put in place which was killed before their index."""
-    left = None if os.path.lexists(index) else abandoned(index)
-    names = _shards_named(left) if left else set()
-    return frozenset(path for path in shards if path.name in names)
+def tidy(index: Path, outputs: Iterable[Path], inputs: Iterable[SourceFile] = ()) -> None:
+    """Remove what a killed run for these outputs has left: second names, shards without an index.
+
+    Of the shards only those that its journal has, that are still what it has put there, and that
+    are no inputs.
+    """
+    for path in outputs:
+        remove_second_name(Path(os.path.realpath(path)))
+    index = Path(os.path.realpath(index))
+    kept = [[file.status.st_dev, file.status.st_ino] for file in inputs]
+    with taken_over(_journal_of(index)) as left:
+        if left is None or os.path.lexists(index):
+            return
+        for name, identity in _journal_in(left).items():
+            path = index.parent / os.path.basename(name)  # noqa: PTH119 - Path refuses some names
+            is_ours = path.name == name and _identity(path) == identity
+            if is_ours and identity[:2] not in kept:
+                path.unlink()
+
+
+def _journal_of(index: Path) -> Path:
+    return index.with_name(f"{index.name}.begun")
+
+
+def _journal(files: Sequence[PartialFile], targets: Sequence[Path]) -> bytes:
+    """What is put in place beside the index."""
+    folder = targets[-1].parent
+    pairs = zip(files[:-1], targets[:-1], strict=True)
+    begun = {at.name: _identity(file.path) for file, at in pairs if at.parent == folder}
+    return json.dumps({JOURNAL: begun}).encode()
+
+
+def _journal_in(left: Path) -> dict[str, list[int]]:
+    try:
+        with SourceFile(left) as file:
+            begun = parse_json(file.head(MAX_INDEX)).get(JOURNAL)
+    except CkptError:
+        return {}
+    return begun if isinstance(begun, dict) else {}
+
+
+def _identity(path: Path) -> list[int] | None:
+    """Of a regular file, as long as nobody writes to it; links and renames keep it."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
 
 
 def _shards_named(index: Path) -> set[str]:
@@ -160,17 +208,12 @@ def refuse_other_form(output: Path, *, sharded: bool) -> None:
 
 @contextmanager
 def whole_files(
-    targets: Sequence[Path],
-    *,
-    force: bool,
-    gone: Iterable[Path] = (),
-    ours: Collection[Path] = (),
+    targets: Sequence[Path], *, force: bool, gone: Iterable[Path] = ()
 ) -> Iterator[list[PartialFile]]:
     """Several files that appear together, the last one last; none of them when the block fails.
 
     Everything is on the disk before the first is put in place, and no signal comes between. The
     last is what makes the others count, so an old one goes first, and then what is to be ``gone``.
-    What is ``ours`` is replaced also without ``force``: see :func:`begun`.
 
     Raises:
         OutputError: see :func:`~ckptool.writers.base.whole_file`.
@@ -178,17 +221,23 @@ def whole_files(
     placed: list[Path] = []
     try:
         with ExitStack() as opened:
-            files = []
+            files: list[PartialFile] = []
+            has_index = len(targets) > 1
+            if has_index:  # closed last
+                journal = opened.enter_context(scratch_file(_journal_of(targets[-1])))
             for target in reversed(targets):  # closed in the reverse of this order
                 opened.push(partial(_note, placed, target))
-                may_replace = force or target in ours
-                files.append(opened.enter_context(whole_file(target, force=may_replace)))
-            yield files[::-1]
+                files.insert(0, opened.enter_context(whole_file(target, force=force)))
+            yield files
             for file in files:
                 file.sync()
+            if has_index:
+                journal.write(_journal(files, targets))
+                journal.sync()
+                sync_folder(targets[-1].parent)
             finished = opened.pop_all()
         with held(), finished:
-            if force and len(targets) > 1:
+            if force and has_index:
                 for path in (targets[-1], *gone):
                     path.unlink(missing_ok=True)
                 sync_folder(targets[-1].parent)

@@ -19,7 +19,7 @@ from ckptool.provenance import KEY
 from ckptool.tree import TensorRef
 from ckptool.writers import safetensors_file, torch_zip
 from ckptool.writers.base import PartialFile, expect
-from ckptool.writers.shards import Shard, begun, index_of, index_path, left_over, plan_shards
+from ckptool.writers.shards import Shard, index_of, index_path, left_over, plan_shards
 from ckptool.writers.transfer import Account, Move, transfer
 from ckptool.writers.values import Run, check_runs
 
@@ -51,12 +51,6 @@ class StateDict(NamedTuple):
         """Shards of an earlier set under this name, which would stay beside the new one."""
         shards = (shard.path for shard in self.shards)
         return left_over(self.index_file, shards) if self.index_file else ()
-
-    @property
-    def begun(self) -> frozenset[Path]:
-        """Shards under these names that a killed run has left without their index."""
-        shards = (shard.path for shard in self.shards)
-        return begun(self.index_file, shards) if self.index_file else frozenset()
 
     @property
     def values(self) -> Iterator[tuple[str, TensorRef]]:

@@ -31,8 +31,6 @@ from ckptool.tree import ByteSpan, TensorRef
 from ckptool.writers.base import PartialFile
 from ckptool.writers.values import Run
 
-NEAR = 1 << 20
-
 
 class Move(NamedTuple):
     """A tensor, and where its values begin in the output."""
@@ -135,12 +133,12 @@ class _Done(NamedTuple):
 
     def then(self, other: _Done) -> _Done:
         """Of two parts of one move, one behind the other."""
-        return _Done(
-            self.move,
-            self.read.then(other.read),
-            self.written.then(other.written),
-            self.lost + other.lost,
-        )
+        if not self.read.nbytes:
+            return other
+        read = self.read.then(other.read)
+        as_it_was = self.written is self.read and other.written is other.read
+        written = read if as_it_was else self.written.then(other.written)
+        return _Done(self.move, read, written, self.lost + other.lost)
 
 
 def _given(

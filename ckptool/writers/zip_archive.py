@@ -67,7 +67,7 @@ class ArchiveWriter:
     def _local(self, name: bytes, crc: int, size: int, offset: int) -> bytes:
         """The local header, padded so that the data begins at a multiple of ``ALIGNMENT``.
 
-        The 64-bit sizes are always there: the size is not known when the header is written.
+        The 64-bit sizes are always there: the size is not known when room is left for the header.
         """
         head = LOCAL_HEAD.size + len(name) + _SIZES64.size + 4
         padding = -(offset + head) % ALIGNMENT

@@ -15,8 +15,9 @@ a request is a list of runs to start at once, each with its folder, its argument
 * ``{"witness": "last.ckpt"}``: how the file is opened, and whether it is mapped when all is done.
 
 Calls are the functions of ``os`` and ``fcntl`` below. Where they are counted, what threads would do
-is done when it is asked for, so that the n-th call is always the same. Steps are small, so that
-small files are copied in several.
+is done when it is asked for, so that the n-th call is always the same; real threads are met by
+signals from outside and by the faults that are no calls. Steps are small, so that small files are
+copied in several.
 """
 
 from __future__ import annotations

@@ -204,7 +204,7 @@ class Stage:
         if scene.backup:
             known["backup"] = {**known["before"], scene.backup: self.inputs[scene.input]}
         if scene.index and scene.index not in whole and len(whole) > len(known["before"]):
-            known["begun"] = {name: known["after"][name] for name in whole}
+            known["begun"] = {name: known["after"].get(name) for name in whole}
         sizes = str({name: len(content) for name, content in found.items()})
         state = next((name for name, state in known.items() if state == whole), sizes)
         return f"{state} + partial" if partial else state

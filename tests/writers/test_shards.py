@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from ckptool.casting import Casting
 from ckptool.errors import OutputError, UsageError
 from ckptool.formats import open_checkpoint
+from ckptool.formats.base import SourceFile
 from ckptool.writers import shards
-from ckptool.writers.partial import partial_beside
-from ckptool.writers.shards import begun, index_of, parse_size, plan_shards, whole_files
+from ckptool.writers.shards import index_of, parse_size, plan_shards, tidy, whole_files
 from output import environment
 from paths import contents
 
@@ -252,53 +252,81 @@ def test_the_folder_name_is_what_hugging_face_looks_for():
 # --------------------------------------------------------------------------------------- begun sets
 
 
-def leave_begun(targets):
-    """As a run that is killed between the shards and their index."""
-    one, two, index = targets
-    for shard in (one, two):
-        shard.write_text("new")
-    left = partial_beside(index)
-    left.write_text(json.dumps({"weight_map": {"a": "one", "b": "two", "c": 3}}))
-    return left
+@pytest.fixture
+def begun(targets, tmp_path):
+    """As a run leaves it that is killed before the index is put in place."""
+    assert replace_in_a_process(tmp_path, "careful", 2, "kill") == 9
+    assert not targets[2].exists()
+    assert all(target.read_text() == "new" for target in targets[:2])
+    return targets
 
 
-def test_shards_without_their_index_are_known_by_the_index_on_its_way(targets):
-    leave_begun(targets)
-    *shards, index = targets
-    assert begun(index, shards) == set(shards)
+def visible(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def test_shards_beside_an_index_are_not_begun(targets):
-    leave_begun(targets)
-    *shards, index = targets
-    index.write_text("{}")
-    assert begun(index, shards) == set()
+def test_shards_of_a_killed_run_are_removed(begun, tmp_path):
+    tidy(begun[2], begun)
+    assert visible(tmp_path) == []
+    write_all(begun)
+    assert [target.read_text() for target in begun] == ["new one", "new two", "new index"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "one", "two"]
 
 
-def test_shards_of_a_run_that_goes_on_are_its_own(targets):
-    left = leave_begun(targets)
-    *shards, index = targets
-    with left.open("rb") as held:
+def test_what_somebody_has_put_there_since_stays(begun, tmp_path):
+    begun[0].unlink()
+    begun[0].write_text("mine")
+    begun[1].write_text("my")  # the same file
+    tidy(begun[2], begun)
+    assert [path.read_text() for path in begun[:2]] == ["mine", "my"]
+
+
+def test_a_link_to_another_place_stays(begun, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    begun[0].rename(elsewhere)
+    begun[0].symlink_to(elsewhere)
+    tidy(begun[2], begun)
+    assert elsewhere.read_text() == "new"
+
+
+def test_an_input_stays(begun, tmp_path):
+    with SourceFile(begun[1]) as file:
+        tidy(begun[2], begun, [file])
+    assert visible(tmp_path) == ["two"]
+
+
+def test_shards_beside_an_index_stay(begun, tmp_path):
+    begun[2].write_text("{}")
+    tidy(begun[2], begun)
+    assert visible(tmp_path) == ["index", "one", "two"]
+
+
+def test_shards_of_a_run_that_goes_on_stay(begun, tmp_path):
+    (journal,) = tmp_path.glob(".*.begun.*")
+    with journal.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        assert begun(index, shards) == set()
+        tidy(begun[2], begun)
+    assert visible(tmp_path) == ["one", "two"]
+    assert journal.exists()
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b'{"weight_map": 3}', b"[]", b"\xff"])
-def test_shards_of_nobody_are_not_ours(content, targets):
-    left = leave_begun(targets)
-    left.unlink()
+@pytest.mark.parametrize(
+    "content",
+    [None, b"", b"{", b'{"begun": 3}', b'{"begun": {"one": 3}}', b'{"begun": {"../one": [1, 2]}}',
+     b"[]", b"\xff"],
+)  # fmt: skip
+def test_without_a_journal_nothing_is_removed(content, begun, tmp_path):
+    (journal,) = tmp_path.glob(".*.begun.*")
+    journal.unlink()
     if content is not None:
-        left.write_bytes(content)
-    *shards, index = targets
-    assert begun(index, shards) == set()
+        journal.write_bytes(content)
+    tidy(begun[2], begun)
+    assert visible(tmp_path) == ["one", "two"]
 
 
-def test_only_what_is_ours_is_replaced_without_force(targets):
-    leave_begun(targets)
-    with whole_files(targets, force=False, ours=targets[:2]) as files:
-        for file in files:
-            file.write(b"newer")
-    assert {target.read_text() for target in targets} == {"newer"}
-    with pytest.raises(OutputError), whole_files(targets, force=False, ours=targets[:1]) as files:
-        files[0].write(b"newest")
-    assert targets[1].read_text() == "newer"
+def test_a_run_that_is_killed_before_anything_is_in_place_owns_nothing(targets, tmp_path):
+    """Whatever is called like its shards is somebody else's."""
+    assert replace_in_a_process(tmp_path, "careful", 0, "kill") == 9
+    targets[0].write_text("mine")
+    tidy(targets[2], targets)
+    assert targets[0].read_text() == "mine"
