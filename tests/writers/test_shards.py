@@ -20,7 +20,7 @@ from ckptool.errors import OutputError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import SourceFile
 from ckptool.writers import shards
-from ckptool.writers.shards import index_of, parse_size, plan_shards, tidy, whole_files
+from ckptool.writers.shards import _identity, index_of, parse_size, plan_shards, tidy, whole_files
 from output import environment
 from paths import contents
 
@@ -170,7 +170,7 @@ def test_one_that_appears_meanwhile_is_kept_and_the_others_go(targets, tmp_path)
 REPLACING = """
 import os, pathlib, signal, sys
 from ckptool.interrupts import end_cleanly
-from ckptool.writers.shards import whole_files
+from ckptool.writers.shards import _identity, whole_files
 
 folder, force = pathlib.Path(sys.argv[1]), sys.argv[2] == "force"
 at, blow = int(sys.argv[3]), sys.argv[4]
@@ -330,3 +330,27 @@ def test_a_run_that_is_killed_before_anything_is_in_place_owns_nothing(targets, 
     targets[0].write_text("mine")
     tidy(targets[2], targets)
     assert targets[0].read_text() == "mine"
+
+
+@pytest.mark.parametrize("more", [(), ("--max-shard-size", "1KB")])
+def test_links_in_a_circle_are_an_error(more, ckptool, fixtures, tmp_path):
+    circle = tmp_path / "out.safetensors"
+    circle.symlink_to(circle)
+    done = ckptool("extract-ema", fixtures / "ema" / "has_ema" / "late.pt", "-o", circle, *more)
+    assert done.exit_code == 2
+    assert "a bug" not in done.stderr
+
+
+def test_a_dry_run_removes_nothing(ckptool, fixtures, tmp_path):
+    source, output = fixtures / "ema" / "has_ema" / "late.pt", tmp_path / "out.safetensors"
+    shards = ["extract-ema", source, "-o", output, "--max-shard-size", "100B"]
+    assert ckptool(*shards).exit_code == 0
+    left = [path for path in tmp_path.iterdir() if path.suffix == ".safetensors"]
+    journal = tmp_path / ".out.safetensors.index.json.begun.ckptool.partial"
+    identities = {path.name: _identity(path) for path in left}
+    journal.write_text(json.dumps({"begun": identities}))
+    output.with_name("out.safetensors.index.json").unlink()
+    assert ckptool(*shards, "--dry-run").exit_code == 2  # they are there
+    assert all(path.exists() for path in left)
+    assert ckptool(*shards).exit_code == 0
+    assert not journal.exists()
