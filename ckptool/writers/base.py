@@ -44,7 +44,11 @@ REASONS = {
 }
 
 MORE_ROOM = "make room, or name a file on another disk with -o"
-HINTS = {errno.ENOSPC: MORE_ROOM, errno.EDQUOT: MORE_ROOM}
+HINTS = {
+    errno.ENOSPC: MORE_ROOM,
+    errno.EDQUOT: MORE_ROOM,
+    errno.EFBIG: "ulimit -f shows the limit; --max-shard-size writes several files",
+}
 
 
 def _reason(error: OSError) -> str:
@@ -329,15 +333,17 @@ def whole_file(
 
 
 @contextmanager
-def scratch_file(target: Path) -> Iterator[PartialFile]:
-    """A file on its way to ``target`` that never gets there: it goes when the block ends.
+def scratch_file(place: Path, target: Path) -> Iterator[PartialFile]:
+    """A file on its way to ``place`` that never gets there: it goes when the block ends.
+
+    What is really made is ``target``, which errors name.
 
     Of a run that is killed, the next one finds it: :func:`~ckptool.writers.partial.taken_over`.
 
     Raises:
         OutputError: it cannot be created, or another run has it.
     """
-    file = PartialFile(partial_beside(target))
+    file = PartialFile(partial_beside(place))
     with _told_as_output_errors(target), undone_at_end(file.close):
         with held():
             file.fd = create(file.path, target)

@@ -30,6 +30,13 @@ def partial_beside(target: Path) -> Path:
     return target.with_name(f".{name}{PARTIAL}")
 
 
+def target_of(partial: Path) -> Path | None:
+    """What a file of such a name is on its way to; None: it is none. A cut name is not found."""
+    name = partial.name
+    is_partial = name.startswith(".") and name.endswith(PARTIAL)
+    return partial.with_name(name[1 : -len(PARTIAL)]) if is_partial else None
+
+
 def create(partial: Path, target: Path) -> int:
     """A new file of our own; one that a killed run left behind is replaced."""
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -142,6 +149,8 @@ def remove(path: Path, fd: int) -> None:
             path.unlink()
 
 
-def in_use(target: Path, hint: str | None = None) -> OutputError:
+def in_use(
+    target: Path, hint: str = "wait until it has finished, or name another output with -o"
+) -> OutputError:
     """The error that leaves a file to the run that has it."""
     return OutputError("another run is writing it", path=target, hint=hint)

@@ -33,7 +33,7 @@ from ckptool.formats.sharded import MAX_INDEX
 from ckptool.interrupts import held
 from ckptool.tree import TensorRef
 from ckptool.writers.base import PartialFile, scratch_file, sync_folder, whole_file
-from ckptool.writers.partial import remove_second_name, taken_over
+from ckptool.writers.partial import remove_second_name, taken_over, target_of
 
 INDEX = ".index.json"
 JOURNAL = "begun"  # file name -> device, inode, bytes, time of the last change
@@ -122,22 +122,24 @@ def left_over(index: Path, shards: Iterable[Path]) -> tuple[Path, ...]:
 
     Only files that are called as shards of this output, beside the index.
     """
-    name = re.escape(index.name.removesuffix(INDEX).removesuffix(SUFFIX))
-    called = re.compile(rf"{name}-\d{{5,}}-of-\d{{5,}}{re.escape(SUFFIX)}")
-    new = {path.name for path in shards}
+    called, new = _called(index), {path.name for path in shards}
     old = sorted(name for name in _shards_named(index) - new if called.fullmatch(name))
     return tuple(path for path in map(index.with_name, old) if path.is_file())
 
 
 def tidy(index: Path, outputs: Iterable[Path], inputs: Iterable[SourceFile] = ()) -> None:
-    """Remove what a killed run for these outputs has left: second names, shards without an index.
+    """Remove what a killed run for these outputs has left.
 
-    Of the shards only those that its journal has, that are still what it has put there, and that
+    Second names, files on their way, also to shards of another size, and shards without an index;
+    of these only those that its journal has, that are still what it has put there, and that
     are no inputs.
     """
     for path in outputs:
         remove_second_name(Path(os.path.realpath(path)))
     index = Path(os.path.realpath(index))
+    for path in (index, *_on_their_way(index)):
+        with taken_over(path):
+            pass
     kept = [[file.status.st_dev, file.status.st_ino] for file in inputs]
     with taken_over(_journal_of(index)) as left:
         if left is None or os.path.lexists(index):
@@ -147,6 +149,25 @@ def tidy(index: Path, outputs: Iterable[Path], inputs: Iterable[SourceFile] = ()
             is_ours = path.name == name and _identity(path) == identity
             if is_ours and identity[:2] not in kept:
                 path.unlink()
+
+
+def _on_their_way(index: Path) -> Iterator[Path]:
+    """The shards, of any size, to which a file is on its way."""
+    called = _called(index)
+    try:
+        names = os.listdir(index.parent)  # noqa: PTH208 - names are all that is asked for
+    except OSError:
+        return
+    for name in names:
+        target = target_of(index.parent / name)
+        if target and called.fullmatch(target.name):
+            yield target
+
+
+def _called(index: Path) -> re.Pattern[str]:
+    """How the shards of the set are called that an index at this place describes."""
+    name = re.escape(index.name.removesuffix(INDEX).removesuffix(SUFFIX))
+    return re.compile(rf"{name}-\d{{5,}}-of-\d{{5,}}{re.escape(SUFFIX)}")
 
 
 def _journal_of(index: Path) -> Path:
@@ -222,9 +243,9 @@ def whole_files(
     try:
         with ExitStack() as opened:
             files: list[PartialFile] = []
-            has_index = len(targets) > 1
+            index, has_index = targets[-1], len(targets) > 1
             if has_index:  # closed last
-                journal = opened.enter_context(scratch_file(_journal_of(targets[-1])))
+                journal = opened.enter_context(scratch_file(_journal_of(index), index))
             for target in reversed(targets):  # closed in the reverse of this order
                 opened.push(partial(_note, placed, target))
                 files.insert(0, opened.enter_context(whole_file(target, force=force)))

@@ -105,3 +105,11 @@ def test_every_section_is_named(tmp_path):
     said = {f.address: f.message.partition(":")[0] for f in findings(path, "CK301")}
     assert said == {"model/w": "model", "ema/w": "averages"}
     assert [f.address for f in findings(path, "CK302")] == ["optimizer/state/0/exp_avg"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_values_that_cannot_be_sampled_are_finite_when_all_were_read(dtype, ckptool, tmp_path):
+    torch.save({"model": {"a.weight": torch.ones(30, 70).cumsum(0).to(dtype)}}, tmp_path / "m.pt")
+    assert ckptool("verify", tmp_path / "m.pt", "--values", "--require", "finite").exit_code == 0
+    sampled = verify_file(tmp_path / "m.pt", Request(chosen_rules({})))
+    assert {check.state for check in sampled.checks if check.rule == "CK303"} == {"not-checked"}

@@ -354,3 +354,16 @@ def test_a_dry_run_removes_nothing(ckptool, fixtures, tmp_path):
     assert all(path.exists() for path in left)
     assert ckptool(*shards).exit_code == 0
     assert not journal.exists()
+
+
+def test_what_is_on_its_way_to_shards_of_another_size_goes(tmp_path):
+    index = tmp_path / "m.safetensors.index.json"
+    gone = [".m-00003-of-00007.safetensors", ".m.safetensors.index.json"]
+    kept = [".n-00003-of-00007.safetensors", ".m-00003.safetensors", ".m.safetensors"]
+    for name in (*gone, *kept):
+        (tmp_path / f"{name}.ckptool.partial").write_text("")
+    with (tmp_path / ".m-00004-of-00007.safetensors.ckptool.partial").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        tidy(index, [])
+    left = sorted(path.name.removesuffix(".ckptool.partial") for path in tmp_path.iterdir())
+    assert left == sorted([*kept, ".m-00004-of-00007.safetensors"])
