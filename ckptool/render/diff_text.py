@@ -175,7 +175,7 @@ def _drifted(group: GroupDistance) -> bool:
 def _groups(title: str, rows: Sequence[tuple[str, GroupDistance]], kind: str) -> Grid:
     grid = Grid("left", "left", "right", "right", "left")
     heads = ("role" if kind == "sections" else "", "differ", "relative", "")
-    grid.add_row(_text((f"\n{title}", "title")), *(_text((head, "quiet")) for head in heads))
+    grid.add_row(_text((f"\n{title}", "title")), *(_text((f"\n{head}", "quiet")) for head in heads))
     for label, group in rows:
         differ = f"{group.differing:,} of {group.tensors:,}" if group.tensors else ""
         if group.values_differing:
@@ -216,7 +216,7 @@ def _badness(row: TensorDifference) -> tuple[bool, bool, bool, float]:
 def _tensors(rows: Sequence[TensorDifference]) -> Grid:
     grid = Grid("left", "left", "right", "right", "right", "right", "right", "left")
     heads = ("", "max abs", "max rel", "rms", "relative", "differ", "worst at")
-    grid.add_row(_text(("\nTensors", "title")), *(_text((head, "quiet")) for head in heads))
+    grid.add_row(_text(("\nTensors", "title")), *(_text((f"\n{head}", "quiet")) for head in heads))
     for row in worst_first(rows)[:WORST]:
         style = _KIND_STYLE.get(row.kind, "error")
         name = words.printable(row.address or TOP, 100)

@@ -25,9 +25,10 @@ def _grid(grid: Grid) -> str:
 
 
 def _row(row: tuple[Line, ...], sides: tuple[str, ...], widths: list[int]) -> str:
-    lead, cells = "", []
+    lead, is_apart, cells = "", False, []
     for cell, side, width in zip(row, sides, widths, strict=True):
         above, _, text = cell.text.rpartition("\n")
-        lead += f"{above}\n" if above or cell.text.startswith("\n") else ""
+        lead += f"{above}\n" if above else ""
+        is_apart |= cell.text.startswith("\n")
         cells.append(text.rjust(width) if side == "right" else text.ljust(width))
-    return lead + GAP.join(cells)
+    return (lead or "\n" * is_apart) + GAP.join(cells)

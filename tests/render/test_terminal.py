@@ -182,3 +182,10 @@ def test_colours_change_no_letter_of_verify(ckptool):
         coloured = ckptool("verify", *paths, "--require", "resume", "--color", "always")
         assert COLOURS.search(coloured)
         assert plain(coloured) == ckptool("verify", *paths, "--require", "resume")
+
+
+def test_colours_change_no_letter_of_diff(ckptool):
+    tables = f"{EXPORTED}#@model", f"{EXPORTED}#@ema"
+    plain = ckptool("diff", *tables).stdout
+    assert ESCAPES.sub("", ckptool("diff", *tables, "--color", "always").stdout) == plain
+    assert "\nSections " in plain
