@@ -20,7 +20,7 @@ from ckptool.errors import DamagedError, UnreadableError
 from ckptool.numerics import Progress, no_progress
 
 STEP = 16 << 20  # bytes a call, so that progress is seen and signals are heard
-WORTH_RESERVING = 1 << 18  # bytes
+WORTH_RESERVING = 1 << 20  # bytes
 SLOW_RESERVING = 0.05  # seconds for a step
 BLOCK = 1 << 18  # bytes in this process: stays in the processor's cache
 WORTH_TIMING = 1 << 20  # bytes
