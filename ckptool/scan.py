@@ -73,7 +73,7 @@ class Scan(NamedTuple):
     left: tuple[Region, ...] = ()  # to others, who pass there
 
     def __add__(self, other: object) -> Scan:
-        """Of what either has read; ``left`` is the other's."""
+        """Of two parts of what there is to read."""
         if not isinstance(other, Scan):
             return NotImplemented
         return Scan(
@@ -81,7 +81,7 @@ class Scan(NamedTuple):
             self.without_checksum + other.without_checksum,
             self.broken + other.broken,
             self.suspects + other.suspects,
-            other.left,
+            self.left + other.left,
         )
 
 
@@ -110,12 +110,13 @@ def scan(
     seen = ranks.work(list(_batches(regions)), partial(_seen, progress), _nbytes)
     all_seen = (Seen(*each) for each in chain.from_iterable(seen))  # tuples, from other ranks
     pairs = zip(regions, all_seen, strict=True)
-    return Scan(0, 0, (), apart, left) + _judged(pairs)._replace(left=left)
+    return Scan(0, 0, (), apart, left) + _judged(pairs)
 
 
 def completed(so_far: Scan, seen: Mapping[ByteSpan, Seen]) -> Scan:
     """A scan with what others have seen of the regions that were left to them."""
-    return so_far + _judged((region, seen[region.span]) for region in so_far.left)
+    passed = _judged((region, seen[region.span]) for region in so_far.left)
+    return so_far._replace(left=()) + passed
 
 
 def _judged(pairs: Iterable[tuple[Region, Seen]]) -> Scan:
