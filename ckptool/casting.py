@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ckptool.dtypes import BY_NAME, DTYPES, DType
 from ckptool.numerics import BLOCK, cast
-from ckptool.rounding import WORTH_IT, is_rounded, rounded
+from ckptool.rounding import WORTH_IT, ZERO_OR_NAN, is_rounded, rounded
 from ckptool.tree import TensorRef
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ CASTABLE = {
 
 # Types that take their largest value for what is beyond, as torch does it: beyond what.
 SATURATING = {"float8_e4m3fn": 464.0}  # halfway from 448 to 480, which would be next
-
-ZERO_OR_NAN = "fnuz"  # types in which zero with a sign is NaN
 
 WORKERS = 2
 BATCH = 1 << 20  # bytes that a thread takes at a time

@@ -29,10 +29,10 @@ WORTH_IT = 1 << 12  # elements; for fewer, the calls take longer than the cast
 MANTISSA, BIAS = 23, 127  # of float32: bits behind the first, and what 2**0 has for exponent
 EXPONENT = 0xFF << MANTISSA
 
-
-NARROW = frozenset(
+NARROW = frozenset(  # ml_dtypes casts to bfloat16 at the speed of memory
     {"float16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz"}
 )
+ZERO_OR_NAN = "fnuz"  # how types are called in which zero with a sign is NaN
 
 
 def is_rounded(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
@@ -47,7 +47,6 @@ class _Target(NamedTuple):
     nmant: int  # bits of the mantissa behind the first
     lowest: Array  # the bits of the smallest normal number, as float32, for each in a row
     limit: float  # the first magnitude that is rounded beyond the largest
-    has_negative_zero: bool
 
 
 def rounded(values: Array, wanted: np.dtype[Any]) -> tuple[Array, list[slice]]:
@@ -77,18 +76,18 @@ def rounded(values: Array, wanted: np.dtype[Any]) -> tuple[Array, list[slice]]:
         if not total.max() < target.limit:  # or NaN
             left.append(row)
             continue
-        np.bitwise_and(bits, EXPONENT, out=extra)
+        np.bitwise_and(bits, EXPONENT, out=extra)  # the power of two in each value
         np.maximum(extra, target.lowest[:count], out=extra)
         np.multiply(power, scale, out=power)
-        np.add(total, power, out=total)
+        np.add(total, power, out=total)  # rounds
         np.right_shift(extra, shift, out=extra)
         np.add(bits, extra, out=bits)
-        np.subtract(bits, offset, out=bits)
+        np.subtract(bits, offset, out=bits)  # now the magnitude, in the last bits
         np.right_shift(given[row], 32 - width, out=extra)
         np.bitwise_and(extra, sign, out=extra)
         np.add(bits, extra, out=bits)
         made[row] = bits  # the last of them
-    if not target.has_negative_zero:
+    if wanted.name.endswith(ZERO_OR_NAN):
         made[made == sign] = 0
     return made.view(wanted), left
 
@@ -113,11 +112,8 @@ def _target(wanted: np.dtype[Any]) -> _Target:
     info = ml_dtypes.finfo(wanted)
     largest = float(info.max)
     step = 2.0 ** (frexp(largest)[1] - 1 - info.nmant)
-    negative_zero = np.array([-0.0], np.float32).astype(wanted)
     return _Target(
         nmant=int(info.nmant),
         lowest=np.full(ROW, (BIAS + int(info.minexp)) << MANTISSA, "<u4"),
         limit=largest + step / 2,
-        has_negative_zero=not np.isnan(negative_zero.astype(np.float32))[0]
-        and bool(negative_zero.view(np.uint8)[-1]),
     )
