@@ -113,3 +113,16 @@ def test_progress_of_something_quick_is_not_shown(monkeypatch):
     with streams.progressing("copying") as advance:
         advance(1 << 20)
     assert sys.stderr.getvalue() == ""
+
+
+@pytest.mark.parametrize(("given", "seen"), [(None, "1"), ("4", "4")])
+def test_the_process_asks_for_no_threads_of_blas(given, seen, tmp_path):
+    """numpy starts them on being imported; who wants some has them."""
+    code = "import os; from ckptool import cli; cli.main = lambda args: (print(os.environ"
+    code += "['OPENBLAS_NUM_THREADS']), 0)[1]; cli.run()"
+    env = {k: v for k, v in environment().items() if k != "OPENBLAS_NUM_THREADS"}
+    env |= {"OPENBLAS_NUM_THREADS": given} if given else {}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{seen}\n"

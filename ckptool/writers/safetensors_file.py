@@ -19,7 +19,7 @@ from ckptool.formats.safetensors_file import LENGTH_BYTES, METADATA, parse_json
 from ckptool.numerics import Progress, no_progress
 from ckptool.tree import TensorRef
 from ckptool.writers.base import PartialFile, expect
-from ckptool.writers.transfer import Account, Move, made, transfer
+from ckptool.writers.transfer import Account, Move, to_read_back, transfer
 from ckptool.writers.values import Run, check_runs
 
 ALIGNMENT = 8
@@ -48,7 +48,7 @@ def write(
         Move(name, ref, output.skip(casting.nbytes_of(ref)))
         for name, ref in _ordered(tensors, casting)
     ]
-    return made(transfer(moves, reader, casting, account, output, progress))
+    return to_read_back(transfer(moves, reader, casting, account, output, progress))
 
 
 def _ordered(tensors: Mapping[str, TensorRef], casting: Casting) -> list[tuple[str, TensorRef]]:

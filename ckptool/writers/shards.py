@@ -255,13 +255,13 @@ def whole_files(
             if has_index:
                 journal.write(_journal(files, targets))
                 journal.sync()
-                sync_folder(targets[-1].parent)
+                sync_folder(index.parent)
             finished = opened.pop_all()
         with held(), finished:
             if force and has_index:
-                for path in (targets[-1], *gone):
+                for path in (index, *gone):
                     path.unlink(missing_ok=True)
-                sync_folder(targets[-1].parent)
+                sync_folder(index.parent)
     except BaseException:
         for path in placed:
             path.unlink(missing_ok=True)

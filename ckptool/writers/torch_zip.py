@@ -23,7 +23,7 @@ from ckptool.formats.zip_checksums import checksummed_records
 from ckptool.numerics import Progress, no_progress
 from ckptool.tree import ByteSpan, Chunk, TensorRef, contiguous_strides, extent
 from ckptool.writers.base import PartialFile
-from ckptool.writers.transfer import Account, Move, made, transfer
+from ckptool.writers.transfer import Account, Move, to_read_back, transfer
 from ckptool.writers.values import Run
 from ckptool.writers.zip_archive import ArchiveWriter
 
@@ -72,7 +72,7 @@ def write(
     if note is not None:
         archive.add_bytes(f"{ARCHIVE}/{PROVENANCE}", note.encode())
     archive.finish()
-    return made(moved)
+    return to_read_back(moved)
 
 
 # ---------------------------------------------------------------------------------------- storages

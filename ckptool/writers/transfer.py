@@ -55,8 +55,8 @@ class Moved(NamedTuple):
     is_made: bool  # not as it was read: a cast, or values that lay otherwise
 
 
-def made(moved: Iterable[Moved]) -> tuple[Run, ...]:
-    """What should be read back."""
+def to_read_back(moved: Iterable[Moved]) -> tuple[Run, ...]:
+    """Of what was written, that which is not as it was read."""
     return tuple(run for run, is_made in moved if is_made)
 
 

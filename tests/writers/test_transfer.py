@@ -18,7 +18,7 @@ from ckptool.formats import open_checkpoint
 from ckptool.numerics import BLOCK, no_progress, value_bytes
 from ckptool.tree import Blob, ByteSpan
 from ckptool.writers.base import whole_file
-from ckptool.writers.transfer import Account, Move, made, passed, transfer
+from ckptool.writers.transfer import Account, Move, passed, to_read_back, transfer
 from judge import tensor_bytes
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -71,7 +71,7 @@ def test_everything_comes_to_its_place(dtype, checkpoint, tensors, tmp_path):
         assert run == (move.offset, len(wanted), zlib.crc32(wanted))
         changes = is_cast and dtype != str(tensor.dtype).removeprefix("torch.")
         assert is_made == (changes or move.name == "transposed"), move.name
-    assert made(moved) == tuple(run for run, is_made in moved if is_made)
+    assert to_read_back(moved) == tuple(run for run, is_made in moved if is_made)
 
 
 @pytest.mark.parametrize("dtype", [None, "float16"])
