@@ -9,6 +9,7 @@ same lines where there is no GPU, and means nothing but that they run.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -19,14 +20,14 @@ from harness import make, workplace
 
 from ckptool.commands.diff import DiffOptions, diff
 
-TYPES = ("float32", "bfloat16", "float8")
+PAIRS = ("pair-float32", "pair-bfloat16", "pair-float8", "large-pair-float32")
 STAGED = 64 << 20  # bytes of a copy
 
 
 def main() -> int:
     """Print the rates, a line a type."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dir", type=Path, help="folder for the files (1.5 GB at a time)")
+    parser.add_argument("--dir", type=Path, help="folder for the files (9 GB at a time)")
     parser.add_argument("--runs", type=int, default=5, help="rounds (default %(default)s)")
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
@@ -35,20 +36,21 @@ def main() -> int:
         return 0
     name = torch.cuda.get_device_name() if options.device != "cpu" else "the processor, by torch"
     print(f"on {name}, torch {torch.__version__}, medians of {options.runs} rounds")
-    for kind in TYPES:
+    for kind in PAIRS:
         with workplace(options.dir) as folder:
-            one = make(f"pair-{kind}", folder / "one.a")
+            one = make(kind, folder / "one.a")
             pair = (one, one.with_suffix(".b"))
             nbytes = sum(path.stat().st_size for path in pair)
             for path in pair:
                 path.read_bytes()
             ours = _median(lambda pair=pair: _diff(pair, options.device), options.runs)
-            cpu = _median(lambda pair=pair: _diff(pair, "cpu"), options.runs)
+            cpu = _median(lambda pair=pair: _diff(pair, "cpu"), min(options.runs, 2))
             copies = _median(lambda n=nbytes: _copies(n, options.device), options.runs)
         rates = [f"{nbytes / seconds / 1e9:6.2f} GB/s" for seconds in (ours, copies, cpu)]
         print(
-            f"{kind:9} diff {rates[0]}, copies {rates[1]}: share {copies / ours:.3f}; "
-            f"numpy on the processor {rates[2]}"
+            f"{kind:18} diff {rates[0]}, copies {rates[1]}: share {copies / ours:.3f}; "
+            f"numpy on {os.cpu_count()} processors {rates[2]}",
+            flush=True,
         )
     return 0
 

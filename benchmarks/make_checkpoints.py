@@ -122,12 +122,16 @@ def save_named_training(path: Path) -> None:
     torch.save(training_state(experts(NAMED // 5)), path)
 
 
-def save_pair(dtype: torch.dtype) -> Callable[[Path], None]:
-    """A maker of two models of 0.73 GB in which every tensor differs: PATH and PATH with .b."""
+def save_pair(dtype: torch.dtype, times: int = 1) -> Callable[[Path], None]:
+    """A maker of two models in which every tensor differs: PATH and PATH with .b.
+
+    Each has 0.73 GB, or ``times`` as much.
+    """
 
     def save(path: Path) -> None:
         width = torch.empty(0, dtype=dtype).element_size()
-        model = [torch.empty(MODEL_BYTES // 24 // width).uniform_(-1, 1) for _ in range(24)]
+        numel = times * MODEL_BYTES // 24 // width
+        model = [torch.empty(numel).uniform_(-1, 1) for _ in range(24)]
         for name, shift in ((path, 0.0), (path.with_suffix(".b"), 0.01)):
             torch.save({f"w.{i}": (t + shift).to(dtype) for i, t in enumerate(model)}, name)
 
@@ -145,6 +149,7 @@ MAKERS = {
     "pair-float32": save_pair(torch.float32),
     "pair-bfloat16": save_pair(torch.bfloat16),
     "pair-float8": save_pair(torch.float8_e4m3fn),
+    "large-pair-float32": save_pair(torch.float32, 6),
 }
 
 if __name__ == "__main__":

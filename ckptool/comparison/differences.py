@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ckptool.comparison.arrays import CODES
 from ckptool.comparison.digests import digests_of
-from ckptool.comparison.engine import Job, Outcome
+from ckptool.comparison.engine import Outcome
 from ckptool.comparison.kernels import Partial, Sums
 from ckptool.comparison.leaves import (
     Digest,
@@ -28,6 +28,7 @@ from ckptool.comparison.leaves import (
     is_tensor,
 )
 from ckptool.comparison.pairing import Pair
+from ckptool.comparison.runs import Job
 from ckptool.comparison.tolerances import Tolerance, Tolerances
 from ckptool.comparison.values import Values, values_of
 from ckptool.diff_reports import Distance, TensorDifference, ValueDifference

@@ -8,48 +8,26 @@ and never on how many threads there are.
 
 A tensor that differs somewhere needs the norms of its equal runs too. They are computed in a
 second round, from one side.
+
+Where there is a device, the long runs are its part, and the short ones are measured here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ckptool.comparison.arrays import CODES, Array, Arrays, arrays_on
-from ckptool.comparison.kernels import (
-    Partial,
-    Sums,
-    complexes,
-    counted_pairs,
-    floats,
-    integers,
-    lost,
-    merged,
-    of_two_types,
-    within_ulp,
-)
-from ckptool.comparison.tolerances import Tolerance
-from ckptool.comparison.values import Values
-from ckptool.dtypes import DType
-from ckptool.errors import DamagedError
+from ckptool.comparison.arrays import BLOCK, NumpyArrays
+from ckptool.comparison.devices import Device
+from ckptool.comparison.kernels import Partial, Sums, merged
+from ckptool.comparison.measuring import measured, measured_by_counts, worst_place
+from ckptool.comparison.runs import Job, Run, bytes_of, pieces_of
 from ckptool.ranks import Ranks
 
 TASK = 1 << 23  # bytes of one side in a task, about
-RUN = 1 << 18  # elements in a run: shorter ones fit a cache, but threads wait for each other
 MAX_RUNS = 256  # runs in a task: small tensors cost calls, not bytes
-LONG = frozenset({"int64", "uint64"})
-UNSIGNED = "float8_e8m0fnu"  # has no sign bit
 BYTE_RUN = 1 << 24  # elements in a run of a type of one byte, whose 65,536 pairs are counted
-PIECE = 1 << 19  # elements of it that are counted at a time
-CODE = bytes(range(256))
-
-
-class Job(NamedTuple):
-    """Two tensors of one shape to compare."""
-
-    a: Values
-    b: Values
-    rule: Tolerance
+SEARCHED = 1 << 16  # bytes in which the worst place is looked for at a time; it comes soon mostly
 
 
 class Outcome(NamedTuple):
@@ -59,20 +37,12 @@ class Outcome(NamedTuple):
     partial: Partial | None = None  # None: equal, or there are no numbers
 
 
-class Run(NamedTuple):
-    """Some elements of a job; ``stop`` is exclusive."""
-
-    job: int
-    start: int
-    stop: int
-
-
 Task = list[Run]
 Results = list[tuple[Run, Partial | None]]  # None: equal bytes
 
 
 class Engine:
-    """Compares jobs on a backend with some threads."""
+    """Compares jobs with some threads, and a device if there is one."""
 
     def __init__(
         self,
@@ -86,9 +56,9 @@ class Engine:
         Raises:
             UnsupportedError: there is no torch for it, or no such device.
         """
-        self._device, self._threads, self._progress, self._ranks = device, threads, progress, ranks
-        self._made: Arrays | None = None if device == "cpu" else arrays_on(device)
-        self._step = max(RUN, self._made.block) if self._made else RUN
+        self._threads, self._progress, self._ranks = threads, progress, ranks
+        self._arrays = NumpyArrays()
+        self._device = None if device == "cpu" else Device(device)
 
     def compare(self, jobs: Sequence[Job]) -> list[Outcome]:
         """One outcome a job, in their order.
@@ -96,11 +66,11 @@ class Engine:
         Raises:
             DamagedError: a file ends too soon.
         """
-        runs = (run for at, job in enumerate(jobs) for run in _runs(at, job, self._step))
-        results = self._all(jobs, _batched(jobs, runs), self._measured)
+        runs = (run for at, job in enumerate(jobs) for run in self._runs(at, job))
+        results = self._all(jobs, runs, one_sided=False)
         differing = {run.job for run, partial in results if partial is not None}
-        equal = [run for run, partial in results if partial is None and run.job in differing]
-        norms = dict(self._all(jobs, _batched(jobs, equal), self._norms))
+        equal = (run for run, partial in results if partial is None and run.job in differing)
+        norms = dict(self._all(jobs, equal, one_sided=True))
         outcomes: list[Outcome] = [Outcome(identical=True)] * len(jobs)
         whole: dict[int, Partial] = {}
         for run, partial in results:
@@ -110,116 +80,91 @@ class Engine:
                 before = whole.get(run.job)
                 whole[run.job] = merged(before, found, run.start) if before else found
         for at, partial in whole.items():
-            outcomes[at] = Outcome(identical=False, partial=partial)
+            outcomes[at] = Outcome(identical=False, partial=self._with_place(at, jobs[at], partial))
         return outcomes
 
-    def _all(
-        self,
-        jobs: Sequence[Job],
-        tasks: Iterator[Task],
-        measure: Callable[[Job, Run], Partial | None],
-    ) -> Results:
+    def _runs(self, at: int, job: Job) -> Iterator[Run]:
+        """A job cut into runs; one run where the bytes have to be made."""
+        whole = Run(at, 0, job.a.nbytes // job.a.dtype.itemsize)
+        if not job.lies_ready:
+            return iter((whole,))
+        if job.is_bytewise:
+            return whole.pieces(BYTE_RUN)
+        return whole.pieces(self._device.block(job) if self._device else BLOCK)
+
+    def _all(self, jobs: Sequence[Job], runs: Iterable[Run], *, one_sided: bool) -> Results:
+        """What each run comes to, in their order; ``one_sided`` measures a against itself."""
         from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - it brings logging along
 
-        def carried_out(task: Task) -> Results:
-            return [(run, measure(jobs[run.job], run)) for run in task]
+        if one_sided:
+            jobs = [job._replace(b=job.a) for job in jobs]
+        measure = self._norms if one_sided else self._measured
 
         def all_carried_out(own: Sequence[Task]) -> list[Results]:
+            done = self._done_on_device(jobs, own, one_sided=one_sided)
+
+            def carried_out(task: Task) -> Results:
+                return [
+                    (run, done[run] if run in done else measure(jobs[run.job], run)) for run in task
+                ]
+
             if self._threads == 1 or len(own) < 2:
                 return [carried_out(task) for task in own]
             with ThreadPoolExecutor(self._threads) as pool:
                 return list(pool.map(carried_out, own))
 
-        shared = self._ranks.work(list(tasks), all_carried_out)
+        shared = self._ranks.work(list(_batched(jobs, runs)), all_carried_out)
         return [_result(*found) for results in shared for found in results]
 
-    @property
-    def arrays(self) -> Arrays:
-        """The backend, made when the first difference has to be measured."""
-        if self._made is None:
-            self._made = arrays_on(self._device)
-        return self._made
+    def _done_on_device(
+        self, jobs: Sequence[Job], tasks: Iterable[Task], *, one_sided: bool
+    ) -> dict[Run, Partial | None]:
+        """The runs for which a device is worth its calls."""
+        if self._device is None:
+            return {}
+        runs = (run for task in tasks for run in task)
+        own = [run for run in runs if self._device.takes(jobs[run.job], run)]
+        return self._device.measure(jobs, own, self._threads, self._progress, one_sided=one_sided)
 
     # ------------------------------------------------------------------------------------- one run
 
     def _measured(self, job: Job, run: Run) -> Partial | None:
-        self._progress(_width(job) * (run.stop - run.start))
-        if _is_bytewise(job):
+        self._progress(job.width * (run.stop - run.start))
+        if job.is_bytewise:
             return None if _equal(job, run) else self._counted(job, run)
-        a, b = _bytes(job.a, run), _bytes(job.b, run)
-        return None if a == b and job.a.dtype is job.b.dtype else self._kernel(job, a, b)
+        a, b = bytes_of(job.a, run), bytes_of(job.b, run)
+        return None if a == b and job.is_one_type else self._kernel(job, a, b)
 
     def _norms(self, job: Job, run: Run) -> Partial | None:
-        one_sided = job._replace(b=job.a)
-        if _is_bytewise(job):
-            return self._counted(one_sided, run)
-        data = _bytes(job.a, run)
-        return self._kernel(one_sided, data, data)
+        if job.is_bytewise:
+            return self._counted(job, run)
+        data = bytes_of(job.a, run)
+        return self._kernel(job, data, data)
 
     def _kernel(self, job: Job, a: bytes, b: bytes) -> Partial:
-        """All of a run, in the blocks that the backend likes."""
-        size, other_size, step = job.a.dtype.itemsize, job.b.dtype.itemsize, self.arrays.block
+        """All of a run, which is long where it had to be made, in blocks."""
+        size, other_size = job.a.dtype.itemsize, job.b.dtype.itemsize
         whole = Partial(0)
-        with self.arrays.quietly():
-            for start in range(0, len(a) // size, step):
-                one = a[start * size : (start + step) * size]
-                other = b[start * other_size : (start + step) * other_size]
-                whole = merged(whole, self._block(one, other, job), start)
+        with self._arrays.quietly():
+            for start in range(0, len(a) // size, BLOCK):
+                one = a[start * size : (start + BLOCK) * size]
+                other = b[start * other_size : (start + BLOCK) * other_size]
+                whole = merged(whole, measured(self._arrays, one, other, job), start)
         return whole
-
-    def _block(self, a: bytes, b: bytes, job: Job) -> Partial:
-        arrays, xp = self.arrays, self.arrays.xp
-        one, other = arrays.view(a, job.a.dtype), arrays.view(b, job.b.dtype)
-        form = _form(job.a.dtype, job.b.dtype)
-        x, y = arrays.convert(one, form, 0), arrays.convert(other, form, 1)
-        if form == "int64":
-            return integers(xp, x, y, flipped=job.a.dtype.name == "uint64")
-        rest = self._lost(one, x, job.a.dtype) - self._lost(other, y, job.b.dtype)
-        if form == "complex128":
-            return complexes(xp, x, y, job.rule, rest)
-        if job.a.dtype is not job.b.dtype:
-            return of_two_types(xp, x, y, job.rule, rest)
-        near = self._nearness(a, b, job) if job.rule.ulp else None
-        return floats(xp, x, y, job.rule, near, arrays.room(len(x), 2))
-
-    def _lost(self, array: Array, rounded: Array, dtype: DType) -> Array:
-        """What the wider type could not hold of integers of 64 bits."""
-        if dtype.name not in LONG:
-            return 0.0
-        words, xp = self.arrays.convert(array, "int64", 2), self.arrays.xp
-        return lost(xp, words, xp.real(rounded), flipped=dtype.name == "uint64")
-
-    def _nearness(self, a: bytes, b: bytes, job: Job) -> Callable[[], object] | None:
-        size = job.a.dtype.itemsize
-        if job.a.dtype is not job.b.dtype or job.a.ref.quantizer is not None:
-            return None
-        bits = self.arrays.bits
-        return lambda: within_ulp(
-            self.arrays.xp, bits(a, size), bits(b, size), job.rule.ulp, 8 * size
-        )
 
     def _counted(self, job: Job, run: Run) -> Partial:
         """A run of a type of one byte."""
-        arrays, dtype = self.arrays, job.a.dtype
-        rule = job.rule if dtype.is_floating else Tolerance()
-        with arrays.quietly():
-            values = arrays.convert(arrays.view(CODE, dtype), "float64", 1)
-            near = _code_nearness(arrays, dtype, rule) if rule.ulp else None
-            counts = sum(arrays.count_pairs(a, b) for a, b in _pieces(job, run))
-            found, worst = counted_pairs(arrays.xp, counts, values, rule, near)
-        if found.at >= 0:
-            found = found._replace(at=self._first(job, run, worst))
-        return found if dtype.is_floating else found._replace(max_abs=int(found.max_abs))
+        counts = sum(self._arrays.count_pairs(a, b) for a, b in pieces_of(job, run))
+        return measured_by_counts(self._arrays, counts, job)
 
-    def _first(self, job: Job, run: Run, wanted: Array) -> int:
-        """The first element of the run whose pair is one of those wanted; there is one."""
-        start = 0
-        for a, b in _pieces(job, run):
-            hits = wanted[self.arrays.pairs(a, b)]
-            if hits.any():
-                return start + int(self.arrays.convert(hits, "int64", 1).argmax())
-            start += len(a)
-        raise DamagedError("the file was written to while it was read")
+    def _with_place(self, at: int, job: Job, partial: Partial) -> Partial:
+        """Of a type of one byte the run of the worst is known, and now the place is looked for."""
+        if not job.is_bytewise or partial.at < 0:
+            return partial
+        rest = Run(at, partial.at, partial.elements)
+        pieces = pieces_of(job, rest, SEARCHED)
+        place = worst_place(self._arrays, partial, job.a.dtype, pieces)
+        return partial._replace(at=partial.at + place)
 
 
 def _result(run: Any, partial: Any) -> tuple[Run, Partial | None]:
@@ -230,82 +175,14 @@ def _result(run: Any, partial: Any) -> tuple[Run, Partial | None]:
     return Run(*run), Partial(*numbers)._replace(sums=Sums(*sums))
 
 
-def _code_nearness(arrays: Arrays, dtype: DType, rule: Tolerance) -> Callable[[], object]:
-    """Of every pair of codes."""
-    rows = b"".join(CODE[i : i + 1] * 256 for i in range(256))
-    bits = 9 if dtype.name == UNSIGNED else 8
-
-    def near() -> object:
-        left, right = arrays.bits(rows, 1), arrays.bits(CODE * 256, 1)
-        if dtype.name == UNSIGNED:
-            left, right = left & 255, right & 255
-        return within_ulp(arrays.xp, left, right, rule.ulp, bits)
-
-    return near
-
-
-def _is_bytewise(job: Job) -> bool:
-    """Whether the elements can be compared by counting the pairs of their codes."""
-    dtype = job.a.dtype
-    return dtype is job.b.dtype and dtype.itemsize == 1 and dtype.name not in CODES
-
-
 def _equal(job: Job, run: Run) -> bool:
-    return all(a == b for a, b in _pieces(job, run))
-
-
-def _pieces(job: Job, run: Run) -> Iterator[tuple[bytes, bytes]]:
-    """The bytes of a long run of both sides, a piece at a time."""
-    if job.a.spans is None or job.b.spans is None:
-        yield _bytes(job.a, run), _bytes(job.b, run)
-        return
-    for start in range(run.start, run.stop, PIECE):
-        piece = Run(run.job, start, min(start + PIECE, run.stop))
-        yield _bytes(job.a, piece), _bytes(job.b, piece)
-
-
-def _form(a: DType, b: DType) -> str:
-    """The type in which two are compared: exact for integers, else wide enough for both."""
-    kinds = {_kind(a), _kind(b)}
-    if "complex" in kinds:
-        return "complex128"
-    unsigned = (a.name == "uint64") != (b.name == "uint64")
-    return "int64" if kinds == {"int"} and not unsigned else "float64"
-
-
-def _kind(dtype: DType) -> str:
-    if dtype.name in CODES:
-        return "int"
-    return dtype.kind if dtype.is_floating else "int"
+    return all(a == b for a, b in pieces_of(job, run))
 
 
 # ----------------------------------------------------------------------------------------- planning
 
 
-def _runs(at: int, job: Job, step: int) -> Iterator[Run]:
-    """A job cut into runs; one run where the bytes have to be made."""
-    count = job.a.nbytes // job.a.dtype.itemsize
-    if job.a.spans is None or job.b.spans is None:
-        yield Run(at, 0, count)
-        return
-    step = max(BYTE_RUN, step) if _is_bytewise(job) else step
-    for start in range(0, count, step):
-        yield Run(at, start, min(start + step, count))
-
-
-def _width(job: Job) -> int:
-    """Bytes of an element on both sides."""
-    return job.a.dtype.itemsize + job.b.dtype.itemsize
-
-
-def _bytes(values: Values, run: Run) -> bytes:
-    if values.spans is None:
-        return values.whole()
-    size = values.dtype.itemsize
-    return values.read(run.start * size, (run.stop - run.start) * size)
-
-
-def _batched(jobs: Sequence[Job], runs: Iterator[Run] | list[Run]) -> Iterator[Task]:
+def _batched(jobs: Sequence[Job], runs: Iterable[Run]) -> Iterator[Task]:
     """Runs in groups of about ``TASK`` bytes."""
     task: Task = []
     nbytes = 0

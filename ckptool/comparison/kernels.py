@@ -18,7 +18,7 @@ counted (``nonfinite``), and no tolerance covers them. -0.0 equals 0.0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ckptool.comparison.tolerances import Tolerance
@@ -85,38 +85,80 @@ def floats(xp: Namespace, a: Array, b: Array, rule: Tolerance, near: Near, room:
     """Two float64 arrays, which are overwritten, as is ``room``, an array as long."""
     distance = xp.subtract(a, b, out=room)
     sum_sq = _dot(xp, distance, distance)
-    if not math.isfinite(sum_sq):
+    if not math.isfinite(float(sum_sq)):
         return careful(xp, a, b, rule, near, _same(xp, a, b))
-    sums = Sums(len(a), 0.0, sum_sq, _dot(xp, a, a), _dot(xp, b, b), _dot(xp, a, b))
-    xp.abs(distance, out=distance)
-    at = int(distance.argmax())
-    worst = float(distance[at])
-    if not worst:
-        return Partial(len(a), sums=sums)
+    others = _of_finite(xp, a, b, distance, rule, near)
+    return _partial(len(a), [float(number) for number in (sum_sq, *others)])
+
+
+def floats_unseen(
+    xp: Namespace, a: Array, b: Array, rule: Tolerance, near: Near, room: Array
+) -> list[Array]:
+    """What :func:`floats` finds, as arrays without dimensions for :func:`floats_seen`.
+
+    To look at a number on a device is to wait for everything that was asked of it before.
+    """
+    distance = xp.subtract(a, b, out=room)
+    sum_sq = _dot(xp, distance, distance)
+    return [sum_sq, *_of_finite(xp, a, b, distance, rule, near)]
+
+
+def floats_seen(elements: int, found: Sequence[float]) -> Partial | None:
+    """From what :func:`floats_unseen` found; None: not all are finite, which is for ``floats``."""
+    return _partial(elements, found) if math.isfinite(found[0]) else None
+
+
+def _of_finite(
+    xp: Namespace, a: Array, b: Array, distance: Array, rule: Tolerance, near: Near
+) -> list[Array]:
+    """The numbers of :func:`_partial` after the first."""
+    sums = [_dot(xp, a, a), _dot(xp, b, b), _dot(xp, a, b)]
+    at = xp.abs(distance, out=distance).argmax()
     larger = xp.maximum(xp.abs(a, out=a), xp.abs(b, out=b), out=a)
-    differing = int(xp.count_nonzero(distance != 0))
+    differing = xp.count_nonzero(distance != 0)
     beyond = differing
     if rule.atol or rule.rtol or rule.ulp:
-        beyond = int(xp.count_nonzero(_beyond(distance, larger, rule, near)))
-    sums = sums._replace(distance=float(distance.sum()))
-    max_rel = float(xp.divide(distance, larger, out=b).max())
-    if math.isnan(max_rel):  # two zeros: rare enough to be met only then
-        max_rel = float(xp.divide(distance, xp.clip(larger, TINY, None, out=larger), out=b).max())
-    max_rel = min(max_rel, FURTHEST)
-    return Partial(len(a), differing, beyond, 0, at, worst, max_rel, sums)
+        beyond = xp.count_nonzero(_beyond(distance, larger, rule, near))
+    max_rel = _largest_quotient(xp, distance, larger, b)
+    return [*sums, distance.sum(), differing, beyond, at, xp.take(distance, at), max_rel]
 
 
-def _dot(xp: Namespace, a: Array, b: Array) -> float:
-    """The inner product in rows so short that BLAS starts no threads for one.
+def _partial(elements: int, found: Sequence[float]) -> Partial:
+    sum_sq, a_sq, b_sq, dot, total, differing, beyond, at, max_abs, max_rel = found
+    return Partial(
+        elements=elements,
+        differing=int(differing),
+        beyond=int(beyond),
+        at=int(at) if max_abs else -1,
+        max_abs=max_abs,
+        max_rel=min(max_rel, FURTHEST),
+        sums=Sums(elements, total, sum_sq, a_sq, b_sq, dot),
+    )
+
+
+def _is_on_device(xp: Namespace) -> bool:
+    return bool(xp.__name__ == "torch")
+
+
+def _largest_quotient(xp: Namespace, distance: Array, larger: Array, room: Array) -> Array:
+    """That of two zeros is none, which the result shows where it can be looked at."""
+    if not _is_on_device(xp):
+        quotient = xp.divide(distance, larger, out=room).max()
+        if not xp.isnan(quotient):
+            return quotient
+    return xp.divide(distance, xp.clip(larger, TINY, None, out=larger), out=room).max()
+
+
+def _dot(xp: Namespace, a: Array, b: Array) -> Array:
+    """The inner product, here in rows so short that BLAS starts no threads for one.
 
     Its threads would fight with ours, and the sum would depend on how many processors there are.
     """
     cut = len(a) - len(a) % ROW
-    tail = float(xp.dot(a[cut:], b[cut:])) if cut < len(a) else 0.0
-    if not cut:
-        return tail
-    rows = xp.matmul(a[:cut].reshape(-1, 1, ROW), b[:cut].reshape(-1, ROW, 1))
-    return float(rows.sum()) + tail
+    if not cut or _is_on_device(xp):
+        return xp.dot(a, b)
+    rows = xp.matmul(a[:cut].reshape(-1, 1, ROW), b[:cut].reshape(-1, ROW, 1)).sum()
+    return rows + xp.dot(a[cut:], b[cut:]) if cut < len(a) else rows
 
 
 def complexes(xp: Namespace, a: Array, b: Array, rule: Tolerance, rest: Array = 0.0) -> Partial:
@@ -141,19 +183,26 @@ def lost(xp: Namespace, words: Array, rounded: Array, *, flipped: bool) -> Array
 
 def counted_pairs(
     xp: Namespace, counts: Array, values: Array, rule: Tolerance, near: Near
-) -> tuple[Partial, Array]:
+) -> Partial:
     """Elements of one byte, from how often each pair ``256 * first + second`` of codes occurs.
 
-    ``values`` is what the 256 codes mean, in float64. Returns also the mask of the worst pairs,
-    since where they stand is not among the counts.
+    ``values`` is what the 256 codes mean, in float64; ``near`` is about all pairs. Where the worst
+    stands is not among the counts, so ``at`` is 0 if there is one: see :func:`worst_pairs`.
     """
+    (met,) = xp.where(counts > 0)
+    a, b = values[met >> 8], values[met & 0xFF]
+    near_met = None if near is None else lambda: near()[met]
+    found = careful(xp, a, b, rule, near_met, _same(xp, a, b), counts[met])
+    return found._replace(at=min(found.at, 0))
+
+
+def worst_pairs(xp: Namespace, found: Partial, values: Array) -> Array:
+    """The mask of the pairs of codes of which the worst element is one."""
     a, b = values[:, None] + xp.zeros_like(values), values + xp.zeros_like(values)[:, None]
-    a, b = a.reshape(-1), b.reshape(-1)
-    same = _same(xp, a, b)
-    found = careful(xp, a, b, rule, near, same, counts)
     finite = xp.isfinite(a) & xp.isfinite(b)
-    worst = finite & (xp.abs(a - b) == found.max_abs)
-    return found, ~finite & ~same if found.nonfinite else worst
+    if found.nonfinite:
+        return (~finite & ~_same(xp, a, b)).reshape(-1)
+    return (finite & (xp.abs(a - b) == found.max_abs)).reshape(-1)
 
 
 def careful(
@@ -176,16 +225,15 @@ def careful(
         return int(xp.where(mask, once, 0).sum())
 
     finite = xp.isfinite(a) & xp.isfinite(b)
-    strange = ~finite & ~same & (once > 0)
+    strange = ~finite & ~same
+    distance = xp.where(finite, xp.abs(a - b + rest), 0)
     a, b = xp.where(finite, a, 0), xp.where(finite, b, 0)
-    times = xp.asarray(xp.where(finite, once, 0), dtype=xp.float64)
+    times = xp.asarray(once, dtype=xp.float64)
     sizes, others = xp.abs(a), xp.abs(b)
-    distance = xp.where(once > 0, xp.abs(a - b + rest), 0)
     larger = xp.maximum(sizes, others)
     odd = tally(strange)
     worst = float(distance.max())
     first = xp.argmax(xp.asarray(strange, dtype=xp.int64)) if odd else distance.argmax()
-    relative = xp.where(distance > 0, distance, 0) / xp.clip(larger, TINY, None)
     return Partial(
         elements=int(once.sum()),
         differing=tally(distance > 0) + odd,
@@ -193,22 +241,16 @@ def careful(
         nonfinite=odd,
         at=int(first) if odd or worst else -1,
         max_abs=worst,
-        max_rel=min(float(relative.max()), FURTHEST),
+        max_rel=min(float((distance / xp.clip(larger, TINY, None)).max()), FURTHEST),
         sums=Sums(
             finite=tally(finite),
-            distance=_weighted(distance, times),
-            distance_sq=_weighted(distance * distance, times),
-            a_sq=_weighted(sizes * sizes, times),
-            b_sq=_weighted(others * others, times),
-            dot=_weighted(xp.real(a * xp.conj(b)), times),
+            distance=float((distance * times).sum()),
+            distance_sq=float((distance * distance * times).sum()),
+            a_sq=float((sizes * sizes * times).sum()),
+            b_sq=float((others * others * times).sum()),
+            dot=float((xp.real(a * xp.conj(b)) * times).sum()),
         ),
     )
-
-
-def _weighted(values: Array, times: Array) -> float:
-    """The sum; an infinity that occurs no time is none of it."""
-    occurring = times > 0
-    return float((values[occurring] * times[occurring]).sum())
 
 
 def _same(xp: Namespace, a: Array, b: Array) -> Array:
@@ -259,10 +301,10 @@ def integers(xp: Namespace, a: Array, b: Array, *, flipped: bool) -> Partial:
         sums=Sums(
             len(a),
             float(steps.sum()),
-            _dot(xp, steps, steps),
-            _dot(xp, x, x),
-            _dot(xp, y, y),
-            _dot(xp, x, y),
+            float(_dot(xp, steps, steps)),
+            float(_dot(xp, x, x)),
+            float(_dot(xp, y, y)),
+            float(_dot(xp, x, y)),
         ),
     )
 

@@ -7,6 +7,7 @@ it. A quantized tensor is compared by the real values that it stands for.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -32,18 +33,29 @@ class Values(NamedTuple):
 
     def read(self, start: int, nbytes: int) -> bytes:
         """A run of the bytes, for tensors that lie ready."""
+        parts = [self.reader.read(span) for span in self._parts(start, nbytes)]
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_into(self, room: memoryview, start: int) -> memoryview:
+        """As many of the bytes as ``room`` has, for tensors that lie ready."""
+        filled = 0
+        for span in self._parts(start, len(room)):
+            part = room[filled : filled + span.nbytes]
+            data = self.reader.read_into(part, span)
+            if data is not part:
+                part[:] = data
+            filled += span.nbytes
+        return room
+
+    def _parts(self, start: int, nbytes: int) -> Iterator[ByteSpan]:
+        """Where a run of the bytes lies."""
         assert self.spans is not None
-        if len(self.spans) == 1:
-            return self.reader.read(self.spans[0], start, nbytes)
-        parts = []
-        for span in self.spans:
-            if 0 <= start < span.nbytes and nbytes:
-                parts.append(self.reader.read(span, start, min(nbytes, span.nbytes - start)))
-                nbytes -= len(parts[-1])
-                start = 0
-            else:
-                start -= span.nbytes
-        return b"".join(parts)
+        for source, offset, length in self.spans:
+            if start < length and nbytes:
+                count = min(nbytes, length - start)
+                yield ByteSpan(source, offset + start, count)
+                nbytes -= count
+            start = max(start - length, 0)
 
     def whole(self) -> bytes:
         """All of the bytes, made if need be."""

@@ -610,13 +610,19 @@ def test_without_torch_or_a_gpu_a_device_is_refused(ckptool, tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_a_gpu_gives_the_numbers_of_the_processor(ckptool, tmp_path):
     torch.manual_seed(0)
-    one = {str(t): (torch.randn(5000) * 9).to(t) for t in (torch.float32, torch.bfloat16)}
-    other = {name: tensor + 1 for name, tensor in one.items()}
+    kinds = (torch.float32, torch.bfloat16, torch.float8_e5m2, torch.int64, torch.complex64)
+    drawn = {(kind, n): torch.randn(n) * 9 for kind in kinds for n in (5000, 300_000)}
+    one, other = (
+        {f"{kind}.{n}": (values + step).to(kind) for (kind, n), values in drawn.items()}
+        for step in (0, 1)
+    )
     paths = pair(tmp_path, one, other)
     here = ckptool("diff", *paths, "--json").json["tensors"]
     there = ckptool("diff", *paths, "--json", "--device", "cuda").json["tensors"]
+    assert len(here) == len(one)
     for ours, theirs in zip(here, there, strict=True):
         assert theirs["distance"] == pytest.approx(ours["distance"], rel=1e-12)
+    assert ckptool("diff", paths[0], paths[0], "--device", "cuda").exit_code == 0
 
 
 def test_equal_files_need_neither_numpy_nor_torch(ckptool_process, tmp_path):

@@ -9,12 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckptool.comparison.arrays import CODES, NumpyArrays, TorchArrays
+from ckptool.comparison import devices
+from ckptool.comparison.arrays import BLOCK, CODES
+from ckptool.comparison.devices import Device
 from ckptool.comparison.differences import distance_of
-from ckptool.comparison.engine import BYTE_RUN, RUN, Engine, Job
+from ckptool.comparison.engine import BYTE_RUN, Engine
+from ckptool.comparison.runs import Job
 from ckptool.comparison.tolerances import Tolerance
 from ckptool.comparison.values import Values
 from ckptool.dtypes import BY_NAME
+from ckptool.errors import UnsupportedError
 from ckptool.formats.base import TensorReader
 from ckptool.tree import Blob, ByteSpan, TensorRef
 from samples import NEW_DTYPES, OLD_DTYPES
@@ -22,29 +26,37 @@ from samples import NEW_DTYPES, OLD_DTYPES
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")
 
 NUMERIC = [t for t in OLD_DTYPES + NEW_DTYPES if str(t).removeprefix("torch.") not in CODES]
-MAKERS = {
-    "numpy": NumpyArrays, "torch": lambda: TorchArrays("cpu"), "cuda": lambda: TorchArrays("cuda")
-}  # fmt: skip
+DEVICES = {"numpy": None, "torch": "cpu", "cuda": "cuda"}
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 BACKENDS = ["numpy", "torch", pytest.param("cuda", marks=NO_GPU)]
 EXACTLY = Tolerance()
 CLOSE = 1e-12  # sums in another order
 
 
-def compare(a, b, rule=EXACTLY, backend="numpy", threads=1):
+def compare(a, b, rule=EXACTLY, backend="numpy", threads=1, files=(None, None)):
     """The numbers for two flat tensors; None when their bytes are equal."""
     engine = Engine("cpu", threads, lambda _: None)
-    engine._made = MAKERS[backend]()
-    (outcome,) = engine.compare([Job(values(a), values(b), rule)])
+    if name := DEVICES[backend]:
+        engine._device = Device(name)
+        engine._device.least = 0  # short ones too
+    one, other = map(values, (a, b), files)
+    (outcome,) = engine.compare([Job(one, other, rule)])
+    for side in (one, other):
+        side.reader.close()
     return None if outcome.identical else distance_of(outcome.partial, tuple(a.shape))
 
 
-def values(tensor):
+def values(tensor, file=None):
+    """Where its bytes come from: a pickle, or two places of a file."""
     data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     dtype = BY_NAME[str(tensor.dtype).removeprefix("torch.")]
     ref = TensorRef(dtype, tuple(tensor.shape), ())
-    span = ByteSpan(Blob(data), 0, len(data))
-    return Values(ref, TensorReader(), dtype, len(data), (span,))
+    spans = (ByteSpan(Blob(data), 0, len(data)),)
+    if file is not None:
+        half = len(data) // 2
+        file.write_bytes(data[half:] + data[:half])
+        spans = (ByteSpan(file, len(data) - half, half), ByteSpan(file, 0, len(data) - half))
+    return Values(ref, TensorReader(), dtype, len(data), spans)
 
 
 def from_bytes(data, dtype):
@@ -240,11 +252,11 @@ def test_what_is_not_finite_equals_only_itself(one, other, differing, nonfinite,
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2, torch.int64])
 def test_the_number_of_threads_does_not_matter(dtype):
     torch.manual_seed(0)
-    count = BYTE_RUN + 12_345 if dtype is torch.float8_e5m2 else 40 * RUN + 123
+    count = BYTE_RUN + 12_345 if dtype is torch.float8_e5m2 else 40 * BLOCK + 123
     a = (torch.randn(count) * 100).to(dtype)
     b = a.clone()
-    b[RUN // 2 :: 7] = (torch.randn(count) * 100).to(dtype)[RUN // 2 :: 7]
-    b[3 * RUN : 5 * RUN] = a[3 * RUN : 5 * RUN]  # some runs are equal
+    b[BLOCK // 2 :: 7] = (torch.randn(count) * 100).to(dtype)[BLOCK // 2 :: 7]
+    b[3 * BLOCK : 5 * BLOCK] = a[3 * BLOCK : 5 * BLOCK]  # some runs are equal
     alone = compare(a, b)
     assert alone == compare(a, b, threads=4)
     if dtype is not torch.int64:
@@ -264,6 +276,12 @@ def test_other_types_are_compared_in_a_wider_one(kinds, backend):
     assert_numbers(compare(a, b, backend=backend), expected(a, b))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_no_number_differs_once_from_an_integer_that_float64_rounds(backend):
+    found = compare(torch.tensor([2**53 + 1]), torch.tensor([math.nan]).double(), backend=backend)
+    assert (found.differing, found.beyond, found.nonfinite, found.max_abs) == (1, 1, 1, 0)
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.float32], ids=str)
 def test_of_equally_bad_places_the_first_is_named(dtype):
     a = torch.tensor([0, 0, 1, 0, 1]).to(dtype)
@@ -277,13 +295,39 @@ def test_an_empty_tensor_equals_itself():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", NUMERIC, ids=str)
-def test_many_blocks_give_the_numbers_of_the_processor(dtype, backend):
-    """Longer than the buffers that each block is copied through, so that they are used again."""
+def test_many_blocks_give_the_numbers_of_the_processor(dtype, backend, tmp_path, monkeypatch):
+    """More than the rooms that each block is copied through, so that they are used again."""
+    monkeypatch.setattr(devices, "STAGED", 1 << 18)
     torch.manual_seed(0)
-    count = 3 * RUN + 77
+    count = 3 * BLOCK + 77
     a, b = ((torch.randn(count).abs() * 3).floor().to(dtype) for _ in "ab")
-    here, there = compare(a, b, threads=2), compare(a, b, backend=backend, threads=2)
-    assert (there.differing, there.worst_at) == (here.differing, here.worst_at)
+    b[: BLOCK // 2] = a[: BLOCK // 2]  # some runs are equal
+    here = compare(a, b, threads=2)
     wanted = here._asdict()
     del wanted["worst_at"]
-    assert_numbers(there, wanted)
+    for files in ((None, None), (tmp_path / "a", tmp_path / "b")):
+        there = compare(a, b, backend=backend, threads=2, files=files)
+        assert (there.differing, there.worst_at) == (here.differing, here.worst_at)
+        assert_numbers(there, wanted)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("count", [0, 1, 5000])
+def test_equal_bytes_are_equal_on_every_device(count, backend, tmp_path):
+    a = torch.arange(count, dtype=torch.float32)
+    assert compare(a, a, backend=backend, files=(tmp_path / "a", tmp_path / "b")) is None
+    if count:
+        b = a.clone()
+        b[-1] += 1
+        assert compare(a, b, backend=backend, files=(tmp_path / "a", tmp_path / "b")).differing == 1
+
+
+@pytest.mark.parametrize("backend", ["torch", pytest.param("cuda", marks=NO_GPU)])
+def test_a_device_that_fails_is_no_bug(backend, monkeypatch):
+    def no_room(*_args, **_options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMuch more")
+
+    monkeypatch.setattr(torch, "subtract", no_room)
+    with pytest.raises(UnsupportedError, match=r"Tried to allocate 2 GiB\.$") as told:
+        compare(torch.ones(4), torch.zeros(4), backend=backend)
+    assert "--device cpu" in told.value.hint

@@ -1,0 +1,116 @@
+"""How a run of two tensors is measured: in which type, by which kernel, on whichever backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from ckptool.comparison.arrays import Array, Arrays, Buffer, NumpyArrays
+from ckptool.comparison.kernels import (
+    Partial,
+    complexes,
+    counted_pairs,
+    floats,
+    floats_unseen,
+    integers,
+    lost,
+    of_two_types,
+    within_ulp,
+    worst_pairs,
+)
+from ckptool.comparison.runs import Job
+from ckptool.comparison.tolerances import Tolerance
+from ckptool.dtypes import DType
+from ckptool.errors import DamagedError
+
+LONG = frozenset({"int64", "uint64"})
+UNSIGNED = "float8_e8m0fnu"  # has no sign bit
+CODE = bytes(range(256))
+
+
+def measured(arrays: Arrays, a: Buffer, b: Buffer, job: Job) -> Partial:
+    """The numbers of two runs of bytes."""
+    xp = arrays.xp
+    one, other = arrays.view(a, job.a.dtype), arrays.view(b, job.b.dtype)
+    x, y = arrays.convert(one, job.form, 0), arrays.convert(other, job.form, 1)
+    if job.form == "int64":
+        return integers(xp, x, y, flipped=job.a.dtype.name == "uint64")
+    rest = _lost(arrays, one, x, job.a.dtype) - _lost(arrays, other, y, job.b.dtype)
+    if job.form == "complex128":
+        return complexes(xp, x, y, job.rule, rest)
+    if not job.is_one_type:
+        return of_two_types(xp, x, y, job.rule, rest)
+    return floats(xp, x, y, job.rule, _nearness(arrays, a, b, job), arrays.room(len(x), 2))
+
+
+def measured_unseen(arrays: Arrays, a: Buffer, b: Buffer, job: Job) -> list[Array]:
+    """The numbers of two runs of floating-point numbers, not looked at: see ``floats_unseen``."""
+    x, y = (
+        arrays.convert(arrays.view(data, job.a.dtype), "float64", slot)
+        for slot, data in enumerate((a, b))
+    )
+    near = _nearness(arrays, a, b, job)
+    return floats_unseen(arrays.xp, x, y, job.rule, near, arrays.room(len(x), 2))
+
+
+def _lost(arrays: Arrays, array: Array, rounded: Array, dtype: DType) -> Array:
+    """What the wider type could not hold of integers of 64 bits."""
+    if dtype.name not in LONG:
+        return 0.0
+    words, xp = arrays.convert(array, "int64", 2), arrays.xp
+    return lost(xp, words, xp.real(rounded), flipped=dtype.name == "uint64")
+
+
+def _nearness(arrays: Arrays, a: Buffer, b: Buffer, job: Job) -> Callable[[], Array] | None:
+    size = job.a.dtype.itemsize
+    if not job.rule.ulp or job.a.ref.quantizer is not None:
+        return None
+    return lambda: within_ulp(
+        arrays.xp, arrays.bits(a, size), arrays.bits(b, size), job.rule.ulp, 8 * size
+    )
+
+
+# ---------------------------------------------------------------------------------- types of a byte
+
+
+def measured_by_counts(arrays: NumpyArrays, counts: Array, job: Job) -> Partial:
+    """The numbers of a run from how often each pair of codes occurs: see ``counted_pairs``."""
+    dtype = job.a.dtype
+    rule = job.rule if dtype.is_floating else Tolerance()
+    near = _code_nearness(arrays, dtype, rule) if rule.ulp else None
+    with arrays.quietly():
+        found = counted_pairs(arrays.xp, counts, _meanings(arrays, dtype), rule, near)
+    return found if dtype.is_floating else found._replace(max_abs=int(found.max_abs))
+
+
+def worst_place(
+    arrays: NumpyArrays, found: Partial, dtype: DType, pieces: Iterable[tuple[bytes, bytes]]
+) -> int:
+    """The first of the elements of one byte as bad as the worst of those ``found``."""
+    with arrays.quietly():
+        wanted = worst_pairs(arrays.xp, found, _meanings(arrays, dtype))
+    start = 0
+    for a, b in pieces:
+        hits = wanted[arrays.pairs(a, b)]
+        if hits.any():
+            return start + int(hits.argmax())
+        start += len(a)
+    raise DamagedError("the file was written to while it was read")
+
+
+def _meanings(arrays: NumpyArrays, dtype: DType) -> Array:
+    """What the 256 codes of a type mean, in float64."""
+    return arrays.convert(arrays.view(CODE, dtype), "float64", 1).copy()
+
+
+def _code_nearness(arrays: NumpyArrays, dtype: DType, rule: Tolerance) -> Callable[[], Array]:
+    """Of every pair of codes."""
+    rows = b"".join(CODE[i : i + 1] * 256 for i in range(256))
+    bits = 9 if dtype.name == UNSIGNED else 8
+
+    def near() -> Array:
+        left, right = arrays.bits(rows, 1), arrays.bits(CODE * 256, 1)
+        if dtype.name == UNSIGNED:
+            left, right = left & 255, right & 255
+        return within_ulp(arrays.xp, left, right, rule.ulp, bits)
+
+    return near
