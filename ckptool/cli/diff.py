@@ -60,7 +60,12 @@ def command(
     name_only: Annotated[
         bool, typer.Option("--name-only", help="Only the addresses that differ.")
     ] = False,
-    device: Annotated[str, typer.Option(metavar="cpu|cuda[:N]", help="Where to compute.")] = "cpu",
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="cpu|cuda[:N]", help="Where to compute; a GPU pays from several GB on."
+        ),
+    ] = "cpu",
     format_: Annotated[Format, typer.Option("--format", help="Form of the report.")] = "text",
     json: JsonOption = False,
     color: ColorOption = "auto",
