@@ -177,7 +177,7 @@ HOMES = {
     # The kernels of the comparison are given numpy or torch as a namespace.
     "numpy": {"numerics", "casting", "rounding", "comparison.arrays"},
     "ml_dtypes": {"numerics", "casting", "rounding", "comparison.arrays"},
-    "torch": {"torch_bridge", "library", "comparison.arrays", "ranks"},
+    "torch": {"torch_bridge", "library", "comparison.devices", "ranks"},
     "safetensors": {"writers.safetensors_file"},
     "click": set(),
     "ctypes": set(),

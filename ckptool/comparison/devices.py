@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ckptool.comparison.arrays import Array, NumpyArrays, TorchArrays
+from ckptool.comparison.arrays import Array, NumpyArrays, TorchArrays, are_equal
 from ckptool.comparison.kernels import Partial, floats_seen
 from ckptool.comparison.measuring import measured, measured_by_counts, measured_unseen
 from ckptool.comparison.runs import Job, Run, place_of
@@ -29,7 +29,6 @@ STAGED = 1 << 24  # bytes of a side that are copied at a time
 LEAST = 1 << 16  # elements: for fewer, asking a device takes longer than computing here
 UNSEEN = 1 << 10  # results that stay on the device, at most
 TABLES = 1 << 6  # and counts of pairs, of 512 KiB
-COMPARED = 1 << 18  # bytes
 
 NOT_FINITE = Partial(-1)  # to be measured again
 
@@ -238,7 +237,7 @@ class _Slot:
             start, nbytes = place_of(values, part)
             filled.append(room[:nbytes])
             values.read_into(memoryview(filled[-1]), start)
-        is_equal = len(filled) == 2 and job.is_one_type and _equal(*filled)
+        is_equal = len(filled) == 2 and job.is_one_type and are_equal(*filled)
         if job.is_bytewise or not is_equal:
             self._used.wait()
             for (here, _), there, data in zip(self._here, self._there, filled, strict=True):
@@ -258,14 +257,6 @@ class _Slot:
     def release(self) -> None:
         """Everything that needs them has been asked for."""
         self._used.record()
-
-
-def _equal(a: Array, b: Array) -> bool:
-    """Whether two numpy arrays of bytes are; most that are not differ soon."""
-    import numpy as np
-
-    starts = range(0, len(a), COMPARED)
-    return all(np.array_equal(a[i : i + COMPARED], b[i : i + COMPARED]) for i in starts)
 
 
 class _Queues:
