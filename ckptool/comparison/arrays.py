@@ -14,17 +14,16 @@ from ckptool.tree import TensorRef
 
 Array = Any
 Namespace = Any
+Buffer = Any  # bytes for numpy; for torch a flat tensor of uint8 on its device
+
+BLOCK = 1 << 18  # elements: fewer would fit a cache, but threads would wait for each other
+COMPARED = 1 << 18  # bytes
 
 # Types whose elements can be counted and told apart, but mean no numbers here.
 CODES = {
     "float4_e2m1fn_x2": "uint8", "quint4x2": "uint8", "quint2x4": "uint8", "bits8": "uint8",
     "bits1x8": "uint8", "bits2x4": "uint8", "bits4x2": "uint8", "bits16": "uint16",
 }  # fmt: skip
-
-
-COMPARED = 1 << 18  # bytes
-BLOCK = 1 << 18  # elements: fewer would fit a cache, but threads would wait for each other
-Buffer = Any  # bytes for numpy; for torch a flat tensor of uint8 on its device
 
 
 class Arrays(Protocol):
@@ -144,12 +143,10 @@ class TorchArrays:
         """By a view."""
         return data.view(getattr(self.xp, f"int{8 * itemsize}")).to(self.xp.int64)
 
-    def count_pairs(self, a: Buffer, b: Buffer, counts: Array | None) -> Array:
-        """Those of a piece added to ``counts``; the device is not waited for, as bincount does."""
-        if counts is None:
-            counts = self.xp.zeros(1 << 16, dtype=self.xp.int64, device=self.device)
+    def count_pairs(self, a: Buffer, b: Buffer) -> Array:
+        """As numpy counts them; the device is not waited for, as it would be by bincount."""
         pairs = a.to(self.xp.int64).mul_(256).add_(b)
-        return counts.scatter_add_(0, pairs, pairs.new_ones(1).expand_as(pairs))
+        return pairs.new_zeros(1 << 16).scatter_add_(0, pairs, pairs.new_ones(1).expand_as(pairs))
 
     def room(self, count: int, slot: int) -> Array:  # noqa: ARG002
         """Not initialised."""

@@ -1,26 +1,25 @@
 """Long runs on a GPU, in three stages that go on side by side: read, copied, measured.
 
 Threads read both sides into pinned memory and ask for the copies on one stream. The caller's thread
-asks for the kernels on another, and looks at no number before all is on its way: it would have to
-wait. That no two threads ask for kernels is faster too, since all of them need the interpreter.
-
-A run that is not finite shows so in the end and is measured again. Other types than floating-point
-numbers are waited for.
+asks for the kernels on another. No number of a floating-point type is looked at before many runs
+are on their way, since for each the device would have to be waited for; a run that is not finite
+shows so then, and is read and measured again. Of types of one byte only the counts of pairs come
+back. Integers and complex numbers, and runs of two types, are waited for.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from ckptool.comparison.arrays import Array, NumpyArrays, TorchArrays, are_equal
 from ckptool.comparison.kernels import Partial, floats_seen
 from ckptool.comparison.measuring import measured, measured_by_counts, measured_unseen
 from ckptool.comparison.runs import Job, Run, place_of
 from ckptool.errors import UnsupportedError, UsageError
-from ckptool.numerics import Progress
+from ckptool.numerics import Progress, no_progress
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -33,6 +32,7 @@ TABLES = 1 << 6  # and counts of pairs, of 512 KiB
 NOT_FINITE = Partial(-1)  # to be measured again
 
 Found = dict[Run, Partial | None]  # None: equal bytes
+Take = Callable[[Run, Array, Array], None]  # asks for the kernels of a run whose bytes are there
 
 
 class Device:
@@ -51,28 +51,24 @@ class Device:
                 f"--device {name} needs torch, which is not installed",
                 hint="pip install 'ckptool[torch]'; without --device the processor compares",
             ) from error
-        self._torch: Any = torch
         self._device = _device(torch, name)
-        self.least = LEAST
+        self._arrays = TorchArrays(torch, self._device)
+        self._queues = Queues(torch, self._device)
+        self._slots: list[Slot] = []
 
     def block(self, job: Job) -> int:
-        """How many elements are in a run."""
-        return STAGED // max(job.a.dtype.itemsize, job.b.dtype.itemsize)
+        """How many elements are in a run: fewer where the kernel needs many arrays."""
+        size = max(job.a.dtype.itemsize, job.b.dtype.itemsize)
+        return STAGED // (size if job.is_bytewise or job.is_of_floats else max(size, 8))
 
     def takes(self, job: Job, run: Run) -> bool:
         """Whether a run is better measured here."""
-        return job.lies_ready and run.stop - run.start >= max(self.least, 1)
+        return job.lies_ready and run.stop - run.start >= LEAST
 
     def measure(
-        self,
-        jobs: Sequence[Job],
-        runs: Sequence[Run],
-        threads: int,
-        progress: Progress,
-        *,
-        one_sided: bool,
+        self, jobs: Sequence[Job], runs: Sequence[Run], threads: int, progress: Progress
     ) -> Found:
-        """What each run comes to; ``one_sided`` measures a against itself.
+        """What each run comes to.
 
         Raises:
             DamagedError: a file ends too soon.
@@ -81,9 +77,13 @@ class Device:
         if not runs:
             return {}
         try:
-            pipeline = _Pipeline(self._torch, self._device, jobs, progress, one_sided=one_sided)
-            return pipeline.run(runs, threads)
-        except RuntimeError as error:  # the class of all that torch has to say
+            while len(self._slots) < min(threads + 1, len(runs)):
+                self._slots.append(Slot(self._queues))
+            pipeline = Pipeline(self._arrays, self._queues, self._slots, jobs, threads)
+            return pipeline.measure(runs, progress)
+        except RuntimeError as error:  # the class of what torch has to say, and of much else
+            if "CUDA" not in str(error):
+                raise
             raise UnsupportedError(
                 f"torch failed on {self._device}: {str(error).splitlines()[0]}",
                 hint="nvidia-smi shows who else uses it; --device cpu always works",
@@ -103,164 +103,135 @@ def _device(torch: Any, text: str) -> Any:
     return torch.device(text)
 
 
-class _Piece(NamedTuple):
-    """What is copied at once: of a type of one byte a part of a run, else all of it."""
-
-    run: Run
-    part: Run
-
-    @property
-    def is_first(self) -> bool:
-        return self.part.start == self.run.start
-
-    @property
-    def is_last(self) -> bool:
-        return self.part.stop == self.run.stop
-
-
-class _Pipeline:
-    """One pass over some runs, by one thread and those that read for it."""
+class Pipeline:
+    """One measurement of some runs, in slots that take turns."""
 
     def __init__(
-        self, torch: Any, device: Any, jobs: Sequence[Job], progress: Progress, *, one_sided: bool
+        self,
+        arrays: TorchArrays,
+        queues: Queues,
+        slots: Sequence[Slot],
+        jobs: Sequence[Job],
+        threads: int,
     ) -> None:
-        self._queues = _Queues(torch, device)
-        self._arrays, self._here = TorchArrays(torch, device), NumpyArrays()
-        self._jobs, self._progress, self._one_sided = jobs, progress, one_sided
+        self._arrays, self._here = arrays, NumpyArrays()
+        self._queues, self._slots, self._threads = queues, slots, threads
+        self._jobs = jobs
         self._found: Found = {}
         self._unseen: list[tuple[Run, list[Array]]] = []
         self._tables: list[tuple[Run, Array]] = []
-        self._counts: Array = None  # of the run whose pieces are coming
-        self._differs = False  # whether one of them does
 
-    def run(self, runs: Sequence[Run], threads: int) -> Found:
-        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - it brings logging along
-
-        slots = [_Slot(self._queues, one_sided=self._one_sided) for _ in range(threads + 1)]
-        coming: deque[tuple[_Piece, _Slot, Future[bool]]] = deque()
-        pool = ThreadPoolExecutor(threads, initializer=self._queues.copy_from_here)
-        with self._queues.computing_here(), pool:
-            for nth, piece in enumerate(self._pieces(runs)):
-                if len(coming) == len(slots):
-                    self._take(*coming.popleft())
-                slot = slots[nth % len(slots)]
-                reading = pool.submit(slot.fill, self._jobs[piece.run.job], piece.part)
-                coming.append((piece, slot, reading))
-            while coming:
-                self._take(*coming.popleft())
+    def measure(self, runs: Sequence[Run], progress: Progress) -> Found:
+        """What each run comes to."""
+        with self._queues.computing_here():
+            self.go(runs, self._ask, progress)
             self._see()
-            self._see_tables()
-            self._measure_again(slots[0])
+            again = [run for run, partial in self._found.items() if partial is NOT_FINITE]
+            self.go(again, self._look, no_progress)
         return self._found
 
-    def _pieces(self, runs: Sequence[Run]) -> Iterator[_Piece]:
-        for run in runs:
-            for part in run.pieces(STAGED) if self._jobs[run.job].is_bytewise else (run,):
-                yield _Piece(run, part)
+    def go(self, runs: Sequence[Run], take: Take, progress: Progress) -> None:
+        """Read the runs, and give those whose sides differ to ``take``, in their order."""
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - it brings logging along
 
-    def _take(self, piece: _Piece, slot: _Slot, reading: Future[bool]) -> None:
-        """Have one measured, once it has been read."""
-        is_equal = reading.result()
-        run, job = piece.run, self._jobs[piece.run.job]
-        if not self._one_sided:
-            self._progress(job.width * (piece.part.stop - piece.part.start))
-        if is_equal and not job.is_bytewise:
-            self._found[run] = None
-            return
-        a, b = slot.received(job, piece.part)
+        coming: deque[tuple[Run, Slot, Future[bool]]] = deque()
+
+        def finish_first() -> None:
+            run, slot, reading = coming.popleft()
+            is_equal = reading.result()
+            job = self._jobs[run.job]
+            progress(job.width * (run.stop - run.start))
+            if is_equal:
+                self._found[run] = None
+            else:
+                slot.empty(job, run, take)
+
+        with ThreadPoolExecutor(self._threads, initializer=self._queues.copy_from_here) as pool:
+            try:
+                for nth, run in enumerate(runs):
+                    if len(coming) == len(self._slots):
+                        finish_first()
+                    slot = self._slots[nth % len(self._slots)]
+                    coming.append((run, slot, pool.submit(slot.fill, self._jobs[run.job], run)))
+                while coming:
+                    finish_first()
+            finally:
+                for _, _, reading in coming:
+                    reading.cancel()
+
+    def _ask(self, run: Run, a: Array, b: Array) -> None:
+        """Have a run measured, without waiting if its type allows that."""
+        job = self._jobs[run.job]
         if job.is_bytewise:
-            self._count(piece, a, b, is_equal=is_equal)
+            self._tables.append((run, self._arrays.count_pairs(a, b)))
         elif job.is_of_floats:
             self._unseen.append((run, measured_unseen(self._arrays, a, b, job)))
         else:
-            self._found[run] = measured(self._arrays, a, b, job)
-        slot.release()
-        if len(self._unseen) == UNSEEN:
+            self._look(run, a, b)
+        if len(self._unseen) == UNSEEN or len(self._tables) == TABLES:
             self._see()
-        if len(self._tables) == TABLES:
-            self._see_tables()
 
-    def _count(self, piece: _Piece, a: Array, b: Array, *, is_equal: bool) -> None:
-        if piece.is_first:
-            self._counts, self._differs = None, self._one_sided
-        self._counts = self._arrays.count_pairs(a, b, self._counts)
-        self._differs |= not is_equal
-        if piece.is_last and self._differs:
-            self._tables.append((piece.run, self._counts))
-        elif piece.is_last:
-            self._found[piece.run] = None
+    def _look(self, run: Run, a: Array, b: Array) -> None:
+        self._found[run] = measured(self._arrays, a, b, self._jobs[run.job])
 
     def _see(self) -> None:
-        """Fetch the numbers that wait, all of one kind at once."""
-        runs = [run for run, _ in self._unseen]
+        """Fetch what was found: of the numbers all of one kind at once."""
         kinds = zip(*(numbers for _, numbers in self._unseen), strict=True)
         columns = [self._arrays.xp.stack(kind).tolist() for kind in kinds]
-        for run, found in zip(runs, zip(*columns, strict=True), strict=True):
+        for (run, _), found in zip(self._unseen, zip(*columns, strict=True), strict=True):
             self._found[run] = floats_seen(run.stop - run.start, found) or NOT_FINITE
-        self._unseen.clear()
-
-    def _see_tables(self) -> None:
-        """Fetch the counts that wait; so few numbers are looked at here."""
         for run, counts in self._tables:
             table = counts.cpu().numpy()
             self._found[run] = measured_by_counts(self._here, table, self._jobs[run.job])
+        self._unseen.clear()
         self._tables.clear()
 
-    def _measure_again(self, slot: _Slot) -> None:
-        for run in [run for run, found in self._found.items() if found is NOT_FINITE]:
-            job = self._jobs[run.job]
-            slot.fill(job, run)
-            self._found[run] = measured(self._arrays, *slot.received(job, run), job)
 
+class Slot:
+    """Room for a run of both sides: pinned memory here, and memory there."""
 
-class _Slot:
-    """Room for a piece of both sides: pinned memory here, and memory there."""
-
-    def __init__(self, queues: _Queues, *, one_sided: bool) -> None:
-        self._queues, self._sides = queues, 1 if one_sided else 2
+    def __init__(self, queues: Queues) -> None:
+        self._queues = queues
         self._here: list[tuple[Array, Any]] = []  # as torch has it, and as numpy
-        self._there = [queues.memory(pinned=False) for _ in range(self._sides)]
+        self._there = [queues.memory(pinned=False) for _ in range(2)]
         self._arrived, self._used = queues.event(), queues.event()
 
-    def fill(self, job: Job, part: Run) -> bool:
-        """Read a piece and have it copied, in any thread; whether its sides are equal and stay.
+    def fill(self, job: Job, run: Run) -> bool:
+        """Read a run and ask for its copies, in any thread; if the sides are equal, they stay here.
 
         Raises:
             DamagedError: a file ends too soon.
         """
-        self._arrived.synchronize()
+        self._arrived.synchronize()  # what was here has left
         if not self._here:
-            rooms = [self._queues.memory(pinned=True) for _ in range(self._sides)]
+            rooms = [self._queues.memory(pinned=True) for _ in range(2)]
             self._here = [(room, room.numpy()) for room in rooms]
         filled = []
-        for (_, room), values in zip(self._here, (job.a, job.b), strict=False):
-            start, nbytes = place_of(values, part)
+        for values, (_, room) in zip(job.sides, self._here, strict=False):
+            start, nbytes = place_of(values, run)
             filled.append(room[:nbytes])
             values.read_into(memoryview(filled[-1]), start)
-        is_equal = len(filled) == 2 and job.is_one_type and are_equal(*filled)
-        if job.is_bytewise or not is_equal:
-            self._used.wait()
-            for (here, _), there, data in zip(self._here, self._there, filled, strict=True):
-                there[: len(data)].copy_(here[: len(data)], non_blocking=True)
-            self._arrived.record()
-        return is_equal
+        if job.is_one_type and not job.is_one_sided and are_equal(*filled):
+            return True
+        self._used.wait()  # what was there is needed no more
+        for data, (here, _), there in zip(filled, self._here, self._there, strict=False):
+            self._queues.copy(there[: len(data)], here[: len(data)])
+        self._arrived.record()
+        return False
 
-    def received(self, job: Job, part: Run) -> tuple[Array, Array]:
-        """The bytes of both sides there, valid until they are released."""
+    def empty(self, job: Job, run: Run, take: Take) -> None:
+        """Give away what is there; of one side it is the same twice."""
         self._arrived.wait()
         sides = [
-            there[: place_of(values, part)[1]]
-            for there, values in zip(self._there, (job.a, job.b), strict=False)
+            there[: place_of(values, run)[1]]
+            for values, there in zip(job.sides, self._there, strict=False)
         ]
-        return sides[0], sides[-1]
-
-    def release(self) -> None:
-        """Everything that needs them has been asked for."""
+        take(run, sides[0], sides[-1])
         self._used.record()
 
 
-class _Queues:
-    """Two queues of a GPU, one for copies and one for kernels; the processor needs none."""
+class Queues:
+    """Two streams of a GPU, one for copies and one for kernels; the processor needs none."""
 
     def __init__(self, torch: Any, device: Any) -> None:
         self._torch, self._device = torch, device
@@ -273,18 +244,37 @@ class _Queues:
         if self._is_cuda:
             self._torch.cuda.set_stream(self._copying)
 
-    def computing_here(self) -> AbstractContextManager[Any]:
-        """Within, this thread asks for kernels."""
-        return self._torch.cuda.stream(self._computing) if self._is_cuda else nullcontext()
+    @contextmanager
+    def computing_here(self) -> Iterator[None]:
+        """Within, this thread asks for kernels; before and after, the device is at rest.
+
+        So memory that others have given back, or are given, is used by nobody else.
+        """
+        if not self._is_cuda:
+            yield
+            return
+        before = self._torch.cuda.current_stream(self._device)
+        for stream in (self._copying, self._computing):
+            stream.wait_stream(before)
+        try:
+            with self._torch.cuda.stream(self._computing):
+                yield
+        finally:
+            for stream in (self._copying, self._computing):
+                stream.synchronize()
 
     def event(self) -> Any:
-        """A mark in one queue that another, or a thread, can wait for; unrecorded it is past."""
+        """A mark in one stream that the other, or a thread, can wait for; unrecorded it is past."""
         return self._torch.cuda.Event() if self._is_cuda else _Past()
 
     def memory(self, *, pinned: bool) -> Array:
-        """For a side of a piece: there, or where the device can fetch it by itself."""
+        """For a side of a run: there, or where the device can fetch it by itself."""
         place = {"pin_memory": self._is_cuda} if pinned else {"device": self._device}
         return self._torch.empty(STAGED, dtype=self._torch.uint8, **place)
+
+    def copy(self, there: Array, here: Array) -> None:
+        """Ask for a copy."""
+        there.copy_(here, non_blocking=True)
 
 
 class _Past:

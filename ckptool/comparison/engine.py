@@ -15,13 +15,14 @@ Where there is a device, the long runs are its part, and the short ones are meas
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ckptool.comparison.arrays import BLOCK, NumpyArrays
 from ckptool.comparison.devices import Device
 from ckptool.comparison.kernels import Partial, Sums, merged
 from ckptool.comparison.measuring import measured, measured_by_counts, worst_place
 from ckptool.comparison.runs import Job, Run, bytes_of, pieces_of
+from ckptool.numerics import Progress, no_progress
 from ckptool.ranks import Ranks
 
 TASK = 1 << 23  # bytes of one side in a task, about
@@ -37,6 +38,8 @@ class Outcome(NamedTuple):
     partial: Partial | None = None  # None: equal, or there are no numbers
 
 
+Item = TypeVar("Item")
+Done = TypeVar("Done")
 Task = list[Run]
 Results = list[tuple[Run, Partial | None]]  # None: equal bytes
 
@@ -48,7 +51,7 @@ class Engine:
         self,
         device: str,
         threads: int,
-        progress: Callable[[int], None],
+        progress: Progress,
         ranks: Ranks = Ranks(),  # noqa: B008 - a tuple
     ) -> None:
         """Take a device as typed; one that is not there is refused at once.
@@ -67,11 +70,13 @@ class Engine:
             DamagedError: a file ends too soon.
         """
         runs = (run for at, job in enumerate(jobs) for run in self._runs(at, job))
-        results = self._all(jobs, runs, one_sided=False)
+        results = self._all(jobs, runs, self._progress)
         differing = {run.job for run, partial in results if partial is not None}
-        equal = (run for run, partial in results if partial is None and run.job in differing)
-        norms = dict(self._all(jobs, equal, one_sided=True))
-        outcomes: list[Outcome] = [Outcome(identical=True)] * len(jobs)
+        equal = [run for run, partial in results if partial is None and run.job in differing]
+        norms: dict[Run, Partial | None] = {}
+        if equal:
+            one_sided = [job._replace(b=job.a) for job in jobs]
+            norms.update(self._all(one_sided, equal, no_progress))  # read a second time
         whole: dict[int, Partial] = {}
         for run, partial in results:
             if run.job in differing:
@@ -79,8 +84,9 @@ class Engine:
                 assert found is not None
                 before = whole.get(run.job)
                 whole[run.job] = merged(before, found, run.start) if before else found
-        for at, partial in whole.items():
-            outcomes[at] = Outcome(identical=False, partial=self._with_place(at, jobs[at], partial))
+        outcomes = [Outcome(identical=True)] * len(jobs)
+        for at, partial in self._with_places(jobs, whole).items():
+            outcomes[at] = Outcome(identical=False, partial=partial)
         return outcomes
 
     def _runs(self, at: int, job: Job) -> Iterator[Run]:
@@ -88,58 +94,58 @@ class Engine:
         whole = Run(at, 0, job.a.nbytes // job.a.dtype.itemsize)
         if not job.lies_ready:
             return iter((whole,))
-        if job.is_bytewise:
-            return whole.pieces(BYTE_RUN)
-        return whole.pieces(self._device.block(job) if self._device else BLOCK)
+        if self._device:
+            return whole.pieces(self._device.block(job))
+        return whole.pieces(BYTE_RUN if job.is_bytewise else BLOCK)
 
-    def _all(self, jobs: Sequence[Job], runs: Iterable[Run], *, one_sided: bool) -> Results:
-        """What each run comes to, in their order; ``one_sided`` measures a against itself."""
-        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - it brings logging along
+    def _all(self, jobs: Sequence[Job], runs: Iterable[Run], progress: Progress) -> Results:
+        """What each run comes to, in their order."""
 
-        if one_sided:
-            jobs = [job._replace(b=job.a) for job in jobs]
-        measure = self._norms if one_sided else self._measured
+        def carried_out(own: Sequence[Task]) -> list[Results]:
+            done = self._done_on_device(jobs, own, progress)
 
-        def all_carried_out(own: Sequence[Task]) -> list[Results]:
-            done = self._done_on_device(jobs, own, one_sided=one_sided)
+            def results(task: Task) -> Results:
+                return [(run, done[run] if run in done else measured_here(run)) for run in task]
 
-            def carried_out(task: Task) -> Results:
-                return [
-                    (run, done[run] if run in done else measure(jobs[run.job], run)) for run in task
-                ]
+            def measured_here(run: Run) -> Partial | None:
+                job = jobs[run.job]
+                progress(job.width * (run.stop - run.start))
+                return self._measured(job, run)
 
-            if self._threads == 1 or len(own) < 2:
-                return [carried_out(task) for task in own]
-            with ThreadPoolExecutor(self._threads) as pool:
-                return list(pool.map(carried_out, own))
+            return self._side_by_side(results, own)
 
-        shared = self._ranks.work(list(_batched(jobs, runs)), all_carried_out)
+        shared = self._ranks.work(list(_batched(jobs, runs)), carried_out)
         return [_result(*found) for results in shared for found in results]
 
     def _done_on_device(
-        self, jobs: Sequence[Job], tasks: Iterable[Task], *, one_sided: bool
+        self, jobs: Sequence[Job], tasks: Iterable[Task], progress: Progress
     ) -> dict[Run, Partial | None]:
         """The runs for which a device is worth its calls."""
         if self._device is None:
             return {}
         runs = (run for task in tasks for run in task)
         own = [run for run in runs if self._device.takes(jobs[run.job], run)]
-        return self._device.measure(jobs, own, self._threads, self._progress, one_sided=one_sided)
+        return self._device.measure(jobs, own, self._threads, progress)
+
+    def _side_by_side(self, work: Callable[[Item], Done], items: Sequence[Item]) -> list[Done]:
+        """By as many threads as there are."""
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - it brings logging along
+
+        if self._threads == 1 or len(items) < 2:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(self._threads) as pool:
+            return list(pool.map(work, items))
 
     # ------------------------------------------------------------------------------------- one run
 
     def _measured(self, job: Job, run: Run) -> Partial | None:
-        self._progress(job.width * (run.stop - run.start))
         if job.is_bytewise:
-            return None if _equal(job, run) else self._counted(job, run)
-        a, b = bytes_of(job.a, run), bytes_of(job.b, run)
-        return None if a == b and job.is_one_type else self._kernel(job, a, b)
-
-    def _norms(self, job: Job, run: Run) -> Partial | None:
-        if job.is_bytewise:
-            return self._counted(job, run)
-        data = bytes_of(job.a, run)
-        return self._kernel(job, data, data)
+            return None if _are_equal(job, run) else self._counted(job, run)
+        a = bytes_of(job.a, run)
+        b = a if job.is_one_sided else bytes_of(job.b, run)
+        if job.is_one_type and not job.is_one_sided and a == b:
+            return None
+        return self._kernel(job, a, b)
 
     def _kernel(self, job: Job, a: bytes, b: bytes) -> Partial:
         """All of a run, which is long where it had to be made, in blocks."""
@@ -157,14 +163,20 @@ class Engine:
         counts = sum(self._arrays.count_pairs(a, b) for a, b in pieces_of(job, run))
         return measured_by_counts(self._arrays, counts, job)
 
-    def _with_place(self, at: int, job: Job, partial: Partial) -> Partial:
-        """Of a type of one byte the run of the worst is known, and now the place is looked for."""
-        if not job.is_bytewise or partial.at < 0:
-            return partial
-        rest = Run(at, partial.at, partial.elements)
-        pieces = pieces_of(job, rest, SEARCHED)
-        place = worst_place(self._arrays, partial, job.a.dtype, pieces)
-        return partial._replace(at=partial.at + place)
+    def _with_places(self, jobs: Sequence[Job], whole: dict[int, Partial]) -> dict[int, Partial]:
+        """Of types of one byte the runs of the worst are known, and now the places are found."""
+        unplaced = [at for at, found in whole.items() if jobs[at].is_bytewise and found.at >= 0]
+
+        def place(at: int) -> int:
+            rest = Run(at, whole[at].at, whole[at].elements)
+            pieces = pieces_of(jobs[at], rest, SEARCHED)
+            return rest.start + worst_place(self._arrays, whole[at], jobs[at].a.dtype, pieces)
+
+        if not unplaced:
+            return whole
+        places = self._ranks.work(unplaced, lambda own: self._side_by_side(place, own))
+        found = zip(unplaced, places, strict=True)
+        return whole | {at: whole[at]._replace(at=place) for at, place in found}
 
 
 def _result(run: Any, partial: Any) -> tuple[Run, Partial | None]:
@@ -175,8 +187,8 @@ def _result(run: Any, partial: Any) -> tuple[Run, Partial | None]:
     return Run(*run), Partial(*numbers)._replace(sums=Sums(*sums))
 
 
-def _equal(job: Job, run: Run) -> bool:
-    return all(a == b for a, b in pieces_of(job, run))
+def _are_equal(job: Job, run: Run) -> bool:
+    return not job.is_one_sided and all(a == b for a, b in pieces_of(job, run))
 
 
 # ----------------------------------------------------------------------------------------- planning

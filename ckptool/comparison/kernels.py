@@ -87,8 +87,15 @@ def floats(xp: Namespace, a: Array, b: Array, rule: Tolerance, near: Near, room:
     sum_sq = _dot(xp, distance, distance)
     if not math.isfinite(float(sum_sq)):
         return careful(xp, a, b, rule, near, _same(xp, a, b))
+    if not sum_sq and not distance.any():
+        return _of_equal(len(a), float(_dot(xp, a, a)))
     others = _of_finite(xp, a, b, distance, rule, near)
     return _partial(len(a), [float(number) for number in (sum_sq, *others)])
+
+
+def equal_unseen(xp: Namespace, a: Array) -> list[Array]:
+    """What :func:`floats` finds of an array and itself; see :func:`floats_unseen`."""
+    return [_dot(xp, a, a)]
 
 
 def floats_unseen(
@@ -104,8 +111,15 @@ def floats_unseen(
 
 
 def floats_seen(elements: int, found: Sequence[float]) -> Partial | None:
-    """From what :func:`floats_unseen` found; None: not all are finite, which is for ``floats``."""
-    return _partial(elements, found) if math.isfinite(found[0]) else None
+    """From what is unseen; None: not all are finite, which is for :func:`floats`."""
+    if not math.isfinite(found[0]):
+        return None
+    return _of_equal(elements, *found) if len(found) == 1 else _partial(elements, found)
+
+
+def _of_equal(elements: int, sum_sq: float) -> Partial:
+    """Of numbers that are the same on both sides."""
+    return Partial(elements, sums=Sums(elements, a_sq=sum_sq, b_sq=sum_sq, dot=sum_sq))
 
 
 def _of_finite(
@@ -119,8 +133,9 @@ def _of_finite(
     beyond = differing
     if rule.atol or rule.rtol or rule.ulp:
         beyond = xp.count_nonzero(_beyond(distance, larger, rule, near))
+    max_abs = xp.take(distance, at) if _is_on_device(xp) else distance[at]
     max_rel = _largest_quotient(xp, distance, larger, b)
-    return [*sums, distance.sum(), differing, beyond, at, xp.take(distance, at), max_rel]
+    return [*sums, distance.sum(), differing, beyond, at, max_abs, max_rel]
 
 
 def _partial(elements: int, found: Sequence[float]) -> Partial:
@@ -144,7 +159,7 @@ def _largest_quotient(xp: Namespace, distance: Array, larger: Array, room: Array
     """That of two zeros is none, which the result shows where it can be looked at."""
     if not _is_on_device(xp):
         quotient = xp.divide(distance, larger, out=room).max()
-        if not xp.isnan(quotient):
+        if not math.isnan(quotient):
             return quotient
     return xp.divide(distance, xp.clip(larger, TINY, None, out=larger), out=room).max()
 

@@ -9,6 +9,7 @@ from ckptool.comparison.kernels import (
     Partial,
     complexes,
     counted_pairs,
+    equal_unseen,
     floats,
     floats_unseen,
     integers,
@@ -44,12 +45,13 @@ def measured(arrays: Arrays, a: Buffer, b: Buffer, job: Job) -> Partial:
 
 def measured_unseen(arrays: Arrays, a: Buffer, b: Buffer, job: Job) -> list[Array]:
     """The numbers of two runs of floating-point numbers, not looked at: see ``floats_unseen``."""
-    x, y = (
-        arrays.convert(arrays.view(data, job.a.dtype), "float64", slot)
-        for slot, data in enumerate((a, b))
-    )
+    xp, dtype = arrays.xp, job.a.dtype
+    x = arrays.convert(arrays.view(a, dtype), "float64", 0)
+    if job.is_one_sided:
+        return equal_unseen(xp, x)
+    y = arrays.convert(arrays.view(b, dtype), "float64", 1)
     near = _nearness(arrays, a, b, job)
-    return floats_unseen(arrays.xp, x, y, job.rule, near, arrays.room(len(x), 2))
+    return floats_unseen(xp, x, y, job.rule, near, arrays.room(len(x), 2))
 
 
 def _lost(arrays: Arrays, array: Array, rounded: Array, dtype: DType) -> Array:

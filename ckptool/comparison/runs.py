@@ -51,8 +51,18 @@ class Job(NamedTuple):
 
     @property
     def is_of_floats(self) -> bool:
-        """Whether :func:`measured_unseen` can be used."""
-        return self.is_one_type and self.form == "float64"
+        """Whether the elements are floating-point numbers of one type, of more than a byte."""
+        return self.is_one_type and self.form == "float64" and not self.is_bytewise
+
+    @property
+    def is_one_sided(self) -> bool:
+        """Whether a tensor is held against itself, for its norms."""
+        return self.a is self.b
+
+    @property
+    def sides(self) -> tuple[Values, ...]:
+        """What there is to read."""
+        return (self.a,) if self.is_one_sided else (self.a, self.b)
 
 
 class Run(NamedTuple):

@@ -41,8 +41,7 @@ class Values(NamedTuple):
         filled = 0
         for span in self._parts(start, len(room)):
             part = room[filled : filled + span.nbytes]
-            data = self.reader.read_into(part, span)
-            if data is not part:
+            if isinstance(data := self.reader.read_into(part, span), bytes):  # from no file
                 part[:] = data
             filled += span.nbytes
         return room
