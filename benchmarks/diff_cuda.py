@@ -34,7 +34,8 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("there is no GPU here: nothing was measured")
         return 0
-    print(f"on {torch.cuda.get_device_name()}, torch {torch.__version__}, medians of {options.runs} rounds")
+    name = torch.cuda.get_device_name(options.device)
+    print(f"on {name}, torch {torch.__version__}, medians of {options.runs} rounds")
     for kind in PAIRS:
         with workplace(options.dir) as folder:
             one = make(kind, folder / "one.a")
