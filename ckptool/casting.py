@@ -32,6 +32,11 @@ SCALES = BY_NAME["float8_e8m0fnu"]  # powers of two without zero or sign, which 
 CASTABLE = {
     row.name: row for row in DTYPES if row.kind == "float" and row.numpy and row is not SCALES
 }
+# What people call them, beside the names of torch.
+ALSO = {
+    "double": "float64", "fp64": "float64", "float": "float32", "fp32": "float32",
+    "half": "float16", "fp16": "float16", "bf16": "bfloat16",
+}  # fmt: skip
 
 # Types that take their largest value for what is beyond, as torch does it: beyond what.
 SATURATING = {"float8_e4m3fn": 464.0}  # halfway from 448 to 480, which would be next

@@ -104,11 +104,11 @@ def _refuse_nonfinite(
         first, count = next(iter(bad.items()))
         tensors = f"{len(bad)} tensors" if len(bad) > 1 else "1 tensor"
         raise EmaRefusedError(
-            f"the averaged weights are not finite: {tensors}, {count} values of {first} among them",
+            f"the weights are not finite: {tensors}, {_values(count)} of {first} among them",
             path=checkpoint.path,
             hint="an earlier checkpoint may be sound; --force writes these all the same",
         )
-    said = (finding("CK301", name, f"{count} values are not finite") for name, count in bad.items())
+    said = (finding("CK301", name, f"not finite: {_values(count)}") for name, count in bad.items())
     return tuple(told._replace(severity="warning") for told in said)
 
 
@@ -139,21 +139,25 @@ def refuse_lossy(
     if unfit and not force:
         first, count = next(iter(unfit.items()))
         raise EmaRefusedError(
-            f"{sum(unfit.values())} values do not fit the type that they are cast to, "
-            f"{count} values of {first} among them",
+            f"{_values(sum(unfit.values()))} that the type of the cast cannot hold, "
+            f"{_values(count)} of {first} among them",
             path=checkpoint.path,
             hint=hint,
         )
     return tuple(finding("CK801", name, ", ".join(_losses(lost))) for name, lost in lossy.items())
 
 
+def _values(count: int) -> str:
+    return f"{count} values" if count != 1 else "1 value"
+
+
 def _losses(lost: Losses) -> Iterator[str]:
     if lost.overflowed:
-        yield f"{lost.overflowed} values overflow in the cast"
+        yield f"overflow in the cast: {_values(lost.overflowed)}"
     if lost.vanished:
-        yield f"{lost.vanished} values become 0 in the cast"
+        yield f"0 after the cast: {_values(lost.vanished)}"
     if lost.cut:
-        yield f"{lost.cut} values lose their fraction in the cast"
+        yield f"fraction lost in the cast: {_values(lost.cut)}"
 
 
 def prove_equalities(checkpoint: Checkpoint, candidate: Candidate | None) -> None:

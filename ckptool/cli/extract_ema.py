@@ -53,7 +53,7 @@ def command(
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(metavar="D", help="Cast floating tensors: float16, bfloat16, float8_e4m3fn …"),
+        typer.Option(metavar="D", help="Cast floating tensors: float16, bf16, float8_e4m3fn …"),
     ] = None,
     max_shard_size: Annotated[
         str | None,

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from ckptool.candidates import CHOSEN, EmaLocation, table_address
-from ckptool.casting import CASTABLE, Casting, Losses
+from ckptool.casting import ALSO, CASTABLE, Casting, Losses
 from ckptool.dtypes import DType
 from ckptool.ema import locate_ema
 from ckptool.errors import UsageError
@@ -157,9 +157,13 @@ def _refuse_misfits(kind: str, output: Path, wrap: str | None, limit: int | None
 
 
 def _dtype(name: str | None) -> DType | None:
-    if name is not None and name not in CASTABLE:
+    if name is None:
+        return None
+    of_torch = name.removeprefix("torch.")
+    found = CASTABLE.get(ALSO.get(of_torch, of_torch))
+    if found is None:
         raise UsageError(f"{name!r} is no floating type", hint=f"one of: {' '.join(CASTABLE)}")
-    return None if name is None else CASTABLE[name]
+    return found
 
 
 def _targets(checkpoint: Checkpoint, state_dict: StateDict, *, force: bool) -> list[Path]:

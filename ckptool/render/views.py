@@ -359,7 +359,7 @@ def _cast(casts: CastReport) -> Line:
         (casts.overflowed, "overflow", "warning"),
         (casts.vanished, "became 0", "warning"),
     )
-    pieces = [(f"; {words.count(n)} values {what}", style) for n, what, style in lost if n]
+    pieces = [(f"; {words.plural(n, 'value')} {what}", style) for n, what, style in lost if n]
     return _text(f"{words.plural(casts.tensors, 'tensor')} to {casts.dtype}", *pieces)
 
 

@@ -658,7 +658,7 @@ def test_what_a_cast_loses_is_counted_and_named(suffix, options, extreme, ckptoo
     }
     findings = {f["address"]: f["message"] for f in report["findings"] if f["rule"] == "CK801"}
     assert set(findings) == {"head.weight", "scale"}
-    assert "2 values overflow" in findings["head.weight"]
+    assert "overflow in the cast: 2 values" in findings["head.weight"]
     if not options:
         written = load_file(output) if suffix == ".safetensors" else load(output)
         assert_same_tensors(written, as_type(average, torch.float16))
@@ -690,10 +690,21 @@ def test_many_findings_of_a_kind_are_folded(ckptool, tmp_path):
     assert "and 15 more tensors" in said
 
 
-@pytest.mark.parametrize("dtype", ["int8", "float8_e8m0fnu", "float4_e2m1fn_x2", "bf16"])
+@pytest.mark.parametrize("dtype", ["int8", "float8_e8m0fnu", "float4_e2m1fn_x2", "fp8"])
 def test_a_type_that_is_none_to_cast_to_is_refused(dtype, path, refused, tmp_path):
     error = refused(path, "-o", tmp_path / "ema.pt", "--dtype", dtype)
     assert (error["code"], "bfloat16" in error["hint"]) == ("usage", True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("fp16", "float16"), ("half", "float16"), ("bf16", "bfloat16"), ("torch.bfloat16", "bfloat16"),
+     ("fp32", "float32"), ("torch.double", "float64")],
+)  # fmt: skip
+def test_a_type_has_the_names_that_people_use(typed, meant, path, ckptool, tmp_path):
+    ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--dtype", typed)
+    made = torch.load(tmp_path / "ema.pt")
+    assert {str(t.dtype) for t in made.values() if t.is_floating_point()} == {f"torch.{meant}"}
 
 
 # ------------------------------------------------------------------------------------------- shards

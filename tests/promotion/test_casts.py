@@ -38,6 +38,10 @@ def messages(done) -> dict[str, str]:
     return {f["address"]: f["message"] for f in done.json["findings"] if f["rule"] == "CK801"}
 
 
+def told(count) -> str:
+    return "1 value" if count == 1 else f"{count} values"
+
+
 def counted(values, slot) -> str:
     """What torch's own cast does to the values, in the words of the finding."""
     made = values.to(slot)
@@ -48,9 +52,9 @@ def counted(values, slot) -> str:
     vanished = (made.double() == 0) & (values != 0)
     parts = []
     if beyond.any():
-        parts.append(f"{int(beyond.sum())} values overflow in the cast")
+        parts.append(f"overflow in the cast: {told(beyond.sum())}")
     if vanished.any():
-        parts.append(f"{int(vanished.sum())} values become 0 in the cast")
+        parts.append(f"0 after the cast: {told(vanished.sum())}")
     return ", ".join(parts)
 
 
@@ -59,12 +63,12 @@ def test_a_million_does_not_fit_float16(promote):
     done, _ = promote(torch.float16, values)
     error = done.json["error"]
     assert (done.exit_code, error["code"]) == (2, "ema-refused")
-    assert error["message"].startswith("2 values do not fit the type")
+    assert error["message"].startswith("2 values that the type of the cast cannot hold")
     assert "2 values of wide" in error["message"]
     assert "--force" in error["hint"]
     done, made = promote(torch.float16, values, "--force")
     assert done.exit_code == 0
-    assert messages(done) == {"wide": "2 values overflow in the cast"}
+    assert messages(done) == {"wide": "overflow in the cast: 2 values"}
     assert_same_tensor(made, values.half())
 
 
@@ -122,7 +126,7 @@ def test_fractions_do_not_go_into_integers_by_themselves(slot, promote):
     assert "2 values of wide" in done.json["error"]["message"]
     done, made = promote(slot, values, "--force")
     assert_same_tensor(made, values.to(slot))
-    assert "2 values lose their fraction in the cast" in messages(done)["wide"]
+    assert "fraction lost in the cast: 2 values" in messages(done)["wide"]
 
 
 @pytest.mark.parametrize(
@@ -132,4 +136,4 @@ def test_fractions_do_not_go_into_integers_by_themselves(slot, promote):
 def test_numbers_beyond_an_integer_are_refused(slot, value, promote):
     done, _ = promote(slot, torch.tensor([1.0, value], dtype=torch.float64))
     assert (done.exit_code, done.json["error"]["code"]) == (2, "ema-refused")
-    assert "1 values of wide" in done.json["error"]["message"]
+    assert "1 value of wide" in done.json["error"]["message"]
