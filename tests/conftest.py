@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 
@@ -38,6 +39,8 @@ def pytest_collection_finish():
     """
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # what was imported and collected is not looked at in each collection
 
 
 @pytest.fixture(autouse=True)

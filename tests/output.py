@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import ckptool
@@ -50,9 +51,19 @@ def _refuse(name: str):
 def run_inside(*args: object) -> Output:
     """The command line in this process: fast, and a bug in it is a failing test."""
     stdout, stderr = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), _uncollected():
         exit_code = main([str(arg) for arg in args])
     return Output.of(stdout.getvalue(), stderr.getvalue(), exit_code)
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection, like the program."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -45,11 +45,18 @@ class AsText:
         pytest.skip("bytes are spelled as text, so they must be read")
 
 
+class Between:
+    """Protocols whose instructions are those of the one before and the one after."""
+
+    mutations = 200
+    cut = 5
+
+
 class TestProtocol0(AsText, PlainPickleTests):
     protocol = 0
 
 
-class TestProtocol1(AsText, PlainPickleTests):
+class TestProtocol1(Between, AsText, PlainPickleTests):
     protocol = 1
 
 
@@ -57,11 +64,11 @@ class TestProtocol2(AsText, PlainPickleTests):
     protocol = 2
 
 
-class TestProtocol3(PlainPickleTests):
+class TestProtocol3(Between, PlainPickleTests):
     protocol = 3
 
 
-class TestProtocol4(PlainPickleTests):
+class TestProtocol4(Between, PlainPickleTests):
     protocol = 4
 
 

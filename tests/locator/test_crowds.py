@@ -34,7 +34,7 @@ def test_averages_with_nan_in_the_same_bytes_are_one(count, inspected):
 
 def test_too_many_places_are_told_and_nothing_is_taken(ckptool, tmp_path):
     path = tmp_path / "crowd.pt"
-    averages = {f"ema_{i}": weights(i + 1.0) for i in range(4000)}
+    averages = {f"ema_{i}": weights(i + 1.0) for i in range(3000)}
     torch.save({"model": weights(), **averages, "epoch": 3}, path)
     seen = json.loads(ckptool("inspect", path, "--json").stdout)
     assert seen["ema"]["status"] == "ambiguous"

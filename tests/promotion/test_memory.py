@@ -14,7 +14,7 @@ from tensors import load
 pytestmark = pytest.mark.slow
 
 LIMIT = 64  # MiB, the interpreter and numpy included
-PARTS, SIDE = 3, 4096
+PARTS, SIDE = 2, 4096
 
 # The peak of a child is at least that of the process that made it: so a small one stands between.
 MEASURE = """
