@@ -69,8 +69,9 @@ class GroupDistance(NamedTuple):
     differing: int  # tensors that count as different
     values_differing: int
     elements: int
-    max_abs: float
+    max_abs: float  # of its floating-point tensors; where only others differ, of those
     relative_l2: float | None  # of its floating-point tensors that differ, as one vector
+    nonfinite: int = 0  # elements that differ, and are NaN or infinite on a side
 
 
 class DiffSummary(NamedTuple):
@@ -82,8 +83,9 @@ class DiffSummary(NamedTuple):
     elements: int
     differing: int  # elements
     bytes: int  # of the first side's tensors that were compared
-    max_abs: float
+    max_abs: float  # of the floating-point tensors; where only others differ, of those
     relative_l2: float | None  # of the floating-point tensors that differ, as one vector
+    nonfinite: int  # elements that differ, and are NaN or infinite on a side
     not_compared: tuple[str, ...]  # what could not be, in words
 
 

@@ -25,9 +25,9 @@ from ckptool.render.verdicts import show_failures
 def assert_checkpoint(
     path: str | Path,
     *,
-    require: Sequence[str] = (),
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
+    require: str | Sequence[str] = (),
+    select: str | Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
     like: str | Path | None = None,
     strict: bool = False,
 ) -> None:
@@ -48,10 +48,13 @@ def assert_checkpoint(
         CkptError: it could not be looked at, or there is no such rule.
     """
     __tracebackhide__ = True
-    options = {"require": require, "select": select, "ignore": ignore, "strict": strict}
+    options = {
+        "require": _several(require), "select": _several(select), "ignore": _several(ignore),
+        "strict": strict,
+    }  # fmt: skip
     request = Request(
         chosen_rules(options, like=like is not None),
-        tuple(require),
+        _several(require),
         like=None if like is None else read_like(str(like)),
     )
     report = verify_file(Path(path), request)
@@ -59,6 +62,11 @@ def assert_checkpoint(
         said = io.StringIO()
         draw(show_failures(report), said)
         raise AssertionError(said.getvalue())
+
+
+def _several(texts: str | Sequence[str]) -> tuple[str, ...]:
+    """One alone is meant as one, not as its letters."""
+    return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
 def assert_checkpoints_close(
@@ -69,9 +77,9 @@ def assert_checkpoints_close(
     atol: float = 0.0,
     rtol: float = 0.0,
     ulp: int = 0,
-    match: Sequence[str] = (),
-    ignore: Sequence[str] = (),
-    renames: Sequence[str] = (),
+    match: str | Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
+    renames: str | Sequence[str] = (),
     strict: bool = False,
     any_dtype: bool = False,
 ) -> None:
@@ -100,7 +108,9 @@ def assert_checkpoints_close(
         >>> assert_checkpoints_close(f"{late}.pt#@ema", f"{late}.averaged.safetensors")
     """
     options = DiffOptions(
-        merge_selection({}, match=match, ignore=ignore, renames=renames),
+        merge_selection(
+            {}, match=_several(match), ignore=_several(ignore), renames=_several(renames)
+        ),
         merge_tolerances({"tolerance": tolerances or {}}, atol=atol, rtol=rtol, ulp=ulp),
         strict,
         any_dtype,

@@ -83,3 +83,14 @@ def test_what_cannot_be_read_is_no_difference(paths, tmp_path):
     (tmp_path / "c.pt").write_bytes(b"")
     with pytest.raises(CkptError):
         assert_checkpoints_close(paths[0], tmp_path / "c.pt")
+
+
+def test_one_glob_or_requirement_alone_is_not_taken_for_its_letters(tmp_path):
+    one, other = tmp_path / "one.pt", tmp_path / "other.pt"
+    torch.save({"w": torch.ones(2), "a": torch.ones(2)}, one)
+    torch.save({"w": torch.ones(2), "a": torch.zeros(2)}, other)
+    with pytest.raises(AssertionError):
+        assert_checkpoints_close(one, other, ignore="encoder.a")
+    assert_checkpoints_close(one, other, match="w")
+    assert_checkpoints_close(one, other, ignore="a")
+    assert_checkpoint(AVERAGED, require="ema")

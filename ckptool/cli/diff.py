@@ -29,7 +29,8 @@ def command(
     a: Operand,
     b: Operand,
     atol: Annotated[
-        float | None, typer.Option(metavar="X", help="Absolute difference that is none.")
+        float | None,
+        typer.Option(metavar="X", help="Absolute difference that is none; integers are exact."),
     ] = None,
     rtol: Annotated[
         float | None, typer.Option(metavar="X", help="Difference relative to the larger value.")

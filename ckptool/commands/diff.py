@@ -10,7 +10,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ckptool.comparison.differences import (
     Judged,
@@ -99,7 +99,10 @@ def _compared(
     if options.any_dtype:
         left, right = numbers_as_tensors(left, right), numbers_as_tensors(right, left)
     if not (left or right) and (one.leaves or other.leaves):
-        hint = "ckptool inspect --tensors lists the addresses; see --match and --ignore"
+        hint = (
+            "ckptool inspect --tensors lists the addresses; a glob fits whole ones: "
+            "--match 'model/*' takes all in model"
+        )
         raise UsageError("no address of either side is left to compare", hint=hint)
     pairs = pair_up(left, right, digests_of)
     tensors = [pair for pair in pairs if is_tensor_pair(left, right, pair)]
@@ -196,8 +199,7 @@ def _summary(
         elements=sum(each.elements for each in paired),
         differing=sum(partial.differing for partial in partials),
         bytes=sum(each.nbytes for each in paired),
-        max_abs=max((partial.max_abs for partial in partials), default=0.0),
-        relative_l2=_norm(found.judged),
+        **_distances(found.judged),
         not_compared=tuple(_not_compared(one, other, found)),
     )
 
@@ -259,7 +261,6 @@ def _sections(found: _Evidence) -> tuple[GroupDistance, ...]:
 
 
 def _group(name: str, role: str, members: Sequence[Judged], values: int) -> GroupDistance:
-    partials = [each.partial for each in members if each.partial is not None]
     return GroupDistance(
         address=name,
         role=role,
@@ -267,16 +268,27 @@ def _group(name: str, role: str, members: Sequence[Judged], values: int) -> Grou
         differing=sum(each.counts for each in members),
         values_differing=values,
         elements=sum(each.elements for each in members),
-        max_abs=max((partial.max_abs for partial in partials), default=0.0),
-        relative_l2=_norm(members),
+        **_distances(members),
     )
 
 
-def _norm(members: Sequence[Judged]) -> float | None:
-    """The relative distance of what differs among floating-point tensors, as one vector."""
-    sums = [each.partial.sums for each in members if each.partial and each.is_floating]
-    return relative_l2(
+def _distances(members: Sequence[Judged]) -> dict[str, Any]:
+    """How far several tensors are apart together, for a group or the summary.
+
+    Of floating-point tensors, unless only others differ: the bytes of a random state say nothing
+    of the weights beside it.
+    """
+    differing = [(each.is_floating, each.partial) for each in members if each.partial is not None]
+    floating = [partial for is_floating, partial in differing if is_floating]
+    sums = [partial.sums for partial in floating]
+    change = relative_l2(
         math.fsum(s.distance_sq for s in sums),
         math.fsum(s.a_sq for s in sums),
         math.fsum(s.b_sq for s in sums),
     )
+    measured = floating or [partial for _, partial in differing]
+    return {
+        "max_abs": max((partial.max_abs for partial in measured), default=0.0),
+        "relative_l2": change if floating or not differing else None,
+        "nonfinite": sum(partial.nonfinite for _, partial in differing),
+    }

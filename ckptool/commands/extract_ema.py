@@ -159,10 +159,11 @@ def _refuse_misfits(kind: str, output: Path, wrap: str | None, limit: int | None
 def _dtype(name: str | None) -> DType | None:
     if name is None:
         return None
-    of_torch = name.removeprefix("torch.")
+    of_torch = name.lower().removeprefix("torch.")
     found = CASTABLE.get(ALSO.get(of_torch, of_torch))
     if found is None:
-        raise UsageError(f"{name!r} is no floating type", hint=f"one of: {' '.join(CASTABLE)}")
+        hint = f"one of: {' '.join(CASTABLE)}; or fp16, bf16 and the like"
+        raise UsageError(f"{name!r} is no floating type", hint=hint)
     return found
 
 

@@ -132,7 +132,8 @@ class TensorJudge:
         dtype, shape = _form(shown)
         elements = math.prod(shape)
         nbytes = shown.ref.nbytes if isinstance(shown, Held) else shown.nbytes
-        return Judged(pair, row, partial, elements, nbytes, "float" in str(dtype))
+        is_floating = str(dtype).startswith(("float", "bfloat", "complex"))
+        return Judged(pair, row, partial, elements, nbytes, is_floating)
 
     def _kind(
         self, pair: Pair, one: Leaf, other: Leaf, partial: Partial | None
@@ -151,7 +152,7 @@ class TensorJudge:
             ("value", value_note is not None, value_note or ""),
             ("renamed", pair.a != pair.b, ""),
             ("layout", bool(layout_note), layout_note),
-            ("within", retyped or (partial is not None and partial.differing > 0), ""),
+            ("within", partial is not None and partial.differing > 0, ""),
         )
         return next(((kind, note) for kind, is_so, note in kinds if is_so), (None, ""))
 
@@ -314,14 +315,12 @@ def _value_kind(
 ) -> tuple[str | None, str]:
     if one is ABSENT or other is ABSENT:
         return ("added" if one is ABSENT else "removed"), ""
-    if type(one) is not type(other):
-        if any_dtype and is_number(one) and is_number(other):
-            same = _same_number(one, other) or _are_close(one, other, rule)
-            return ("within" if same else "value"), ""
+    retyped = type(one) is not type(other)
+    if retyped and not (any_dtype and is_number(one) and is_number(other)):
         return "type", ""
     if isinstance(one, Series):
         return _series_kind(one, other, rule, any_dtype=any_dtype)
-    inexact = isinstance(one, (float, complex))
+    inexact = isinstance(one, (float, complex)) or retyped
     if _same_number(one, other) if inexact else one == other:
         return None, ""
     return ("within" if _are_close(one, other, rule) else "value"), ""

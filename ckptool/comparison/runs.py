@@ -10,6 +10,7 @@ from ckptool.comparison.tolerances import Tolerance
 from ckptool.comparison.values import Values
 from ckptool.dtypes import DType
 
+COUNTED = 1 << 14  # bytes of a side from which on pairs are counted
 PIECE = 1 << 19  # bytes of a side that are counted at a time
 
 
@@ -37,8 +38,12 @@ class Job(NamedTuple):
 
     @property
     def is_bytewise(self) -> bool:
-        """Whether the elements can be compared by counting the pairs of their codes."""
-        return self.is_one_type and self.a.dtype.itemsize == 1 and self.a.dtype.name not in CODES
+        """Whether the elements are compared by counting the pairs of their codes.
+
+        There are 65,536, so it takes many elements to be worth it.
+        """
+        is_one_byte = self.is_one_type and self.a.dtype.itemsize == 1
+        return is_one_byte and self.a.dtype.name not in CODES and self.a.nbytes >= COUNTED
 
     @property
     def form(self) -> str:
@@ -51,7 +56,7 @@ class Job(NamedTuple):
 
     @property
     def is_of_floats(self) -> bool:
-        """Whether the elements are floating-point numbers of one type, of more than a byte."""
+        """Whether the elements are floating-point numbers of one type, and are not counted."""
         return self.is_one_type and self.form == "float64" and not self.is_bytewise
 
     @property

@@ -99,6 +99,8 @@ def _said(row: Row) -> str:
         return f"{KINDS[row.kind]}: {value_text(row)}"
     numbers = row.distance
     far = f": max abs {number(numbers.max_abs)}, {numbers.differing} differ" if numbers else ""
+    if numbers and numbers.nonfinite:
+        far += f", {numbers.nonfinite} NOT FINITE"
     form = form_of(row)
     return f"{KINDS[row.kind]}{far}{'; ' if form else ''}{form}"
 

@@ -16,6 +16,7 @@ from ckptool.diff_reports import DiffReport, GroupDistance, TensorDifference, Va
 from ckptool.render import text as words
 from ckptool.render.diff_text import (
     TOP,
+    Folded,
     answer_lines,
     fold_layers,
     number,
@@ -101,9 +102,9 @@ def _tolerances(report: DiffReport) -> str:
 
 def _charts(report: DiffReport) -> Iterator[str]:
     layers = [folded for folded in fold_layers(report.layers) if folded.worst.elements]
-    if any(folded.worst.relative_l2 for folded in layers):
+    if any(folded.worst.relative_l2 or folded.worst.nonfinite for folded in layers):
         yield "<h2>Drift by depth</h2>"
-        bars = [(folded.label, _height(folded.worst.relative_l2)) for folded in layers]
+        bars = [_drift(folded) for folded in layers]
         ends = f"{layers[0].label} … {layers[-1].label}: relative change, decades up to 1"
         yield _bar_chart(bars, ends, "Relative change of each layer, in the order of the model")
     changes = [row.distance.relative_l2 for row in report.tensors if row.distance]
@@ -114,6 +115,14 @@ def _charts(report: DiffReport) -> Iterator[str]:
         bars = [(f"1e{decade}: {counts[decade]}", counts[decade] / most) for decade in DECADES]
         ends = f"1e{DECADES[0]} and less … 1 and more: tensors, {most} in the highest"
         yield _bar_chart(bars, ends, "How many tensors changed by how much")
+
+
+def _drift(folded: Folded) -> tuple[str, float]:
+    """Name and height of a layer's bar; full where values are not finite."""
+    strange = folded.worst.nonfinite
+    if strange:
+        return f"{folded.label}: {strange:,} NOT FINITE", 1.0
+    return folded.label, _height(folded.worst.relative_l2)
 
 
 def _decade(change: float) -> int:
@@ -162,12 +171,13 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], left_out: int = 
 def _sections(sections: Sequence[GroupDistance]) -> Iterator[str]:
     rows = [
         (s.address, s.role, f"{s.differing:,} of {s.tensors:,}",
-         f"{s.values_differing:,}", number(s.max_abs), number(s.relative_l2))
+         f"{s.values_differing:,}", number(s.max_abs), number(s.relative_l2), f"{s.nonfinite:,}")
         for s in sections
     ]  # fmt: skip
     if rows:
         yield "<h2>Sections</h2>"
-        heads = ("section", "role", "tensors differ", "values differ", "max abs", "relative")
+        heads = ("section", "role", "tensors differ", "values differ", "max abs", "relative",
+                 "not finite")  # fmt: skip
         yield from _table(heads, rows)
 
 

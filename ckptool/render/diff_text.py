@@ -96,6 +96,9 @@ def answer_lines(report: DiffReport) -> Iterator[str]:
         change = report.summary.relative_l2
         relative = f", {change:.3g} of the norm of what differs" if change else ""
         yield f"largest difference {number(report.summary.max_abs)}{relative}"
+    if report.summary.nonfinite:
+        places = words.plural(report.summary.nonfinite, "element")
+        yield f"NaN or infinite, and not the same: {places}"
 
 
 # Kinds of difference as a predicate.
@@ -156,7 +159,9 @@ def _stem(layer: GroupDistance) -> str | None:
 
 
 def _joined(run: Sequence[GroupDistance]) -> Folded:
-    worst = max(run, key=lambda layer: (layer.differing > 0, layer.relative_l2 or 0))
+    worst = max(
+        run, key=lambda layer: (layer.differing > 0, layer.nonfinite, layer.relative_l2 or 0)
+    )
     label = _name(run[0])
     if len(run) > 1:
         label += "…" + run[-1].address[len(_stem(run[-1]) or "") :]
@@ -184,9 +189,13 @@ def _groups(title: str, rows: Sequence[tuple[str, GroupDistance]], kind: str) ->
         style = "warning" if group.differing or group.values_differing else "quiet"
         grid.add_row(
             _text("  ", (label, "name")), group.role, _text((differ, style)), change,
-            _text((bar(group.relative_l2), "info")),
+            _text((bar(group.relative_l2), "info"), *_strange(group.nonfinite)),
         )  # fmt: skip
     return grid
+
+
+def _strange(nonfinite: int) -> tuple[Piece, ...]:
+    return ((f" {nonfinite:,} NOT FINITE", "error"),) if nonfinite else ()
 
 
 def bar(change: float | None) -> str:
@@ -208,9 +217,9 @@ def worst_first(rows: Sequence[TensorDifference]) -> list[TensorDifference]:
 
 def _badness(row: TensorDifference) -> tuple[bool, bool, bool, float]:
     distance = row.distance
-    change = (distance.relative_l2 if distance else None) or 0.0
+    change = distance.relative_l2 if distance else 0.0
     strange = bool(distance and distance.nonfinite)
-    return (row.kind != "within", distance is None, strange, change)
+    return (row.kind != "within", distance is None, strange, math.inf if change is None else change)
 
 
 def _tensors(rows: Sequence[TensorDifference]) -> Grid:

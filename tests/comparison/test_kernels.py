@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ckptool.comparison import devices
+from ckptool.comparison import devices, runs
 from ckptool.comparison.arrays import BLOCK, CODES
 from ckptool.comparison.devices import Device
 from ckptool.comparison.differences import distance_of
@@ -34,13 +34,16 @@ EXACTLY = Tolerance()
 CLOSE = 1e-12  # sums in another order
 
 
-def compare(a, b, rule=EXACTLY, backend="numpy", threads=1, files=(None, None)):
-    """The numbers for two flat tensors; None when their bytes are equal."""
+def compare(a, b, rule=EXACTLY, backend="numpy", threads=1, files=(None, None), counted=0):
+    """The numbers for two flat tensors; None when their bytes are equal.
+
+    Short ones go to a device too, and of those of a byte from ``counted`` on pairs are counted.
+    """
     engine = Engine("cpu", threads, lambda _: None)
     if name := DEVICES[backend]:
         engine._device = Device(name)
     one, other = map(values, (a, b), files)
-    with patch.object(devices, "LEAST", 0):  # short runs too
+    with patch.object(devices, "LEAST", 0), patch.object(runs, "COUNTED", counted):
         (outcome,) = engine.compare([Job(one, other, rule)])
     for side in (one, other):
         side.reader.close()
@@ -139,6 +142,8 @@ def test_every_number_is_that_of_float64_torch(backend, pair):
         assert pair[0].view(torch.uint8).equal(pair[1].view(torch.uint8))
     elif pair[0].dtype not in EXACT:
         assert_numbers(found, expected(*pair))
+        if pair[0].dtype.itemsize == 1:
+            assert_numbers(compare(*pair, backend=backend, counted=1 << 20), expected(*pair))
 
 
 @settings(max_examples=300)
@@ -194,9 +199,13 @@ def test_neighbours_beyond_the_integers_of_float64_differ():
 @settings(max_examples=200)
 @given(pair=pairs(), atol=st.sampled_from([0.0, 1e-3, 1.0]), rtol=st.sampled_from([0.0, 0.01, 1.0]))
 def test_beyond_the_tolerance_is_counted_as_defined(backend, pair, atol, rtol):
-    found = compare(*pair, Tolerance("*", atol, rtol), backend)
+    counted = (0, 1 << 20) if pair[0].dtype.itemsize == 1 else (0,)
+    found, *others = (
+        compare(*pair, Tolerance("*", atol, rtol), backend, counted=n) for n in counted
+    )
     if found is None or pair[0].dtype in EXACT:
         return
+    assert all(other.beyond == found.beyond for other in others)
     x, y = wide(pair[0]), wide(pair[1])
     finite = x.isfinite() & y.isfinite()
     odd = ~finite & ~same_places(x, y)
@@ -217,8 +226,10 @@ def test_a_step_between_neighbours_is_one_ulp(dtype, backend):
     a = torch.tensor([33, 34, 35], dtype=bits[size])
     b = a + torch.tensor([1, 2, 3], dtype=bits[size])
     for limit, beyond in ((0, 3), (1, 2), (2, 1), (3, 0)):
-        found = compare(a.view(dtype), b.view(dtype), Tolerance("*", 0, 0, limit), backend)
-        assert (found.differing, found.beyond) == (3, beyond)
+        rule = Tolerance("*", 0, 0, limit)
+        for counted in (0, 1 << 20):
+            found = compare(a.view(dtype), b.view(dtype), rule, backend, counted=counted)
+            assert (found.differing, found.beyond) == (3, beyond)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
