@@ -698,8 +698,8 @@ def test_a_type_that_is_none_to_cast_to_is_refused(dtype, path, refused, tmp_pat
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("fp16", "float16"), ("half", "float16"), ("bf16", "bfloat16"), ("BF16", "bfloat16"), ("torch.bfloat16", "bfloat16"),
-     ("fp32", "float32"), ("torch.double", "float64")],
+    [("fp16", "float16"), ("half", "float16"), ("bf16", "bfloat16"), ("BF16", "bfloat16"),
+     ("torch.bfloat16", "bfloat16"), ("fp32", "float32"), ("torch.double", "float64")],
 )  # fmt: skip
 def test_a_type_has_the_names_that_people_use(typed, meant, path, ckptool, tmp_path):
     ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--dtype", typed)
