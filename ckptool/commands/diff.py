@@ -278,7 +278,11 @@ def _distances(members: Sequence[Judged]) -> dict[str, Any]:
     Of floating-point tensors, unless only others differ: the bytes of a random state say nothing
     of the weights beside it.
     """
-    differing = [(each.is_floating, each.partial) for each in members if each.partial is not None]
+    differing = [
+        (each.is_floating, each.partial)
+        for each in members
+        if each.partial is not None and each.partial.differing and each.has_distance
+    ]
     floating = [partial for is_floating, partial in differing if is_floating]
     sums = [partial.sums for partial in floating]
     change = relative_l2(

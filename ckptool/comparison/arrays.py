@@ -129,13 +129,17 @@ class TorchArrays:
         self.xp: Namespace = torch
         self.device = device
 
+    def knows(self, dtype: DType) -> bool:
+        """Whether this torch has the type: some came with 2.2, 2.3 and 2.7."""
+        return hasattr(self.xp, CODES.get(dtype.name) or dtype.name)
+
     def view(self, data: Buffer, dtype: DType) -> Array:
         """Not copied."""
         return data.view(getattr(self.xp, CODES.get(dtype.name) or dtype.name))
 
     def convert(self, array: Array, name: str, slot: int) -> Array:  # noqa: ARG002
         """Copied even when the type stays; torch keeps freed memory by itself."""
-        if array.dtype is self.xp.uint64 and name == "int64":
+        if name == "int64" and array.dtype is getattr(self.xp, "uint64", None):
             return array.view(self.xp.int64) ^ -(1 << 63)
         return array.to(getattr(self.xp, name), copy=True)
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from re import ASCII, fullmatch
 from typing import TYPE_CHECKING, Any
 
 from ckptool.comparison.arrays import Array, NumpyArrays, TorchArrays, are_equal
@@ -51,9 +52,11 @@ class Device:
                 f"--device {name} needs torch, which is not installed",
                 hint="pip install 'ckptool[torch]'; without --device the processor compares",
             ) from error
+        self._torch: Any = torch
         self._device = _device(torch, name)
-        self._arrays = TorchArrays(torch, self._device)
-        self._queues = Queues(torch, self._device)
+        with self._current():
+            self._arrays = TorchArrays(torch, self._device)
+            self._queues = Queues(torch, self._device)
         self._slots: list[Slot] = []
 
     def block(self, job: Job) -> int:
@@ -63,7 +66,8 @@ class Device:
 
     def takes(self, job: Job, run: Run) -> bool:
         """Whether a run is better measured here."""
-        return job.lies_ready and run.stop - run.start >= LEAST
+        is_known = job.is_bytewise or all(self._arrays.knows(side.dtype) for side in job.sides)
+        return job.lies_ready and is_known and run.stop - run.start >= LEAST
 
     def measure(
         self, jobs: Sequence[Job], runs: Sequence[Run], threads: int, progress: Progress
@@ -76,31 +80,43 @@ class Device:
         """
         if not runs:
             return {}
-        try:
+        with self._current():
             while len(self._slots) < min(threads + 1, len(runs)):
                 self._slots.append(Slot(self._queues))
             pipeline = Pipeline(self._arrays, self._queues, self._slots, jobs, threads)
             return pipeline.measure(runs, progress)
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """Within, it is the device that torch takes; what it fails in is told as its failure."""
+        is_cuda = self._device.type == "cuda"
+        try:
+            with self._torch.cuda.device(self._device) if is_cuda else nullcontext():
+                yield
         except RuntimeError as error:  # the class of what torch has to say, and of much else
-            if "CUDA" not in str(error):
+            said = str(error)
+            if not any(word in said for word in ("CUDA", "HIP")):
                 raise
             raise UnsupportedError(
-                f"torch failed on {self._device}: {str(error).splitlines()[0]}",
+                f"torch failed on {self._device}: {said.splitlines()[0]}",
                 hint="nvidia-smi shows who else uses it; --device cpu always works",
             ) from error
 
 
 def _device(torch: Any, text: str) -> Any:
-    kind, _, index = text.partition(":")
-    if kind not in {"cuda", "cpu"} or (index and not index.isdigit()):
+    found = fullmatch(r"(cuda|cpu)(?::(\d{1,4}))?", text, ASCII)
+    if not found:
         raise UsageError(f"a device is cpu, cuda or cuda:N, not {text!r}")
+    kind, index = found[1], int(found[2] or 0)
     count = torch.cuda.device_count() if kind == "cuda" else 1
-    if int(index or 0) >= count:
+    if index >= count:
+        devices = "1 CUDA device" if count == 1 else f"{count or 'no'} CUDA devices"
+        known = devices if kind == "cuda" else "one processor"
         raise UnsupportedError(
-            f"torch {torch.__version__} sees {count or 'no'} CUDA devices, so there is no {text}",
+            f"torch {torch.__version__} sees {known}, so there is no {text}",
             hint="install a torch built for CUDA and check nvidia-smi; --device cpu always works",
         )
-    return torch.device(text)
+    return torch.device(kind, index)
 
 
 class Pipeline:
@@ -146,7 +162,7 @@ class Pipeline:
             else:
                 slot.empty(job, run, take)
 
-        with ThreadPoolExecutor(self._threads, initializer=self._queues.copy_from_here) as pool:
+        with ThreadPoolExecutor(self._threads) as pool:
             try:
                 for nth, run in enumerate(runs):
                     if len(coming) == len(self._slots):
@@ -197,11 +213,12 @@ class Slot:
         self._arrived, self._used = queues.event(), queues.event()
 
     def fill(self, job: Job, run: Run) -> bool:
-        """Read a run and ask for its copies, in any thread; if the sides are equal, they stay here.
+        """Read a run and ask for its copies, in a thread; if its sides are equal, they stay here.
 
         Raises:
             DamagedError: a file ends too soon.
         """
+        self._queues.copy_from_here()
         self._arrived.synchronize()  # what was here has left
         if not self._here:
             rooms = [self._queues.memory(pinned=True) for _ in range(2)]

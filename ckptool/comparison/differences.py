@@ -55,6 +55,11 @@ class Judged(NamedTuple):
         """Whether it makes the checkpoints different."""
         return self.row is not None and self.row.kind != "within"
 
+    @property
+    def has_distance(self) -> bool:
+        """Whether its numbers mean something: codes have none."""
+        return self.row is not None and self.row.distance is not None
+
 
 # ------------------------------------------------------------------------------------------ tensors
 
@@ -132,7 +137,7 @@ class TensorJudge:
         dtype, shape = _form(shown)
         elements = math.prod(shape)
         nbytes = shown.ref.nbytes if isinstance(shown, Held) else shown.nbytes
-        is_floating = str(dtype).startswith(("float", "bfloat", "complex"))
+        is_floating = dtype not in CODES and str(dtype).startswith(("float", "bfloat", "complex"))
         return Judged(pair, row, partial, elements, nbytes, is_floating)
 
     def _kind(

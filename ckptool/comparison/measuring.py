@@ -26,6 +26,7 @@ from ckptool.errors import DamagedError
 LONG = frozenset({"int64", "uint64"})
 UNSIGNED = "float8_e8m0fnu"  # has no sign bit
 CODE = bytes(range(256))
+ROWS = b"".join(bytes([code]) * 256 for code in CODE)
 
 
 def measured(arrays: Arrays, a: Buffer, b: Buffer, job: Job) -> Partial:
@@ -63,12 +64,18 @@ def _lost(arrays: Arrays, array: Array, rounded: Array, dtype: DType) -> Array:
 
 
 def _nearness(arrays: Arrays, a: Buffer, b: Buffer, job: Job) -> Callable[[], Array] | None:
-    size = job.a.dtype.itemsize
     if not job.rule.ulp or job.a.ref.quantizer is not None:
         return None
-    return lambda: within_ulp(
-        arrays.xp, arrays.bits(a, size), arrays.bits(b, size), job.rule.ulp, 8 * size
-    )
+    return lambda: _are_near(arrays, a, b, job.a.dtype, job.rule)
+
+
+def _are_near(arrays: Arrays, a: Buffer, b: Buffer, dtype: DType, rule: Tolerance) -> Array:
+    """The mask of the elements that are within ``rule.ulp``."""
+    size = dtype.itemsize
+    one, other = arrays.bits(a, size), arrays.bits(b, size)
+    if dtype.name == UNSIGNED:
+        return within_ulp(arrays.xp, one & 255, other & 255, rule.ulp, 9)
+    return within_ulp(arrays.xp, one, other, rule.ulp, 8 * size)
 
 
 # ---------------------------------------------------------------------------------- types of a byte
@@ -78,7 +85,10 @@ def measured_by_counts(arrays: NumpyArrays, counts: Array, job: Job) -> Partial:
     """The numbers of a run from how often each pair of codes occurs: see ``counted_pairs``."""
     dtype = job.a.dtype
     rule = job.rule if dtype.is_floating else Tolerance()
-    near = _code_nearness(arrays, dtype, rule) if rule.ulp else None
+
+    def near() -> Array:  # of all pairs
+        return _are_near(arrays, ROWS, CODE * 256, dtype, rule)
+
     with arrays.quietly():
         found = counted_pairs(arrays.xp, counts, _meanings(arrays, dtype), rule, near)
     return found if dtype.is_floating else found._replace(max_abs=int(found.max_abs))
@@ -102,17 +112,3 @@ def worst_place(
 def _meanings(arrays: NumpyArrays, dtype: DType) -> Array:
     """What the 256 codes of a type mean, in float64."""
     return arrays.convert(arrays.view(CODE, dtype), "float64", 1).copy()
-
-
-def _code_nearness(arrays: NumpyArrays, dtype: DType, rule: Tolerance) -> Callable[[], Array]:
-    """Of every pair of codes."""
-    rows = b"".join(CODE[i : i + 1] * 256 for i in range(256))
-    bits = 9 if dtype.name == UNSIGNED else 8
-
-    def near() -> Array:
-        left, right = arrays.bits(rows, 1), arrays.bits(CODE * 256, 1)
-        if dtype.name == UNSIGNED:
-            left, right = left & 255, right & 255
-        return within_ulp(arrays.xp, left, right, rule.ulp, bits)
-
-    return near

@@ -607,6 +607,13 @@ def test_without_torch_or_a_gpu_a_device_is_refused(ckptool, tmp_path):
     assert (done.exit_code, "CUDA" in done.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:²", "cuda:-1", "cpu:x", ""])
+def test_what_is_no_device_is_told(device, ckptool, tmp_path):
+    paths = pair(tmp_path, {"w": torch.ones(1)}, {"w": torch.zeros(1)})
+    done = ckptool("diff", *paths, "--device", device)
+    assert (done.exit_code, "a device is cpu, cuda or cuda:N" in done.stderr) == (2, True)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 def test_a_gpu_gives_the_numbers_of_the_processor(ckptool, tmp_path):
     torch.manual_seed(0)
@@ -709,6 +716,16 @@ def test_totals_are_of_floats_where_some_differ(compare):
     assert compare(one, other)["summary"]["max_abs"] == 0.5
     alone = compare(one, other, "--ignore", "w")["summary"]
     assert (alone["max_abs"], alone["relative_l2"]) == (200, None)
+
+
+def test_totals_pass_over_floats_that_are_the_same_number_and_codes(compare):
+    zeros = torch.zeros(2)
+    one = {"w": zeros, "n": torch.tensor([1]), "q": torch.zeros(4, dtype=torch.uint8)}
+    other = {"w": -zeros, "n": torch.tensor([1000]), "q": torch.full((4,), 0xF0).byte()}
+    for state in (one, other):
+        state["q"] = state["q"].view(torch.float4_e2m1fn_x2)
+    assert compare(one, other)["summary"]["max_abs"] == 999
+    assert compare(one, other, "--ignore", "n")["summary"]["max_abs"] == 0
 
 
 def test_what_is_too_far_for_a_relative_number_is_the_worst(ckptool, tmp_path):

@@ -232,6 +232,17 @@ def test_a_step_between_neighbours_is_one_ulp(dtype, backend):
             assert (found.differing, found.beyond) == (3, beyond)
 
 
+@pytest.mark.parametrize("counted", [0, 1 << 20])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_type_without_a_sign_has_steps_through_all_its_codes(backend, counted):
+    a, b = (
+        torch.tensor(codes, dtype=torch.uint8).view(torch.float8_e8m0fnu)
+        for codes in ([127, 0, 254], [128, 128, 253])
+    )
+    found = compare(a, b, Tolerance("*", 0, 0, 1), backend, counted=counted)
+    assert (found.differing, found.beyond) == (3, 1)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ulp_counts_across_zero(backend):
     tiny = torch.tensor([5e-324], dtype=torch.float64)
