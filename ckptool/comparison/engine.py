@@ -28,6 +28,7 @@ from ckptool.ranks import Ranks
 TASK = 1 << 23  # bytes of one side in a task, about
 MAX_RUNS = 256  # runs in a task: small tensors cost calls, not bytes
 BYTE_RUN = 1 << 24  # elements in a run of a type of one byte, whose 65,536 pairs are counted
+FREED = 1 << 24  # bytes; glibc learns from them to keep what runs free, and not to ask for it anew
 SEARCHED = 1 << 16  # bytes in which the worst place is looked for at a time; it comes soon mostly
 
 
@@ -60,6 +61,7 @@ class Engine:
             UnsupportedError: there is no torch for it, or no such device.
         """
         self._threads, self._progress, self._ranks = threads, progress, ranks
+        bytearray(FREED)  # taken and freed at once
         self._arrays = NumpyArrays()
         self._device = None if device == "cpu" else Device(device)
 
