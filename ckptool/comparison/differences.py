@@ -32,6 +32,7 @@ from ckptool.comparison.runs import Job
 from ckptool.comparison.tolerances import Tolerance, Tolerances
 from ckptool.comparison.values import Values, values_of
 from ckptool.diff_reports import Distance, TensorDifference, ValueDifference
+from ckptool.dtypes import BY_NAME
 from ckptool.tree import TensorRef
 
 ABSENT = object()
@@ -137,7 +138,8 @@ class TensorJudge:
         dtype, shape = _form(shown)
         elements = math.prod(shape)
         nbytes = shown.ref.nbytes if isinstance(shown, Held) else shown.nbytes
-        is_floating = dtype not in CODES and str(dtype).startswith(("float", "bfloat", "complex"))
+        known = None if dtype in CODES else BY_NAME.get(dtype or "")
+        is_floating = known is not None and known.is_floating
         return Judged(pair, row, partial, elements, nbytes, is_floating)
 
     def _kind(

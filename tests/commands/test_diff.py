@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import platform
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from safetensors.torch import save_file
 
 from ckptool.tree import format_address
 from making import average_of, resumable, save, weights
+from output import environment
 from paths import FIXTURES
 from samples import EVERYWHERE
 
@@ -638,14 +642,31 @@ def test_equal_files_need_neither_numpy_nor_torch(ckptool_process, tmp_path):
         "import sys; from ckptool.cli import main; assert main(sys.argv[1:]) == 0;"
         "assert not {'numpy', 'torch'} & set(sys.modules)"
     )
-    import subprocess
-    import sys
-
-    from output import environment
-
     paths = pair(tmp_path, trained(), trained())
     subprocess.run([sys.executable, "-c", code, "diff", *paths], env=environment(), check=True,
                    capture_output=True)  # fmt: skip
+
+
+FAULTS = """
+import gc, resource, sys
+gc.disable()
+from ckptool.commands.diff import DiffOptions, diff
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+before = faults()
+diff(*sys.argv[1:], DiffOptions(threads=2))
+print(faults() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="about how glibc keeps memory")
+def test_the_memory_of_runs_is_not_asked_for_anew(tmp_path):
+    """Each of the 64 runs, of a MiB a side, would take more than 200 page faults."""
+    one = {f"w.{i}": torch.full((4 << 20,), float(i)) for i in range(4)}
+    paths = pair(tmp_path, one, {name: tensor + 1 for name, tensor in one.items()})
+    command = [sys.executable, "-c", FAULTS, *paths]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 15_000
 
 
 # ------------------------------------------------------------------------------ nothing passed over
