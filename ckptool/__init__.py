@@ -1,11 +1,11 @@
-"""Look into training checkpoints, find the averaged weights, get them out. Executes nothing.
+"""Inspection of PyTorch training checkpoints and their EMA weights, without running their code.
 
     >>> import ckptool
     >>> with ckptool.open_checkpoint("fixtures/ema/has_ema/late.pt") as checkpoint:
     ...     checkpoint.format_name
     'torch-zip'
 
-``open_checkpoint`` gives the tree of any checkpoint; ``load_state_dict`` gives torch tensors.
+``open_checkpoint`` gives the tree of any checkpoint. ``load_state_dict`` gives torch tensors.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ckptool.api import load_state_dict
     from ckptool.errors import CkptError
     from ckptool.formats import open_checkpoint
-    from ckptool.library import load_state_dict
 
 __all__ = ["CkptError", "__version__", "load_state_dict", "open_checkpoint"]
 
-# Where each public name lives; imported when first used, so that `import ckptool` costs nothing.
+# The module of each public name. It is imported on first use, so `import ckptool` costs nothing.
 _HOMES = {
     "CkptError": "ckptool.errors",
-    "load_state_dict": "ckptool.library",
+    "load_state_dict": "ckptool.api",
     "open_checkpoint": "ckptool.formats",
 }
 

@@ -1,16 +1,16 @@
-"""``ckptool`` and ``python -m ckptool``: ready to be interrupted before anything is imported.
+"""``ckptool`` and ``python -m ckptool``: signals are handled before anything is imported.
 
-A short process frees nothing that matters: collecting costs a tenth of the start, and a fifth of
-the reading of a large pickle.
+The garbage collector is off, since a short process frees nothing that matters. Collecting costs a
+tenth of the start, and a fifth of the reading of a large pickle.
 """
 
 import gc
 
-from ckptool.interrupts import end_cleanly
+from ckptool.process.signals import end_cleanly
 
 
 def run() -> None:
-    """The console script."""
+    """Run the console script."""
     end_cleanly()
     gc.disable()
     from ckptool import cli  # noqa: PLC0415 - takes most of the start

@@ -1,8 +1,8 @@
-"""The element types of tensors: one table, and its inverses.
+"""The dtypes of tensors: one table, and its inverses.
 
-A row gives the name that torch uses, the storage class that ``torch.save`` pickles for it, the tag
-in a safetensors header, the size in memory, and the numpy type that can do arithmetic on it
-(bfloat16 and the float8 family come from ``ml_dtypes``).
+A row gives the name that torch uses, the size in memory, the numpy type that can do arithmetic on
+it (bfloat16 and the float8 family come from ``ml_dtypes``), the storage class that ``torch.save``
+pickles for it, and the tag in a safetensors header.
 
 Sources: torch 2.13 ``torch/storage.py`` (``_dtype_to_storage_type_map``, ``_new_dtypes``),
 safetensors 0.8 ``safetensors/src/tensor.rs`` (``Dtype``).
@@ -14,23 +14,20 @@ from typing import NamedTuple
 
 
 class DType(NamedTuple):
-    """One element type."""
+    """One dtype."""
 
     name: str  # torch's name without "torch."
     itemsize: int  # bytes of one element as torch counts elements
     kind: str  # float, int, uint, bool, complex, quantized, bits
     numpy: str | None  # name for numpy or ml_dtypes; None: no arithmetic
-    storage_class: str | None = (
-        None  # in torch pickles; None: UntypedStorage and _rebuild_tensor_v3
-    )
+    # In torch pickles; None: UntypedStorage and _rebuild_tensor_v3.
+    storage_class: str | None = None
     safetensors: str | None = None  # tag in the header; None: cannot be stored there
-    packed: int = (
-        1  # logical values in one element: 2 for float4_e2m1fn_x2, which safetensors counts
-    )
+    packed: int = 1  # logical values in one element, which safetensors counts: 2 for float4
 
     @property
     def is_floating(self) -> bool:
-        """Whether averaging makes sense and NaN is possible."""
+        """Whether averaging makes sense and NaN is possible: float or complex."""
         return self.kind in {"float", "complex"}
 
     def __str__(self) -> str:

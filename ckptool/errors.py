@@ -1,7 +1,8 @@
-"""Everything that ckptool can refuse, each with a code for machines and a hint for people.
+"""Errors of ckptool, each with a code for machines and a hint for people.
 
-An error says what is wrong, where (file, address) and why; its hint says what to type next. The
-command line prints both lines and exits with 2; nothing else in the package knows about exit codes.
+An error states the problem, its place (file, key path) and its reason. Its hint states what to type
+next. The command line prints both lines and exits with 2; nothing else in the package knows about
+exit codes.
 """
 
 from __future__ import annotations
@@ -12,14 +13,15 @@ from typing import ClassVar, Self
 
 
 class CkptError(Exception):
-    """Something could not be done.
+    """Base class of the errors of ckptool: something could not be done.
 
     Attributes:
-        message: what is wrong and why, without the path.
+        message: the problem and its reason, without the path.
         path: the file concerned, or None.
-        address: the place in the checkpoint's tree, written ``a/b/0``, or None.
+        address: the key path in the checkpoint's tree, written ``a/b/0``, or None.
         hint: the next thing to type or to look at, or None.
-        dangers: names that a loader would have met before it failed likewise.
+        dangers: names that a loader would have met before it, too, failed.
+        rule: the id of the rule that is broken, or None.
     """
 
     code: ClassVar[str] = "error"
@@ -39,16 +41,28 @@ class CkptError(Exception):
         self.address = address
         self.hint = hint or self.default_hint
         self.dangers: tuple[str, ...] = ()
+        self.rule: str | None = None  # of ``reports/rules.py``, where the reader knows it
 
     def add(self, more: str) -> None:
-        """Say more of what is wrong."""
+        """Append ``more`` to the message."""
         self.message += more
         self.args = (self.message,)
 
     def at(self, path: Path) -> Self:
-        """The same error, now knowing its file; a path it has already stays."""
+        """Set the file, unless the error has a path already, and return the error."""
         self.path = self.path or path
         return self
+
+    @property
+    def document(self) -> dict[str, str | None]:
+        """The parts that every report of the error has."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "path": None if self.path is None else str(self.path),
+            "address": self.address,
+            "hint": self.hint,
+        }
 
     def __str__(self) -> str:
         where = [str(self.path)] if self.path else []
@@ -57,14 +71,14 @@ class CkptError(Exception):
 
 
 class UnreadableError(CkptError):
-    """The path cannot be read at all: missing, a directory, no permission, not a regular file."""
+    """A path that cannot be read at all: missing, a directory, no permission, no regular file."""
 
     code = "unreadable"
     default_hint = "check the path: ls -l shows what is there"
 
 
 class UnknownFormatError(CkptError):
-    """The bytes are readable but are no checkpoint format that ckptool knows."""
+    """A file whose bytes are readable but in no checkpoint format that ckptool knows."""
 
     code = "unknown-format"
     default_hint = (
@@ -73,53 +87,81 @@ class UnknownFormatError(CkptError):
 
 
 class DamagedError(CkptError):
-    """The file begins like a known format and then breaks its rules, or ends too soon."""
+    """A file that begins like a known format and then breaks its rules, or ends too soon."""
 
     code = "damaged"
     default_hint = "compare the size with the original; a copy that broke off must be made again"
 
 
+class AbsentError(DamagedError):
+    """A tensor that an index names, but that is not in the file to which the index points."""
+
+    default_hint = "fetch the file and its index again, both from one save"
+
+
 class UnsupportedError(CkptError):
-    """The file is in order, but what was asked for cannot be done with it."""
+    """A request that cannot be carried out although the file is in order."""
 
     code = "unsupported"
 
 
+class RepetitionError(UnsupportedError):
+    """Tensors that view the same bytes so often that to read all of them would take too long.
+
+    A check that meets it fails, unlike one that meets another :class:`UnsupportedError`.
+    """
+
+    default_hint = "name a part of the file: PATH#ADDRESS, or --match where there is one"
+
+
 class AddressError(CkptError):
-    """No such place in the checkpoint's tree, or the place holds no weights."""
+    """A key path that is not in the checkpoint's tree, or that holds no weights."""
 
     code = "no-such-address"
     default_hint = "ckptool inspect PATH --tensors lists the addresses"
 
 
 class EmaNotFoundError(CkptError):
-    """No averaged weights are stored beside the model's."""
+    """A checkpoint that stores no EMA weights beside the model's, or no model."""
 
     code = "ema-not-found"
 
 
 class EmaAmbiguousError(CkptError):
-    """More than one place could hold the averaged weights, or names cannot be paired one to one."""
+    """Several key paths that could hold the EMA weights, or names that do not pair one to one."""
 
     code = "ema-ambiguous"
 
 
 class EmaRefusedError(CkptError):
-    """There is a candidate, but taking it would be wrong: not finite, or the raw weights."""
+    """EMA weights that it would be wrong to take: non-finite, or unfit for the model."""
 
     code = "ema-refused"
 
 
 class OutputError(CkptError):
-    """The output cannot or must not be written."""
+    """An output that cannot or must not be written."""
 
     code = "output"
 
 
 class UsageError(CkptError):
-    """The command line asks for something that does not go together."""
+    """Arguments of the command line that do not go together."""
 
     code = "usage"
+
+
+def as_ckpt_error(error: Exception) -> CkptError:
+    """Return an error of the system as one of ckptool; raise any other again."""
+    if isinstance(error, CkptError):
+        return error
+    if isinstance(error, MemoryError):
+        return CkptError("not enough memory")
+    if isinstance(error, RecursionError):
+        return CkptError("nested too deep to be read")
+    if isinstance(error, OSError):
+        return CkptError(error.strerror or str(error), path=error.filename)
+    raise error
 
 
 _KINDS: tuple[type[CkptError], ...] = (CkptError, *CkptError.__subclasses__())

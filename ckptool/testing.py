@@ -1,9 +1,9 @@
-"""For test suites: a checkpoint that is not what it should be fails the test, in words.
+"""Assertions on checkpoints for test suites; the report of ckptool is their message.
 
     >>> from ckptool.testing import assert_checkpoint
     >>> assert_checkpoint("fixtures/ema/has_ema/late.pt", require=["ema"])
 
-It works in any test framework, and needs no plugin.
+They work in any test framework and need no plugin.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Any
 from ckptool.commands.diff import DiffOptions, diff
 from ckptool.commands.like import read_like
 from ckptool.commands.verify import Request, chosen_rules, verify_file
-from ckptool.comparison.settings import merge_selection, merge_tolerances
-from ckptool.render.diff_text import show_diff
-from ckptool.render.plain import draw
-from ckptool.render.verdicts import show_failures
+from ckptool.comparison.pairing import merge_selection
+from ckptool.comparison.tolerances import merge_tolerances
+from ckptool.contents.selection import parse_operand
+from ckptool.render.outputs import rendered
+from ckptool.render.page import draw
+from ckptool.render.verify_text import show_failures
 
 
 def assert_checkpoint(
@@ -31,25 +33,26 @@ def assert_checkpoint(
     like: str | Path | None = None,
     strict: bool = False,
 ) -> None:
-    """``ckptool verify``, for a test.
+    """Fail with the report of ``ckptool verify`` unless a checkpoint passes its rules.
 
     Args:
-        path: the checkpoint.
-        require: what must hold: ``ema``, ``resume``, ``finite``, ``safe``, …
-        select: only these rules: ``CK404``, or ``CK4`` for a family.
-        ignore: not these rules.
+        path: the checkpoint, or ``PATH#ADDRESS`` for a part of it.
+        require: requirements that must hold: ``ema``, ``resume``, ``finite``, ``safe``, …
+        select: check only these rules: ``CK404``, or ``CK4`` for a family.
+        ignore: do not check these rules.
         like: a checkpoint, or a document of ``ckptool inspect --tensors --json``, with the names
             and shapes of the model that is to load it.
-        strict: warnings fail too.
+        strict: fail on warnings too.
 
     Raises:
-        AssertionError: it is not so; the message is the report of what failed, and of what was
-            required and not checked.
-        CkptError: it could not be looked at, or there is no such rule.
+        AssertionError: a rule failed, or was required and not checked; the message reports these
+            rules.
+        CkptError: the checkpoint cannot be read, or there is no such rule.
     """
     __tracebackhide__ = True
     options = {
-        "require": _several(require), "select": _several(select), "ignore": _several(ignore),
+        "require": _several(require), "rules": _several(select),
+        "ignore_rules": _several(ignore),
         "strict": strict,
     }  # fmt: skip
     request = Request(
@@ -57,7 +60,7 @@ def assert_checkpoint(
         _several(require),
         like=None if like is None else read_like(str(like)),
     )
-    report = verify_file(Path(path), request)
+    report = verify_file(parse_operand(str(path)), request)
     if not report.ok:
         said = io.StringIO()
         draw(show_failures(report), said)
@@ -65,7 +68,7 @@ def assert_checkpoint(
 
 
 def _several(texts: str | Sequence[str]) -> tuple[str, ...]:
-    """One alone is meant as one, not as its letters."""
+    """Return the texts as a tuple; a single text is one text, not its letters."""
     return (texts,) if isinstance(texts, str) else tuple(texts)
 
 
@@ -87,20 +90,20 @@ def assert_checkpoints_close(
 
     Args:
         a: ``PATH``, ``PATH#ADDRESS``, ``PATH#@ema`` or ``PATH#@model``.
-        b: the other.
-        tolerances: glob of addresses to ATOL or (ATOL, RTOL); the most specific glob wins.
-        atol: for all other addresses, absolute.
-        rtol: for all other addresses, relative to the larger value.
-        ulp: floating-point steps that are no difference.
-        match: globs of addresses to compare; all by default.
-        ignore: globs of addresses to leave out.
-        renames: ``REGEX=REPL``, applied to the addresses of both.
-        strict: strides, sharing, device and gradients count too.
-        any_dtype: values count, not the types that they are stored in.
+        b: the other checkpoint, in the same forms.
+        tolerances: glob of key paths to ATOL or (ATOL, RTOL); the most specific glob wins.
+        atol: absolute tolerance for all other key paths.
+        rtol: tolerance for all other key paths, relative to the larger magnitude.
+        ulp: number of floating-point steps that are no difference.
+        match: globs of key paths to compare; all by default.
+        ignore: globs of key paths to leave out.
+        renames: ``REGEX=REPL``, applied to the key paths of both.
+        strict: compare strides, sharing, device and gradients too.
+        any_dtype: compare values, whatever dtypes they are stored in.
 
     Raises:
-        AssertionError: they differ.
-        CkptError: one cannot be read: that is no difference.
+        AssertionError: the checkpoints differ.
+        CkptError: a checkpoint cannot be read, which is no difference.
 
     Example:
         >>> from ckptool.testing import assert_checkpoints_close
@@ -117,6 +120,4 @@ def assert_checkpoints_close(
     )
     report = diff(str(a), str(b), options)
     if not report.equal:
-        text = io.StringIO()
-        draw(show_diff(report), text)
-        raise AssertionError(text.getvalue().rstrip())
+        raise AssertionError(rendered([report], "text").rstrip())

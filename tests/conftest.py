@@ -7,26 +7,20 @@ import signal
 import sys
 
 import pytest
-from hypothesis import HealthCheck, settings
 
-from output import STEERING, run_inside, run_process
-from paths import FIXTURES, ZOO
-
-settings.register_profile(
-    "ckptool",
-    derandomize=True,  # the same examples in every run, on every machine
-    database=None,  # nothing left behind
-    deadline=None,  # machines are shared
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
-)
-settings.load_profile("ckptool")
+from helpers.fresh import running_torch
+from helpers.output import STEERING, run_inside, run_process
+from helpers.paths import FIXTURES, ZOO
+from helpers.thinned import choose_examples
 
 
-def pytest_configure():
-    """Signals as at a terminal: who runs this under nohup, or with ``&``, has some ignored.
+def pytest_configure(config):
+    """Examples for a quick run or a whole one, and signals as at a terminal.
 
-    Children inherit that, and those that are to be interrupted would go on to the end.
+    Who runs this under nohup, or with ``&``, has some signals ignored. Children inherit that, and
+    those that are to be interrupted would go on to the end.
     """
+    choose_examples(config.option.markexpr)
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
@@ -74,3 +68,10 @@ def ckptool():
 def ckptool_process():
     """``ckptool_process("inspect", path)`` in a fresh process; the result is the output."""
     return run_process
+
+
+@pytest.fixture(scope="session")
+def fresh_torch():
+    """``fresh_torch(code)`` in a process that has imported torch and nothing of ours."""
+    with running_torch() as run:
+        yield run

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import ckptool.checks
 from ckptool.checks.running import REQUIREMENTS
-from ckptool.rules import BY_ID, FAMILIES, Rule
+from ckptool.reports.rules import BY_ID, FAMILIES, Rule
 
 PAGE = Path(ckptool.checks.__file__).with_name("README.md")
 
 HEAD = """\
 # The rules of `ckptool verify`
 
-Made from `ckptool/rules.py` by `tests/rules_page.py`; `ckptool rule CK404` says the same in a terminal.
+Made from `ckptool/reports/rules.py` by `tests/rules_page.py`; `ckptool rule CK404` says the same in a terminal.
 
 A rule has **passed**, has **failed**, or was **not checked**, with the reason. By default everything
 runs that reads headers, pickles and a sample of the values. Rules that read every byte or value run

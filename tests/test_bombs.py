@@ -8,14 +8,18 @@ take longest to refuse at full size.
 
 from __future__ import annotations
 
+import shutil
 import struct
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
 
-from output import environment
+from helpers import bombs
+from helpers.output import environment
 
 FULL = 60_000_000  # bytes
 MEMORY = 2 << 20  # KiB
@@ -212,5 +216,50 @@ def test_what_is_shared_is_compared_within_the_limits(name, tmp_path):
     path.write_bytes(SHARED[name])
     code, peak, seconds = measured("diff", str(path), str(path))
     assert code in {"0", "2"}
+    assert int(peak) < MEMORY
+    assert float(seconds) < SECONDS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", {**bombs.KEYS, **bombs.VALUES, **bombs.CONTAINERS})
+def test_a_program_of_no_pickler_is_over_within_the_limits(name, tmp_path):
+    path = tmp_path / "bomb.pt"
+    path.write_bytes(bombs.ALL[name](1_000_000))
+    code, peak, seconds = measured("inspect", str(path))
+    assert code in {"0", "2"}
+    assert int(peak) < MEMORY
+    assert float(seconds) < SECONDS
+
+
+def alternating(path: Path, mebibytes: int) -> None:
+    """Eighty tensors that lie in turn in two storages, compressed to next to nothing."""
+    one, other = (torch.zeros(mebibytes << 18) for _ in range(2))
+    plain = path.with_name("plain.pt")
+    views = ((f"{i:02}", (one, other)[i % 2][i * 100 : i * 100 + 100]) for i in range(80))
+    torch.save(dict(views), plain)
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            with old.open(name) as source, new.open(name, "w") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+    plain.unlink()
+
+
+PACKED = {
+    "inspect": ("inspect", "--stats"),
+    "verify": ("verify", "--values", "--bytes"),
+    "diff": ("diff",),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", PACKED)
+@pytest.mark.parametrize(("mebibytes", "codes"), [(250, {"0"}), (600, {"2"})])
+def test_compressed_records_are_unpacked_within_the_limits(command, mebibytes, codes, tmp_path):
+    """Just small enough to be read, and too large."""
+    path = tmp_path / "packed.pt"
+    alternating(path, mebibytes)
+    files = [str(path)] * (2 if command == "diff" else 1)
+    code, peak, seconds = measured(*PACKED[command], *files)
+    assert code in codes
     assert int(peak) < MEMORY
     assert float(seconds) < SECONDS

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import formats_table
+import package_tree
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 OUTPUT = re.compile(
@@ -38,6 +41,16 @@ def test_readme_shows_what_is_printed(example):
 
 def test_readme_has_examples_of_every_command():
     assert {example["args"].split()[0] for example in examples()} == set(COMMANDS)
+
+
+def test_the_table_of_formats_is_made_from_their_fields():
+    text = README.read_text()
+    assert text == formats_table.with_table(text), "run python tests/formats_table.py"
+
+
+def test_the_tree_of_the_package_is_made_from_the_docstrings():
+    text = package_tree.PAGE.read_text()
+    assert text == package_tree.page(text), "run python tests/package_tree.py"
 
 
 def test_ci_calls_the_test_command_of_the_readme():

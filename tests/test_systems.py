@@ -7,10 +7,10 @@ import torch
 
 import ckptool as library
 from ckptool.errors import EmaNotFoundError
-from likeness import assert_same_objects
-from paths import FIXTURES
-from systems import SYSTEMS, load_script, outputs
-from tensors import assert_same_tensors, load, load_noted, storage_of, truth
+from helpers.likeness import assert_same_objects
+from helpers.paths import FIXTURES
+from helpers.systems import SYSTEMS, load_script, outputs
+from helpers.tensors import assert_same_tensors, load, load_noted, storage_of, truth
 
 EMACALLBACK = FIXTURES / "ema" / "emacallback"
 HAS_EMA = FIXTURES / "ema" / "has_ema"
@@ -191,7 +191,7 @@ def test_a_promoted_file_is_promoted_as_an_unchanged_copy(ckptool, tmp_path):
     path, output = EMA_SHADOW / "promoted.pt", tmp_path / "copy.pt"
     done = ckptool("promote-ema", path, "-o", output)
     assert done.exit_code == 0
-    assert "already holds the averaged weights" in done
+    assert "already holds the EMA weights" in done
     assert output.read_bytes() == path.read_bytes()
 
 
@@ -288,7 +288,7 @@ def test_no_ema_is_an_error_with_a_way_on(command, path, ckptool, tmp_path):
     done = ckptool(command, path, "-o", tmp_path / "out.pt")
     assert (done.exit_code, done) == (2, "")
     error, hint = done.stderr.splitlines()
-    assert error.startswith(f"error: {path}: no averaged weights")
+    assert error.startswith(f"error: {path}: no EMA weights")
     assert hint.startswith("hint: ")
     assert "--ema ADDRESS" in hint
     assert list(tmp_path.iterdir()) == []

@@ -10,8 +10,8 @@ import torch
 
 from ckptool.errors import CkptError
 from ckptool.testing import assert_checkpoint, assert_checkpoints_close
-from output import environment
-from paths import FIXTURES
+from helpers.output import environment
+from helpers.paths import FIXTURES
 
 AVERAGED = FIXTURES / "ema" / "has_ema" / "late.pt"
 
@@ -39,6 +39,12 @@ def test_a_rule_that_is_ignored_does_not_fail():
     with pytest.raises(AssertionError, match="CK"):
         assert_checkpoint(AVERAGED, require=["loads"])
     assert_checkpoint(AVERAGED, require=["loads"], ignore=["CK6"])
+
+
+def test_a_part_of_a_checkpoint_is_checked_alone():
+    assert_checkpoint(f"{AVERAGED}#@ema", require=["finite"], like=f"{AVERAGED}#@model")
+    with pytest.raises(AssertionError, match="not of a part"):
+        assert_checkpoint(f"{AVERAGED}#@ema", require=["resume"])
 
 
 def test_what_cannot_be_looked_at_is_no_failure_of_the_checkpoint(tmp_path):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from paths import ZOO
-from tensors import assert_same_tensors, load
+from helpers.paths import ZOO
+from helpers.tensors import assert_same_tensors, load
 
 NAMES = (
     "seed_ema_shadow", "seed_ema_state_dict_meta", "seed_has_ema", "lightning_emacallback_seed",

@@ -1,5 +1,5 @@
-"""The questions that ``ckptool verify`` asks: one module a family, each with its table of checks.
+"""The checks of ``ckptool verify``; ``registry.py`` lists the modules that have a table of them.
 
-``base.py`` says what a check is and what it is asked of, ``registry.py`` lists all of them, and
-``running.py`` turns what they say into verdicts.
+``base.py`` defines a check and the checkpoint that it is asked of, ``registry.py`` lists all
+checks, and ``running.py`` turns their answers into verdicts.
 """

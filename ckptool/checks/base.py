@@ -1,60 +1,62 @@
-"""What a check is, and the open checkpoint that it is asked of.
+"""The type of a check, and the open checkpoint that checks are asked of.
 
-A check decides one rule or several: it yields a finding for each fault, or says why a rule could
-not be decided. What it passes over in silence has passed, so it must look, or say that it did not.
+A check decides one rule or several. It yields a finding for each fault, or a ``NotChecked`` with
+the reason why a rule could not be decided. A rule without either has passed, so a check that does
+not look must say so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from ckptool.candidates import Candidate, EmaLocation
 from ckptool.checks.sources import Source
-from ckptool.ema import locate_ema
+from ckptool.contents.inventory import Inventory, Leaf
+from ckptool.contents.training import TrainingState, read_training_state
+from ckptool.ema.candidates import Candidate, EmaLocation
+from ckptool.ema.layouts import Layouts
+from ckptool.ema.locate import locate_ema
 from ckptool.formats.base import Checkpoint
-from ckptool.inventory import Inventory, Leaf
-from ckptool.layouts import Layouts
-from ckptool.numerics import Progress, no_progress
-from ckptool.ranks import Ranks
-from ckptool.reports import Finding
-from ckptool.scan import Scan, scan
-from ckptool.training import TrainingState, read_training_state
-from ckptool.tree import Address, TensorRef
+from ckptool.process.progress import Progress, no_progress
+from ckptool.process.ranks import Ranks
+from ckptool.reports.base import Finding
+from ckptool.tensors.scan import Scan, scan
+from ckptool.tree.nodes import Address, TensorRef
 
 Item = TypeVar("Item")
 
 
 class NotChecked(NamedTuple):
-    """Why a rule was not decided."""
+    """The reason why a rule was not decided."""
 
     rule: str
     reason: str
-    is_absent: bool = False  # looked, and the file has nothing that the rule could be about
+    is_absent: bool = False  # the check looked: the file has nothing that the rule concerns
 
 
+@dataclass(eq=False, kw_only=True)
 class Subject:
-    """An open checkpoint, and what several checks want to know of it, found out once."""
+    """An open checkpoint, and the facts that several checks need of it, each computed once."""
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        layouts: Layouts = (),
-        like: Mapping[str, Leaf] | None = None,
-        against: Source | None = None,
-        reads: frozenset[str] = frozenset(),
-        progress: Progress = no_progress,
-        ranks: Ranks = Ranks(),  # noqa: B008 - a tuple
-    ) -> None:
-        self.checkpoint, self.layouts = checkpoint, layouts
-        self.like = like  # the names and shapes of the model that is to take the weights
-        self.against = against  # where the weights are said to come from
-        self.reads = reads  # what may be read in full: bytes, values
-        self.progress = progress
-        self.ranks = ranks  # the processes that share what is read in full
+    checkpoint: Checkpoint = field(kw_only=False)
+    layouts: Layouts = ()
+    like: Mapping[str, Leaf] | None = None  # names and shapes of the model that is to load it
+    against: Source | None = None  # the claimed source of the weights
+    reads: frozenset[str] = frozenset()  # the kinds of data that may be read in full: bytes, values
+    progress: Progress = no_progress
+    ranks: Ranks = field(default_factory=Ranks)  # the processes that share the full reads
+    part: str | None = None  # key path of the part that the tree is; None: the whole checkpoint
+    _found: dict[Callable[[Subject], Any], Any] = field(default_factory=dict)
+
+    def once(self, find: Callable[[Subject], Item]) -> Item:
+        """Return the result of ``find`` for this checkpoint; call it only the first time."""
+        if find not in self._found:
+            self._found[find] = find(self)
+        found: Item = self._found[find]
+        return found
 
     def over(
         self,
@@ -62,38 +64,38 @@ class Subject:
         look: Callable[[Item], Any],
         size: Callable[[Item], int] = lambda _item: 1,
     ) -> list[Any]:
-        """What a look at each item gives, shared among the processes (``ranks.py``)."""
+        """Return ``look`` of each item; the processes share the work (``process/ranks.py``)."""
         return self.ranks.work(items, lambda own: [look(item) for item in own], size)
 
     @property
     def path(self) -> Path:
-        """Of the checkpoint."""
+        """The path of the checkpoint."""
         return self.checkpoint.path
 
     @cached_property
     def location(self) -> EmaLocation:
-        """Where the model and the averages are."""
+        """The places of the model and of the EMA weights."""
         return locate_ema(self.checkpoint, layouts=self.layouts)
 
     @property
     def inventory(self) -> Inventory:
-        """The tables of tensors."""
+        """The state dicts and other dicts of tensors."""
         return self.location.inventory
 
     @cached_property
     def training(self) -> TrainingState:
-        """Epoch, best metrics, random states."""
+        """Epoch and step, results, best metrics, early stopping and RNG states."""
         return read_training_state(self.checkpoint.tree, self.checkpoint.reader)
 
     @cached_property
     def averages(self) -> tuple[Candidate, ...]:
-        """The candidates of a kind that averages, raw ones left out."""
+        """The candidates of a kind that averages, without raw weights."""
         return tuple(c for c in self.location.candidates if c.is_average)
 
     @cached_property
     def optimizer_tensors(self) -> dict[Address, TensorRef]:
-        """Every tensor in the states of optimizers."""
-        weights = {id(table) for table in self.inventory.weights}
+        """All tensors in optimizer states."""
+        weights = {id(table) for table in (*self.inventory.weights, *self.inventory.parts)}
         return {
             (*table.address, name): ref
             for table in self.inventory.tables
@@ -103,27 +105,27 @@ class Subject:
 
     @cached_property
     def weight_tensors(self) -> dict[Address, TensorRef]:
-        """Every tensor outside optimizers."""
+        """All tensors outside optimizer states."""
         return {
             (*table.address, name): ref
-            for table in self.inventory.weights
+            for table in (*self.inventory.weights, *self.inventory.parts)
             for name, ref in table.tensors.items()
         }
 
     @cached_property
     def scan(self) -> Scan:
-        """What reading all that was asked for has shown."""
+        """The results of the full read of the requested kinds (``reads``)."""
         tensors = {**self.weight_tensors, **self.optimizer_tensors}
         reader = self.checkpoint.reader
         return scan(reader, tensors, self.reads, self.progress, ranks=self.ranks)
 
 
 Verdicts = Iterator[Finding | NotChecked]
-Need = Callable[[Subject], "str | None"]  # what the subject lacks; None: nothing
+Need = Callable[[Subject], "str | None"]  # the missing thing, as text; None: nothing is missing
 
 
 class Check(NamedTuple):
-    """A row: the rules that it decides, how, and what must be there for the question to arise."""
+    """A row: rules, the function that decides them, and the needs without which none applies."""
 
     rules: tuple[str, ...]
     run: Callable[[Subject], Iterable[Finding | NotChecked]]
@@ -134,15 +136,15 @@ class Check(NamedTuple):
 
 
 def a_model(subject: Subject) -> str | None:
-    """Weights at the place where a loader looks for the model's."""
+    """Require weights at the place where a loader looks for the model's."""
     return None if subject.location.model else "no model's weights were found"
 
 
 def an_average(subject: Subject) -> str | None:
-    """Averaged weights, or what may be some."""
-    return None if subject.location.candidates else "no averaged weights were found"
+    """Require EMA weights, or candidates for them."""
+    return None if subject.location.candidates else "no EMA weights were found"
 
 
 def an_optimizer(subject: Subject) -> str | None:
-    """The state of an optimizer."""
+    """Require the state of an optimizer."""
     return None if subject.inventory.optimizers else "there is no optimizer's state"

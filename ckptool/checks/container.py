@@ -1,53 +1,85 @@
-"""CK1: whether the file is whole, and its bytes those that were written.
+"""CK1: checks that the file is complete and its bytes are those that were written.
 
-Opening a checkpoint holds every header against every other and each tensor against its storage, so
-most of this family is decided by whether it opens. If it does not, :func:`damage` finds out what
-was lost. Checksums are what torch writes and never reads; ``scan.py`` reads them.
+Opening a checkpoint compares every header with every other and each tensor with its storage, so
+most of this family is decided by whether it opens. If it does not, :func:`damage` finds the losses.
+Torch writes checksums and never reads them; ``tensors/scan.py`` does.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
-from ckptool.errors import CkptError, DamagedError
+from ckptool.contents.dangers import (
+    built_by_calls,
+    met_before_failing,
+    trust_findings,
+    unknown_classes,
+)
+from ckptool.errors import AbsentError, CkptError, DamagedError, UnknownFormatError, as_ckpt_error
+from ckptool.formats import open_checkpoint
+from ckptool.formats.base import Checkpoint, check_unpacked
 from ckptool.formats.salvage import Loss, salvage
-from ckptool.formats.zip_checksums import leftover_bytes
-from ckptool.reports import Finding
-from ckptool.rules import finding
-from ckptool.tree import Address, Blob, format_address, tensors
+from ckptool.formats.unopened import Unopened, unopened_files
+from ckptool.formats.zips.checksums import checksummed_records, leftover_bytes
+from ckptool.formats.zips.deflated import DeflatedRecord
+from ckptool.formats.zips.records import DEFLATED, NO_CRC, ZipArchive, is_zip
+from ckptool.reports.base import Finding
+from ckptool.reports.rules import finding
+from ckptool.tree.addresses import format_address
+from ckptool.tree.describing import named
+from ckptool.tree.nodes import Address
+from ckptool.tree.walking import tensors
 
-UNREAD = {"dcp": "the checksums of the zips inside shards are not read"}
-ENDLESS = frozenset({"torch-tar", "dcp"})  # formats with room behind what is looked at
-SHOWN = 4  # names in a message
+# Rules on what a file would do when it is loaded.
+TRUST = frozenset({"CK201", "CK203", "CK204", "CK210"})
 SHARD = re.compile(r"^(?P<stem>.*)-(?P<nth>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)$")
 
 
-def named(names: list[str] | tuple[str, ...]) -> str:
-    """The first names, and how many more."""
-    rest = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")
-
-
-# ------------------------------------------------------------------------- what cannot be opened
+# ------------------------------------------------------------------------- files that do not open
 
 
 def damage(path: Path, error: CkptError) -> tuple[Finding, ...]:
-    """What is wrong with a file that could be looked at, but not opened.
+    """Return the faults of a file that can be read, but not opened as a checkpoint.
 
-    Of a checkpoint in several files, the error names the one.
+    If the checkpoint has several files, the findings name the file that the error names.
     """
-    where, file = error.address or "", error.path or path
+    found = _damage(error.path or path, error)
+    part = _part_of(path, error)
+    return tuple(replace(each, address=_inside(part, each.address)) for each in found)
+
+
+def _part_of(path: Path, error: CkptError) -> str:
+    """Return the name of the file of a directory that an error is about.
+
+    Return "" if the message names it already, or if the error is about no single file of ``path``
+    (an index that does not fit its shards).
+    """
+    file = error.path or path
+    is_told = not file.exists() or isinstance(error, AbsentError)
+    return "" if is_told or file.parent != path else file.name
+
+
+def _inside(file: str, address: str) -> str:
+    return f"{file}: {address}" if file and address else file or address
+
+
+def _damage(file: Path, error: CkptError) -> tuple[Finding, ...]:
+    where = error.address or ""
     if not file.exists():
-        return (finding("CK104", where, f"{file.name} is missing: {error.message}"),)
+        return (finding("CK104", where, f"{file.name}: {error.message}"),)
+    if isinstance(error, AbsentError):
+        return (finding("CK105", where, error.message, error.hint),)
     remains = salvage(file) if isinstance(error, DamagedError) else None
     if remains is not None and remains.is_cut:
         return (_truncated(file, remains.losses, remains.tensors),)
     if remains is not None and remains.losses:
         return tuple(map(_missing, remains.losses))
-    rule = "CK102" if error.message.startswith("truncated") else "CK101"
+    rule = error.rule or ("CK102" if error.message.startswith("truncated") else "CK101")
     return (finding(rule, where, error.message, error.hint),)
 
 
@@ -72,37 +104,62 @@ def _missing(loss: Loss) -> Finding:
     return finding("CK105", loss.tensors[0] if loss.tensors else "", message + hit)
 
 
-# ---------------------------------------------------------------------------- what can be opened
+# -------------------------------------------------------------------------------- files that open
 
 
 def _whole(subject: Subject) -> Verdicts:
-    """Opening has looked at every header; files that it left closed are looked at here."""
-    ends: dict[Path, tuple[int, Address]] = {}
+    """Unpack the compressed storages; opening has checked all headers already.
+
+    A loader unpacks them all, and needs the length that they should have.
+    """
+    for blob, address in _compressed(subject).items():
+        try:
+            subject.checkpoint.reader.read(blob.span(0, blob.size))
+        except DamagedError as error:
+            yield finding("CK105", format_address(address), error.message)
+
+
+def _compressed(subject: Subject) -> dict[DeflatedRecord, Address]:
+    """Return the compressed storages, each with the key path of a tensor in it."""
+    found: dict[DeflatedRecord, Address] = {}
     for address, ref in tensors(subject.checkpoint.tree):
         for span in (chunk.span for chunk in ref.chunks):
-            if not isinstance(span.source, Blob):
-                end = span.offset + span.nbytes
-                known = ends.get(span.source)
-                if known is None or end > known[0]:
-                    ends[span.source] = end, address
-    for path, (end, where) in ends.items():
-        yield from _reaches(subject, path, end, format_address(where))
+            if isinstance(span.source, DeflatedRecord):
+                found.setdefault(span.source, address)
+    return found
 
 
-def _reaches(subject: Subject, path: Path, end: int, where: str) -> Iterator[Finding]:
-    if not path.exists():
-        yield finding("CK104", where, f"{path.name} is missing, and the values in it")
-        return
-    size = subject.checkpoint.reader.file(path).size
-    if size < end:
-        message = f"{path.name} ends at {size:,} bytes, {end - size:,} before the last value"
-        yield finding("CK102", where, message)
+def _broken_when_unpacked(subject: Subject) -> Iterator[Finding]:
+    """Yield a finding for each compressed record whose unpacked bytes lack its checksum."""
+    places = {blob.record.name: at for blob, at in _compressed(subject).items()}
+    total = 0
+    for blob in _deflated(subject):
+        total += blob.size
+        check_unpacked(repr(blob), total)
+        with suppress(DamagedError):  # CK105 reports it
+            found, record = blob.checksum(), blob.record
+            if found != record.crc:
+                message = (
+                    f"{record.name}: unpacked, it has the checksum {found:08x} where "
+                    f"{record.crc:08x} was written"
+                )
+                yield finding("CK103", format_address(places.get(record.name, ())), message)
+
+
+def _deflated(subject: Subject) -> Iterator[DeflatedRecord]:
+    """Yield the compressed records with a checksum of all archives."""
+    for file in subject.checkpoint.reader.opened:
+        if is_zip(file.head(4)):
+            archive = ZipArchive(file)
+            for record in archive.records:
+                if record.method == DEFLATED and record.crc != NO_CRC:
+                    yield DeflatedRecord(archive, record)
 
 
 def _shards(subject: Subject) -> Verdicts:
-    """A file that says it is one of several: the others must lie beside it."""
+    """Report missing shards if the file's name says that it is one of several."""
     match = SHARD.match(subject.path.name)
-    if match is None:
+    if match is None or not subject.checkpoint.is_local:
         return
     stem, total, suffix = match["stem"], match["total"], match["suffix"]
     for nth in range(1, min(int(total), 10_000) + 1):
@@ -113,7 +170,7 @@ def _shards(subject: Subject) -> Verdicts:
 
 
 def _unchanged(subject: Subject) -> Verdicts:
-    """Each process has read at another time, so each has to look."""
+    """Report a file that changed; each process looks, since each read at another time."""
     messages = subject.over(range(subject.ranks.world), lambda _rank: _change(subject))
     change = next(filter(None, messages), None)
     if change is not None:
@@ -129,23 +186,23 @@ def _change(subject: Subject) -> str | None:
 
 
 def _leftovers(subject: Subject) -> Verdicts:
-    if subject.checkpoint.format_name in ENDLESS:
+    if subject.checkpoint.format.may_trail:
         yield NotChecked("CK107", f"where {subject.checkpoint.format_name} files end is not read")
         return
     said = subject.checkpoint.metadata.get("trailing_bytes")
-    trailing = said if isinstance(said, int) else 0  # safetensors' metadata is anybody's text
+    trailing = said if isinstance(said, int) else 0  # safetensors' metadata may be any text
     trailing += sum(map(leftover_bytes, subject.checkpoint.reader.opened))
     if trailing:
         yield finding("CK107", "", f"{trailing:,} bytes follow the end of the checkpoint")
 
 
 def _checksums(subject: Subject) -> Verdicts:
-    scan = subject.scan
-    if not scan.records:
-        name = subject.checkpoint.format_name
-        reason = UNREAD.get(name, f"no checksums: {name} files have none")
-        yield NotChecked("CK103", reason, is_absent=name not in UNREAD)
-        return
+    scan, name = subject.scan, subject.checkpoint.format_name
+    unread = subject.checkpoint.format.unread_checksums or _unread_archive(subject)
+    if unread:
+        yield NotChecked("CK103", unread)
+    elif not scan.records:
+        yield NotChecked("CK103", f"no checksums: {name} files have none", is_absent=True)
     for record in scan.broken:
         hit = f"tensors hit: {named(record.tensors)}" if record.tensors else "no tensor is hit"
         message = (
@@ -153,22 +210,106 @@ def _checksums(subject: Subject) -> Verdicts:
             f"{record.crc:08x} was written; {hit}"
         )
         yield finding("CK103", record.tensors[0] if record.tensors else "", message)
-    if scan.without_checksum and not scan.broken:
-        what = f"{scan.without_checksum} of {scan.records} records carry no checksum"
+    yield from _broken_when_unpacked(subject)
+    without = scan.without_checksum - sum(1 for _ in _deflated(subject))
+    if without > 0 and not scan.broken:
+        what = f"{without} of {scan.records} records carry no checksum"
         yield NotChecked("CK103", f"{what} that was read")
 
 
-def _notes(subject: Subject) -> Verdicts:
-    """What the format saw on opening."""
-    for note in subject.checkpoint.notes:
-        yield finding(note.rule, note.address, note.message)
+def _unread_archive(subject: Subject) -> str | None:
+    """Return why the checksums of a zip are not read; None if they are."""
+    if subject.checkpoint.nested_archives:
+        return "zip archives inside the pickle have checksums, which are not read"
+    for file in subject.checkpoint.reader.opened:
+        if is_zip(file.head(4)) and not checksummed_records(file):
+            return (
+                f"{Path(file.name).name} holds several zip archives: their checksums are not read"
+            )
+    return None
 
+
+def _beside(subject: Subject) -> Verdicts:
+    """Report the directory's other files; the ``TRUST`` rules report what loading them would do."""
+    yield from (found for found in subject.once(found_beside) if found.rule not in TRUST)
+
+
+def found_beside(subject: Subject) -> tuple[Finding, ...]:
+    """Return all findings in files of the directory that are no part of the checkpoint."""
+    return tuple(beside(unopened_files(subject.checkpoint)))
+
+
+def beside(files: Sequence[Unopened]) -> Iterator[Finding]:
+    """Open files that may be checkpoints, and name the others: silence would look like a check."""
+    whole: list[str] = []
+    others: list[str] = []
+    for file in files:
+        try:
+            if file.error:
+                others.append(f"{file.name} ({file.error})")
+                continue
+            with open_checkpoint(file.path) as checkpoint:
+                whole.append(file.name)
+                yield from _in_folder(file, _would_do(checkpoint))
+        except UnknownFormatError as error:
+            if file.says_only_checkpoint or (file.says_checkpoint and error.rule):
+                yield from _in_folder(file, damage(file.path, error))
+            else:
+                others.append(file.name)
+            yield from _in_folder(file, met_before_failing(error.dangers))
+        except DamagedError as error:
+            yield from _in_folder(file, damage(file.path, error))
+            yield from _in_folder(file, met_before_failing(error.dangers))
+        except (CkptError, OSError, MemoryError, RecursionError) as error:
+            others.append(f"{file.name} ({as_ckpt_error(error).message})")
+            yield from _in_folder(file, met_before_failing(as_ckpt_error(error).dangers))
+    if whole:
+        message = f"checkpoints that can be opened, and were not checked: {named(whole)}"
+        yield finding("CK121", "", message)
+    if others:
+        message = f"files that are no part of what was checked: {named(others)}"
+        yield finding("CK121", "", message, "nothing, where they are no checkpoints")
+
+
+def _would_do(checkpoint: Checkpoint) -> Iterator[Finding]:
+    yield from trust_findings(checkpoint)
+    yield from built_by_calls(checkpoint)
+    yield from unknown_classes(checkpoint)
+    yield from noted(checkpoint, TRUST)
+
+
+def _in_folder(file: Unopened, findings: Iterable[Finding]) -> Iterator[Finding]:
+    for found in findings:
+        yield replace(found, address=_inside(file.name, found.address))
+
+
+def _was_read(_subject: Subject) -> Verdicts:
+    """Pass: every subject is a checkpoint that could be read."""
+    return iter(())
+
+
+def _notes(subject: Subject) -> Verdicts:
+    """Report what the format noticed on opening; ``_beside`` looks at files that it left closed."""
+    yield from noted(subject.checkpoint, NOTED)
+
+
+def noted(checkpoint: Checkpoint, rules: Container[str]) -> Iterator[Finding]:
+    """Yield what the format noticed that is decided by one of the rules."""
+    for note in checkpoint.notes:
+        if note.rule in rules:
+            yield finding(note.rule, note.address, note.message)
+
+
+# Rules of which the formats tell as they read; see ``Note``.
+NOTED = ("CK108", "CK110", "CK111", "CK112", "CK113", "CK122", "CK123", "CK124", "CK125")
 
 CHECKS = (
-    Check(("CK110", "CK111", "CK112", "CK113"), _notes),
+    Check(NOTED, _notes),
     Check(("CK101", "CK102", "CK105"), _whole),
     Check(("CK104",), _shards),
     Check(("CK107",), _leftovers),
+    Check(("CK120",), _was_read),
+    Check(("CK121",), _beside),
     Check(("CK103",), _checksums),
 )
 LAST_CHECKS = (Check(("CK106",), _unchanged),)  # when everything has been read

@@ -1,40 +1,39 @@
-"""CK51x: the states of random generators, without which a resumed run goes another way.
+"""CK51x: checks of random generators' states, without which a resumed run differs.
 
-The forms are those that the setters accept: ``torch.set_rng_state`` 5056 bytes on the CPU,
-``numpy.random.set_state`` what ``get_state`` gave, and ``random.setstate`` words in a tuple: a
-list, as JSON makes it, is refused.
+The forms are those that the setters accept. ``torch.set_rng_state`` takes 5056 bytes on the CPU,
+``numpy.random.set_state`` the result of ``get_state``, and ``random.setstate`` words in a tuple; it
+refuses a list, as JSON makes it.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
-from ckptool.rules import finding
-from ckptool.tree import (
-    Address,
-    ArrayRef,
-    Opaque,
-    TensorRef,
-    Tree,
-    children,
-    format_address,
-    unseen,
-)
+from ckptool.contents.inventory import CPU_BYTES, DEVICE_BYTES, MT19937_WORDS
+from ckptool.contents.walks import ByLevel
+from ckptool.names import says, whole
+from ckptool.reports.rules import finding
+from ckptool.tree.addresses import format_address
+from ckptool.tree.nodes import Address, ArrayRef, BytesRef, GlobalRef, Opaque, TensorRef, Tree
+from ckptool.tree.walking import children
 
-NAMED = re.compile(r"rng|rand(om)?_?states?$", re.IGNORECASE)
-CPU_BYTES = 5056
-DEVICE_BYTES = frozenset({16, 44, 816016, 824016})  # CUDA, MPS, CUDA before torch 1.6
-WORDS = 624
-MAX_DEPTH = 3
+NAMED = whole("rng", "random_state$", "rand_state$", "randstate$", "randomstate$")
+OF_DEVICE = whole("cuda", "gpu", "mps", "xpu", "npu", "hpu", "musa", "mlu", "tracker")
+OF_CPU = whole("cpu", "torch_rng", "^rng_state$")
+SEED = whole("seed")
+WORDS = MT19937_WORDS
+MAX_DEPTH = 4
 
 
 def _torch_present(subject: Subject) -> Verdicts:
     rng = subject.training.rng
     missing = [] if "torch" in rng else ["torch's on the CPU"]
-    on_cuda = any(ref.device.startswith("cuda") for ref in subject.weight_tensors.values())
+    on_cuda = any(
+        ref.device.startswith("cuda") and ref.dtype.is_floating
+        for ref in subject.weight_tensors.values()
+    )
     if on_cuda and "cuda" not in rng:
         missing.append("CUDA's, on which the weights were")
     if missing:
@@ -50,7 +49,7 @@ def _others_present(subject: Subject) -> Verdicts:
 def _forms(subject: Subject) -> Verdicts:
     found = list(_named_states(subject.checkpoint.tree))
     for address, node in found:
-        wrong = _wrong(node, is_cpu=not re.search("cuda|gpu", "/".join(map(str, address)).lower()))
+        wrong = _wrong(node, tuple(map(str, address)))
         if wrong:
             yield finding("CK512", format_address(address), wrong)
     if not found:
@@ -58,36 +57,48 @@ def _forms(subject: Subject) -> Verdicts:
 
 
 def _named_states(tree: Tree) -> Iterator[tuple[Address, Tree]]:
-    """What stands under a key that says it is a generator's state."""
-    level: list[tuple[Address, Tree, bool]] = [((), tree, False)]
-    seen: set[Hashable] = set()
-    for _ in range(MAX_DEPTH):
-        inner: list[tuple[Address, Tree, bool]] = []
-        for address, node, was_named in unseen(level, seen):
-            for key, child in children(node) if isinstance(node, dict) else ():
-                is_named = was_named or bool(NAMED.search(str(key)))
-                if isinstance(child, dict) and "bit_generator" not in child:
-                    inner.append(((*address, key), child, is_named))
-                elif is_named and not _is_nothing(child):
-                    yield (*address, key), child
-        level = inner
+    """Yield the nodes under keys that name a generator's state, with their key paths."""
+    walk = ByLevel[tuple[Address, Tree, bool]](MAX_DEPTH, ((), tree, False))
+    for address, node, was_named in walk:
+        for key, child in children(node) if isinstance(node, (dict, list, tuple)) else ():
+            is_named = was_named or (isinstance(key, str) and says(key, NAMED))
+            if _is_collection(child, is_named=is_named):
+                walk.enter((*address, key), child, is_named)
+            elif is_named and not _is_nothing(str(key), child):
+                yield (*address, key), child
 
 
-def _is_nothing(node: Tree) -> bool:
-    """None, an empty list (no CUDA device), a seed, an object of the generator's own class."""
-    return node is None or node in ([], ()) or isinstance(node, (int, Opaque, dict))
+def _is_collection(node: Tree, *, is_named: bool) -> bool:
+    """Return whether it is a dict or list of states: one for each rank, device or library."""
+    if isinstance(node, dict):
+        return "bit_generator" not in node
+    if not is_named or not isinstance(node, (list, tuple)) or not node:
+        return False
+    is_one = isinstance(node[0], (int, str)) or all(isinstance(p, TensorRef) for p in node)
+    return not is_one and any(isinstance(part, _PARTS) for part in node)
 
 
-def _wrong(node: Any, *, is_cpu: bool) -> str | None:
-    """Why a setter would refuse it; None: it would not."""
+_PARTS = (dict, list, tuple, TensorRef)
+
+
+def _is_nothing(key: str, node: Tree) -> bool:
+    """Return whether it is no state, but None, [] (no CUDA device), a seed, setting or object."""
+    if isinstance(node, (list, tuple)) and says(key, SEED):
+        return True
+    is_plain = isinstance(node, (int, float, str, bytes, BytesRef, Opaque, GlobalRef, dict))
+    return node is None or node in ([], ()) or is_plain
+
+
+def _wrong(node: Any, path: tuple[str, ...]) -> str | None:
+    """Return why a setter would refuse it; None if it would not."""
     if isinstance(node, TensorRef):
-        return _wrong_tensor(node, is_cpu=is_cpu)
+        return _wrong_tensor(node, path)
     if isinstance(node, ArrayRef):
         return None if _is_jax_key(node) else f"an array of {list(node.shape)} {node.dtype}"
     if not isinstance(node, (list, tuple)):
         return f"a {type(node).__name__} is no generator's state"
     if all(isinstance(part, TensorRef) for part in node):
-        return next(filter(None, (_wrong_tensor(part, is_cpu=False) for part in node)), None)
+        return next(filter(None, (_wrong_tensor(part, path, in_list=True) for part in node)), None)
     if isinstance(node[0], str):
         return _wrong_numpy(node)
     return _wrong_python(node)
@@ -97,13 +108,15 @@ def _is_jax_key(array: ArrayRef) -> bool:
     return array.dtype.lstrip("<>|=") == "u4" and array.shape[-1:] in {(2,), (4,)}
 
 
-def _wrong_tensor(ref: TensorRef, *, is_cpu: bool) -> str | None:
+def _wrong_tensor(ref: TensorRef, path: tuple[str, ...], *, in_list: bool = False) -> str | None:
     if ref.dtype.name != "uint8" or len(ref.shape) != 1:
         return f"a {ref.dtype} tensor of shape {list(ref.shape)}; wanted is a row of bytes (uint8)"
     if ref.device != "cpu":
         return f"it lies on {ref.device}; torch.set_rng_state wants it on the CPU"
+    of_device = any(says(key, OF_DEVICE) for key in path)
+    is_cpu = not of_device and not in_list and any(says(key, OF_CPU) for key in path)
     if ref.shape[0] != CPU_BYTES and (is_cpu or ref.shape[0] not in DEVICE_BYTES):
-        return f"{ref.shape[0]} bytes; wanted are {CPU_BYTES if is_cpu else min(DEVICE_BYTES)}"
+        return f"{ref.shape[0]} bytes; wanted are {min(DEVICE_BYTES) if of_device else CPU_BYTES}"
     return None
 
 
@@ -111,14 +124,12 @@ def _wrong_numpy(state: Any) -> str | None:
     if state[0] != "MT19937" or len(state) < 3:
         return f"the generator {state[0]!r:.20} is not the one that numpy.random.set_state takes"
     keys, at = state[1], state[2]
-    count = keys.shape[0] if isinstance(keys, ArrayRef) and keys.shape else _length(keys)
+    count = len(keys) if isinstance(keys, (list, tuple)) else 0
+    if isinstance(keys, ArrayRef) and keys.shape:
+        count = keys.shape[0]
     if count != WORDS:
         return f"{count} words; numpy's generator has {WORDS}"
     return None if isinstance(at, int) else "its position is no integer"
-
-
-def _length(keys: Any) -> int:
-    return len(keys) if isinstance(keys, (list, tuple)) else 0
 
 
 def _wrong_python(state: Any) -> str | None:

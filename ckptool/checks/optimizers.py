@@ -1,38 +1,261 @@
-"""CK50x: whether optimizer, scheduler and scaler go on from where the weights are.
-
-Parameters have no names in an optimizer's state, only positions, so the state is held against the
-weights by shape: every moment must be as large as some tensor of the file.
-"""
+"""CK501-CK509, CK520-CK524: checks that optimizer, scheduler and scaler continue the run."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator
-from itertools import pairwise
+import re
+from collections.abc import Sequence
 from typing import Any
 
+from ckptool.checks import moments
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts, an_optimizer
-from ckptool.checks.container import named
+from ckptool.checks.moments import any_value, readable_moments
 from ckptool.checks.parts import (
     OptimizerState,
+    counters_of,
     facts_of,
-    fields_of,
+    is_called_scheduler,
     is_scaler,
-    is_scheduler,
     number,
     optimizers_of,
     parts,
+    schedulers_of,
+    steps_of,
 )
-from ckptool.evidence import beginning, is_readable, scalar_value, spread
-from ckptool.rules import finding
-from ckptool.tree import TensorRef, format_address
+from ckptool.checks.settings import float16_setting, has_scaler, settings_in
+from ckptool.contents.training import StepCounter
+from ckptool.names import says, whole
+from ckptool.reports.rules import finding
+from ckptool.tensors.sample import scalar_value
+from ckptool.tree.addresses import format_address
+from ckptool.tree.describing import named
+from ckptool.tree.nodes import Address, fields_of
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "exp_inf")
-BUFFERS = ("running_mean", "running_var")  # floating, and no parameters
-SAMPLED = 16  # moments looked at
+WARM_UP = whole("warmup", "warm_up")
 SAME_RATE = 1e-6  # relative
-IN_TURN = "_schedulers"  # those within a SequentialLR, whose rates are of the last time it was on
+
+
+def _scheduler_present(subject: Subject) -> Verdicts:
+    tree = subject.checkpoint.tree
+    if schedulers_of(tree) or any(is_called_scheduler(at, node) for at, node in parts(tree)):
+        return
+    yield finding("CK507", "", "the file holds no scheduler's state: last_epoch, _last_lr")
+
+
+def _rates(subject: Subject) -> Verdicts:
+    """Compare schedulers' rates with optimizers'.
+
+    If an optimizer has several schedulers, the last one to step has set its rate.
+    """
+    reader = subject.checkpoint.reader
+    ours = [(o, _group_rates(subject, o)) for o in optimizers_of(subject)]
+    tree = subject.checkpoint.tree
+    stated = {
+        address: [number(scalar_value(reader, rate)) for rate in last]
+        for address, fields in schedulers_of(tree)
+        if isinstance(last := fields.get("_last_lr"), list) and not _not_begun(fields)
+    }
+    if not stated or not ours:
+        yield NotChecked("CK508", "no scheduler that states its last rate", is_absent=True)
+        return
+    if any(says(str(address[-1]), WARM_UP) for address, _ in parts(tree)):
+        yield NotChecked("CK508", "a warm-up changes the rates that the scheduler sets")
+        return
+    wrong = {
+        address: rates
+        for address, rates in stated.items()
+        if not any(_same(rates, theirs, by_name=o.is_flat) for o, theirs in ours)
+    }
+    if len(stated) > len(ours) and len(wrong) < len(stated):
+        return
+    for address, rates in wrong.items():
+        message = f"its last rates are {_written(rates)}, the optimizer's "
+        theirs = " or ".join(_written(rates) for _, rates in ours)
+        yield finding("CK508", format_address(address), message + theirs)
+
+
+def _not_begun(fields: dict[Any, Any]) -> bool:
+    """Return whether a scheduler has not stepped yet: until then a loop may warm up by hand."""
+    return fields.get("last_epoch") == 0 and fields.get("_step_count") in {0, 1, None}
+
+
+Rates = list[float | None]
+
+
+def _group_rates(subject: Subject, optimizer: OptimizerState) -> Rates:
+    reader = subject.checkpoint.reader
+    return [number(scalar_value(reader, group.get("lr"))) for group in optimizer.groups]
+
+
+def _same(one: Rates, other: Rates, *, by_name: bool) -> bool:
+    """Return whether the rates match by group; groups may have been added since the last step."""
+    if by_name:  # a rate for each parameter, in another order
+        return all(any(_close(a, b) for b in other) for a in one) and all(
+            any(_close(a, b) for a in one) for b in other
+        )
+    return bool(one) and all(_close(a, b) for a, b in zip(one, other, strict=False))
+
+
+def _close(a: float | None, b: float | None) -> bool:
+    return a is not None and b is not None and math.isclose(a, b, rel_tol=SAME_RATE)
+
+
+def _written(rates: Rates) -> str:
+    shown = dict.fromkeys("?" if rate is None else f"{rate:g}" for rate in rates)
+    return ", ".join(list(shown)[:4])
+
+
+def _scalers(subject: Subject) -> Verdicts:
+    found = [(at, node) for at, node in parts(subject.checkpoint.tree) if is_scaler(node)]
+    for address, node in found:
+        scale = number(scalar_value(subject.checkpoint.reader, fields_of(node)["scale"]))
+        if scale is None or not math.isfinite(scale) or scale <= 0:
+            message = f"the scale is {_written([scale])}"
+            yield finding("CK509", format_address(address), message)
+    if not found:
+        yield NotChecked("CK509", "there is no gradient scaler in use", is_absent=True)
+
+
+def _scaler_present(subject: Subject) -> Verdicts:
+    """Report a float16 run without its gradient scaler; a bfloat16 run has none."""
+    setting = float16_setting(subject) if subject.inventory.optimizers else None
+    if setting is None:
+        yield NotChecked("CK524", "no settings of a run in float16 were found", is_absent=True)
+    elif not has_scaler(subject):
+        message = f"{setting} says that the run uses float16, but no state of a gradient scaler"
+        yield finding("CK524", "", f"{message} is stored")
+
+
+# -------------------------------------------------------------------------------------------- steps
+
+
+MAX_BEHIND = 64  # batches that make one optimizer step, at most
+MAX_UPDATES = 400  # optimizer steps in one iteration, at most
+# Counters of the whole run, and counters that may begin anew in each epoch.
+GLOBAL = frozenset({"global_step", "global_steps", "global_iteration"})
+MAYBE_WITHIN = frozenset({
+    "step", "iter", "iteration", "n_iter", "current_step", "train_step", "current_iter",
+    "current_iteration", "iterations", "cur_iter", "batch",
+})  # fmt: skip
+ACCUMULATION = re.compile(r"accum", re.IGNORECASE)
+
+
+def _steps(subject: Subject) -> Verdicts:
+    """Report an optimizer ahead of the run; it may lag behind it (accumulation)."""
+    counters = counters_of(subject)
+    counts = {o.address: steps_of(subject, o) for o in optimizers_of(subject)}
+    made = {address: max(values) for address, values in counts.items() if values}
+    if not counters or not made:
+        lacks = "steps of the optimizer" if counters else "the run's step"
+        yield NotChecked("CK506", f"the file does not state {lacks}", is_absent=True)
+        return
+    address, steps = min(made.items(), key=lambda item: item[1])  # several optimizers take turns
+    done = max(counters, key=lambda each: each.value)
+    if not _may_have_made(steps, done, facts_of(subject).get("epoch")):
+        message = f"it has made {steps:g} steps, but the run {done.value:g} ({done.name})"
+        yield finding("CK506", format_address(address), message)
+
+
+def _may_have_made(steps: float, done: StepCounter, epoch: float | None) -> bool:
+    """Return whether so many optimizer steps fit a counter, which may count from zero."""
+    if steps <= done.value + 1:
+        return True
+    if done.name in GLOBAL:
+        return False
+    epochs = epoch if epoch is not None and done.name in MAYBE_WITHIN else 0
+    if epochs >= 1 and steps >= epochs * done.value:
+        return True  # the counter begins anew in each epoch
+    # One iteration may be several updates: minibatches of PPO, steps of a critic.
+    return any(
+        n > 1 and steps % n == 0 and 2 <= steps // n <= MAX_UPDATES
+        for n in (done.value, done.value + 1)
+    )
+
+
+def _reset(subject: Subject) -> Verdicts:
+    """Report a step count that was lost, while the moments or the scheduler went on."""
+    looked = False
+    optimizers = [(o, steps_of(subject, o)) for o in optimizers_of(subject)]
+    most = max((n for _, counts in optimizers for n in counts), default=0)
+    scheduled = _of_scheduler(subject)
+    for optimizer, counts in optimizers:
+        moments = readable_moments(optimizer)
+        if not counts or not moments:
+            continue
+        looked = True
+        where = format_address(optimizer.address)
+        if not max(counts) and any_value(subject.checkpoint.reader, moments):
+            yield finding("CK522", where, "its step count is 0, but its moments are not zero")
+        elif max(counts) == most and scheduled > most * MAX_BEHIND:
+            message = f"it has made {most:g} steps, but the run and its scheduler {scheduled:g}"
+            yield finding("CK522", where, message)
+    if not looked:
+        yield NotChecked("CK522", "the optimizer keeps no count of steps", is_absent=True)
+
+
+def _of_scheduler(subject: Subject) -> float:
+    """Return the steps of a scheduler whose count is the run's, within 1; 0 without one."""
+    run = max((each.value for each in counters_of(subject)), default=0)
+    made = [count for _, count in _scheduler_steps(subject)]
+    return next((count for count in made if abs(count - run) <= 1), 0)
+
+
+def _scheduler_steps(subject: Subject) -> list[tuple[Address, float]]:
+    """Return how often each scheduler has stepped, if that is a finite number."""
+    found = schedulers_of(subject.checkpoint.tree)
+    stated = ((address, number(fields.get("last_epoch"))) for address, fields in found)
+    return [(at, count) for at, count in stated if count is not None and math.isfinite(count)]
+
+
+def _ahead(subject: Subject) -> Verdicts:
+    """Report a scheduler ahead of the run.
+
+    A scheduler steps once an epoch, once a step of the run, or once a step and process.
+    """
+    counters, steps = counters_of(subject), _scheduler_steps(subject)
+    if not counters or not steps:
+        lacks = "the run's step" if steps else "steps of a scheduler"
+        yield NotChecked("CK523", f"the file does not state {lacks}", is_absent=True)
+        return
+    epoch = facts_of(subject).get("epoch")
+    made = [n for o in optimizers_of(subject) for n in steps_of(subject, o)]
+    known = [*made, *(each.value for each in counters), epoch or 0]
+    if _accumulates(subject):
+        yield NotChecked("CK523", "several batches make a step of the optimizer", is_absent=True)
+        return
+    for address, count in steps:
+        is_told = count <= max(known) + 1 or _in_step(count, known)
+        if not is_told and not any(_may_have_made(count, each, epoch) for each in counters):
+            message = f"it has made {count:g} steps, but the run {max(known):g}"
+            yield finding("CK523", format_address(address), message)
+
+
+def _in_step(count: float, known: Sequence[float]) -> bool:
+    """Return whether the scheduler's count is a plausible multiple of the largest other count.
+
+    It is one if the scheduler stepped once for each process (accelerate), or if the other counter
+    counts epochs. Only one of the two counts the steps that a gradient scaler skipped.
+    """
+    most = max(known)
+    return any(
+        (ways := round(count / n)) >= 2
+        and (ways in {2, 4} or ways % 8 == 0)
+        and abs(count - ways * n) <= ways
+        for n in (most, most + 1)
+        if n > 0
+    )
+
+
+def _accumulates(subject: Subject) -> bool:
+    """Return whether the settings state that several batches make one optimizer step."""
+    return any(
+        ACCUMULATION.search(key) and (n := number(value)) is not None and n > 1
+        for _, fields in settings_in(subject.checkpoint.tree)
+        for key, value in fields.items()
+    )
+
+
+# ------------------------------------------------------------------------------------------- states
 
 
 def _present(subject: Subject) -> Verdicts:
@@ -41,16 +264,26 @@ def _present(subject: Subject) -> Verdicts:
 
 
 def _begun(subject: Subject) -> float | None:
-    """How far training was, in whatever it counts; None: the file does not say."""
-    return max(facts_of(subject).values(), default=None)
+    """Return the number of steps done, else of epochs; None if the file does not state it.
+
+    An epoch of 1 may be the first one, just begun, so it counts as not stated.
+    """
+    facts = facts_of(subject)
+    if "global_step" in facts:
+        return facts["global_step"]
+    return None if facts.get("epoch") == 1 else facts.get("epoch")
 
 
 def _empty(subject: Subject) -> Verdicts:
     begun = _begun(subject)
-    for optimizer in optimizers_of(subject):
+    optimizers = optimizers_of(subject)
+    for optimizer in optimizers:
         if not optimizer.parameters or optimizer.states or not optimizer.has_momentum:
             continue
-        if begun is None:
+        if any(other.states for other in optimizers):
+            reason = "one of several optimizers is empty: it may not have had its turn"
+            yield NotChecked("CK502", reason, is_absent=True)
+        elif begun is None:
             yield NotChecked("CK502", "it is empty, and the file does not say if training began")
         elif begun > 0:
             message = f"no state for any of its {len(optimizer.parameters)} parameters"
@@ -58,7 +291,7 @@ def _empty(subject: Subject) -> Verdicts:
 
 
 def _states(subject: Subject) -> Verdicts:
-    """One state for each parameter, and none besides."""
+    """Report parameters without a state, and states without a parameter."""
     for optimizer in optimizers_of(subject):
         known = dict.fromkeys(optimizer.parameters)
         without = [str(p) for p in known if p not in optimizer.states]
@@ -72,196 +305,16 @@ def _states(subject: Subject) -> Verdicts:
             yield finding("CK520", where, f"{message}: {named(orphans)}")
 
 
-def _shapes(subject: Subject) -> Verdicts:
-    """The moments against the weights: by position where they line up, else by shape."""
-    shapes = Counter(ref.shape for ref in subject.weight_tensors.values() if ref.dtype.is_floating)
-    if not shapes:
-        for rule in ("CK504", "CK521"):
-            yield NotChecked(rule, "there are no weights to hold it against", is_absent=True)
-        return
-    if not any(map(_moment, states_of(subject))):
-        yield NotChecked("CK504", "the optimizer keeps no moments", is_absent=True)
-    weights, own = _trained(subject), _shapes_beside_averages(subject)
-    for optimizer in optimizers_of(subject):
-        yield from _torn(optimizer)
-        where = format_address(optimizer.address)
-        moments = {key: _moment(state) for key, state in optimizer.states.items()}
-        wanted = Counter(ref.shape for ref in moments.values() if ref is not None)
-        is_whole = len(weights) == len(optimizer.parameters)
-        strange = list((wanted - (own if is_whole else shapes)).elements())
-        has_order = is_whole and len(optimizer.groups) == 1
-        line = dict(zip(optimizer.parameters, weights, strict=True)) if has_order else {}
-        wrong = [
-            f"{name} {list(shape)}"
-            for parameter, (name, shape) in line.items()
-            if (ref := moments.get(parameter)) is not None and ref.shape != shape
-        ]
-        if wrong and strange:
-            message = f"{len(wrong)} of {wanted.total()} moments have another shape than their"
-            yield finding("CK504", where, f"{message} weight: {named(wrong)}")
-        elif strange and (is_whole or len(strange) * 2 > wanted.total()):
-            # An optimizer of more or fewer may also be of what is not saved here.
-            found = named([str(list(shape)) for shape in strange])
-            message = f"{len(strange)} of {wanted.total()} moments have shapes that no weight has"
-            yield finding("CK504", where, f"{message}: {found}")
-        if len(optimizer.parameters) > shapes.total():
-            message = f"{len(optimizer.parameters)} parameters, but {shapes.total()} weights"
-            yield finding("CK521", where, message)
-
-
-def _shapes_beside_averages(subject: Subject) -> Counter[tuple[int, ...]]:
-    """Of all weights but averages, which may be of an earlier version of the model."""
-    model = subject.location.model
-    averages = {id(c.table.node) for c in subject.averages} - {id(model.node) if model else 0}
-    tables = [table for table in subject.inventory.weights if id(table.node) not in averages]
-    return Counter(ref.shape for table in tables for ref in table.tensors.values())
-
-
-def _trained(subject: Subject) -> list[tuple[str, tuple[int, ...]]]:
-    """(name, shape) of what a loop gives to its optimizer as a rule: the model's parameters."""
-    model = subject.location.model
-    tensors = {} if model is None else model.tensors
-    return [
-        (name, ref.shape)
-        for name, ref in tensors.items()
-        if ref.dtype.is_floating and not name.endswith(BUFFERS)
-    ]
-
-
-def _torn(optimizer: OptimizerState) -> Verdicts:
-    """Moments of one parameter that are of two sizes.
-
-    Some optimizers keep a number or a row where others keep a moment: that fits.
-    """
-    for parameter, state in optimizer.states.items():
-        moments = [(n, ref) for n in MOMENTS if isinstance(ref := state.get(n), TensorRef)]
-        for (name, one), (other_name, other) in pairwise(moments):
-            if not _fit(one.shape, other.shape):
-                where = format_address((*optimizer.address, "state", parameter))
-                shapes = f"{name} is {list(one.shape)}, {other_name} {list(other.shape)}"
-                yield finding("CK504", where, shapes)
-
-
-def _fit(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    sizes = zip(one, other, strict=False)
-    return len(one) != len(other) or all(a == b or 1 in {a, b} for a, b in sizes)
-
-
-def states_of(subject: Subject) -> Iterator[dict[Any, Any]]:
-    """The states of all parameters of all optimizers."""
-    return (state for optimizer in optimizers_of(subject) for state in optimizer.states.values())
-
-
-def _moment(state: dict[Any, Any]) -> TensorRef | None:
-    refs = (state.get(name) for name in MOMENTS)
-    return next((ref for ref in refs if isinstance(ref, TensorRef)), None)
-
-
-def _zero(subject: Subject) -> Verdicts:
-    looked = False
-    for optimizer in optimizers_of(subject):
-        moments = [
-            ref
-            for state in optimizer.states.values()
-            for name in MOMENTS
-            if isinstance(ref := state.get(name), TensorRef) and is_readable(ref)
-        ]
-        sample = spread(moments, SAMPLED)
-        looked = looked or bool(sample)
-        if sample and not any(any(beginning(subject.checkpoint.reader, r)) for r in sample):
-            message = f"all of {len(sample)} moments that were looked at are zero"
-            yield finding("CK505", format_address(optimizer.address), message)
-    if not looked:
-        yield NotChecked("CK505", "the optimizer keeps no moments", is_absent=True)
-
-
-def _steps(subject: Subject) -> Verdicts:
-    """An optimizer may lag behind the run (accumulation), but not be ahead of it."""
-    done = facts_of(subject).get("global_step")
-    counts = {o.address: _counts(subject, o) for o in optimizers_of(subject)}
-    made = {address: max(values) for address, values in counts.items() if values}
-    if done is None or not made:
-        lacks = "the run's step" if done is None else "steps of the optimizer"
-        yield NotChecked("CK506", f"the file does not state {lacks}", is_absent=True)
-    elif min(made.values()) > done:  # several optimizers take turns
-        address, steps = min(made.items(), key=lambda item: item[1])
-        message = f"it has made {steps:g} steps, but the run {done:g}"
-        yield finding("CK506", format_address(address), message)
-
-
-def _counts(subject: Subject, optimizer: OptimizerState) -> list[float]:
-    values = [state.get("step") for state in optimizer.states.values()]
-    numbers = (number(scalar_value(subject.checkpoint.reader, value)) for value in values)
-    return [n for n in numbers if n is not None]
-
-
-# ----------------------------------------------------------------------------- scheduler and scaler
-
-
-def _scheduler_present(subject: Subject) -> Verdicts:
-    tree = subject.checkpoint.tree
-    if not any(is_scheduler(node) or "sched" in str(at[-1]).lower() for at, node in parts(tree)):
-        yield finding("CK507", "", "the file holds no scheduler's state: last_epoch, _last_lr")
-
-
-def _rates(subject: Subject) -> Verdicts:
-    ours = [_group_rates(subject, o) for o in optimizers_of(subject)]
-    looked = False
-    for address, node in parts(subject.checkpoint.tree):
-        is_own = is_scheduler(node) and IN_TURN not in address
-        last = fields_of(node).get("_last_lr") if is_own else None
-        if isinstance(last, list) and ours:
-            looked = True
-            rates = [number(scalar_value(subject.checkpoint.reader, rate)) for rate in last]
-            if not any(_same(rates, theirs) for theirs in ours):
-                message = f"its last rates are {_written(rates)}, the optimizer's "
-                where = format_address(address)
-                yield finding("CK508", where, message + " or ".join(map(_written, ours)))
-    if not looked:
-        yield NotChecked("CK508", "no scheduler that states its last rate", is_absent=True)
-
-
-Rates = list[float | None]
-
-
-def _group_rates(subject: Subject, optimizer: OptimizerState) -> Rates:
-    reader = subject.checkpoint.reader
-    return [number(scalar_value(reader, group.get("lr"))) for group in optimizer.groups]
-
-
-def _same(one: Rates, other: Rates) -> bool:
-    return len(one) == len(other) and all(
-        a is not None and b is not None and math.isclose(a, b, rel_tol=SAME_RATE)
-        for a, b in zip(one, other, strict=True)
-    )
-
-
-def _written(rates: Rates) -> str:
-    return ", ".join("?" if rate is None else f"{rate:g}" for rate in rates[:4])
-
-
-def _scalers(subject: Subject) -> Verdicts:
-    found = [(at, node) for at, node in parts(subject.checkpoint.tree) if is_scaler(node)]
-    for address, node in found:
-        yield from _scaler(subject, format_address(address), node)
-    if not found:
-        yield NotChecked("CK509", "there is no gradient scaler in use", is_absent=True)
-
-
-def _scaler(subject: Subject, where: str, node: Any) -> Iterator[Any]:
-    scale = number(scalar_value(subject.checkpoint.reader, fields_of(node)["scale"]))
-    if scale is None or not math.isfinite(scale) or scale <= 0:
-        yield finding("CK509", where, f"the scale is {_written([scale])}")
-
-
 CHECKS = (
     Check(("CK501",), _present),
     Check(("CK502",), _empty, (an_optimizer,)),
     Check(("CK503", "CK520"), _states, (an_optimizer,)),
-    Check(("CK504", "CK521"), _shapes, (an_optimizer,)),
-    Check(("CK505",), _zero, (an_optimizer,)),
+    *moments.CHECKS,
     Check(("CK506",), _steps, (an_optimizer,)),
     Check(("CK507",), _scheduler_present),
     Check(("CK508",), _rates),
     Check(("CK509",), _scalers),
+    Check(("CK522",), _reset, (an_optimizer,)),
+    Check(("CK523",), _ahead),
+    Check(("CK524",), _scaler_present),
 )

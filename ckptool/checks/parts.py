@@ -1,76 +1,150 @@
 """The parts of a training state by their form: optimizers, schedulers, scalers.
 
-Scripts name them as they please, and sometimes wrongly; what a part *is* shows in its keys.
+Scripts name them as they please, and sometimes wrongly. The keys of a part show what it *is*.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
+import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ckptool.checks.base import Subject
-from ckptool.inventory import is_optimizer, is_state_dict
-from ckptool.tree import Address, Opaque, Tree, children, is_container, unseen
+from ckptool.contents.inventory import is_flat_optimizer, is_optimizer, is_state_dict
+from ckptool.contents.training import StepCounter, step_counters
+from ckptool.contents.walks import ByLevel
+from ckptool.names import says, whole
+from ckptool.tensors.sample import scalar_value
+from ckptool.tree.nodes import Address, Opaque, Tree, fields_of, is_container, is_real
+from ckptool.tree.walking import children
 
-MAX_BITS = 1000  # of an integer; floats end at 1024
+SETTINGS = re.compile(r"args|config|cfg|hparams|hyper_parameters", re.IGNORECASE)
+SCHEDULER = whole("sched", "scheduler", "lrsched", "lrscheduler")
+MAX_BITS = 1000  # bits of an integer; floats end at 1024
 MAX_DEPTH = 4  # levels below the top
-MAX_CHILDREN = 1_000  # of a container that is entered: training states are no longer lists
+MAX_CHILDREN = 1_000  # visited in a container: lists of training states are no longer
 
 
 class OptimizerState(NamedTuple):
     """The state of one optimizer."""
 
     address: Address
-    states: dict[Any, dict[Any, Any]]  # by parameter
+    states: dict[Any, dict[Any, Any]]  # state by parameter
     groups: tuple[dict[Any, Any], ...]
-    parameters: tuple[Any, ...]  # ids of all groups, in order
+    parameters: tuple[Any, ...]  # ids of the parameters of all groups, in order
+    names: dict[Any, str]  # names by parameter, where the optimizer stores them
+    is_flat: bool = False  # flattened keys, with a group for each parameter
 
     @property
     def has_momentum(self) -> bool:
-        """Whether its settings call for a state for each parameter."""
+        """True if the settings require a state for each parameter."""
         return any("betas" in g or g.get("momentum") or "rho" in g for g in self.groups)
 
 
 def number(value: Any) -> float | None:
-    """A value that arithmetic can take; None for flags, texts and integers beyond all floats."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return None if isinstance(value, int) and value.bit_length() > MAX_BITS else value
+    """Return the value if it is a number; None for flags, texts and integers beyond all floats."""
+    is_huge = isinstance(value, int) and value.bit_length() > MAX_BITS
+    return value if is_real(value) and not is_huge else None
 
 
 def facts_of(subject: Subject) -> dict[str, float]:
-    """Epoch and step, where they are finite numbers."""
+    """Return epoch and step, where they are finite numbers."""
     stated = {name: number(value) for name, value in subject.training.facts.items()}
     return {n: value for n, value in stated.items() if value is not None and math.isfinite(value)}
 
 
-def fields_of(node: Tree) -> dict[Any, Any]:
-    """The keys of a dict, or the attributes of an object."""
-    fields = node.attributes if isinstance(node, Opaque) else node
-    return fields if isinstance(fields, dict) else {}
+def counters_of(subject: Subject) -> list[StepCounter]:
+    """Return all counters of the run's steps whose values are finite numbers."""
+    return subject.once(_counters)
+
+
+def _counters(subject: Subject) -> list[StepCounter]:
+    stated = step_counters(subject.checkpoint.tree, subject.checkpoint.reader)
+    return [each for each in stated if (n := number(each.value)) is not None and math.isfinite(n)]
 
 
 def optimizers_of(subject: Subject) -> list[OptimizerState]:
-    """Every optimizer in the file, pickled whole or as its state dict."""
-    found = []
-    for address, node in subject.inventory.optimizers.items():
-        fields = fields_of(node)
-        groups = fields["param_groups"]
-        plain = tuple(g for g in groups if isinstance(g, dict)) if _is_list(groups) else ()
-        parameters = tuple(p for g in plain if _is_list(g.get("params")) for p in g["params"])
-        states = fields["state"] if isinstance(fields["state"], dict) else {}
-        by_parameter = {key: state for key, state in states.items() if isinstance(state, dict)}
-        found.append(OptimizerState(address, by_parameter, plain, parameters))
+    """Return all optimizers in the file, pickled whole or stored as a state dict."""
+    return subject.once(_optimizers)
+
+
+def _optimizers(subject: Subject) -> list[OptimizerState]:
+    return [
+        _flat(address, fields) if is_flat_optimizer(fields) else _optimizer(address, fields)
+        for address, node in subject.inventory.optimizers.items()
+        if (fields := fields_of(node))
+    ]
+
+
+def _optimizer(address: Address, fields: dict[Any, Any]) -> OptimizerState:
+    groups = tuple(group for group in _elements(fields["param_groups"]) if isinstance(group, dict))
+    parameters = tuple(p for group in groups for p in parameters_of(group))
+    states = fields["state"] if isinstance(fields["state"], dict) else {}
+    by_parameter = {key: state for key, state in states.items() if isinstance(state, dict)}
+    if parameters and not by_parameter.keys() & set(parameters):
+        by_parameter = _with_numbers(by_parameter, parameters)
+    names: dict[Any, str] = {p: p for p in parameters if isinstance(p, str)}
+    for group in groups:
+        called = zip(
+            _elements(group.get("params")), _elements(group.get("param_names")), strict=False
+        )
+        names |= {p: name for p, name in called if isinstance(name, str)}
+    return OptimizerState(address, by_parameter, groups, parameters, names)
+
+
+def parameters_of(group: dict[Any, Any]) -> list[Any]:
+    """Return the parameters of a group, as the optimizer numbers or names them."""
+    return _elements(group.get("params"))
+
+
+def _with_numbers(states: dict[Any, Any], parameters: tuple[Any, ...]) -> dict[Any, Any]:
+    """Key the states by number again if the file stores numbers as text: ``"0"`` for 0."""
+    numbers = {str(p): p for p in parameters if isinstance(p, int)}
+    is_text = states.keys() <= numbers.keys()
+    return {numbers[key]: state for key, state in states.items()} if is_text else states
+
+
+def _flat(address: Address, fields: dict[Any, Any]) -> OptimizerState:
+    """Read keys of the form ``state.<name>.<slot>`` and ``param_groups.<name>.<setting>``."""
+    states: dict[Any, dict[Any, Any]] = {}
+    groups: dict[str, dict[Any, Any]] = {}
+    for key, value in fields.items():
+        kind, _, rest = key.partition(".") if isinstance(key, str) else ("", "", "")
+        name, _, slot = rest.rpartition(".")
+        if kind == "state":
+            states.setdefault(name, {})[slot] = value
+        elif kind == "param_groups":
+            groups.setdefault(name, {"params": [name]})[slot] = value
+    names = {name: name for name in groups}
+    return OptimizerState(address, states, tuple(groups.values()), tuple(groups), names, True)
+
+
+def _elements(value: Any) -> list[Any]:
+    """Return the elements of a list, also if a directory stores it as a dict by position."""
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if isinstance(value, dict) and all(type(key) is int for key in value):
+        return [value[key] for key in sorted(value)]
+    return []
+
+
+def steps_of(subject: Subject, optimizer: OptimizerState) -> list[float]:
+    """Return the finite step counts that an optimizer keeps for its parameters."""
+    return subject.once(_steps)[optimizer.address]
+
+
+def _steps(subject: Subject) -> dict[Address, list[float]]:
+    found = {}
+    for optimizer in optimizers_of(subject):
+        values = (state.get("step") for state in optimizer.states.values())
+        numbers = (number(scalar_value(subject.checkpoint.reader, value)) for value in values)
+        found[optimizer.address] = [n for n in numbers if n is not None and math.isfinite(n)]
     return found
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple))
-
-
 def is_scheduler(node: Tree) -> bool:
-    """Whether a node is the state of a learning-rate scheduler of torch's."""
+    """Return whether a node is the state of one of torch's learning-rate schedulers."""
     fields = fields_of(node)
     return (
         "last_epoch" in fields
@@ -79,28 +153,44 @@ def is_scheduler(node: Tree) -> bool:
     )
 
 
+def is_called_scheduler(address: Address, node: Tree) -> bool:
+    """Return whether a part has a scheduler's name and is not in the settings."""
+    *around, name = map(str, address)
+    is_setting = any(SETTINGS.search(key) for key in around)
+    is_member = isinstance(node, Opaque) and node.called  # of an enum: SchedulerType('linear')
+    return says(name, SCHEDULER) and not is_setting and not is_member
+
+
 def is_scaler(node: Tree) -> bool:
-    """Whether a node is the state of a GradScaler."""
+    """Return whether a node is the state of a GradScaler."""
     fields = fields_of(node)
     return "scale" in fields and bool({"growth_factor", "_growth_tracker"} & fields.keys())
 
 
 def parts(tree: Tree) -> Iterator[tuple[Address, Tree]]:
-    """Containers down to ``MAX_DEPTH``; weights and the insides of optimizers are not entered."""
-    level: list[tuple[Address, Tree]] = [((), tree)]
-    seen: set[Hashable] = set()
-    for _ in range(MAX_DEPTH):
-        inner: list[tuple[Address, Tree]] = []
-        for address, node in unseen(level, seen):
-            if is_optimizer(node) or is_state_dict(node):
-                continue
-            for key, child in children(node)[:MAX_CHILDREN]:
-                if is_container(child):
-                    yield (*address, key), child
-                    inner.append(((*address, key), child))
-        level = inner
+    """Yield the containers down to ``MAX_DEPTH``; do not enter weights or optimizers."""
+    walk = ByLevel[tuple[Address, Tree]](MAX_DEPTH, ((), tree))
+    for address, node in walk:
+        if is_optimizer(node) or is_state_dict(node):
+            continue
+        for key, child in children(node)[:MAX_CHILDREN]:
+            if is_container(child):
+                yield (*address, key), child
+                walk.enter((*address, key), child)
+
+
+def schedulers_of(tree: Tree) -> list[tuple[Address, dict[Any, Any]]]:
+    """Return the schedulers that a training loop steps, without those within another one."""
+    found: list[tuple[Address, Tree]] = [((), tree)] if is_scheduler(tree) else []
+    found += [(address, node) for address, node in parts(tree) if is_scheduler(node)]
+    places = {address for address, _ in found}
+    return [
+        (address, fields_of(node))
+        for address, node in found
+        if not any(address[:depth] in places for depth in range(len(address)))
+    ]
 
 
 def name_of(address: Address) -> str:
-    """The last key that is a word: the elements of a list are called like the list."""
+    """Return the last key that is a word: the elements of a list have the list's name."""
     return next((key.lower() for key in reversed(address) if isinstance(key, str)), "")

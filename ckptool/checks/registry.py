@@ -1,4 +1,4 @@
-"""Every check, in the order in which they are asked: the cheap ones of a family first."""
+"""The list of all checks in the order of their run, the cheap ones of a family first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CK5: what a resume needs beside weights, optimizer and generators, and whether it is consistent.
+"""CK5: checks of the rest of a training state: progress, best metrics, early stopping, names.
 
 The costliest bug of this kind is silent: a resume that starts its best metric at infinity
 overwrites the best checkpoint after one epoch. So a best value must be there, be finite, and be no
@@ -10,21 +10,30 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
-from ckptool.checks.parts import facts_of, is_scaler, is_scheduler, name_of, number, parts
-from ckptool.inventory import is_optimizer, is_state_dict
-from ckptool.rules import finding
-from ckptool.training import better_direction
-from ckptool.tree import Tree, format_address
-
-LONGEST = 500  # characters of an address that may say what it measures
-COUNTED = re.compile(r"wait|bad_epochs|improve|counter|stopped", re.IGNORECASE)
-HELD_OUT = re.compile(r"val|eval|test", re.IGNORECASE)
-NOISE = re.compile(
-    r"^(best|val|valid|validation|eval|test)_|_?(stats|metrics|results|scores|logs?)$"
+from ckptool.checks.parts import (
+    counters_of,
+    facts_of,
+    is_scaler,
+    is_scheduler,
+    name_of,
+    number,
+    optimizers_of,
+    parts,
+    steps_of,
 )
+from ckptool.contents.inventory import is_optimizer, is_state_dict
+from ckptool.contents.metrics import is_held_out, is_of_training, measured, metric_tokens
+from ckptool.names import Words, says, whole
+from ckptool.reports.rules import finding
+from ckptool.tree.addresses import format_address
+from ckptool.tree.nodes import Address, Tree
+
+MIN_DELTA = 0.01  # relative amount by which a result may be better than the stored best one
+EPOCHS = whole("epoch")
+COUNTED = whole("wait", "bad_epoch", "improve", "improvement", "counter", "stopped")
 
 
 def _model(subject: Subject) -> Verdicts:
@@ -41,57 +50,64 @@ def _progress(subject: Subject) -> Verdicts:
 # ------------------------------------------------------------------------------------ best metrics
 
 
-def _plain(address: str) -> str:
-    """``val_stats/loss`` and ``best_val_loss`` are both about ``loss``."""
-    words = [NOISE.sub("", part) for part in address[:LONGEST].lower().split("/")]
-    name = "_".join(word for word in words if word and not HELD_OUT.fullmatch(word))
-    while name != (shorter := NOISE.sub("", name)):
-        name = shorter
-    return name
-
-
 def _best(subject: Subject) -> Verdicts:
     state = subject.training
     if not state.best:
         yield NotChecked("CK514", "no best metric is stored", is_absent=True)
     begun = max(facts_of(subject).values(), default=0) > 0
-    last = {_plain(at): number(v) for at, v in state.metrics.items() if "train" not in at.lower()}
+    last = _last_results(state.metrics)
     validated = _has_results(subject)
     for address, value in state.best.items():
         best = number(value)
-        was_rated = validated or _plain(address) in last or "/" not in address
-        is_due = begun and was_rated
-        message = None if best is None else _reset(address, best, last, is_due=is_due)
+        is_due = begun and (validated or measured(address) in last)
+        told = state.better.get(address)
+        sign = told.sign if told else 0
+        message = None if best is None else _reset(address, best, last, sign, is_due=is_due)
         if message:
             yield finding("CK514", address, message)
 
 
+def _last_results(metrics: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Return the last validation results, by the quantity that they measure.
+
+    A plain ``loss`` at the top is left out: usually it is the loss of the last batch.
+    """
+    found: dict[str, list[float]] = {}
+    for address, value in metrics.items():
+        is_result = is_held_out(address) or "/" in address
+        if is_result and not is_of_training(address) and (n := number(value)) is not None:
+            found.setdefault(measured(address), []).append(n)
+    return found
+
+
 def _has_results(subject: Subject) -> bool:
-    """Whether the model was validated, as far as another finite number tells."""
+    """Return whether any validation result or best value is finite: then validation has run."""
     state = subject.training
-    held_out = [value for at, value in state.metrics.items() if HELD_OUT.search(at)]
+    held_out = [value for at, value in state.metrics.items() if is_held_out(at)]
     numbers = map(number, (*held_out, *state.best.values()))
     return any(value is not None and math.isfinite(value) for value in numbers)
 
 
 def _reset(
-    address: str, best: float, last: Mapping[str, float | None], *, is_due: bool
+    address: str, best: float, last: Mapping[str, list[float]], direction: int, *, is_due: bool
 ) -> str | None:
-    name = _plain(address)
-    current = last.get(name)
     if not math.isfinite(best):
         return f"it is {best:g} although training has begun" if is_due else None
-    if current is None or not math.isfinite(current):
-        return None
-    direction = better_direction(name)
-    if direction and (best - current) * direction < 0 and not math.isclose(best, current):
-        return f"the best is {best:g}, but the last result, {current:g}, is better"
+    results = [value for value in last.get(measured(address), []) if math.isfinite(value)]
+    # Early stopping keeps a best value until another is better by more than its min_delta.
+    if results and direction and all(_is_better(each, best, direction) for each in results):
+        return f"the best is {best:g}, but the last result, {results[0]:g}, is better"
     return None
+
+
+def _is_better(value: float, best: float, direction: int) -> bool:
+    is_near = math.isclose(value, best, rel_tol=MIN_DELTA, abs_tol=MIN_DELTA / 10)
+    return (value - best) * direction > 0 and not is_near
 
 
 def _best_present(subject: Subject) -> Verdicts:
     state = subject.training
-    results = [at for at in state.metrics if HELD_OUT.search(at)]
+    results = [at for at in state.metrics if is_held_out(at)]
     if not state.best and results:
         yield finding("CK515", results[0], "a validation result, but no best value beside it")
     elif not state.best:
@@ -100,10 +116,14 @@ def _best_present(subject: Subject) -> Verdicts:
 
 def _patience(subject: Subject) -> Verdicts:
     state = subject.training
-    stated = {at: number(n) for at, n in state.early_stopping.items() if COUNTED.search(at)}
+    stated = {
+        at: number(n)
+        for at, n in state.early_stopping.items()
+        if says(at.rpartition("/")[2], COUNTED)
+    }
     counters = {at: count for at, count in stated.items() if count is not None}
-    most = max(facts_of(subject).values(), default=math.inf)
     for address, count in counters.items():
+        most = _most_rounds(subject, address)
         if count < 0 or count > most + 1:
             message = f"{count:g} rounds without improvement, after {most:g} in all"
             yield finding("CK516", address, message)
@@ -111,21 +131,34 @@ def _patience(subject: Subject) -> Verdicts:
         yield NotChecked("CK516", "there is no early-stopping counter", is_absent=True)
 
 
+def _most_rounds(subject: Subject, address: str) -> float:
+    """Return how often the model can have been validated.
+
+    A counter of epochs allows the larger of the run's epochs and steps. Any other allows as many as
+    the run made steps, since an epoch may have several validations.
+    """
+    facts = facts_of(subject)
+    if not says(address.rpartition("/")[2], EPOCHS):
+        facts.pop("epoch", None)
+    return max(facts.values(), default=math.inf)
+
+
 # ---------------------------------------------------------------------------------------- exchanged
 
 
 class Form(NamedTuple):
-    """What a key claims, by a word in it, and by which form the claim is told to be wrong."""
+    """A kind of part: the words by which a key claims to be one, and its name in messages."""
 
-    claim: re.Pattern[str]
+    claim: Words
     what: str
 
 
+WEIGHTS = ("model", "state_dict", "net", "network", "model_state_dict")
 FORMS: Mapping[str, Form] = {
-    "optimizer": Form(re.compile(r"optim"), "the state of an optimizer"),
-    "scheduler": Form(re.compile(r"sched"), "the state of a scheduler"),
-    "scaler": Form(re.compile(r"scaler"), "the state of a gradient scaler"),
-    "model": Form(re.compile(r"^(model|state_dict|net|network|model_state_dict)$"), "weights"),
+    "optimizer": Form(whole("optim", "optimizer", "optimiser"), "the state of an optimizer"),
+    "scheduler": Form(whole("sched", "scheduler", "lrscheduler"), "the state of a scheduler"),
+    "scaler": Form(whole("scaler", "gradscaler"), "the state of a gradient scaler"),
+    "model": Form(whole(*(f"^{name}$" for name in WEIGHTS)), "weights"),
 }
 
 
@@ -140,29 +173,42 @@ def _form(node: Tree) -> str | None:
 
 
 def _claim(name: str) -> str | None:
-    """What a key says that it holds; a key with two of the words says nothing."""
-    claims = [kind for kind, form in FORMS.items() if form.claim.search(name)]
+    """Return the kind of part that a key claims to hold; None if it claims none, or two."""
+    claims = [kind for kind, form in FORMS.items() if says(name, form.claim)]
     return claims[0] if len(claims) == 1 else None
 
 
 def _exchanged(subject: Subject) -> Verdicts:
     looked = False
-    for address, node in parts(subject.checkpoint.tree):
-        if not isinstance(address[-1], str) and not isinstance(node, dict):
-            continue
-        claim, form = _claim(name_of(address)), _form(node)
-        is_nested = len(address) > 1 and isinstance(address[-1], str)
+    claims = [
+        (address, _claim(name_of(address)), _form(node))
+        for address, node in parts(subject.checkpoint.tree)
+        if isinstance(address[-1], str) or isinstance(node, dict)
+    ]
+    is_misplaced = any(
+        claim == "model" and form not in {None, "model"} for _, claim, form in claims
+    )
+    for address, claim, form in claims:
         looked = looked or claim is not None
-        if claim and form and claim != form and not (is_nested and form == "model"):
+        if form == "model" and not (is_misplaced and _is_part(address)):
+            continue  # tensors of a data scaler, a noise schedule or flattened states
+        if claim and form and claim != form:
             message = f"it is called {FORMS[claim].what}, but holds {FORMS[form].what}"
             yield finding("CK517", format_address(address), message)
     if not looked:
         yield NotChecked("CK517", "no part is named after what it holds", is_absent=True)
 
 
+def _is_part(address: Address) -> bool:
+    """Return whether it is at the top, or in a list: below that, tensors may be anywhere."""
+    return len(address) == 1 or not isinstance(address[-1], str)
+
+
 # ---------------------------------------------------------------------------------------- file name
 
-EPOCH = re.compile(r"(?:^|[_\-.])(?:e|ep|epoch)[=_\-]?(\d+)(?=[_\-.]|$)", re.IGNORECASE)
+EPOCH = re.compile(
+    r"(?:^|[_\-.])(?:(?:ep|epoch)[=_\-]?(\d+)|e[=_\-]?(\d{2,}))(?=[_\-.]|$)", re.IGNORECASE
+)
 STEP = re.compile(
     r"(?:^|[_\-.])(?:global_?)?(?:step|iter)s?[=_\-]?(\d+)(?=[_\-.]|$)", re.IGNORECASE
 )
@@ -180,14 +226,16 @@ def _file_name(subject: Subject) -> Verdicts:
 
 
 def _said_by_name(subject: Subject) -> Iterator[tuple[str, str, bool]]:
-    """(what, as it is written, whether the content agrees), where the content speaks of it."""
-    stem, facts = subject.path.stem, facts_of(subject)
+    """Yield (what, as it is written, whether the content agrees), if the content states it too."""
+    stem = subject.path.stem
     for pattern, fact in ((EPOCH, "epoch"), (STEP, "global_step")):
         match = pattern.search(stem)
-        if match and fact in facts:
+        stated = _counted(subject, fact)
+        if match and stated:
+            claimed = next(filter(None, match.groups()))
             # Half of the trainers count from 0, and some save before they count.
-            agrees = abs(facts[fact] - int(match[1])) <= 1
-            yield fact.replace("_", " "), match[1], agrees
+            agrees = any(abs(value - int(claimed[:20])) <= 1 for value in stated)
+            yield fact.replace("_", " "), claimed, agrees
     for match in RESULT.finditer(stem):
         values = _results_called(subject, match[1])
         if values:
@@ -196,22 +244,39 @@ def _said_by_name(subject: Subject) -> Iterator[tuple[str, str, bool]]:
             yield match[1], match[2], agrees
 
 
+def _counted(subject: Subject, fact: str) -> list[float]:
+    """Return the values that the content states for the epoch or for steps.
+
+    Steps are counted in batches and in updates, so all counters are returned. An epoch of -1 counts
+    as not stated: YOLO writes it when training is finished.
+    """
+    stated = facts_of(subject).get(fact)
+    if stated is None or stated < 0:
+        return []
+    if fact == "epoch":
+        return [stated]
+    updates = [n for o in optimizers_of(subject) for n in steps_of(subject, o)]
+    return [stated, *(each.value for each in counters_of(subject)), *updates]
+
+
 def _results_called(subject: Subject, name: str) -> list[float]:
-    """Best and last results whose names, without underscores, end with that in the file's name."""
-    wanted = re.sub(r"[_/]", "", _plain(name) or name.lower())
+    """Return best and last results whose names end with the words of a name in the file's name."""
+    wanted = tuple(word for word in metric_tokens(name) if word != "best")
     state = subject.training
     numbers = {**state.metrics, **state.best}
     return [
         float(value)
         for address, stated in numbers.items()
         if (value := number(stated)) is not None
-        and (wanted == _plain(address).replace("_", "") or _joined(address).endswith(wanted))
+        and wanted
+        and (measured(name) == measured(address) or _words(address)[-len(wanted) :] == wanted)
     ]
 
 
-def _joined(address: str) -> str:
-    """``val_stats/loss`` as it stands in names of files: ``valloss``."""
-    return re.sub(r"_?(stats|metrics|results)|[_/]", "", address.lower())
+def _words(address: str) -> tuple[str, ...]:
+    """Split a key path into words as in file names: ``val_stats/loss`` is ``val_loss`` there."""
+    dropped = {"stats", "metrics", "results"}
+    return tuple(word for word in metric_tokens(address) if word not in dropped)
 
 
 CHECKS = (

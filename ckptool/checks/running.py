@@ -1,31 +1,33 @@
-"""From checks to verdicts: three states a rule, and a crash is never a pass."""
+"""The runner of checks, which turns their answers into a verdict.
+
+Each rule has one of three states, and a check that crashes never passes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from ckptool.checks.base import Check, NotChecked, Subject
-from ckptool.errors import CkptError, UnsupportedError
-from ckptool.reports import Finding
-from ckptool.rules import BY_ID, BYTES, RULES, VALUES, Rule, finding
-from ckptool.verify_reports import CheckResult
-
-PASSED, FAILED, NOT_CHECKED = "passed", "failed", "not-checked"
+from ckptool.errors import CkptError, RepetitionError, UnsupportedError
+from ckptool.reports.base import Finding, Severity
+from ckptool.reports.rules import BY_ID, BYTES, RULES, VALUES, Rule, finding
+from ckptool.reports.verify import COUNTING, CheckResult, State
 
 
 class Selection(NamedTuple):
-    """What was asked for."""
+    """The requested rules and reads."""
 
     listed: tuple[str, ...]  # rules in the report, in the order of the table
-    active: frozenset[str]  # rules that are to be decided
+    active: frozenset[str]  # rules to decide
     required: frozenset[str]  # rules that must pass
-    reads: frozenset[str]  # what may be read in full: bytes, values
+    reads: frozenset[str]  # the kinds of data that may be read in full: bytes, values
     strict: bool = False
 
 
 class Verdict(NamedTuple):
-    """What the rules say together."""
+    """The combined result of all rules."""
 
     ok: bool
     findings: tuple[Finding, ...]
@@ -33,7 +35,8 @@ class Verdict(NamedTuple):
 
 
 def run_checks(checks: Iterable[Check], subject: Subject, chosen: Selection) -> Verdict:
-    """Ask every check that decides an active rule."""
+    """Ask each check that decides an active rule, and return the verdict."""
+    chosen = _of_a_part(chosen) if subject.part is not None else chosen
     findings: list[Finding] = []
     skipped: dict[str, NotChecked] = {}
     decided: set[str] = set()
@@ -50,24 +53,39 @@ def run_checks(checks: Iterable[Check], subject: Subject, chosen: Selection) -> 
         skipped[rule] = NotChecked(rule, "nothing decides this rule")
     for rule in chosen.listed:
         if rule not in chosen.active:
-            skipped[rule] = NotChecked(rule, _not_asked(BY_ID[rule], chosen))
+            is_whole = subject.part is not None and not rule.startswith(OF_A_PART)
+            skipped[rule] = NotChecked(rule, WHOLE if is_whole else _not_asked(BY_ID[rule], chosen))
     return judge(findings, skipped, chosen)
 
 
+# Families of rules that can be asked of a part of a checkpoint. Whether a file is intact and safe
+# is asked of the whole file; values, loading and provenance are asked of the part.
+OF_A_PART = ("CK1", "CK2", "CK3", "CK6", "CK7")
+WHOLE = "asked of a whole checkpoint, not of a part"
+
+
+def _of_a_part(chosen: Selection) -> Selection:
+    """Return a selection with only those rules active that can be asked of a part."""
+    active = frozenset(rule for rule in chosen.active if rule.startswith(OF_A_PART))
+    return chosen._replace(active=active)
+
+
 def _ask(check: Check, subject: Subject) -> list[Finding | NotChecked]:
-    """The check's verdicts; an error in it is one of them."""
+    """Return the check's verdicts; an error in the check is a verdict too."""
     said: list[Finding | NotChecked] = []
     try:
         lacking = next(filter(None, (need(subject) for need in check.needs)), None)
         if lacking:
             return [NotChecked(rule, lacking, is_absent=True) for rule in check.rules]
         for verdict in check.run(subject):
-            said.append(verdict)  # noqa: PERF402 - what was said before an error stays said
+            said.append(verdict)  # noqa: PERF402 - verdicts before an error are kept
+    except RepetitionError as error:  # else a file could evade the check
+        said += _broken(check, error.message, "")
     except UnsupportedError as error:
         said += [NotChecked(rule, error.message) for rule in check.rules]
     except CkptError as error:
         said += _broken(check, error.message, error.address or "")
-    except OSError as error:  # a disk or a network that does not answer
+    except OSError as error:  # a disk or network that does not answer
         said += _broken(check, f"the file cannot be read: {error.strerror or error}", "")
     except Exception as error:  # noqa: BLE001 - a check that crashes must not look like a pass
         said += _broken(check, f"a bug in ckptool: {type(error).__name__}: {error}", "")
@@ -78,13 +96,13 @@ def _broken(check: Check, message: str, address: str) -> list[Finding | NotCheck
     first, *others = check.rules
     failed = finding(first, address, f"the check broke off: {message}")
     rest = [NotChecked(rule, f"the check broke off: {message}") for rule in others]
-    return [failed._replace(severity="error", remedy="ckptool inspect may show more"), *rest]
+    return [replace(failed, severity=Severity.ERROR, remedy="ckptool inspect may show more"), *rest]
 
 
 def _not_asked(rule: Rule, chosen: Selection) -> str:
     if rule.cost in {BYTES, VALUES} and rule.cost not in chosen.reads:
         return f"reads all {rule.cost}: --{rule.cost}"
-    return "only when asked for: --select its id, or --require what needs it"
+    return "only when asked for: --rules with its id, or --require"
 
 
 # --------------------------------------------------------------------------------------- judgement
@@ -93,8 +111,12 @@ def _not_asked(rule: Rule, chosen: Selection) -> str:
 def judge(
     findings: Iterable[Finding], skipped: Mapping[str, NotChecked], chosen: Selection
 ) -> Verdict:
-    """The verdict: what was required and did not pass is an error."""
-    kept = [_raised(f, chosen) for f in findings if f.rule in chosen.active]
+    """Return the verdict; a required rule that did not pass is an error."""
+    kept = [
+        replace(found, severity=Severity.ERROR) if found.rule in chosen.required else found
+        for found in findings
+        if found.rule in chosen.active
+    ]
     failed = {f.rule for f in kept}
     unmet = [
         _unmet(BY_ID[rule], skipped[rule])
@@ -102,9 +124,9 @@ def judge(
         if rule in chosen.required and rule in skipped and rule not in failed
         if not skipped[rule].is_absent
     ]
-    order = {"error": 0, "warning": 1, "info": 2}
-    everything = sorted([*kept, *unmet], key=lambda f: (order[f.severity], f.rule))
-    counts = {"error", "warning"} if chosen.strict else {"error"}
+    order = list(Severity)
+    everything = sorted([*kept, *unmet], key=lambda f: (order.index(f.severity), f.rule))
+    counts = COUNTING[chosen.strict]
     return Verdict(
         ok=not any(f.severity in counts for f in everything),
         findings=tuple(everything),
@@ -112,42 +134,43 @@ def judge(
     )
 
 
-def _raised(found: Finding, chosen: Selection) -> Finding:
-    return found._replace(severity="error") if found.rule in chosen.required else found
-
-
 def _unmet(rule: Rule, why: NotChecked) -> Finding:
-    """Not checked is not passed."""
-    return Finding(rule.id, "error", "", f"required, but not checked: {why.reason}", None)
+    """Return the error for a required rule that was not checked: that is no pass."""
+    return Finding(rule.id, Severity.ERROR, "", f"required, but not checked: {why.reason}", None)
 
 
 def _result(
     rule: Rule, failed: Collection[str], skipped: Mapping[str, NotChecked], chosen: Selection
 ) -> CheckResult:
-    severity = "error" if rule.id in chosen.required else rule.severity
+    severity = Severity.ERROR if rule.id in chosen.required else rule.severity
     if rule.id in failed:
-        return CheckResult(rule.id, rule.meaning, FAILED, "", severity, rule.name)
+        return CheckResult(rule.id, rule.meaning, State.FAILED, "", severity, rule.name)
     reason = skipped[rule.id].reason if rule.id in skipped else ""
-    state = NOT_CHECKED if rule.id in skipped else PASSED
+    state = State.NOT_CHECKED if rule.id in skipped else State.PASSED
     return CheckResult(rule.id, rule.meaning, state, reason, severity, rule.name)
 
 
 # --------------------------------------------------------------------------------------- selection
 
-# What ``--require`` names, and the rules that must pass then. A rule about something that the file
-# does not have cannot fail; whether it has to be there is a rule of its own.
+# By name in ``--require``, the rules that must pass then. A rule about something that the file does
+# not have cannot fail; another rule decides whether it has to be there.
 REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
-    "intact": ("CK101", "CK102", "CK103", "CK104", "CK105", "CK106", "CK107"),
-    "safe": ("CK201", "CK202", "CK203"),
-    "finite": ("CK301", "CK302", "CK303"),
-    "ema": ("CK303", "CK401", "CK402", "CK403", "CK404", "CK405", "CK411"),
-    "resume": (
-        "CK303", "CK501", "CK502", "CK504", "CK505", "CK507", "CK510", "CK511", "CK512", "CK513",
-        "CK514", "CK515", "CK517", "CK519", "CK520", "CK521",
+    "intact": (
+        "CK101", "CK102", "CK103", "CK104", "CK105", "CK106", "CK107", "CK108", "CK112", "CK122",
     ),
-    "loads": ("CK601", "CK602", "CK603", "CK604"),
+    "safe": ("CK201", "CK203", "CK204", "CK210"),
+    "finite": ("CK301", "CK302", "CK303"),
+    "ema": ("CK303", "CK401", "CK402", "CK403", "CK404", "CK405", "CK411", "CK418"),
+    "resume": (
+        "CK303", "CK419", "CK501", "CK502", "CK504", "CK505", "CK507", "CK510", "CK511", "CK512",
+        "CK513", "CK514", "CK517", "CK519", "CK520", "CK521", "CK524",
+    ),
+    "loads": ("CK114", "CK122", "CK601", "CK602", "CK603", "CK604", "CK606"),
     "provenance": ("CK701", "CK702"),
 }  # fmt: skip
+
+# Rules that a requirement asks for too. Their findings are opinions, so they keep their severity.
+ADVICE: Mapping[str, tuple[str, ...]] = {"resume": ("CK515",)}
 
 
 def select(
@@ -159,19 +182,22 @@ def select(
     bytes_: bool | None = None,
     values: bool | None = None,
 ) -> Selection:
-    """The rules that are meant; ids and prefixes are known to be right.
+    """Return the selection of rules; ids and prefixes must have been validated.
 
-    What is required, or selected by its whole id, is read for unless that was refused.
+    Rules that are required, or selected by their whole id, turn on the reads that they need, unless
+    ``bytes_`` or ``values`` is False.
     """
     prefixes, dropped = tuple(selected), tuple(ignored)
-    required = {rule for name in require for rule in REQUIREMENTS[name]}
+    names = tuple(require)
+    required = {rule for name in names for rule in REQUIREMENTS[name]}
+    advised = {rule for name in names for rule in ADVICE.get(name, ())}
     listed = tuple(
         rule.id
         for rule in RULES
-        if (not prefixes or rule.id.startswith(prefixes) or rule.id in required)
+        if (not prefixes or rule.id.startswith(prefixes) or rule.id in required | advised)
         and not (dropped and rule.id.startswith(dropped))
     )
-    asked = required | {rule.id for rule in RULES if rule.id in prefixes}
+    asked = required | advised | {rule.id for rule in RULES if rule.id in prefixes}
     costs = {BY_ID[rule].cost for rule in listed if rule in asked}
     wishes = {BYTES: bytes_, VALUES: values}
     reads = {cost for cost, wish in wishes.items() if wish or (wish is None and cost in costs)}

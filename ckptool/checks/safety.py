@@ -1,86 +1,160 @@
-"""CK2: what unpickling would do, and whether torch's safe loader takes the file as it is.
+"""CK2: checks of what unpickling would do, and that torch's safe loader takes the file.
 
-Nothing is looked up: names are compared with tables, ``trust.py`` for what they can do and
-``weights_only.py`` for what torch allows.
+Nothing is imported: names are compared with tables. ``formats/pickles/trust.py`` lists what names
+can do, and ``weights_only.py`` the names and steps that torch allows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
-from ckptool.checks.container import named
-from ckptool.checks.weights_only import LAST_PROTOCOL, allowing_line, refused
+from ckptool.checks.container import found_beside, noted
+from ckptool.checks.weights_only import (
+    LAST_PROTOCOL,
+    Refusal,
+    allowing_line,
+    first_refusal,
+    pickle_protocol,
+    refused,
+)
+from ckptool.contents.dangers import built_by_calls, trust_findings, unknown_classes
+from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint, NamedGlobal
-from ckptool.formats.protocols import pickle_protocol
-from ckptool.rules import finding
-from ckptool.tree import Opaque, walk
-from ckptool.trust import DANGEROUS, UNKNOWN, trust_of
-from ckptool.trust_findings import trust_findings
+from ckptool.formats.pickles.trust import DANGEROUS, trust_of
+from ckptool.formats.sharded import INDEX
+from ckptool.reports.base import Finding
+from ckptool.reports.rules import finding
+from ckptool.tree.describing import named
 
-TORCH_FORMATS = frozenset({"torch-zip", "torch-legacy"})
-NESTED = "bytes inside"  # pickles within pickles: a loader hands them out unread
+MAX_PICKLE = 1 << 30  # bytes of a pickle that is followed a second time
+NESTED = "bytes inside"  # pickles within pickles: a loader returns them as bytes
 
 
 def _has_pickles(subject: Subject) -> str | None:
-    if subject.checkpoint.format_name == "safetensors":
-        return "safetensors files hold no pickle"
-    return None
+    kind = subject.checkpoint.format
+    has_pickles = kind.is_pickle or subject.checkpoint.globals_named  # by another reading
+    return None if has_pickles else f"{kind.name} files hold no pickle"
 
 
 def _dangerous(subject: Subject) -> Verdicts:
     yield from trust_findings(subject.checkpoint)
+    yield from _beside(subject, "CK201")
+
+
+def _built_by_calls(subject: Subject) -> Verdicts:
+    yield from built_by_calls(subject.checkpoint)
+    yield from _beside(subject, "CK210")
+
+
+def _counted(names: Sequence[str]) -> str:
+    return "1 name" if len(names) == 1 else f"{len(names)} names"
 
 
 def _unknown(subject: Subject) -> Verdicts:
-    names = sorted({
-        entry.ref.qualname
-        for entry in subject.checkpoint.globals_named
-        if trust_of(entry) == UNKNOWN
-    })  # fmt: skip
-    if names:
-        message = f"{len(names)} classes that ckptool does not know: {named(names)}"
-        yield finding("CK203", "", message)
+    yield from unknown_classes(subject.checkpoint)
+    yield from _beside(subject, "CK203")
+
+
+def _archive_code(subject: Subject) -> Verdicts:
+    yield from noted(subject.checkpoint, {"CK204"})
+    yield from _beside(subject, "CK204")
+
+
+def _beside(subject: Subject, rule: str) -> Iterator[Finding]:
+    """Yield a rule's findings in other files, which a load of the whole directory may load too."""
+    return (found for found in subject.once(found_beside) if found.rule == rule)
 
 
 # ----------------------------------------------------------------------------------- weights_only
 
 
 def _weights_only(subject: Subject) -> Verdicts:
-    checkpoint = subject.checkpoint
-    if checkpoint.format_name not in TORCH_FORMATS:
-        reason = f"torch.load does not read {checkpoint.format_name} files in this way"
-        yield NotChecked("CK202", reason, is_absent=checkpoint.format_name == "safetensors")
+    if not subject.checkpoint.format.is_of_parts:
+        yield from _of_file(subject.checkpoint)
+        return
+    asked = False
+    for path in (Path(source.name) for source in subject.checkpoint.reader.opened):
+        if path.name.endswith(INDEX):
+            continue
+        with open_checkpoint(path) as part:
+            if part.format.is_weights_only:
+                asked = True
+                yield from (_of_part(said, path.name) for said in _of_file(part))
+    if not asked:
+        yield NotChecked("CK202", "no part of it is a file of torch.save", is_absent=True)
+
+
+def _of_part(said: Finding | NotChecked, name: str) -> Finding | NotChecked:
+    if isinstance(said, NotChecked):
+        return said._replace(reason=f"{name}: {said.reason}")
+    return replace(said, address=f"{name}: {said.address}" if said.address else name)
+
+
+def _of_file(checkpoint: Checkpoint) -> Verdicts:
+    kind = checkpoint.format
+    if kind.loaded_by:
+        message = f"it does not take {kind.name} archives"
+        yield finding("CK202", "", message, f"load it with {kind.loaded_by}(path)")
+        return
+    if not kind.is_weights_only:
+        reason = f"torch.load does not read {kind.name} files in this way"
+        yield NotChecked("CK202", reason, is_absent=not kind.is_pickle)
         return
     protocol = pickle_protocol(checkpoint)
     if protocol > LAST_PROTOCOL:
         message = f"the pickle is of protocol {protocol}, of which it does not know the opcodes"
         yield finding("CK202", "", message, "save it again with torch.save, which uses protocol 2")
         return
-    outer = [entry for entry in checkpoint.globals_named if not entry.pickle.startswith(NESTED)]
+    names_of_file = (entry for entry in checkpoint.globals_named if entry.ref.module)
+    outer = [entry for entry in names_of_file if not entry.pickle.startswith(NESTED)]
     names = refused(entry.ref for entry in outer)
     if names:
-        message = f"{len(names)} names are not allowed by default: {named(names)}"
+        are = "is" if len(names) == 1 else "are"
+        message = f"{_counted(names)} {are} not allowed by default: {named(names)}"
         yield finding("CK202", "", message, _line(outer, names, checkpoint))
-    elif protocol != 2:
-        yield NotChecked("CK202", f"the pickle is of protocol {protocol}")
+        return
+    refusal = _first_refusal(checkpoint)
+    if isinstance(refusal, Refusal):
+        message = f"it refuses {refusal.what} (at byte {refusal.at} of the pickle)"
+        yield finding("CK202", "", message, "save it again with torch.save")
+    elif refusal is not None:
+        yield NotChecked("CK202", refusal)
+
+
+def _first_refusal(checkpoint: Checkpoint, more: Sequence[str] = ()) -> Refusal | str | None:
+    """Return the first step that torch's safe loader refuses; a reason if a pickle is too large.
+
+    All names must be allowed: by torch, or by the user if they are in ``more``.
+    """
+    for extent in checkpoint.pickles:
+        if extent.is_plain and not more:
+            continue
+        if extent.end - extent.begin > MAX_PICKLE:
+            return f"a pickle of more than {MAX_PICKLE:,} bytes"
+        refusal = first_refusal(extent.read(extent.begin, extent.end - extent.begin), more)
+        if refusal is not None:
+            return refusal
+    return None
 
 
 def _line(entries: list[NamedGlobal], names: list[str], checkpoint: Checkpoint) -> str | None:
-    """The line that allows the names, unless allowing them would be the fault, or no help."""
+    """Return the line that allows the names, or advice if that is dangerous or no help."""
     if any(trust_of(entry) == DANGEROUS for entry in entries):
         return "do not allow them: see CK201"
-    filled = next((o.qualname for o in _objects(checkpoint) if o.items or o.elements), None)
-    line = None if filled else allowing_line(names)
-    return line or "no allowing helps with these: save plain dicts, lists and numbers instead"
-
-
-def _objects(checkpoint: Checkpoint) -> Iterator[Opaque]:
-    return (visit.node for visit in walk(checkpoint.tree) if isinstance(visit.node, Opaque))
+    refusal = _first_refusal(checkpoint, names)
+    if refusal is None and (line := allowing_line(names)):
+        return line
+    why = f" (it would refuse {refusal.what})" if isinstance(refusal, Refusal) else ""
+    return f"no allowing helps with these{why}: save plain dicts, lists and numbers instead"
 
 
 CHECKS = (
     Check(("CK201",), _dangerous, (_has_pickles,)),
     Check(("CK202",), _weights_only),
+    Check(("CK210",), _built_by_calls, (_has_pickles,)),
     Check(("CK203",), _unknown, (_has_pickles,)),
+    Check(("CK204",), _archive_code, (_has_pickles,)),
 )

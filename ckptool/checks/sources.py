@@ -1,7 +1,7 @@
-"""Where weights are said to come from: an open checkpoint, and what ``extract-ema`` takes from it.
+"""The claimed source of weights: a checkpoint and the weights that ``extract-ema`` takes.
 
-An operand names the file alone, or with ``#@ema``, for its averages; with ``#@model`` or
-``#ADDRESS`` for what ``--ema`` would take from that place.
+An operand names the file alone, or with ``#@ema``, for its EMA weights. With ``#@model`` or
+``#ADDRESS`` it names the weights that ``--ema`` would take from that place.
 """
 
 from __future__ import annotations
@@ -9,47 +9,70 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from ckptool.candidates import EmaLocation
-from ckptool.ema import locate_ema
+from ckptool.ema.buffers import with_models_buffers
+from ckptool.ema.candidates import EmaLocation
+from ckptool.ema.layouts import Layouts
 from ckptool.errors import CkptError
 from ckptool.formats.base import Checkpoint, TensorReader
-from ckptool.layouts import Layouts
-from ckptool.plans import plan_extraction, plan_model
-from ckptool.refusals import require_ema
-from ckptool.tree import TensorRef
+from ckptool.plans.extraction import complete, plan_extraction, plan_model
+from ckptool.plans.weights import Weights, take_weights
+from ckptool.reports.base import MainSlot
+from ckptool.tree.nodes import TensorRef
 
-NAMES = ("model", "bare", "ema")  # of extract-ema
+NAMES = ("model", "bare", "ema")  # the kinds of names of extract-ema
 Tensors = Mapping[str, TensorRef]
 
 
 class Source(NamedTuple):
-    """What a release is made from."""
+    """The weights that a release is made from."""
 
     reader: TensorReader
     plans: tuple[Tensors, ...]  # the tensors, under each kind of names that they can have
-    raw: Tensors  # the model's own, where the plans are averages beside it
+    raw: Tensors  # the raw weights, where the plans are EMA weights beside them
+    buffered: tuple[Tensors, ...] = ()  # the plans with the model's buffers
 
 
 def read_source(checkpoint: Checkpoint, address: str | None, layouts: Layouts = ()) -> Source:
-    """What the place in an open checkpoint holds.
+    """Return the weights at a place in an open checkpoint.
 
     Raises:
-        AddressError: there is nothing.
+        AddressError: the place does not exist.
         EmaNotFoundError, EmaAmbiguousError, EmaRefusedError: see ``refusals.require_ema``.
+        UnsupportedError: a part of the weights is no plain tensor.
     """
-    location = locate_ema(checkpoint, ema=address, layouts=layouts)
-    plans = tuple(_plans(location, checkpoint))
-    is_beside = location.main_slot == "raw" and location.model is not None
-    raw = plan_model(location.model, "model").tensors if is_beside and location.model else {}
-    return Source(checkpoint.reader, plans, raw)
+    # Each value of a release is compared with its source's, so a full comparison here adds nothing.
+    weights = take_weights(checkpoint, ema=address, layouts=layouts, compared_in_full=False)
+    return Source(
+        checkpoint.reader,
+        plans=tuple(_plans(weights, checkpoint)),
+        raw=_raw(weights.location),
+        buffered=_buffered(weights, checkpoint),
+    )
 
 
-def _plans(location: EmaLocation, checkpoint: Checkpoint) -> Iterator[Tensors]:
-    """The first kind of names must go; of the others, one that does not is left out."""
-    chosen = None if location.main_slot == "averaged" else require_ema(location, checkpoint)
+def _buffered(weights: Weights, checkpoint: Checkpoint) -> tuple[Tensors, ...]:
+    """Return the tensors that ``extract-ema --buffers model`` writes; () where it would refuse."""
+    try:
+        location = with_models_buffers(weights.location, checkpoint)
+        return tuple(_plans(Weights(location, location.selected), checkpoint))
+    except CkptError:
+        return ()
+
+
+def _raw(location: EmaLocation) -> Tensors:
+    """Return the raw weights beside the EMA weights, under the model's names."""
+    if location.main_slot is MainSlot.RAW and location.model is not None:
+        return plan_model(location.model, "model").tensors
+    if location.main_slot is MainSlot.AVERAGED and location.raw is not None:
+        return plan_extraction(location, location.raw, "model").tensors
+    return {}
+
+
+def _plans(weights: Weights, checkpoint: Checkpoint) -> Iterator[Tensors]:
+    """Yield the plan under each kind of names; only the first must succeed."""
     for names in NAMES:
         try:
-            yield plan_extraction(location, chosen, names).tensors
+            yield complete(plan_extraction(*weights, names), checkpoint.path).tensors
         except CkptError:
             if names == NAMES[0]:
                 raise

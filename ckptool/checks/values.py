@@ -1,39 +1,54 @@
-"""CK3: values that no training can go on from: NaN, infinities, layers that hold one number.
+"""CK3: checks for values that break training: NaN, infinities, layers that hold one number.
 
-By default a sample is looked at, the beginnings of tensors spread over each section; with
-``--values`` everything is, in the scan that reads the checksums too. A mask (-inf where attention
-must not look) is no fault, nor is a single number that stands beside the weights: the best loss
-so far is infinite before the first evaluation.
+By default a sample is read, the beginnings of tensors spread over each section. ``--values`` reads
+everything, in the scan that reads the checksums too. A mask (-inf where attention must not look) is
+no fault. Nor is a single number beside the weights: the best loss so far is infinite before the
+first evaluation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
-from ckptool.evidence import beginning, is_readable, spread
-from ckptool.numerics import Nonfinite, at_limit, nonfinite_values, only_value
-from ckptool.reports import Finding
-from ckptool.rules import VALUES, finding
-from ckptool.tree import Address, TensorRef, format_address
+from ckptool.contents.inventory import is_state_dict
+from ckptool.formats.base import TensorReader
+from ckptool.reports.base import Finding
+from ckptool.reports.rules import VALUES, finding
+from ckptool.tensors.sample import beginning, is_readable, spread
+from ckptool.tensors.statistics import (
+    HUGE,
+    Extremes,
+    Nonfinite,
+    at_limit,
+    extreme_values,
+    nonfinite_values,
+    only_value,
+)
+from ckptool.tensors.volume import refuse_repetition
+from ckptool.tree.addresses import format_address
+from ckptool.tree.nodes import Address, TensorRef
 
 SAMPLED = 32  # tensors of each section
-COUNTED_BYTES = 2  # of an integer type that counts; smaller ones hold pixels and quantized weights
+MAX_UNSET = 1 << 16  # values of an observer: one for each channel
+COUNTED_BYTES = 2  # size of a counter's dtype; smaller ones hold pixels and quantized weights
 
 Tensors = dict[Address, TensorRef]
 
 
 def _sections(subject: Subject) -> dict[str, Tensors]:
-    """What the tensors are for: model, averages, optimizer, other."""
+    """Group tensors by owner: the model, EMA weights (``averages``), optimizers and others."""
     owners = {id(c.table.node): "averages" for c in subject.averages}
     if subject.location.model is not None:
         owners[id(subject.location.model.node)] = "model"
     sections: dict[str, Tensors] = {}
-    for table in subject.inventory.weights:
+    for table in (*subject.inventory.weights, *subject.inventory.parts):
         name = owners.get(id(table.node), "other")
+        is_loose = name == "other" and not is_state_dict(table.node)  # losses of a run, say
         for key, ref in table.tensors.items():
-            if ref.numel > 1 or name != "other":
+            if (ref.numel > 1 and (len(ref.shape) > 1 or not is_loose)) or name != "other":
                 sections.setdefault(name, {})[*table.address, key] = ref
     if subject.optimizer_tensors:
         sections["optimizer"] = subject.optimizer_tensors
@@ -44,7 +59,7 @@ def _sections(subject: Subject) -> dict[str, Tensors]:
 
 
 def _sample(subject: Subject) -> Verdicts:
-    """The beginnings of some tensors of each section."""
+    """Look for non-finite values at the beginnings of some tensors of each section."""
     looked = floating = 0
     for section, tensors in _sections(subject).items():
         floating += sum(ref.dtype.is_floating for ref in tensors.values())
@@ -52,11 +67,18 @@ def _sample(subject: Subject) -> Verdicts:
         looked += len(readable)
         for address, ref in spread(readable, SAMPLED):
             wrong = _wrong(beginning(subject.checkpoint.reader, ref))
-            if wrong:
+            if wrong and not (section != "optimizer" and _is_unset(subject, ref)):
                 message = f"{section}: {wrong} among the first values"
                 yield finding("CK303", format_address(address), message)
-    if not looked and VALUES not in subject.reads:  # else all of them are looked at
+    if not looked and VALUES not in subject.reads:  # else all values are read
         yield NotChecked("CK303", "no values that can be sampled", is_absent=not floating)
+
+
+def _is_unset(subject: Subject, ref: TensorRef) -> bool:
+    """Return whether all values are the same infinity, as in observers before their first value."""
+    if ref.numel > MAX_UNSET or len(set(beginning(subject.checkpoint.reader, ref))) > 1:
+        return False
+    return nonfinite_values(subject.checkpoint.reader, ref).is_unset
 
 
 def _wrong(values: Sequence[float]) -> str | None:
@@ -73,12 +95,11 @@ def _wrong(values: Sequence[float]) -> str | None:
 
 
 def _nonfinite(subject: Subject) -> Verdicts:
-    """Every value, in the scan; what that suspects is counted."""
+    """Count the non-finite values of the tensors that the scan of all values suspects."""
     sections = _sections(subject)
     kinds = {address: name for name, tensors in sections.items() for address in tensors}
     suspects = [(address, ref) for address, ref in subject.scan.suspects if address in kinds]
-    reader = subject.checkpoint.reader
-    counts = subject.over(suspects, lambda each: nonfinite_values(reader, each[1]), _nbytes)
+    counts = _each(subject, suspects, nonfinite_values)
     for (address, ref), seen in zip(suspects, counts, strict=True):
         yield from _count(address, ref, kinds[address], Nonfinite(*seen))
     if not any(ref.dtype.is_floating for ref in subject.weight_tensors.values()):
@@ -88,12 +109,20 @@ def _nonfinite(subject: Subject) -> Verdicts:
     yield from _without_arithmetic(sections)
 
 
-def _nbytes(each: tuple[Address, TensorRef]) -> int:
-    return each[1].nbytes
+def _each(
+    subject: Subject,
+    suspects: Sequence[tuple[Address, TensorRef]],
+    look: Callable[[TensorReader, TensorRef], Any],
+) -> list[Any]:
+    """Return ``look`` of each tensor, which reads all of its values."""
+    refuse_repetition(ref for _, ref in suspects)
+    reader = subject.checkpoint.reader
+    return subject.over(suspects, lambda each: look(reader, each[1]), lambda each: each[1].nbytes)
 
 
 def _count(address: Address, ref: TensorRef, section: str, seen: Nonfinite) -> Iterator[Finding]:
-    if (seen.nan or seen.infinite) and not seen.is_mask:
+    is_fill = seen.is_mask or (seen.is_unset and section != "optimizer")
+    if (seen.nan or seen.infinite) and not is_fill:
         rule = "CK302" if section == "optimizer" else "CK301"
         what = f"{seen.nan:,} NaN and {seen.infinite:,} infinite"
         message = f"{section}: {what} of {ref.numel:,} values"
@@ -101,7 +130,7 @@ def _count(address: Address, ref: TensorRef, section: str, seen: Nonfinite) -> I
 
 
 def _without_arithmetic(sections: dict[str, Tensors]) -> Iterator[NotChecked]:
-    """Types whose values nobody here can judge must not look as if somebody had."""
+    """Report rules as not checked for tensors without stored values or with unsupported dtypes."""
     for section, tensors in sections.items():
         rule = "CK302" if section == "optimizer" else "CK301"
         unstored = sum(
@@ -114,18 +143,36 @@ def _without_arithmetic(sections: dict[str, Tensors]) -> Iterator[NotChecked]:
             yield NotChecked(rule, f"there is no arithmetic for {', '.join(sorted(odd))}")
 
 
+def _extreme(subject: Subject) -> Verdicts:
+    """Report weights at the limit of float16 or beyond any real size, among the scan's suspects."""
+    weights = subject.weight_tensors
+    suspects = [(at, ref) for at, ref in subject.scan.suspects if at in weights]
+    counts = _each(subject, suspects, extreme_values)
+    for (address, ref), found in zip(suspects, counts, strict=True):
+        seen, where = Extremes(*found), format_address(address)
+        if seen.saturated and not seen.is_mask:
+            message = f"{seen.saturated:,} of {ref.numel:,} values are 65504 or -65504"
+            yield finding("CK307", where, f"{message}, the largest float16: they may be clamped")
+        if seen.huge and not seen.is_mask and ref.numel > 1:  # a single number may count anything
+            message = f"{seen.huge:,} of {ref.numel:,} values are {HUGE:g} or larger in size"
+            yield finding("CK308", where, f"{message}, up to {seen.largest:.3g}")
+    if not any(ref.dtype.is_floating for ref in weights.values()):
+        for rule in ("CK307", "CK308"):
+            yield NotChecked(rule, "no floating-point weights", is_absent=True)
+
+
 def _constant(subject: Subject) -> Verdicts:
-    """Matrices of one value; their beginnings tell most of them apart."""
+    """Report matrices that hold one value; the beginnings rule out most of the others."""
     matrices = [
         (address, ref)
         for section, tensors in _sections(subject).items()
         for address, ref in (tensors.items() if section in {"model", "averages"} else ())
-        if len(ref.shape) > 1 and ref.numel >= 4 and ref.dtype.is_floating
+        if sum(size > 1 for size in ref.shape) > 1 and ref.numel >= 4 and ref.dtype.is_floating
     ]
     readable = [(address, ref) for address, ref in matrices if is_readable(ref)]
     reader = subject.checkpoint.reader
     suspects = [each for each in readable if len(set(beginning(reader, each[1]))) == 1]
-    only = subject.over(suspects, lambda each: only_value(reader, each[1]), _nbytes)
+    only = _each(subject, suspects, only_value)
     for (address, ref), value in zip(suspects, only, strict=True):
         if value is not None:
             yield _one_value(address, ref, value)
@@ -142,14 +189,13 @@ def _one_value(address: Address, ref: TensorRef, value: float) -> Finding:
 
 
 def _integers(subject: Subject) -> Verdicts:
-    """Counters that have reached the end of their type."""
+    """Report counters that have reached the limit of their dtype."""
     integers = [
         (address, ref)
         for address, ref in {**subject.weight_tensors, **subject.optimizer_tensors}.items()
         if ref.dtype.kind in {"int", "uint"} and ref.dtype.itemsize >= COUNTED_BYTES and ref.chunks
     ]
-    reader = subject.checkpoint.reader
-    counts = subject.over(integers, lambda each: at_limit(reader, each[1]), _nbytes)
+    counts = _each(subject, integers, at_limit)
     for (address, ref), count in zip(integers, counts, strict=True):
         if count:
             message = f"{count:,} of {ref.numel:,} values are the limit of {ref.dtype}"
@@ -162,5 +208,6 @@ CHECKS = (
     Check(("CK303",), _sample),
     Check(("CK301", "CK302"), _nonfinite),
     Check(("CK304", "CK305"), _constant),
+    Check(("CK307", "CK308"), _extreme),
     Check(("CK306",), _integers),
 )

@@ -1,99 +1,48 @@
 """The command line: the only package that knows the terminal, the environment and exit codes.
 
-One module a command, which holds its options and one call into ``commands``; only the module of
-the command that runs is imported. Whatever the input, there is no traceback: :func:`main` turns
-every refusal into an ``error:`` line, a ``hint:`` line and exit code 2.
+Each command has a module with its options and one call into ``commands``. Only the module of the
+command that runs is imported. No input leads to a traceback: :func:`main` turns every error into
+an ``error:`` line, a ``hint:`` line and exit code 2.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
 from ckptool import __version__
-from ckptool.cli.output import used_color
-from ckptool.cli.torchrun import own_place
-from ckptool.errors import CkptError, UsageError
-from ckptool.interrupts import INTERRUPTED, end_cleanly
-from ckptool.reports import ErrorReport
+from ckptool.cli.output import ExitCode, own_place, used_color
+from ckptool.errors import CkptError, UsageError, as_ckpt_error
+from ckptool.process.signals import INTERRUPTED, end_cleanly
+from ckptool.reports.base import ErrorReport
 
-DONE, NO, CANNOT = 0, 1, 2
+ClickError: type[Exception] = typer.BadParameter.__mro__[2]  # click's own, in whichever package
 
-ClickError: type[Exception] = typer.BadParameter.__mro__[2]  # click's own base, wherever it lives
-
-Command = Callable[..., None]
-
-
-def _inspect() -> Command:
-    from ckptool.cli.inspect import command
-
-    return command
-
-
-def _extract_ema() -> Command:
-    from ckptool.cli.extract_ema import command
-
-    return command
-
-
-def _promote_ema() -> Command:
-    from ckptool.cli.promote_ema import command
-
-    return command
-
-
-def _verify() -> Command:
-    from ckptool.cli.verify import command
-
-    return command
-
-
-def _diff() -> Command:
-    from ckptool.cli.diff import command
-
-    return command
-
-
-def _rule() -> Command:
-    from ckptool.cli.rule import command
-
-    return command
-
-
-def _textconv() -> Command:
-    from ckptool.cli.textconv import command
-
-    return command
-
-
-def _layouts() -> Command:
-    from ckptool.cli.layouts import command
-
-    return command
-
-
-# In the order of the help. Each is imported when it is run, or when the help lists them all.
-COMMANDS: dict[str, Callable[[], Command]] = {
-    "inspect": _inspect,
-    "extract-ema": _extract_ema,
-    "promote-ema": _promote_ema,
-    "verify": _verify,
-    "diff": _diff,
-    "rule": _rule,
-    "layouts": _layouts,
-    "textconv": _textconv,
+# Module and function of each command, in the order of the help. A module is imported when its
+# command runs, and all for the help.
+COMMANDS: Mapping[str, str] = {
+    "inspect": "inspect.command",
+    "extract-ema": "extract_ema.command",
+    "promote-ema": "promote_ema.command",
+    "verify": "verify.command",
+    "diff": "diff.command",
+    "rule": "tables.rule",
+    "layouts": "tables.layouts",
+    "textconv": "tables.textconv",
 }
 
 
 def _app(names: Iterable[str]) -> typer.Typer:
     app = typer.Typer(
         name="ckptool",
-        help="Look into training checkpoints, find the averaged weights, get them out.",
+        help="Look into training checkpoints, find the EMA weights, get them out.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -102,12 +51,15 @@ def _app(names: Iterable[str]) -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_root)
     for name in names:
-        app.command(name)(COMMANDS[name]())
+        module, _, function = COMMANDS[name].partition(".")
+        app.command(name)(getattr(import_module(f"ckptool.cli.{module}"), function))
     return app
 
 
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version of ckptool.")
+    ] = False,
 ) -> None:
     if version:
         sys.stdout.write(f"ckptool {__version__}\n")
@@ -117,10 +69,10 @@ def _root(
 
 
 def main(args: Sequence[str]) -> int:
-    """Run one command and return its exit code; every error becomes text or a document."""
+    """Run one command and return its exit code; turn every error into text or a document."""
     app = _app(args[:1] if args and args[0] in COMMANDS else COMMANDS)
     try:
-        # A command that answers returns nothing, one that says no exits with a code.
+        # A command returns None when it succeeds, and exits with a code when the answer is no.
         code = app(args=list(args) or ["--help"], standalone_mode=False, prog_name="ckptool")
     except typer.Exit as stop:
         return int(stop.exit_code)
@@ -129,14 +81,11 @@ def main(args: Sequence[str]) -> int:
     except (BrokenPipeError, SystemExit):  # typer exits when a pipe breaks
         _close_stdout()
     except tuple(TRANSLATIONS) as error:
-        return _refuse(_translated(error), args)
+        made = (make(error) for kind, make in TRANSLATIONS.items() if isinstance(error, kind))
+        return _refuse(next(made), args)
     else:
-        return code if isinstance(code, int) else DONE
-    return DONE
-
-
-def _translated(error: Exception) -> CkptError:
-    return next(make(error) for kind, make in TRANSLATIONS.items() if isinstance(error, kind))
+        return code if isinstance(code, int) else ExitCode.DONE
+    return ExitCode.DONE
 
 
 def _usage_error(error: Any) -> CkptError:
@@ -146,12 +95,8 @@ def _usage_error(error: Any) -> CkptError:
     return UsageError(message, hint=f"{command} --help")
 
 
-def _system_error(error: Any) -> CkptError:
-    return CkptError(error.strerror or str(error), path=error.filename)
-
-
 def _bug(error: Any) -> CkptError:
-    """A mistake of ours: still one line, and a way to see more."""
+    """Return a bug as an error of one line with a hint; with CKPTOOL_DEBUG raise it as it is."""
     if os.environ.get("CKPTOOL_DEBUG"):
         raise error
     return CkptError(
@@ -160,43 +105,35 @@ def _bug(error: Any) -> CkptError:
     )
 
 
-# What can go wrong, and how it is said.
+# Class of an exception -> function that turns it into an error of ckptool; the first match counts.
 TRANSLATIONS: dict[type[Exception], Callable[[Any], CkptError]] = {
     CkptError: lambda error: error,
     ClickError: _usage_error,
-    RecursionError: lambda _: CkptError("nested too deep to be read"),
-    MemoryError: lambda _: CkptError("not enough memory"),
-    OSError: _system_error,
+    RecursionError: as_ckpt_error,
+    MemoryError: as_ckpt_error,
+    OSError: as_ckpt_error,
     Exception: _bug,
 }
 
 
 def _refuse(error: CkptError, args: Sequence[str]) -> int:
-    report = ErrorReport(
-        error={
-            "code": error.code,
-            "message": error.message,
-            "path": None if error.path is None else str(error.path),
-            "address": error.address,
-            "hint": error.hint or "ckptool --help",
-        }
-    )
-    with contextlib.suppress(OSError, AttributeError):  # nobody can be told: the code still says it
+    report = ErrorReport(error.document | {"hint": error.hint or "ckptool --help"})
+    with contextlib.suppress(OSError, AttributeError):  # without output the exit code reports it
         name = "json" if "--json" in args else _asked(args, "--format", "text")
         name = name if own_place().speaks else "text"  # one document for all processes
         if name in {"json", "github"}:
-            from ckptool.render.formats import rendered
+            from ckptool.render.outputs import rendered
 
             sys.stdout.write(rendered([report], name) + "\n")
         if name != "json":
             from ckptool.render.terminal import show
 
-            show(report, sys.stderr, used_color(_asked(args, "--color", "auto")))
-    return CANNOT
+            show([report], sys.stderr, used_color(_asked(args, "--color", "auto")))
+    return ExitCode.CANNOT
 
 
 def _asked(args: Sequence[str], option: str, default: str) -> str:
-    """An option's value, also when the rest of the command line cannot be understood."""
+    """Return an option's value, also when the rest of the command line cannot be parsed."""
     for i, arg in enumerate(args):
         if arg.startswith(f"{option}="):
             return arg.partition("=")[2]
@@ -206,15 +143,25 @@ def _asked(args: Sequence[str], option: str, default: str) -> str:
 
 
 def _close_stdout() -> None:
-    """The reader went away (``| head``): nothing is wrong, and nothing more may be written."""
+    """Discard further output: the reader has gone away (``| head``), which is no error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _take_every_letter() -> None:
+    """Let stdout and stderr escape characters that their encoding lacks, instead of failing."""
+    from ckptool.render.encodings import ERRORS
+
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=ERRORS)
+
+
 def run() -> None:
-    """A process of its own, from the command line's arguments to its exit code."""
+    """Run the whole process, from the command line's arguments to its exit code."""
     end_cleanly()
-    # numpy's BLAS starts a thread for each processor, which waits by spinning: 0.08 s of a core.
+    # numpy's BLAS starts a thread for each CPU, which waits by spinning: 0.08 s of a core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _take_every_letter()
     code = main(sys.argv[1:])
     try:
         sys.stdout.flush()
@@ -222,6 +169,6 @@ def run() -> None:
     except BrokenPipeError:
         _close_stdout()
     except (OSError, AttributeError):  # a full disk behind the pipe, or no output at all
-        code = CANNOT
-    # Every file is closed and in place; taking a tree of 100,000 tensors apart would cost 0.3 s.
+        code = ExitCode.CANNOT
+    # Every file is closed and in place; to free a tree of 100,000 tensors would take 0.3 s.
     os._exit(code)

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from ckptool.cli.options import ColorOption, JsonOption
-from ckptool.cli.output import house_layouts, progressing, used_color
-from ckptool.cli.torchrun import joined, own_place
+from ckptool.cli import options as shared
+from ckptool.cli.config import read_settings
+from ckptool.cli.output import (
+    ExitCode,
+    answer,
+    concluding,
+    joined,
+    output_for,
+    own_place,
+    progressing,
+    tell_config,
+    with_config,
+)
 from ckptool.commands.diff import DiffOptions, diff
-from ckptool.comparison.settings import FORMS, merge_selection, merge_tolerances
-from ckptool.config import read_settings
-from ckptool.diff_reports import DiffReport
+from ckptool.comparison.pairing import Asked, merge_selection
+from ckptool.comparison.tolerances import merge_tolerances
 from ckptool.errors import UsageError
-from ckptool.render.diff_formats import DOCUMENTS, PAGES
 
 Operand = Annotated[
-    str, typer.Argument(help="PATH, PATH#ADDRESS, PATH#@ema or PATH#@model; or digests as JSON.")
+    str,
+    typer.Argument(
+        metavar="PATH[#ADDRESS]",
+        help="A checkpoint, a part of it (a/b, @ema or @model), or a document of digests.",
+    ),
 ]
-Globs = list[str]
-Format = Literal["text", "json", "md", "github", "junit", "html"]
 
 
 def command(
@@ -30,72 +38,105 @@ def command(
     b: Operand,
     atol: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Absolute difference that is none; integers are exact."),
+        typer.Option(metavar="X", help="Accept absolute differences of floats up to X."),
     ] = None,
     rtol: Annotated[
-        float | None, typer.Option(metavar="X", help="Difference relative to the larger value.")
+        float | None,
+        typer.Option(metavar="X", help="Accept differences up to X times the larger magnitude."),
     ] = None,
     ulp: Annotated[
-        int | None, typer.Option(metavar="N", help="Floating-point steps that are none.")
+        int | None,
+        typer.Option(metavar="N", help="Accept differences of up to N representable floats (ULP)."),
     ] = None,
     tolerance: Annotated[
-        Globs | None,
+        shared.Globs | None,
         typer.Option(
-            metavar="GLOB=ATOL[,RTOL]", help="For these addresses; the most specific glob wins."
+            metavar="GLOB=ATOL[,RTOL]",
+            help="Use these tolerances for key paths that match GLOB; the most specific wins.",
         ),
     ] = None,
-    match: Annotated[Globs | None, typer.Option(metavar="GLOB", help="Only these.")] = None,
-    ignore: Annotated[Globs | None, typer.Option(metavar="GLOB", help="Not these.")] = None,
+    match: Annotated[
+        shared.Globs | None,
+        typer.Option(
+            metavar="GLOB", help="Compare only tensors and values whose key path matches GLOB."
+        ),
+    ] = None,
+    ignore: Annotated[
+        shared.Globs | None,
+        typer.Option(
+            metavar="GLOB", help="Leave out tensors and values whose key path matches GLOB."
+        ),
+    ] = None,
     renames: Annotated[
-        Globs | None,
-        typer.Option("--map", metavar="REGEX=REPL", help="Rename on both sides before pairing."),
+        shared.Globs | None,
+        typer.Option(
+            "--map",
+            metavar="REGEX=REPL",
+            help="Rename key paths on both sides by a regular expression, before pairing.",
+        ),
     ] = None,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Strides, sharing, device, gradients, versions count too."),
+        typer.Option(
+            "--strict", help="Compare strides, sharing, devices, gradient flags and versions, too."
+        ),
     ] = False,
     any_dtype: Annotated[
-        bool, typer.Option("--any-dtype", help="Values count, not the types they are stored in.")
+        bool,
+        typer.Option(
+            "--any-dtype", help="Compare values only, not the dtypes that they are stored in."
+        ),
     ] = False,
-    stat: Annotated[bool, typer.Option("--stat", help="Only the summary.")] = False,
+    stat: Annotated[bool, typer.Option("--stat", help="Print only the summary.")] = False,
     name_only: Annotated[
-        bool, typer.Option("--name-only", help="Only the addresses that differ.")
+        bool, typer.Option("--name-only", help="Print only the key paths that differ.")
     ] = False,
     device: Annotated[
         str,
         typer.Option(
-            metavar="cpu|cuda[:N]", help="Where to compute; a GPU pays from several GB on."
+            metavar="cpu|cuda[:N]",
+            help="Compute on this device; a GPU pays off from several GB on.",
         ),
     ] = "cpu",
-    format_: Annotated[Format, typer.Option("--format", help="Form of the report.")] = "text",
-    json: JsonOption = False,
-    color: ColorOption = "auto",
+    config: shared.Config = None,
+    form: shared.Format = "text",
+    json: shared.Json = False,
+    color: shared.Color = "auto",
 ) -> None:
-    """Compare two checkpoints: exit code 0 when they are equal, 1 when they differ."""
+    """Compare two checkpoints.
+
+    The exit code is 0 when they are equal, 1 when they differ, and 2 when they cannot be compared.
+    """
     if stat and name_only:
         raise UsageError("--stat and --name-only do not go together")
+    output = output_for("DiffReport", form, json=json)
+    if output != "text" and (stat or name_only):
+        option = "--stat" if stat else "--name-only"
+        raise UsageError(
+            f"{option} shortens the text, and --format {output} is a document of everything",
+            hint=f"leave out {option}, or --format",
+        )
     place = own_place()
-    settings = read_settings(Path.cwd(), "diff", FORMS)
+    configured = read_settings("diff", [a, b], config)
+    settings = configured.options
+    if place.speaks:
+        tell_config(configured)
     options = DiffOptions(
         merge_selection(settings, match=match or (), ignore=ignore or (), renames=renames or ()),
         merge_tolerances(settings, atol=atol, rtol=rtol, ulp=ulp, special=tolerance or ()),
         strict or bool(settings.get("strict")),
         any_dtype or bool(settings.get("any_dtype")),
         f"cuda:{place.local}" if device == "cuda" and place.world > 1 else device,
+        asked=Asked(
+            tuple(match or ()), tuple(ignore or ()), tuple(renames or ()), tuple(tolerance or ())
+        ),
     )
-    with joined(place) as ranks, progressing("comparing") as progress:
-        report = diff(a, b, options, progress=progress, layouts=house_layouts(), ranks=ranks)
-    if place.speaks:
-        extent = "stat" if stat else "names" if name_only else "full"
-        _show(report, "json" if json else format_, extent, color)
+    with joined(place) as ranks:
+        with progressing("comparing") as progress:
+            report = diff(a, b, options, progress=progress, layouts=configured.layouts, ranks=ranks)
+            report = with_config(report, configured)
+        if place.speaks:
+            with concluding():
+                answer([report], "stat" if stat else "names" if name_only else output, color=color)
     if not report.equal:
-        raise typer.Exit(1)
-
-
-def _show(report: DiffReport, form: str, extent: str, color: str) -> None:
-    if form in DOCUMENTS:
-        sys.stdout.write(DOCUMENTS[form](report) + "\n")
-        return
-    from ckptool.render.terminal import show_page
-
-    show_page(PAGES[extent](report), sys.stdout, used_color(color))
+        raise typer.Exit(ExitCode.NO)

@@ -6,98 +6,103 @@ from typing import Annotated, Literal
 
 import typer
 
-from ckptool.cli.options import (
-    ColorOption,
-    DryRunOption,
-    ForceOption,
-    JsonOption,
-    ModelOption,
-    OperandArgument,
+from ckptool.cli import options as shared
+from ckptool.cli.config import read_settings
+from ckptool.cli.output import (
+    answer,
+    output_for,
+    place_named,
+    progressing,
+    source_date,
+    tell_config,
+    with_config,
 )
-from ckptool.cli.output import answer, house_layouts, progressing, source_date
-from ckptool.commands.extract_ema import extract_ema
-from ckptool.errors import UsageError
-from ckptool.selection import Operand, parse_operand
+from ckptool.commands.extract_ema import ExtractOptions, extract_ema
 
 
 def command(
-    path: OperandArgument,
+    path: shared.Operand,
     output: Annotated[
         str | None,
         typer.Option(
             "-o",
             "--output",
             metavar="OUT",
-            help="The suffix chooses the format: .safetensors, or .pt .pth .ckpt .bin for torch. "
-            "A folder takes PATH's name in it; by default PATH with .ema.safetensors.",
+            help="Write to this file, in the format of its suffix: .safetensors, or .pt, .pth, "
+            ".ckpt or .bin for torch. The default is PATH with .ema.safetensors.",
         ),
     ] = None,
-    ema: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ADDRESS",
-            help="Take this table: a/b, a/prefix*, @model for the model's own, as it stands.",
-        ),
-    ] = None,
-    model: ModelOption = None,
+    ema: shared.Ema = None,
+    model: shared.Model = None,
     names: Annotated[
         Literal["model", "bare", "ema"],
-        typer.Option(help="Names as in the model's slot, those without wrappers, or as stored."),
+        typer.Option(
+            metavar="NAMES",
+            help="Name tensors as in the model (model), without wrappers such as module. (bare), "
+            "or as stored in the EMA (ema).",
+        ),
     ] = "model",
     strip_prefix: Annotated[
-        str | None, typer.Option(metavar="P", help="Take this prefix off the names, too.")
+        str | None,
+        typer.Option(metavar="P", help="Strip this prefix from the names of tensors, too."),
     ] = None,
     match: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", help="Write only the tensors whose name fits; repeatable."),
+        shared.Globs | None,
+        typer.Option(
+            metavar="GLOB", help="Write only tensors whose key path in the output matches GLOB."
+        ),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(metavar="D", help="Cast floating tensors: float16, bf16, float8_e4m3fn …"),
+        typer.Option(
+            metavar="D",
+            help="Cast floating-point tensors to this dtype: float16, bf16, float8_e4m3fn.",
+        ),
     ] = None,
     max_shard_size: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Several files of at most 5GB, say, and their index (safetensors).",
+            help="Write safetensors files of at most this size, such as 5GB, and their index.",
         ),
     ] = None,
     ties: Annotated[
         Literal["once", "each"],
-        typer.Option(help="Tied weights in safetensors: under one name and noted, or under each."),
+        typer.Option(
+            metavar="TIES",
+            help="Write shared tensors of a safetensors file under one name and the others in its "
+            "metadata (once), or under each name (each).",
+        ),
     ] = "once",
     wrap: Annotated[
         str | None,
-        typer.Option(metavar="KEY", help="Put the state dict under this key (torch files)."),
+        typer.Option(metavar="KEY", help="Put the state dict under this key of a torch file."),
     ] = None,
-    force: ForceOption = False,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    color: ColorOption = "auto",
+    buffers: shared.Buffers = "ema",
+    force: shared.Force = False,
+    dry_run: shared.DryRun = False,
+    config: shared.Config = None,
+    form: shared.Format = "text",
+    json: shared.Json = False,
+    color: shared.Color = "auto",
 ) -> None:
-    """Write the averaged weights as a file of their own, ready for inference."""
-    operand = operand_of(path, ema)
+    """Write the EMA weights to a file of their own."""
+    output_format = output_for("ExtractReport", form, json=json)
+    operand = place_named(path, ema)
+    settings = read_settings("extract-ema", [path], config)
+    tell_config(settings)
+    options = ExtractOptions(
+        ema=operand.address, model=model, names=names, strip=strip_prefix, match=match or (),
+        dtype=dtype, ties=ties, wrap=wrap, max_shard_size=max_shard_size, buffers=buffers,
+        force=force, dry_run=dry_run,
+    )  # fmt: skip
     with progressing("extracting") as progress:
         report = extract_ema(
-            operand.path, output, ema=operand.address, model=model, names=names,
-            strip=strip_prefix, match=match or (), dtype=dtype, ties=ties, wrap=wrap,
-            max_shard_size=max_shard_size, force=force, dry_run=dry_run, progress=progress,
-            layouts=house_layouts(), made_at=source_date(),
-        )  # fmt: skip
-    answer(report, json=json, color=color)
-
-
-def operand_of(text: str, ema: str | None) -> Operand:
-    """``PATH#ADDRESS`` names the weights as ``--ema ADDRESS`` does.
-
-    Raises:
-        UsageError: both do.
-    """
-    operand = parse_operand(text)
-    if ema is None or operand.address is None:
-        return operand._replace(address=operand.address if ema is None else ema)
-    raise UsageError(
-        "the weights are named twice, behind the # and by --ema",
-        path=operand.path,
-        hint="leave one out",
-    )
+            operand.path,
+            output,
+            options,
+            progress=progress,
+            layouts=settings.layouts,
+            made_at=source_date(),
+        )
+    answer([with_config(report, settings)], output_format, color=color)

@@ -2,60 +2,104 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import typer
 
-from ckptool.cli.options import (
-    ColorOption,
-    JsonOption,
+from ckptool.cli import options as shared
+from ckptool.cli.config import read_settings
+from ckptool.cli.output import (
+    answer,
+    output_for,
+    progressing,
+    tell_config,
+    with_config,
 )
-from ckptool.cli.output import answer, house_layouts, progressing
-from ckptool.commands.inspect import inspect_directory, inspect_file, is_run
+from ckptool.commands.inspect import Listing, inspect_file, refuse_unused
+from ckptool.commands.operands import checkpoint_files, is_run
+from ckptool.contents.selection import Operand, parse_operand
 from ckptool.errors import CkptError
+from ckptool.reports.inspect import InspectReport
 
 
 def command(
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Checkpoints, or a run's folder.")
-    ],
-    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    paths: shared.Operands,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="List every tensor with its dtype, shape and size.")
+    ] = False,
     match: Annotated[
-        str | None, typer.Option(metavar="GLOB", help="List the tensors whose address fits.")
+        shared.Globs | None,
+        typer.Option(metavar="GLOB", help="List only tensors whose key path matches GLOB."),
     ] = None,
     stats: Annotated[
-        bool, typer.Option("--stats", help="Read the listed values: range, mean, norm, not finite.")
+        bool,
+        typer.Option("--stats", help="Show range, mean and norm of the values of each tensor."),
     ] = False,
     digests: Annotated[
-        bool, typer.Option("--digests", help="SHA-256 of each tensor, the same in every format.")
+        bool,
+        typer.Option(
+            "--digests", help="Show the SHA-256 of each tensor, the same in every format."
+        ),
     ] = False,
-    json: JsonOption = False,
-    color: ColorOption = "auto",
+    config: shared.Config = None,
+    form: shared.Format = "text",
+    json: shared.Json = False,
+    color: shared.Color = "auto",
 ) -> None:
-    """Show what a checkpoint holds, where its EMA is, what training state rides along."""
+    """Show what a checkpoint holds, and where its EMA is."""
+    output = output_for("InspectReport", form, json=json)
+    listing = Listing(tensors, tuple(match or ()), stats, digests)
     reports: list[Any] = []
+    unread: list[Any] = []  # the reports that stand for paths that cannot be read
     refused: list[CkptError] = []
+    settings = read_settings("inspect", paths, config)
+    layouts = settings.layouts
+    tell_config(settings)
     with progressing("reading") as progress:
-        for path in paths:
+        operands: Iterable[Operand] = map(parse_operand, paths)
+        for operand in _each(operands, refused) if listing.is_wanted else operands:
+            path = operand.path
             try:
-                if is_run(path):
-                    reports.append(inspect_directory(path, layouts=house_layouts()))
+                if _is_run(operand):
+                    from ckptool.commands.runs import inspect_directory
+
+                    found: Any = inspect_directory(path, layouts=layouts)
                 else:
-                    reports.append(
-                        inspect_file(
-                            path,
-                            list_tensors=tensors,
-                            match=match,
-                            stats=stats,
-                            digests=digests,
-                            progress=progress,
-                            layouts=house_layouts(),
-                        )
-                    )
+                    found = inspect_file(operand, listing, progress=progress, layouts=layouts)
+                reports.append(with_config(found, settings))
             except CkptError as error:
                 refused.append(error)
-    if reports and not (refused and json):
-        answer(reports if len(reports) > 1 else reports[0], json=json, color=color)
-    if refused:  # the first is told; the others are found when it is mended
+                if error.path is not None:
+                    from ckptool.commands.runs import unreadable_entry
+
+                    unread.append(unreadable_entry(path, error))
+                    reports.append(unread[-1])
+    refuse_unused(
+        listing.match, [one for one in reports if isinstance(one, InspectReport)], layouts
+    )
+    shown = [one for one in reports if not any(one is entry for entry in unread)]
+    if shown and not (refused and output == "json"):
+        if len(reports) > 1 and not (output == "json" or listing.is_wanted):
+            from ckptool.commands.runs import in_a_table
+
+            shown = list(in_a_table(reports))
+        answer(shown, output, color=color)
+    if refused:  # only the first is shown; the others show once it is fixed
         raise refused[0]
+
+
+def _is_run(operand: Operand) -> bool:
+    return operand.address is None and is_run(operand.path)
+
+
+def _each(operands: Iterable[Operand], refused: list[CkptError]) -> Iterator[Operand]:
+    """Yield the operands; instead of the directory of a run, yield its checkpoints one by one."""
+    for operand in operands:
+        try:
+            if _is_run(operand):
+                yield from map(Operand, checkpoint_files(operand.path))
+            else:
+                yield operand
+        except CkptError as error:
+            refused.append(error)

@@ -1,4 +1,7 @@
-"""Where answers and progress go, and what the configuration adds."""
+"""Output of answers and progress, the settings from the environment, and the place in torchrun.
+
+Every process of torchrun does its part and ends with the same exit code; only the first one prints.
+"""
 
 from __future__ import annotations
 
@@ -6,77 +9,109 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptool.errors import UsageError
-from ckptool.interrupts import undone_at_end
-from ckptool.render.as_json import to_json
+from ckptool.process.signals import undone_at_end
+from ckptool.render.outputs import TEXTS, outputs_of, rendered
 
 if TYPE_CHECKING:
-    from ckptool.layouts import Layouts
+    from ckptool.cli.config import Settings
+    from ckptool.contents.selection import Operand
+    from ckptool.process.ranks import Ranks
+
+
+class ExitCode(IntEnum):
+    """The exit code of every command; an interrupted one ends with 130."""
+
+    DONE = 0  # done; verified; no differences
+    NO = 1  # the answer is no: a check failed, or there are differences
+    CANNOT = 2  # it could not be done
+
 
 PROGRESS_AFTER = 1.0  # seconds
 PROGRESS_EVERY = 0.1
 
 
-def answer(report: Any, *, json: bool, color: str) -> None:
-    """Print a report, or several: text, or one JSON document."""
-    if json:
-        sys.stdout.write(to_json(report) + "\n")
-        return
-    from ckptool.render.terminal import show
-
-    reports = report if isinstance(report, list) else [report]
-    for i, one in enumerate(reports):
-        if i:
-            sys.stdout.write("\n")
-        show(one, sys.stdout, used_color(color))
-
-
-def answer_as(name: str, reports: list[Any], *, color: str) -> None:
-    """Print one or more reports of one type as text, or in a format of other programs."""
-    if name == "text":
+def answer(reports: Sequence[Any], output: str, *, color: str) -> None:
+    """Print the reports of a command, as text or as one document."""
+    if output in TEXTS:
         from ckptool.render.terminal import show
 
-        show(reports if len(reports) > 1 else reports[0], sys.stdout, used_color(color))
+        show(reports, sys.stdout, used_color(color), output)
     else:
-        from ckptool.render.formats import rendered
-
-        sys.stdout.write(rendered(reports, name) + "\n")
+        write_document(rendered(reports, output), output)
 
 
-def report_files(asked: list[str] | None) -> list[tuple[str, Path]]:
-    """``FORMAT=FILE`` of each ``--report``.
+def output_for(report: str, asked: str, *, json: bool) -> str:
+    """Return the name of the output for a class of reports; ``--json`` means ``json``.
 
     Raises:
-        UsageError: it is not of that form, or there is no such format.
+        UsageError: the reports have no such output, or two outputs are asked for.
     """
-    return [_report_file(text) for text in asked or ()]
+    if json and asked not in {"text", "json"}:
+        raise UsageError(
+            f"--json and --format {asked} are two forms of one answer", hint="leave one out"
+        )
+    output = "json" if json else asked
+    known = outputs_of(report)
+    if output not in known:
+        raise UsageError(
+            f"this command has no --format {output}", hint=f"it has: {', '.join(known)}"
+        )
+    return output
 
 
-def _report_file(text: str) -> tuple[str, Path]:
-    from ckptool.render.formats import FORMATS
-
-    name, _, file = text.partition("=")
-    if name not in FORMATS or not file:
-        example = f"--report FORMAT=FILE, with one of: {', '.join(FORMATS)}"
-        raise UsageError(f"cannot write a report to {text!r}", hint=example)
-    return name, Path(file)
+@contextlib.contextmanager
+def concluding() -> Iterator[None]:
+    """Flush an answer, and ignore that its reader goes away: the exit code is the verdict."""
+    with contextlib.suppress(BrokenPipeError):
+        yield
+        sys.stdout.flush()
 
 
-def write_reports(files: list[tuple[str, Path]], reports: list[Any]) -> None:
-    """Write the reports to each file, in its format."""
+MARKUP = frozenset({"html", "junit"})  # documents that declare UTF-8 as their encoding
+
+
+def write_document(text: str, name: str) -> None:
+    """Print a document; markup gets character references where the stream is not UTF-8."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-")
+    if name in MARKUP and encoding not in {"utf-8", "utf8"}:
+        text = text.encode("ascii", "xmlcharrefreplace").decode("ascii")
+    sys.stdout.write(text + "\n")
+
+
+def report_files(report: str, asked: Iterable[str]) -> list[tuple[str, Path]]:
+    """Return the output and the file of each ``--report FORMAT=FILE``.
+
+    Raises:
+        UsageError: an option is not of that form, or the reports have no such output.
+    """
+    files = []
+    for text in asked:
+        name, _, file = text.partition("=")
+        known = outputs_of(report)
+        if name not in known or not file:
+            hint = f"--report FORMAT=FILE, with one of: {', '.join(known)}"
+            raise UsageError(f"cannot write a report to {text!r}", hint=hint)
+        files.append((name, Path(file)))
+    return files
+
+
+def write_reports(files: Iterable[tuple[str, Path]], reports: Sequence[Any]) -> None:
+    """Write the reports to each file, in the output that belongs to it."""
     for name, path in files:
-        from ckptool.render.formats import rendered
-
         path.write_text(rendered(reports, name) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
 def progressing(verb: str) -> Iterator[Callable[[int], None]]:
-    """Bytes and rate on stderr, on a terminal only, once something takes over a second."""
+    """Show bytes and rate on stderr, on a terminal only, once the work takes over a second."""
     done, begun, shown = 0, time.monotonic(), 0.0
     is_terminal = sys.stderr.isatty()
 
@@ -100,27 +135,84 @@ def progressing(verb: str) -> Iterator[Callable[[int], None]]:
 
 
 def used_color(asked: str) -> str:
-    """FORCE_COLOR colours pipes too, unless an option or NO_COLOR says otherwise."""
+    """Return ``--color``; FORCE_COLOR colours pipes too, unless the option or NO_COLOR is given."""
     forced = os.environ.get("FORCE_COLOR") and not os.environ.get("NO_COLOR")
     return "always" if asked == "auto" and forced else asked
 
 
-def house_verify_options() -> dict[str, Any]:
-    """What the configuration at or above the working directory sets for ``verify``."""
-    from ckptool.config import VERIFY_OPTIONS, read_settings
+def place_named(text: str, ema: str | None) -> Operand:
+    """Return the path and the key path of the weights, by ``PATH#ADDRESS`` or ``--ema ADDRESS``.
 
-    return dict(read_settings(Path.cwd(), "verify", VERIFY_OPTIONS))
+    Raises:
+        UsageError: both are given.
+    """
+    from ckptool.contents.selection import parse_operand
+
+    operand = parse_operand(text)
+    if ema is None or operand.address is None:
+        return operand._replace(address=operand.address if ema is None else ema)
+    raise UsageError(
+        "the weights are named twice, behind the # and by --ema",
+        path=operand.path,
+        hint="leave one out",
+    )
 
 
-def house_layouts() -> Layouts:
-    """Rows of the configuration at or above the working directory."""
-    from ckptool.config import read_layouts
+def with_config(report: Any, settings: Settings) -> Any:
+    """Return a report that states the configuration files beside its checkpoints."""
+    return replace(report, config=settings.foreign or None)
 
-    return read_layouts(Path.cwd())
+
+def tell_config(settings: Settings) -> None:
+    """Say on stderr which settings are in use that nobody typed, and which were ignored."""
+    from ckptool.render.text import printable
+
+    for each in settings.foreign:
+        path = printable(each.path)
+        if each.ignored:
+            sys.stderr.write(
+                f"note: {path} lies in the directory of a checkpoint, so it may not decide on "
+                f"{', '.join(each.ignored)}: use --config {path} if it is yours\n"
+            )
+    for each in settings.loose:
+        sys.stderr.write(f"note: {printable(each.path)} decides on {', '.join(each.used)}\n")
 
 
 def source_date() -> float | None:
-    """The time that reproducible builds ask for (https://reproducible-builds.org/specs)."""
+    """Return the time set for reproducible builds (https://reproducible-builds.org/specs)."""
     given = os.environ.get("SOURCE_DATE_EPOCH", "")
     is_date = given.isascii() and given.isdigit() and len(given) < 12  # digits, up to year 5138
     return float(given) if is_date else None
+
+
+# ----------------------------------------------------------------------------------------- torchrun
+
+
+class Place(NamedTuple):
+    """The place of this process among those of torchrun."""
+
+    rank: int = 0
+    world: int = 1  # number of processes
+    local: int = 0  # rank on this machine
+
+    @property
+    def speaks(self) -> bool:
+        """True for the process that prints and writes the answer."""
+        return self.rank == 0
+
+
+def own_place() -> Place:
+    """Return the place of this process, from the environment."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # others set the rest, but no process waits for us
+        return Place()
+    rank, world, local = (int(os.environ[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return Place(rank, world, local)
+
+
+def joined(place: Place) -> AbstractContextManager[Ranks]:
+    """Join this process with the others, if there are any."""
+    from ckptool.process.ranks import Ranks, joined_ranks
+
+    if place.world == 1:
+        return nullcontext(Ranks())
+    return joined_ranks(place.rank, place.world)

@@ -6,68 +6,80 @@ from typing import Annotated
 
 import typer
 
-from ckptool.cli.options import (
-    ColorOption,
-    DryRunOption,
-    EmaOption,
-    ForceOption,
-    JsonOption,
-    ModelOption,
-    PathOperand,
+from ckptool.cli import options as shared
+from ckptool.cli.config import read_settings
+from ckptool.cli.output import (
+    answer,
+    output_for,
+    place_named,
+    progressing,
+    source_date,
+    tell_config,
+    with_config,
 )
-from ckptool.cli.output import answer, house_layouts, progressing, source_date
 from ckptool.commands.promote_ema import promote_ema
 
 
 def command(
-    path: PathOperand,
+    path: shared.Operand,
     output: Annotated[
         str | None,
         typer.Option(
             "-o",
             "--output",
             metavar="OUT",
-            help="The file to write, in PATH's format; a folder takes PATH's name in it.",
+            help="Write to this file, or under the name of PATH into this directory, in the format "
+            "of PATH.",
         ),
     ] = None,
     in_place: Annotated[
         bool,
-        typer.Option("--in-place", help="Replace PATH itself, when the copy is whole and checked."),
+        typer.Option(
+            "--in-place", help="Replace PATH itself, once the copy is complete and checked."
+        ),
     ] = False,
     backup: Annotated[
-        bool, typer.Option("--backup", help="With --in-place: keep the replaced file as PATH.bak.")
+        bool, typer.Option("--backup", help="Keep the file that --in-place replaces as PATH.bak.")
     ] = False,
-    ema: EmaOption = None,
-    model: ModelOption = None,
+    ema: shared.Ema = None,
+    model: shared.Model = None,
     allow_shared: Annotated[
         bool,
         typer.Option(
-            "--allow-shared", help="Also where tensors elsewhere view the bytes that change."
+            "--allow-shared", help="Promote even if other tensors share the bytes that change."
         ),
     ] = False,
-    force: ForceOption = False,
-    dry_run: DryRunOption = False,
-    json: JsonOption = False,
-    color: ColorOption = "auto",
+    buffers: shared.Buffers = "ema",
+    force: shared.Force = False,
+    dry_run: shared.DryRun = False,
+    config: shared.Config = None,
+    form: shared.Format = "text",
+    json: shared.Json = False,
+    color: shared.Color = "auto",
 ) -> None:
-    """Put the averaged weights into the model's own slot, all else untouched.
+    """Copy the EMA weights into the model's state dict.
 
-    Writes a copy, or with --in-place replaces the file by one. The optimizer's state still belongs
-    to the raw weights: resume training from the original.
+    Everything else stays as it is. The result is a copy, or with --in-place replaces the file. The
+    state of the optimizer still belongs to the raw weights: resume training from the original.
     """
+    output_format = output_for("PromoteReport", form, json=json)
+    operand = place_named(path, ema)
+    settings = read_settings("promote-ema", [path], config)
+    tell_config(settings)
     with progressing("promoting") as progress:
         report = promote_ema(
-            path,
+            operand.path,
             output,
             in_place=in_place,
             backup=backup,
-            ema=ema,
+            ema=operand.address,
             model=model,
             allow_shared=allow_shared,
+            buffers=buffers,
             force=force,
             dry_run=dry_run,
             progress=progress,
-            layouts=house_layouts(),
+            layouts=settings.layouts,
             made_at=source_date(),
         )
-    answer(report, json=json, color=color)
+    answer([with_config(report, settings)], output_format, color=color)

@@ -2,127 +2,191 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ckptool.cli.options import ColorOption, FormatOption, JsonOption, ReportsOption
+from ckptool.cli import options as shared
+from ckptool.cli.config import read_settings
 from ckptool.cli.output import (
-    answer_as,
-    house_layouts,
-    house_verify_options,
+    ExitCode,
+    answer,
+    concluding,
+    joined,
+    output_for,
+    own_place,
     progressing,
     report_files,
+    tell_config,
+    with_config,
     write_reports,
 )
-from ckptool.cli.torchrun import joined, own_place
-from ckptool.commands.choosing import best_by, latest_valid
 from ckptool.commands.like import read_like
-from ckptool.commands.verify import Request, chosen_rules, expanded, verify_file
-from ckptool.errors import UsageError
-from ckptool.verify_reports import ChoiceReport, VerifyReport
-
-NO = 1  # the exit code of a verdict that something failed
+from ckptool.commands.verify import Request, chosen_rules, verify_all, with_new_names
+from ckptool.contents.selection import Operand, parse_operand
+from ckptool.errors import CkptError, UsageError
+from ckptool.render.outputs import outputs_of
+from ckptool.reports.verify import ChoiceReport, VerifyReport
 
 Names = list[str] | None
 
 
 def command(
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Checkpoints, or a run's folder.")
-    ],
+    paths: shared.Operands,
     require: Annotated[
         Names,
         typer.Option(
             metavar="NAME,...",
-            help="What must hold: ema, resume, finite, safe, intact, loads, provenance.",
+            help="Require that the checkpoint is what NAME says: ema, resume, finite, safe, "
+            "intact, loads or provenance.",
         ),
     ] = None,
-    select: Annotated[
-        Names, typer.Option(metavar="RULE,...", help="Only these rules: CK404; CK4 is a family.")
+    rules: Annotated[
+        Names,
+        typer.Option(
+            metavar="RULE,...", help="Check only these rules; CK404 is a rule, CK4 a family."
+        ),
     ] = None,
-    ignore: Annotated[Names, typer.Option(metavar="RULE,...", help="Not these rules.")] = None,
+    ignore_rules: Annotated[
+        Names, typer.Option(metavar="RULE,...", help="Leave out these rules or families of rules.")
+    ] = None,
+    select: Annotated[Names, typer.Option(hidden=True)] = None,  # old name of --rules
+    ignore: Annotated[Names, typer.Option(hidden=True)] = None,  # old name of --ignore-rules
     like: Annotated[
         str | None,
-        typer.Option(metavar="OPERAND", help="Names and shapes of the model that is to load it."),
+        typer.Option(
+            metavar="OPERAND",
+            help="Check that a model with the names and shapes of OPERAND can load the weights.",
+        ),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(metavar="OPERAND", help="What these weights are: its EMA, or a place in it."),
+        typer.Option(
+            metavar="OPERAND",
+            help="Check that the weights are the EMA weights of OPERAND, or those at its address.",
+        ),
     ] = None,
     bytes_: Annotated[
-        bool | None, typer.Option("--bytes/--no-bytes", help="Read all bytes: checksums.")
+        bool | None,
+        typer.Option("--bytes/--no-bytes", help="Read every byte and compare the checksums."),
     ] = None,
     values: Annotated[
-        bool | None, typer.Option("--values/--no-values", help="Read all values: NaN, constants.")
+        bool | None,
+        typer.Option(
+            "--values/--no-values", help="Read every value and look for NaN, infinity, constants."
+        ),
     ] = None,
     strict: Annotated[
-        bool | None, typer.Option("--strict/--no-strict", help="Warnings fail.")
+        bool | None, typer.Option("--strict/--no-strict", help="Count warnings as failures.")
     ] = None,
     latest: Annotated[
-        bool, typer.Option("--latest-valid", help="Print the newest checkpoint that passes.")
+        bool, typer.Option("--latest-valid", help="Print the path of the newest that passes.")
     ] = False,
     best: Annotated[
-        str | None, typer.Option(metavar="METRIC", help="Print the best checkpoint that passes.")
+        str | None,
+        typer.Option(
+            metavar="METRIC[:min|max]",
+            help="Print the path of the checkpoint with the best METRIC that passes.",
+        ),
     ] = None,
-    form: FormatOption = "text",
-    report: ReportsOption = None,
-    json: JsonOption = False,
-    color: ColorOption = "auto",
+    config: shared.Config = None,
+    form: shared.Format = "text",
+    report: shared.Reports = None,
+    json: shared.Json = False,
+    color: shared.Color = "auto",
 ) -> None:
-    """Check a checkpoint: whole, safe, finite, averaged, ready to resume. 1: it is not."""
-    files = report_files(report)
-    given = house_verify_options() | {
-        name: value
-        for name, value in {
-            "require": _listed(require),
-            "select": _listed(select),
-            "ignore": _listed(ignore),
-            "strict": strict,
-            "bytes": bytes_,
-            "values": values,
-        }.items()
-        if value is not None
-    }
+    """Check that a checkpoint is intact, safe and complete.
+
+    The exit code is 0 when it passes, 1 when a check fails, and 2 when a file cannot be read.
+    """
+    answered = "ChoiceReport" if latest or best is not None else "VerifyReport"
+    files = report_files(answered, report or ())
+    shown = output_for(answered, form, json=json)
+    asked = {
+        "require": require, "rules": rules, "ignore_rules": ignore_rules, "select": select,
+        "ignore": ignore,
+    }  # fmt: skip
+    lists = {name: _listed(texts) for name, texts in asked.items() if texts is not None}
+    flags = {"strict": strict, "bytes": bytes_, "values": values}
+    settings = read_settings("verify", [*paths, like, against], config)
+    given = with_new_names(settings.options) | with_new_names(lists)
+    given |= {name: flag for name, flag in flags.items() if flag is not None}
     place = own_place()
-    with joined(place) as ranks, progressing("verifying") as progress:
-        layouts = house_layouts()
-        request = Request(
-            chosen_rules(given, like=like is not None, against=against is not None),
-            tuple(given.get("require", ())),
-            like=read_like(like, layouts) if like else None,
-            against=against,
-            layouts=layouts,
-            progress=progress,
-            ranks=ranks,
-        )
-        answers = _answers(paths, request, latest=latest, best=best)
     if place.speaks:
-        write_reports(files, answers)
-        answer_as("json" if json else form, answers, color=color)
-    if not all(map(_is_good, answers)):
-        raise typer.Exit(NO)
+        tell_config(settings)
+    with joined(place) as ranks:
+        with progressing("verifying") as progress:
+            layouts = settings.layouts
+            request = Request(
+                chosen_rules(given, like=like is not None, against=against is not None),
+                tuple(given.get("require", ())),
+                like=read_like(like, layouts) if like else None,
+                against=against,
+                layouts=layouts,
+                progress=progress,
+                ranks=ranks,
+            )
+            made, refused = _answers(paths, request, latest=latest, best=best)
+            answers = [with_config(each, settings) for each in made]
+        tells_alone = len(answers) == 1 and shown in outputs_of(
+            "ErrorReport"
+        )  # the error has everything that the report would have
+        code = _code(answers, refused)
+        if place.speaks:
+            write_reports(files, answers)
+            if not (refused and tells_alone):
+                with concluding():
+                    answer(answers, shown, color=color)
+    if refused and (tells_alone or shown == "text"):
+        raise refused[0]
+    if code:
+        raise typer.Exit(code)
 
 
 def _answers(
-    paths: list[Path], request: Request, *, latest: bool, best: str | None
-) -> list[ChoiceReport] | list[VerifyReport]:
+    operands: list[str], request: Request, *, latest: bool, best: str | None
+) -> tuple[list[ChoiceReport] | list[VerifyReport], list[CkptError]]:
+    """Return the answers, and the errors of the paths that could not be read."""
     if latest and best is not None:
         raise UsageError("--latest-valid and --best choose by different rules", hint="give one")
-    if latest:
-        return [latest_valid(paths, request)]
-    if best is not None:
-        return [best_by(best, paths, request)]
-    return [verify_file(path, request) for path in expanded(paths)]
+    if latest or best is not None:
+        from ckptool.commands.choosing import best_by, latest_valid
+
+        paths = [_whole(parse_operand(text)) for text in operands]
+        if best is not None:
+            return [best_by(best, paths, request)], []
+        return [latest_valid(paths, request)], []
+    looked = verify_all(map(parse_operand, operands), request)
+    return [each.report for each in looked], [each.error for each in looked if each.error]
 
 
-def _is_good(report: ChoiceReport | VerifyReport) -> bool:
-    return report.path is not None if isinstance(report, ChoiceReport) else report.ok
+def _whole(operand: Operand) -> Path:
+    """Return the path of an operand without an address.
+
+    Raises:
+        UsageError: there is an address.
+    """
+    if operand.address is not None:
+        raise UsageError(
+            f"{operand.path}#{operand.address}: --latest-valid and --best choose whole checkpoints",
+            hint="leave out #ADDRESS",
+        )
+    return operand.path
 
 
-def _listed(given: Names) -> Names:
-    """Names given one by one, or joined by commas; None where the option was not given."""
-    if given is None:
-        return None
+def _code(answers: Sequence[ChoiceReport | VerifyReport], refused: list[CkptError]) -> ExitCode:
+    """Return the exit code; one path that cannot be read decides it."""
+    if refused:
+        return ExitCode.CANNOT
+    passed = all(
+        report.path is not None if isinstance(report, ChoiceReport) else report.ok
+        for report in answers
+    )
+    return ExitCode.DONE if passed else ExitCode.NO
+
+
+def _listed(given: list[str]) -> list[str]:
+    """Return names that were given one by one, or joined by commas."""
     return [name.strip() for text in given for name in text.split(",") if name.strip()]

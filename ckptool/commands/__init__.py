@@ -1,1 +1,1 @@
-"""One module a subcommand: checkpoints in, a report out. No terminal, no exit codes."""
+"""Subcommands, a module each, from checkpoints to reports, without terminal or exit codes."""

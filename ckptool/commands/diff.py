@@ -1,7 +1,7 @@
-"""Whether two checkpoints are the same, and if not, what differs and by how much.
+"""Comparison of two checkpoints: whether they are equal, what differs and by how much.
 
-Everything is compared by address: weights, averages, optimizer, random states, numbers, structure.
-The answer is one bit; the report is its evidence, in the order of the tree.
+Everything is compared by key path: model weights, EMA weights, optimizer, random states, numbers,
+structure. The answer is one bit. The report is its evidence, in the order of the tree.
 """
 
 from __future__ import annotations
@@ -15,47 +15,60 @@ from typing import Any, NamedTuple
 from ckptool.comparison.differences import (
     Judged,
     TensorJudge,
-    compare_values,
     count_kinds,
+    counter_changes,
     is_tensor_pair,
     relative_l2,
-    section_of,
 )
 from ckptool.comparison.digests import digests_of
 from ckptool.comparison.engine import Engine
+from ckptool.comparison.files import hold_files
 from ckptool.comparison.integrity import SUSPECT, refuse_damaged
-from ckptool.comparison.leaves import Leaves, numbers_as_tensors
+from ckptool.comparison.leaves import Leaves, TensorLeaf, numbers_as_tensors
 from ckptool.comparison.operands import Side
-from ckptool.comparison.pairing import Pair, Selection, pair_up, select_leaves
+from ckptool.comparison.pairing import (
+    Asked,
+    Pair,
+    Selection,
+    pair_up,
+    select_leaves,
+    unused_options,
+)
+from ckptool.comparison.plain_values import compare_values, section_of
 from ckptool.comparison.tolerances import Tolerance, Tolerances
-from ckptool.diff_reports import (
+from ckptool.contents.globs import fits_one, meant
+from ckptool.ema.layouts import Layouts
+from ckptool.errors import UsageError
+from ckptool.process.progress import Progress, no_progress
+from ckptool.process.ranks import Ranks
+from ckptool.reports.diff import (
+    CounterDifference,
     DiffReport,
     DiffSummary,
     Divergence,
     GroupDistance,
+    RoleDistance,
     TensorDifference,
     ValueDifference,
 )
-from ckptool.errors import UsageError
-from ckptool.layouts import Layouts
-from ckptool.numerics import Progress, no_progress
-from ckptool.ranks import Ranks
-from ckptool.tree import TensorRef
+from ckptool.tensors.volume import refuse_repetition
+from ckptool.tree.nodes import TensorRef
 
 Row = TensorDifference | ValueDifference
 
-MAX_THREADS = 8  # more than the memory can feed
+MAX_THREADS = 8  # already more than the memory can feed
 
 
 class DiffOptions(NamedTuple):
-    """How to compare."""
+    """Options of a comparison."""
 
     selection: Selection = Selection()
     tolerances: Tolerances = Tolerances((Tolerance(),))
     strict: bool = False
-    any_dtype: bool = False  # only values count, not the types that they are stored in
+    any_dtype: bool = False  # only values count, not the dtypes that they are stored in
     device: str = "cpu"
-    threads: int = 0  # 0: as many as there are processors
+    threads: int = 0  # 0: one for each CPU, at most MAX_THREADS
+    asked: Asked = Asked()  # as typed, to report those that match nothing
 
 
 def diff(
@@ -72,10 +85,10 @@ def diff(
     Args:
         a: ``PATH[#ADDRESS]``, ``PATH#@ema``, ``PATH#@model``, or a document of digests.
         b: the other.
-        options: what is compared, and how close is close enough.
+        options: what is compared, and with which tolerances.
         progress: called with the bytes read.
-        layouts: rows of a house style, for the roles.
-        ranks: how the bytes are shared among processes.
+        layouts: custom layouts, for the roles.
+        ranks: the processes that share the bytes.
 
     Raises:
         CkptError: an operand cannot be read or is damaged, or the device is not there.
@@ -92,6 +105,7 @@ def _compared(
     one: Side, other: Side, options: DiffOptions, progress: Progress, ranks: Ranks
 ) -> DiffReport:
     by_digest = one.is_manifest or other.is_manifest
+    unread = hold_files(one, other)
     left, right = (
         select_leaves(side.tensors_once() if by_digest else side.leaves, options.selection)
         for side in (one, other)
@@ -99,21 +113,22 @@ def _compared(
     if options.any_dtype:
         left, right = numbers_as_tensors(left, right), numbers_as_tensors(right, left)
     if not (left or right) and (one.leaves or other.leaves):
-        hint = (
-            "ckptool inspect --tensors lists the addresses; a glob fits whole ones: "
-            "--match 'model/*' takes all in model"
-        )
-        raise UsageError("no address of either side is left to compare", hint=hint)
+        raise _nothing_left(options, [*one.leaves, *other.leaves])
     pairs = pair_up(left, right, digests_of)
     tensors = [pair for pair in pairs if is_tensor_pair(left, right, pair)]
     rest = [pair for pair in pairs if not is_tensor_pair(left, right, pair)]
     roles = other.roles | one.roles
     kept, any_dtype = options.tolerances, options.any_dtype
+    for names in (left, right):
+        refuse_repetition(leaf.ref for leaf in names.values() if isinstance(leaf, TensorLeaf))
     judge = TensorJudge(left, right, kept, roles, strict=options.strict, any_dtype=any_dtype)
-    engine = Engine(options.device, options.threads or _processors(), progress, ranks)
+    threads = options.threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    engine = Engine(options.device, threads, progress, ranks)
     judged = judge.judge(tensors, engine.compare)
     values = compare_values(left, right, rest, kept, roles, any_dtype=any_dtype)
-    found = _Evidence(pairs, judged, values, judge.unread, roles)
+    rows = [(each.pair, each.row) for each in judged if each.row and each.row.is_counter]
+    counters = tuple(counter_changes(rows, left, right))
+    found = _Evidence(pairs, judged, values, judge.unread, roles, counters, unread)
     for side, names, at in ((one, left, 0), (other, right, 1)):
         if side.checkpoint is not None:
             values_differ = any(row.kind in {"value", "type"} for row in values)
@@ -122,8 +137,20 @@ def _compared(
     return _report(one, other, options, found)
 
 
+def _nothing_left(options: DiffOptions, names: Sequence[str]) -> UsageError:
+    """Return the error for globs that leave nothing, with a hint on what to type instead."""
+    hint = (
+        "ckptool inspect --tensors lists the key paths; a glob fits whole ones: "
+        "--match 'model/*' takes all in model"
+    )
+    globs = options.selection.match
+    if globs and not any(fits_one(glob, names) for glob in globs):
+        hint = meant(globs[0], names)
+    return UsageError("no address of either side is left to compare", hint=hint)
+
+
 def _suspects(found: _Evidence, leaves: Leaves, at: int) -> Iterator[TensorRef]:
-    """The tensors of a side in which so little differs that it may be damage."""
+    """Yield the tensors of a side that differ in so few bytes that it may be damage."""
     for each in found.judged:
         if each.row and each.row.kind == "value" and each.partial:
             ref = leaves[each.pair[at] or ""].ref
@@ -131,21 +158,19 @@ def _suspects(found: _Evidence, leaves: Leaves, at: int) -> Iterator[TensorRef]:
                 yield ref
 
 
-def _processors() -> int:
-    return min(MAX_THREADS, len(os.sched_getaffinity(0)))
-
-
 # ------------------------------------------------------------------------------------------- report
 
 
 class _Evidence(NamedTuple):
-    """Everything that was found, in the order of the tree."""
+    """Results of a comparison, in the order of the tree."""
 
     pairs: Sequence[Pair]
     judged: Sequence[Judged]
     values: Sequence[ValueDifference]
     unread: Sequence[str]
     roles: Mapping[str, str]
+    counters: tuple[CounterDifference, ...]
+    files: Sequence[str] = ()  # in a directory, which are not compared
 
     @property
     def rows(self) -> tuple[TensorDifference, ...]:
@@ -170,11 +195,20 @@ def _report(one: Side, other: Side, options: DiffOptions, found: _Evidence) -> D
         tolerances=tuple(row._asdict() for row in dict.fromkeys(options.tolerances.rows)),
         strict=options.strict,
         hint=_hint(one, other),
+        counters=found.counters,
+        unused=tuple(_unused(one, other, options)),
     )
 
 
+def _unused(one: Side, other: Side, options: DiffOptions) -> Iterator[str]:
+    if not any(options.asked):
+        return
+    names = list(dict.fromkeys([*one.leaves, *other.leaves]))
+    yield from unused_options(options.asked, names, options.selection)
+
+
 def _hint(one: Side, other: Side) -> str | None:
-    """What to compare instead, when one side is a whole checkpoint and the other its weights."""
+    """Return what to compare instead of a whole checkpoint and a file of weights alone."""
     whole, bare = (one, other) if "" in other.roles else (other, one)
     if "" in whole.roles or not whole.roles or "" not in bare.roles:
         return None
@@ -193,7 +227,11 @@ def _summary(
     values = len(found.pairs) - len(found.judged)
     partials = [each.partial for each in found.judged if each.partial is not None]
     return DiffSummary(
-        first=_divergence(first, found.roles) if first else None,
+        first=Divergence(
+            first.section, found.roles.get(first.section, ""), first.address, first.kind
+        )
+        if first
+        else None,
         tensors={"compared": len(paired), "equal": _equal(len(found.judged), kinds), **kinds},
         values={"compared": values, "equal": _equal(values, value_kinds), **value_kinds},
         elements=sum(each.elements for each in paired),
@@ -201,15 +239,23 @@ def _summary(
         bytes=sum(each.nbytes for each in paired),
         **_distances(found.judged),
         not_compared=tuple(_not_compared(one, other, found)),
+        roles=tuple(_roles(found)),
     )
+
+
+def _roles(found: _Evidence) -> Iterator[RoleDistance]:
+    """Yield the distances of each role: the largest values would decide a number across roles."""
+
+    def role_of(address: str) -> str:
+        return found.roles.get(section_of(address, found.roles, of_tensor=True), "")
+
+    for role, members in _members(found, role_of).items():
+        differing = sum(each.counts for each in members)
+        yield RoleDistance(role=role, differing=differing, **_distances(members))
 
 
 def _equal(total: int, kinds: Mapping[str, int]) -> int:
     return total - sum(kinds.values())
-
-
-def _divergence(row: Row, roles: Mapping[str, str]) -> Divergence:
-    return Divergence(row.section, roles.get(row.section, ""), row.address, row.kind)
 
 
 def _not_compared(one: Side, other: Side, found: _Evidence) -> Iterable[str]:
@@ -220,13 +266,14 @@ def _not_compared(one: Side, other: Side, found: _Evidence) -> Iterable[str]:
         unread = len(found.unread)
         tensors = "1 tensor has" if unread == 1 else f"{unread} tensors have"
         yield f"{tensors} no stored values on either side"
+    yield from found.files
 
 
 # ------------------------------------------------------------------------------------------- groups
 
 
 def layer_of(address: str) -> str:
-    """The part of a model that a tensor belongs to: up to its first number, else its module.
+    """Return the part of a model that a tensor belongs to: up to its first number, or its module.
 
     Example:
         >>> layer_of("state_dict/blocks.11.attn.qkv.weight")
@@ -273,10 +320,10 @@ def _group(name: str, role: str, members: Sequence[Judged], values: int) -> Grou
 
 
 def _distances(members: Sequence[Judged]) -> dict[str, Any]:
-    """How far several tensors are apart together, for a group or the summary.
+    """Return the distances of several tensors together, for a group or the summary.
 
-    Of floating-point tensors, unless only others differ: the bytes of a random state say nothing
-    of the weights beside it.
+    Floating-point tensors alone count, unless only others differ: the bytes of a random state say
+    nothing about the weights beside it.
     """
     differing = [
         (each.is_floating, each.partial)

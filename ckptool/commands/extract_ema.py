@@ -1,37 +1,28 @@
-"""The averaged weights as a state dict of their own: safetensors, or a torch file."""
+"""Extraction of the EMA weights as a state dict of their own: safetensors, or a torch file."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ckptool.candidates import CHOSEN, EmaLocation, table_address
-from ckptool.casting import ALSO, CASTABLE, Casting, Losses
+from ckptool.commands.origin import kind_taken, origin
 from ckptool.dtypes import DType
-from ckptool.ema import locate_ema
+from ckptool.ema.candidates import table_address
+from ckptool.ema.layouts import Layouts
 from ckptool.errors import UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
-from ckptool.layouts import Layouts
-from ckptool.numerics import Progress, no_progress
-from ckptool.origin import origin
-from ckptool.plans import Extraction, plan_extraction
-from ckptool.provenance import as_text
-from ckptool.refusals import require_ema
-from ckptool.renaming import only_matching, strip_prefix
-from ckptool.reports import CastReport, ExtractReport, Finding, ShardReport
-from ckptool.scan import Scan, completed
-from ckptool.soundness import (
-    look,
-    meanwhile,
-    prove_equalities,
-    refuse_lossy,
-    refuse_unsound,
-    warnings,
-)
-from ckptool.writers.base import check_output
-from ckptool.writers.destination import format_of, output_path
+from ckptool.formats.provenance import as_text
+from ckptool.plans.extraction import Extraction, complete, plan_extraction
+from ckptool.plans.renaming import only_matching, strip_prefix
+from ckptool.plans.validation import validation, warnings
+from ckptool.plans.weights import Weights, take_weights
+from ckptool.process.progress import Progress, no_progress
+from ckptool.reports.base import Finding
+from ckptool.reports.write import CastReport, ExtractReport, ShardReport
+from ckptool.tensors.casting import ALSO, CASTABLE, Casting, Losses
+from ckptool.writers.files.destination import check_output, format_of, output_path
 from ckptool.writers.shards import (
     FOLDER_NAME,
     index_path,
@@ -40,104 +31,142 @@ from ckptool.writers.shards import (
     tidy,
     whole_files,
 )
-from ckptool.writers.state_dict import StateDict, plan_state_dict, survey, write
-from ckptool.writers.transfer import Account, passed
+from ckptool.writers.state_dict import StateDict, count_losses, plan_state_dict, write
+from ckptool.writers.transfer import passed
+from ckptool.writers.values import Account
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractOptions:
+    """Options of ``extract-ema``: which weights it takes, and how it writes them."""
+
+    ema: str | None = None  # key path of the EMA weights, instead of searching; any other state
+    # dict is taken as it stands; ``@model``: the non-EMA weights
+    model: str | None = None  # key path of the weights that they average, instead of searching
+    names: str = "model"  # exactly the model's; ``bare``: without wrappers; ``ema``: as stored
+    strip: str | None = None  # a prefix to take off these names
+    match: Sequence[str] = ()  # globs; one must match the name that results
+    dtype: str | None = None  # of floating tensors; integers, flags and scales stay as they are
+    ties: str = "once"  # ``once`` or ``each``: see :func:`extract_ema`
+    wrap: str | None = None  # put the state dict under this key (torch files only)
+    max_shard_size: str | None = None  # like ``5GB``: several files and an index (safetensors only)
+    buffers: str = "ema"  # ``model``: take integers, flags, batch statistics, and everything that
+    # the EMA still holds at its initial value from the model instead
+    force: bool = False  # replace files; write values that are non-finite or overflow the dtype
+    dry_run: bool = False  # only report what would be written
 
 
 def extract_ema(
     path: Path,
     output: str | Path | None = None,
+    options: ExtractOptions = ExtractOptions(),
     *,
-    ema: str | None = None,
-    model: str | None = None,
-    names: str = "model",
-    strip: str | None = None,
-    match: Sequence[str] = (),
-    dtype: str | None = None,
-    ties: str = "once",
-    wrap: str | None = None,
-    max_shard_size: str | None = None,
-    force: bool = False,
-    dry_run: bool = False,
     progress: Progress = no_progress,
     layouts: Layouts = (),
     made_at: float | None = None,
 ) -> ExtractReport:
-    """Write the averaged weights of ``path`` to ``output``.
+    """Write the EMA weights of ``path`` to ``output``.
+
+    In safetensors, ``ties="once"`` writes shared tensors under the first of their names. It records
+    the other names in the metadata, as ``safetensors.torch.save_model`` does, for ``load_model``,
+    transformers and everything else that ties by itself. ``each`` writes all names, for
+    ``load_state_dict(load_file(…))``. The file cannot serve both: a strict ``load_model`` refuses
+    extra names, and a strict ``load_state_dict`` refuses missing ones. torch files keep shared
+    tensors as they are.
 
     Args:
         path: the checkpoint.
-        output: its suffix chooses the format; a folder takes the default name; by default
-            ``path`` with ``.ema.safetensors``, for a folder beside it.
-        ema: address of the averaged weights, instead of searching; any other table is taken as it
-            stands, ``@model`` the model's own.
-        model: address of the weights that they average, instead of searching.
-        names: ``model``: exactly the names of the model's slot; ``bare``: those without wrappers;
-            ``ema``: the names as stored.
-        strip: a prefix to take off these names.
-        match: patterns of which one must fit the name that results; by default all are written.
-        dtype: the type for floating tensors; integers, booleans and scales stay as they are.
-        ties: in safetensors, ``once``: of tensors that are one, the first name is written and
-            the others are noted, as ``safetensors.torch.save_model`` does it, for
-            ``load_model``, transformers and everything else that ties by itself; ``each``: all
-            names are written, for ``load_state_dict(load_file(…))``. The file cannot serve both:
-            a strict ``load_model`` refuses names that are too many, a strict
-            ``load_state_dict`` those that are missing. torch files keep ties as they are.
-        wrap: put the state dict under this key (torch files only).
-        max_shard_size: like ``5GB``; what is larger becomes several files and an index, as
-            Hugging Face's loaders want them (safetensors only).
-        force: replace existing files; write values that are not finite or overflow the type.
-        dry_run: only say what would be written.
+        output: its suffix chooses the format; a directory takes the default name; by default
+            ``path`` with ``.ema.safetensors``, for a directory beside it.
+        options: the weights to take, and how to write them.
         progress: called with the bytes written.
-        layouts: rows of a house style, tried before the known ones.
-        made_at: seconds since 1970 that the record of provenance tells; by default now.
+        layouts: custom layouts of the configuration, tried before the known ones.
+        made_at: seconds since 1970 for the record of provenance; by default now.
 
     Raises:
         EmaNotFoundError, EmaAmbiguousError, EmaRefusedError: see ``refusals.require_ema``.
-        UsageError: options that do not go together, or fit nothing.
-        UnsupportedError: the format cannot hold a tensor.
+        UsageError: options exclude each other, or match nothing.
+        UnsupportedError: the format cannot hold a tensor, or a part of what is taken cannot be
+            written as plain tensors.
         OutputError: the output exists or cannot be written.
     """
-    limit = None if max_shard_size is None else parse_size(max_shard_size)
+    limit = None if options.max_shard_size is None else parse_size(options.max_shard_size)
     output = output_path(path, output, FOLDER_NAME if limit else None)
     kind = format_of(output)
-    _refuse_misfits(kind, output, wrap, limit)
-    casting = Casting(_dtype(dtype))
+    _refuse_misfits(kind, output, options.wrap, limit)
+    casting = Casting(_dtype(options.dtype))
     with open_checkpoint(path) as checkpoint:
-        location = locate_ema(checkpoint, ema=ema, model=model, layouts=layouts)
-        plan = _plan(checkpoint, location, names, strip, match)
-        prove_equalities(checkpoint, location.selected)
-        noted = plan.tied if kind == "safetensors" and ties == "once" else {}
-        state_dict = plan_state_dict(
-            output, kind, plan.tensors, casting,
-            noted=noted, wrap=wrap, max_shard=limit, damaged=force,
-        )  # fmt: skip
-        if not dry_run:
-            tidy(index_path(output), state_dict.paths, checkpoint.reader.opened)
-        targets = _targets(checkpoint, state_dict, force=force)
-        gone = state_dict.left_over
-        account = Account()
-        on_the_way = passed(ref for _, ref in (state_dict.cast if dry_run else state_dict.values))
-        with meanwhile(partial(look, checkpoint, plan.tensors, on_the_way)) as seen:
-            judge = partial(_judge, checkpoint, plan, account, seen, force=force)
-            if dry_run:
-                survey(state_dict, checkpoint.reader, account, progress)
-                found = judge()
-            else:
-                note = as_text(origin("extract-ema", path, location, location.selected, made_at))
-                with whole_files(targets, force=force, gone=gone) as files:
-                    write(state_dict, files, checkpoint.reader, account, note, progress)
-                    found = judge()  # a refusal discards the files
-                    checkpoint.reader.refuse_changed()
-            found = (*found, *warnings(checkpoint, location))
-        report = _report(
-            path, location, plan, state_dict, account, names, ties, found, written=not dry_run
+        weights = take_weights(
+            checkpoint,
+            ema=options.ema,
+            model=options.model,
+            buffers=options.buffers,
+            layouts=layouts,
         )
-        return report._replace(removed=tuple(old.name for old in gone))
+        plan = _plan(checkpoint, weights, options)
+        state_dict = plan_state_dict(
+            output,
+            kind,
+            plan.tensors,
+            casting,
+            noted=plan.tied if kind == "safetensors" and options.ties == "once" else {},
+            wrap=options.wrap,
+            max_shard=limit,
+            damaged=options.force,
+        )
+        if not options.dry_run:
+            tidy(index_path(output), state_dict.paths, checkpoint.reader.opened)
+        location, account = weights.location, Account()
+        note = as_text(origin("extract-ema", path, location, location.selected, made_at))
+        removed = tuple(old.name for old in state_dict.left_over)
+        found = _write(checkpoint, plan, state_dict, account, note, options, progress)
+        findings = (*found, *warnings(checkpoint, location))
+        report = _report(path, weights, plan, state_dict, account, options)
+        return replace(report, findings=findings, removed=removed)
+
+
+def _plan(checkpoint: Checkpoint, weights: Weights, options: ExtractOptions) -> Extraction:
+    plan = plan_extraction(*weights, options.names)
+    plan = plan if options.strip is None else strip_prefix(plan, options.strip)
+    plan = only_matching(plan, options.match) if options.match else plan
+    return complete(plan, checkpoint.path)
+
+
+def _write(
+    checkpoint: Checkpoint,
+    plan: Extraction,
+    state_dict: StateDict,
+    account: Account,
+    note: str,
+    options: ExtractOptions,
+    progress: Progress,
+) -> tuple[Finding, ...]:
+    """Write the files and validate the values, or only validate them in a dry run."""
+    reader, force = checkpoint.reader, options.force
+    targets = _targets(checkpoint, state_dict, force=force)
+    moved = state_dict.cast if options.dry_run else state_dict.values
+    with validation(
+        checkpoint,
+        plan.tensors,
+        plan.averaged,
+        account.losses,
+        read_by_block=passed(ref for _, ref in moved),
+        seen=account.seen,
+        force=force,
+        hint="bfloat16 has the range of float32; --force casts all the same",
+    ) as judge:
+        if options.dry_run:
+            count_losses(state_dict, reader, account, progress)
+            return judge()
+        with whole_files(targets, force=force, gone=state_dict.left_over) as files:
+            write(state_dict, files, reader, account, note, progress)
+            found = judge()  # a refusal discards the files
+            reader.refuse_changed()
+            return found
 
 
 def _refuse_misfits(kind: str, output: Path, wrap: str | None, limit: int | None) -> None:
-    """Options that the chosen format has no place for.
+    """Refuse options that the chosen format has no place for.
 
     Raises:
         UsageError: there is one.
@@ -168,81 +197,46 @@ def _dtype(name: str | None) -> DType | None:
 
 
 def _targets(checkpoint: Checkpoint, state_dict: StateDict, *, force: bool) -> list[Path]:
-    """Where the files go, if they may, and what would be in the way may go."""
-    inputs = [checkpoint.path, *(file.path for file in checkpoint.reader.opened)]
+    """Return the paths of the files; check that they may replace existing ones."""
+    inputs = [checkpoint.path, *(Path(source.name) for source in checkpoint.reader.opened)]
     refuse_other_form(state_dict.output, sharded=state_dict.index_file is not None)
     for path in state_dict.left_over:
         check_output(path, inputs, force=force)
     return [check_output(path, inputs, force=force) for path in state_dict.paths]
 
 
-def _judge(
-    checkpoint: Checkpoint,
-    plan: Extraction,
-    account: Account,
-    seen: Callable[[], Scan],
-    *,
-    force: bool,
-) -> tuple[Finding, ...]:
-    """What was read, beside the writing and for it, and what the casts have cost."""
-    everything = completed(seen(), account.seen)
-    hint = "bfloat16 has the range of float32; --force casts all the same"
-    return (
-        *refuse_unsound(checkpoint, everything, plan.averaged, force=force),
-        *refuse_lossy(checkpoint, account.losses, force=force, hint=hint),
-    )
-
-
-def _plan(
-    checkpoint: Checkpoint,
-    location: EmaLocation,
-    names: str,
-    strip: str | None,
-    match: Sequence[str],
-) -> Extraction:
-    averaged = location.main_slot == "averaged"
-    candidate = None if averaged else require_ema(location, checkpoint)
-    plan = plan_extraction(location, candidate, names)
-    plan = plan if strip is None else strip_prefix(plan, strip)
-    return only_matching(plan, match) if match else plan
-
-
 def _report(
     path: Path,
-    location: EmaLocation,
+    weights: Weights,
     plan: Extraction,
     state_dict: StateDict,
     account: Account,
-    names: str,
-    ties: str,
-    findings: tuple[Finding, ...],
-    *,
-    written: bool,
+    options: ExtractOptions,
 ) -> ExtractReport:
-    chosen, model = location.selected, location.model
-    from_slot = location.main_slot == "averaged" and model is not None
-    source = table_address(model) if from_slot and model else chosen.address if chosen else ""
+    location, chosen = weights.location, weights.location.selected
+    model = table_address(location.model) if location.model else None
     return ExtractReport(
         path=str(path),
         output=str(state_dict.index_file or state_dict.output),
         format=state_dict.kind,
-        written=written,
-        ema=source,
-        model=table_address(model) if model else None,
-        names=names,
-        main_slot=location.main_slot,
+        written=not options.dry_run,
+        ema=(weights.candidate.address if weights.candidate else model) or "",
+        model=model,
+        names=options.names,
+        main_slot=location.told_slot,
         tensors=sum(len(shard.tensors) for shard in state_dict.shards),
         bytes=state_dict.nbytes,
         averaged=len(plan.averaged),
         from_model=plan.from_model,
         tied=plan.tied,
         dropped=plan.dropped,
-        findings=findings,
         file=str(chosen.file) if chosen and chosen.file else None,
-        kind=_kind(location),
-        ties="shared" if state_dict.kind == "torch-zip" else ties,
+        kind=kind_taken(location),
+        ties="shared" if state_dict.kind == "torch-zip" else options.ties,
         casts=_casts(state_dict, account),
         shards=_shards(state_dict),
+        left_out=plan.left_out,
+        buffers=options.buffers,
     )
 
 
@@ -276,11 +270,3 @@ def _shards(state_dict: StateDict) -> tuple[ShardReport, ...]:
         )
         for shard in state_dict.shards
     )
-
-
-def _kind(location: EmaLocation) -> str:
-    """What is taken: a kind of average, or a table of which nobody says that it is one."""
-    chosen = location.selected
-    if chosen is not None and chosen.kind == CHOSEN and chosen.alignment is None:
-        return "table"
-    return chosen.kind if chosen is not None else "ema"

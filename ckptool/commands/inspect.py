@@ -1,125 +1,195 @@
-"""What a checkpoint holds: sections, the EMA, training state, the names its pickles mention.
+"""Inspection of a checkpoint: sections, EMA weights, training state, names in its pickles.
 
-Reads headers and pickles, and a few values to compare the average with the model; ``--stats``
-reads all.
+It reads headers and pickles, and a few values to compare the EMA weights with the model's.
+``--stats`` reads all values.
 """
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ckptool.candidates import Candidate, EmaLocation, table_address
-from ckptool.ema import locate_ema
-from ckptool.ema_findings import ema_findings
-from ckptool.errors import CkptError, UnreadableError
-from ckptool.formats import folder_format, open_checkpoint
+from ckptool.commands.operands import as_operand, open_part
+from ckptool.contents.dangers import trust_findings
+from ckptool.contents.globs import fits_one, meant
+from ckptool.contents.sections import sections, totals
+from ckptool.contents.selection import Operand
+from ckptool.contents.training import TrainingState, read_training_state
+from ckptool.ema.candidates import RAW_KIND, Candidate, EmaLocation, table_address
+from ckptool.ema.findings import ema_findings, kind_of, unplain_findings, unplain_state_dicts
+from ckptool.ema.layouts import Layouts
+from ckptool.ema.locate import locate_ema
+from ckptool.errors import UsageError
 from ckptool.formats.base import Checkpoint
-from ckptool.layouts import Layouts
-from ckptool.numerics import Progress, no_progress, tensor_stats
-from ckptool.provenance import KEY, read_provenance
-from ckptool.reports import (
+from ckptool.formats.pickles.trust import trust_of
+from ckptool.formats.provenance import KEY, read_provenance
+from ckptool.process.progress import Progress, no_progress
+from ckptool.reports.base import Finding
+from ckptool.reports.inspect import (
     CandidateReport,
     EmaReport,
-    Finding,
     GlobalReport,
     InspectReport,
-    RunEntry,
-    RunReport,
     TensorEntry,
 )
-from ckptool.rules import finding
-from ckptool.sections import sections, totals
-from ckptool.training import TrainingState, better_direction, read_training_state
-from ckptool.tree import format_address, tensors
-from ckptool.trust import trust_of
-from ckptool.trust_findings import trust_findings
+from ckptool.reports.rules import finding
+from ckptool.tensors.statistics import tensor_stats
+from ckptool.tensors.volume import refuse_repetition
+from ckptool.tree.addresses import format_address
+from ckptool.tree.nodes import Address, CompositeTensor
+from ckptool.tree.walking import tensors, whole_tensors
+
+
+class Listing(NamedTuple):
+    """Options of the list of tensors: its entries, and what is read of each."""
+
+    every: bool = False
+    match: tuple[str, ...] = ()  # those whose key path matches one of these globs
+    stats: bool = False  # read their values
+    digests: bool = False  # read their bytes, and give the digest of each
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether any are listed."""
+        return bool(self.every or self.match or self.stats or self.digests)
+
+    def takes(self, address: str) -> bool:
+        """Return whether the tensor at a key path is listed."""
+        return not self.match or any(fnmatchcase(address, glob) for glob in self.match)
 
 
 def inspect_file(
-    path: Path,
+    operand: Path | Operand,
+    listing: Listing = Listing(),  # noqa: B008 - a tuple
     *,
-    list_tensors: bool = False,
-    match: str | None = None,
-    stats: bool = False,
-    digests: bool = False,
     progress: Progress = no_progress,
     layouts: Layouts = (),
 ) -> InspectReport:
-    """Everything about one file.
+    """Return everything about one file, or about the part of it that an operand names.
 
     Args:
-        path: the checkpoint.
-        list_tensors: list every tensor in ``entries``.
-        match: only list tensors whose address fits this glob.
-        stats: read the values of the listed tensors.
-        digests: read all values of the listed tensors, and give the digest of each.
+        operand: the checkpoint, or a part of it.
+        listing: the tensors to list in ``entries``.
         progress: called with the bytes read.
-        layouts: rows of a house style, tried before the known ones.
+        layouts: custom layouts, tried before the known ones.
 
     Raises:
         CkptError: the file cannot be read.
     """
-    with open_checkpoint(path) as checkpoint:
-        location = locate_ema(checkpoint, layouts=layouts)
-        training = read_training_state(checkpoint.tree, checkpoint.reader)
-        origin = read_provenance(checkpoint.metadata)
-        wanted = list_tensors or stats or digests or match is not None
-        entries: Iterable[TensorEntry] = _entries(checkpoint, match or "*", stats, progress)
-        if digests:
-            entries = _digested(checkpoint, list(entries))
-        return InspectReport(
-            path=str(path),
-            format=checkpoint.format_name,
-            size_bytes=checkpoint.size_bytes,
-            tensors=totals(location.inventory),
-            sections=sections(checkpoint.tree, location),
-            ema=describe_ema(location),
-            training=_training(training),
-            pickle={"globals": _globals(checkpoint)},
-            metadata={k: v for k, v in checkpoint.metadata.items() if k != KEY},
-            provenance=origin._asdict() if origin else None,
-            findings=tuple(_findings(checkpoint, location)),
-            entries=tuple(entries) if wanted else None,
-        )
+    operand = as_operand(operand)
+    with open_part(operand, layouts) as checkpoint:
+        report = inspect_checkpoint(checkpoint, listing, progress=progress, layouts=layouts)
+    return replace(report, path=str(operand.path), address=operand.address)
+
+
+def inspect_checkpoint(
+    checkpoint: Checkpoint,
+    listing: Listing = Listing(),  # noqa: B008 - a tuple
+    *,
+    progress: Progress = no_progress,
+    layouts: Layouts = (),
+) -> InspectReport:
+    """Return everything about an open checkpoint."""
+    location = locate_ema(checkpoint, layouts=layouts)
+    training = read_training_state(checkpoint.tree, checkpoint.reader)
+    origin = read_provenance(checkpoint.metadata)
+    kinds = _kinds(location) if listing.is_wanted else {}
+    entries: Iterable[TensorEntry] = _entries(checkpoint, listing, progress, kinds)
+    if listing.digests:
+        entries = _digested(checkpoint, list(entries))
+    return InspectReport(
+        path=str(checkpoint.path),
+        format=checkpoint.format_name,
+        size_bytes=checkpoint.size_bytes,
+        tensors=replace(totals(location.inventory), storage_bytes=checkpoint.storage_bytes),
+        sections=sections(checkpoint.tree, location.roles, training.rng),
+        ema=describe_ema(location),
+        training=_training(training),
+        pickle={"globals": _globals(checkpoint)},
+        metadata={k: v for k, v in checkpoint.metadata.items() if k != KEY},
+        provenance=origin._asdict() if origin else None,
+        findings=tuple(_findings(checkpoint, location)),
+        entries=tuple(entries) if listing.is_wanted else None,
+    )
 
 
 def _entries(
-    checkpoint: Checkpoint,
-    match: str,
-    stats: bool,  # noqa: FBT001
-    progress: Progress,
+    checkpoint: Checkpoint, listing: Listing, progress: Progress, kinds: Mapping[Address, str]
 ) -> Iterator[TensorEntry]:
-    for address, ref in tensors(checkpoint.tree):
+    if listing.stats:
+        listed = (ref for at, ref in tensors(checkpoint.tree) if listing.takes(format_address(at)))
+        refuse_repetition(listed)
+    for address, ref in whole_tensors(checkpoint.tree):
         text = format_address(address)
-        if fnmatchcase(text, match):
-            numbers = tensor_stats(checkpoint.reader, ref) if stats else None
+        if not listing.takes(text):
+            continue
+        kind = kinds.get(address)
+        if isinstance(ref, CompositeTensor):  # its parts are listed too, with their bytes
+            kind = kind or ref.layout
+            yield TensorEntry(text, str(ref.dtype), ref.shape, 0, "cpu", kind=kind)
+        else:
+            numbers = tensor_stats(checkpoint.reader, ref) if listing.stats else None
             progress(ref.nbytes)
-            yield TensorEntry(text, str(ref.dtype), ref.shape, ref.nbytes, ref.device, numbers)
+            yield TensorEntry(
+                text, str(ref.dtype), ref.shape, ref.nbytes, ref.device, numbers, kind=kind
+            )
+
+
+def _kinds(location: EmaLocation) -> dict[Address, str]:
+    """Return the kinds of the tensors that are not plain, by their key paths."""
+    return {
+        (*table.address, table.prefix + name): kind_of(table.entries[name], why)
+        for table, refused in unplain_state_dicts(location)
+        for name, why in refused.items()
+        if name in table.entries
+    }
+
+
+def refuse_unused(
+    globs: Sequence[str], reports: Sequence[InspectReport], layouts: Layouts = ()
+) -> None:
+    """Refuse globs that match no tensor of any of the files: they are typing errors.
+
+    Raises:
+        UsageError: there is one.
+    """
+    listed = [entry.address for report in reports for entry in report.entries or ()]
+    for glob in globs if reports else ():
+        if not fits_one(glob, listed):
+            operand = Operand(Path(reports[0].path), reports[0].address)
+            whole = inspect_file(operand, Listing(every=True), layouts=layouts)
+            names = [entry.address for entry in whole.entries or ()]
+            raise UsageError(f"--match {glob!r} fits no tensor", hint=meant(glob, names))
 
 
 def _digested(checkpoint: Checkpoint, entries: list[TensorEntry]) -> Iterator[TensorEntry]:
     from ckptool.comparison.digests import tensor_digests  # noqa: PLC0415 - hashlib, 6 ms
 
     refs = {format_address(address): ref for address, ref in tensors(checkpoint.tree)}
-    found = tensor_digests(checkpoint.reader, [refs[entry.address] for entry in entries])
-    for entry, digest in zip(entries, found, strict=True):
-        yield entry._replace(sha256=digest)
+    listed = [entry for entry in entries if entry.address in refs]
+    found = tensor_digests(checkpoint.reader, [refs[entry.address] for entry in listed])
+    digests = {entry.address: digest for entry, digest in zip(listed, found, strict=True)}
+    for entry in entries:
+        if entry.address in digests:  # else it is composite, and its parts have digests
+            yield replace(entry, sha256=digests[entry.address])
 
 
 def describe_ema(location: EmaLocation) -> EmaReport:
-    """The location as a report."""
+    """Return the location as a report."""
     return EmaReport(
         status=location.status,
-        main_slot=location.main_slot,
+        main_slot=location.told_slot,
         selected=location.selected.address if location.selected else None,
-        candidates=tuple(_candidate(c, location) for c in location.candidates),
+        candidates=tuple(_candidate(c, location) for c in location.candidates if not _is_copy(c)),
     )
+
+
+def _is_copy(candidate: Candidate) -> bool:
+    """Return whether a place for non-EMA weights holds the EMA weights: training has ended."""
+    return candidate.kind == RAW_KIND and candidate.is_same_as_model
 
 
 def _candidate(candidate: Candidate, location: EmaLocation) -> CandidateReport:
@@ -134,7 +204,7 @@ def _candidate(candidate: Candidate, location: EmaLocation) -> CandidateReport:
         why=candidate.why,
         tensors=len(candidate.table.entries),
         bytes=sum(ref.nbytes for ref in refs),
-        aliases=tuple(map(format_address, candidate.aliases)),
+        aliases=tuple(map(format_address, _aliases(candidate, location))),
         model=table_address(location.model) if location.model else None,
         naming=alignment.naming if alignment else None,
         matched=len(alignment.pairs) if alignment else 0,
@@ -142,7 +212,13 @@ def _candidate(candidate: Candidate, location: EmaLocation) -> CandidateReport:
         unexpected=alignment.unexpected_keys if alignment else (),
         meta=candidate.meta,
         distance=candidate.agreement.distance if candidate.agreement else None,
+        meta_at=candidate.meta_at,
     )
+
+
+def _aliases(candidate: Candidate, location: EmaLocation) -> tuple[Address, ...]:
+    copies = [c.table.address for c in location.candidates if _is_copy(c)]
+    return (*candidate.aliases, *(copies if candidate is location.selected else ()))
 
 
 def _training(state: TrainingState) -> dict[str, Any]:
@@ -150,6 +226,9 @@ def _training(state: TrainingState) -> dict[str, Any]:
         "best": state.best,
         "early_stopping": state.early_stopping,
         "metrics": state.metrics,
+        "better": {
+            at: {"is": told.word, "because": told.because} for at, told in state.better.items()
+        },
         "rng": state.rng,
     }
     return {**state.facts, **{name: part for name, part in parts.items() if part}}
@@ -170,102 +249,4 @@ def _findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding
     yield from (finding(note.rule, note.address, note.message) for note in checkpoint.notes)
     yield from trust_findings(checkpoint)
     yield from ema_findings(checkpoint, location)
-
-
-# ------------------------------------------------------------------------------------- directories
-
-CHECKPOINT_SUFFIXES = frozenset(
-    {".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pkl", ".tar", ".pyt", ".model", ".th", ".t7"}
-)
-
-
-MAX_LOOKED = 1_000  # files below a folder, for a hint
-
-
-def is_run(path: Path) -> bool:
-    """Whether the path is a folder of checkpoints, and not one checkpoint itself."""
-    return os.path.isdir(path) and folder_format(path) is None  # noqa: PTH112 - never raises
-
-
-def inspect_directory(path: Path, *, layouts: Layouts = ()) -> RunReport:
-    """A table of the checkpoints directly in a directory, in the order of their steps.
-
-    Raises:
-        UnreadableError: it cannot be listed, or there are none.
-    """
-    entries = sorted((_run_entry(p, layouts) for p in checkpoint_files(path)), key=_progress_of)
-    return RunReport(str(path), tuple(entries), best_by_metric(entries))
-
-
-def checkpoint_files(path: Path) -> list[Path]:
-    """The checkpoints directly in a directory, by name.
-
-    Raises:
-        UnreadableError: it cannot be listed, or there are none.
-    """
-    try:
-        files = sorted(p for p in path.iterdir() if p.suffix in CHECKPOINT_SUFFIXES and p.is_file())
-    except OSError as error:
-        raise UnreadableError((error.strerror or str(error)).lower(), path=path) from error
-    if not files:
-        raise UnreadableError(
-            "a directory without checkpoint files",
-            path=path,
-            hint=_place_within(path) or "name a file: it is read whatever its suffix",
-        )
-    return files
-
-
-def _place_within(path: Path) -> str | None:
-    """Trainers put checkpoints a folder or two below the run's."""
-    for pattern in ("*/*", "*/*/*"):
-        looked = islice(path.glob(pattern), MAX_LOOKED)
-        found = next((p for p in looked if p.suffix in CHECKPOINT_SUFFIXES), None)
-        if found is not None:
-            return f"there are some in {found.parent}"
-    return None
-
-
-def _progress_of(entry: RunEntry) -> tuple[float, float, str]:
-    return (entry.global_step or 0, entry.epoch or 0, entry.path)
-
-
-def _run_entry(path: Path, layouts: Layouts) -> RunEntry:
-    try:
-        report = inspect_file(path, layouts=layouts)
-    except CkptError as error:
-        size = path.stat().st_size if path.exists() else 0
-        return RunEntry(str(path), size, None, None, None, {}, None, error=error.message)
-    training = report.training
-    metrics = {**training.get("metrics", {}), **training.get("best", {})}
-    return RunEntry(
-        path=str(path),
-        size_bytes=report.size_bytes,
-        format=report.format,
-        epoch=training.get("epoch"),
-        global_step=training.get("global_step"),
-        metrics=metrics,
-        ema=report.ema.selected if report.ema.selected is not None else report.ema.status,
-    )
-
-
-def best_by_metric(entries: list[RunEntry]) -> dict[str, str]:
-    """For each metric that more than one checkpoint has: the checkpoint that is best by it.
-
-    Running bests (``best_val_loss``) are left out, being equal in every later checkpoint, and so
-    are the numbers of the training set.
-    """
-    names = dict.fromkeys(name for entry in entries for name in entry.metrics)
-    best = {}
-    for name in names:
-        direction = better_direction(name)
-        rated = [
-            (entry.metrics[name], entry.path)
-            for entry in entries
-            if isinstance(entry.metrics.get(name), (int, float))
-            and entry.metrics[name] == entry.metrics[name]
-        ]
-        is_judged = not re.match(r"train|.*best", name, re.IGNORECASE)
-        if direction and len(rated) > 1 and is_judged:
-            best[name] = (min if direction < 0 else max)(rated, key=lambda pair: pair[0])[1]
-    return best
+    yield from unplain_findings(location)

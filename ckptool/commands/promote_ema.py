@@ -1,41 +1,35 @@
-"""The averaged weights put into the model's own slot, all else untouched.
+"""Promotion: the EMA weights copied into the model's state dict, all else unchanged.
 
-Code that knows nothing of EMA then loads the good weights. The optimizer's state still belongs to
-the raw weights: resume training from the original file.
+Code that knows nothing of EMA then loads the EMA weights. The optimizer's state still belongs to
+the replaced weights: resume training from the original file.
 """
 
 from __future__ import annotations
 
-import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
 
-from ckptool.candidates import Candidate, EmaLocation, table_address
-from ckptool.ema import locate_ema
+from ckptool.commands.origin import origin
+from ckptool.contents.inventory import Table
+from ckptool.ema.candidates import Candidate, EmaLocation, table_address
+from ckptool.ema.layouts import Layouts
 from ckptool.errors import DamagedError, UsageError
-from ckptool.formats import open_checkpoint
-from ckptool.formats.base import Checkpoint, SourceFile
-from ckptool.inventory import Table
-from ckptool.layouts import Layouts
-from ckptool.numerics import Progress, no_progress
-from ckptool.origin import origin
-from ckptool.promotion import Promotion, check_slot, optimizers, plan_promotion
-from ckptool.provenance import as_text
-from ckptool.refusals import require_ema
-from ckptool.reports import Finding, PromoteReport
-from ckptool.soundness import (
-    look,
-    meanwhile,
-    prove_equalities,
-    refuse_lossy,
-    refuse_unsound,
-    warnings,
-)
+from ckptool.formats import fits, open_checkpoint
+from ckptool.formats.base import Checkpoint
+from ckptool.formats.pickles.trace import tracing
+from ckptool.formats.provenance import as_text
+from ckptool.plans.promotion import Promotion, check_slot, optimizers, plan_promotion
+from ckptool.plans.validation import validation, warnings
+from ckptool.plans.weights import take_weights
+from ckptool.process.progress import Progress, no_progress
+from ckptool.reports.write import PromoteReport
 from ckptool.writers import patched_copy
-from ckptool.writers.base import PartialFile, check_in_place, check_output, whole_file
-from ckptool.writers.containers import CONTAINERS
-from ckptool.writers.destination import in_folder
+from ckptool.writers.containers import container_of
+from ckptool.writers.files.destination import check_in_place, check_output, in_folder
+from ckptool.writers.files.whole_file import PartialFile, whole_file
+from ckptool.writers.values import Account
 
 BACKUP = ".bak"
 
@@ -49,27 +43,30 @@ def promote_ema(
     ema: str | None = None,
     model: str | None = None,
     allow_shared: bool = False,
+    buffers: str = "ema",
     force: bool = False,
     dry_run: bool = False,
     progress: Progress = no_progress,
     layouts: Layouts = (),
     made_at: float | None = None,
 ) -> PromoteReport:
-    """Write a copy of ``path`` whose model slot holds the averaged weights.
+    """Write a copy of ``path`` with the EMA weights in the model's state dict.
 
     Args:
         path: the checkpoint, one file.
-        output: the file to write, in the same format; a folder takes the name of ``path``.
+        output: the file to write, in the same format; a directory takes the name of ``path``.
         in_place: replace the checkpoint itself, by a rename of the finished copy.
         backup: keep the replaced file as ``path`` with ``.bak``.
-        ema: address of the averaged weights, instead of searching.
-        model: address of the slot to fill, instead of searching.
-        allow_shared: also where tensors elsewhere view the bytes that change.
-        force: replace an existing file; promote values that are not finite or overflow.
-        dry_run: only say what would be written.
+        ema: key path of the EMA weights, instead of searching.
+        model: key path of the state dict to fill, instead of searching.
+        buffers: ``ema``: take them from the EMA; ``model``: leave integers, flags, batch
+            statistics, and everything that the EMA still holds at its initial value, unchanged.
+        allow_shared: write also where tensors elsewhere view the bytes that change.
+        force: replace an existing file; promote values that are non-finite or overflow.
+        dry_run: only report what would be written.
         progress: called with the bytes written.
-        layouts: rows of a house style, tried before the known ones.
-        made_at: seconds since 1970 that the record of provenance tells; by default now.
+        layouts: custom layouts, tried before the known ones.
+        made_at: seconds since 1970 for the record of provenance; by default now.
 
     Raises:
         EmaNotFoundError, EmaAmbiguousError, EmaRefusedError: see ``refusals.require_ema``.
@@ -79,21 +76,24 @@ def promote_ema(
     """
     target = _target(path, output, in_place=in_place, backup=backup)
     command = f"ckptool promote-ema {'--in-place' if in_place else f'-o {quote(str(target))}'}"
-    with open_checkpoint(path) as checkpoint:
-        location = locate_ema(checkpoint, ema=ema, model=model, layouts=layouts)
+    with tracing() as trace:
+        opened = open_checkpoint(path)
+    with opened as checkpoint:
+        location, average = take_weights(
+            checkpoint, ema=ema, model=model, buffers=buffers, layouts=layouts, command=command
+        )
         candidate, plan = location.selected, Promotion()
-        if location.main_slot != "averaged":
-            candidate = require_ema(location, checkpoint, command)
-            plan = plan_promotion(checkpoint, location, candidate, allow_shared=allow_shared)
-        prove_equalities(checkpoint, location.selected)
+        if average is not None:
+            plan = plan_promotion(checkpoint, trace, location, average, allow_shared=allow_shared)
         changes = bool(plan.patches) or not in_place
         kept = path.with_name(path.name + BACKUP) if backup and changes else None
         place = _check_place(checkpoint, target, kept, in_place=in_place, force=force)
         done = changes and not dry_run
-        last_look = partial(_last_look, checkpoint, plan, force=force)
-        account = patched_copy.Account()
-        judge = partial(refuse_lossy, checkpoint, account.losses, force=force)
-        with meanwhile(last_look) as findings:
+        account = Account()
+        averages = {patch.name: patch.source for patch in plan.patches}
+        with validation(
+            checkpoint, averages, averages.keys(), account.losses, force=force
+        ) as judge:
             if done:
                 note = as_text(origin("promote-ema", path, location, candidate, made_at))
                 unchanged = partial(_refuse_changes, checkpoint, place, in_place=in_place)
@@ -101,13 +101,13 @@ def promote_ema(
                     place, force=force or in_place, backup=kept, last_look=unchanged
                 ) as file:
                     _write(checkpoint, location.model, plan, file, account, note, progress)
-                    findings()  # a refusal discards the file
-                    judge()
+                    judge()  # a refusal discards the file
             else:
-                patched_copy.survey(plan.patches, checkpoint.reader, account)
-            found = (*findings(), *judge(), *warnings(checkpoint, location))
+                patched_copy.count_losses(plan.patches, checkpoint.reader, account)
+            found = (*judge(), *warnings(checkpoint, location))
         report = _report(path, target, checkpoint, location, candidate, plan)
-        return report._replace(
+        return replace(
+            report,
             written=done,
             findings=found,
             in_place=in_place,
@@ -116,10 +116,10 @@ def promote_ema(
 
 
 def _target(path: Path, output: str | Path | None, *, in_place: bool, backup: bool) -> Path:
-    """Where the copy goes.
+    """Return the path of the copy.
 
     Raises:
-        UsageError: that is not said, or said twice.
+        UsageError: no option gives it, two options do, or ``backup`` lacks ``in_place``.
     """
     if in_place and output is not None:
         raise UsageError("--in-place and -o exclude each other", path=Path(output))
@@ -139,27 +139,19 @@ def _target(path: Path, output: str | Path | None, *, in_place: bool, backup: bo
 def _check_place(
     checkpoint: Checkpoint, target: Path, backup: Path | None, *, in_place: bool, force: bool
 ) -> Path:
-    """The path behind links, if it may be written in the format of the input."""
+    """Return the path behind links; check that it may be written in the format of the input."""
     if in_place:
         return check_in_place(target, backup, force=force)
-    is_safetensors = checkpoint.format_name == "safetensors"
-    if (target.suffix == ".safetensors") != is_safetensors:
+    if not fits(checkpoint.format, target.suffix):
         own = checkpoint.path.suffix
-        suffix = ".safetensors" if is_safetensors else ".pt" if own == ".safetensors" else own
+        suffix = own if fits(checkpoint.format, own) else (*checkpoint.format.suffixes, ".pt")[0]
         raise UsageError(
             f"promotion writes the format that it read, {checkpoint.format_name}",
             path=target,
             hint=f"-o {quote(target.with_suffix(suffix).name)}; or ckptool extract-ema",
         )
-    inputs = [checkpoint.path, *(file.path for file in checkpoint.reader.opened)]
+    inputs = [Path(source.name) for source in checkpoint.reader.opened]
     return check_output(target, inputs, force=force)
-
-
-def _last_look(checkpoint: Checkpoint, plan: Promotion, *, force: bool) -> tuple[Finding, ...]:
-    """What the values say; read beside the copy."""
-    averages = {patch.name: patch.source for patch in plan.patches}
-    seen = look(checkpoint, averages)
-    return refuse_unsound(checkpoint, seen, averages.keys(), force=force)
 
 
 def _write(
@@ -167,43 +159,36 @@ def _write(
     model: Table | None,
     plan: Promotion,
     output: PartialFile,
-    account: patched_copy.Account,
+    account: Account,
     note: str,
     progress: Progress,
 ) -> None:
     reader, patches = checkpoint.reader, plan.patches
-    file = reader.file(checkpoint.path)
+    file = checkpoint.source
     if model is None or not patches:
         output.copy_file(file, progress)
         return
-    container = CONTAINERS[checkpoint.format_name]
+    container = container_of(checkpoint)
     shift = container.copy(output, file, patched_copy.overwritten(patches), note, progress)
     patched_copy.put(output, patches, reader, account, shift, progress)
-    container.finish(output, file, patches, account.checksums, note)
+    container.finish(output, file, patches, account.made, note)
     patched_copy.check(output, patches, reader, account, shift)
     check_slot(output.path, model, shift)
 
 
 def _refuse_changes(checkpoint: Checkpoint, place: Path, *, in_place: bool) -> None:
-    """Make sure that the input is still what was read, and, in place, still stands there.
+    """Make sure that the input has not changed and, if ``in_place``, has not been replaced.
 
     Raises:
         DamagedError: a job wrote to it, or put another file in its place.
     """
     checkpoint.reader.refuse_changed()
-    if in_place and not _is_still(checkpoint.reader.file(checkpoint.path), place):
+    if in_place and not checkpoint.source.is_at(place):
         raise DamagedError(
             "another file was put in its place while it was read; that one is kept",
             path=place,
             hint="wait until the job that writes it has finished",
         )
-
-
-def _is_still(file: SourceFile, place: Path) -> bool:
-    try:
-        return os.path.samestat(file.status, place.stat())
-    except OSError:
-        return False
 
 
 def _report(
@@ -221,7 +206,7 @@ def _report(
         written=False,
         ema=candidate.address if candidate else "",
         model=table_address(location.model) if location.model else "",
-        main_slot=location.main_slot,
+        main_slot=location.told_slot,
         tensors=plan.tensors,
         bytes=plan.nbytes,
         kept=plan.kept,

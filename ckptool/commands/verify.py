@@ -1,43 +1,62 @@
-"""Whether a checkpoint is what a job or a release needs it to be: rules with three states.
+"""Verdict on whether a checkpoint serves a job or a release, by rules with three states.
 
-A file that is damaged is an answer (a failing finding of CK1), not an error: it was looked at. An
-error is what could not be looked at: a path that does not exist, no permission, an element type
-that cannot be represented.
+A damaged file is an answer (a failing finding of CK1), not an error: it was checked. A path that
+could not be checked is an error: it does not exist, may not be read, or has a dtype that cannot be
+represented. An error of one path leaves the others their verdicts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ckptool.checks.base import NotChecked, Subject
-from ckptool.checks.container import damage
+from ckptool.checks.container import beside, damage
 from ckptool.checks.registry import CHECKS
 from ckptool.checks.running import REQUIREMENTS, Selection, Verdict, judge, run_checks, select
 from ckptool.checks.sources import Source, read_source
-from ckptool.commands.inspect import checkpoint_files, is_run
-from ckptool.errors import CkptError, DamagedError, UnknownFormatError, UsageError
+from ckptool.commands.operands import as_operand, checkpoint_files, is_run, open_part
+from ckptool.contents.dangers import met_before_failing
+from ckptool.contents.inventory import Leaf
+from ckptool.contents.selection import Operand, parse_operand
+from ckptool.ema.layouts import Layouts
+from ckptool.errors import (
+    AddressError,
+    CkptError,
+    DamagedError,
+    UnknownFormatError,
+    UsageError,
+    as_ckpt_error,
+)
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
-from ckptool.inventory import Leaf
-from ckptool.layouts import Layouts
-from ckptool.numerics import Progress, no_progress
-from ckptool.ranks import Ranks
-from ckptool.rules import RULES, is_rule
-from ckptool.selection import parse_operand
-from ckptool.trust_findings import met_before_failing
-from ckptool.verify_reports import VerifyReport
+from ckptool.formats.unopened import files_below
+from ckptool.process.progress import Progress, no_progress
+from ckptool.process.ranks import Ranks
+from ckptool.reports.base import Finding
+from ckptool.reports.rules import RULES, finding, is_rule
+from ckptool.reports.verify import VerifyReport
+from ckptool.tree.walking import leaves
+
+
+class Looked(NamedTuple):
+    """The verdict on a path, and the error where it could not be read."""
+
+    report: VerifyReport
+    error: CkptError | None = None
 
 
 class Request(NamedTuple):
-    """What ``verify`` is asked to do with each file."""
+    """Options of ``verify`` for each file."""
 
     chosen: Selection = select()
-    required: tuple[str, ...] = ()  # as asked, for the report
+    required: tuple[str, ...] = ()  # as typed, for the report
     like: Mapping[str, Leaf] | None = None  # the names and shapes of a model
-    against: str | None = None  # PATH[#ADDRESS] of what the weights are made from
+    against: str | None = None  # PATH[#ADDRESS] of the weights that these were made from
     layouts: Layouts = ()
     progress: Progress = no_progress
     ranks: Ranks = Ranks()  # the processes that share what is read in full
@@ -46,49 +65,125 @@ class Request(NamedTuple):
 def chosen_rules(
     options: Mapping[str, Any], *, like: bool = False, against: bool = False
 ) -> Selection:
-    """What is asked for; ``options`` are those of the configuration, by their names.
+    """Return the rules asked for; ``options`` are those of the configuration, by their names.
 
-    What a file is compared with is meant to be like it: ``--like`` requires that it loads.
+    A file must match the one that it is compared with: ``like`` requires that it loads, and
+    ``against`` requires its provenance.
 
     Raises:
-        UsageError: a name that nothing is called.
+        UsageError: no rule or requirement has such a name.
     """
+    options = with_new_names(options)
     require = [*options.get("require", ())]
     require += [name for name, is_given in (("loads", like), ("provenance", against)) if is_given]
     for name in require:
         if name not in REQUIREMENTS:
             known = ", ".join(REQUIREMENTS)
             raise UsageError(f"nothing to require is called {name!r}", hint=f"one of: {known}")
-    for text in (*options.get("select", ()), *options.get("ignore", ())):
+    for text in (*options.get("rules", ()), *options.get("ignore_rules", ())):
         if not is_rule(text):
             raise UsageError(f"there is no rule {text!r}", hint="ckptool rule lists them")
     return select(
         require=require,
-        selected=options.get("select", ()),
-        ignored=options.get("ignore", ()),
+        selected=options.get("rules", ()),
+        ignored=options.get("ignore_rules", ()),
         strict=options.get("strict", False),
         bytes_=options.get("bytes"),
         values=options.get("values"),
     )
 
 
-def verify_file(path: Path, request: Request) -> VerifyReport:
-    """The verdict on one file.
+OLD_NAMES = {"select": "rules", "ignore": "ignore_rules"}  # of options
+
+
+def with_new_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options under their new names; rules under an old and a new name go together."""
+    named = {name: value for name, value in options.items() if name not in OLD_NAMES}
+    for old, new in OLD_NAMES.items():
+        if old in options:
+            named[new] = [*options[old], *named.get(new, ())]
+    return named
+
+
+def verify_file(operand: Path | Operand, request: Request) -> VerifyReport:
+    """Return the verdict on one file, or on the part of it that an operand names.
 
     Raises:
-        CkptError: it, or a file it is compared with, could not be looked at.
+        CkptError: it, or a file that it is compared with, could not be read.
     """
+    operand = as_operand(operand)
     with ExitStack() as opened:
         try:
-            checkpoint = opened.enter_context(open_checkpoint(path))
+            checkpoint = opened.enter_context(open_part(operand, request.layouts))
         except (DamagedError, UnknownFormatError) as error:
-            return _unopened(path, error, request)
-        verdict = run_checks(CHECKS, _subject(checkpoint, request, opened), request.chosen)
+            return _unopened(operand, error, request)
+        if checkpoint.is_part and next(leaves(checkpoint.tree), None) is None:
+            raise AddressError(
+                "this part holds no tensors to verify", path=operand.path, address=operand.address
+            )
+        verdict = run_checks(
+            CHECKS, _subject(checkpoint, operand.address, request, opened), request.chosen
+        )
         size = checkpoint.size_bytes
-        return _report(path, verdict, request, checkpoint.format_name, size)
+        return _report(operand, verdict, request, checkpoint.format_name, size)
 
 
-def _subject(checkpoint: Checkpoint, request: Request, opened: ExitStack) -> Subject:
+def verify_all(operands: Iterable[Path | Operand], request: Request) -> list[Looked]:
+    """Return the verdict on every file; a path that cannot be read has a verdict of its own.
+
+    Raises:
+        CkptError: the file of ``--against``, which the others are compared with, could not be read.
+    """
+    looked: list[Looked] = []
+    for operand in map(as_operand, operands):
+        path = operand.path
+        if operand.address is not None or not is_run(path):
+            looked.append(_look(operand, request))
+            continue
+        try:
+            files = checkpoint_files(path)
+        except CkptError as error:
+            looked.append(Looked(_unread(operand, error, request), error))
+        else:
+            looked += [_look(Operand(file), request) for file in files]
+            looked += _rest(path, files, request)
+    return looked
+
+
+def _rest(folder: Path, files: Sequence[Path], request: Request) -> Iterator[Looked]:
+    """Yield the verdict on everything else in a run's directory, if there is anything."""
+    inside = {file for file in files if file.is_dir()}  # directories with verdicts of their own
+    unopened = [
+        file for file in files_below(folder, set(files)) if inside.isdisjoint(file.path.parents)
+    ]
+    if unopened:
+        reason = "the checkpoints in the directory have verdicts of their own"
+        report = _only(beside(unopened), Operand(folder), request, reason)
+        yield Looked(replace(report, format="run"))
+
+
+def _look(operand: Operand, request: Request) -> Looked:
+    path = operand.path
+    try:
+        return Looked(verify_file(operand, request))
+    except (CkptError, OSError, MemoryError, RecursionError) as error:
+        told = as_ckpt_error(error)
+        if request.against is not None and told.path == parse_operand(request.against)[0] != path:
+            raise told from error
+        return Looked(_unread(operand, told.at(path), request), told)
+
+
+def _unread(operand: Operand, error: CkptError, request: Request) -> VerifyReport:
+    """Return the report on a path of which nothing is known but that it could not be read."""
+    shown = f": {error.path}" if error.path not in {None, operand.path} else ""
+    found = finding("CK120", error.address or "", f"{error.message}{shown}", error.hint)
+    report = _only([found], operand, request, "the path cannot be read")
+    return replace(report, error=error.document)
+
+
+def _subject(
+    checkpoint: Checkpoint, part: str | None, request: Request, opened: ExitStack
+) -> Subject:
     return Subject(
         checkpoint,
         layouts=request.layouts,
@@ -97,6 +192,7 @@ def _subject(checkpoint: Checkpoint, request: Request, opened: ExitStack) -> Sub
         reads=request.chosen.reads,
         progress=request.progress,
         ranks=request.ranks,
+        part=part,
     )
 
 
@@ -109,25 +205,35 @@ def _source(operand: str, layouts: Layouts, opened: ExitStack) -> Source:
         raise error.at(path) from error.__cause__
 
 
-def _unopened(path: Path, error: CkptError, request: Request) -> VerifyReport:
-    """What is wrong is known; everything else was not looked at."""
-    findings = (*damage(path, error), *met_before_failing(error.dangers))
+def _unopened(operand: Operand, error: CkptError, request: Request) -> VerifyReport:
+    """Return the report on a file that cannot be opened: its damage; the rest is not checked."""
+    findings = (*damage(operand.path, error), *met_before_failing(error.dangers))
+    return _only(findings, operand, request, "the file cannot be opened")
+
+
+def _only(
+    findings: Iterable[Finding], operand: Operand, request: Request, reason: str
+) -> VerifyReport:
+    """Return a report of these findings; everything else is not checked, for the reason given."""
+    findings = tuple(findings)
     said = {found.rule for found in findings}
-    chosen = request.chosen._replace(  # it counts, whatever was selected
+    chosen = request.chosen._replace(  # a finding counts even if its rule is not selected
         active=request.chosen.active | said,
         listed=tuple(r.id for r in RULES if r.id in said or r.id in request.chosen.listed),
     )
-    skipped = {rule: NotChecked(rule, "the file cannot be opened") for rule in chosen.listed}
+    skipped = {rule: NotChecked(rule, reason) for rule in chosen.listed}
     verdict = judge(findings, skipped, chosen)
-    size = path.stat().st_size if path.is_file() else 0
-    return _report(path, verdict, request, None, size)
+    path = operand.path
+    size = os.stat(path).st_size if os.path.isfile(path) else 0  # noqa: PTH113, PTH116 - no raise
+    return _report(operand, verdict, request, None, size)
 
 
 def _report(
-    path: Path, verdict: Verdict, request: Request, format_name: str | None, size: int
+    operand: Operand, verdict: Verdict, request: Request, format_name: str | None, size: int
 ) -> VerifyReport:
     return VerifyReport(
-        path=str(path),
+        path=str(operand.path),
+        address=operand.address,
         ok=verdict.ok,
         format=format_name,
         size_bytes=size,
@@ -136,13 +242,3 @@ def _report(
         required=request.required,
         strict=request.chosen.strict,
     )
-
-
-def expanded(paths: Iterable[Path]) -> Iterator[Path]:
-    """Folders that hold a run become the checkpoints in them.
-
-    Raises:
-        UnreadableError: one cannot be listed, or there are none in it.
-    """
-    for path in paths:
-        yield from checkpoint_files(path) if is_run(path) else (path,)

@@ -1,1 +1,1 @@
-"""Two checkpoints held against each other: what corresponds, what differs, and by how much."""
+"""Comparison of two checkpoints: pairs of leaves, their differences and their sizes."""

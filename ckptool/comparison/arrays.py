@@ -1,72 +1,55 @@
-"""Bytes as arrays, for numpy and for torch: what the kernels cannot say in both."""
+"""Arrays over bytes in numpy and torch: the operations that the two modules do not share."""
 
 from __future__ import annotations
 
 import threading
 from contextlib import AbstractContextManager
 from functools import cache, cached_property
-from typing import Any, Protocol
+from typing import Any
 
 from ckptool.dtypes import DType
 from ckptool.formats.base import TensorReader
-from ckptool.numerics import blocks
-from ckptool.tree import TensorRef
+from ckptool.tensors.blocks import blocks
+from ckptool.tree.nodes import TensorRef
 
 Array = Any
 Namespace = Any
 Buffer = Any  # bytes for numpy; for torch a flat tensor of uint8 on its device
 
-BLOCK = 1 << 18  # elements: fewer would fit a cache, but threads would wait for each other
+BLOCK = 1 << 18  # elements; fewer would fit a cache, but threads would wait for each other
 COMPARED = 1 << 18  # bytes
 
-# Types whose elements can be counted and told apart, but mean no numbers here.
+# Dtypes whose elements are codes without a numeric value here: only the unequal ones are counted.
 CODES = {
     "float4_e2m1fn_x2": "uint8", "quint4x2": "uint8", "quint2x4": "uint8", "bits8": "uint8",
     "bits1x8": "uint8", "bits2x4": "uint8", "bits4x2": "uint8", "bits16": "uint16",
 }  # fmt: skip
 
 
-class Arrays(Protocol):
-    """What a backend gives the kernels."""
-
-    @property
-    def xp(self) -> Namespace:
-        """The modules whose functions they call, numpy or torch."""
-
-    def view(self, data: Buffer, dtype: DType) -> Array:
-        """The bytes as a flat array of ``dtype``."""
-
-    def convert(self, array: Array, name: str, slot: int) -> Array:
-        """Another type, float64, complex128 or int64, in a slot of this thread's room."""
-
-    def bits(self, data: Buffer, itemsize: int) -> Array:
-        """The bytes as signed integers, as int64."""
-
-    def room(self, count: int, slot: int) -> Array:
-        """An array of float64 to be overwritten; the same memory each time in a thread."""
-
-
 class NumpyArrays:
-    """On the processor."""
+    """Arrays of numpy, on the CPU."""
 
     def __init__(self) -> None:
         self._own = threading.local()
 
     @cached_property
     def xp(self) -> Namespace:
-        """Imported for the first difference: equal files need no numpy."""
+        """The module numpy, imported for the first difference: equal files do not need it."""
         import numpy as np
 
         return np
 
     def view(self, data: Buffer, dtype: DType) -> Array:
-        """The bytes, not copied."""
+        """Return the bytes as a flat array; numpy lacks complex32, which is copied as complex64."""
         if dtype.name == "complex32":
             return self.xp.frombuffer(data, "<f2").astype("f4").view("c8")
         return self.xp.frombuffer(data, _numpy_type(CODES.get(dtype.name) or dtype.numpy))
 
     def convert(self, array: Array, name: str, slot: int) -> Array:
-        """Copied even when the type stays: kernels overwrite."""
+        """Return a copy as float64, complex128 or int64, since kernels overwrite their arguments.
+
+        ``slot`` names a buffer of this thread.
+        """
         if name == "complex128":
             return array.astype(name)
         room = self.room(len(array), slot).view(name)
@@ -76,11 +59,11 @@ class NumpyArrays:
         return room
 
     def bits(self, data: Buffer, itemsize: int) -> Array:
-        """By a view."""
+        """Read the integers through a view, and widen them."""
         return self.xp.frombuffer(data, f"<i{itemsize}").astype("i8")
 
     def pairs(self, a: bytes, b: bytes) -> Array:
-        """``256 * a + b`` of each byte, as int64; valid until the next call in this thread."""
+        """Return ``256 * a + b`` of each byte as int64, valid until this thread's next call."""
         xp = self.xp
         room = self.room(len(a), 0).view("i8")
         xp.copyto(room, xp.frombuffer(a, "u1"))
@@ -88,9 +71,10 @@ class NumpyArrays:
         return xp.bitwise_or(room, xp.frombuffer(b, "u1"), out=room)
 
     def count_pairs(self, a: bytes, b: bytes) -> Array:
-        """How often each of the 65,536 pairs occurs.
+        """Count how often each of the 65,536 pairs occurs.
 
-        Two at a time, in registers: elements at even places first, whose order is no matter.
+        A register holds two elements at a time. Those at even places come first: their order
+        does not matter.
         """
         xp, half = self.xp, len(a) // 2
         room = self.room(len(a), 0).view("i8")
@@ -102,14 +86,14 @@ class NumpyArrays:
         return xp.bincount(room, minlength=1 << 16)
 
     def room(self, count: int, slot: int) -> Array:
-        """Fresh memory would have to be given by the system, page by page."""
+        """Return a buffer that is kept: the system would give fresh memory page by page."""
         rooms = self._own.__dict__.setdefault("rooms", {})
         if slot not in rooms or len(rooms[slot]) < count:
             rooms[slot] = self.xp.empty(max(count, BLOCK))
         return rooms[slot][:count]
 
     def quietly(self) -> AbstractContextManager[Any]:
-        """Infinities are no cause for warnings, in this thread."""
+        """Return a context without numpy's warnings in this thread: infinities are expected."""
         silence: AbstractContextManager[Any] = self.xp.errstate(all="ignore")
         return silence
 
@@ -123,42 +107,45 @@ def _numpy_type(name: str) -> Any:
 
 
 class TorchArrays:
-    """On a device of torch."""
+    """Arrays of torch, on one device."""
 
     def __init__(self, torch: Any, device: Any) -> None:
         self.xp: Namespace = torch
         self.device = device
 
     def knows(self, dtype: DType) -> bool:
-        """Whether this torch has the type: some came with 2.2, 2.3 and 2.7."""
+        """Return whether this torch has the dtype: some came with 2.2, 2.3 and 2.7."""
         return hasattr(self.xp, CODES.get(dtype.name) or dtype.name)
 
     def view(self, data: Buffer, dtype: DType) -> Array:
-        """Not copied."""
+        """Return a view of the bytes."""
         return data.view(getattr(self.xp, CODES.get(dtype.name) or dtype.name))
 
     def convert(self, array: Array, name: str, slot: int) -> Array:  # noqa: ARG002
-        """Copied even when the type stays; torch keeps freed memory by itself."""
+        """Copy the array, even if its type stays; torch keeps freed memory by itself."""
         if name == "int64" and array.dtype is getattr(self.xp, "uint64", None):
             return array.view(self.xp.int64) ^ -(1 << 63)
         return array.to(getattr(self.xp, name), copy=True)
 
     def bits(self, data: Buffer, itemsize: int) -> Array:
-        """By a view."""
+        """Read the integers through a view, and widen them."""
         return data.view(getattr(self.xp, f"int{8 * itemsize}")).to(self.xp.int64)
 
     def count_pairs(self, a: Buffer, b: Buffer) -> Array:
-        """As numpy counts them; the device is not waited for, as it would be by bincount."""
+        """Count the pairs as numpy does, but without waiting for the device as bincount would."""
         pairs = a.to(self.xp.int64).mul_(256).add_(b)
         return pairs.new_zeros(1 << 16).scatter_add_(0, pairs, pairs.new_ones(1).expand_as(pairs))
 
     def room(self, count: int, slot: int) -> Array:  # noqa: ARG002
-        """Not initialised."""
+        """Return an array that is not initialised."""
         return self.xp.empty(count, dtype=self.xp.float64, device=self.device)
 
 
+Arrays = NumpyArrays | TorchArrays
+
+
 def are_equal(a: Array, b: Array) -> bool:
-    """Whether two numpy arrays of bytes are; most that are not differ soon."""
+    """Compare two numpy arrays of bytes, part by part: most that are unequal differ soon."""
     import numpy as np
 
     starts = range(0, len(a), COMPARED)
@@ -166,7 +153,7 @@ def are_equal(a: Array, b: Array) -> bool:
 
 
 def real_values(reader: TensorReader, ref: TensorRef) -> bytes:
-    """What a quantized tensor stands for, ``(value - zero_point) * scale``, as float64."""
+    """Return a quantized tensor's real values, ``(value - zero_point) * scale``, as float64."""
     import numpy as np
 
     assert ref.quantizer is not None
@@ -179,7 +166,7 @@ def real_values(reader: TensorReader, ref: TensorRef) -> bytes:
 
 
 def _parameter(reader: TensorReader, part: float | TensorRef, ref: TensorRef) -> Array:
-    """A scale or zero point, so that it broadcasts along its axis."""
+    """Return a scale or zero point in a shape that broadcasts along its axis."""
     import numpy as np
 
     if not isinstance(part, TensorRef):

@@ -1,10 +1,10 @@
-"""Long runs on a GPU, in three stages that go on side by side: read, copied, measured.
+"""Measurement of long runs on a GPU, in three concurrent stages: read, copy, compute.
 
-Threads read both sides into pinned memory and ask for the copies on one stream. The caller's thread
-asks for the kernels on another. No number of a floating-point type is looked at before many runs
-are on their way, since for each the device would have to be waited for; a run that is not finite
-shows so then, and is read and measured again. Of types of one byte only the counts of pairs come
-back. Integers and complex numbers, and runs of two types, are waited for.
+Threads read both sides into pinned memory and enqueue the copies on one stream. The caller's thread
+enqueues the kernels on another. The numbers of floating-point types are fetched only after many
+runs were enqueued, since each fetch waits for the device. A run with non-finite sums shows only
+then, and is read and measured again. For types of one byte only the counts of pairs come back.
+Runs of integers, of complex numbers and of two types are waited for one by one.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from typing import TYPE_CHECKING, Any
 from ckptool.comparison.arrays import Array, NumpyArrays, TorchArrays, are_equal
 from ckptool.comparison.kernels import Partial, floats_seen
 from ckptool.comparison.measuring import measured, measured_by_counts, measured_unseen
-from ckptool.comparison.runs import Job, Run, place_of
+from ckptool.comparison.values import Job, Run, place_of
 from ckptool.errors import UnsupportedError, UsageError
-from ckptool.numerics import Progress, no_progress
+from ckptool.process.progress import Progress, no_progress
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-STAGED = 1 << 24  # bytes of a side that are copied at a time
-LEAST = 1 << 16  # elements: for fewer, asking a device takes longer than computing here
-UNSEEN = 1 << 10  # results that stay on the device, at most
-TABLES = 1 << 6  # and counts of pairs, of 512 KiB
+STAGED = 1 << 24  # bytes of one side that are copied at a time
+LEAST = 1 << 16  # elements; for fewer, the calls to a device take longer than the CPU
+UNSEEN = 1 << 10  # results that wait on the device, at most
+TABLES = 1 << 6  # the same for tables of counts, of 512 KiB each
 
-NOT_FINITE = Partial(-1)  # to be measured again
+NOT_FINITE = Partial(-1)  # marks a run with non-finite sums, to be measured again
 
 Found = dict[Run, Partial | None]  # None: equal bytes
-Take = Callable[[Run, Array, Array], None]  # asks for the kernels of a run whose bytes are there
+Take = Callable[[Run, Array, Array], None]  # enqueues the kernels of a run on the device
 
 
 class Device:
-    """A device of torch: a GPU; tests have it be the processor.
+    """A device of torch: a GPU, or in tests the CPU.
 
     Raises:
-        UnsupportedError: there is no torch, or no such device.
-        UsageError: this names no device.
+        UnsupportedError: torch is not installed, or has no such device.
+        UsageError: the name is not that of a device.
     """
 
     def __init__(self, name: str) -> None:
@@ -50,7 +50,7 @@ class Device:
         except ImportError as error:
             raise UnsupportedError(
                 f"--device {name} needs torch, which is not installed",
-                hint="pip install 'ckptool[torch]'; without --device the processor compares",
+                hint="pip install 'ckptool[torch]'; without --device the CPU compares",
             ) from error
         self._torch: Any = torch
         self._device = _device(torch, name)
@@ -60,19 +60,19 @@ class Device:
         self._slots: list[Slot] = []
 
     def block(self, job: Job) -> int:
-        """How many elements are in a run: fewer where the kernel needs many arrays."""
+        """Return the number of elements in a run: fewer where the kernel needs many arrays."""
         size = max(job.a.dtype.itemsize, job.b.dtype.itemsize)
         return STAGED // (size if job.is_bytewise or job.is_of_floats else max(size, 8))
 
     def takes(self, job: Job, run: Run) -> bool:
-        """Whether a run is better measured here."""
+        """Return whether a run is better measured on this device."""
         is_known = job.is_bytewise or all(self._arrays.knows(side.dtype) for side in job.sides)
         return job.lies_ready and is_known and run.stop - run.start >= LEAST
 
     def measure(
         self, jobs: Sequence[Job], runs: Sequence[Run], threads: int, progress: Progress
     ) -> Found:
-        """What each run comes to.
+        """Measure the runs; None stands for equal bytes.
 
         Raises:
             DamagedError: a file ends too soon.
@@ -88,12 +88,12 @@ class Device:
 
     @contextmanager
     def _current(self) -> Iterator[None]:
-        """Within, it is the device that torch takes; what it fails in is told as its failure."""
+        """Make this the current device of torch; report errors of CUDA and HIP as its failure."""
         is_cuda = self._device.type == "cuda"
         try:
             with self._torch.cuda.device(self._device) if is_cuda else nullcontext():
                 yield
-        except RuntimeError as error:  # the class of what torch has to say, and of much else
+        except RuntimeError as error:  # the class of torch's errors, and of many others
             said = str(error)
             if not any(word in said for word in ("CUDA", "HIP")):
                 raise
@@ -111,7 +111,7 @@ def _device(torch: Any, text: str) -> Any:
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if index >= count:
         devices = "1 CUDA device" if count == 1 else f"{count or 'no'} CUDA devices"
-        known = devices if kind == "cuda" else "one processor"
+        known = devices if kind == "cuda" else "one CPU"
         raise UnsupportedError(
             f"torch {torch.__version__} sees {known}, so there is no {text}",
             hint="install a torch built for CUDA and check nvidia-smi; --device cpu always works",
@@ -120,7 +120,7 @@ def _device(torch: Any, text: str) -> Any:
 
 
 class Pipeline:
-    """One measurement of some runs, in slots that take turns."""
+    """Measurement of some runs, in slots that take turns."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class Pipeline:
         self._tables: list[tuple[Run, Array]] = []
 
     def measure(self, runs: Sequence[Run], progress: Progress) -> Found:
-        """What each run comes to."""
+        """Measure the runs; None stands for equal bytes."""
         with self._queues.computing_here():
             self.go(runs, self._ask, progress)
             self._see()
@@ -147,7 +147,7 @@ class Pipeline:
         return self._found
 
     def go(self, runs: Sequence[Run], take: Take, progress: Progress) -> None:
-        """Read the runs, and give those whose sides differ to ``take``, in their order."""
+        """Read the runs, and pass those whose sides differ to ``take``, in their order."""
         from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - it brings logging along
 
         coming: deque[tuple[Run, Slot, Future[bool]]] = deque()
@@ -176,7 +176,7 @@ class Pipeline:
                     reading.cancel()
 
     def _ask(self, run: Run, a: Array, b: Array) -> None:
-        """Have a run measured, without waiting if its type allows that."""
+        """Enqueue the kernels of a run; wait for them only if its type requires that."""
         job = self._jobs[run.job]
         if job.is_bytewise:
             self._tables.append((run, self._arrays.count_pairs(a, b)))
@@ -191,7 +191,7 @@ class Pipeline:
         self._found[run] = measured(self._arrays, a, b, self._jobs[run.job])
 
     def _see(self) -> None:
-        """Fetch what was found: of the numbers all of one kind at once."""
+        """Fetch the results from the device, all numbers of one kind at once."""
         kinds = zip(*(numbers for _, numbers in self._unseen), strict=True)
         columns = [self._arrays.xp.stack(kind).tolist() for kind in kinds]
         for (run, _), found in zip(self._unseen, zip(*columns, strict=True), strict=True):
@@ -204,22 +204,22 @@ class Pipeline:
 
 
 class Slot:
-    """Room for a run of both sides: pinned memory here, and memory there."""
+    """Buffers for a run of both sides, in pinned memory (here) and on the device (there)."""
 
     def __init__(self, queues: Queues) -> None:
         self._queues = queues
-        self._here: list[tuple[Array, Any]] = []  # as torch has it, and as numpy
+        self._here: list[tuple[Array, Any]] = []  # one memory as a torch and a numpy array
         self._there = [queues.memory(pinned=False) for _ in range(2)]
         self._arrived, self._used = queues.event(), queues.event()
 
     def fill(self, job: Job, run: Run) -> bool:
-        """Read a run and ask for its copies, in a thread; if its sides are equal, they stay here.
+        """Read a run in a thread, and enqueue its copies; for equal sides return True instead.
 
         Raises:
             DamagedError: a file ends too soon.
         """
         self._queues.copy_from_here()
-        self._arrived.synchronize()  # what was here has left
+        self._arrived.synchronize()  # until the last copy from here is done
         if not self._here:
             rooms = [self._queues.memory(pinned=True) for _ in range(2)]
             self._here = [(room, room.numpy()) for room in rooms]
@@ -230,14 +230,14 @@ class Slot:
             values.read_into(memoryview(filled[-1]), start)
         if job.is_one_type and not job.is_one_sided and are_equal(*filled):
             return True
-        self._used.wait()  # what was there is needed no more
+        self._used.wait()  # until the kernels no longer need the last run
         for data, (here, _), there in zip(filled, self._here, self._there, strict=False):
             self._queues.copy(there[: len(data)], here[: len(data)])
         self._arrived.record()
         return False
 
     def empty(self, job: Job, run: Run, take: Take) -> None:
-        """Give away what is there; of one side it is the same twice."""
+        """Pass the copied sides to ``take``; a one-sided job passes its only side twice."""
         self._arrived.wait()
         sides = [
             there[: place_of(values, run)[1]]
@@ -248,7 +248,7 @@ class Slot:
 
 
 class Queues:
-    """Two streams of a GPU, one for copies and one for kernels; the processor needs none."""
+    """Two streams of a GPU, one for copies and one for kernels; the CPU needs none."""
 
     def __init__(self, torch: Any, device: Any) -> None:
         self._torch, self._device = torch, device
@@ -257,15 +257,16 @@ class Queues:
             self._copying, self._computing = (torch.cuda.Stream(device) for _ in range(2))
 
     def copy_from_here(self) -> None:
-        """From now on this thread, which is one of ours, asks for copies."""
+        """Make the stream for copies current in this thread, which is one of our own."""
         if self._is_cuda:
             self._torch.cuda.set_stream(self._copying)
 
     @contextmanager
     def computing_here(self) -> Iterator[None]:
-        """Within, this thread asks for kernels; before and after, the device is at rest.
+        """Make the stream for kernels current in this thread, after all work enqueued before.
 
-        So memory that others have given back, or are given, is used by nobody else.
+        At the end both streams are idle. So memory that others freed before, or are given
+        afterwards, is never in use on two streams.
         """
         if not self._is_cuda:
             yield
@@ -281,16 +282,16 @@ class Queues:
                 stream.synchronize()
 
     def event(self) -> Any:
-        """A mark in one stream that the other, or a thread, can wait for; unrecorded it is past."""
+        """Return an event that a stream or a thread can wait for; until recorded, it is past."""
         return self._torch.cuda.Event() if self._is_cuda else _Past()
 
     def memory(self, *, pinned: bool) -> Array:
-        """For a side of a run: there, or where the device can fetch it by itself."""
+        """Return a buffer for a side of a run, on the device or in memory that it can read."""
         place = {"pin_memory": self._is_cuda} if pinned else {"device": self._device}
         return self._torch.empty(STAGED, dtype=self._torch.uint8, **place)
 
     def copy(self, there: Array, here: Array) -> None:
-        """Ask for a copy."""
+        """Enqueue a copy."""
         there.copy_(here, non_blocking=True)
 
 

@@ -1,48 +1,94 @@
-"""From paired addresses to rows of differences; the pure middle of ``ckptool diff``.
+"""Rows of differences, made from pairs of key paths: the pure core of ``ckptool diff``.
 
-A pair of tensors is judged in this order: one is missing; the shapes differ; the types differ; the
-values differ beyond the tolerance; the name differs; with ``--strict``, how they are stored
-differs. What differs within the tolerance is reported too, and counts as equal.
+A pair of tensors is judged in this order: one is missing; the shapes differ; the dtypes differ; the
+values differ beyond the tolerance; the names differ; with ``--strict``, the storage differs. A
+difference within the tolerance is reported too, and counts as equal.
+
+Tensors of one element that count (Adam's ``step``, BatchNorm's ``num_batches_tracked``) are
+settings that happen to be stored as tensors. A step that went from 100 to 120 is no distance of 20
+between weights. So counters stay out of every norm, and are reported apart, with the value on each
+side and the number of tensors that changed so.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from hashlib import sha256
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ckptool.comparison.arrays import CODES
 from ckptool.comparison.digests import digests_of
 from ckptool.comparison.engine import Outcome
 from ckptool.comparison.kernels import Partial, Sums
-from ckptool.comparison.leaves import (
-    Digest,
-    Held,
-    Leaf,
-    Leaves,
-    Named,
-    Raw,
-    Series,
-    is_number,
-    is_tensor,
-)
+from ckptool.comparison.leaves import ABSENT, Digest, Leaf, Leaves, TensorLeaf, form_of, is_tensor
 from ckptool.comparison.pairing import Pair
-from ckptool.comparison.runs import Job
-from ckptool.comparison.tolerances import Tolerance, Tolerances
-from ckptool.comparison.values import Values, values_of
-from ckptool.diff_reports import Distance, TensorDifference, ValueDifference
+from ckptool.comparison.plain_values import section_of
+from ckptool.comparison.tolerances import Tolerances
+from ckptool.comparison.values import Job, Values, values_of
 from ckptool.dtypes import BY_NAME
-from ckptool.tree import TensorRef
+from ckptool.names import says, whole
+from ckptool.reports.diff import CounterDifference, Distance, TensorDifference, ValueDifference
+from ckptool.tensors.sample import scalar_value
+from ckptool.tree.nodes import TensorRef
 
-ABSENT = object()
-SHOWN = 1000  # characters of a text that a report repeats
+NAMES = whole(
+    "step$", "step_count$", "count$", "counter$", "num_batches_tracked$", "n_averaged$", "update$",
+    "iter$", "iteration$", "epoch$",
+)  # fmt: skip
+MAX_READ = 10_000  # counters whose values are read
+
+
+def is_counter(address: str, leaf: Leaf) -> bool:
+    """Return whether a leaf is a number that counts, by its size and the last part of its name."""
+    if not isinstance(leaf, TensorLeaf) or leaf.ref.numel != 1 or len(leaf.ref.chunks) != 1:
+        return False
+    return says(re.split(r"[/.]", address)[-1], NAMES)
+
+
+def counter_changes(
+    rows: Iterable[tuple[Pair, TensorDifference]], a: Mapping[str, Leaf], b: Mapping[str, Leaf]
+) -> Iterator[CounterDifference]:
+    """Yield the changes of counters, one for all that share their name and both values."""
+    found: dict[tuple[Any, ...], list[str]] = {}
+    for read, (pair, row) in enumerate(rows):
+        values: tuple[Any, Any] = (None, None)
+        if read < MAX_READ:
+            values = (_value(a, pair.a), _value(b, pair.b))
+        name = re.split(r"[/.]", row.address)[-1]
+        found.setdefault((row.section, name, row.kind, *values), []).append(row.address)
+    for (section, _, kind, one, other), addresses in found.items():
+        yield CounterDifference(_pattern(addresses), kind, section, one, other, len(addresses))
+
+
+def _value(side: Mapping[str, Leaf], name: str | None) -> int | float | None:
+    leaf = side.get(name) if name is not None else None
+    value = scalar_value(leaf.reader, leaf.ref) if isinstance(leaf, TensorLeaf) else None
+    if not isinstance(value, (int, float)):
+        return None
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _pattern(addresses: list[str]) -> str:
+    """Return one key path for several, with stars where they differ: ``optimizer/state/*/step``."""
+    if len(addresses) == 1:
+        return addresses[0]
+    parts = [re.split(r"([/.])", address) for address in addresses[:MAX_READ]]
+    if len({len(part) for part in parts}) == 1:
+        return "".join(p[0] if len(set(p)) == 1 else "*" for p in zip(*parts, strict=True))
+    first = parts[0]
+    depth = next(i for i, words in enumerate(zip(*parts, strict=False)) if len(set(words)) > 1)
+    return "".join([*first[:depth], "*", *first[-2:]])
+
+
+# --------------------------------------------------------------------------------------------- rows
+
 
 Compare = Callable[[Sequence[Job]], list[Outcome]]
 
 
 class Judged(NamedTuple):
-    """One pair of tensors, with everything that is known of it."""
+    """A pair of tensors, with everything that is known of it."""
 
     pair: Pair
     row: TensorDifference | None  # None: nothing to report
@@ -53,20 +99,20 @@ class Judged(NamedTuple):
 
     @property
     def counts(self) -> bool:
-        """Whether it makes the checkpoints different."""
+        """True if the pair makes the checkpoints different."""
         return self.row is not None and self.row.kind != "within"
 
     @property
     def has_distance(self) -> bool:
-        """Whether its numbers mean something: codes have none."""
-        return self.row is not None and self.row.distance is not None
+        """True if the numbers mean something: codes have none, and counters are no distances."""
+        return self.row is not None and self.row.distance is not None and not self.row.is_counter
 
 
 # ------------------------------------------------------------------------------------------ tensors
 
 
 class TensorJudge:
-    """Judges pairs of tensors; the values of all of them are compared in one go."""
+    """Judge of pairs of tensors, which compares the values of all of them in one call."""
 
     def __init__(
         self,
@@ -85,7 +131,7 @@ class TensorJudge:
         self.unread: list[str] = []  # tensors without stored values on both sides
 
     def judge(self, pairs: Sequence[Pair], compare: Compare) -> list[Judged]:
-        """A verdict a pair, in order."""
+        """Return a verdict for each pair, in order."""
         jobs: dict[object, Job] = {}
         keys = [self._job(pair, jobs) for pair in pairs]
         outcomes = dict(zip(jobs, compare(list(jobs.values())), strict=True))
@@ -95,9 +141,11 @@ class TensorJudge:
         ]
 
     def _job(self, pair: Pair, jobs: dict[object, Job]) -> object:
-        """Register what has to be compared, once for tensors that are tied on both sides."""
+        """Register the comparison of a pair, once if shared on both sides, and return its key."""
         one, other = self._leaf(self._a, pair.a), self._leaf(self._b, pair.b)
-        if not (isinstance(one, Held) and isinstance(other, Held)) or not _comparable(one, other):
+        if not (isinstance(one, TensorLeaf) and isinstance(other, TensorLeaf)) or not _comparable(
+            one, other
+        ):
             return None
         a, b = values_of(one), values_of(other)
         if a is None or b is None:
@@ -112,13 +160,13 @@ class TensorJudge:
         return key
 
     def _digest(self, pairs: Sequence[Pair]) -> None:
-        """Compute what has to be held against a digest, all at once."""
+        """Compute the digests of all tensors that the other side has as digests, in one call."""
         both = [(self._leaf(self._a, pair.a), self._leaf(self._b, pair.b)) for pair in pairs]
         read = [
             leaf
             for leaves in both
             for leaf in leaves
-            if isinstance(leaf, Held) and any(isinstance(other, Digest) for other in leaves)
+            if isinstance(leaf, TensorLeaf) and any(isinstance(other, Digest) for other in leaves)
         ]
         self._digests = dict(zip(map(id, read), digests_of(read), strict=True))
 
@@ -135,9 +183,9 @@ class TensorJudge:
         partial = outcome.partial if outcome else None
         kind, note = self._kind(pair, one, other, partial)
         row = self._row(pair, kind, note, partial) if kind else None
-        dtype, shape = _form(shown)
+        dtype, shape = form_of(shown)
         elements = math.prod(shape)
-        nbytes = shown.ref.nbytes if isinstance(shown, Held) else shown.nbytes
+        nbytes = shown.ref.nbytes if isinstance(shown, TensorLeaf) else shown.nbytes
         known = None if dtype in CODES else BY_NAME.get(dtype or "")
         is_floating = known is not None and known.is_floating
         return Judged(pair, row, partial, elements, nbytes, is_floating)
@@ -145,10 +193,10 @@ class TensorJudge:
     def _kind(
         self, pair: Pair, one: Leaf, other: Leaf, partial: Partial | None
     ) -> tuple[str | None, str]:
-        """The first kind of difference that there is, and a remark."""
+        """Return the first kind of difference that applies, and a remark."""
         if one is ABSENT or other is ABSENT:
             return ("added" if one is ABSENT else "removed"), ""
-        (dtype, shape), (other_dtype, other_shape) = _form(one), _form(other)
+        (dtype, shape), (other_dtype, other_shape) = form_of(one), form_of(other)
         retyped = dtype != other_dtype
         tolerated = self._any_dtype and (partial is not None or not math.prod(shape))
         value_note = self._value_note(one, other, partial)
@@ -164,7 +212,7 @@ class TensorJudge:
         return next(((kind, note) for kind, is_so, note in kinds if is_so), (None, ""))
 
     def _value_note(self, one: Leaf, other: Leaf, partial: Partial | None) -> str | None:
-        """What there is to say of values that count as different; None: they do not."""
+        """Return a remark on values that count as different, or ''; None if they do not."""
         if isinstance(one, Digest) or isinstance(other, Digest):
             is_same = self._sha256(one) == self._sha256(other)
             return None if is_same else "known by its digest only"
@@ -173,8 +221,10 @@ class TensorJudge:
         return "" if partial is not None and partial.beyond else None
 
     def _layout(self, address: str, one: Leaf, other: Leaf) -> str:
-        """What only ``--strict`` asks: how the tensors are stored."""
-        if self._partners is None or not (isinstance(one, Held) and isinstance(other, Held)):
+        """Describe how the tensors are stored differently; only ``--strict`` asks for it."""
+        if self._partners is None or not (
+            isinstance(one, TensorLeaf) and isinstance(other, TensorLeaf)
+        ):
             return ""
         ours, theirs = (partners.get(address) for partners in self._partners)
         asked = (
@@ -188,7 +238,7 @@ class TensorJudge:
 
     def _row(self, pair: Pair, kind: str, note: str, partial: Partial | None) -> TensorDifference:
         forms = [
-            (None, None) if name is None else _form(side[name])
+            (None, None) if name is None else form_of(side[name])
             for side, name in ((self._a, pair.a), (self._b, pair.b))
         ]
         rule = self._tolerances.at(pair.address)
@@ -208,19 +258,15 @@ class TensorJudge:
             atol=rule.atol,
             rtol=rule.rtol,
             note=note,
+            is_counter=kind in {"value", "within"}
+            and is_counter(pair.address, self._a[pair.a or ""]),
         )
 
 
 SAME = object()  # the key of pairs that are the same bytes of the same file
 
 
-def _form(leaf: Leaf) -> tuple[str | None, tuple[int, ...]]:
-    if isinstance(leaf, Digest):
-        return leaf.dtype, leaf.shape
-    return leaf.ref.dtype.name, leaf.ref.shape
-
-
-def _comparable(one: Held, other: Held) -> bool:
+def _comparable(one: TensorLeaf, other: TensorLeaf) -> bool:
     if one.ref.shape != other.ref.shape:
         return False
     packed = {one.ref.dtype.name, other.ref.dtype.name} & CODES.keys()
@@ -232,25 +278,25 @@ def _same_place(a: Values, b: Values) -> bool:
 
 
 def _strides(ref: TensorRef) -> tuple[int, ...]:
-    """Those that mean something: not of dimensions of one element."""
+    """Return the strides that mean something: not those of dimensions of one element."""
     strides = ref.chunks[0].strides if len(ref.chunks) == 1 else ()
     sized = zip(ref.shape, strides, strict=False)
     return tuple(stride for size, stride in sized if size > 1)
 
 
 def _partners(side: Leaves) -> dict[str, str]:
-    """For each tensor the first address whose tensor begins at the same byte of the same file."""
+    """Map each tensor to the key path of the first that begins at the same byte of its file."""
     first: dict[object, str] = {}
     partners = {}
     for address, leaf in side.items():
-        if isinstance(leaf, Held) and leaf.ref.chunks and leaf.ref.numel:
+        if isinstance(leaf, TensorLeaf) and leaf.ref.chunks and leaf.ref.numel:
             span = leaf.ref.chunks[0].span
             partners[address] = first.setdefault((span.source, span.offset), address)
     return partners
 
 
 def distance_of(partial: Partial, shape: tuple[int, ...]) -> Distance:
-    """The numbers of a tensor from its sums."""
+    """Compute the reported numbers of a tensor from its sums."""
     sums, count = partial.sums, max(partial.sums.finite, 1)
     return Distance(
         elements=partial.elements,
@@ -268,7 +314,7 @@ def distance_of(partial: Partial, shape: tuple[int, ...]) -> Distance:
 
 
 def relative_l2(distance_sq: float, a_sq: float, b_sq: float) -> float | None:
-    """The norm of the difference to the larger norm; None where squares left float64."""
+    """Return the norm of the difference over the larger norm; None if squares exceed float64."""
     larger = max(a_sq, b_sq)
     if not math.isfinite(larger) or not math.isfinite(distance_sq):
         return None
@@ -283,7 +329,7 @@ def _cosine(sums: Sums) -> float | None:
 
 
 def _index(at: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The index of an element by its position in C order."""
+    """Return the index of an element from its position in C order."""
     index: list[int] = []
     for size in reversed(shape if at >= 0 else ()):
         at, rest = divmod(at, size)
@@ -291,116 +337,14 @@ def _index(at: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(reversed(index))
 
 
-# ------------------------------------------------------------------------------------------- values
-
-
-def compare_values(
-    a: Leaves,
-    b: Leaves,
-    pairs: Sequence[Pair],
-    tolerances: Tolerances,
-    roles: Mapping[str, str],
-    *,
-    any_dtype: bool = False,
-) -> list[ValueDifference]:
-    """The plain values that differ, and those where one side has a tensor instead."""
-    rows = []
-    for pair in pairs:
-        one = ABSENT if pair.a is None else a[pair.a]
-        other = ABSENT if pair.b is None else b[pair.b]
-        kind, note = _value_kind(one, other, tolerances.at(pair.address), any_dtype=any_dtype)
-        if kind is not None:
-            section = section_of(pair.address, roles, of_tensor=False)
-            rows.append(
-                ValueDifference(pair.address, kind, section, _shown(one), _shown(other), note)
-            )
-    return rows
-
-
-def _value_kind(
-    one: Leaf, other: Leaf, rule: Tolerance, *, any_dtype: bool
-) -> tuple[str | None, str]:
-    if one is ABSENT or other is ABSENT:
-        return ("added" if one is ABSENT else "removed"), ""
-    retyped = type(one) is not type(other)
-    if retyped and not (any_dtype and is_number(one) and is_number(other)):
-        return "type", ""
-    if isinstance(one, Series):
-        return _series_kind(one, other, rule, any_dtype=any_dtype)
-    inexact = isinstance(one, (float, complex)) or retyped
-    if _same_number(one, other) if inexact else one == other:
-        return None, ""
-    return ("within" if _are_close(one, other, rule) else "value"), ""
-
-
-def _are_close(one: Leaf, other: Leaf, rule: Tolerance) -> bool:
-    """Whether a tolerance covers two that differ: it takes a number that is no integer."""
-    return any(isinstance(leaf, (float, complex)) for leaf in (one, other)) and rule.allows(
-        one, other
-    )
-
-
-def _same_number(one: complex, other: complex) -> bool:
-    """Equal, NaN being equal to NaN in the same place."""
-    parts = ((one.real, other.real), (one.imag, other.imag))
-    return all(x == y or (_is_nan(x) and _is_nan(y)) for x, y in parts)
-
-
-def _is_nan(part: float) -> bool:
-    return isinstance(part, float) and math.isnan(part)
-
-
-def _series_kind(
-    one: Series, other: Series, rule: Tolerance, *, any_dtype: bool
-) -> tuple[str | None, str]:
-    if one.kind != other.kind:
-        return "type", ""
-    if len(one.items) != len(other.items):
-        return "value", f"{len(one.items)} items and {len(other.items)}"
-    pairs = zip(one.items, other.items, strict=True)
-    kinds = [_value_kind(x, y, rule, any_dtype=any_dtype)[0] for x, y in pairs]
-    differing = sum(kind is not None for kind in kinds)
-    if not differing:
-        return None, ""
-    close = all(kind in {None, "within"} for kind in kinds)
-    return ("within" if close else "value"), f"{differing} of {len(kinds)} items differ"
-
-
-def _shown(leaf: Leaf) -> Any:
-    """As JSON can hold it; long texts are cut."""
-    if leaf is ABSENT:
-        return None
-    if is_tensor(leaf):
-        dtype, shape = _form(leaf)
-        return f"<tensor {dtype} {list(shape)}>"
-    if isinstance(leaf, (Named, Raw, Series)):
-        return str(leaf)[:SHOWN]
-    return _cut(leaf) if isinstance(leaf, str) and len(leaf) > SHOWN else leaf
-
-
-def _cut(text: str) -> str:
-    digest = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-    return f"{text[:SHOWN]}… ({len(text)} characters, sha256 {digest[:12]})"
-
-
-def section_of(address: str, roles: Mapping[str, str], *, of_tensor: bool) -> str:
-    """The part of the checkpoint that an address belongs to; '' for weights at the top.
-
-    ``roles`` are those of the sections of a whole checkpoint, and empty for a part of one.
-    """
-    head, mark, _ = address.partition("/")
-    stands_alone = head in roles if of_tensor else bool(roles)
-    return head if mark or stands_alone else ""
-
-
 def is_tensor_pair(a: Leaves, b: Leaves, pair: Pair) -> bool:
-    """Whether there are tensors on all sides that there are."""
+    """Return whether every side that the pair has is a tensor."""
     there = [side[name] for side, name in ((a, pair.a), (b, pair.b)) if name is not None]
     return all(map(is_tensor, there))
 
 
 def count_kinds(rows: Sequence[TensorDifference] | Sequence[ValueDifference]) -> Mapping[str, int]:
-    """How many rows of each kind, those that do not count among them."""
+    """Count the rows of each kind, including those that count as equal."""
     counts: dict[str, int] = {}
     for row in rows:
         counts[row.kind] = counts.get(row.kind, 0) + 1

@@ -1,8 +1,8 @@
-"""The digest of a tensor: SHA-256 over type, shape and canonical bytes, the same in every file.
+"""Digests of tensors: SHA-256 over dtype, shape and canonical bytes, the same in every file.
 
 Canonical bytes are the values in C order and little-endian, as a safetensors file stores them. So
-strides, byte order, container and sharing do not count, and -0.0 and the payload of a NaN do.
-Before the bytes goes one line: ``float32 4,3``, with what a quantized tensor's integers mean.
+strides, byte order, container and sharing do not count, but -0.0 and the payload of a NaN do.
+One line precedes the bytes: ``float32 4,3``, with a hash of the parameters of a quantized tensor.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import os
 from collections.abc import Sequence
 from hashlib import sha256
 
-from ckptool.comparison.leaves import Digest, Held, Leaf
+from ckptool.comparison.leaves import Digest, Leaf, TensorLeaf
 from ckptool.comparison.values import packing
 from ckptool.formats.base import TensorReader
-from ckptool.numerics import value_bytes
-from ckptool.tree import TensorRef
+from ckptool.tensors.blocks import value_bytes
+from ckptool.tensors.volume import refuse_repetition
+from ckptool.tree.nodes import TensorRef
 
 
 def tensor_digest(reader: TensorReader, ref: TensorRef) -> str:
-    """The digest in hexadecimal; of a tensor without values (meta) it says just that.
+    """Return the digest in hexadecimal; a tensor without values (meta) is hashed as not stored.
 
     Raises:
         DamagedError: the file ends too soon.
@@ -35,12 +36,13 @@ def tensor_digest(reader: TensorReader, ref: TensorRef) -> str:
 
 
 def digest_of(leaf: Leaf) -> str:
-    """Of a tensor that is held, or known already."""
+    """Return the digest of a tensor, computed unless it is known already."""
     return leaf.sha256 if isinstance(leaf, Digest) else tensor_digest(leaf.reader, leaf.ref)
 
 
 def digests_of(leaves: Sequence[Leaf]) -> list[str]:
-    """Of several, in their order, by all processors: SHA-256 is what takes the time."""
+    """Return the digests of several leaves, in order, by all CPUs: SHA-256 takes the time."""
+    refuse_repetition(leaf.ref for leaf in leaves if isinstance(leaf, TensorLeaf))
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - it brings logging along
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -48,5 +50,5 @@ def digests_of(leaves: Sequence[Leaf]) -> list[str]:
 
 
 def tensor_digests(reader: TensorReader, refs: Sequence[TensorRef]) -> list[str]:
-    """Of several tensors of one checkpoint, in their order."""
-    return digests_of([Held(ref, reader) for ref in refs])
+    """Return the digests of several tensors of one checkpoint, in their order."""
+    return digests_of([TensorLeaf(ref, reader) for ref in refs])

@@ -1,15 +1,15 @@
-"""Compares tensors by their bytes first, and computes only what differs.
+"""Comparison of tensors in runs: bytes first, arithmetic only where they differ.
 
 Every pair of tensors is cut into **runs** of a fixed number of elements. A run is read from both
-sides and, when its bytes are equal, settled without arithmetic; numpy is not even imported. Else a
+sides. If its bytes are equal, it needs no arithmetic, and numpy is not even imported. Otherwise a
 kernel measures it while the bytes are in the cache. Runs are batched into tasks of a few MiB for a
-pool of threads, and merged in their order: the numbers depend on how runs are cut, which is fixed,
-and never on how many threads there are.
+pool of threads, and merged in their order. So the numbers depend on how runs are cut, which is
+fixed, and never on the number of threads.
 
 A tensor that differs somewhere needs the norms of its equal runs too. They are computed in a
 second round, from one side.
 
-Where there is a device, the long runs are its part, and the short ones are measured here.
+Where there is a device, it measures the long runs, and the CPU measures the short ones.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from ckptool.comparison.arrays import BLOCK, NumpyArrays
 from ckptool.comparison.devices import Device
 from ckptool.comparison.kernels import Partial, Sums, merged
 from ckptool.comparison.measuring import measured, measured_by_counts, worst_place
-from ckptool.comparison.runs import Job, Run, bytes_of, pieces_of
-from ckptool.numerics import Progress, no_progress
-from ckptool.ranks import Ranks
+from ckptool.comparison.values import Job, Run, bytes_of, pieces_of
+from ckptool.process.progress import Progress, no_progress
+from ckptool.process.ranks import Ranks
+from ckptool.tensors.blocks import in_batches
 
-TASK = 1 << 23  # bytes of one side in a task, about
-MAX_RUNS = 256  # runs in a task: small tensors cost calls, not bytes
+TASK = 1 << 23  # bytes of one side in a task, roughly
+LEAST = TASK >> 8  # bytes that a run counts for at least: small tensors cost calls, not bytes
 BYTE_RUN = 1 << 24  # elements in a run of a type of one byte, whose 65,536 pairs are counted
-FREED = 1 << 24  # bytes; glibc learns from them to keep what runs free, and not to ask for it anew
-SEARCHED = 1 << 16  # bytes in which the worst place is looked for at a time; it comes soon mostly
+FREED = 1 << 24  # bytes; once they are freed, glibc keeps the memory of one run for the next
+SEARCHED = 1 << 16  # bytes that are searched for the worst place at a time; mostly it comes early
 
 
 class Outcome(NamedTuple):
-    """What came out: equal byte for byte, or the numbers."""
+    """Result of a job: equal byte for byte, or the numbers."""
 
     identical: bool
     partial: Partial | None = None  # None: equal, or there are no numbers
@@ -46,7 +47,7 @@ Results = list[tuple[Run, Partial | None]]  # None: equal bytes
 
 
 class Engine:
-    """Compares jobs with some threads, and a device if there is one."""
+    """Comparison of jobs with some threads, and a device if there is one."""
 
     def __init__(
         self,
@@ -55,18 +56,18 @@ class Engine:
         progress: Progress,
         ranks: Ranks = Ranks(),  # noqa: B008 - a tuple
     ) -> None:
-        """Take a device as typed; one that is not there is refused at once.
+        """Open the device, given as typed; refuse one that is not there at once.
 
         Raises:
-            UnsupportedError: there is no torch for it, or no such device.
+            UnsupportedError: torch is not installed, or has no such device.
         """
         self._threads, self._progress, self._ranks = threads, progress, ranks
-        bytearray(FREED)  # taken and freed at once
+        bytearray(FREED)  # allocated and freed at once
         self._arrays = NumpyArrays()
         self._device = None if device == "cpu" else Device(device)
 
     def compare(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """One outcome a job, in their order.
+        """Return one outcome for each job, in their order.
 
         Raises:
             DamagedError: a file ends too soon.
@@ -92,7 +93,7 @@ class Engine:
         return outcomes
 
     def _runs(self, at: int, job: Job) -> Iterator[Run]:
-        """A job cut into runs; one run where the bytes have to be made."""
+        """Cut a job into runs; keep it as one run if its bytes have to be made."""
         whole = Run(at, 0, job.a.nbytes // job.a.dtype.itemsize)
         if not job.lies_ready:
             return iter((whole,))
@@ -101,7 +102,10 @@ class Engine:
         return whole.pieces(BYTE_RUN if job.is_bytewise else BLOCK)
 
     def _all(self, jobs: Sequence[Job], runs: Iterable[Run], progress: Progress) -> Results:
-        """What each run comes to, in their order."""
+        """Return the result of each run, in their order."""
+
+        def cost(run: Run) -> int:
+            return max((run.stop - run.start) * jobs[run.job].a.dtype.itemsize, LEAST)
 
         def carried_out(own: Sequence[Task]) -> list[Results]:
             done = self._done_on_device(jobs, own, progress)
@@ -116,13 +120,13 @@ class Engine:
 
             return self._side_by_side(results, own)
 
-        shared = self._ranks.work(list(_batched(jobs, runs)), carried_out)
+        shared = self._ranks.work(list(in_batches(runs, cost, TASK)), carried_out)
         return [_result(*found) for results in shared for found in results]
 
     def _done_on_device(
         self, jobs: Sequence[Job], tasks: Iterable[Task], progress: Progress
     ) -> dict[Run, Partial | None]:
-        """The runs for which a device is worth its calls."""
+        """Measure the runs that are worth the calls to a device."""
         if self._device is None:
             return {}
         runs = (run for task in tasks for run in task)
@@ -130,7 +134,7 @@ class Engine:
         return self._device.measure(jobs, own, self._threads, progress)
 
     def _side_by_side(self, work: Callable[[Item], Done], items: Sequence[Item]) -> list[Done]:
-        """By as many threads as there are."""
+        """Map ``work`` over ``items`` with the worker threads."""
         from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - it brings logging along
 
         if self._threads == 1 or len(items) < 2:
@@ -150,7 +154,7 @@ class Engine:
         return self._kernel(job, a, b)
 
     def _kernel(self, job: Job, a: bytes, b: bytes) -> Partial:
-        """All of a run, which is long where it had to be made, in blocks."""
+        """Measure a run in blocks: one whose bytes had to be made is long."""
         size, other_size = job.a.dtype.itemsize, job.b.dtype.itemsize
         whole = Partial(0)
         with self._arrays.quietly():
@@ -161,12 +165,12 @@ class Engine:
         return whole
 
     def _counted(self, job: Job, run: Run) -> Partial:
-        """A run of a type of one byte."""
+        """Measure a run of a type of one byte by counting its pairs."""
         counts = sum(self._arrays.count_pairs(a, b) for a, b in pieces_of(job, run))
         return measured_by_counts(self._arrays, counts, job)
 
     def _with_places(self, jobs: Sequence[Job], whole: dict[int, Partial]) -> dict[int, Partial]:
-        """Of types of one byte the runs of the worst are known, and now the places are found."""
+        """Find the worst elements of types of one byte, of which only the runs are known so far."""
         unplaced = [at for at, found in whole.items() if jobs[at].is_bytewise and found.at >= 0]
 
         def place(at: int) -> int:
@@ -182,7 +186,7 @@ class Engine:
 
 
 def _result(run: Any, partial: Any) -> tuple[Run, Partial | None]:
-    """What was found of a run, here or, as lists, by another process."""
+    """Rebuild a result that comes as lists if another process has found it."""
     if partial is None or isinstance(partial, Partial):
         return Run(*run), partial
     *numbers, sums = partial
@@ -191,20 +195,3 @@ def _result(run: Any, partial: Any) -> tuple[Run, Partial | None]:
 
 def _are_equal(job: Job, run: Run) -> bool:
     return not job.is_one_sided and all(a == b for a, b in pieces_of(job, run))
-
-
-# ----------------------------------------------------------------------------------------- planning
-
-
-def _batched(jobs: Sequence[Job], runs: Iterable[Run]) -> Iterator[Task]:
-    """Runs in groups of about ``TASK`` bytes."""
-    task: Task = []
-    nbytes = 0
-    for run in runs:
-        task.append(run)
-        nbytes += (run.stop - run.start) * jobs[run.job].a.dtype.itemsize
-        if nbytes >= TASK or len(task) >= MAX_RUNS:
-            yield task
-            task, nbytes = [], 0
-    if task:
-        yield task

@@ -1,25 +1,23 @@
-"""Whether what looks like a difference is damage.
+"""Check of the checksums of records that differ: an apparent difference may be damage.
 
-A file of ``torch.save`` has a checksum for each record, which loaders do not look at. Reading a
-whole record to check it costs as much as comparing it, so only suspects are checked: records of
-tensors of which no more differs than a bad sector or page could hold, and the pickle when plain
-values differ. A checksum of 0 was not computed; other formats have none.
+A file of ``torch.save`` has a checksum for each record, which loaders ignore. Reading a whole
+record to check it costs as much as comparing it, so only suspects are checked. These are the
+records of tensors in which no more bytes differ than a bad sector or page could hold, and the
+pickle when plain values differ. A checksum of 0 was not computed; other formats have none.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from ckptool.crc import crc32
 from ckptool.errors import DamagedError
-from ckptool.formats.base import Checkpoint, SourceFile
-from ckptool.formats.byte_sources import FileWindow
-from ckptool.formats.zip_records import NO_CRC, STORED, ZipArchive, ZipRecord
-from ckptool.tree import TensorRef
+from ckptool.formats.base import Checkpoint
+from ckptool.formats.zips.checksums import Checksummed, checksummed_records
+from ckptool.tensors.crc import checksum
+from ckptool.tree.nodes import TensorRef
 
-SUSPECT = 1 << 16  # bytes of a tensor that differ at most
-BLOCK = 1 << 20
+SUSPECT = 1 << 16  # bytes that differ in a suspect tensor, at most
 
 
 def refuse_damaged(
@@ -28,20 +26,20 @@ def refuse_damaged(
     """Check the records that hold the suspects, and the pickle if ``values_differ``.
 
     Raises:
-        DamagedError: one does not have its checksum.
+        DamagedError: a record does not match its checksum.
     """
-    offsets = sorted(
-        chunk.span.offset
-        for ref in suspects
-        for chunk in ref.chunks
-        if chunk.span.source == checkpoint.path
-    )
-    if checkpoint.format_name != "torch-zip" or not (offsets or values_differ):
+    if not checkpoint.format.has_checksums:
         return
-    file = checkpoint.reader.file(checkpoint.path)
-    archive = ZipArchive(FileWindow(file))
-    for start, record in _suspected(archive, offsets, values_differ=values_differ):
-        if _checksum(file, start, record.size) != record.crc:
+    file = checkpoint.source
+    spans = (chunk.span for ref in suspects for chunk in ref.chunks)
+    offsets = sorted(span.offset for span in spans if span.source is file)
+    if not offsets and not values_differ:
+        return
+    for record in checksummed_records(file):
+        is_suspect = _holds_one(record, offsets) or (values_differ and record.name.endswith(".pkl"))
+        if record.crc is None or not is_suspect:
+            continue
+        if checksum(file.read, record.nbytes, record.offset) != record.crc:
             raise DamagedError(
                 f"the record {record.name!r} does not have its checksum: its bytes were changed "
                 "after they were written",
@@ -50,21 +48,6 @@ def refuse_damaged(
             )
 
 
-def _suspected(
-    archive: ZipArchive, offsets: list[int], *, values_differ: bool
-) -> Iterator[tuple[int, ZipRecord]]:
-    for record in archive.records:
-        if record.crc == NO_CRC or record.method != STORED:
-            continue
-        start = archive.data_offset(record)
-        at = bisect_left(offsets, start)
-        holds_one = at < len(offsets) and offsets[at] < start + record.size
-        if holds_one or (values_differ and record.name.endswith(".pkl")):
-            yield start, record
-
-
-def _checksum(file: SourceFile, start: int, nbytes: int) -> int:
-    crc = 0
-    for done in range(0, nbytes, BLOCK):
-        crc = crc32(file.read(start + done, min(BLOCK, nbytes - done)), crc)
-    return crc
+def _holds_one(record: Checksummed, offsets: list[int]) -> bool:
+    at = bisect_left(offsets, record.offset)
+    return at < len(offsets) and offsets[at] < record.offset + record.nbytes

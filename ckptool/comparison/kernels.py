@@ -1,18 +1,18 @@
-"""The arithmetic of a comparison: one set of kernels for numpy and torch.
+"""Arithmetic of a comparison: one set of kernels for numpy and torch.
 
 A kernel takes the array namespace (the module ``numpy`` or ``torch``) and two flat arrays, and
-returns a :class:`Partial`: numbers about one run of elements, which :func:`merged` adds up. Only
-functions that both modules have under one name are used, so that a GPU runs the same lines.
+returns a :class:`Partial`: numbers about one run of elements, which :func:`merged` adds up. It
+uses only functions that both modules have under one name, so that a GPU runs the same lines.
 
 * Floating-point numbers are compared as float64, in which differences of all shorter types are
-  exact or rounded once. Sums are those of the elements that are finite on both sides.
-* Integers are compared as int64, bit for bit: beyond 2^53 too. uint64 comes with its top bit
+  exact or rounded once. Sums run over the elements that are finite on both sides.
+* Integers are compared as int64, bit for bit, also beyond 2^53. uint64 comes with its top bit
   flipped, which keeps the order.
-* Types of one byte have only 65,536 pairs: they are counted, and the numbers follow from the
+* Types of one byte have only 65,536 pairs. These are counted, and the numbers follow from the
   counts.
 
-NaN equals NaN in the same place, and an infinity itself; against anything else they differ, are
-counted (``nonfinite``), and no tolerance covers them. -0.0 equals 0.0.
+NaN equals NaN in the same place, and an infinity equals itself. Against anything else they differ,
+they are counted (``nonfinite``), and no tolerance covers them. -0.0 equals 0.0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ckptool.comparison.tolerances import Tolerance
 
 Array = Any
 Namespace = Any  # the module numpy or torch
-Near = Callable[[], Array] | None  # gives the mask of the elements within ``rule.ulp``
+Near = Callable[[], Array] | None  # returns the mask of the elements within ``rule.ulp``
 
 TINY = 5e-324  # makes 0/0 a 0 and changes no other quotient
 TOP = -(1 << 63)
@@ -36,9 +36,9 @@ FURTHEST = 2.0  # |a - b| / max(|a|, |b|) is never more
 
 
 class Sums(NamedTuple):
-    """Over the elements of a run that are finite on both sides."""
+    """Sums over the elements of a run that are finite on both sides."""
 
-    finite: int = 0  # how many there are
+    finite: int = 0  # their number
     distance: float = 0.0
     distance_sq: float = 0.0
     a_sq: float = 0.0
@@ -52,20 +52,20 @@ class Partial(NamedTuple):
     elements: int
     differing: int = 0
     beyond: int = 0  # differing, and not within the tolerance
-    nonfinite: int = 0  # differing, and not finite on a side
-    at: int = -1  # where the worst lies: the first that is not finite, else the largest difference
+    nonfinite: int = 0  # differing, and non-finite on a side
+    at: int = -1  # position of the worst: the first non-finite one, else the largest difference
     max_abs: float = 0.0  # an int for integers
     max_rel: float = 0.0  # |a - b| / max(|a|, |b|)
     sums: Sums = Sums()
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """What makes one worse than another; of two that are not finite, the first is."""
+        """Sort key of how bad the worst is; non-finite ones are equal, so that the first stays."""
         return (self.nonfinite > 0, self.max_abs if self.at >= 0 and not self.nonfinite else -1)
 
 
 def merged(first: Partial, second: Partial, offset: int) -> Partial:
-    """Two runs as one; ``offset`` is where the second begins."""
+    """Merge two runs into one, in which the second begins at ``offset``."""
     return Partial(
         elements=first.elements + second.elements,
         differing=first.differing + second.differing,
@@ -82,7 +82,7 @@ def merged(first: Partial, second: Partial, offset: int) -> Partial:
 
 
 def floats(xp: Namespace, a: Array, b: Array, rule: Tolerance, near: Near, room: Array) -> Partial:
-    """Two float64 arrays, which are overwritten, as is ``room``, an array as long."""
+    """Measure two float64 arrays; they and ``room``, an array as long, are overwritten."""
     distance = xp.subtract(a, b, out=room)
     sum_sq = _dot(xp, distance, distance)
     if not math.isfinite(float(sum_sq)):
@@ -94,16 +94,16 @@ def floats(xp: Namespace, a: Array, b: Array, rule: Tolerance, near: Near, room:
 
 
 def equal_unseen(xp: Namespace, a: Array) -> list[Array]:
-    """What :func:`floats` finds of an array and itself; see :func:`floats_unseen`."""
+    """Measure an array against itself as :func:`floats` would; see :func:`floats_unseen`."""
     return [_dot(xp, a, a)]
 
 
 def floats_unseen(
     xp: Namespace, a: Array, b: Array, rule: Tolerance, near: Near, room: Array
 ) -> list[Array]:
-    """What :func:`floats` finds, as arrays without dimensions for :func:`floats_seen`.
+    """Measure as :func:`floats` does, but return 0-d arrays for :func:`floats_seen`.
 
-    To look at a number on a device is to wait for everything that was asked of it before.
+    Reading a number from a device would wait for all work that was enqueued before.
     """
     distance = xp.subtract(a, b, out=room)
     sum_sq = _dot(xp, distance, distance)
@@ -111,21 +111,21 @@ def floats_unseen(
 
 
 def floats_seen(elements: int, found: Sequence[float]) -> Partial | None:
-    """From what is unseen; None: not all are finite, which is for :func:`floats`."""
+    """Build a Partial of unseen numbers; None if the sum is non-finite: see :func:`floats`."""
     if not math.isfinite(found[0]):
         return None
     return _of_equal(elements, *found) if len(found) == 1 else _partial(elements, found)
 
 
 def _of_equal(elements: int, sum_sq: float) -> Partial:
-    """Of numbers that are the same on both sides."""
+    """Return the numbers of a run that is the same on both sides."""
     return Partial(elements, sums=Sums(elements, a_sq=sum_sq, b_sq=sum_sq, dot=sum_sq))
 
 
 def _of_finite(
     xp: Namespace, a: Array, b: Array, distance: Array, rule: Tolerance, near: Near
 ) -> list[Array]:
-    """The numbers of :func:`_partial` after the first."""
+    """Compute the numbers that :func:`_partial` takes, but for the first."""
     sums = [_dot(xp, a, a), _dot(xp, b, b), _dot(xp, a, b)]
     at = xp.abs(distance, out=distance).argmax()
     larger = xp.maximum(xp.abs(a, out=a), xp.abs(b, out=b), out=a)
@@ -156,7 +156,7 @@ def _is_on_device(xp: Namespace) -> bool:
 
 
 def _largest_quotient(xp: Namespace, distance: Array, larger: Array, room: Array) -> Array:
-    """That of two zeros is none, which the result shows where it can be looked at."""
+    """Return the largest quotient, 0/0 being 0; on the CPU a NaN shows if there is a 0/0."""
     if not _is_on_device(xp):
         quotient = xp.divide(distance, larger, out=room).max()
         if not math.isnan(quotient):
@@ -165,9 +165,9 @@ def _largest_quotient(xp: Namespace, distance: Array, larger: Array, room: Array
 
 
 def _dot(xp: Namespace, a: Array, b: Array) -> Array:
-    """The inner product, here in rows so short that BLAS starts no threads for one.
+    """Return the inner product, on the CPU in rows so short that BLAS starts no threads.
 
-    Its threads would fight with ours, and the sum would depend on how many processors there are.
+    Its threads would compete with ours, and the sum would depend on the number of CPUs.
     """
     cut = len(a) - len(a) % ROW
     if not cut or _is_on_device(xp):
@@ -177,20 +177,21 @@ def _dot(xp: Namespace, a: Array, b: Array) -> Array:
 
 
 def complexes(xp: Namespace, a: Array, b: Array, rule: Tolerance, rest: Array = 0.0) -> Partial:
-    """Two complex128 arrays; distances are those in the plane."""
+    """Measure two complex128 arrays; distances are those in the plane."""
     same = _same(xp, xp.real(a), xp.real(b)) & _same(xp, xp.imag(a), xp.imag(b))
     return careful(xp, a, b, rule, None, same, rest=rest)
 
 
 def of_two_types(xp: Namespace, a: Array, b: Array, rule: Tolerance, rest: Array) -> Partial:
-    """Two float64 arrays of which ``rest``, the difference of :func:`lost`, was rounded away."""
+    """Measure two float64 arrays whose difference lacks ``rest``, rounded off: see :func:`lost`."""
     return careful(xp, a, b, rule, None, _same(xp, a, b), rest=rest)
 
 
 def lost(xp: Namespace, words: Array, rounded: Array, *, flipped: bool) -> Array:
-    """What float64 has lost of integers of 64 bits, exactly; see :func:`integers` for ``flipped``.
+    """Return exactly the part of 64-bit integers that float64 rounded off.
 
-    The halves of an integer are exact, and so is the distance of the upper from what is near it.
+    The halves of an integer are exact, and so is the distance of the upper half from a number near
+    it. See :func:`integers` for ``flipped``.
     """
     upper = xp.asarray(words >> 32, dtype=xp.float64) + (HALF / 2 if flipped else 0.0)
     return (upper * HALF - rounded) + xp.asarray(words & (int(HALF) - 1), dtype=xp.float64)
@@ -199,10 +200,10 @@ def lost(xp: Namespace, words: Array, rounded: Array, *, flipped: bool) -> Array
 def counted_pairs(
     xp: Namespace, counts: Array, values: Array, rule: Tolerance, near: Near
 ) -> Partial:
-    """Elements of one byte, from how often each pair ``256 * first + second`` of codes occurs.
+    """Measure elements of one byte by the counts of the pairs ``256 * first + second`` of codes.
 
-    ``values`` is what the 256 codes mean, in float64; ``near`` is about all pairs. Where the worst
-    stands is not among the counts, so ``at`` is 0 if there is one: see :func:`worst_pairs`.
+    ``values`` are the values of the 256 codes, in float64; ``near`` returns a mask of all pairs.
+    Counts do not tell where the worst is, so ``at`` is 0 if there is one: see :func:`worst_pairs`.
     """
     (met,) = xp.where(counts > 0)
     a, b = values[met >> 8], values[met & 0xFF]
@@ -212,7 +213,7 @@ def counted_pairs(
 
 
 def worst_pairs(xp: Namespace, found: Partial, values: Array) -> Array:
-    """The mask of the pairs of codes of which the worst element is one."""
+    """Return the mask of the pairs of codes that are as bad as the worst element."""
     a, b = values[:, None] + xp.zeros_like(values), values + xp.zeros_like(values)[:, None]
     finite = xp.isfinite(a) & xp.isfinite(b)
     if found.nonfinite:
@@ -230,9 +231,9 @@ def careful(
     weights: Any = None,
     rest: Array = 0.0,
 ) -> Partial:
-    """Any numbers, also such as are not finite; ``weights`` say how often each pair occurs.
+    """Measure any numbers, also non-finite ones; ``weights`` say how often each pair occurs.
 
-    ``rest`` is what has to be added to ``a - b``.
+    ``rest`` is added to ``a - b``.
     """
     once = xp.ones_like(same, dtype=xp.int64) if weights is None else weights
 
@@ -273,13 +274,13 @@ def _same(xp: Namespace, a: Array, b: Array) -> Array:
 
 
 def _beyond(distance: Array, larger: Array, rule: Tolerance, near: Near) -> Array:
-    """The mask of what no tolerance covers."""
+    """Return the mask of the differences that no tolerance covers."""
     mask = distance > (larger * rule.rtol + rule.atol if rule.rtol else rule.atol)
     return mask & ~near() if rule.ulp and near is not None else mask
 
 
 def within_ulp(xp: Namespace, a: Array, b: Array, limit: int, bits: int) -> Array:
-    """Which pairs are at most ``limit`` numbers of their type apart, from their bits as int64.
+    """Return the mask of pairs at most ``limit`` numbers of their type apart, from int64 bits.
 
     The bits of a floating-point number, without the sign, count the numbers from zero.
     """
@@ -295,7 +296,7 @@ def within_ulp(xp: Namespace, a: Array, b: Array, limit: int, bits: int) -> Arra
 
 
 def integers(xp: Namespace, a: Array, b: Array, *, flipped: bool) -> Partial:
-    """Two int64 arrays; with ``flipped`` they are uint64 whose top bit was flipped."""
+    """Measure two int64 arrays; with ``flipped`` they are uint64 whose top bit was flipped."""
     distance = xp.maximum(a, b) - xp.minimum(a, b)  # wraps: it is a uint64
     at = int((distance ^ TOP).argmax())
     worst = int(distance[at]) % WORD
@@ -325,6 +326,6 @@ def integers(xp: Namespace, a: Array, b: Array, *, flipped: bool) -> Partial:
 
 
 def _unsigned(xp: Namespace, words: Array) -> Array:
-    """int64 that mean uint64, as float64."""
+    """Convert int64 that mean uint64 to float64."""
     numbers = xp.asarray(words, dtype=xp.float64)
     return xp.where(words < 0, numbers + float(WORD), numbers)

@@ -1,12 +1,12 @@
-"""A tree as a flat table: address -> tensor or plain value, in the order of the tree.
+"""Trees as flat tables: key path -> tensor or plain value, in the order of the tree.
 
-The one idea: after this, formats no longer matter. A numpy array and a storage become tensors, an
-object becomes its class name beside the parts that it holds, a long list of numbers (Python's
-random state has 625) is one value instead of hundreds. Two tables with the same addresses are two
-checkpoints with the same structure, whoever wrote them.
+After this, formats no longer matter. A numpy array and a storage become tensors. An object becomes
+its class name beside the parts that it holds. A long list of numbers (Python's random state has
+625) is one value instead of hundreds. Two tables with the same key paths are two checkpoints with
+the same structure, whatever program wrote them.
 
-A container that is reachable in two ways appears at both addresses, since the other checkpoint may
-hold a copy there; one that contains itself is named as such and not entered.
+A container that is reachable in two ways appears at both key paths, since the other checkpoint may
+hold a copy there. One that contains itself is named as such and not entered.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from struct import Struct
 from typing import Any, NamedTuple
 
 from ckptool.comparison.objects import key_parts, keyed_by, object_parts, object_text, state_parts
-from ckptool.comparison.spelling import Speller, is_plain, span_digest
+from ckptool.comparison.spelling import Speller, span_digest
 from ckptool.dtypes import BY_NAME
 from ckptool.errors import DamagedError
 from ckptool.formats.base import TensorReader
-from ckptool.tree import (
+from ckptool.sources.base import ByteSpan
+from ckptool.sources.memory import Memory
+from ckptool.tree.addresses import format_address
+from ckptool.tree.geometry import contiguous_strides
+from ckptool.tree.nodes import (
     MAX_DEPTH,
     Address,
     ArrayRef,
-    Blob,
-    ByteSpan,
     BytesRef,
     Chunk,
     CompositeTensor,
@@ -35,18 +37,18 @@ from ckptool.tree import (
     NotedDict,
     NotedList,
     Opaque,
+    PathText,
     StorageRef,
     TensorRef,
     Tree,
-    children,
-    contiguous_strides,
-    format_address,
+    is_plain,
 )
+from ckptool.tree.walking import children
 
-SERIES = 16  # plain items from which a list is one value
-MAX_REPEATED = 300_000  # nodes met again below shared containers, which can unfold without end
+SERIES = 16  # plain items; a longer list is one value
+MAX_REPEATED = 300_000  # nodes visited again below shared containers, which can unfold without end
 
-# numpy's type strings without the byte order, and what torch calls them.
+# numpy's type strings without the byte order, and torch's names for them.
 NUMPY_TYPES = {
     "f8": "float64", "f4": "float32", "f2": "float16", "i8": "int64", "i4": "int32", "i2": "int16",
     "i1": "int8", "u8": "uint64", "u4": "uint32", "u2": "uint16", "u1": "uint8", "b1": "bool",
@@ -54,7 +56,7 @@ NUMPY_TYPES = {
 }  # fmt: skip
 
 
-class Held(NamedTuple):
+class TensorLeaf(NamedTuple):
     """A tensor, with the reader of its file."""
 
     ref: TensorRef
@@ -70,7 +72,7 @@ class Digest(NamedTuple):
     sha256: str
 
 
-class Series(NamedTuple):
+class ListLeaf(NamedTuple):
     """A list, a set or a dict of many plain items."""
 
     kind: str
@@ -80,7 +82,7 @@ class Series(NamedTuple):
         return f"<{self.kind} of {len(self.items)} items>"
 
 
-class Raw(NamedTuple):
+class BytesLeaf(NamedTuple):
     """A bytes object."""
 
     nbytes: int
@@ -90,7 +92,7 @@ class Raw(NamedTuple):
         return f"<{self.nbytes} bytes, sha256 {self.sha256[:12]}>"
 
 
-class Named(NamedTuple):
+class ObjectLeaf(NamedTuple):
     """A class, a function, an object apart from its parts, or an empty or special container."""
 
     text: str
@@ -99,22 +101,32 @@ class Named(NamedTuple):
         return self.text
 
 
-Leaf = Any  # Held | Digest | Series | Raw | Named | scalar
+Leaf = Any  # TensorLeaf | Digest | ListLeaf | BytesLeaf | ObjectLeaf | scalar
 Leaves = Mapping[str, Leaf]
 
 
+ABSENT = object()  # the leaf of a side that has none
+
+
+def form_of(leaf: Leaf) -> tuple[str, tuple[int, ...]]:
+    """Return dtype and shape of a tensor."""
+    if isinstance(leaf, Digest):
+        return leaf.dtype, leaf.shape
+    return leaf.ref.dtype.name, leaf.ref.shape
+
+
 def is_tensor(leaf: Leaf) -> bool:
-    """Whether it is a tensor, read or known by its digest."""
-    return isinstance(leaf, (Held, Digest))
+    """Return whether the leaf is a tensor, read or known by its digest."""
+    return isinstance(leaf, (TensorLeaf, Digest))
 
 
 def is_number(leaf: Leaf) -> bool:
-    """Whether it is a number of Python's, flags included."""
+    """Return whether the leaf is a number of Python, bools included."""
     return isinstance(leaf, (bool, int, float, complex))
 
 
 def numbers_as_tensors(leaves: Leaves, others: Leaves) -> dict[str, Leaf]:
-    """The leaves, where a number stands beside a tensor without dimensions as such a tensor.
+    """Return the leaves; a number becomes a tensor where the other side has a 0-d tensor.
 
     torch has written the step of an optimizer as either.
     """
@@ -122,19 +134,19 @@ def numbers_as_tensors(leaves: Leaves, others: Leaves) -> dict[str, Leaf]:
 
 
 def _beside(leaf: Leaf, other: Leaf) -> Leaf:
-    if not (is_number(leaf) and isinstance(other, Held) and other.ref.shape == ()):
+    if not (is_number(leaf) and isinstance(other, TensorLeaf) and other.ref.shape == ()):
         return leaf
     dtype, form = _SCALARS[type(leaf)]
     parts = (leaf.real, leaf.imag) if isinstance(leaf, complex) else (leaf,)
     if isinstance(leaf, int) and not -(1 << 63) <= leaf < 1 << 63:
         return leaf
     data = Struct(form).pack(*parts)
-    span = ByteSpan(Blob(data), 0, len(data))
-    return Held(TensorRef(BY_NAME[dtype], (), (Chunk(span, (), (), ()),)), other.reader)
+    span = ByteSpan(Memory(data), 0, len(data))
+    return TensorLeaf(TensorRef(BY_NAME[dtype], (), (Chunk(span, (), (), ()),)), other.reader)
 
 
-MAX_LENGTH = 1 << 28  # characters of all addresses together
-MAX_LEAVES = 3 << 18  # 100,000 tensors with averages and an optimizer are 600,000
+MAX_LENGTH = 1 << 28  # characters of all key paths together
+MAX_LEAVES = 3 << 18  # 100,000 tensors with EMA weights and an optimizer are 600,000
 
 _SCALARS = {
     bool: ("bool", "<?"), int: ("int64", "<q"), float: ("float64", "<d"),
@@ -143,13 +155,14 @@ _SCALARS = {
 
 
 def flatten(tree: Tree, reader: TensorReader, *, strict: bool = False) -> dict[str, Leaf]:
-    """Every tensor and value under ``tree`` by its written address.
+    """Return every tensor and value under ``tree`` by its written key path.
 
-    ``strict`` takes the attributes of plain containers too: the ``_metadata`` of a state dict,
-    which no other format than torch's has.
+    ``strict`` includes the attributes of plain containers: the ``_metadata`` of a state dict,
+    which only torch's format has.
 
     Raises:
-        DamagedError: nested too deep, too many, or shared so often that it unfolds without end.
+        DamagedError: the tree is nested too deep, has too many values, or shares containers so
+            often that it unfolds without end.
     """
     found: dict[str, Leaf] = {}
     times: dict[str, int] = {}
@@ -161,7 +174,7 @@ def flatten(tree: Tree, reader: TensorReader, *, strict: bool = False) -> dict[s
             raise DamagedError("its addresses are so long that they have no room in memory")
         if len(found) >= MAX_LEAVES:
             raise DamagedError(f"more than {MAX_LEAVES} values to compare one by one")
-        while name in found:  # the keys 1 and "1" are written alike, and are two
+        while name in found:  # the keys 1 and "1" are written alike, but are two
             times[written] = times.get(written, 0) + 1
             name = f"{written}'{times[written]}"
         found[name] = leaf
@@ -181,7 +194,7 @@ def _leaves(tree: Tree, speller: Speller, *, strict: bool) -> Iterator[tuple[Add
             raise DamagedError("its containers are shared so often that they unfold without end")
         if id(node) in around:
             above = len(around) - around.index(id(node))
-            yield address, Named(f"<contains itself, {above} levels up>")
+            yield address, ObjectLeaf(f"<contains itself, {above} levels up>")
             continue
         leaf, parts = _opened(node, speller)
         if strict and isinstance(node, (NotedDict, NotedList)):
@@ -194,17 +207,19 @@ def _leaves(tree: Tree, speller: Speller, *, strict: bool) -> Iterator[tuple[Add
             stack.extend(((*address, key), part, inside, again) for key, part in reversed(parts))
 
 
-_NOTHING = object()  # a container that says nothing beyond its parts
+_NOTHING = object()  # no leaf: the parts of the container are all that it holds
 
 
 def _opened(node: Tree, speller: Speller) -> tuple[Leaf, list[tuple[Key, Tree]]]:
-    """(what stands at the node itself, its parts)."""
+    """Return (the leaf of the node itself, its parts)."""
     if isinstance(node, (TensorRef, ArrayRef, StorageRef)):
         return _tensor(node, speller)
+    if isinstance(node, CompositeTensor) and node.wrapper is not None:
+        return ObjectLeaf(object_text(node.wrapper, speller)), object_parts(node.wrapper)
     if isinstance(node, CompositeTensor):
-        return Named(f"<{node.layout} {node.dtype} {list(node.shape)}>"), children(node)
+        return ObjectLeaf(f"<{node.layout} {node.dtype} {list(node.shape)}>"), children(node)
     if isinstance(node, Opaque):
-        return Named(object_text(node, speller)), object_parts(node)
+        return ObjectLeaf(object_text(node, speller)), object_parts(node)
     if isinstance(node, (dict, list, tuple)):
         return _container(node, speller)
     return _value(node, speller), []
@@ -212,53 +227,42 @@ def _opened(node: Tree, speller: Speller) -> tuple[Leaf, list[tuple[Key, Tree]]]
 
 def _container(node: Any, speller: Speller) -> tuple[Leaf, list[tuple[Key, Tree]]]:
     kind = "dict" if isinstance(node, dict) else "sequence"  # JSON and pickles mix up the others
-    more = _made_with(node)
+    noted = isinstance(node, (NotedDict, NotedList))  # maxlen, default_factory
+    more: list[tuple[Key, Tree]] = list(node.made_with.items()) if noted else []
     if not node:
-        return Named(f"<empty {kind}>"), more
+        return ObjectLeaf(f"<empty {kind}>"), more
     if kind == "sequence" and len(node) > SERIES and all(map(is_plain, node)):
-        return Series(kind, tuple(node)), more
+        return ListLeaf(kind, tuple(node)), more
     parts = children(node)
     if not parts:
         return _long_table(node, speller), more
     if kind == "sequence":
         return _NOTHING, parts + more
-    return _keys(node, speller), [*parts, *key_parts(node), *more]
+    text = keyed_by(node, speller)  # empty where key paths are unambiguous
+    keys = ObjectLeaf(f"<dict keyed by {text}>") if text else _NOTHING
+    return keys, [*parts, *key_parts(node), *more]
 
 
-def _made_with(node: Any) -> list[tuple[Key, Tree]]:
-    """What the class of a container was told: ``maxlen``, ``default_factory``."""
-    return list(node.made_with.items()) if isinstance(node, (NotedDict, NotedList)) else []
-
-
-def _keys(node: dict[Any, Any], speller: Speller) -> Leaf:
-    """What the addresses of its parts do not say of a dict: that its keys are no texts."""
-    text = keyed_by(node, speller)
-    return Named(f"<dict keyed by {text}>") if text else _NOTHING
-
-
-def _long_table(node: dict[Any, Any], speller: Speller) -> Series:
-    """A dict of so many plain values that nobody gives each an address: keys and values in turn."""
-    rows = sorted(((speller.spell(key), value) for key, value in node.items()), key=_first)
-    return Series("dict", tuple(item for row in rows for item in row))
-
-
-def _first(row: tuple[str, Any]) -> str:
-    return row[0]
+def _long_table(node: dict[Any, Any], speller: Speller) -> ListLeaf:
+    """Return a dict of too many plain values for key paths as one leaf: keys and values in turn."""
+    named = ((speller.spell(key), value) for key, value in node.items())
+    rows = sorted(named, key=lambda row: row[0])  # the values may have no order
+    return ListLeaf("dict", tuple(item for row in rows for item in row))
 
 
 def _value(node: Any, speller: Speller) -> Leaf:
-    """What has no parts, in a form that can be compared and shown."""
+    """Return a node without parts in a form that can be compared and shown."""
     if is_plain(node):
-        return node
+        return str(node) if type(node) is PathText else node
     if isinstance(node, GlobalRef):
-        return Named(node.qualname)
+        return ObjectLeaf(node.qualname)
     if isinstance(node, BytesRef):
-        return Raw(len(node), span_digest(speller.reader, node))
+        return BytesLeaf(len(node), span_digest(speller.reader, node))
     if isinstance(node, (bytes, bytearray)):
-        return Raw(len(node), sha256(node).hexdigest())
+        return BytesLeaf(len(node), sha256(node).hexdigest())
     if isinstance(node, (set, frozenset)):
-        return Series("set", tuple(sorted(speller.spell(part) for part in node)))
-    return Named(speller.spell(node))
+        return ListLeaf("set", tuple(sorted(speller.spell(part) for part in node)))
+    return ObjectLeaf(speller.spell(node))
 
 
 # ------------------------------------------------------------------------------- arrays as tensors
@@ -270,27 +274,28 @@ def _tensor(
     if isinstance(node, ArrayRef):
         return _array(node, speller)
     if isinstance(node, StorageRef):
-        return Held(_storage(node), speller.reader), []
-    return Held(node, speller.reader), state_parts(node.state)
+        shape = (node.nbytes // node.dtype.itemsize,)
+        chunks = (Chunk(node.span, (0,), shape, (1,)),) if node.span else ()
+        ref = TensorRef(node.dtype, shape, chunks, byteorder=node.byteorder)
+        return TensorLeaf(ref, speller.reader), []
+    return TensorLeaf(node, speller.reader), state_parts(node.state)
 
 
 def _array(node: ArrayRef, speller: Speller) -> tuple[Leaf, list[tuple[Key, Tree]]]:
     name = NUMPY_TYPES.get(node.dtype.lstrip("<>|="))
     if node.span is None:
-        return Named(f"<array of objects {list(node.shape)}>"), list(enumerate(node.objects or ()))
+        return ObjectLeaf(f"<array of objects {list(node.shape)}>"), list(
+            enumerate(node.objects or ())
+        )
     if name is None:
         kind = node.dtype + (f" {speller.spell(node.fields)}" if node.fields else "")
         digest = span_digest(speller.reader, node)
-        return Named(f"<array {kind} {list(node.shape)}, sha256 {digest[:12]}>"), []
+        return ObjectLeaf(f"<array {kind} {list(node.shape)}, sha256 {digest[:12]}>"), []
     strides = contiguous_strides(node.shape)
     if node.fortran_order:
         strides = contiguous_strides(node.shape[::-1])[::-1]
     chunk = Chunk(node.span, (0,) * len(node.shape), node.shape, strides)
     order = "big" if node.dtype.startswith(">") else "little"
-    return Held(TensorRef(BY_NAME[name], node.shape, (chunk,), byteorder=order), speller.reader), []
-
-
-def _storage(node: StorageRef) -> TensorRef:
-    shape = (node.nbytes // node.dtype.itemsize,)
-    chunks = (Chunk(node.span, (0,), shape, (1,)),) if node.span else ()
-    return TensorRef(node.dtype, shape, chunks, byteorder=node.byteorder)
+    return TensorLeaf(
+        TensorRef(BY_NAME[name], node.shape, (chunk,), byteorder=order), speller.reader
+    ), []

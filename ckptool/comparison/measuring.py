@@ -1,4 +1,4 @@
-"""How a run of two tensors is measured: in which type, by which kernel, on whichever backend."""
+"""Measurement of a run of two tensors: choice of type and kernel, on either backend."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from ckptool.comparison.kernels import (
     within_ulp,
     worst_pairs,
 )
-from ckptool.comparison.runs import Job
 from ckptool.comparison.tolerances import Tolerance
+from ckptool.comparison.values import Job
 from ckptool.dtypes import DType
 from ckptool.errors import DamagedError
 
@@ -30,7 +30,7 @@ ROWS = b"".join(bytes([code]) * 256 for code in CODE)
 
 
 def measured(arrays: Arrays, a: Buffer, b: Buffer, job: Job) -> Partial:
-    """The numbers of two runs of bytes."""
+    """Measure two runs of bytes."""
     xp = arrays.xp
     one, other = arrays.view(a, job.a.dtype), arrays.view(b, job.b.dtype)
     x, y = arrays.convert(one, job.form, 0), arrays.convert(other, job.form, 1)
@@ -45,7 +45,7 @@ def measured(arrays: Arrays, a: Buffer, b: Buffer, job: Job) -> Partial:
 
 
 def measured_unseen(arrays: Arrays, a: Buffer, b: Buffer, job: Job) -> list[Array]:
-    """The numbers of two runs of floating-point numbers, not looked at: see ``floats_unseen``."""
+    """Measure two runs of floats without reading the numbers: see ``floats_unseen``."""
     xp, dtype = arrays.xp, job.a.dtype
     x = arrays.convert(arrays.view(a, dtype), "float64", 0)
     if job.is_one_sided:
@@ -56,7 +56,7 @@ def measured_unseen(arrays: Arrays, a: Buffer, b: Buffer, job: Job) -> list[Arra
 
 
 def _lost(arrays: Arrays, array: Array, rounded: Array, dtype: DType) -> Array:
-    """What the wider type could not hold of integers of 64 bits."""
+    """Return the part of 64-bit integers that the wider type could not hold."""
     if dtype.name not in LONG:
         return 0.0
     words, xp = arrays.convert(array, "int64", 2), arrays.xp
@@ -70,7 +70,7 @@ def _nearness(arrays: Arrays, a: Buffer, b: Buffer, job: Job) -> Callable[[], Ar
 
 
 def _are_near(arrays: Arrays, a: Buffer, b: Buffer, dtype: DType, rule: Tolerance) -> Array:
-    """The mask of the elements that are within ``rule.ulp``."""
+    """Return the mask of the elements that are within ``rule.ulp``."""
     size = dtype.itemsize
     one, other = arrays.bits(a, size), arrays.bits(b, size)
     if dtype.name == UNSIGNED:
@@ -82,11 +82,11 @@ def _are_near(arrays: Arrays, a: Buffer, b: Buffer, dtype: DType, rule: Toleranc
 
 
 def measured_by_counts(arrays: NumpyArrays, counts: Array, job: Job) -> Partial:
-    """The numbers of a run from how often each pair of codes occurs: see ``counted_pairs``."""
+    """Measure a run by how often each pair of codes occurs: see ``counted_pairs``."""
     dtype = job.a.dtype
     rule = job.rule if dtype.is_floating else Tolerance()
 
-    def near() -> Array:  # of all pairs
+    def near() -> Array:  # for all pairs
         return _are_near(arrays, ROWS, CODE * 256, dtype, rule)
 
     with arrays.quietly():
@@ -97,7 +97,7 @@ def measured_by_counts(arrays: NumpyArrays, counts: Array, job: Job) -> Partial:
 def worst_place(
     arrays: NumpyArrays, found: Partial, dtype: DType, pieces: Iterable[tuple[bytes, bytes]]
 ) -> int:
-    """The first of the elements of one byte as bad as the worst of those ``found``."""
+    """Return the position of the first one-byte element as bad as the worst in ``found``."""
     with arrays.quietly():
         wanted = worst_pairs(arrays.xp, found, _meanings(arrays, dtype))
     start = 0
@@ -110,5 +110,5 @@ def worst_place(
 
 
 def _meanings(arrays: NumpyArrays, dtype: DType) -> Array:
-    """What the 256 codes of a type mean, in float64."""
+    """Return the values of the 256 codes of a type, in float64."""
     return arrays.convert(arrays.view(CODE, dtype), "float64", 1).copy()

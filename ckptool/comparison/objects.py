@@ -1,9 +1,9 @@
-"""What a pickled object and the keys of a dict hold, part by part, nothing left out.
+"""Parts of pickled objects and of the keys of dicts, with nothing left out.
 
-An object is known by its class and what it was made from; everything else about it is a part with
-an address. Parts may have one name twice (an attribute and an item), and both are given. A module
-has the names of its state dict, and those of its settings and its modules' beside them, with dots:
-``encoder.weight``, ``dropout.p``.
+An object is identified by its class and the arguments that it was made from. Everything else about
+it is a part with a key path. Two parts may have the same name (an attribute and an item); both are
+given. A module has the names of its state dict, and those of its settings and its submodules'
+settings beside them, with dots: ``encoder.weight``, ``dropout.p``.
 """
 
 from __future__ import annotations
@@ -11,17 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ckptool.comparison.spelling import Speller, is_plain, is_spelled_out
+from ckptool.comparison.spelling import Speller, is_spelled_out
 from ckptool.errors import DamagedError
-from ckptool.tree import (
-    MAX_STATE_DICT,
-    GlobalRef,
-    Key,
-    Opaque,
-    Tree,
-    as_key,
-    module_state_dict,
-)
+from ckptool.tree.describing import as_key
+from ckptool.tree.modules import MAX_STATE_DICT, module_state_dict
+from ckptool.tree.nodes import GlobalRef, Key, Opaque, Tree, is_plain
 
 Parts = list[tuple[Key, Tree]]
 
@@ -30,9 +24,9 @@ Parts = list[tuple[Key, Tree]]
 
 
 def keyed_by(table: dict[Any, Any], speller: Speller) -> str:
-    """What addresses do not say of the keys of a dict; '' where they say it all.
+    """Describe the keys of a dict where key paths are ambiguous; '' where they are not.
 
-    The keys 1 and "1" are written alike, and so is the first place of a list.
+    The keys 1 and "1" are written alike, and so is the index 1 of a list.
     """
     kinds = set(map(type, table))
     if kinds == {str}:
@@ -51,7 +45,7 @@ def _key_text(key: Any, speller: Speller) -> str:
 
 
 def key_parts(table: Iterable[Any]) -> Parts:
-    """The keys that are compared themselves, since they are objects or tensors."""
+    """Return the keys that are compared themselves, since they are objects or tensors."""
     return [(f"{as_key(key)} (key)", key) for key in table if not is_spelled_out(key)]
 
 
@@ -59,9 +53,10 @@ def key_parts(table: Iterable[Any]) -> Parts:
 
 
 def object_text(node: Opaque, speller: Speller) -> str:
-    """The class, and what it was made from as far as that is plain."""
+    """Return the class with its plain arguments, and a remark on the keys of its dicts."""
     plain = [speller.spell(arg) for arg in node.args if _is_shown(arg)]
-    keyed = (keyed_by(table, speller) for table in _tables(node))
+    tables = (table for table in (node.items, node.state) if isinstance(table, dict) and table)
+    keyed = (keyed_by(table, speller) for table in tables)
     return f"{node.qualname}({', '.join(plain)})" + "".join(f" {k}" for k in keyed if k)
 
 
@@ -69,12 +64,8 @@ def _is_shown(arg: Any) -> bool:
     return is_plain(arg) or isinstance(arg, bytes)
 
 
-def _tables(node: Opaque) -> list[dict[Any, Any]]:
-    return [table for table in (node.items, node.state) if isinstance(table, dict) and table]
-
-
 def object_parts(node: Opaque) -> Parts:
-    """Everything that is not in the text."""
+    """Return everything about an object that is not in its text."""
     args = [("args" if i == 0 else f"args{i}", arg) for i, arg in enumerate(node.args)]
     return [
         *_keyed(node.items or {}),
@@ -87,16 +78,13 @@ def object_parts(node: Opaque) -> Parts:
 
 
 def state_parts(state: Any) -> Parts:
-    """The attributes: of ``__dict__`` and of ``__slots__``; or the state that is none of both."""
+    """Return the attributes of ``__dict__`` and ``__slots__``, or another state as one part."""
     if isinstance(state, dict):
         return _keyed(state)
-    if isinstance(state, tuple) and len(state) == 2 and all(map(_is_attributes, state)):
+    is_pair = isinstance(state, tuple) and len(state) == 2
+    if is_pair and all(part is None or isinstance(part, dict) for part in state):
         return [part for table in state for part in _keyed(table or {})]
     return [] if state is None else [("state", state)]
-
-
-def _is_attributes(part: Any) -> bool:
-    return part is None or isinstance(part, dict)
 
 
 def _keyed(table: dict[Any, Any]) -> Parts:
@@ -105,7 +93,7 @@ def _keyed(table: dict[Any, Any]) -> Parts:
 
 # ------------------------------------------------------------------------------------------ modules
 
-# What every module has, mostly empty, and some more of it in each version of torch.
+# Attributes that every module has, mostly empty; each version of torch adds some.
 _BOOKKEEPING = frozenset(
     {
         "_non_persistent_buffers_set", "_backward_pre_hooks", "_backward_hooks",
@@ -119,7 +107,7 @@ _TENSORS = frozenset({"_parameters", "_buffers"})
 
 
 def _module_parts(module: Opaque) -> Parts:
-    """The state dict, then what is in the modules besides, each as often as it is reachable."""
+    """Return the state dict, then the other parts of the modules, each as often as reachable."""
     named: Parts = list(module_state_dict(module).items())
     known = dict(named)
     stack: list[tuple[str, Opaque]] = [("", module)]
@@ -147,7 +135,7 @@ def _has_modules(node: Any) -> bool:
 
 
 def _own_parts(node: Opaque) -> Iterator[tuple[str, Tree]]:
-    """Of one module alone: its attributes, tensors that no state dict has, what is None."""
+    """Yield the parts of one module: attributes, tensors outside the state dict, Nones."""
     for key, value in node.attributes.items():
         if key in _BOOKKEEPING and not value:
             continue

@@ -1,40 +1,41 @@
-"""Which address of one side belongs to which of the other.
+"""Pairs of key paths, one from each side, that belong together.
 
-By equal address first. Of the tensors that are then left on both sides, some were only renamed,
-and three rules find them, the surest first:
+Equal key paths are paired first. Of the tensors that are then left on both sides, some were only
+renamed. Three rules find them, the surest first:
 
 1. the same name without the components that wrappers put in (``module.``, ``_orig_mod.``);
-2. the same content: one tensor left on either side has these bytes, and no other has;
+2. the same content: on each side exactly one of the tensors left has these bytes;
 3. the same name under another prefix, when one pair of prefixes fits and no other does.
 
-A renamed tensor is a difference, since a loader looks for names; ``--map`` makes it none.
+A renamed tensor is a difference, since a loader looks for names. With ``--map`` it is none.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ckptool.alignment import align_names, unwrapped
-from ckptool.comparison.leaves import Digest, Held, Leaf, is_tensor
+from ckptool.comparison.leaves import Leaf, TensorLeaf, form_of, is_tensor
+from ckptool.contents.alignment import align_names, unwrapped
+from ckptool.contents.globs import fits_one
 from ckptool.errors import UsageError
-from ckptool.tree import TensorRef
+from ckptool.tree.nodes import TensorRef
 
 Rename = tuple[re.Pattern[str], str]
 
 
 class Pair(NamedTuple):
-    """Two addresses that belong together, or one alone."""
+    """Two key paths that belong together, or one alone."""
 
     a: str | None
     b: str | None
 
     @property
     def address(self) -> str:
-        """The first side's name, or the only one."""
+        """The key path of the first side, or the only one."""
         if self.a is not None:
             return self.a
         assert self.b is not None
@@ -42,18 +43,27 @@ class Pair(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """What of both sides is compared, and under which names."""
+    """Choice of the leaves to compare, by globs, after the renames."""
 
     match: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
     renames: tuple[Rename, ...] = ()
 
 
+class Asked(NamedTuple):
+    """Options that were typed; those of a configuration are for many checkpoints."""
+
+    match: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    renames: tuple[str, ...] = ()
+    tolerances: tuple[str, ...] = ()
+
+
 def parse_rename(text: str) -> Rename:
-    """``REGEX=REPL``, cut at the last ``=``.
+    """Parse ``REGEX=REPL``, cut at the last ``=``.
 
     Raises:
-        UsageError: no ``=``, or no regular expression.
+        UsageError: there is no ``=``, or the regular expression or replacement is invalid.
     """
     pattern, mark, replacement = text.rpartition("=")
     if not mark or not pattern:
@@ -67,11 +77,32 @@ def parse_rename(text: str) -> Rename:
     return compiled, replacement
 
 
-def select_leaves(leaves: Mapping[str, Leaf], selection: Selection) -> dict[str, Leaf]:
-    """The leaves to compare, renamed by the maps, then chosen by the globs.
+def merge_selection(
+    settings: Mapping[str, Any],
+    *,
+    match: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    renames: Sequence[str] = (),
+) -> Selection:
+    """Merge the selection of a configuration with that of the command line.
+
+    ``match`` replaces the configured globs; ``ignore`` and ``renames`` are added to them.
 
     Raises:
-        UsageError: the maps give two tensors one name.
+        UsageError: a map has another form.
+    """
+    return Selection(
+        match=tuple(match) or tuple(settings.get("match", ())),
+        ignore=(*settings.get("ignore", ()), *ignore),
+        renames=tuple(map(parse_rename, (*settings.get("map", ()), *renames))),
+    )
+
+
+def select_leaves(leaves: Mapping[str, Leaf], selection: Selection) -> dict[str, Leaf]:
+    """Return the leaves to compare, renamed by the maps, then chosen by the globs.
+
+    Raises:
+        UsageError: the maps give two leaves one name.
     """
     chosen: dict[str, Leaf] = {}
     for address, leaf in leaves.items():
@@ -89,6 +120,27 @@ def select_leaves(leaves: Mapping[str, Leaf], selection: Selection) -> dict[str,
     return chosen
 
 
+def unused_options(asked: Asked, names: Sequence[str], selection: Selection) -> Iterator[str]:
+    """Yield the options that were typed and fit none of the names of either side.
+
+    Each map is tried on the names that the maps before it leave. Globs are tried on the names that
+    all maps leave, and tolerances on those of them that the globs choose.
+    """
+    renamed = list(names)
+    typed = {parse_rename(text): text for text in asked.renames}
+    for rename in selection.renames:
+        pattern, replacement = rename
+        if rename in typed and not any(map(pattern.search, renamed)):
+            yield f"--map {typed[rename]!r}"
+        renamed = [pattern.sub(replacement, name) for name in renamed]
+    for option, globs in (("--match", asked.match), ("--ignore", asked.ignore)):
+        yield from (f"{option} {glob!r}" for glob in globs if not fits_one(glob, renamed))
+    kept = [name for name in renamed if _is_chosen(name, selection)]
+    for text in asked.tolerances:
+        if not fits_one(text.rpartition("=")[0], kept):
+            yield f"--tolerance {text!r}"
+
+
 def _is_chosen(name: str, selection: Selection) -> bool:
     wanted = not selection.match or any(fnmatchcase(name, glob) for glob in selection.match)
     return wanted and not any(fnmatchcase(name, glob) for glob in selection.ignore)
@@ -98,7 +150,7 @@ Digests = Callable[[Sequence[Leaf]], Sequence[str]]
 
 
 def pair_up(a: Mapping[str, Leaf], b: Mapping[str, Leaf], digests: Digests) -> list[Pair]:
-    """All pairs in the order of ``a``, what only ``b`` has at the place where it stands there."""
+    """Return all pairs in the order of ``a``; names of ``b`` alone keep their place in ``b``."""
     left = {name: leaf for name, leaf in a.items() if name not in b and is_tensor(leaf)}
     right = {name: leaf for name, leaf in b.items() if name not in a and is_tensor(leaf)}
     renamed: dict[str, str] = {}
@@ -113,7 +165,7 @@ def pair_up(a: Mapping[str, Leaf], b: Mapping[str, Leaf], digests: Digests) -> l
 
 
 def _ordered(a: Mapping[str, Leaf], b: Mapping[str, Leaf], renamed: dict[str, str]) -> list[Pair]:
-    """The order of ``a``; what is only in ``b`` follows its predecessor there."""
+    """Put the pairs in the order of ``a``; a name of ``b`` alone follows its predecessor there."""
     partner = {name: renamed.get(name, name if name in b else None) for name in a}
     taken = {other for other in partner.values() if other is not None}
     following: dict[str | None, list[Pair]] = {}
@@ -136,7 +188,7 @@ def _by_wrapper(left: Mapping[str, Leaf], right: Mapping[str, Leaf]) -> dict[str
 
 
 def _unique(keys: Mapping[str, str]) -> dict[str, str]:
-    """Key -> the only name that has it."""
+    """Map each key that a single name has to that name."""
     times = Counter(keys.values())
     return {found: name for name, found in keys.items() if times[found] == 1}
 
@@ -144,22 +196,16 @@ def _unique(keys: Mapping[str, str]) -> dict[str, str]:
 def _by_content(
     left: Mapping[str, Leaf], right: Mapping[str, Leaf], digests: Digests
 ) -> dict[str, str]:
-    """Read only where both sides have something of that type and shape left."""
-    shared = {_form(leaf) for leaf in left.values()} & {_form(leaf) for leaf in right.values()}
+    """Pair by digest; read only tensors of a dtype and shape that both sides have left."""
+    shared = {form_of(leaf) for leaf in left.values()} & {form_of(leaf) for leaf in right.values()}
     alike = (
-        {name: leaf for name, leaf in side.items() if _form(leaf) in shared}
+        {name: leaf for name, leaf in side.items() if form_of(leaf) in shared}
         for side in (left, right)
     )
     ours, theirs = (
         _unique(dict(zip(side, digests(list(side.values())), strict=True))) for side in alike
     )
     return {name: theirs[found] for found, name in ours.items() if found in theirs}
-
-
-def _form(leaf: Leaf) -> tuple[str, tuple[int, ...]]:
-    if isinstance(leaf, Digest):
-        return leaf.dtype, leaf.shape
-    return leaf.ref.dtype.name, leaf.ref.shape
 
 
 def _by_prefix(left: Mapping[str, Leaf], right: Mapping[str, Leaf]) -> dict[str, str]:
@@ -177,9 +223,9 @@ def _by_prefix(left: Mapping[str, Leaf], right: Mapping[str, Leaf]) -> dict[str,
 
 
 def _dotted(side: Mapping[str, Leaf]) -> dict[str, tuple[str, TensorRef]]:
-    """Addresses as names, which have dots only."""
+    """Map key paths as names, which have dots only, to (key path, tensor)."""
     return {
         name.replace("/", "."): (name, leaf.ref)
         for name, leaf in side.items()
-        if isinstance(leaf, Held)
+        if isinstance(leaf, TensorLeaf)
     }

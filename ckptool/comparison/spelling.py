@@ -1,9 +1,10 @@
-"""Any value as one text, such that two that differ are spelled differently.
+"""Canonical text of any value: two values that differ have different texts.
 
-For what has no addresses of its own: what is in a set, the keys of a dict, the arguments of an
-object. Not by ``repr``, which a hostile pickle can make endless: what is spelled once is remembered
-by identity, a long text is replaced by its digest, and what is shared in circles, so that each way
-around spells it anew, is given up after ``MAX_SPELLED`` parts.
+It serves values without key paths of their own: the items of a set, the keys of a dict, the
+arguments of an object. ``repr`` would not do, since a hostile pickle can make it endless. Here a
+value that is spelled once is remembered by identity, and a long text is replaced by its digest.
+Values that are shared in circles are spelled anew each way around, so this is given up after
+``MAX_SPELLED`` parts.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 
 from ckptool.errors import DamagedError
 from ckptool.formats.base import TensorReader
-from ckptool.numerics import value_bytes
-from ckptool.tree import (
+from ckptool.tensors.blocks import value_bytes
+from ckptool.tree.nodes import (
     ArrayRef,
     BytesRef,
     CompositeTensor,
@@ -23,28 +24,24 @@ from ckptool.tree import (
     Opaque,
     StorageRef,
     TensorRef,
+    is_plain,
 )
 
-MAX_NESTED = 64  # levels; what is hashed into a set or a dict nests a few
-LONG_TEXT = 1000  # characters of a value, from which on its digest stands for it
-MAX_SPELLED = 1 << 21  # parts of groups, of one tree
-READ = 1 << 20  # bytes of a long run read at a time
-
-
-def is_plain(value: Any) -> bool:
-    """Whether it is a scalar of Python's."""
-    return value is None or isinstance(value, (bool, int, float, complex, str))
+MAX_NESTED = 64  # levels; hashable items of a set or a dict nest only a few
+LONG_TEXT = 1000  # characters; the digest of a longer text stands for it
+MAX_SPELLED = 1 << 21  # parts of groups in one tree
+READ = 1 << 20  # bytes read at a time
 
 
 def is_spelled_out(value: Any, depth: int = 0) -> bool:
-    """Whether it holds nothing but scalars, bytes and names."""
+    """Return whether the value holds nothing but scalars, bytes and names."""
     if isinstance(value, (tuple, frozenset)):
         return depth < MAX_NESTED and all(is_spelled_out(part, depth + 1) for part in value)
     return is_plain(value) or isinstance(value, (bytes, GlobalRef))
 
 
 def span_digest(reader: TensorReader, ref: ArrayRef | BytesRef | StorageRef) -> str:
-    """SHA-256 of the bytes as they lie in the file, in hexadecimal."""
+    """Return the SHA-256 of the bytes as they are in the file, in hexadecimal."""
     digest = sha256()
     if ref.span is not None:
         for start in range(0, ref.span.nbytes, READ):
@@ -52,20 +49,25 @@ def span_digest(reader: TensorReader, ref: ArrayRef | BytesRef | StorageRef) -> 
     return digest.hexdigest()
 
 
+def text_digest(text: str) -> str:
+    """Return the SHA-256 of any text in hexadecimal, with lone surrogates."""
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
 class Speller:
-    """Spells the values of one tree, which must stay in memory meanwhile."""
+    """Writer of the canonical texts of one tree, which must stay in memory meanwhile."""
 
     def __init__(self, reader: TensorReader) -> None:
         self.reader = reader
         self._known: dict[int, str] = {}  # by identity, of groups and long texts
         self._spelled = 0  # parts of groups
-        self._refers_up = False  # whether a part of the current group does
+        self._refers_up = False  # whether a part of the current group refers to one around it
 
     def spell(self, value: Any, around: tuple[int, ...] = ()) -> str:
-        """The text of a value.
+        """Return the canonical text of a value.
 
         Raises:
-            DamagedError: nested deeper than ``MAX_NESTED`` levels, or spelled without end.
+            DamagedError: the value nests deeper than ``MAX_NESTED`` levels, or unfolds without end.
         """
         self._spelled += bool(around)
         if self._spelled > MAX_SPELLED:
@@ -99,7 +101,7 @@ class Speller:
             raise DamagedError(f"a set or a key nests deeper than {MAX_NESTED} levels")
         before, self._refers_up = self._refers_up, False
         text = _shortened("".join(self._pieces(value, (*around, id(value)))), value)
-        if not self._refers_up:  # else it is spelled in another way where another begins
+        if not self._refers_up:  # else its text depends on the groups around it
             self._known[id(value)] = text
         self._refers_up |= before
         return text
@@ -127,6 +129,8 @@ class Speller:
             for block in value_bytes(self.reader, value):
                 digest.update(block)
             yield f"<tensor {value.dtype} {list(value.shape)} {digest.hexdigest()}>"
+        elif isinstance(value, CompositeTensor) and value.wrapper is not None:
+            yield self.spell(value.wrapper, inside)
         elif isinstance(value, CompositeTensor):
             yield from (f"<{value.layout} ", self._joined(value.parts.values(), inside), ">")
         elif isinstance(value, (ArrayRef, BytesRef, StorageRef)):
@@ -140,11 +144,7 @@ class Speller:
 
 
 def _shortened(text: str, value: Any) -> str:
-    """The digest of a long text: one string may be an argument of a million objects."""
+    """Return the digest of a long text: one string may be an argument of a million objects."""
     if len(text) <= LONG_TEXT:
         return text
-    return f"<{type(value).__name__}, sha256 {sha256(_encoded(text)).hexdigest()}>"
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+    return f"<{type(value).__name__}, sha256 {text_digest(text)}>"

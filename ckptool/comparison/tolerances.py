@@ -1,20 +1,20 @@
-"""How far apart two numbers may be and still count as equal.
+"""Tolerances: distances within which two numbers count as equal.
 
-A tolerance is for the addresses that fit its glob; **the most specific glob wins**, which is the
-one with the most characters that are no wildcards (``*``, ``?``, ``[…]``); of two equally specific
-ones the later. ``--atol`` and ``--rtol`` are the tolerance of ``*``.
+A tolerance is for the key paths that match its glob. **The most specific glob wins**: the one with
+the most characters that are no wildcards (``*``, ``?``, ``[…]``). Of two equally specific globs the
+later wins. ``--atol`` and ``--rtol`` are the tolerance of ``*``.
 
 Two numbers are close when ``|a - b| <= atol + rtol * max(|a|, |b|)``, or when they are at most
-``ulp`` floating-point numbers apart. The larger of the two stands where ``torch.allclose`` has the
-second, so that the verdict does not depend on which file is named first. Integers, flags and texts
-are never close, only equal.
+``ulp`` floating-point numbers apart. ``rtol`` is relative to the larger magnitude, not
+to the second as in ``torch.allclose``, so that the verdict does not depend on which file is named
+first. Integers, bools and texts are never close, only equal.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ WILDCARDS = re.compile(r"\*|\?|\[[^\]]*\]")
 
 
 class Tolerance(NamedTuple):
-    """How far numbers at the addresses that fit may be apart."""
+    """Tolerance for the numbers at the key paths that match a glob."""
 
     match: str = "*"
     atol: float = 0.0
@@ -33,11 +33,11 @@ class Tolerance(NamedTuple):
 
     @property
     def specificity(self) -> int:
-        """Characters of the glob that are no wildcards."""
+        """Number of characters of the glob that are no wildcards."""
         return len(WILDCARDS.sub("", self.match))
 
     def allows(self, a: complex, b: complex) -> bool:
-        """Whether two plain numbers that differ are close."""
+        """Return whether two plain numbers that differ are close."""
         if not (self.atol or self.rtol):
             return False
         try:
@@ -53,24 +53,49 @@ class Tolerances(NamedTuple):
     rows: tuple[Tolerance, ...]
 
     def at(self, address: str) -> Tolerance:
-        """The one that decides at an address."""
+        """Return the tolerance that applies to a key path."""
         return next(row for row in self.rows if fnmatchcase(address, row.match))
+
+
+def merge_tolerances(
+    settings: Mapping[str, Any],
+    *,
+    atol: float | None = None,
+    rtol: float | None = None,
+    ulp: int | None = None,
+    special: Sequence[str] = (),
+) -> Tolerances:
+    """Merge the tolerances of a configuration with those of the command line, which wins.
+
+    A typed number replaces the configured one, and ``special`` the configured row of the same glob.
+
+    Raises:
+        UsageError: a tolerance is negative, or has another form.
+    """
+    atol = settings.get("atol", 0.0) if atol is None else atol
+    rtol = settings.get("rtol", 0.0) if rtol is None else rtol
+    ulp = settings.get("ulp", 0) if ulp is None else ulp
+    if not (atol >= 0 and rtol >= 0 and ulp >= 0):
+        raise UsageError("a tolerance is not negative")
+    rows = [tolerance_row(glob, value) for glob, value in settings.get("tolerance", {}).items()]
+    rows += map(parse_tolerance, special)
+    return choose_tolerances(Tolerance("*", atol, rtol, ulp), rows)
 
 
 def choose_tolerances(
     general: Tolerance, special: Sequence[tuple[str, float, float]] = ()
 ) -> Tolerances:
-    """The table of a general tolerance and those for single groups, as (glob, atol, rtol)."""
+    """Return the table of a general tolerance and of special ones, given as (glob, atol, rtol)."""
     given = [Tolerance(glob, atol, rtol, general.ulp) for glob, atol, rtol in special]
     later_first = [*given[::-1], general]
     return Tolerances((*sorted(later_first, key=lambda row: -row.specificity), general))
 
 
 def parse_tolerance(text: str) -> tuple[str, float, float]:
-    """``GLOB=ATOL[,RTOL]``; without RTOL it is 0.
+    """Parse ``GLOB=ATOL[,RTOL]``; without RTOL it is 0.
 
     Raises:
-        UsageError: of another form.
+        UsageError: the text has another form.
 
     Example:
         >>> parse_tolerance("*.delta_*=1e-8")
@@ -83,10 +108,10 @@ def parse_tolerance(text: str) -> tuple[str, float, float]:
 
 
 def tolerance_row(glob: str, value: Any) -> tuple[str, float, float]:
-    """A tolerance as configurations and Python give it: a number, a pair, or ``"ATOL,RTOL"``.
+    """Parse a tolerance of a configuration or of Python: a number, a pair, or ``"ATOL,RTOL"``.
 
     Raises:
-        UsageError: of another form.
+        UsageError: the value has another form.
     """
     if isinstance(value, str):
         return parse_tolerance(f"{glob}={value}")

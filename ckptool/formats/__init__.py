@@ -1,9 +1,8 @@
-"""``open_checkpoint``: the loader that every command shares.
+"""``open_checkpoint``, the loader that every command shares.
 
-A file is recognised by what it holds, never by its suffix: people write zips called ``.ckpt``,
-pickles called ``.pt`` and safetensors called ``.bin``. What is no checkpoint is named too, since
-most such files are known accidents: a Git LFS pointer, a web page that a download got instead, an
-empty file.
+A file is recognised by its bytes, never by its suffix: people write zips called ``.ckpt``, pickles
+called ``.pt`` and safetensors called ``.bin``. The error for any other file says what the file is,
+since most are known accidents: a Git LFS pointer, a downloaded web page, an empty file.
 """
 
 from __future__ import annotations
@@ -15,28 +14,41 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ckptool.errors import CkptError, UnknownFormatError
-from ckptool.formats.base import Checkpoint, CheckpointFormat, FolderFormat, SourceFile
+from ckptool.formats.base import Checkpoint, FileFormat, FolderFormat, Format
 from ckptool.formats.dcp import DcpFolder
 from ckptool.formats.model_folders import ModelFolders
 from ckptool.formats.plain_pickle import PlainPickle
+from ckptool.formats.ranked.dcp_safetensors import DcpSafetensorsFolder
+from ckptool.formats.ranked.deepspeed import DeepSpeedFolder
+from ckptool.formats.ranked.rank_files import RankFolder
+from ckptool.formats.readings import with_other_readings
 from ckptool.formats.safetensors_file import SafetensorsFile
 from ckptool.formats.sharded import ShardFolder, ShardIndex
 from ckptool.formats.torch_legacy import TorchLegacy
 from ckptool.formats.torch_tar import TorchTar
 from ckptool.formats.torch_zip import TorchZip
+from ckptool.formats.trainer_folders import TrainerFolders, part_of_folder
+from ckptool.formats.unpacked_zip import UnpackedZip
+from ckptool.sources.base import Source
+from ckptool.sources.local import LocalFile
 
-HEAD_BYTES = 4096  # what formats are recognised by
+HEAD_BYTES = 4096  # formats are recognised by them
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """The checkpoint at ``path``, a file or a folder; to be closed, or used in a ``with``.
+def open_checkpoint(path: str | Path | Source) -> Checkpoint:
+    """Open the checkpoint at ``path``; close it, or use it in a ``with``.
+
+    A path leads to a file or a directory. A source of bytes is opened like a file, and belongs to
+    the checkpoint from then on.
 
     Raises:
         UnreadableError: there is no file that can be read.
-        UnknownFormatError: a file, but no checkpoint; the message says what it looks like.
-        DamagedError: a checkpoint that breaks the rules of its format, or ends too soon.
-        UnsupportedError: a checkpoint in order that holds what cannot be represented.
+        UnknownFormatError: the file is no checkpoint; the message says what it looks like.
+        DamagedError: the checkpoint breaks the rules of its format, or ends too soon.
+        UnsupportedError: the checkpoint is valid, but holds something that cannot be represented.
     """
+    if isinstance(path, Source):
+        return _open_as(path, FORMATS)
     path = Path(path)
     folder = folder_format(path)
     if folder is None:
@@ -48,51 +60,69 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def folder_format(path: Path) -> FolderFormat | None:
-    """The format of a folder that is one checkpoint; None for files and all other folders."""
+    """Return the format of a directory that is one checkpoint; None for all other paths."""
     if not os.path.isdir(path):  # noqa: PTH112 - unlike Path.is_dir, it raises nothing
         return None
     return next((known for known in FOLDER_FORMATS if known.matches(path)), None)
 
 
 def _open_file(path: Path) -> Checkpoint:
-    return _open_as(path, FORMATS)
+    return _open_as(LocalFile(path), FORMATS)
 
 
 def _open_shard(path: Path) -> Checkpoint:
-    """A file that holds values itself: an index of indices has no end."""
-    return _open_as(path, WHOLE_FORMATS)
+    """Open a shard, which is never an index: indices that name indices have no end."""
+    return _open_as(LocalFile(path), WHOLE_FORMATS)
 
 
-def _open_as(path: Path, formats: tuple[CheckpointFormat, ...]) -> Checkpoint:
-    file = SourceFile(path)
+def _open_as(file: Source, formats: tuple[FileFormat, ...]) -> Checkpoint:
     try:
-        return _recognise(file.head(HEAD_BYTES), formats).open(file)
+        known = _recognise(file.head(HEAD_BYTES), formats)
+        return with_other_readings(known.open(file), file, known)
     except CkptError as error:
         file.close()
-        raise error.at(path) from error.__cause__
+        of_folder = None
+        if file.path and isinstance(error, UnknownFormatError):
+            of_folder = part_of_folder(file.path)
+        raise (of_folder or error).at(Path(file.name)) from error.__cause__
     except BaseException:
         file.close()
         raise
 
 
-# In this order: the ones with a signature of their own first, the vaguest last.
-WHOLE_FORMATS: tuple[CheckpointFormat, ...] = (
+# Formats with a signature of their own come first, the vaguest last.
+WHOLE_FORMATS: tuple[FileFormat, ...] = (
     TorchZip(),
     SafetensorsFile(),
     TorchTar(),
     TorchLegacy(),
     PlainPickle(),
 )
-FORMATS: tuple[CheckpointFormat, ...] = (ShardIndex(_open_shard), *WHOLE_FORMATS)
+FORMATS: tuple[FileFormat, ...] = (ShardIndex(_open_shard), *WHOLE_FORMATS)
 
-FOLDER_FORMATS: tuple[FolderFormat, ...] = (
+OF_RANKS: tuple[FolderFormat, ...] = (
     DcpFolder(),
+    DeepSpeedFolder(_open_file),
+    RankFolder(_open_file),
+    DcpSafetensorsFolder(_open_file),
+)
+FOLDER_FORMATS: tuple[FolderFormat, ...] = (
+    TrainerFolders(_open_file, OF_RANKS),
+    *OF_RANKS,
+    UnpackedZip(),
     ShardFolder(_open_file),
     ModelFolders(_open_file),
 )
 
 
-def _recognise(head: bytes, formats: tuple[CheckpointFormat, ...]) -> CheckpointFormat:
+def fits(known: Format, suffix: str) -> bool:
+    """Return whether a file of the format may have the suffix; some are for one format alone."""
+    if known.is_exclusive:
+        return suffix in known.suffixes
+    return not any(other.is_exclusive and suffix in other.suffixes for other in FORMATS)
+
+
+def _recognise(head: bytes, formats: tuple[FileFormat, ...]) -> FileFormat:
     for known in formats:
         if known.matches(head):
             return known
@@ -100,11 +130,12 @@ def _recognise(head: bytes, formats: tuple[CheckpointFormat, ...]) -> Checkpoint
 
 
 class Lookalike(NamedTuple):
-    """A kind of file that is taken for a checkpoint: how it begins, what it is, what to do."""
+    """A kind of file that is mistaken for a checkpoint: its first bytes, its name and a hint."""
 
     begins: re.Pattern[bytes]
     what: str
     hint: str | None = None
+    is_accident: bool = False  # under any name, the file was to hold something else
 
 
 def _begins(pattern: bytes) -> re.Pattern[bytes]:
@@ -118,16 +149,19 @@ LOOKALIKES = (
         _begins(rb"\Z"),
         "the file is empty",
         "the disk may have been full, or the copy did not begin; get the file again",
+        is_accident=True,
     ),
     Lookalike(
         _begins(rb"version https://git-lfs\.github\.com/spec/"),
-        "a Git LFS pointer, not the file that it stands for",
+        "a Git LFS pointer, not the file that it points to",
         "git lfs pull fetches the file",
+        is_accident=True,
     ),
     Lookalike(
         _begins(rb"(\xef\xbb\xbf)?\s*(<!--.*)?<(!doctype|html|head)"),
         "a web page, not a checkpoint",
         "the download got a page instead: a log-in, a licence to accept, a link to the page itself",
+        is_accident=True,
     ),
     Lookalike(
         _begins(rb"(\xef\xbb\xbf)?\s*<\?xml"),
@@ -151,6 +185,16 @@ LOOKALIKES = (
         "numpy.load reads it",
     ),
     Lookalike(
+        _begins(rb"\x08[\x01-\x1f]([\x12\x1a\x22][\x00-\x7f][\x20-\x7e]*|[\x3a\x42][\x00-\xff])"),
+        "a protobuf message, as ONNX models are",
+        "look for the checkpoint that it was exported from: ONNX keeps a graph with constants",
+    ),
+    Lookalike(
+        _begins(rb".{4}(ET\d\d|TFL3)"),
+        "a program for a device (ExecuTorch or TensorFlow Lite)",
+        "look for the checkpoint that it was exported from",
+    ),
+    Lookalike(
         _begins(rb"GGUF"),
         "a GGUF file, as llama.cpp reads it",
         "look for the checkpoint that it was converted from",
@@ -160,6 +204,7 @@ LOOKALIKES = (
         _begins(rb"\0{16,}\Z"),
         "nothing but zeros at the beginning",
         "space was set aside but never written: the writer was killed, or the disk was full",
+        is_accident=True,
     ),
     Lookalike(
         _begins(rb"\s*[\[{]\s*([\"\[{\]}]|-?\d)"),
@@ -170,10 +215,12 @@ LOOKALIKES = (
 
 
 def not_a_checkpoint(head: bytes) -> UnknownFormatError:
-    """What a file that no format recognises looks like, as an error."""
+    """Return an error that says what a file that no format recognises looks like."""
     for row in LOOKALIKES:
         if row.begins.match(head):
-            return UnknownFormatError(row.what, hint=row.hint)
+            error = UnknownFormatError(row.what, hint=row.hint)
+            error.rule = "CK101" if row.is_accident else None
+            return error
     if _is_text(head):
         return UnknownFormatError(
             "plain text, not a checkpoint",
@@ -183,7 +230,7 @@ def not_a_checkpoint(head: bytes) -> UnknownFormatError:
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether all of it is printable; the last character may be cut in the middle."""
+    """Return whether all of it is printable text; the last character may be cut off."""
     try:
         text = getincrementaldecoder("utf-8")().decode(head)
     except UnicodeDecodeError:

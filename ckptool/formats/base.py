@@ -1,280 +1,230 @@
-"""What a format is and what it returns.
+"""Base classes of the formats, and the checkpoint that a format returns.
 
-A format is one module with a :class:`CheckpointFormat`: it recognises its files by their first
-bytes and turns one into a :class:`Checkpoint`. Formats read through a :class:`SourceFile`, which
-checks what it is given (only regular files, never past the end), so that a short file is an error
-and never a short read.
+A format is one module with a :class:`FileFormat`, which recognises a file by its first bytes, or a
+:class:`FolderFormat` for directories. Both open a :class:`Checkpoint`. Formats read from a
+:class:`~ckptool.sources.base.Source`, so that a short file is an error and never a short read.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
-from contextlib import suppress
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple
 
-from ckptool.errors import DamagedError, UnreadableError
-from ckptool.tree import Blob, ByteSpan, GlobalRef, Opaque, Tree
+from ckptool.errors import DamagedError, UnsupportedError
+from ckptool.sources.base import ByteSpan, Closing, Source
+from ckptool.tree.nodes import GlobalRef, Opaque, Tree
 
-READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # nonblocking: opening a fifo must not hang
-
-_REASONS = {
-    errno.ENOENT: ("no such file", "check the spelling; ls shows what is there"),
-    errno.ENOTDIR: ("no such file", "a part of the path is a file, not a directory"),
-    errno.EACCES: ("permission denied", "ls -l shows who may read it"),
-    errno.ELOOP: ("a loop of symbolic links", "readlink -f shows where it leads"),
-    errno.ENAMETOOLONG: ("the path is too long for the file system", None),
-}
+MAX_UNPACKED = 1 << 29  # bytes that the compressed records of a checkpoint may unpack to
 
 
-class SourceFile:
-    """A regular file, open for reading at any place; never mapped, never written.
+def check_unpacked(last: str, total: int) -> None:
+    """Refuse compressed records that unpack to too much memory; ``last`` names one of them.
 
     Raises:
-        UnreadableError: missing, not permitted, or not a regular file.
+        UnsupportedError: the total is above the limit.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.fd = os.open(path, READ_FLAGS)
-        except (OSError, ValueError) as error:
-            raise _unreadable(path, error) from error
-        self.status = os.fstat(self.fd)
-        if not stat.S_ISREG(self.status.st_mode):
-            os.close(self.fd)
-            raise UnreadableError(_kind(self.status.st_mode), path=path)
-        self.size = self.status.st_size
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Exactly ``nbytes`` bytes from ``offset``.
-
-        Raises:
-            DamagedError: the file ends before.
-        """
-        self._check_place(offset, nbytes)
-        parts = []
-        while nbytes:
-            try:
-                part = os.pread(self.fd, min(nbytes, 1 << 30), offset)
-            except OSError as error:
-                raise _unreadable(self.path, error) from error
-            if not part:
-                raise self._shorter()
-            parts.append(part)
-            offset, nbytes = offset + len(part), nbytes - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def fill(self, room: memoryview, offset: int) -> None:
-        """The bytes from ``offset`` in memory that is there already, and near the processor.
-
-        Raises:
-            DamagedError: the file ends before.
-        """
-        self._check_place(offset, len(room))
-        while room:
-            try:
-                count = os.preadv(self.fd, [room], offset)
-            except OSError as error:
-                raise _unreadable(self.path, error) from error
-            if not count:
-                raise self._shorter()
-            room, offset = room[count:], offset + count
-
-    def _check_place(self, offset: int, nbytes: int) -> None:
-        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
-            missing = offset + nbytes - self.size
-            raise DamagedError(
-                f"truncated: {nbytes} bytes expected at offset {offset}, "
-                f"but the file ends at {self.size} ({missing} bytes short)",
-                path=self.path,
-            )
-
-    def _shorter(self) -> DamagedError:
-        return DamagedError(
-            "the file became shorter while it was read",
-            path=self.path,
-            hint="wait until the job that writes it has finished",
+    if total > MAX_UNPACKED:
+        raise UnsupportedError(
+            f"unpack it first: with {last:.160} its compressed records come to "
+            f"{total:,} bytes, and at most {MAX_UNPACKED:,} are read",
+            hint="load it and save it again with torch.save, or unzip it and zip it with -0",
         )
-
-    def head(self, nbytes: int) -> bytes:
-        """The first bytes, at most ``nbytes`` of them."""
-        return self.read(0, min(nbytes, self.size))
-
-    def close(self) -> None:
-        """Give the file descriptor back; harmless when done twice."""
-        if self.fd >= 0:
-            fd, self.fd = self.fd, -1
-            with suppress(OSError):  # of a file that was only read, nothing can be lost
-                os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-def _unreadable(path: Path, error: OSError | ValueError) -> UnreadableError:
-    number = error.errno if isinstance(error, OSError) else None
-    reason, hint = _REASONS.get(number or 0, (getattr(error, "strerror", None) or str(error), None))
-    file, _, address = str(path).partition("#")
-    if number == errno.ENOENT and file and address and os.path.exists(file):  # noqa: PTH110
-        hint = f"this command takes no #ADDRESS: name the file alone, {file}"
-    return UnreadableError(reason, path=path, hint=hint)
-
-
-def _kind(mode: int) -> str:
-    kinds = (
-        (stat.S_ISDIR, "a directory, not a checkpoint file"),
-        (stat.S_ISFIFO, "a pipe, not a regular file"),
-        (stat.S_ISSOCK, "a socket, not a regular file"),
-    )
-    return next((text for test, text in kinds if test(mode)), "a device, not a regular file")
 
 
 class TensorReader:
-    """Reads the bytes behind spans; opens each file once and keeps it open."""
+    """A reader of spans, which keeps the sources of a checkpoint open.
 
-    def __init__(self, *opened: SourceFile) -> None:
-        self._files = {file.path: file for file in opened}
-        self._opening = Lock()  # threads read
+    A compressed record is unpacked once, and kept until the reader is closed.
+    """
 
-    def file(self, path: Path) -> SourceFile:
-        """The open file at ``path``."""
-        if path not in self._files:
-            with self._opening:
-                if path not in self._files:
-                    self._files[path] = SourceFile(path)
-        return self._files[path]
+    def __init__(self, *opened: Source) -> None:
+        self.opened = opened
+        self._unpacked: dict[Source, int] = {}  # source -> bytes that it keeps
+        self._unpacking = Lock()  # threads read
 
-    @property
-    def opened(self) -> tuple[SourceFile, ...]:
-        """The files that are open."""
-        return tuple(self._files.values())
+    def take_over(self, other: TensorReader) -> None:
+        """Keep the sources of another reader open for as long as this one is."""
+        self.opened += other.opened
+        other.opened = ()
 
     def read(self, span: ByteSpan, start: int = 0, nbytes: int | None = None) -> bytes:
-        """``nbytes`` bytes of the span from ``start``; by default all from there on."""
-        count = span.nbytes - start if nbytes is None else min(nbytes, span.nbytes - start)
-        if isinstance(span.source, Blob):
-            begin = span.offset + start
-            return span.source.data[begin : begin + count]
-        return self.file(span.source).read(span.offset + start, count)
-
-    def read_into(self, room: memoryview, span: ByteSpan) -> bytes | memoryview:
-        """All bytes of a span: in ``room``, when they come from a file and fit."""
-        if isinstance(span.source, Blob) or span.nbytes > len(room):
-            return self.read(span)
-        filled = room[: span.nbytes]
-        self.file(span.source).fill(filled, span.offset)
-        return filled
-
-    def refuse_changed(self) -> None:
-        """Make sure that no file was written to since it was opened.
+        """Return ``nbytes`` bytes of the span from ``start``; by default all from there on.
 
         Raises:
-            DamagedError: one was; what was read of it may be of two versions.
+            UnsupportedError: the compressed records unpack to more than is kept.
         """
-        for file in self._files.values():
-            now = os.fstat(file.fd)
-            if (now.st_size, now.st_mtime_ns) != (file.status.st_size, file.status.st_mtime_ns):
+        source, offset, size = span
+        if source.keeps:
+            self.admit(source)
+        count = size - start if nbytes is None else min(nbytes, size - start)
+        return source.read(offset + start, count)
+
+    def read_into(self, room: memoryview, span: ByteSpan) -> bytes | memoryview:
+        """Return all bytes of a span, in ``room`` if they fit."""
+        if span.nbytes > len(room):
+            return self.read(span)
+        filled = room[: span.nbytes]
+        self.fill(filled, span)
+        return filled
+
+    def fill(self, buffer: memoryview, span: ByteSpan) -> None:
+        """Fill ``buffer`` with the bytes of the span, which is as long."""
+        if span.source.keeps:
+            self.admit(span.source)
+        span.source.fill(buffer, span.offset)
+
+    def admit(self, source: Source) -> None:
+        """Count the bytes that a source keeps in memory from its first read on.
+
+        Raises:
+            UnsupportedError: with the sources before, they are too many.
+        """
+        with self._unpacking:
+            if source.keeps and source not in self._unpacked:
+                check_unpacked(repr(source), source.keeps + sum(self._unpacked.values()))
+                self._unpacked[source] = source.keeps
+
+    def refuse_changed(self) -> None:
+        """Refuse sources that were written to since they were opened.
+
+        Raises:
+            DamagedError: one was; the bytes that were read may be of two versions.
+        """
+        for source in self.opened:
+            if source.has_changed():
                 raise DamagedError(
                     "the file was written to while it was read",
-                    path=file.path,
+                    path=source.path or source.name,
                     hint="wait until the job that writes it has finished",
                 )
 
     def close(self) -> None:
-        """Close every file."""
-        for file in self._files.values():
-            file.close()
+        """Close every source."""
+        for source in (*self.opened, *self._unpacked):
+            source.close()
+        self._unpacked.clear()
 
 
 class NamedGlobal(NamedTuple):
-    """A class or function that a pickle names, and what it would do with it."""
+    """A class or function that a pickle names, and its use there."""
 
     ref: GlobalRef
-    called: bool  # by REDUCE, OBJ, INST or NEWOBJ_EX: run as a function if a loader obeyed
-    pickle: str  # the pickle that names it: data.pkl, or an address inside another
-    uses: tuple[Opaque, ...] = ()  # the first of its calls, when they are none that we understand
-    looks_up: bool = False  # getattr, and all that it is called for is a public part of a class
+    called: bool  # by REDUCE, OBJ, INST or NEWOBJ_EX: an unpickler would run it as a function
+    pickle: str  # the pickle that names it: data.pkl, or a key path inside another
+    uses: tuple[Opaque, ...] = ()  # its first calls, where ckptool does not understand them
+    looks_up: bool = False  # getattr that is called for public attributes of classes alone
+    of_data: bool = False  # called with plain values alone, as objects of a class are built
+    is_misused: bool = False  # vetted, but reached or given what the vetting does not cover
 
 
 class Note(NamedTuple):
-    """Something that a format has to say of a file that it reads all the same."""
+    """A remark of a format on a file that it can read."""
 
     rule: str  # CK111
-    severity: str  # error | warning | info
-    address: str  # the part of the container
+    address: str  # a part of the container
     message: str
 
 
+class PickleExtent(NamedTuple):
+    """The place of a pickle, so that it can be read again."""
+
+    read: Callable[[int, int], bytes]  # (offset, bytes)
+    begin: int
+    end: int
+    is_plain: bool  # torch's weights-only loader reads it to its end, if it allows the names
+
+
+class Format:
+    """The name and the abilities of a format; a format overrides the fields in which it differs.
+
+    Code that treats one format unlike others asks for an ability, never for the name.
+    """
+
+    name: str
+    written_by: str  # for README's table, which ``tests/formats_table.py`` makes
+    suffixes: tuple[str, ...] = ()  # of files that ckptool writes in this format
+    is_pickle = True  # loading it may run a pickle
+    is_exclusive = False  # its suffixes are for no other format
+    is_patchable = False  # one file whose values promote-ema can overwrite in place
+    is_of_parts = False  # several files, each of which loads as a checkpoint by itself
+    is_weights_only = False  # torch.load(weights_only=True) reads it
+    loaded_by = ""  # the call that reads it, where torch.load(weights_only=True) refuses it
+    has_checksums = False  # one zip archive: torch writes a checksum for each record
+    unread_checksums = ""  # the reason why its checksums are not read
+    may_trail = False  # bytes behind the last value are not read
+    begins_as_pickle = False  # its first bytes are a pickle, which is read
+    keeps_order = False  # its state dicts have the key order of the model
+
+
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """An open checkpoint: a tree, and the reader for the bytes behind it. A context manager."""
+class Checkpoint(Closing):
+    """An open checkpoint, the tree and the reader of its bytes; a context manager."""
 
     path: Path
-    format_name: str  # torch-zip, torch-legacy, torch-tar, safetensors, pickle
+    format: Format
     size_bytes: int  # of the file, or of all files
     tree: Tree
     reader: TensorReader
     globals_named: tuple[NamedGlobal, ...] = ()
-    metadata: dict[str, Any] = field(default_factory=dict)  # what the container says of itself
+    metadata: dict[str, Any] = field(default_factory=dict)  # that the container carries
     notes: tuple[Note, ...] = ()  # where other readers could see another file in the same bytes
+    pickles: tuple[PickleExtent, ...] = ()  # of the container, without pickles inside pickles
+    nested_archives: tuple[ByteSpan, ...] = ()  # zips inside its pickles, maybe with checksums
+    parts: tuple[Path, ...] = ()  # files that were read and closed again
+    storage_bytes: int | None = None  # of the storages that tensors view; None: there are none
+    is_part: bool = False  # the tree is only the part that an operand names
 
-    def __enter__(self) -> Self:
-        return self
+    @property
+    def format_name(self) -> str:
+        """The name of the format, such as torch-zip, safetensors or dcp."""
+        return self.format.name
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close()
+    @property
+    def source(self) -> Source:
+        """The bytes of a checkpoint that is one file."""
+        return self.reader.opened[0]
+
+    @property
+    def is_local(self) -> bool:
+        """True if it is in a directory of this machine, where other files may belong to it."""
+        return all(source.path is not None for source in self.reader.opened)
 
     def close(self) -> None:
-        """Close the files; the tree stays usable, its values do not."""
+        """Close the files; the tree stays usable, but its values cannot be read."""
         self.reader.close()
 
 
-class CheckpointFormat(Protocol):
+class FileFormat(Format, ABC):
     """A row of ``FORMATS``."""
 
-    name: str
-
+    @abstractmethod
     def matches(self, head: bytes) -> bool:
-        """Whether the file is of this format; ``head`` is its first 4 KiB."""
+        """Return whether the file is of this format; ``head`` is its first 4 KiB."""
 
-    def open(self, file: SourceFile) -> Checkpoint:
-        """The file as a checkpoint, which from then on owns it.
+    @abstractmethod
+    def open(self, file: Source) -> Checkpoint:
+        """Return the file as a checkpoint, which from then on owns it.
 
         Raises:
             DamagedError: the file breaks the rules of the format.
         """
 
 
-class FolderFormat(Protocol):
-    """A row of ``FOLDER_FORMATS``: a folder that is one checkpoint."""
+class FolderFormat(Format, ABC):
+    """A row of ``FOLDER_FORMATS``: a directory that is one checkpoint."""
 
-    name: str
-
+    @abstractmethod
     def matches(self, folder: Path) -> bool:
-        """Whether the folder is of this format."""
+        """Return whether the directory is of this format."""
 
+    @abstractmethod
     def open(self, folder: Path) -> Checkpoint:
-        """The folder as a checkpoint.
+        """Return the directory as a checkpoint.
 
         Raises:
-            DamagedError: the folder breaks the rules of the format.
+            DamagedError: the directory breaks the rules of the format.
         """

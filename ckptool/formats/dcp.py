@@ -1,4 +1,4 @@
-"""``torch.distributed.checkpoint``: a folder with a plan and the shards it points into.
+"""The format of ``torch.distributed.checkpoint``: a directory with a plan and shards.
 
 Layout::
 
@@ -9,10 +9,10 @@ Layout::
     __<rank>_<n>.distcp
                       chunks one after the other, each a ``torch.save`` of its own
 
-Rules: a chunk's file is a name in the folder, never a path out of it. A chunk has the shape and the
-element type that the plan says, and every element of a tensor is in one chunk. Chunks that were
-transformed on writing (compressed) are no slices of a file and are refused. The nesting is restored
-from ``planner_data``: ``model.stem.weight`` is the tensor ``stem.weight`` of ``model``.
+Rules: a chunk's file is a name in the directory, never a path out of it. A chunk has the shape and
+the dtype that the plan states, and every element of a tensor is in one chunk. Chunks that were
+transformed on writing (compressed) are no slices of a file, so they are refused. The nesting is
+restored from ``planner_data``: ``model.stem.weight`` is the tensor ``stem.weight`` of ``model``.
 
 Source: torch 2.13 ``torch/distributed/checkpoint/metadata.py``, ``filesystem.py``.
 """
@@ -21,40 +21,50 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.dtypes import DType
-from ckptool.errors import CkptError, DamagedError, UnsupportedError
-from ckptool.formats.base import Checkpoint, SourceFile, TensorReader
-from ckptool.formats.byte_sources import FileWindow, SourceWindow
-from ckptool.formats.nested import read_source
-from ckptool.formats.pickled import Pickles
-from ckptool.formats.torch_objects import TorchBuilder, dtype_of
-from ckptool.tree import MAX_DEPTH, ByteSpan, Chunk, Opaque, TensorRef, Tree
+from ckptool.errors import CkptError, DamagedError, UnreadableError, UnsupportedError
+from ckptool.formats.base import Checkpoint, FolderFormat, Note, TensorReader
+from ckptool.formats.nested import pickles_of, read_source
+from ckptool.formats.pickles.reader import Pickles
+from ckptool.formats.pickles.storages import StorageKey
+from ckptool.formats.pickles.tensor_views import as_text, dtype_of
+from ckptool.formats.pickles.torch_objects import TorchBuilder
+from ckptool.formats.ranked.assembly import Box, from_boxes, held_boxes
+from ckptool.sources.base import ByteSpan, Source
+from ckptool.sources.local import LocalFile
+from ckptool.sources.window import Window
+from ckptool.tree.nodes import MAX_DEPTH, Opaque, Tree
 
 METADATA = ".metadata"
-MAX_NDIM, MAX_SIZE = 64, 2**63 - 1  # what torch can represent
+SHARD = ".distcp"  # the suffix of files with chunks
+TENSOR = "TensorStorageMetadata"  # the class of the entry of a tensor
+SHOWN = 4  # names in a message
+MAX_NDIM, MAX_SIZE = 64, 2**63 - 1  # the limits of torch
 
-Place = tuple[str, int, int]  # file in the folder, offset, length
+Place = tuple[str, int, int]  # file in the directory, offset, length
 
 
-class DcpFolder:
+class DcpFolder(FolderFormat):
     """See the module's docstring."""
 
     name = "dcp"
+    written_by = "`torch.distributed.checkpoint`: a folder with `.metadata` and `.distcp` files"
+    unread_checksums = "the checksums of the zips inside shards are not read"
+    may_trail = True
 
     def matches(self, folder: Path) -> bool:
-        """A folder with the plan in it."""
+        """Return whether the directory holds a plan."""
         return (folder / METADATA).is_file()
 
     def open(self, folder: Path) -> Checkpoint:
-        """The checkpoint in a folder; reads the plan, and the header of each chunk."""
-        with SourceFile(folder / METADATA) as file:
-            pickles = Pickles(file, METADATA)
+        """Return the checkpoint in a directory; read only the plan and the header of each chunk."""
+        with LocalFile(folder / METADATA) as file:
+            pickles = pickles_of(METADATA)
             with pickles.telling():
-                plan, _ = pickles.read(FileWindow(file), TorchBuilder(_no_storage))
+                plan, _ = pickles.read(file, TorchBuilder(_no_storage, pickles.open_nested))
             size = file.size
         shards = _Shards(folder)
         try:
@@ -65,37 +75,62 @@ class DcpFolder:
             raise
         return Checkpoint(
             path=folder,
-            format_name=self.name,
+            format=self,
             size_bytes=size + sum(file.size for file in shards.files.values()),
             tree=tree,
             reader=TensorReader(*shards.files.values()),
             globals_named=(*pickles.globals_named, *shards.globals_named),
+            parts=(folder / METADATA,),
+            notes=shards.left_out(),
         )
 
 
 class _Shards:
-    """The files with the chunks, opened as they are needed."""
+    """The files with the chunks, opened when they are needed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.files: dict[str, SourceFile] = {}
+        self.files: dict[str, Source] = {}
         self._pickles: dict[str, Pickles] = {}
 
     def read(self, place: Place) -> Tree:
-        """The object that is saved at a place."""
+        """Return the object that is saved at a place."""
         name, offset, length = place
         if name not in self.files:
             if os.path.basename(name) != name or name in {"", ".", ".."}:  # noqa: PTH119
                 raise DamagedError(f"the plan points out of the folder: {name!r:.80}")
-            self.files[name] = SourceFile(self._folder / name)
-            self._pickles[name] = Pickles(self.files[name], name)
-        return read_source(
-            SourceWindow(FileWindow(self.files[name]), offset, length), self._pickles[name]
-        )
+            self.files[name] = self._opened(self._folder / name)
+            self._pickles[name] = pickles_of(name)
+        return read_source(Window(self.files[name], offset, length), self._pickles[name])
+
+    def _opened(self, path: Path) -> Source:
+        try:
+            return LocalFile(path)
+        except UnreadableError as error:
+            if path.exists():
+                raise
+            raise DamagedError(
+                f"it is missing, and {METADATA} says that values are in it",
+                path=path,
+                hint="fetch it from where the others came from",
+            ) from error
+
+    def left_out(self) -> tuple[Note, ...]:
+        """Return a note on other files of chunks, mostly of an earlier save by more processes.
+
+        An empty file is left out: a process that had nothing to write leaves one.
+        """
+        beside = sorted(p for p in self._folder.glob(f"*{SHARD}") if p.name not in self.files)
+        names = [path.name for path in beside if path.is_file() and path.stat().st_size]
+        more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+        lie = "lie" if len(names) > 1 else "lies"
+        shown = ", ".join(names[:SHOWN]) + more
+        said = f"{METADATA} names nothing in {shown}, which {lie} beside it"
+        return (Note("CK108", "", said),) if names else ()
 
     @property
     def globals_named(self) -> tuple[Any, ...]:
-        """What the shards' pickles name."""
+        """The classes and functions that the pickles of the shards name."""
         return tuple(named for p in self._pickles.values() for named in p.globals_named)
 
     def close(self) -> None:
@@ -105,7 +140,7 @@ class _Shards:
 
 
 def _tree(plan: Any, shards: _Shards) -> Tree:
-    """The tree of a plan; whatever is wrong with the plan's own objects is damage."""
+    """Return the tree of a plan; any error in the plan's own objects is damage."""
     try:
         return _nested(plan, shards)
     except CkptError:
@@ -127,7 +162,7 @@ def _nested(plan: Any, shards: _Shards) -> Tree:
 
 
 def _places(storage_data: Any) -> dict[tuple[str, tuple[int, ...]], Place]:
-    """(name, offset of the chunk) -> where it is stored."""
+    """Return the place of each chunk by (name, offset of the chunk)."""
     places = {}
     for index, info in _fields(storage_data, "the list of places").items():
         key, where = _fields(index, "an index"), _fields(info, "a place")
@@ -141,7 +176,10 @@ def _places(storage_data: Any) -> dict[tuple[str, tuple[int, ...]], Place]:
         place = (where.get("relative_path"), where.get("offset"), where.get("length"))
         if not (isinstance(place[0], str) and all(type(n) is int and n >= 0 for n in place[1:])):
             raise DamagedError("a place in the plan is no file, offset and length")
-        places[name, tuple(key.get("offset") or ())] = place
+        chunk = (name, tuple(key.get("offset") or ()))
+        if chunk in places:  # None and () are two offsets for torch
+            raise DamagedError("the plan gives two places for a chunk", address=name)
+        places[chunk] = place
     return places  # type: ignore[return-value]
 
 
@@ -149,35 +187,16 @@ def _value(
     name: str, entry: Any, stored: Mapping[tuple[str, tuple[int, ...]], Place], shards: _Shards
 ) -> Tree:
     fields = _fields(entry, name)
-    if not fields.keys() & {"properties", "size", "chunks"}:
+    is_tensor = bool(fields.keys() & {"properties", "size", "chunks"})
+    kind = entry.qualname.rpartition(".")[2] if isinstance(entry, Opaque) else ""
+    if is_tensor != (kind == TENSOR):  # torch goes by the class
+        raise DamagedError("the plan describes it as what its class is not", address=name)
+    if not is_tensor:
         return shards.read(_place(stored, name, ()))
     shape = _sizes(fields.get("size"), name)
-    planned = _planned_dtype(fields)
-    first: TensorRef | None = None
-    chunks = []
-    for box in _boxes(fields.get("chunks"), shape, name):
-        part = shards.read(_place(stored, name, box.offsets))
-        if not isinstance(part, TensorRef) or part.shape != box.sizes or len(part.chunks) != 1:
-            raise DamagedError(
-                f"the chunk at {list(box.offsets)} is not what the plan says", address=name
-            )
-        if part.lazy or part.quantizer:
-            raise UnsupportedError(
-                "its chunks are quantized, conjugated or negated, which the plan does not say",
-                address=name,
-                hint="save it again after resolve_conj(), resolve_neg() or dequantize()",
-            )
-        first = first or part
-        if part.dtype is not (planned or first.dtype) or part.byteorder != first.byteorder:
-            raise DamagedError(
-                f"the chunk at {list(box.offsets)} has another element type or byte order",
-                address=name,
-            )
-        chunks.append(Chunk(part.chunks[0].span, box.offsets, box.sizes, part.chunks[0].strides))
-    dtype = first.dtype if first else planned
-    if dtype is None:
-        raise DamagedError("the plan does not say its element type", address=name)
-    return TensorRef(dtype, shape, tuple(chunks), byteorder=first.byteorder if first else "little")
+    boxes = held_boxes(_boxes(fields.get("chunks"), name), shape, name)
+    parts = ((box, shards.read(_place(stored, name, box.offsets))) for box in boxes)
+    return from_boxes(name, shape, parts, _planned_dtype(fields))
 
 
 def _planned_dtype(fields: Mapping[Any, Any]) -> DType | None:
@@ -189,64 +208,15 @@ def _planned_dtype(fields: Mapping[Any, Any]) -> DType | None:
 # -------------------------------------------------------------------------------------- the chunks
 
 
-class _Box(NamedTuple):
-    """Where a chunk lies in its tensor."""
-
-    offsets: tuple[int, ...]
-    sizes: tuple[int, ...]
-
-
-def _boxes(planned: Any, shape: tuple[int, ...], name: str) -> list[_Box]:
-    """The chunks that hold values, which together are the tensor, each element once.
-
-    Raises:
-        DamagedError: they are not.
-    """
+def _boxes(planned: Any, name: str) -> list[Box]:
+    """Return the chunks that the plan lists."""
     if not isinstance(planned, (list, tuple)):
         raise DamagedError("the plan does not list its chunks", address=name)
-    boxes = []
-    for chunk in planned:
-        corner = _fields(chunk, name)
-        box = _Box(_sizes(corner.get("offsets"), name), _sizes(corner.get("sizes"), name))
-        if not len(box.offsets) == len(box.sizes) == len(shape) or any(
-            start + size > whole for start, size, whole in zip(*box, shape, strict=True)
-        ):
-            raise DamagedError(
-                f"the chunk at {list(box.offsets)} reaches out of the tensor", address=name
-            )
-        boxes.append(box)
-    # A rank that has no rows writes an empty chunk, often where another one begins.
-    boxes = [box for box in boxes if prod(box.sizes)] or list(dict.fromkeys(boxes))
-    covered = sum(prod(box.sizes) for box in boxes) == prod(shape)
-    if not covered or (len(boxes) == 1 and boxes[0].sizes != shape):
-        raise DamagedError(f"its chunks do not cover its shape {list(shape)}", address=name)
-    if prod(shape) and not _separate(boxes, len(shape)):
-        raise DamagedError("its chunks overlap", address=name)
-    return boxes
-
-
-def _separate(boxes: list[_Box], ndim: int) -> bool:
-    """Whether cuts right through the tensor part all chunks from one another.
-
-    Meshes of devices cut so, each axis once; twice allows for cuts that differ from slab to slab.
-    The time is that of sorting, so that no plan can make it long.
-    """
-    groups = [boxes] if len(boxes) > 1 else []
-    for axis in (*range(ndim), *range(ndim)):
-        groups = [slab for group in groups for slab in _slabs(group, axis) if len(slab) > 1]
-    return not groups
-
-
-def _slabs(boxes: list[_Box], axis: int) -> list[list[_Box]]:
-    """The chunks in groups that share no place on the axis."""
-    slabs: list[list[_Box]] = []
-    end = 0
-    for box in sorted(boxes, key=lambda box: box.offsets[axis]):
-        if not slabs or box.offsets[axis] >= end:
-            slabs.append([])
-        slabs[-1].append(box)
-        end = max(end, box.offsets[axis] + box.sizes[axis])
-    return slabs
+    corners = (_fields(chunk, name) for chunk in planned)
+    return [
+        Box(_sizes(corner.get("offsets"), name), _sizes(corner.get("sizes"), name))
+        for corner in corners
+    ]
 
 
 def _sizes(values: Any, name: str) -> tuple[int, ...]:
@@ -271,7 +241,7 @@ def _place(
 
 
 def _insert(tree: dict[Any, Any], keys: tuple[Any, ...], value: Tree) -> None:
-    """Put a value at its nested place; indices of lists are kept as keys."""
+    """Put a value at its key path; indices of lists are kept as keys."""
     if len(keys) > MAX_DEPTH or not all(isinstance(key, (str, int)) for key in keys):
         raise DamagedError("the plan nests a value below what is no name and no index")
     node = tree
@@ -297,5 +267,7 @@ def _fields(node: Any, what: str) -> Mapping[Any, Any]:
     return fields
 
 
-def _no_storage(key: str, _nbytes: int) -> ByteSpan:
-    raise DamagedError(f"the plan refers to a storage {key:.60}, but plans hold no tensors")
+def _no_storage(key: StorageKey, _nbytes: int) -> ByteSpan:
+    raise DamagedError(
+        f"the plan refers to a storage {as_text(key):.60}, but plans hold no tensors"
+    )

@@ -1,75 +1,72 @@
-"""A folder in which each model has a folder of its own: diffusers' ``unet/`` and ``unet_ema/``.
+"""A directory with a subdirectory for each model: diffusers' ``unet/`` and ``unet_ema/``.
 
-Layout: ``<model>/<weights file>`` and ``<model>_ema/<weights file>`` with equal file names, beside
-whatever else the trainer left (``optimizer.bin``, ``scheduler.bin``). The tree has a key for each
-weights file: the folder's name, or for files of the folder itself their own name.
+Layout: ``<model>/<weights file>`` and ``<model>_ema/<weights file>`` with equal file names, next to
+other files of the trainer (``optimizer.bin``, ``scheduler.bin``). The tree has a key for each
+weights file: the name of its subdirectory, or its own name if it is in none.
 
-A folder is taken for a checkpoint only when a model and its marked twin are both there; other
-folders are runs, listed file by file.
+The subdirectory of the EMA weights may be called ``ema`` alone, next to ``model``, if each holds
+one weights file: with several in each, the subdirectories are those of a run.
+
+A directory is a checkpoint only if it has a model both with and without a keyword such as ``ema``;
+other directories are runs, listed file by file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from ckptool.errors import CkptError
-from ckptool.formats.base import Checkpoint, TensorReader
-from ckptool.markers import marker_in, unmarked
+from ckptool.formats.base import Checkpoint, FolderFormat
+from ckptool.formats.folders import WEIGHTS, OpenFile, all_or_none, joined
+from ckptool.names import MODEL_FOLDER, marker_in, unmarked
 
-WEIGHTS = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt"})
 MAX_FILES = 256
 
-OpenFile = Callable[[Path], Checkpoint]
 
-
-class ModelFolders:
+class ModelFolders(FolderFormat):
     """See the module's docstring."""
 
     name = "folder"
+    written_by = "diffusers: a folder with `unet/` and `unet_ema/` in it"
+    is_of_parts = True
 
     def __init__(self, open_file: OpenFile) -> None:
         self._open_file = open_file
 
     def matches(self, folder: Path) -> bool:
-        """Two folders with a weights file of one name, one called like the other with a marker."""
+        """Return whether a model with a keyword and one without have a weights file of one name."""
         files = {(p.parent.name, p.name) for p in _weights_files(folder) if p.parent != folder}
-        return any(marker_in([name]) and (unmarked(name), file) in files for name, file in files)
+        if any(marker_in([name]) and (unmarked(name), file) in files for name, file in files):
+            return True
+        bare = {file for name, file in files if marker_in([name]) and not unmarked(name)}
+        models = {name for name, file in files if MODEL_FOLDER.fullmatch(name) and file in bare}
+        return bool(models) and all(_has_one_file(folder / name) for name, _ in files)
 
     def open(self, folder: Path) -> Checkpoint:
-        """Every weights file as a part of one tree."""
+        """Return one checkpoint with every weights file as a part of its tree."""
         parts: dict[str, Checkpoint] = {}
-        with ExitStack() as opened:
+        with all_or_none() as opened:
             for path in _weights_files(folder):
                 key = path.name if path.parent == folder else path.parent.name
-                parts[key] = opened.enter_context(_named(self._open_file, path))
-            opened.pop_all()  # the checkpoint's reader owns the files now
-        return Checkpoint(
-            path=folder,
-            format_name=self.name,
-            size_bytes=sum(part.size_bytes for part in parts.values()),
-            tree={key: part.tree for key, part in parts.items()},
-            reader=TensorReader(*(file for part in parts.values() for file in part.reader.opened)),
-            globals_named=tuple(named for part in parts.values() for named in part.globals_named),
-        )
+                parts[key] = opened.enter_context(self._open_file(path))
+        tree = {key: part.tree for key, part in parts.items()}
+        return joined(self, folder, parts, tree)
 
 
-def _named(open_file: OpenFile, path: Path) -> Checkpoint:
-    try:
-        return open_file(path)
-    except CkptError as error:
-        raise error.at(path) from error.__cause__
+def _has_one_file(folder: Path) -> bool:
+    return sum(path.suffix in WEIGHTS for path in folder.iterdir()) == 1
 
 
 def _weights_files(folder: Path) -> Iterator[Path]:
-    """Weights files in the folder's folders, and in itself, sorted."""
+    """Yield the weights files of the directory, and the first of each subdirectory, sorted."""
     try:
         entries = sorted(folder.iterdir())
     except OSError:
         return
     for entry in entries[:MAX_FILES]:
         if entry.is_dir():
-            yield from sorted(p for p in entry.iterdir() if p.suffix in WEIGHTS)[:1]
+            with suppress(OSError):  # it cannot be listed: as if without weights
+                yield from sorted(p for p in entry.iterdir() if p.suffix in WEIGHTS)[:1]
         elif entry.suffix in WEIGHTS:
             yield entry

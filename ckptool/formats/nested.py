@@ -1,9 +1,9 @@
-"""A whole ``torch.save`` inside a pickle: ``torch.storage._load_from_bytes(b"...")``.
+"""A ``torch.save`` stream inside a pickle: ``torch.storage._load_from_bytes(b"...")``.
 
-Storages pickle themselves so when no ``torch.save`` is around them: the bytes are a stream in the
-legacy layout (or a zip, if somebody made them by hand) whose object is the storage. They are
-opened in place, so that a snapshot of 300 MB costs no more memory than its structure. Protocol 2
-spells bytes as text; what was spelled so exists only in memory.
+A storage is pickled so outside of ``torch.save``. The bytes are a stream in the legacy layout (or a
+zip, if they were made by hand) whose object is the storage. They are opened in place, so that a
+snapshot of 300 MB takes no more memory than its structure. Protocol 2 writes bytes as text; such
+bytes exist decoded in memory alone.
 """
 
 from __future__ import annotations
@@ -11,36 +11,55 @@ from __future__ import annotations
 from typing import Any
 
 from ckptool.errors import DamagedError
-from ckptool.formats import torch_legacy, torch_zip
-from ckptool.formats.byte_sources import ByteSource, source_of
-from ckptool.formats.pickled import Pickles
-from ckptool.formats.zip_records import ZipArchive, is_zip
-from ckptool.tree import BytesRef
+from ckptool.formats import legacy_stream
+from ckptool.formats.pickles.reader import Pickles
+from ckptool.formats.torch_records import TorchRecords
+from ckptool.formats.zips.records import ZipArchive, is_zip
+from ckptool.sources.base import Source
+from ckptool.sources.memory import Memory
+from ckptool.sources.window import Copied, Window
+from ckptool.tree.nodes import BytesRef, SpannedBytes
+
+
+def pickles_of(label: str) -> Pickles:
+    """Return a reader for the pickles of a file and the streams nested in them.
+
+    ``label`` names the file's own pickle, for messages.
+    """
+    return Pickles(label, read_stream)
 
 
 def read_stream(data: Any, pickles: Pickles) -> Any:
-    """The value in the bytes, read as ``torch.load`` would.
+    """Return the value in the bytes, read as ``torch.load`` would.
 
     Raises:
-        DamagedError: not bytes, or not of ``torch.save``.
+        DamagedError: they are no bytes, or not of ``torch.save``.
     """
-    if isinstance(data, str):  # Python 2 made no difference; the bytes happened to be text
+    if isinstance(data, str):  # bytes of Python 2 that happened to be text
         data = data.encode()
     if not isinstance(data, (bytes, bytearray, BytesRef)):
         raise DamagedError(f"a stream of torch.save is a {type(data).__name__} instead of bytes")
-    return read_source(source_of(data, pickles.file), pickles)
+    return read_source(_source_of(data), pickles)
 
 
-def read_source(source: ByteSource, pickles: Pickles) -> Any:
-    """The value of the ``torch.save`` that fills ``source``.
+def _source_of(data: bytes | bytearray | BytesRef) -> Source:
+    """Return a bytes object of a pickle as a source, in place where possible."""
+    if isinstance(data, BytesRef):
+        return Window(*data.span)
+    return Copied(data, data.span) if isinstance(data, SpannedBytes) else Memory(bytes(data))
+
+
+def read_source(source: Source, pickles: Pickles) -> Any:
+    """Return the value of the ``torch.save`` stream that fills ``source``.
 
     Raises:
-        DamagedError: it is none.
+        DamagedError: it is no such stream.
     """
-    head = source.read(0, min(torch_legacy.MAGIC_BYTES, source.size))
+    head = source.read(0, min(legacy_stream.MAGIC_BYTES, source.size))
     if is_zip(head):
-        return torch_zip.TorchRecords(ZipArchive(source)).read_tree(pickles)
-    if torch_legacy.is_legacy(head):
-        return torch_legacy.read_stream(source, pickles).tree
-    pickles.listen(source, 0)  # a loader runs it before it misses the magic number
+        pickles.note_archive(source)
+        return TorchRecords(ZipArchive(source)).read_tree(pickles)
+    if legacy_stream.is_legacy(head):
+        return legacy_stream.read_stream(source, pickles).tree
+    pickles.listen(source, 0)  # a loader runs the pickle before it checks the magic number
     raise DamagedError("bytes inside the pickle should be a stream of torch.save and are not")

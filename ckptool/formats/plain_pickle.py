@@ -1,4 +1,4 @@
-r"""A bare pickle without a container: snapshots of StyleGAN and EDM, ``pickle.dump`` of anything.
+r"""Pickles without a container: snapshots of StyleGAN and EDM, ``pickle.dump`` of anything.
 
 Layout: one pickle, of any protocol. Storages in it are ``torch.save`` streams in the legacy
 layout, as bytes (see ``nested``).
@@ -6,27 +6,31 @@ layout, as bytes (see ``nested``).
 Rules, each with its reason:
 
 * Since protocol 2 a pickle begins with ``\x80`` and the protocol's number, and ends with a ``.``.
-* Protocols 0 and 1 have no signature, and protocol 0 is text. They are recognised by how a
-  pickled dict, list or object begins, memo instruction included, which no prose does.
-* Whoever writes instructions by hand leaves the signature out, and loaders do not mind. So the
-  beginning is followed too: what comes to an end with a container or a name, or names a means to
-  run code on the way, is a pickle.
-* What follows the pickle is ignored, as ``pickle.load`` does; its size is kept in the metadata.
-  (Some programs write several pickles into one file, ``joblib`` writes arrays between them.)
+* Protocols 0 and 1 have no signature, and protocol 0 is text. They are recognised by the first
+  instructions of a pickled dict, list or object, memo instruction included; no prose begins so.
+* Instructions written by hand may lack the signature, and loaders accept them. So the first bytes
+  are followed as instructions too. A file is a pickle if they result in a container or contain a
+  name, or break off behind the name of a dangerous function.
+* The bytes behind the pickle are ignored, as in ``pickle.load``; their number is kept in the
+  metadata. (Some programs write several pickles into one file, ``joblib`` arrays between them.)
 """
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from ckptool.errors import CkptError
-from ckptool.formats.base import Checkpoint, NamedGlobal, SourceFile, TensorReader
-from ckptool.formats.byte_sources import FileWindow, MemoryBytes
-from ckptool.formats.pickle_tree import PickleMachine
-from ckptool.formats.pickled import Pickles, no_storage
-from ckptool.formats.torch_objects import TorchBuilder
-from ckptool.tree import GlobalRef
-from ckptool.trust import DANGEROUS, trust_of
+from ckptool.formats.base import Checkpoint, FileFormat, NamedGlobal, TensorReader
+from ckptool.formats.behind import listen_behind
+from ckptool.formats.nested import pickles_of
+from ckptool.formats.pickles.machine import PickleMachine
+from ckptool.formats.pickles.reader import no_storage
+from ckptool.formats.pickles.torch_objects import TorchBuilder
+from ckptool.formats.pickles.trust import DANGEROUS, trust_of
+from ckptool.sources.base import Source
+from ckptool.sources.memory import Memory
+from ckptool.tree.nodes import GlobalRef
 
 _NAME = rb"[A-Za-z_][\w.]*\n"
 _MEMO = rb"(p[01]\n|q[\0\1])"  # the first entry: cPickle of Python 2 counts from 1
@@ -41,48 +45,51 @@ _EARLY = re.compile(
 _SAID = re.compile(rb"\x80[\0-\x05]")
 
 
-class PlainPickle:
+class PlainPickle(FileFormat):
     """See the module's docstring."""
 
     name = "pickle"
+    written_by = "plain pickles of modules: StyleGAN and EDM snapshots"
+    is_patchable = keeps_order = begins_as_pickle = True
 
     def matches(self, head: bytes) -> bool:
-        """A pickle's signature, or the unmistakable beginnings of protocols 0 and 1."""
+        """Return whether ``head`` begins a pickle of any protocol, with or without a signature."""
         return bool(_SAID.match(head) or _EARLY.match(head)) or _can_be_followed(head)
 
-    def open(self, file: SourceFile) -> Checkpoint:
-        """The checkpoint in a pickle; reads it, but not the runs of bytes in it."""
-        pickles = Pickles(file, "the pickle")
+    def open(self, file: Source) -> Checkpoint:
+        """Return the checkpoint in a pickle; the runs of bytes in it are left unread."""
+        pickles = pickles_of("the pickle")
         with pickles.telling():
             builder = TorchBuilder(no_storage, pickles.open_nested)
-            tree, end = pickles.read(FileWindow(file), builder)
-        note = pickles.listen_behind(FileWindow(file), end)
+            tree, end = pickles.read(file, builder)
+            listen_behind(file, end, pickles)
         trailing = file.size - end
         return Checkpoint(
-            path=file.path,
-            format_name=self.name,
+            path=Path(file.name),
+            format=self,
             size_bytes=file.size,
             tree=tree,
             reader=TensorReader(file),
             globals_named=pickles.globals_named,
+            nested_archives=pickles.nested_archives,
             metadata={"trailing_bytes": trailing} if trailing else {},
-            notes=(note,) if note else (),
+            notes=tuple(pickles.notes),
         )
 
 
 def _can_be_followed(head: bytes) -> bool:
-    """Whether instructions without a signature make something of a pickle's own."""
-    machine = PickleMachine(MemoryBytes(head))
+    """Return whether instructions without a signature make a container or name a global."""
+    machine = PickleMachine(Memory(head))
     try:
         made = machine.run()
-    except CkptError:  # or it goes on behind the head
+    except CkptError:  # it is no pickle, or goes on behind the head
         return any(map(_is_danger, machine.globals))
     is_filled = isinstance(made, (dict, list)) and bool(made)
     return is_filled or any(map(_is_name, machine.globals))
 
 
 def _is_name(ref: GlobalRef) -> bool:
-    """Whether both parts could stand in a program: lines of prose seldom could."""
+    """Return whether both parts are identifiers, which lines of prose seldom are."""
     return ref.module.replace(".", "_").isidentifier() and ref.name.isidentifier()
 
 

@@ -1,4 +1,4 @@
-"""safetensors: a JSON header and one run of bytes, https://github.com/huggingface/safetensors#format.
+"""The safetensors format: a JSON header and one run of bytes.
 
 Layout::
 
@@ -8,23 +8,25 @@ Layout::
                "__metadata__": {"text": "text"}}
     the rest  the values, little-endian and in C order; offsets count from here
 
+See https://github.com/huggingface/safetensors#format.
+
 Rules, each with its reason:
 
-* The header takes at most 100 MB, and all of it is there: a wrong length must not allocate.
-* It begins with ``{``, is UTF-8 and strict JSON, and no key comes twice: two readers must see one
-  thing.
-* Sizes and offsets are integers from 0 to 2^64-1, written as such; ``__metadata__`` maps text to
-  text.
+* The header takes at most 100 MB and is complete, so that a wrong length allocates no memory.
+* It begins with ``{``, is UTF-8 and strict JSON, and has no key twice, so that all readers see the
+  same tensors.
+* Sizes and offsets are integers from 0 to 2^64-1, written as integers; ``__metadata__`` maps text
+  to text.
 * The tensors, sorted by offset, cover the rest of the file without holes, overlaps or remains, so
-  that nothing can hide between them; a file that was cut off or has grown is noticed here.
-* Each span is as long as shape and element type say, in whole bytes.
-* An element type or a field that is not in the table is an error that names it, never a guess.
+  that nothing can hide between them. This rule finds files that were cut off or have grown.
+* Each span has the length that shape and dtype give, in whole bytes.
+* A dtype or a field that is not in the table is an error that names it, never a guess.
 
 F4 counts logical values, two to a byte; torch's ``float4_e2m1fn_x2`` counts bytes. So the last
-dimension is halved, as ``safetensors.torch`` does. F6 has no counterpart in torch.
+dimension is halved, as in ``safetensors.torch``. F6 has no counterpart in torch.
 
-The judge is the library, which must accept whatever is accepted here. It is not used: its
-``safe_open`` imports numpy, and keeps to itself where the values lie.
+The reference is the safetensors library, which must accept every file that is accepted here. It is
+not used, since its ``safe_open`` imports numpy and does not tell where the values lie.
 
 Source: safetensors 0.8 ``safetensors/src/tensor.rs``, ``read_metadata`` and ``Metadata::validate``.
 """
@@ -33,16 +35,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ckptool.dtypes import BY_SAFETENSORS_TAG, DType
 from ckptool.errors import DamagedError, UnsupportedError
-from ckptool.formats.base import Checkpoint, SourceFile, TensorReader
-from ckptool.tree import ByteSpan, Chunk, TensorRef, contiguous_strides
+from ckptool.formats.base import Checkpoint, FileFormat, TensorReader
+from ckptool.formats.ranked.sharding_info import as_parts
+from ckptool.sources.base import ByteSpan, Source
+from ckptool.tree.geometry import contiguous_strides
+from ckptool.tree.nodes import Chunk, TensorRef
 
 LENGTH_BYTES = 8
 MAX_HEADER = 100_000_000
-MAX_METADATA = 1 << 17  # entries; stricter than the library, whose users do not show them all
+MAX_METADATA = 1 << 17  # entries; stricter than the library, whose users do not show all entries
 MAX_UINT64 = (1 << 64) - 1
 METADATA = "__metadata__"
 FIELDS = {"dtype", "shape", "data_offsets"}
@@ -51,40 +57,48 @@ _BITS = {tag: row.itemsize * 8 // row.packed for tag, row in BY_SAFETENSORS_TAG.
 _WITHOUT_TORCH_TYPE = {"F6_E2M3", "F6_E3M2"}
 
 
-class SafetensorsFile:
+class SafetensorsFile(FileFormat):
     """See the module's docstring."""
 
     name = "safetensors"
+    written_by = "the safetensors library"
+    suffixes = (".safetensors",)
+    is_pickle = False
+    is_exclusive = is_patchable = True
 
     def matches(self, head: bytes) -> bool:
-        """A ``{`` behind eight bytes, the last two 0: no text, no length beyond all disks."""
+        """Return whether a ``{`` follows a header length below 2^48.
+
+        Text has no zero bytes there, and no disk holds a longer header.
+        """
         return head[6:9] == b"\0\0{"
 
-    def open(self, file: SourceFile) -> Checkpoint:
-        """The checkpoint behind a header; reads nothing else."""
+    def open(self, file: Source) -> Checkpoint:
+        """Return the checkpoint that a header describes; nothing else is read."""
         header = read_header(file)
         tree = {entry.name: _tensor(file, header.data_offset, entry) for entry in header.entries}
         tree |= {name: tree[kept] for name, kept in noted_ties(header.metadata, tree)}
         return Checkpoint(
-            path=file.path,
-            format_name=self.name,
+            path=Path(file.name),
+            format=self,
             size_bytes=file.size,
-            tree=tree,
+            tree=as_parts(tree, header.metadata, file.name),
             reader=TensorReader(file),
             metadata=dict(header.metadata),
         )
 
 
 def noted_ties(metadata: Mapping[str, str], names: Collection[str]) -> list[tuple[str, str]]:
-    """(name, name that is written) of tied tensors, which ``safetensors.torch.save_model`` notes.
+    """Return (name, written name) of the shared tensors that the metadata records.
 
-    ``load_model`` ties them again, so they are in the file for whoever loads it.
+    ``safetensors.torch.save_model`` writes one name and records the others; ``load_model`` restores
+    them all, so the file holds them all.
     """
     return [(n, kept) for n, kept in metadata.items() if kept in names and n not in names]
 
 
 class Entry(NamedTuple):
-    """One tensor, as the header has it; offsets count from the end of the header."""
+    """A tensor in the header; its offsets count from the end of the header."""
 
     name: str
     tag: str
@@ -94,23 +108,21 @@ class Entry(NamedTuple):
 
 
 class Header(NamedTuple):
-    """A header that keeps the rules."""
+    """A header that follows the rules."""
 
     entries: tuple[Entry, ...]
     data_offset: int  # of the values, in the file
     metadata: dict[str, str]
 
 
-def read_header(file: SourceFile) -> Header:
-    """The header of a file, with every rule checked.
+def read_header(file: Source) -> Header:
+    """Return the header of a file after a check of every rule.
 
     Raises:
-        DamagedError: one is broken; the message says which, and for which tensor.
-        UnsupportedError: an element type that torch does not have.
+        DamagedError: a rule is broken; the message says which, and for which tensor.
+        UnsupportedError: torch does not have the dtype.
     """
-    length = int.from_bytes(file.read(0, LENGTH_BYTES), "little")
-    if length > MAX_HEADER:
-        raise DamagedError(f"the header takes {length} bytes; at most {MAX_HEADER} are allowed")
+    length = header_length(file)
     fields = parse_json(file.read(LENGTH_BYTES, length))
     metadata = _metadata(fields.pop(METADATA, None))
     entries = tuple(_entry(name, value) for name, value in fields.items())
@@ -119,11 +131,28 @@ def read_header(file: SourceFile) -> Header:
     return Header(entries, data_offset, metadata)
 
 
+def header_length(file: Source) -> int:
+    """Return the length of the header in bytes, before anything of that size is read.
+
+    Raises:
+        DamagedError: the safetensors library would not read such a long header.
+    """
+    length = int.from_bytes(file.read(0, LENGTH_BYTES), "little")
+    if length > MAX_HEADER:
+        raise DamagedError(
+            f"the header takes {length:,} bytes, and the safetensors library refuses to read "
+            f"headers above {MAX_HEADER:,} bytes (100 MB)",
+            hint="write the tensors to several files: each has a header of its own; a length that "
+            "no header has is damage",
+        )
+    return length
+
+
 # ---------------------------------------------------------------------------------------- the JSON
 
 
 def parse_json(raw: bytes) -> dict[str, Any]:
-    """A JSON object without repeated keys or anything that strict readers refuse."""
+    """Return a JSON object; refuse repeated keys and everything that strict readers refuse."""
     if raw[:1] != b"{":
         raise DamagedError("the header does not begin with {")
     try:
@@ -154,7 +183,7 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_text(text: str) -> None:
-    """JSON can spell half a character (a lone surrogate), which is no text."""
+    """Refuse half a character (a lone surrogate), which JSON can escape but which is no text."""
     if not text.isascii():
         text.encode("utf-8")  # raises UnicodeEncodeError, a ValueError
 
@@ -209,8 +238,8 @@ def _wrong_fields(name: str, value: dict[str, Any]) -> DamagedError:
 
 def _unknown_dtype(name: str, tag: Any) -> DamagedError | UnsupportedError:
     if isinstance(tag, str) and tag in _WITHOUT_TORCH_TYPE:
-        return UnsupportedError(f"the element type {tag} does not exist in torch", address=name)
-    return DamagedError(f"the element type {tag!r:.60} is not known", address=name)
+        return UnsupportedError(f"the dtype {tag} does not exist in torch", address=name)
+    return DamagedError(f"the dtype {tag!r:.60} is not known", address=name)
 
 
 def _are_sizes(values: Any) -> bool:
@@ -220,7 +249,7 @@ def _are_sizes(values: Any) -> bool:
 
 
 def _check_span(entry: Entry) -> None:
-    """The span holds the shape in whole bytes, and nothing overflows 64 bits on the way."""
+    """Refuse a span unless it is as long as the shape, in whole bytes and below 2^64 bits."""
     bits = 1
     for factor in (*entry.shape, _BITS[entry.tag]):
         bits *= factor
@@ -243,7 +272,7 @@ def _check_span(entry: Entry) -> None:
 
 
 def check_cover(entries: tuple[Entry, ...], size: int) -> None:
-    """The spans cover the file's ``size`` bytes of values without holes or overlaps."""
+    """Refuse spans that do not cover the ``size`` bytes of values without holes or overlaps."""
     at = 0
     for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
         if entry.begin != at:
@@ -265,10 +294,10 @@ def check_cover(entries: tuple[Entry, ...], size: int) -> None:
 # ------------------------------------------------------------------------------------- the tensors
 
 
-def _tensor(file: SourceFile, data_offset: int, entry: Entry) -> TensorRef:
+def _tensor(file: Source, data_offset: int, entry: Entry) -> TensorRef:
     dtype = BY_SAFETENSORS_TAG[entry.tag]
     shape = _torch_shape(entry, dtype)
-    span = ByteSpan(file.path, data_offset + entry.begin, entry.end - entry.begin)
+    span = ByteSpan(file, data_offset + entry.begin, entry.end - entry.begin)
     chunk = Chunk(span, (0,) * len(shape), shape, contiguous_strides(shape))
     return TensorRef(dtype, shape, (chunk,))
 

@@ -1,12 +1,12 @@
-"""What is left of a file that cannot be opened: which tensors are whole, which have lost values.
+"""The remains of a file that cannot be opened: whole tensors, and those that lost values.
 
-The names and places of tensors stand before their values in all three containers (the pickle is a
-torch zip's first record, the header a safetensors file's first bytes), so a file that was cut off
-still knows everything that it has lost. Storages are given places as if each were a file of its
-own; what the real file has of each is looked up afterwards.
+In all three containers the names and places of tensors come before their values (the pickle is the
+first record of a torch zip, the header the first bytes of a safetensors file). So a file that was
+cut off still lists everything that it has lost. Each storage gets a place as if it were a file of
+its own; the bytes that the real file has of it are looked up afterwards.
 
-A torch zip that lost the directory at its end is walked from the front. Its local headers do not
-say how long a record is (torch streams, so sizes stand behind the data); the pickle does.
+A torch zip without the central directory at its end is walked from the front. Its local headers do
+not have the length of a record (torch streams, so sizes come behind the data), but the pickle has.
 """
 
 from __future__ import annotations
@@ -16,47 +16,59 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ckptool.errors import CkptError, DamagedError
-from ckptool.formats.base import SourceFile
-from ckptool.formats.byte_sources import ByteSource, FileWindow
-from ckptool.formats.pickled import Pickles
-from ckptool.formats.safetensors_file import LENGTH_BYTES, METADATA, SafetensorsFile, parse_json
-from ckptool.formats.torch_legacy import is_legacy
-from ckptool.formats.torch_objects import TorchBuilder
-from ckptool.formats.zip_records import LOCAL, STORED, ZipArchive, is_zip
-from ckptool.tree import ByteSpan, Tree, format_address, tensors
+from ckptool.formats.legacy_stream import is_legacy
+from ckptool.formats.nested import pickles_of
+from ckptool.formats.pickles.torch_objects import TorchBuilder
+from ckptool.formats.safetensors_file import (
+    LENGTH_BYTES,
+    METADATA,
+    SafetensorsFile,
+    header_length,
+    parse_json,
+)
+from ckptool.formats.zips.headers import LOCAL
+from ckptool.formats.zips.records import STORED, ZipArchive, is_zip
+from ckptool.sources.base import ByteSpan, Source
+from ckptool.sources.local import LocalFile
+from ckptool.sources.memory import Memory
+from ckptool.sources.window import Window
+from ckptool.tree.addresses import format_address
+from ckptool.tree.nodes import Tree
+from ckptool.tree.walking import tensors
 
 HEAD_BYTES = 4096
 MAX_SMALL = 1 << 16  # bytes of the records that are neither pickle nor storage
 
 
 class Loss(NamedTuple):
-    """A storage of which values are missing, and the tensors that lose some."""
+    """A storage with missing values, and the tensors that lose some of them."""
 
     record: str
     wanted: int  # bytes
     present: int  # bytes
-    tensors: tuple[str, ...]  # addresses
+    tensors: tuple[str, ...]  # key paths
 
 
 class Remains(NamedTuple):
-    """What a damaged file still says of itself."""
+    """The contents and the losses of a damaged file."""
 
     losses: tuple[Loss, ...]
-    tensors: int  # in all
-    is_cut: bool  # it ends too soon, rather than lacking something in the middle
+    tensors: int  # their number in the file
+    is_cut: bool  # True: the file ends too soon; False: a part in the middle is missing
 
 
 class _Storages(NamedTuple):
-    """Storages by key: how long each should be, and what of it is there."""
+    """Storages by key, with the bytes that each should have and those that it has."""
 
     wanted: dict[str, int]
     present: dict[str, int]
+    places: dict[str, Source]  # a source for each, for the spans of tensors
 
 
 def salvage(path: Path) -> Remains | None:
-    """What remains; None where not even the names can be read."""
+    """Return what remains of a file; None if not even the names can be read."""
     try:
-        with SourceFile(path) as file:
+        with LocalFile(path) as file:
             head = file.head(HEAD_BYTES)
             if is_zip(head):
                 return _zip(file)
@@ -70,9 +82,9 @@ def salvage(path: Path) -> Remains | None:
 # --------------------------------------------------------------------------------------- torch zip
 
 
-def _zip(file: SourceFile) -> Remains:
+def _zip(file: Source) -> Remains:
     try:
-        archive = ZipArchive(FileWindow(file))
+        archive = ZipArchive(file)
     except DamagedError:
         return _cut_zip(file)
     records = {r.name.partition("/")[2]: r for r in archive.records}
@@ -84,7 +96,7 @@ def _zip(file: SourceFile) -> Remains:
     return _remains(tree, storages, is_cut=False)
 
 
-def _cut_zip(file: SourceFile) -> Remains:
+def _cut_zip(file: Source) -> Remains:
     first = _local_header(file, 0)
     if first is None or not first[0].endswith("data.pkl"):
         raise DamagedError("the first record is not the pickle")
@@ -94,8 +106,8 @@ def _cut_zip(file: SourceFile) -> Remains:
     return _remains(tree, storages, is_cut=True)
 
 
-def _walk(file: SourceFile, at: int, wanted: Mapping[str, int]) -> Iterator[tuple[str, int, int]]:
-    """(key, offset, bytes) of the storages that follow ``at``, until the file ends."""
+def _walk(file: Source, at: int, wanted: Mapping[str, int]) -> Iterator[tuple[str, int, int]]:
+    """Yield (key, offset, bytes) of the storages that follow ``at``, until the file ends."""
     while (start := _next_header(file, at)) is not None:
         header = _local_header(file, start)
         if header is None:
@@ -108,15 +120,15 @@ def _walk(file: SourceFile, at: int, wanted: Mapping[str, int]) -> Iterator[tupl
         at = data_at + (wanted[key] if is_storage else 0)
 
 
-def _next_header(file: SourceFile, at: int) -> int | None:
-    """The local header behind the record that ends at ``at``: past its descriptor."""
+def _next_header(file: Source, at: int) -> int | None:
+    """Return the offset of the next local header at or behind ``at``, past a descriptor."""
     window = file.read(at, min(MAX_SMALL, file.size - at)) if at < file.size else b""
     found = window.find(b"PK\x03\x04")
     return None if found < 0 else at + found
 
 
-def _local_header(file: SourceFile, at: int) -> tuple[str, int] | None:
-    """(name, offset of the data) of the record whose header stands at ``at``."""
+def _local_header(file: Source, at: int) -> tuple[str, int] | None:
+    """Return (name, offset of the data) of the record whose header is at ``at``."""
     if at + LOCAL.size > file.size:
         return None
     header = LOCAL.unpack(file.read(at, LOCAL.size))
@@ -126,19 +138,20 @@ def _local_header(file: SourceFile, at: int) -> tuple[str, int] | None:
     return name, at + LOCAL.size + header[-2] + header[-1]
 
 
-def _read_pickle(file: SourceFile, at: int) -> tuple[Tree, _Storages, int]:
-    """The tree of the pickle at ``at``, its storages, and the offset behind it."""
-    storages = _Storages({}, {})
-    pickles = Pickles(file, "data.pkl")
-    source: ByteSource = FileWindow(file, at)
-    tree, end = pickles.read(source, TorchBuilder(_locator(storages), pickles.open_nested))
+def _read_pickle(file: Source, at: int) -> tuple[Tree, _Storages, int]:
+    """Return the tree of the pickle at ``at``, its storages, and the offset behind it."""
+    storages = _Storages({}, {}, {})
+    pickles = pickles_of("data.pkl")
+    tree, end = pickles.read(
+        Window(file, at), TorchBuilder(_locator(storages), pickles.open_nested)
+    )
     return tree, storages, at + end
 
 
 def _locator(storages: _Storages) -> Any:
     def locate(key: str, nbytes: int) -> ByteSpan:
         storages.wanted[key] = max(nbytes, storages.wanted.get(key, 0))
-        return ByteSpan(Path(key), 0, nbytes)
+        return ByteSpan(storages.places.setdefault(key, Memory(b"", key)), 0, nbytes)
 
     return locate
 
@@ -146,14 +159,13 @@ def _locator(storages: _Storages) -> Any:
 # ------------------------------------------------------------------------------- other containers
 
 
-def _legacy(file: SourceFile) -> Remains:
-    source, pickles = FileWindow(file), Pickles(file, "the object")
-    at = 0
+def _legacy(file: Source) -> Remains:
+    pickles, at = pickles_of("the object"), 0
     for label in ("the magic number", "the version", "the facts about the machine"):
-        _, at = pickles.read_short(source, at, label)
-    storages = _Storages({}, {})
-    tree, at = pickles.read(source, TorchBuilder(_locator(storages), pickles.open_nested), at)
-    keys, at = pickles.read_short(source, at, "the storage keys")
+        _, at = pickles.read_short(file, at, label)
+    storages = _Storages({}, {}, {})
+    tree, at = pickles.read(file, TorchBuilder(_locator(storages), pickles.open_nested), at)
+    keys, at = pickles.read_short(file, at, "the storage keys")
     for key in map(str, keys if isinstance(keys, list) else ()):
         wanted = storages.wanted.get(key, 0)
         storages.present[key] = max(0, min(wanted, file.size - at - 8))
@@ -161,8 +173,8 @@ def _legacy(file: SourceFile) -> Remains:
     return _remains(tree, storages, is_cut=at > file.size)
 
 
-def _safetensors(file: SourceFile) -> Remains:
-    length = int.from_bytes(file.read(0, LENGTH_BYTES), "little")
+def _safetensors(file: Source) -> Remains:
+    length = header_length(file)
     fields = parse_json(file.read(LENGTH_BYTES, length))
     room = file.size - LENGTH_BYTES - length
     losses, end = [], 0
@@ -187,13 +199,13 @@ def _offsets(entry: Any) -> tuple[int, int]:
 
 
 def _remains(tree: Tree, storages: _Storages, *, is_cut: bool) -> Remains:
-    """The storages that are not whole, with the tensors that reach beyond what is there."""
+    """Return the incomplete storages, with the tensors that reach beyond their bytes."""
     hit: dict[str, list[str]] = {}
     total = 0
     for address, ref in tensors(tree):
         total += 1
         for span in (chunk.span for chunk in ref.chunks):
-            key = str(span.source)
+            key = span.source.name
             if span.offset + span.nbytes > storages.present.get(key, 0):
                 hit.setdefault(key, []).append(format_address(address))
     losses = tuple(

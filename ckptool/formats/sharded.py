@@ -1,16 +1,17 @@
-"""Weights cut into several files, with an index that says which tensor is in which.
+"""Sharded weights: several files, with an index that maps each tensor to its file.
 
 Layout, as Hugging Face libraries write it::
 
     model.safetensors.index.json      {"metadata": {"total_size": 289…},
                                        "weight_map": {"name": "model-00001-of-00002.safetensors"}}
-    model-00001-of-00002.safetensors  the shards, beside the index; for torch's files
+    model-00001-of-00002.safetensors  the shards, next to the index; for torch's files
     …                                 pytorch_model.bin.index.json and .bin
 
-Rules: a shard's file is a name in the index's folder, never a path out of it. A name comes once,
-and is in the shard that the map gives; what a shard holds beyond the map is kept too, since loaders
-take shards whole. A folder with one index is its checkpoint; other checkpoints in the folder
-(``optimizer.pt``) stand beside the weights under their file names.
+Rules: a shard's file is a name in the index's directory, never a path out of it. A tensor's name
+comes once, and is in the shard that the map gives. Tensors beyond the map are kept too, since
+loaders load whole shards. A file that is named like a shard but is not in the map is reported: some
+loaders load it, and some do not. A directory with one index is a checkpoint; other checkpoints in
+the directory (``optimizer.pt``) are next to the weights in the tree, under their file names.
 
 Source: huggingface_hub ``serialization/_torch.py``, transformers ``modeling_utils.py``.
 """
@@ -19,108 +20,133 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ckptool.errors import CkptError, DamagedError
-from ckptool.formats.base import Checkpoint, SourceFile, TensorReader
+from ckptool.errors import AbsentError, CkptError, DamagedError, UnsupportedError
+from ckptool.formats.base import Checkpoint, FileFormat, FolderFormat, Note, TensorReader
+from ckptool.formats.folders import WEIGHTS, OpenFile, all_or_none, joined
 from ckptool.formats.safetensors_file import noted_ties
-from ckptool.tree import Tree
+from ckptool.sources.base import Source
+from ckptool.tree.nodes import Tree
 
 INDEX = ".index.json"
 WEIGHT_MAP = re.compile(rb'\s*\{.*"weight_map"\s*:', re.DOTALL)
-LONG_METADATA = re.compile(rb'\s*\{\s*"metadata"\s*:\s*\{[^}]*\Z')  # goes on behind the head
-SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt"})
-MAX_INDEX = 256 << 20  # bytes; of 100,000 tensors it has about ten million
-MODEL = "model"  # the weights' key, where other checkpoints lie beside them
+LONG_METADATA = re.compile(rb'\s*\{\s*"metadata"\s*:\s*\{[^}]*\Z')  # reaches beyond the head
+MAX_INDEX = 256 << 20  # bytes; an index of 100,000 tensors has about ten million
+INDEX_NAME = re.compile(r"(?P<stem>.+)(?P<suffix>\.\w+)\.index(?P<variant>\.\w+)?\.json\Z")
+SHOWN = 4  # names in a message
+MODEL = "model"  # the key of the weights next to other checkpoints
 
-OpenFile = Callable[[Path], Checkpoint]
 
-
-class ShardIndex:
-    """The index as an operand; see the module's docstring."""
+class ShardIndex(FileFormat):
+    """An index that is opened by itself; see the module's docstring."""
 
     name = "sharded"
+    written_by = "weights in several files with a Hugging Face index"
+    is_of_parts = True
 
     def __init__(self, open_file: OpenFile) -> None:
         self._open_file = open_file
 
     def matches(self, head: bytes) -> bool:
-        """A JSON object with a ``weight_map``, maybe behind many notes of tied names."""
+        """Return whether ``head`` begins JSON with a ``weight_map``.
+
+        Long ``metadata`` counts too: records of shared tensors may move the map beyond the head.
+        """
         return any(pattern.match(head) for pattern in (WEIGHT_MAP, LONG_METADATA))
 
-    def open(self, file: SourceFile) -> Checkpoint:
-        """The tensors of all shards; reads the index and the header of each."""
+    def open(self, file: Source) -> Checkpoint:
+        """Return the tensors of all shards; read only the index and the header of each shard."""
         weight_map, metadata = _read_index(file)
-        folder = file.path.parent
-        with ExitStack() as opened:
+        index = file.path
+        if index is None:
+            raise UnsupportedError(
+                "an index of shards, which lie in files beside it: name its file"
+            )
+        folder = index.parent
+        _refuse_missing(folder, weight_map, index)
+        with all_or_none() as opened:
             shards = {
-                name: opened.enter_context(_opened(self._open_file, folder / name, file.path))
+                name: opened.enter_context(self._opened(folder / name, index))
                 for name in dict.fromkeys(weight_map.values())
             }
             tree = _joined(weight_map, shards)
             tree |= {name: tree[kept] for name, kept in noted_ties(_texts(metadata), tree)}
-            opened.pop_all()  # the checkpoint's reader owns the files now
-        parts = shards.values()
-        return Checkpoint(
-            path=file.path,
-            format_name=self.name,
-            size_bytes=sum(part.size_bytes for part in parts),
-            tree=tree,
-            reader=TensorReader(file, *(each for part in parts for each in part.reader.opened)),
-            globals_named=tuple(named for part in parts for named in part.globals_named),
-            metadata=metadata,
+        whole = joined(
+            self,
+            index,
+            shards,
+            tree,
+            metadata={**_said_alike([part.metadata for part in shards.values()]), **metadata},
+            reader=TensorReader(file, *(f for part in shards.values() for f in part.reader.opened)),
         )
+        left_out = _left_out(index, set(weight_map.values()))
+        return replace(whole, notes=(*whole.notes, *left_out))
+
+    def _opened(self, path: Path, index: Path) -> Checkpoint:
+        try:
+            return self._open_file(path)
+        except CkptError as error:
+            if not path.exists() and path != index:  # it was deleted meanwhile
+                raise _missing(index, [path.name]) from error.__cause__
+            raise
 
 
-class ShardFolder:
-    """A folder with one index."""
+def _said_alike(metadata: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the metadata that are equal in all shards."""
+    first, *rest = metadata or ({},)
+    return {
+        key: value
+        for key, value in first.items()
+        if all(key in other and other[key] == value for other in rest)
+    }
+
+
+class ShardFolder(FolderFormat):
+    """A directory with one index."""
 
     name = "sharded"
+    written_by = ShardIndex.written_by
+    is_of_parts = True
 
     def __init__(self, open_file: OpenFile) -> None:
         self._open_file = open_file
 
     def matches(self, folder: Path) -> bool:
-        """Exactly one index of shards, and at least one shard."""
+        """Return whether the directory has exactly one index, and at least one weights file."""
         indices = _indices(folder)
-        return len(indices) == 1 and any(p.suffix in SUFFIXES for p in _files(folder))
+        return len(indices) == 1 and any(p.suffix in WEIGHTS for p in _files(folder))
 
     def open(self, folder: Path) -> Checkpoint:
-        """The weights; with other checkpoints in the folder, one tree of all of them."""
+        """Return the weights, in one tree with other checkpoints of the directory."""
         (index,) = _indices(folder)
-        with ExitStack() as opened:
+        with all_or_none() as opened:
             weights = opened.enter_context(self._open_file(index))
             shards = {file.path for file in weights.reader.opened}
             others = {
-                path.name: opened.enter_context(_opened(self._open_file, path, path))
+                path.name: opened.enter_context(self._open_file(path))
                 for path in _files(folder)
-                if path.suffix in SUFFIXES and path not in shards
+                if path.suffix in WEIGHTS and path not in shards
             }
-            opened.pop_all()
-        parts = (weights, *others.values())
         rest: dict[str, Tree] = {name: part.tree for name, part in others.items()}
-        return Checkpoint(
-            path=folder,
-            format_name=self.name,
-            size_bytes=sum(part.size_bytes for part in parts),
-            tree={MODEL: weights.tree, **rest} if rest else weights.tree,
-            reader=TensorReader(*(file for part in parts for file in part.reader.opened)),
-            globals_named=tuple(named for part in parts for named in part.globals_named),
-            metadata=weights.metadata,
-        )
+        tree = {MODEL: weights.tree, **rest} if rest else weights.tree
+        # The notes on the weights need no prefix: they name the shards themselves.
+        parts = {MODEL: replace(weights, notes=()), **others}
+        whole = joined(self, folder, parts, tree, metadata=weights.metadata)
+        return replace(whole, notes=(*weights.notes, *whole.notes))
 
 
 # ------------------------------------------------------------------------------------------- index
 
 
-def _read_index(file: SourceFile) -> tuple[dict[str, str], dict[str, Any]]:
-    """(tensor's name -> shard's file name, what the index says of itself).
+def _read_index(file: Source) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return (tensor's name -> shard's file name, metadata of the index).
 
     Raises:
-        DamagedError: no JSON, a name twice, or a shard that is no name in the folder.
+        DamagedError: it is no JSON, has a name twice, or a shard that is no file name.
     """
     if file.size > MAX_INDEX:
         raise DamagedError(f"an index of {file.size:,} bytes is larger than any real one")
@@ -158,34 +184,92 @@ def _is_plain_name(shard: str) -> bool:
     return shard not in {"", ".", ".."} and "/" not in shard and "\0" not in shard
 
 
-def _opened(open_file: OpenFile, path: Path, index: Path) -> Checkpoint:
+def _refuse_missing(folder: Path, weight_map: dict[str, str], index: Path) -> None:
+    """Refuse missing shards before one is opened, so that the error names all of them.
+
+    Raises:
+        DamagedError: a file that the map names is not in the directory.
+    """
+    missing = [name for name in dict.fromkeys(weight_map.values()) if not _exists(folder / name)]
+    if missing:
+        raise _missing(index, missing)
+
+
+def _exists(path: Path) -> bool:
     try:
-        return open_file(path)
-    except CkptError as error:
-        missing = not path.exists() and path != index
-        said = DamagedError(
-            f"{index.name} names it as a shard, and it is missing",
-            hint="fetch it from where the others came from",
-        )
-        raise (said if missing else error).at(path) from error.__cause__
+        return path.exists()
+    except OSError:  # a name that no file system takes
+        return False
+
+
+def _missing(index: Path, names: list[str]) -> DamagedError:
+    first, *others = names
+    said = f"it is missing, and {index.name} names it as a shard"
+    if others:
+        said += f"; {_counted(len(others), 'other shard is', 'other shards are')} missing too: "
+        said += _listed(others)
+    hint = f"fetch {'them' if others else 'it'} from where the others came from"
+    return DamagedError(said, path=index.parent / first, hint=hint)
+
+
+def _counted(count: int, one: str, more: str) -> str:
+    return f"{count:,} {one if count == 1 else more}"
+
+
+def _listed(names: list[str]) -> str:
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def _left_out(index: Path, named: set[str]) -> Iterator[Note]:
+    """Yield notes on weights that the index leaves out: shards of its name, or one whole file."""
+    match = INDEX_NAME.match(index.name)
+    if match is None:
+        return
+    shard = re.compile(
+        re.escape(match["stem"]) + r"(-\d+-of-(?P<total>\d+))?" + re.escape(match["suffix"]) + r"\Z"
+    )
+    beside = [p.name for p in _files(index.parent) if p.name not in named and shard.match(p.name)]
+    if beside:
+        lie = "lie" if len(beside) > 1 else "lies"
+        yield _note(f"{index.name} names no tensor in {_listed(beside)}, which {lie} beside it")
+    totals = {int(m["total"]) for name in named if (m := shard.match(name)) and m["total"]}
+    if not beside and len(totals) == 1 and (total := max(totals)) > len(named):
+        shards = _counted(len(named), "shard, which is", "shards, which are")
+        yield _note(f"{index.name} names {shards} numbered to {total}")
+
+
+def _note(message: str) -> Note:
+    return Note("CK108", "", message)
 
 
 def _joined(weight_map: dict[str, str], shards: dict[str, Checkpoint]) -> dict[str, Tree]:
-    """The tensors of all shards under their names, in the order of the map.
+    """Return the tensors of all shards by name, in the order of the map.
 
     Raises:
-        DamagedError: a shard lacks a name, or is no state dict.
+        AbsentError: a shard lacks a name, or is no state dict.
     """
     tree: dict[str, Tree] = {}
+    lacking: list[str] = []
     for name, shard in weight_map.items():
         held = shards[shard].tree
         if not isinstance(held, dict) or name not in held:
-            raise DamagedError(f"the index looks for it in {shard}, where it is not", address=name)
-        tree[name] = held[name]
+            lacking.append(name)
+        else:
+            tree[name] = held[name]
+    if lacking:
+        raise _lack(lacking, weight_map)
     for part in shards.values():
         for name, value in part.tree.items():
             tree.setdefault(name, value)
     return tree
+
+
+def _lack(names: list[str], weight_map: dict[str, str]) -> AbsentError:
+    first, *others = names
+    said = f"the index looks for it in {weight_map[first]}, where it is not"
+    more = f"; nor are {_listed(others)} where it looks for them" if others else ""
+    return AbsentError(said + more, address=first)
 
 
 # ------------------------------------------------------------------------------------------ folder
@@ -196,7 +280,7 @@ def _indices(folder: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of a folder, sorted; nothing when it cannot be listed."""
+    """Return the files of a directory, sorted; none if it cannot be listed."""
     try:
         return sorted(path for path in folder.iterdir() if path.is_file())
     except OSError:

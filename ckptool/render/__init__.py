@@ -1,1 +1,1 @@
-"""How reports are shown: terminal text, JSON. Renderers take a report and know no checkpoint."""
+"""Renderers of reports as text, JSON and other formats; they know no checkpoint."""

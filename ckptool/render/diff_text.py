@@ -1,53 +1,63 @@
-"""What ``ckptool diff`` shows as text: the answer, then groups with bars, then the worst tensors.
+"""The text of ``ckptool diff``: the answer, then groups with bars, then the worst tensors.
 
-A bar is as long as the relative change is large, on a scale of decades: 1e-8 and less is the
-shortest, the change of the whole vector the longest. Repeated layers stand in one line, which says
-the range of their numbers and shows the largest change among them.
+The length of a bar shows the relative change on a scale of decades. The shortest is 1e-8 and less,
+the longest a change as large as the whole vector. Repeated layers share a line, with the range of
+their numbers and the largest change among them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from string import digits
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
-from ckptool.diff_reports import (
+from ckptool.render import text as words
+from ckptool.render.facts import TOP
+from ckptool.render.page import Grid, Line, Page, Piece, one_by_one
+from ckptool.render.page import line as _text
+from ckptool.reports.diff import (
     DiffReport,
     GroupDistance,
     TensorDifference,
     TextReport,
     ValueDifference,
 )
-from ckptool.render import text as words
-from ckptool.render.page import Grid, Line, Page, Piece
-from ckptool.render.page import line as _text
 
 TEXT = 60  # characters of a text that are shown
 WORST = 20  # tensors and values that are listed
-LINES = 12  # in which the layers of one kind are shown
+LINES = 12  # for the layers of one kind
 BAR = 16  # characters
-TOP = "(the top)"  # what has no address, since it is the whole
-SMALLEST = -8  # the decade that is drawn as nothing
+SMALLEST = -8  # the decade of the shortest bar
 EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+UNUSED = "  (globs fit whole key paths: ckptool inspect --tensors lists them)"
+
+Row = TensorDifference | ValueDifference
+Difference = TypeVar("Difference", TensorDifference, ValueDifference)
 
 _KIND_STYLE = {"within": "quiet", "renamed": "warning", "layout": "warning"}
 
 
+@one_by_one
 def show_diff(report: DiffReport) -> Page:
-    """Everything: the answer, sections, layers, the worst tensors, values."""
-    yield from show_stat(report)
-    if report.tensors:
-        yield _tensors(report.tensors)
-    if report.values:
-        yield _values(report.values)
+    """Yield everything: the answer, sections, layers, the worst tensors, values."""
+    yield from show_stat([report])
+    if tensors := measured(report):
+        yield _tensors(tensors)
+    if values := settings(report):
+        yield _values(values)
 
 
+@one_by_one
 def show_stat(report: DiffReport) -> Page:
-    """The answer, sections and layers."""
+    """Yield the answer, sections and layers."""
     yield _answer(report)
     for remark in report.summary.not_compared:
         yield _text(("not compared: ", "warning"), words.printable(remark, 400))
+    for option in report.unused:
+        yield _text(("fits nothing: ", "warning"), words.printable(option, 400), UNUSED)
     if report.hint and not report.equal:
         yield _text(("hint: ", "info"), words.printable(report.hint, 600))
     changed = [g for g in report.sections if g.differing or g.values_differing]
@@ -58,9 +68,10 @@ def show_stat(report: DiffReport) -> Page:
         yield _groups("Layers", [(f.label, f.worst) for f in layers], "layers")
 
 
+@one_by_one
 def show_names(report: DiffReport) -> Page:
-    """The addresses that count as different, one a line."""
-    rows: list[TensorDifference | ValueDifference] = [*report.tensors, *report.values]
+    """Yield the key paths that count as different, one on each line."""
+    rows: list[Row] = [*report.tensors, *report.values]
     for row in rows:
         if row.kind != "within":
             yield _text(words.printable(row.address or TOP, 10_000), wraps=False)
@@ -82,7 +93,7 @@ def _answer(report: DiffReport) -> Line:
 
 
 def answer_lines(report: DiffReport) -> Iterator[str]:
-    """Where they part, and the counts, in words."""
+    """Yield the first difference, and the counts, in words."""
     first = report.summary.first
     if first is not None:
         section = words.printable(first.section) or "the weights"
@@ -92,16 +103,18 @@ def answer_lines(report: DiffReport) -> Iterator[str]:
     yield f"tensors: {_counts(report.summary.tensors)}"
     if report.summary.values.get("compared"):
         yield f"other values: {_counts(report.summary.values)}"
-    if report.summary.max_abs:
-        change = report.summary.relative_l2
-        relative = f", {change:.3g} of the norm of what differs" if change else ""
-        yield f"largest difference {number(report.summary.max_abs)}{relative}"
+    for group in report.summary.roles:
+        if group.max_abs and group.role != "rng":  # the distance of its bytes means nothing
+            change = group.relative_l2
+            relative = f", {change:.3g} of the norm of what differs" if change else ""
+            role = f"{words.printable(group.role)}: " if group.role else ""
+            yield f"{role}largest difference {number(group.max_abs)}{relative}"
     if report.summary.nonfinite:
         places = words.plural(report.summary.nonfinite, "element")
         yield f"NaN or infinite, and not the same: {places}"
 
 
-# Kinds of difference as a predicate.
+# Kind of difference -> predicate of a sentence.
 KINDS = {
     "removed": "is only in the first",
     "added": "is only in the second",
@@ -124,7 +137,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 def number(value: float | None) -> str:
-    """A number of a report, short; a dash where there is none."""
+    """Return a number of a report in few digits; a dash for None."""
     if value is None:
         return "–"
     return str(value) if isinstance(value, int) and abs(value) < 10**15 else f"{value:.4g}"
@@ -141,7 +154,7 @@ class Folded(NamedTuple):
 
 
 def fold_layers(layers: Sequence[GroupDistance]) -> Iterator[Folded]:
-    """At most ``LINES`` lines for a run of layers whose names differ in their last number only."""
+    """Yield up to ``LINES`` lines for layers in a run whose names differ only in a final number."""
     run: list[GroupDistance] = []
     for layer in [*layers, None]:
         if run and (layer is None or _stem(layer) is None or _stem(layer) != _stem(run[0])):
@@ -165,7 +178,7 @@ def _joined(run: Sequence[GroupDistance]) -> Folded:
     label = _name(run[0])
     if len(run) > 1:
         label += "…" + run[-1].address[len(_stem(run[-1]) or "") :]
-    return Folded(label, worst._replace(differing=sum(layer.differing for layer in run),
+    return Folded(label, replace(worst, differing=sum(layer.differing for layer in run),
                                         tensors=sum(layer.tensors for layer in run)))  # fmt: skip
 
 
@@ -199,7 +212,7 @@ def _strange(nonfinite: int) -> tuple[Piece, ...]:
 
 
 def bar(change: float | None) -> str:
-    """A relative change as a bar, by its decade."""
+    """Return a relative change as a bar, by its decade."""
     if not change:
         return ""
     share = max(0.0, min(1.0, 1 - math.log10(change) / SMALLEST))
@@ -210,8 +223,25 @@ def bar(change: float | None) -> str:
 # ---------------------------------------------------------------------------------- tensors, values
 
 
+def measured(report: DiffReport) -> list[TensorDifference]:
+    """Return the tensors that differ, without counters, which are settings."""
+    return [row for row in report.tensors if not row.is_counter]
+
+
+def settings(report: DiffReport) -> list[ValueDifference]:
+    """Return the plain values that differ, and in the same form the counters that differ."""
+    counted = [
+        ValueDifference(
+            row.address, row.kind, row.section, row.a, row.b,
+            f"in {words.plural(row.tensors, 'tensor')}" if row.tensors > 1 else "",
+        )
+        for row in report.counters
+    ]  # fmt: skip
+    return [*report.values, *counted]
+
+
 def worst_first(rows: Sequence[TensorDifference]) -> list[TensorDifference]:
-    """What has no partner or another form first, then by relative change, within tolerance last."""
+    """Sort by relative change; rows without numbers come first, those within tolerance last."""
     return sorted(rows, key=_badness, reverse=True)
 
 
@@ -222,21 +252,60 @@ def _badness(row: TensorDifference) -> tuple[bool, bool, bool, float]:
     return (row.kind != "within", distance is None, strange, math.inf if change is None else change)
 
 
+HEADS = ("", "max abs", "max rel", "rms", "relative", "differ", "worst at")  # of tensors
+
+
+class Listed(NamedTuple):
+    """A table of the tensors or of the values that differ, as documents show it."""
+
+    what: str  # tensor, setting
+    heads: tuple[str, ...]  # of the columns after the key path
+    rows: Sequence[tuple[str, ...]]
+    total: int  # of which these rows are the first
+
+
+def listed(report: DiffReport, most: int) -> Iterator[Listed]:
+    """Yield the tables of a report that have rows, with at most so many; the worst come first."""
+    if tensors := measured(report):
+        worst = worst_first(tensors)[:most]
+        cells = [(row.address, row.kind, *tensor_cells(row)) for row in worst]
+        yield Listed("tensor", HEADS, cells, len(tensors))
+    if values := settings(report):
+        texts = [(row.address, row.kind, value_text(row)) for row in values[:most]]
+        yield Listed("setting", ("", "first → second"), texts, len(values))
+
+
 def _tensors(rows: Sequence[TensorDifference]) -> Grid:
     grid = Grid("left", "left", "right", "right", "right", "right", "right", "left")
-    heads = ("", "max abs", "max rel", "rms", "relative", "differ", "worst at")
-    grid.add_row(_text(("\nTensors", "title")), *(_text((f"\n{head}", "quiet")) for head in heads))
-    for row in worst_first(rows)[:WORST]:
-        style = _KIND_STYLE.get(row.kind, "error")
-        name = words.printable(row.address or TOP, 100)
-        grid.add_row(_text("  ", (name, "name")), _text((row.kind, style)), *tensor_cells(row))
-    if len(rows) > WORST:
-        grid.add_row(_text((f"  and {len(rows) - WORST:,} more", "quiet")))
+    grid.add_row(_text(("\nTensors", "title")), *(_text((f"\n{head}", "quiet")) for head in HEADS))
+    _list(grid, [(row, tensor_cells(row)) for row in _worst(worst_first(rows))], len(rows))
     return grid
 
 
+def _values(rows: Sequence[ValueDifference]) -> Grid:
+    grid = Grid("left", "left", "left")
+    grid.add_row(_text(("\nSettings", "title")))
+    _list(grid, [(row, [value_text(row)]) for row in _worst(rows)], len(rows))
+    return grid
+
+
+def _worst(rows: Sequence[Difference]) -> Sequence[Difference]:
+    """Return the rows to list: the worst on a terminal; all in a pipe, where people search."""
+    return rows if words.is_whole() else rows[:WORST]
+
+
+def _list(grid: Grid, rows: Sequence[tuple[Row, list[str]]], total: int) -> None:
+    """Add a row for each difference, with its cells, and the number of those left out."""
+    for row, cells in rows:
+        style = _KIND_STYLE.get(row.kind, "error")
+        name = words.printable(row.address or TOP, 100)
+        grid.add_row(_text("  ", (name, "name")), _text((row.kind, style)), *cells)
+    if total > len(rows):
+        grid.add_row(_text((f"  and {total - len(rows):,} more", "quiet")))
+
+
 def tensor_cells(row: TensorDifference) -> list[str]:
-    """The numbers of a row for the columns of the table, or what there is instead."""
+    """Return the numbers of a row for the columns of the table, or its forms instead."""
     if row.distance is None:
         return ["", "", "", "", "", form_of(row)]
     d = row.distance
@@ -248,7 +317,7 @@ def tensor_cells(row: TensorDifference) -> list[str]:
 
 
 def form_of(row: TensorDifference) -> str:
-    """Types and shapes where they differ, the other name, the remark."""
+    """Return dtypes and shapes where they differ, the other name, and the remark."""
     said = []
     one, other = (
         f"{words.printable(dtype)} {list(shape or ())}" if dtype is not None else "nothing"
@@ -261,20 +330,8 @@ def form_of(row: TensorDifference) -> str:
     return "; ".join([*said, *([words.printable(row.note, 300)] if row.note else [])])
 
 
-def _values(rows: Sequence[ValueDifference]) -> Grid:
-    grid = Grid("left", "left", "left")
-    grid.add_row(_text(("\nOther values", "title")))
-    for row in rows[:WORST]:
-        style = _KIND_STYLE.get(row.kind, "error")
-        name = words.printable(row.address or TOP, 100)
-        grid.add_row(_text("  ", (name, "name")), _text((row.kind, style)), value_text(row))
-    if len(rows) > WORST:
-        grid.add_row(_text((f"  and {len(rows) - WORST:,} more", "quiet")))
-    return grid
-
-
 def value_text(row: ValueDifference) -> str:
-    """``3 → 4``, and the remark."""
+    """Return ``3 → 4``, and the remark."""
     skipped = _common_start(row.a, row.b)
     one = "–" if row.kind == "added" else exactly(row.a, skipped)
     other = "–" if row.kind == "removed" else exactly(row.b, skipped)
@@ -282,7 +339,7 @@ def value_text(row: ValueDifference) -> str:
 
 
 def exactly(value: object, skipped: int = 0) -> str:
-    """A value such that two that differ look different; of a text ``skipped`` is left out."""
+    """Return a value so that different ones look different; skip characters of a text."""
     if isinstance(value, str):
         shown = value[skipped : skipped + TEXT]
         cut = len(value) > skipped + TEXT
@@ -291,7 +348,7 @@ def exactly(value: object, skipped: int = 0) -> str:
 
 
 def _common_start(one: object, other: object) -> int:
-    """How much of two long texts can be left out so that their difference is seen."""
+    """Return how many characters to skip in two long texts so that their difference shows."""
     if not (isinstance(one, str) and isinstance(other, str)) or max(len(one), len(other)) <= TEXT:
         return 0
     pairs = enumerate(zip(one, other, strict=False))
@@ -299,13 +356,29 @@ def _common_start(one: object, other: object) -> int:
     return max(0, same - TEXT // 3)
 
 
+def counted(report: DiffReport) -> list[Row]:
+    """Return the rows that count as different, the worst first."""
+    rows: list[Row] = [*worst_first(measured(report)), *settings(report)]
+    return [row for row in rows if row.kind != "within"]
+
+
+def described(row: Row) -> str:
+    """Return a difference in one line."""
+    if isinstance(row, ValueDifference):
+        return f"{KINDS[row.kind]}: {value_text(row)}"
+    numbers = row.distance
+    far = f": max abs {number(numbers.max_abs)}, {numbers.differing} differ" if numbers else ""
+    if numbers and numbers.nonfinite:
+        far += f", {numbers.nonfinite} NOT FINITE"
+    form = form_of(row)
+    return f"{KINDS[row.kind]}{far}{'; ' if form else ''}{form}"
+
+
 # ----------------------------------------------------------------------------------------- textconv
 
 
+@one_by_one
 def show_lines(report: TextReport) -> Page:
-    """One line each; nothing is aligned, so that a change of one line stays one."""
+    """Yield each line; nothing is aligned, so that one change affects only one line."""
     for line in report.lines:
         yield _text(f"{words.printable(line.address, 1000)}: {line.value}", wraps=False)
-
-
-VIEWS: Mapping[str, Callable[[Any], Page]] = {"TextReport": show_lines}

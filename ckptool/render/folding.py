@@ -1,7 +1,8 @@
-"""Folds the repeated layers of a model, so that a thousand tensors fit on a screen.
+"""Folding of a model's repeated layers, so that a thousand tensors fit on a screen.
 
-Addresses are cut at their slashes and names at their dots into a tree. Neighbouring children that
-are numbers and hold the same (names, types and shapes) become one line: ``blocks.0…11  ×12``.
+Key paths are cut at their slashes and names at their dots into a tree. Neighbouring children whose
+names are numbers become one line if they hold the same names, dtypes and shapes:
+``blocks.0…11  ×12``.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from ckptool.reports import TensorEntry
+from ckptool.reports.inspect import TensorEntry
 
-MAX_PARTS = 24  # components of a name that make levels; the rest stays together
+MAX_PARTS = 24  # components of a name that become levels; the rest stays together
 
 
 @dataclass(slots=True)
 class Node:
-    """A component of names, with what is below it."""
+    """A component of names, with its tensor and its children."""
 
     entry: TensorEntry | None = None
     children: dict[str, Node] = field(default_factory=dict)
@@ -30,11 +31,11 @@ class Row(NamedTuple):
     depth: int
     label: str
     entry: TensorEntry | None
-    times: int  # how many equal layers stand in this line, those around it not counted
+    times: int  # number of equal layers that share this line, not multiplied by folds around it
 
 
 def fold(entries: Iterable[TensorEntry]) -> Iterator[Row]:
-    """The rows of a folded tree of the entries."""
+    """Yield the rows of a folded tree of the entries."""
     root = Node()
     for entry in entries:
         _insert(root, entry)
@@ -53,9 +54,9 @@ def _insert(root: Node, entry: TensorEntry) -> None:
 
 def _sign(node: Node) -> int:
     entry = node.entry
-    own = (str(entry.dtype), entry.shape) if entry else None
+    own: tuple[object, ...] | None = (entry.dtype, entry.shape, entry.kind) if entry else None
     if entry and (entry.stats or entry.sha256):
-        own = (entry.address, ())  # with numbers of its own, no two are the same
+        own = (entry.address,)  # it has numbers of its own, so it is never folded
     below = tuple((name, _sign(child)) for name, child in node.children.items())
     node.signature = hash((own, below))
     return node.signature
@@ -69,7 +70,7 @@ def _rows(node: Node, depth: int) -> Iterator[Row]:
 
 
 def _joined(names: list[str], child: Node) -> tuple[str, Node, int]:
-    """A run of names as a label; chains with a single child are one line: ``attn.qkv.weight``."""
+    """Return label, node and length of a run; single children join it: ``attn.qkv.weight``."""
     label = names[0] if len(names) == 1 else f"{names[0]}…{names[-1]}"
     while child.entry is None and len(child.children) == 1:
         ((name, only),) = child.children.items()

@@ -1,10 +1,10 @@
-"""Reports as SARIF 2.1.0, the interchange format of analysis tools: a result a finding or check.
+"""Reports as SARIF 2.1.0, the interchange format of analysis tools.
 
-A check that passed is a result of kind ``pass``, one that was not made is ``open`` with the reason,
-and ``fail`` where it was required.
-GitHub's code scanning takes every result for an alert, whatever its kind
-(https://github.com/microsoft/PSRule/issues/955), and wants a line, so there is a second form for
-it, which has the failures alone.
+Each finding is a result, and so is each check without findings. A check that passed is of kind
+``pass``; one that was not made is ``open`` with the reason, or ``fail`` if it was required.
+GitHub's code scanning shows every result as an alert, whatever its kind
+(https://github.com/microsoft/PSRule/issues/955), and needs a line number. So there is a second form
+for it, which has only the failures.
 Format: https://docs.oasis-open.org/sarif/sarif/v2.1.0/sarif-v2.1.0.html
 """
 
@@ -16,41 +16,35 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from ckptool.render.states import (
-    LIMIT,
-    NOT_CHECKED,
-    PASSED,
-    findings_by_check,
-    named,
-    remedy,
-    sentence,
-)
+from ckptool.render.states import LIMIT, findings_by_check, named, remedy, sentence, verdicts_of
 from ckptool.render.text import printable
-from ckptool.reports import Finding
-from ckptool.verify_reports import CheckResult, VerifyReport
+from ckptool.reports.base import Finding
+from ckptool.reports.verify import CheckResult, ChoiceReport, State, VerifyReport
 
 SCHEMA = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 )
 LEVELS: Mapping[str, str] = {"error": "error", "warning": "warning", "info": "note"}
-KINDS: Mapping[str, str] = {PASSED: "pass", NOT_CHECKED: "open"}
+KINDS: Mapping[str, str] = {State.PASSED: "pass", State.NOT_CHECKED: "open"}
 
 Result = dict[str, Any]
 
 
-def to_sarif(reports: Sequence[VerifyReport]) -> str:
-    """One document with the three states."""
-    return _document(reports, (result for report in reports for result in _results(report)))
+def to_sarif(reports: Sequence[VerifyReport | ChoiceReport]) -> str:
+    """Return one document with the three states."""
+    verdicts = verdicts_of(reports)
+    return _document(verdicts, (result for report in verdicts for result in _results(report)))
 
 
-def to_code_scanning(reports: Sequence[VerifyReport]) -> str:
-    """One document with the failures, for upload to GitHub's code scanning."""
-    results = (result for report in reports for result in _failures(report))
-    return _document(reports, (_at_first_line(result) for result in results))
+def to_code_scanning(reports: Sequence[VerifyReport | ChoiceReport]) -> str:
+    """Return one document with only the failures, for upload to GitHub's code scanning."""
+    verdicts = verdicts_of(reports)
+    failures = (_failure(report, found) for report in verdicts for found in report.findings)
+    return _document(verdicts, map(_at_first_line, failures))
 
 
 def escape(text: object) -> str:
-    """Text for a message: ``{0}`` is an argument there, ``[text](1)`` a link (3.11.5, 3.11.6)."""
+    """Escape a message, where ``{0}`` is an argument and ``[text](1)`` a link (3.11.5, 3.11.6)."""
     shown = printable(text, LIMIT)
     return shown.replace("{", "{{").replace("}", "}}").replace("](", r"]\x28")
 
@@ -79,10 +73,6 @@ def _results(report: VerifyReport) -> Iterator[Result]:
             yield _other(report, check)
 
 
-def _failures(report: VerifyReport) -> Iterator[Result]:
-    return (_failure(report, finding) for finding in report.findings)
-
-
 def _failure(report: VerifyReport, finding: Finding) -> Result:
     said = "\n".join(escape(part) for part in (sentence(finding), remedy(finding)) if part)
     return {
@@ -108,8 +98,9 @@ def _location(report: VerifyReport, address: str) -> dict[str, Any]:
     place: dict[str, Any] = {
         "physicalLocation": {"artifactLocation": {"uri": _uri(report.path)}},
     }
-    if address:
-        place["logicalLocations"] = [{"fullyQualifiedName": printable(address, LIMIT)}]
+    keys = "/".join(filter(None, (report.address, address)))
+    if keys:
+        place["logicalLocations"] = [{"fullyQualifiedName": printable(keys, LIMIT)}]
     return place
 
 
@@ -120,5 +111,5 @@ def _at_first_line(result: Result) -> Result:
 
 
 def _uri(path: str) -> str:
-    """Relative stays relative: code scanning looks for it in the repository."""
+    """Return a path as a URI; a relative one stays relative, as code scanning needs it."""
     return ("file://" if path.startswith("/") else "") + quote(os.fsencode(path))

@@ -1,43 +1,50 @@
-"""What every format says of a verification in the same words: three states, counts, where and what.
+"""Words that every format uses for a verification: three states, counts and findings.
 
-Passed, failed and not checked are three things: a check that was not made is never shown as one
-that passed, nor left out.
+Passed, failed and not checked are three states. A check that was not made is never shown as passed
+and never left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ckptool.render.text import plural, printable
-from ckptool.reports import Finding
-from ckptool.verify_reports import CheckResult, VerifyReport
+from ckptool.reports.base import Finding, Severity
+from ckptool.reports.verify import COUNTING, CheckResult, ChoiceReport, State, VerifyReport
 
-LIMIT = 4096  # characters; programs look files up by what they are told
+LIMIT = 4096  # characters; programs look files up by these paths, so they are not cut earlier
 
-PASSED, FAILED, NOT_CHECKED = "passed", "failed", "not-checked"
-
-# The words for the states, in the order in which they are of interest.
-STATES: Mapping[str, str] = {FAILED: "failed", NOT_CHECKED: "not checked", PASSED: "passed"}
-NOUNS: Mapping[str, str] = {"error": "error", "warning": "warning", "info": "note"}
+# The word for each state, the most interesting first.
+STATES: Mapping[State, str] = {state: state.replace("-", " ") for state in State}
+NOUNS: Mapping[Severity, str] = dict(zip(Severity, ("error", "warning", "note"), strict=True))
 
 
-def verdict(report: VerifyReport) -> str:
-    """The state of a whole file."""
-    return PASSED if report.ok else FAILED
+def verdicts_of(reports: Sequence[VerifyReport | ChoiceReport]) -> list[VerifyReport]:
+    """Return the verdicts; for a choice, those that led to it."""
+    return [
+        verdict
+        for report in reports
+        for verdict in (report.reports if isinstance(report, ChoiceReport) else (report,))
+    ]
+
+
+def verdict(report: VerifyReport) -> State:
+    """Return the state of a whole file."""
+    return State.PASSED if report.ok else State.FAILED
 
 
 def named(check: CheckResult) -> str:
-    """``CK401 ema-absent``: the title says what is wrong, which a check that passed is not."""
+    """Return ``CK401 ema-absent``; not the title, which names a fault that a passed check lacks."""
     return f"{check.rule} {check.name}"
 
 
-def in_state(report: VerifyReport, state: str) -> list[CheckResult]:
-    """The checks in one of the states, in the order of the table."""
+def in_state(report: VerifyReport, state: State) -> list[CheckResult]:
+    """Return the checks in one of the states, in the order of the table."""
     return [check for check in report.checks if check.state == state]
 
 
 def counts(report: VerifyReport) -> str:
-    """``1 error, 2 warnings; 64 checks: 3 failed, 21 not checked, 40 passed``."""
+    """Return ``1 error, 2 warnings; 64 checks: 3 failed, 21 not checked, 40 passed``."""
     severities = [finding.severity for finding in report.findings]
     found = [
         plural(severities.count(severity), noun)
@@ -50,7 +57,7 @@ def counts(report: VerifyReport) -> str:
 
 
 def findings_by_check(report: VerifyReport) -> Iterator[tuple[CheckResult, list[Finding]]]:
-    """Every check with what it found."""
+    """Yield every check with its findings."""
     found: dict[str, list[Finding]] = {}
     for finding in report.findings:
         found.setdefault(finding.rule, []).append(finding)
@@ -58,22 +65,22 @@ def findings_by_check(report: VerifyReport) -> Iterator[tuple[CheckResult, list[
 
 
 def counting(report: VerifyReport, findings: Iterable[Finding]) -> list[Finding]:
-    """Those for which the file fails."""
-    severities = {"error", "warning"} if report.strict else {"error"}
-    return [finding for finding in findings if finding.severity in severities]
+    """Return the findings for which the file fails."""
+    return [finding for finding in findings if finding.severity in COUNTING[report.strict]]
 
 
 def path_of(report: VerifyReport) -> str:
-    """The file, as it was named."""
-    return printable(report.path, LIMIT)
+    """Return the file, and the part of it, as the user named them."""
+    part = "" if report.address is None else f"#{report.address}"
+    return printable(f"{report.path}{part}", LIMIT)
 
 
 def sentence(finding: Finding) -> str:
-    """Where and what, in one line."""
+    """Return key path and message of a finding in one line."""
     where = f"{printable(finding.address)}: " if finding.address else ""
     return f"{where}{printable(finding.message, LIMIT)}"
 
 
 def remedy(finding: Finding) -> str:
-    """What to do about it; may be empty."""
+    """Return the remedy of a finding; it may be empty."""
     return printable(finding.remedy or "", LIMIT)

@@ -1,19 +1,21 @@
-"""Draws pages on a terminal with Rich, in colour and wrapped; leaves pipes to ``plain.py``."""
+"""Pages drawn on a terminal with Rich, in colour and wrapped; ``page.py`` draws into pipes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING, Any
 
-from ckptool.render import plain
-from ckptool.render.page import Grid, Line, Page
-from ckptool.render.pages import page_of
+from ckptool.render.encodings import fitted
+from ckptool.render.outputs import page_of
+from ckptool.render.page import GAP, Grid, Line, Page, draw, line
+from ckptool.render.text import unshortened
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-PIPE_WIDTH = 10_000  # a pipe wraps nothing: grep wants whole lines
+PIPE_WIDTH = 10_000  # nothing is wrapped in a pipe: grep needs whole lines
 
 # Colours by meaning; names of the 16 ANSI colours, so that they suit dark and light themes alike.
 STYLES = {
@@ -28,29 +30,33 @@ STYLES = {
 }
 
 
-def show(report: Any, stream: IO[str], color: str = "auto") -> None:
-    """Print any report, or a list of verifications; ``color`` is auto, always or never."""
-    show_page(page_of(report), stream, color)
+def show(
+    reports: Sequence[Any], stream: IO[str], color: str = "auto", output: str = "text"
+) -> None:
+    """Print the page of one or more reports; ``color`` is auto, always or never."""
+    whole = not stream.isatty()
+    with unshortened(whole=whole):
+        page = fitted(page_of(reports, output), stream)
+        if whole and color != "always":
+            draw(page, stream)  # without the import of Rich, which takes 25 ms
+        else:
+            _draw(page, stream, color)
 
 
-def show_page(page: Page, stream: IO[str], color: str = "auto") -> None:
-    """Print a page; ``color`` is auto, always or never."""
-    if not stream.isatty() and color != "always":
-        plain.draw(page, stream)  # Rich is not imported: 25 ms
-        return
+def _draw(page: Page, stream: IO[str], color: str) -> None:
     console = console_for(stream, color)
     with console.capture() as captured:
         for block in page:
             if isinstance(block, Line):
                 console.print(_text(block), soft_wrap=not block.wraps)
             else:
-                console.print(_table(block))
-    # Rich fills every cell of a column; nobody wants to select the blanks.
+                _print_grid(block, console)
+    # Rich pads every cell of a column; blanks at the ends of lines would be copied along.
     stream.writelines(f"{line.rstrip()}\n" for line in captured.get().rstrip("\n").split("\n"))
 
 
 def console_for(stream: IO[str], color: str) -> Console:
-    """A console on ``stream``."""
+    """Return a console on ``stream``."""
     from rich.console import Console
 
     forced = {"always": True, "never": False}.get(color)
@@ -75,12 +81,37 @@ def _text(line: Line) -> Text:
     return drawn
 
 
-def _table(grid: Grid) -> Table:
+def _print_grid(grid: Grid, console: Console) -> None:
+    left_out = _too_wide(grid, console.width) if grid.optional else ()
+    kept = [i for i in range(len(grid.sides)) if i not in left_out]
+    console.print(_table(grid, kept))
+    if left_out:
+        names = ", ".join(grid.rows[0][i].text for i in left_out)
+        console.print(_text(line((f"not shown, for want of room: {names}", "quiet"))))
+
+
+def _too_wide(grid: Grid, width: int) -> tuple[int, ...]:
+    """Return the optional columns that do not fit, counted from the last one, in their order."""
+    from rich.cells import cell_len
+
+    widths = [
+        max(cell_len(row[i].text) for row in grid.rows) + len(GAP) for i in range(len(grid.sides))
+    ]
+    over = sum(widths) - len(GAP) - width
+    left_out = []
+    for i in reversed(grid.optional):
+        if over > 0:
+            over -= widths[i]
+            left_out.append(i)
+    return tuple(reversed(left_out))
+
+
+def _table(grid: Grid, kept: Sequence[int]) -> Table:
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2), collapse_padding=True)
-    for side in grid.sides:
-        table.add_column(justify=side, overflow="fold")  # type: ignore[arg-type]
+    for i in kept:
+        table.add_column(justify=grid.sides[i], overflow="fold")  # type: ignore[arg-type]
     for row in grid.rows:
-        table.add_row(*map(_text, row))
+        table.add_row(*(_text(row[i]) for i in kept))
     return table

@@ -1,29 +1,52 @@
 """Words and numbers for people, and names from files made harmless.
 
-A checkpoint's names are somebody else's text: escape sequences, newlines, bidirectional controls
-and megabyte names in it must not reach a terminal. :func:`printable` is the one gate.
+The names in a checkpoint come from strangers. Escape sequences, newlines, bidirectional controls
+and megabytes of name must not reach a terminal: every name goes through :func:`printable`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import unicodedata
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
-NAME_LIMIT = 160  # characters of a name that are shown
+NAME_LIMIT = 160  # characters of a name that are shown on a terminal
+WHOLE_LIMIT = 1 << 16  # in a pipe or a file, where people search for names: only a flood is cut
+
+_is_whole: ContextVar[bool] = ContextVar("whole", default=False)
+
+
+@contextlib.contextmanager
+def unshortened(*, whole: bool = True) -> Iterator[None]:
+    """Shorten no name and no listing within this context, for pipes and files."""
+    before = _is_whole.set(whole)
+    try:
+        yield
+    finally:
+        _is_whole.reset(before)
+
+
+def is_whole() -> bool:
+    """Return whether nothing may be shortened; see :func:`unshortened`."""
+    return _is_whole.get()
+
 
 # Categories that draw nothing or steer the terminal: controls, formats (bidi, zero-width),
-# surrogates, private use, unassigned, separators; of the spaces only the usual one is none.
+# surrogates, private use, unassigned, separators, and all spaces except the usual one.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"})
 
 
 def printable(text: object, limit: int = NAME_LIMIT) -> str:
-    r"""``text`` with everything invisible escaped, cut in the middle when too long.
+    r"""Return ``text`` with everything invisible escaped, and the middle cut out if it is too long.
 
     Example:
         >>> printable("a\x1b[31mb")
         'a\\x1b[31mb'
     """
     raw = str(text)
+    limit = max(limit, WHOLE_LIMIT) if is_whole() else limit
     if len(raw) > limit:
         half = limit // 2
         raw = f"{raw[:half]}…{raw[-half:]}"
@@ -49,7 +72,7 @@ _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def size(nbytes: float) -> str:
-    """``2941129401`` as ``2.74 GiB``."""
+    """Return ``2941129401`` as ``2.74 GiB``."""
     value = float(nbytes)
     for unit in _UNITS:
         if abs(value) < 1024 or unit == _UNITS[-1]:
@@ -59,7 +82,7 @@ def size(nbytes: float) -> str:
 
 
 def count(number: float) -> str:
-    """``183815168`` as ``183.8 M``."""
+    """Return ``183815168`` as ``183.8 M``."""
     for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "K")):
         if number >= limit:
             scale = limit if unit != "K" else 1e3
@@ -68,12 +91,12 @@ def count(number: float) -> str:
 
 
 def plural(number: int, noun: str) -> str:
-    """``1 tensor``, ``2 tensors``."""
+    """Return ``1 tensor``, ``2 tensors``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def value(thing: Any) -> str:
-    """A scalar from a file, short."""
+    """Return a scalar from a file as short text."""
     if isinstance(thing, bool) or thing is None:
         return str(thing)
     if isinstance(thing, float):
@@ -84,7 +107,7 @@ def value(thing: Any) -> str:
 
 
 def some(names: tuple[str, ...] | list[str], limit: int = 3) -> str:
-    """The first names, and how many more."""
+    """Return the first names, and how many more there are."""
     shown = ", ".join(printable(name, 60) for name in names[:limit])
     rest = len(names) - limit
     return f"{shown} and {rest:,} more" if rest > 0 else shown

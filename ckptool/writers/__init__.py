@@ -1,1 +1,1 @@
-"""Puts new files in place, whole or not at all; one module a format."""
+"""Writers of output files, which appear complete or not at all; one module a format."""

@@ -1,8 +1,8 @@
-"""How each container is copied for a promotion: a row a format.
+"""The containers that a promotion can copy, each with functions to copy and to finish it.
 
-A row copies the file into the output and says by how many bytes its values moved, and afterwards
-brings up to date what the container keeps about its bytes. A format without a row cannot be
-patched.
+``copy`` of a row of ``CONTAINERS`` copies the file into the output, and returns the number of bytes
+by which its values moved. ``finish`` then updates what the container records about its bytes. A
+patchable format without a row records nothing about them.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from ckptool.formats.base import SourceFile
-from ckptool.formats.safetensors_file import read_header
-from ckptool.numerics import Progress
-from ckptool.provenance import KEY
-from ckptool.tree import ByteSpan
+from ckptool.formats.base import Checkpoint, Format
+from ckptool.formats.provenance import KEY
+from ckptool.formats.safetensors_file import SafetensorsFile, read_header
+from ckptool.formats.torch_zip import TorchZip
+from ckptool.process.progress import Progress
+from ckptool.sources.base import ByteSpan, Source
 from ckptool.writers import safetensors_file, zip_patch
-from ckptool.writers.base import PartialFile
+from ckptool.writers.files.whole_file import PartialFile
 from ckptool.writers.patched_copy import Patch
 
 
 class Container(NamedTuple):
     """A row of ``CONTAINERS``."""
 
-    # Of the output, the file, what is written later, the note and the progress: by how many bytes
-    # the values moved.
-    copy: Callable[[PartialFile, SourceFile, Sequence[ByteSpan], str, Progress], int]
-    # Of the output, the file, the patches, the checksums of what was made for them, and the note.
-    finish: Callable[[PartialFile, SourceFile, Sequence[Patch], Mapping[str, int], str], None]
+    # (output, file, runs written later, note, progress) -> bytes by which the values moved
+    copy: Callable[[PartialFile, Source, Sequence[ByteSpan], str, Progress], int]
+    # (output, file, patches, checksums of the values that were made for them, note)
+    finish: Callable[[PartialFile, Source, Sequence[Patch], Mapping[str, int], str], None]
 
 
 def _copy_whole(
     output: PartialFile,
-    file: SourceFile,
+    file: Source,
     later: Sequence[ByteSpan],
     _note: str,
     progress: Progress,
@@ -43,34 +43,34 @@ def _copy_whole(
 
 def _copy_behind_header(
     output: PartialFile,
-    file: SourceFile,
+    file: Source,
     later: Sequence[ByteSpan],
     note: str,
     progress: Progress,
 ) -> int:
-    """The same tensors behind a header that also holds the note."""
+    """Copy the tensors behind a header that also holds the note."""
     header = read_header(file)
     output.need(file.size)
     output.write(safetensors_file.with_metadata(file, {**header.metadata, KEY: note}))
     shift = output.position - header.data_offset
-    values = ByteSpan(file.path, header.data_offset, file.size - header.data_offset)
-    output.copy_from(file, values, progress, later)
+    values = file.span(header.data_offset, file.size - header.data_offset)
+    output.copy_from(values, progress, later)
     return shift
 
 
 def _nothing(
     _output: PartialFile,
-    _file: SourceFile,
+    _file: Source,
     _patches: Sequence[Patch],
     _checksums: Mapping[str, int],
     _note: str,
 ) -> None:
-    """The container keeps nothing about its bytes."""
+    """Do nothing: the container records nothing about its bytes."""
 
 
 def _check_library(
     output: PartialFile,
-    file: SourceFile,
+    file: Source,
     _patches: Sequence[Patch],
     _checksums: Mapping[str, int],
     _note: str,
@@ -79,10 +79,13 @@ def _check_library(
     safetensors_file.check(output.path, names)
 
 
-CONTAINERS: Mapping[str, Container] = {
-    "torch-zip": Container(_copy_whole, zip_patch.finish),
-    "torch-legacy": Container(_copy_whole, _nothing),
-    "torch-tar": Container(_copy_whole, _nothing),
-    "pickle": Container(_copy_whole, _nothing),
-    "safetensors": Container(_copy_behind_header, _check_library),
+# Containers that record something about their bytes; all others are copied as they are.
+CONTAINERS: Mapping[type[Format], Container] = {
+    TorchZip: Container(_copy_whole, zip_patch.finish),
+    SafetensorsFile: Container(_copy_behind_header, _check_library),
 }
+
+
+def container_of(checkpoint: Checkpoint) -> Container:
+    """Return the functions that copy the checkpoint, which is patchable."""
+    return CONTAINERS.get(type(checkpoint.format), Container(_copy_whole, _nothing))

@@ -1,74 +1,51 @@
-"""Whether patches whose targets share bytes would put the same ones there.
+"""A check that patches whose targets share bytes would write the same bytes there.
 
-Tied weights, views that overlap, a flat buffer beside its parts: the file has one place for them.
-All are followed together, a window of the file at a time. What each would put there is one long
-number with a mask, since Python combines such numbers fast and without numpy.
+Targets share bytes in tied weights, in views that overlap, and in a flat buffer and its parts. All
+patches are put into a window of the file at a time, one after the other. They agree if none of
+them changes a byte when it is put there once more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from ckptool.formats.base import TensorReader
-from ckptool.tree import ByteSpan
 from ckptool.writers.patched_copy import Patch, laid, pieces, values_for
 
 WINDOW = 1 << 20  # bytes
 
 
 def contradiction(patches: Sequence[Patch], reader: TensorReader) -> tuple[Patch, Patch] | None:
-    """Two patches that would put different bytes in one place; None when all agree."""
-    spans = [patch.place for patch in patches]
-    start = min(span.offset for span in spans)
-    end = max(span.offset + span.nbytes for span in spans)
+    """Return two patches that would put different bytes in one place; None when all agree."""
+    start = min(patch.place.offset for patch in patches)
+    end = max(patch.place.offset + patch.place.nbytes for patch in patches)
     for at in range(start, end, WINDOW):
-        window = range(at, at + WINDOW)
-        there = [patch for patch, span in zip(patches, spans, strict=True) if _meets(span, window)]
-        whole = _Imprint(0, 0)
-        for patch in there:
-            imprint = _imprint(patch, reader, window)
-            if whole.differs(imprint):
-                return next(p for p in there if imprint.differs(_imprint(p, reader, window))), patch
-            whole = whole.joined(imprint)
+        if (one := _overwritten(patches, reader, at)) is not None:
+            others = (p for p in patches if _overwritten((one, p), reader, at) is not None)
+            return one, next(others)
     return None
 
 
-class _Imprint(NamedTuple):
-    """Bytes that a patch puts into a window, as one number; the mask has ones where it does."""
-
-    value: int
-    mask: int
-
-    def differs(self, other: _Imprint) -> bool:
-        return bool((self.value ^ other.value) & self.mask & other.mask)
-
-    def joined(self, other: _Imprint) -> _Imprint:
-        return _Imprint(self.value | other.value, self.mask | other.mask)
+def _overwritten(patches: Sequence[Patch], reader: TensorReader, at: int) -> Patch | None:
+    """Return a patch whose bytes in a window another one changes; None when all agree."""
+    content = bytearray(3 * WINDOW)  # pieces may begin before the window or end after it
+    for patch in patches:
+        _put(patch, reader, at, content)
+    for patch in reversed(patches):
+        if _put(patch, reader, at, content):
+            return patch
+    return None
 
 
-def _imprint(patch: Patch, reader: TensorReader, window: range) -> _Imprint:
-    """What shows on zeros and on ones alike is the patch's."""
-    whole = _Imprint(0, 0)
+def _put(patch: Patch, reader: TensorReader, at: int, content: bytearray) -> bool:
+    """Put the pieces that reach into a window where they belong; return whether a byte changed."""
+    has_changed = False
     for ours, theirs in pieces(patch, WINDOW):
-        if _meets(ours.span, window):
+        start = ours.span.offset - (at - WINDOW)
+        stop = start + ours.span.nbytes
+        if WINDOW - ours.span.nbytes < start < 2 * WINDOW:
             values, _ = values_for(patch, reader, theirs)
-            on_zeros, on_ones = (
-                _placed(laid(byte * ours.span.nbytes, ours, values), ours.span, window)
-                for byte in (b"\0", b"\xff")
-            )
-            free = on_zeros ^ on_ones
-            reached = _placed(b"\xff" * ours.span.nbytes, ours.span, window)
-            whole = whole.joined(_Imprint(on_zeros, reached ^ free))
-    return whole
-
-
-def _meets(span: ByteSpan, window: range) -> bool:
-    return span.offset < window.stop and window.start < span.offset + span.nbytes
-
-
-def _placed(data: bytes | bytearray, span: ByteSpan, window: range) -> int:
-    """The bytes of a span as a number whose lowest byte is the window's first; cut at its ends."""
-    away = span.offset - window.start
-    cut = data[max(0, -away) : len(window) - away]
-    return int.from_bytes(cut, "little") << 8 * max(0, away)
+            there = bytes(content[start:stop])
+            content[start:stop] = laid(there, ours, values)
+            has_changed |= there != content[start:stop]
+    return has_changed

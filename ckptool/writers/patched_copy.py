@@ -1,65 +1,68 @@
-"""A copy of a checkpoint in which some tensors have other values, and every other byte is the same.
+"""A copy of a checkpoint with other values in some tensors and every other byte unchanged.
 
-The file is copied by the kernel, but for what is overwritten as a whole; the target tensors' values
-are put where they belong, cast to the slot's type and laid in the slot's strides. No pickle is
-touched: optimizer, epoch and instances of classes that nobody has installed stay as they were. What
-a container keeps about its bytes (checksums, a header) is the business of its row in
-``containers.py``.
+The kernel copies the file, except for runs that are overwritten as a whole. The values of the
+target tensors are written in their places, cast to the target's dtype and laid out in its strides.
+No pickle is changed: the optimizer, the epoch and instances of classes that are not installed stay
+as they were. If a container keeps checksums or a header of its bytes, its row in ``containers.py``
+updates them.
 
-Values of the slot's type and order go by the kernel too, and are compared with their source
-afterwards. All others are made here, piece by piece and by several threads, each once: while a
-piece is written, its checksum and the losses of its cast are taken, and the checksum is what the
-copy is held against when it is read back.
+The kernel also copies values that have the target's dtype and order; they are compared with their
+source afterwards. All other values are made here, piece by piece, in several threads, each once.
+When a piece is written, its checksum and the losses of its cast are recorded. The copy is read back
+and compared with that checksum.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ckptool.casting import Losses, converted, room, side_by_side
-from ckptool.crc import crc32
 from ckptool.dtypes import DType
 from ckptool.errors import UnsupportedError
-from ckptool.formats.base import SourceFile, TensorReader
-from ckptool.numerics import (
+from ckptool.formats.base import TensorReader
+from ckptool.process.progress import Progress, no_progress
+from ckptool.sources.base import ByteSpan, Source
+from ckptool.sources.local import LocalFile
+from ckptool.tensors.blocks import (
     BLOCK,
     REAL,
-    Progress,
     bytes_of,
     cast,
     chunk_values,
     element_dtype,
-    no_progress,
+    room,
     strided,
 )
-from ckptool.tree import ByteSpan, Chunk, TensorRef, joined_runs, longest_axis, narrowed
-from ckptool.writers.base import PartialFile, expect
+from ckptool.tensors.casting import Losses, converted, side_by_side
+from ckptool.tensors.crc import crc32
+from ckptool.tree.geometry import joined_runs
+from ckptool.tree.nodes import Chunk, TensorRef, longest_axis, narrowed
+from ckptool.writers.files.whole_file import PartialFile, expect
+from ckptool.writers.values import Account
 
 if TYPE_CHECKING:
-    from ckptool.numerics import Array
+    from ckptool.tensors.blocks import Array
 
 OTHERWISE = "ckptool extract-ema writes the averaged weights as a file of their own"
-MAX_PLACES = 1 << 20  # elements of an interleaved view that are looked at one by one
+MAX_PLACES = 1 << 20  # elements of an interleaved view that are examined one by one
 SCALES = "float8_e8m0fnu"  # powers of two without zero or sign: other numbers make no sense there
 PIECE = 1 << 20  # bytes of a tensor that are rearranged at a time, on either side
 
 
 class Patch(NamedTuple):
-    """Values that move from one tensor to another; there are some."""
+    """Values that move from one tensor to another; there is at least one value."""
 
-    name: str  # of the target: one a promotion
+    name: str  # of the target; unique in a promotion
     target: TensorRef
     source: TensorRef
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a move of bytes: same type, same order of elements in memory."""
+        """Whether the move is a copy of bytes: same dtype, same order of elements in memory."""
         return (
             not self.is_cast
             and self.target.byteorder == self.source.byteorder
@@ -70,7 +73,7 @@ class Patch(NamedTuple):
 
     @property
     def is_cast(self) -> bool:
-        """Whether the values change their type."""
+        """Whether the values change their dtype."""
         return self.target.dtype is not self.source.dtype
 
     @property
@@ -85,9 +88,9 @@ class Patch(NamedTuple):
 
     @property
     def aligned(self) -> tuple[Chunk, Chunk]:
-        """Target and source, with the target's elements in the order in which they lie.
+        """Target and source, with dimensions in the order in which the target's elements lie.
 
-        Dimensions that run on in both are joined: what lies in one order is one run.
+        Adjacent dimensions that are contiguous in both are joined, so equal orders give one run.
         """
         ours, theirs = self.target.chunks[0], self.source.chunks[0]
         dims = zip(ours.shape, ours.strides, theirs.strides, strict=True)
@@ -99,7 +102,7 @@ Dim = tuple[int, int, int]  # size, and the strides of two views
 
 
 def _joined(dims: Iterable[Dim]) -> list[Dim]:
-    """By descending stride of the first view, as few as possible, at least one."""
+    """Sort by descending stride of the first view; join what can be joined; return at least one."""
     joined: list[Dim] = []
     for size, mine, yours in sorted(dims, key=itemgetter(1), reverse=True):
         if size > 1:
@@ -109,12 +112,12 @@ def _joined(dims: Iterable[Dim]) -> list[Dim]:
     return joined or [(1, 1, 1)]
 
 
-def check_patch(patch: Patch, path: Path) -> None:
-    """Refuse what cannot be moved exactly.
+def check_patch(patch: Patch, file: Source) -> None:
+    """Refuse a patch that cannot be carried out exactly.
 
     Raises:
-        UnsupportedError: no values, several blocks, or a conversion that is no cast of real
-        numbers.
+        UnsupportedError: no values, several blocks, or a conversion other than a cast of real
+            numbers.
     """
     target, source = patch.target, patch.source
     for ref in (target, source):
@@ -123,10 +126,10 @@ def check_patch(patch: Patch, path: Path) -> None:
                 "only tensors with plain stored values move", address=patch.name, hint=OTHERWISE
             )
     chunk = target.chunks[0]
-    if chunk.span.source != path or target.lazy or _shares_memory(chunk):
+    if chunk.span.source is not file or target.lazy or _shares_memory(chunk):
         raise UnsupportedError(
             "the slot is no run of values in the file of their own (encoded in the pickle, "
-            "conjugated or expanded)",
+            "compressed in the archive, conjugated or expanded)",
             address=patch.name,
             hint=OTHERWISE,
         )
@@ -141,7 +144,7 @@ def check_patch(patch: Patch, path: Path) -> None:
 
 
 def _shares_memory(chunk: Chunk) -> bool:
-    """Whether two elements of a view are one in memory, as after ``expand``."""
+    """Return whether two elements of a view are one in memory, as after ``expand``."""
     reach, clear = 0, True
     dimensions = zip(chunk.strides, chunk.shape, strict=True)
     for stride, size in sorted((stride, size) for stride, size in dimensions if size > 1):
@@ -150,7 +153,7 @@ def _shares_memory(chunk: Chunk) -> bool:
 
 
 def _all_places_differ(chunk: Chunk) -> bool:
-    """The exact answer, for the rare views whose dimensions interleave; a large one is refused."""
+    """Examine each element of the rare views whose dimensions interleave; False for large ones."""
     places = {0}
     count = 1
     for size, stride in zip(chunk.shape, chunk.strides, strict=True):
@@ -162,29 +165,12 @@ def _all_places_differ(chunk: Chunk) -> bool:
 
 
 def _casts(source: DType, target: DType) -> bool:
-    """Whether values of one type are cast to the other, as ``copy_`` does it silently."""
+    """Return whether values of one dtype are cast to the other, as ``copy_`` does it silently."""
     are_numbers = source.numpy is not None and target.numpy is not None
     return are_numbers and {source.kind, target.kind} <= REAL and target.name != SCALES
 
 
 # ----------------------------------------------------------------------------------------- writing
-
-
-@dataclass(slots=True)
-class Account:
-    """What became of the values that were made here, by the names of their targets."""
-
-    checksums: dict[str, int] = field(default_factory=dict)  # CRC-32, in the order of the file
-    losses: dict[str, Losses] = field(default_factory=dict)
-
-    def add_checksum(self, piece: _Piece) -> None:
-        """Go on with the checksum of a target; its pieces come in their order."""
-        crc = self.checksums.get(piece.name, 0)
-        self.checksums[piece.name] = crc32(bytes_of(piece.values), crc)
-
-    def add_losses(self, piece: _Piece) -> None:
-        """Count what the cast of a piece has cost."""
-        self.losses[piece.name] = self.losses.get(piece.name, Losses()) + piece.lost
 
 
 def put(
@@ -200,28 +186,32 @@ def put(
         if patch.is_plain:
             output.place(reader, patch.source.chunks[0].span, patch.place.offset + shift, progress)
     for piece in _made((patch for patch in patches if not patch.is_plain), reader):
-        account.add_checksum(piece)
-        account.add_losses(piece)
+        account.made[piece.name] = crc32(bytes_of(piece.values), account.made.get(piece.name, 0))
+        _count_losses(piece, account)
         at = piece.place.span.offset + shift
         output.patch(_content(output, piece, at), at)
         progress(piece.place.span.nbytes)
 
 
 def _content(output: PartialFile, piece: _Piece, at: int) -> memoryview | bytearray:
-    """What stands in a piece's place from now on."""
+    """Return the new bytes of a piece's place."""
     if piece.place.is_contiguous:
         return bytes_of(piece.values)
     return laid(output.read(at, piece.place.span.nbytes), piece.place, piece.values)
 
 
-def survey(patches: Iterable[Patch], reader: TensorReader, account: Account) -> None:
+def count_losses(patches: Iterable[Patch], reader: TensorReader, account: Account) -> None:
     """Count the losses as ``put`` does, without writing."""
     for piece in _made((patch for patch in patches if patch.is_cast), reader):
-        account.add_losses(piece)
+        _count_losses(piece, account)
+
+
+def _count_losses(piece: _Piece, account: Account) -> None:
+    account.losses[piece.name] = account.losses.get(piece.name, Losses()) + piece.lost
 
 
 def overwritten(patches: Iterable[Patch]) -> list[ByteSpan]:
-    """The runs of the file of which :func:`put` leaves no byte, in order and apart."""
+    """Return the runs of the file of which :func:`put` leaves no byte, in order and disjoint."""
     places = [patch.place for patch in patches if patch.fills_its_place]
     runs = joined_runs((place.offset, place.offset + place.nbytes) for place in places)
     return [ByteSpan(places[0].source, start, end - start) for start, end in runs]
@@ -234,30 +224,30 @@ def check(
     account: Account,
     shift: int = 0,
 ) -> None:
-    """Read the targets back: what was made by its checksum, what was moved beside its source.
+    """Read the targets back: compare made values by checksum, and moved values with their source.
 
     Raises:
         DamagedError: a byte differs.
     """
-    with SourceFile(output.path) as written:
+    with LocalFile(output.path) as written:
         for patch in patches:
             if patch.is_plain:
                 _compare(written, patch, reader, shift)
             else:
                 found = _checksum(written, patch, shift)
-                expect(found == account.checksums[patch.name], patch.name, output.path)
+                expect(found == account.made[patch.name], patch.name, output.path)
 
 
-def _compare(written: SourceFile, patch: Patch, reader: TensorReader, shift: int) -> None:
+def _compare(written: Source, patch: Patch, reader: TensorReader, shift: int) -> None:
     at, nbytes = patch.place.offset + shift, patch.place.nbytes
     for start in range(0, nbytes, BLOCK):
         count = min(BLOCK, nbytes - start)
         wanted = reader.read(patch.source.chunks[0].span, start, count)
-        expect(written.read(at + start, count) == wanted, patch.name, written.path)
+        expect(written.read(at + start, count) == wanted, patch.name, Path(written.name))
 
 
-def _checksum(written: SourceFile, patch: Patch, shift: int) -> int:
-    """Of the target's values in the copy, as :func:`put` takes it."""
+def _checksum(written: Source, patch: Patch, shift: int) -> int:
+    """Return the checksum of the target's values in the copy, computed as :func:`put` does it."""
     kind, crc = element_dtype(patch.target), 0
     for ours, _ in pieces(patch):
         data = written.read(ours.span.offset + shift, ours.span.nbytes)
@@ -286,7 +276,7 @@ class Parts(NamedTuple):
 
 
 def _made(patches: Iterable[Patch], reader: TensorReader) -> Iterator[_Piece]:
-    """The values of all targets, in their order; several threads make them."""
+    """Yield the values of all targets, in their order; several threads make them."""
     parts = (Parts(patch, *both) for patch in patches for both in pieces(patch))
     return side_by_side(partial(_piece, reader), parts, _nbytes)
 
@@ -302,7 +292,7 @@ def _piece(reader: TensorReader, parts: Parts) -> _Piece:
 
 
 def values_for(patch: Patch, reader: TensorReader, theirs: Chunk) -> tuple[Array, Losses]:
-    """A part of the source in the target's type, and what the cast has cost."""
+    """Return a part of the source in the target's dtype, and the losses of the cast."""
     kind = element_dtype(patch.target)
     if patch.is_cast:
         made = converted(chunk_values(reader, patch.source, theirs, room()), kind)
@@ -311,17 +301,17 @@ def values_for(patch: Patch, reader: TensorReader, theirs: Chunk) -> tuple[Array
 
 
 def laid(there: bytes, ours: Chunk, values: Array) -> bytearray:
-    """The bytes of a part of the target with its new values; bytes between the elements stay."""
+    """Return a part of the target with new values; bytes between the elements stay."""
     content = bytearray(there)
     strided(content, ours, values.dtype)[...] = values
     return content
 
 
 def pieces(patch: Patch, limit: int | None = None) -> Iterator[tuple[Chunk, Chunk]]:
-    """(part of the target, the same part of the source), each of at most ``limit`` bytes.
+    """Yield parts of the target, each with the same part of the source.
 
-    By default of ``PIECE`` bytes. The target's parts lie together in the file; those of a source
-    in another order may lie far apart.
+    A part has at most ``limit`` bytes, by default ``PIECE``. A part of the target lies together in
+    the file; the same part of a source in another order may be scattered.
     """
     widths = patch.target.dtype.itemsize, patch.source.dtype.itemsize
     yield from _halved(*patch.aligned, widths, limit or PIECE)

@@ -1,9 +1,9 @@
-"""Writes safetensors: 8 bytes of header length, a JSON header, then the tensors without holes.
+"""A writer of safetensors files: header length, a JSON header, then tensors without holes.
 
-The header is ours, since the library's writer wants every tensor in memory at once; the order is
-the library's (wide types first, then by name), which keeps every tensor aligned to its width. The
-library is the judge of the result: :func:`check` reopens it with ``safe_open`` before it replaces
-anything.
+The length takes 8 bytes. The header is written here, since the library's writer wants every tensor
+in memory at once. The order is the library's (wide dtypes first, then by name), which keeps every
+tensor aligned to its width. The library judges the result: :func:`check` reopens the file with
+``safe_open`` before the file replaces another.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import json
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from ckptool.casting import Casting
 from ckptool.errors import UnsupportedError
-from ckptool.formats.base import SourceFile, TensorReader
+from ckptool.formats.base import TensorReader
 from ckptool.formats.safetensors_file import LENGTH_BYTES, METADATA, parse_json
-from ckptool.numerics import Progress, no_progress
-from ckptool.tree import TensorRef
-from ckptool.writers.base import PartialFile, expect
-from ckptool.writers.transfer import Account, Move, to_read_back, transfer
-from ckptool.writers.values import Run, check_runs
+from ckptool.process.progress import Progress, no_progress
+from ckptool.sources.base import Source
+from ckptool.tensors.casting import Casting
+from ckptool.tree.nodes import TensorRef
+from ckptool.writers.files.whole_file import PartialFile, expect
+from ckptool.writers.transfer import Move, to_read_back, transfer
+from ckptool.writers.values import Account, WrittenRun, check_runs
 
 ALIGNMENT = 8
 
@@ -33,14 +34,14 @@ def write(
     casting: Casting | None = None,
     account: Account | None = None,
     progress: Progress = no_progress,
-) -> tuple[Run, ...]:
+) -> tuple[WrittenRun, ...]:
     """Write the tensors under their names; shared storages are written once for each name.
 
     Returns:
-        The runs of bytes that are not as they were read, for :func:`check_written`.
+        The runs of bytes that differ from the bytes read, for :func:`check_written`.
 
     Raises:
-        UnsupportedError: a type or a name that the format cannot hold.
+        UnsupportedError: a dtype or a name that the format cannot hold.
     """
     casting, account = casting or Casting(), account or Account()
     output.write(header(tensors, metadata, casting))
@@ -58,10 +59,10 @@ def _ordered(tensors: Mapping[str, TensorRef], casting: Casting) -> list[tuple[s
 def header(
     tensors: Mapping[str, TensorRef], metadata: Mapping[str, str], casting: Casting
 ) -> bytes:
-    """The beginning of the file.
+    """Return the beginning of the file, up to its first value.
 
     Raises:
-        UnsupportedError: a type or a name that the format cannot hold.
+        UnsupportedError: a dtype or a name that the format cannot hold.
     """
     entries: dict[str, object] = {METADATA: dict(metadata)}
     offset = 0
@@ -73,8 +74,8 @@ def header(
     return _encoded(entries)
 
 
-def with_metadata(file: SourceFile, metadata: Mapping[str, str]) -> bytes:
-    """The header of a file, with other metadata; names, order and offsets stay."""
+def with_metadata(file: Source, metadata: Mapping[str, str]) -> bytes:
+    """Return the header of a file with other metadata; names, order and offsets stay."""
     length = int.from_bytes(file.read(0, LENGTH_BYTES), "little")
     fields = parse_json(file.read(LENGTH_BYTES, length))
     fields.pop(METADATA, None)
@@ -106,7 +107,7 @@ def _tag(name: str, ref: TensorRef, casting: Casting) -> str:
 
 
 def _shape(ref: TensorRef) -> list[int]:
-    """Safetensors counts the values of packed types, torch their bytes."""
+    """Return the shape in values, as safetensors counts packed dtypes; torch counts their bytes."""
     if ref.dtype.packed == 1 or not ref.shape:
         return list(ref.shape)
     return [*ref.shape[:-1], ref.shape[-1] * ref.dtype.packed]
@@ -131,12 +132,12 @@ def check_written(
     path: Path,
     tensors: Mapping[str, TensorRef],
     casting: Casting | None = None,
-    runs: Iterable[Run] = (),
+    runs: Iterable[WrittenRun] = (),
 ) -> None:
-    """Hold a written file against what :func:`write` was given, and against what it returned.
+    """Compare a written file with what :func:`write` was given, and with what it returned.
 
     Raises:
-        DamagedError: the library does not read it, or reads other names, types, shapes or bytes.
+        DamagedError: the library does not read it, or reads other names, dtypes, shapes or bytes.
     """
     from safetensors import safe_open
 

@@ -1,14 +1,15 @@
 """A state dict in several files, with the index by which Hugging Face's loaders find the tensors.
 
-``model-00001-of-00003.safetensors`` … and ``model.safetensors.index.json``, split and written as
-``huggingface_hub.save_torch_state_dict`` does it: tensors in their order, a new shard when the next
-tensor would exceed the size, one that is larger than the size alone in a shard of its own.
+The files are ``model-00001-of-00003.safetensors`` … and ``model.safetensors.index.json``. They are
+split and written as ``huggingface_hub.save_torch_state_dict`` does it. The tensors keep their
+order. A new shard begins when the next tensor would exceed the size limit. A tensor that is larger
+than the limit has a shard of its own.
 
-The index is what makes the shards a checkpoint, so it is the mark of completion: it is put in place
-last, and taken away first when a set is replaced, with those of its shards that the new set does
-not have. A loader finds a whole set or none. While files are put in place, a hidden journal says
-which they are: of a run that is killed before the index, the next one removes those that it finds
-unchanged, and nothing else.
+The index makes the shards a checkpoint, so it marks completion. It is put in place last. When a set
+is replaced, the old index is removed first, with those of its shards that the new set does not
+have. So a loader finds a whole set or none. While files are put in place, a hidden journal lists
+them. If a run is killed before the index is in place, the next run removes the files of the journal
+that are unchanged, and nothing else.
 
 Source: huggingface_hub 2.4 ``serialization/_base.py``, ``serialization/_torch.py``.
 """
@@ -25,20 +26,21 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from ckptool.casting import Casting
 from ckptool.errors import CkptError, OutputError, UsageError
-from ckptool.formats.base import SourceFile
 from ckptool.formats.safetensors_file import parse_json
 from ckptool.formats.sharded import MAX_INDEX
-from ckptool.interrupts import held
-from ckptool.tree import TensorRef
-from ckptool.writers.base import PartialFile, scratch_file, sync_folder, whole_file
-from ckptool.writers.partial import remove_second_name, taken_over, target_of
+from ckptool.process.signals import held
+from ckptool.sources.base import Source
+from ckptool.sources.local import LocalFile
+from ckptool.tensors.casting import Casting
+from ckptool.tree.nodes import TensorRef
+from ckptool.writers.files.partial import remove_second_name, taken_over, target_of
+from ckptool.writers.files.whole_file import PartialFile, scratch_file, sync_folder, whole_file
 
 INDEX = ".index.json"
 JOURNAL = "begun"  # file name -> device, inode, bytes, time of the last change
 SUFFIX = ".safetensors"
-FOLDER_NAME = "model.safetensors"  # what Hugging Face's loaders look for in a folder
+FOLDER_NAME = "model.safetensors"  # the name for which Hugging Face's loaders look in a directory
 
 UNITS = {
     "": 1, "b": 1,
@@ -48,10 +50,10 @@ UNITS = {
 
 
 def parse_size(text: str) -> int:
-    """``5GB`` as 5,000,000,000 bytes, ``5GiB`` as 5,368,709,120.
+    """Return a size in bytes: 5,000,000,000 for ``5GB``, 5,368,709,120 for ``5GiB``.
 
     Raises:
-        UsageError: no size.
+        UsageError: the text is no size.
     """
     match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([a-zA-Z]*)\s*", text)
     factor = UNITS.get(match[2].lower()) if match else None
@@ -71,7 +73,7 @@ class Shard(NamedTuple):
 def plan_shards(
     output: Path, tensors: Mapping[str, TensorRef], casting: Casting, limit: int | None
 ) -> tuple[Shard, ...]:
-    """The files to write: one at ``output``, or several beside it when one would be too large."""
+    """Return the files to write: ``output``, or several beside it if one would be too large."""
     groups = _groups(tensors, casting, limit) if limit else []
     if len(groups) < 2:
         return (Shard(output, tensors),)
@@ -103,12 +105,12 @@ def _groups(tensors: Mapping[str, TensorRef], casting: Casting, limit: int) -> l
 
 
 def index_path(output: Path) -> Path:
-    """Of the index for shards of ``output``."""
+    """Return the path of the index for shards of ``output``."""
     return output.with_name(output.name + INDEX)
 
 
 def index_of(shards: Sequence[Shard], casting: Casting, tied: Mapping[str, str]) -> bytes:
-    """The index: sizes, names that stand for another one, and the file of each tensor."""
+    """Return the index: sizes, names that stand for another name, and the file of each tensor."""
     refs = [ref for shard in shards for ref in shard.tensors.values()]
     total = sum(map(casting.nbytes_of, refs))
     files = {name: shard.path.name for shard in shards for name in shard.tensors}
@@ -118,21 +120,21 @@ def index_of(shards: Sequence[Shard], casting: Casting, tied: Mapping[str, str])
 
 
 def left_over(index: Path, shards: Iterable[Path]) -> tuple[Path, ...]:
-    """Shards of the set that an index at this place describes, which a new set does not replace.
+    """Return shards of the set of an index at this path that a new set does not replace.
 
-    Only files that are called as shards of this output, beside the index.
+    These are only files beside the index whose names are those of shards of this output.
     """
     called, new = _called(index), {path.name for path in shards}
     old = sorted(name for name in _shards_named(index) - new if called.fullmatch(name))
     return tuple(path for path in map(index.with_name, old) if path.is_file())
 
 
-def tidy(index: Path, outputs: Iterable[Path], inputs: Iterable[SourceFile] = ()) -> None:
-    """Remove what a killed run for these outputs has left.
+def tidy(index: Path, outputs: Iterable[Path], inputs: Iterable[Source] = ()) -> None:
+    """Remove the files that a killed run left for these outputs.
 
-    Second names, files on their way, also to shards of another size, and shards without an index;
-    of these only those that its journal has, that are still what it has put there, and that
-    are no inputs.
+    These are second names, partial files (also of shards of another size), and shards without an
+    index. Shards are removed only if the journal lists them, they are still the files that the run
+    put in place, and they are not inputs.
     """
     for path in outputs:
         remove_second_name(Path(os.path.realpath(path)))
@@ -140,19 +142,19 @@ def tidy(index: Path, outputs: Iterable[Path], inputs: Iterable[SourceFile] = ()
     for path in (index, *_on_their_way(index)):
         with taken_over(path):
             pass
-    kept = [[file.status.st_dev, file.status.st_ino] for file in inputs]
+    kept = {source.identity for source in inputs}
     with taken_over(_journal_of(index)) as left:
         if left is None or os.path.lexists(index):
             return
         for name, identity in _journal_in(left).items():
             path = index.parent / os.path.basename(name)  # noqa: PTH119 - Path refuses some names
             is_ours = path.name == name and _identity(path) == identity
-            if is_ours and identity[:2] not in kept:
+            if is_ours and tuple(identity[:2]) not in kept:
                 path.unlink()
 
 
 def _on_their_way(index: Path) -> Iterator[Path]:
-    """The shards, of any size, to which a file is on its way."""
+    """Yield the shards, of any size, that have a partial file."""
     called = _called(index)
     try:
         names = os.listdir(index.parent)  # noqa: PTH208 - names are all that is asked for
@@ -165,7 +167,7 @@ def _on_their_way(index: Path) -> Iterator[Path]:
 
 
 def _called(index: Path) -> re.Pattern[str]:
-    """How the shards of the set are called that an index at this place describes."""
+    """Return the pattern of the names of the shards of an index at this path."""
     name = re.escape(index.name.removesuffix(INDEX).removesuffix(SUFFIX))
     return re.compile(rf"{name}-\d{{5,}}-of-\d{{5,}}{re.escape(SUFFIX)}")
 
@@ -175,7 +177,7 @@ def _journal_of(index: Path) -> Path:
 
 
 def _journal(files: Sequence[PartialFile], targets: Sequence[Path]) -> bytes:
-    """What is put in place beside the index."""
+    """Return the journal: the identities of files that are put in place beside the index."""
     folder = targets[-1].parent
     pairs = zip(files[:-1], targets[:-1], strict=True)
     begun = {at.name: _identity(file.path) for file, at in pairs if at.parent == folder}
@@ -184,7 +186,7 @@ def _journal(files: Sequence[PartialFile], targets: Sequence[Path]) -> bytes:
 
 def _journal_in(left: Path) -> dict[str, list[int]]:
     try:
-        with SourceFile(left) as file:
+        with LocalFile(left) as file:
             begun = parse_json(file.head(MAX_INDEX)).get(JOURNAL)
     except CkptError:
         return {}
@@ -192,7 +194,7 @@ def _journal_in(left: Path) -> dict[str, list[int]]:
 
 
 def _identity(path: Path) -> list[int] | None:
-    """Of a regular file, as long as nobody writes to it; links and renames keep it."""
+    """Return the identity of a regular file, which links and renames keep and writes change."""
     try:
         status = path.lstat()
     except OSError:
@@ -203,9 +205,9 @@ def _identity(path: Path) -> list[int] | None:
 
 
 def _shards_named(index: Path) -> set[str]:
-    """What an index lists; nothing where there is none that can be read."""
+    """Return the shards that an index lists; an empty set if there is no readable index."""
     try:
-        with SourceFile(index) as file:
+        with LocalFile(index) as file:
             weight_map = parse_json(file.head(MAX_INDEX))["weight_map"]
         return {name for name in weight_map.values() if isinstance(name, str)}
     except (CkptError, KeyError, AttributeError, TypeError):
@@ -213,7 +215,7 @@ def _shards_named(index: Path) -> set[str]:
 
 
 def refuse_other_form(output: Path, *, sharded: bool) -> None:
-    """Neither form of an output may stand beside the other: loaders differ in which they take.
+    """Refuse an output whose other form exists: loaders differ in which of the two they take.
 
     Raises:
         OutputError: the other form is there.
@@ -231,13 +233,14 @@ def refuse_other_form(output: Path, *, sharded: bool) -> None:
 def whole_files(
     targets: Sequence[Path], *, force: bool, gone: Iterable[Path] = ()
 ) -> Iterator[list[PartialFile]]:
-    """Several files that appear together, the last one last; none of them when the block fails.
+    """Create several files together, the last one last; none of them if the block fails.
 
-    Everything is on the disk before the first is put in place, and no signal comes between. The
-    last is what makes the others count, so an old one goes first, and then what is to be ``gone``.
+    Everything is on the disk before the first file is put in place, and signals wait until the last
+    one is. The last file makes the others count, so an old one is removed first, and then the files
+    in ``gone``.
 
     Raises:
-        OutputError: see :func:`~ckptool.writers.base.whole_file`.
+        OutputError: see :func:`~ckptool.writers.files.whole_file.whole_file`.
     """
     placed: list[Path] = []
     try:
@@ -269,6 +272,6 @@ def whole_files(
 
 
 def _note(placed: list[Path], target: Path, kind: type[BaseException] | None, *_: object) -> None:
-    """Remember what was put in place without an error."""
+    """Remember the files that were put in place without an error."""
     if kind is None:
         placed.append(target)

@@ -1,8 +1,8 @@
-"""A planned state dict and the files that it becomes: one, or shards with their index.
+"""A planned state dict and the files that it becomes: one file, or shards with their index.
 
-The plan is made before anything is written, and is what ``--dry-run`` reports: which files, which
-tensors in each, in which types, and which names are left to a note because they are the same tensor
-as another (safetensors has no way to say that two names share their bytes).
+The plan is made before anything is written. ``--dry-run`` reports it: the files, the tensors in
+each, their dtypes, and the shared tensors. safetensors has no way to say that two names share their
+bytes, so one name is written and the others are recorded in the metadata or the index.
 """
 
 from __future__ import annotations
@@ -11,33 +11,33 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ckptool.casting import Casting
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import TensorReader
-from ckptool.numerics import Progress, no_progress
-from ckptool.provenance import KEY
-from ckptool.tree import TensorRef
+from ckptool.formats.provenance import KEY
+from ckptool.process.progress import Progress, no_progress
+from ckptool.tensors.casting import Casting
+from ckptool.tree.nodes import TensorRef
 from ckptool.writers import safetensors_file, torch_zip
-from ckptool.writers.base import PartialFile, expect
+from ckptool.writers.files.whole_file import PartialFile, expect
 from ckptool.writers.shards import Shard, index_of, index_path, left_over, plan_shards
-from ckptool.writers.transfer import Account, Move, transfer
-from ckptool.writers.values import Run, check_runs
+from ckptool.writers.transfer import Move, transfer
+from ckptool.writers.values import Account, WrittenRun, check_runs
 
 
 class StateDict(NamedTuple):
-    """What is written where."""
+    """The plan of an output: its files, and the tensors in each."""
 
-    output: Path  # as it was named; with several shards none of the files
+    output: Path  # as it was named; none of the files if there are several shards
     kind: str  # safetensors | torch-zip
     shards: tuple[Shard, ...]
     casting: Casting
-    noted: Mapping[str, str]  # names that are not written, because another is the same tensor
+    noted: Mapping[str, str]  # names that are not written, since they share another name's tensor
     wrap: str | None = None
-    damaged: bool = False  # taken all the same, if it is
+    damaged: bool = False  # the source may be damaged, and is taken all the same
 
     @property
     def index_file(self) -> Path | None:
-        """The file that says which shard has which tensor; None: there is one file."""
+        """The index file, which says which shard has which tensor; None if there is one file."""
         return index_path(self.output) if len(self.shards) > 1 else None
 
     @property
@@ -48,24 +48,24 @@ class StateDict(NamedTuple):
 
     @property
     def left_over(self) -> tuple[Path, ...]:
-        """Shards of an earlier set under this name, which would stay beside the new one."""
+        """Shards of an earlier set under this name, which would stay beside the new set."""
         shards = (shard.path for shard in self.shards)
         return left_over(self.index_file, shards) if self.index_file else ()
 
     @property
     def values(self) -> Iterator[tuple[str, TensorRef]]:
-        """What is written once, under the name by which its losses are told."""
+        """The tensors that are written, each once, under the names by which losses are reported."""
         for shard in self.shards:
             yield from FORMATS[self.kind].values(shard.tensors, self.casting)
 
     @property
     def cast(self) -> Iterator[tuple[str, TensorRef]]:
-        """What changes its type."""
+        """The tensors that change their dtype."""
         return ((name, ref) for name, ref in self.values if self.casting.is_cast(ref))
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all values."""
+        """Size of all values, in bytes."""
         refs = (ref for shard in self.shards for ref in shard.tensors.values())
         return sum(map(self.casting.nbytes_of, refs))
 
@@ -81,10 +81,10 @@ def plan_state_dict(
     max_shard: int | None = None,
     damaged: bool = False,
 ) -> StateDict:
-    """The files for ``tensors``, of which those in ``noted`` are left out.
+    """Return the plan of the files for ``tensors``, without the names in ``noted``.
 
     Raises:
-        UnsupportedError: a type or a name that the format cannot hold.
+        UnsupportedError: a dtype or a name that the format cannot hold.
     """
     written = {name: ref for name, ref in tensors.items() if name not in noted}
     shards = plan_shards(output, written, casting, max_shard)
@@ -101,10 +101,10 @@ def write(
     note: str,
     progress: Progress = no_progress,
 ) -> None:
-    """Write the plan into ``files``, one for each of its paths, and hold them against it.
+    """Write the plan into ``files``, one for each of its paths, and compare the files with it.
 
     Raises:
-        DamagedError: what was written does not read back as planned.
+        DamagedError: a file does not read back as planned.
         OutputError: there is no room.
     """
     files[0].need(plan.nbytes)
@@ -116,22 +116,23 @@ def write(
         files[-1].write(index_of(plan.shards, plan.casting, plan.noted))
 
 
-def survey(
+def count_losses(
     plan: StateDict, reader: TensorReader, account: Account, progress: Progress = no_progress
 ) -> None:
-    """Cast without writing, for the account of what is lost: the same as with writing."""
+    """Cast without writing, as a dry run does, and count the losses that writing would have."""
     moves = [Move(name, ref, 0) for name, ref in plan.cast]
     transfer(moves, reader, plan.casting, account, progress=progress)
 
 
 class Format(NamedTuple):
-    """How a state dict becomes a file: a row of ``FORMATS``."""
+    """The functions that write a state dict in one format: a row of ``FORMATS``."""
 
-    refuse: Callable[[Mapping[str, TensorRef], Casting], object]  # what it cannot hold
+    refuse: Callable[[Mapping[str, TensorRef], Casting], object]  # raises if it cannot hold them
     write: Callable[
-        [StateDict, Shard, PartialFile, TensorReader, Account, str, Progress], tuple[Run, ...]
+        [StateDict, Shard, PartialFile, TensorReader, Account, str, Progress],
+        tuple[WrittenRun, ...],
     ]
-    check: Callable[[StateDict, Shard, Path, tuple[Run, ...]], None]
+    check: Callable[[StateDict, Shard, Path, tuple[WrittenRun, ...]], None]
     values: Callable[[Mapping[str, TensorRef], Casting], Iterable[tuple[str, TensorRef]]]
 
 
@@ -147,15 +148,17 @@ def _write_safetensors(
     account: Account,
     note: str,
     progress: Progress,
-) -> tuple[Run, ...]:
-    noted = {} if plan.index_file else plan.noted  # shards leave it to the index
-    metadata = {**noted, "format": "pt", KEY: note}  # transformers wants the format
+) -> tuple[WrittenRun, ...]:
+    noted = {} if plan.index_file else plan.noted  # the index of shards has them
+    metadata = {**noted, "format": "pt", KEY: note}  # transformers requires the format
     return safetensors_file.write(
         file, shard.tensors, reader, metadata, plan.casting, account, progress
     )
 
 
-def _check_safetensors(plan: StateDict, shard: Shard, path: Path, runs: tuple[Run, ...]) -> None:
+def _check_safetensors(
+    plan: StateDict, shard: Shard, path: Path, runs: tuple[WrittenRun, ...]
+) -> None:
     safetensors_file.check_written(path, shard.tensors, plan.casting, runs)
 
 
@@ -167,14 +170,14 @@ def _write_torch(
     account: Account,
     note: str,
     progress: Progress,
-) -> tuple[Run, ...]:
+) -> tuple[WrittenRun, ...]:
     return torch_zip.write(
         file, shard.tensors, reader, plan.wrap, plan.casting, account, progress, note,
         damaged=plan.damaged,
     )  # fmt: skip
 
 
-def _check_torch(plan: StateDict, shard: Shard, path: Path, runs: tuple[Run, ...]) -> None:
+def _check_torch(plan: StateDict, shard: Shard, path: Path, runs: tuple[WrittenRun, ...]) -> None:
     with open_checkpoint(path) as written:
         tree = written.tree if plan.wrap is None else written.tree[plan.wrap]
         found = {name: (ref.dtype, ref.shape) for name, ref in tree.items()}

@@ -1,10 +1,10 @@
-"""Writes a state dict as ``torch.save`` would, without torch.
+"""A writer of state dicts as ``torch.save`` writes them, without torch.
 
-The archive has the records that torch's has (see ``formats/torch_zip.py``): the pickle, the byte
-order, one record a storage, aligned to 64 bytes by padding in the local header, each with its
-checksum. The pickle names only what ``torch.load(weights_only=True)`` allows. Tensors that view
-the same bytes of the source share one storage, so ties survive, also a cast: it is the storage that
-is cast, once.
+The archive has torch's records (see ``formats/torch_records.py``): the pickle, the byte order, and
+one record a storage. Each record has its checksum, and is aligned to 64 bytes by padding in the
+local header. The pickle names only classes that ``torch.load(weights_only=True)`` allows. Tensors
+that view the same bytes of the source share one storage, so ties survive. They also survive a cast,
+since the storage is cast, once.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
-from ckptool.casting import Casting
 from ckptool.dtypes import DType
 from ckptool.errors import UnsupportedError
 from ckptool.formats.base import TensorReader
-from ckptool.formats.torch_zip import PROVENANCE
-from ckptool.formats.zip_checksums import checksummed_records
-from ckptool.numerics import Progress, no_progress
-from ckptool.tree import ByteSpan, Chunk, TensorRef, contiguous_strides, extent
-from ckptool.writers.base import PartialFile
-from ckptool.writers.transfer import Account, Move, to_read_back, transfer
-from ckptool.writers.values import Run
+from ckptool.formats.torch_records import PROVENANCE
+from ckptool.formats.zips.checksums import known_checksums
+from ckptool.process.progress import Progress, no_progress
+from ckptool.sources.base import ByteSpan
+from ckptool.tensors.casting import Casting
+from ckptool.tree.geometry import contiguous_strides, extent
+from ckptool.tree.nodes import Chunk, TensorRef
+from ckptool.writers.files.whole_file import PartialFile
+from ckptool.writers.transfer import Move, to_read_back, transfer
+from ckptool.writers.values import Account, WrittenRun
 from ckptool.writers.zip_archive import ArchiveWriter
 
 ARCHIVE = "archive"
@@ -41,14 +42,14 @@ def write(
     note: str | None = None,
     *,
     damaged: bool = False,
-) -> tuple[Run, ...]:
+) -> tuple[WrittenRun, ...]:
     """Write ``{name: tensor}``, or ``{wrap: {name: tensor}}``; ``note`` is the provenance.
 
-    Where the source may be ``damaged``, and is taken all the same, its whole records keep the
-    checksums that they have there, and the copy shows the damage as the source did.
+    With ``damaged``, the source may be damaged and is taken all the same. Its whole records then
+    keep their stored checksums, so that the copy shows the damage as the source did.
 
     Returns:
-        The runs of bytes that are not as they were read, to be read back.
+        The runs of bytes that differ from the bytes read, to be read back.
 
     Raises:
         UnsupportedError: a tensor that has no values or no plain form.
@@ -58,7 +59,7 @@ def write(
     archive = ArchiveWriter(output)
     archive.add_bytes(f"{ARCHIVE}/data.pkl", _pickle(tensors, storages, wrap))
     archive.add_bytes(f"{ARCHIVE}/byteorder", b"little")
-    known = _known_checksums(reader, storages) if damaged else {}
+    known = _stored_checksums(reader, storages) if damaged else {}
     checksums: dict[int, int] = {}
     moves = []
     for storage in storages:
@@ -80,7 +81,7 @@ def write(
 
 @dataclass(slots=True)
 class Storage:
-    """A storage to write: a run of the source's bytes, or one tensor's values put in order."""
+    """A storage to write: a run of the source's bytes, or the reordered values of one tensor."""
 
     key: int
     values: TensorRef  # the run as a flat tensor, or the tensor
@@ -90,12 +91,12 @@ class Storage:
 
     @property
     def name(self) -> str:
-        """Of its first tensor, for the account of what a cast loses."""
+        """The name of its first tensor, for the counts of what a cast loses."""
         return next(iter(self.views))
 
     @property
     def nbytes(self) -> int:
-        """Bytes as they are written."""
+        """Size as it is written, in bytes."""
         return self.values.numel * self.dtype.itemsize
 
     @property
@@ -105,12 +106,12 @@ class Storage:
 
     @property
     def is_copied(self) -> bool:
-        """Whether it is bytes of the source as they stand."""
+        """Whether it is a run of the source's bytes that is written unchanged."""
         return self.is_run and self.dtype is self.values.dtype
 
 
 def plan_storages(tensors: Mapping[str, TensorRef], casting: Casting) -> list[Storage]:
-    """One storage for each run of overlapping bytes; rearranged tensors get their own.
+    """Return one storage for each run of overlapping bytes; rearranged tensors get their own.
 
     Raises:
         UnsupportedError: a tensor without plain stored values.
@@ -138,7 +139,7 @@ def _keeps_bytes(name: str, ref: TensorRef, casting: Casting) -> bool:
 
 
 def _is_dense(chunk: Chunk) -> bool:
-    """Whether there is nothing between the elements, which a cast would take for values."""
+    """Return whether nothing lies between the elements, which a cast would take for values."""
     numel = 1
     for size in chunk.shape:
         numel *= size
@@ -164,7 +165,7 @@ def _overlapping(tensors: Mapping[str, TensorRef], casting: Casting) -> list[Sto
 
 
 def _flat(span: ByteSpan, ref: TensorRef) -> TensorRef:
-    """A run of bytes as a tensor of one dimension."""
+    """Return a run of bytes as a tensor of one dimension."""
     shape = (span.nbytes // ref.dtype.itemsize,)
     return TensorRef(ref.dtype, shape, (Chunk(span, (0,), shape, (1,)),), byteorder=ref.byteorder)
 
@@ -175,17 +176,13 @@ def _joins(last: ByteSpan, span: ByteSpan, one: DType, other: DType) -> bool:
     return same_kind and overlaps and (span.offset - last.offset) % one.itemsize == 0
 
 
-def _known_checksums(reader: TensorReader, storages: list[Storage]) -> dict[int, int]:
-    """Of the storages that are whole records of the zips that they come from, by their keys."""
+def _stored_checksums(reader: TensorReader, storages: list[Storage]) -> dict[int, int]:
+    """Return the stored checksums of storages that are whole records of zips, by storage key."""
     copied = [storage for storage in storages if storage.is_copied]
     sources = {storage.span.source for storage in copied}
-    known = {
-        ByteSpan(path, record.offset, record.nbytes): record.crc
-        for path in sources
-        if isinstance(path, Path)
-        for record in checksummed_records(reader.file(path))
-        if record.crc is not None
-    }
+    known: dict[ByteSpan, int] = {}
+    for source in sources.intersection(reader.opened):
+        known |= known_checksums(source)
     return {storage.key: known[storage.span] for storage in copied if storage.span in known}
 
 
@@ -228,7 +225,7 @@ def _pickle_tensor(out: _PickleWriter, ref: TensorRef, storage: Storage, offset:
 
 
 class _PickleWriter:
-    """The few instructions of protocol 2 that a state dict needs."""
+    """A writer of the few instructions of protocol 2 that a state dict needs."""
 
     def __init__(self) -> None:
         self._parts = [b"\x80\x02"]
@@ -243,7 +240,7 @@ class _PickleWriter:
         return self.raw(b"X" + len(data).to_bytes(4, "little") + data)
 
     def named(self, module: str, name: str) -> _PickleWriter:
-        """A class or function: spelled out once, fetched from the memo afterwards."""
+        """Write a class or function: by its name the first time, from the memo afterwards."""
         if (module, name) in self._memo:
             return self.raw(b"h" + self._memo[module, name])
         index = bytes([len(self._memo)])

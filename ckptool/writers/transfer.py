@@ -1,72 +1,57 @@
-"""Values on their way into an output: each byte is read once, looked at, maybe cast, and written.
+"""The transfer of values to an output: each byte is read once, tested, maybe cast, and written.
 
-The places are known beforehand, so that a few threads can take one part after the other from its
-reading to its writing, while it is near the processor: the checksum and the look at the values cost
-no second trip to memory. Memory does not grow with the tensors.
+The offsets are known beforehand, so a few threads can each take one part after the other from its
+reading to its writing, while the part is in the CPU's cache. So the checksum and the test for
+non-finite values cost no second trip to memory. Memory does not grow with the tensors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
-from ckptool.casting import Casting, Losses, converted, room, side_by_side
-from ckptool.crc import Seen, crc32
 from ckptool.dtypes import DType
 from ckptool.formats.base import TensorReader
-from ckptool.numerics import (
-    FiniteTest,
-    Part,
-    Progress,
-    bytes_of,
-    finite_test,
-    no_progress,
-    numpy_dtype,
-    parts,
-)
-from ckptool.tree import ByteSpan, TensorRef
-from ckptool.writers.base import PartialFile
-from ckptool.writers.values import Run
+from ckptool.process.progress import Progress, no_progress
+from ckptool.sources.base import ByteSpan
+from ckptool.tensors.blocks import Part, bytes_of, numpy_dtype, parts, room
+from ckptool.tensors.casting import Casting, Losses, converted, side_by_side
+from ckptool.tensors.crc import Seen, crc32
+from ckptool.tensors.statistics import FiniteTest, finite_test
+from ckptool.tree.nodes import TensorRef
+from ckptool.writers.files.whole_file import PartialFile
+from ckptool.writers.values import Account, WrittenRun
 
 
 class Move(NamedTuple):
-    """A tensor, and where its values begin in the output."""
+    """A tensor, and the offset of its values in the output."""
 
-    name: str  # for the account
+    name: str  # for the statistics
     ref: TensorRef
     offset: int
 
 
-@dataclass(slots=True)
-class Account:
-    """What has been seen on the way."""
-
-    losses: dict[str, Losses] = field(default_factory=dict)  # of the tensors that lost something
-    seen: dict[ByteSpan, Seen] = field(default_factory=dict)  # of the runs that were read
-
-
 class Moved(NamedTuple):
-    """What a move has written."""
+    """The result of a move."""
 
-    run: Run
-    is_made: bool  # not as it was read: a cast, or values that lay otherwise
+    run: WrittenRun
+    is_made: bool  # differs from the bytes read: a cast, or values in another order
 
 
-def to_read_back(moved: Iterable[Moved]) -> tuple[Run, ...]:
-    """Of what was written, that which is not as it was read."""
+def to_read_back(moved: Iterable[Moved]) -> tuple[WrittenRun, ...]:
+    """Return the runs whose values were cast or reordered."""
     return tuple(run for run, is_made in moved if is_made)
 
 
 def passed(tensors: Iterable[TensorRef]) -> frozenset[ByteSpan]:
-    """The runs of bytes of which an account will tell, when these tensors have been moved."""
+    """Return the runs that the statistics will cover when these tensors have been moved."""
     return frozenset(ref.chunks[0].span for ref in tensors if _is_run(ref))
 
 
 def _is_run(ref: TensorRef) -> bool:
-    """Whether the values are bytes of a file in their order."""
+    """Return whether the values are bytes of a file in their order."""
     in_order = len(ref.chunks) == 1 and ref.chunks[0].is_contiguous and not ref.lazy
     return in_order and ref.chunks[0].span.nbytes > 0
 
@@ -79,13 +64,13 @@ def transfer(
     output: PartialFile | None = None,
     progress: Progress = no_progress,
 ) -> list[Moved]:
-    """Write the values in C order, little-endian; without an ``output``, only tell of them.
+    """Write the values in C order, little-endian; without an ``output``, only record statistics.
 
     Returns:
-        What was written, for each of the moves.
+        The result of each move, in their order.
 
     Raises:
-        DamagedError: a source ends before.
+        DamagedError: a source ends before its last byte.
         OSError: the output cannot be written.
     """
     totals = [_Done(at) for at in range(len(moves))]
@@ -102,13 +87,13 @@ def transfer(
             totals[done.move] = totals[done.move].then(done)
             progress(done.written.nbytes)
     for move, total in zip(moves, totals, strict=True):
-        if any(total.lost):
+        if total.lost:
             account.losses[move.name] = total.lost
         if _is_run(move.ref):
             account.seen[move.ref.chunks[0].span] = total.read
     return [
         Moved(
-            Run(move.offset, total.written.nbytes, total.written.crc),
+            WrittenRun(move.offset, total.written.nbytes, total.written.crc),
             casting.is_cast(move.ref) or not move.ref.is_stored_plainly,
         )
         for move, total in zip(moves, totals, strict=True)
@@ -116,12 +101,12 @@ def transfer(
 
 
 class _Given(NamedTuple):
-    """A part of a tensor, and what becomes of it."""
+    """A part of a tensor, with its offset in the output and the dtype of its cast."""
 
-    move: int  # which
+    move: int  # its index
     part: Part
     offset: int  # in the output
-    wanted: DType | None  # None: they keep their type
+    wanted: DType | None  # None: the values keep their dtype
     test: FiniteTest | None
 
 
@@ -132,7 +117,7 @@ class _Done(NamedTuple):
     lost: Losses = Losses()
 
     def then(self, other: _Done) -> _Done:
-        """Of two parts of one move, one behind the other."""
+        """Combine two adjacent parts of one move."""
         if not self.read.nbytes:
             return other
         read = self.read.then(other.read)
@@ -144,7 +129,7 @@ class _Done(NamedTuple):
 def _given(
     moves: Sequence[Move], reader: TensorReader, casting: Casting, output: PartialFile | None
 ) -> Iterator[_Given]:
-    """The parts of all tensors, with room for them in the output."""
+    """Yield the parts of all tensors, after space for them is prepared in the output."""
     end = moves[-1].offset + casting.nbytes_of(moves[-1].ref) if moves else 0
     for nth, (_, ref, start) in enumerate(moves):
         written = casting.dtype_of(ref)
@@ -167,7 +152,7 @@ def _nbytes(given: _Given) -> int:
 
 
 def _made(given: _Given) -> tuple[_Done, memoryview]:
-    """What is written for a part, in memory of this thread until the next is made."""
+    """Return the bytes to write for a part, in this thread's buffer: valid until the next part."""
     values = given.part.values(room())
     as_read = bytes_of(values)
     nbytes, crc = len(as_read), crc32(as_read)

@@ -1,25 +1,34 @@
-"""Values that are no run of bytes of the source are read back.
+"""Statistics of written values, and checks that they read back.
 
-What is copied as it stands is as good as the copy. What was cast, swapped or gathered on the way is
-ours: its checksum is taken on the way out and held against what can be read.
+Values that are copied unchanged are as good as the copy. Values that were cast, swapped or gathered
+are made here: their checksum is computed when they are written, and compared with what can be read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from ckptool.casting import side_by_side
-from ckptool.crc import crc32
-from ckptool.formats.base import SourceFile
-from ckptool.numerics import BLOCK
-from ckptool.writers.base import expect
+from ckptool.sources.base import ByteSpan
+from ckptool.sources.local import LocalFile
+from ckptool.tensors.casting import Losses, side_by_side
+from ckptool.tensors.crc import Seen, checksum
+from ckptool.writers.files.whole_file import expect
 
 
-class Run(NamedTuple):
+@dataclass(slots=True)
+class Account:
+    """Statistics of the values that were read and written."""
+
+    losses: dict[str, Losses] = field(default_factory=dict)  # by tensor
+    seen: dict[ByteSpan, Seen] = field(default_factory=dict)  # of the runs that were read
+    made: dict[str, int] = field(default_factory=dict)  # CRC-32 of targets that a promotion made
+
+
+class WrittenRun(NamedTuple):
     """A run of bytes of the output."""
 
     offset: int
@@ -27,29 +36,17 @@ class Run(NamedTuple):
     crc: int
 
 
-def check_runs(path: Path, runs: Iterable[Run]) -> None:
-    """Read back what was written.
+def check_runs(path: Path, runs: Iterable[WrittenRun]) -> None:
+    """Read the runs back and compare their checksums.
 
     Raises:
         DamagedError: a byte differs.
     """
-    with SourceFile(path) as written:
+    with LocalFile(path) as written:
 
-        def check(run: Run) -> None:
-            found = checksum(partial(_read_from, written, run.offset), run.nbytes)
+        def check(run: WrittenRun) -> None:
+            found = checksum(written.read, run.nbytes, run.offset)
             expect(found == run.crc, f"{run.nbytes} bytes at {run.offset}", path)
 
         for _ in side_by_side(check, runs, attrgetter("nbytes")):
             pass
-
-
-def _read_from(file: SourceFile, start: int, at: int, nbytes: int) -> bytes:
-    return file.read(start + at, nbytes)
-
-
-def checksum(read: Callable[[int, int], bytes], nbytes: int) -> int:
-    """The CRC-32 of the first ``nbytes`` bytes that ``read(offset, size)`` gives, in blocks."""
-    crc = 0
-    for at in range(0, nbytes, BLOCK):
-        crc = crc32(read(at, min(BLOCK, nbytes - at)), crc)
-    return crc

@@ -1,8 +1,8 @@
-"""Writes a zip archive of stored records, each aligned, from its beginning to its end.
+"""A writer of zip archives of stored records, each aligned, from the beginning to the end.
 
-A record's size and checksum are known when its data has been written, or later still: the local
-headers are written at the end, just before the directory. Sizes beyond 32 bits stand in the
-extra field 0x0001; the room up to the alignment is an extra field called ``FB``, as with torch.
+A record's size and checksum are known when its data has been written, or later still. So the local
+headers are written at the end, just before the directory. Sizes beyond 32 bits are in the extra
+field 0x0001; the padding up to the alignment is an extra field called ``FB``, as in torch.
 """
 
 from __future__ import annotations
@@ -12,15 +12,23 @@ from dataclasses import dataclass
 from functools import partial
 from struct import Struct
 
-from ckptool.crc import crc32
-from ckptool.formats.zip_records import END, ZIP64_END, ZIP64_LOCATOR
-from ckptool.writers.base import PartialFile
+from ckptool.formats.zips.headers import (
+    CENTRAL,
+    END,
+    LOCAL,
+    UINT16_MAX,
+    UINT32_MAX,
+    ZIP64_END,
+    ZIP64_LOCATOR,
+)
+from ckptool.tensors.crc import crc32
+from ckptool.writers.files.whole_file import PartialFile
 
 ALIGNMENT = 64
 UTF8_NAME = 0x800
-ZIP64_FROM = 0xFFFFFFFF  # sizes and offsets from here on need 64 bits
-IN_EXTRA = 0xFFFFFFFF  # stands for a number that is in the 64-bit field
-DOS_DATE = 0x21  # 1980-01-01: the same input gives the same bytes
+ZIP64_FROM = UINT32_MAX  # sizes and offsets from here on need 64 bits
+IN_EXTRA = UINT32_MAX  # means that the number is in the 64-bit field
+DOS_DATE = 0x21  # 1980-01-01, so that the same input gives the same bytes
 
 Checksum = Callable[[], int]  # known when it is asked for
 
@@ -34,14 +42,12 @@ class _Record:
     checksum: Checksum = int
 
 
-LOCAL_HEAD = Struct("<4s5H3I2H")
-CENTRAL_HEAD = Struct("<4s6H3I5H2I")
 _SIZES64 = Struct("<2H2Q")
 _CENTRAL64 = Struct("<2H3Q")
 
 
 class ArchiveWriter:
-    """Stored records one after the other, then the directory."""
+    """A writer of stored records one after the other, and then of the directory."""
 
     def __init__(self, output: PartialFile) -> None:
         self._output = output
@@ -54,26 +60,26 @@ class ArchiveWriter:
         self.end(partial(crc32, data))
 
     def begin(self, name: str) -> None:
-        """Begin a record; what is written from now on is its data."""
+        """Begin a record; bytes that are written from now on are its data."""
         encoded, offset = name.encode(), self._output.position
         self._output.skip(len(self._local(encoded, 0, 0, offset)))
         self._records.append(_Record(encoded, offset, self._output.position))
 
     def end(self, checksum: Checksum) -> None:
-        """End it; its header is written when the checksum is known."""
+        """End the record; its header is written when the checksum is known."""
         record = self._records[-1]
         record.size, record.checksum = self._output.position - record.start, checksum
 
     def _local(self, name: bytes, crc: int, size: int, offset: int) -> bytes:
-        """The local header, padded so that the data begins at a multiple of ``ALIGNMENT``.
+        """Return the local header, padded so that the data begins at a multiple of ``ALIGNMENT``.
 
-        The 64-bit sizes are always there: the size is not known when room is left for the header.
+        The 64-bit sizes are always there: the size is not known when space is left for the header.
         """
-        head = LOCAL_HEAD.size + len(name) + _SIZES64.size + 4
+        head = LOCAL.size + len(name) + _SIZES64.size + 4
         padding = -(offset + head) % ALIGNMENT
         extra = _SIZES64.pack(1, 16, size, size) + b"FB" + padding.to_bytes(2, "little")
         extra += b"Z" * padding
-        fixed = LOCAL_HEAD.pack(
+        fixed = LOCAL.pack(
             b"PK\x03\x04",
             45,
             UTF8_NAME,
@@ -89,7 +95,7 @@ class ArchiveWriter:
         return fixed + name + extra
 
     def complete(self) -> list[bytes]:
-        """Write the local headers, and give the entries for the directory."""
+        """Write the local headers, and return the entries for the directory."""
         entries = []
         for record in self._records:
             crc = record.checksum()
@@ -99,7 +105,7 @@ class ArchiveWriter:
         return entries
 
     def finish(self) -> None:
-        """Write the headers; then the central directory and the end records."""
+        """Write the local headers, the central directory and the end records."""
         entries, start = self.complete(), self._output.position
         self._output.write(b"".join(entries))
         write_end(self._output, start, len(entries))
@@ -113,15 +119,15 @@ def add_record(output: PartialFile, name: str, content: bytes) -> bytes:
 
 
 def write_end(output: PartialFile, start: int, count: int) -> None:
-    """The end records, behind a directory of ``count`` entries that began at ``start``."""
+    """Write the end records, behind a directory of ``count`` entries that began at ``start``."""
     size = output.position - start
-    if count >= 0xFFFF or start >= ZIP64_FROM or size >= ZIP64_FROM:
+    if count >= UINT16_MAX or start >= ZIP64_FROM or size >= ZIP64_FROM:
         at = output.position
         output.write(ZIP64_END.pack(b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start))
         output.write(ZIP64_LOCATOR.pack(b"PK\x06\x07", 0, at, 1))
     ends = (
-        min(count, 0xFFFF),
-        min(count, 0xFFFF),
+        min(count, UINT16_MAX),
+        min(count, UINT16_MAX),
         size if size < ZIP64_FROM else IN_EXTRA,
         start if start < ZIP64_FROM else IN_EXTRA,
     )
@@ -133,7 +139,7 @@ def _central(record: _Record, crc: int) -> bytes:
     extra = _CENTRAL64.pack(1, 24, record.size, record.size, record.offset) if is_large else b""
     size = IN_EXTRA if is_large else record.size
     offset = IN_EXTRA if is_large else record.offset
-    fixed = CENTRAL_HEAD.pack(
+    fixed = CENTRAL.pack(
         b"PK\x01\x02", 45, 45, UTF8_NAME, 0, 0, DOS_DATE, crc, size, size,
         len(record.name), len(extra), 0, 0, 0, 0, offset,
     )  # fmt: skip

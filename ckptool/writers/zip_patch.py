@@ -1,60 +1,55 @@
-"""What a torch zip keeps about its bytes, brought up to date in a patched copy.
+"""Checksums and provenance of a torch zip, updated in a patched copy.
 
-Each record has its checksum in the directory, in the local header and maybe behind the data; all
-are refreshed. A storage that another storage replaced as a whole takes over its known checksum
-without a second read; one that was made as a whole has the checksum of what was made. Where every
-checksum is 0 they stay so: the file was written with checksums off, and torch reads it so.
+Each record has its checksum in the directory, in the local header and maybe after the data; all are
+updated. If another storage replaced a whole storage, its known checksum is taken over without a
+second read. If a whole storage was made here, its checksum is known too. If every checksum is 0,
+they stay 0: the file was written with checksums off, and torch reads such a file.
 
-Provenance is one more record at the end, in the archive's folder, which torch never asks for. The
-directory moves behind it; its old entries stay byte for byte.
+Provenance is one more record at the end, in the archive's folder; torch never reads it. The
+directory moves behind that record; its old entries stay byte for byte.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 from ckptool.errors import DamagedError
-from ckptool.formats.base import SourceFile
-from ckptool.formats.byte_sources import FileWindow
-from ckptool.formats.torch_zip import PROVENANCE, TorchRecords
-from ckptool.formats.zip_records import (
-    CENTRAL,
-    END,
-    HAS_DESCRIPTOR,
-    LOCAL,
-    NO_CRC,
-    ZIP64_END,
-    ZIP64_LOCATOR,
-    ZipArchive,
-    ZipRecord,
-)
-from ckptool.tree import ByteSpan
-from ckptool.writers.base import PartialFile
+from ckptool.formats.torch_records import PROVENANCE, TorchRecords
+from ckptool.formats.zips.checksums import known_checksums
+from ckptool.formats.zips.directory import ZipRecord
+from ckptool.formats.zips.headers import CENTRAL, END, LOCAL, ZIP64_END, ZIP64_LOCATOR
+from ckptool.formats.zips.records import HAS_DESCRIPTOR, NO_CRC, ZipArchive
+from ckptool.sources.base import Source
+from ckptool.tensors.crc import checksum
+from ckptool.writers.files.whole_file import PartialFile
 from ckptool.writers.patched_copy import Patch
-from ckptool.writers.values import checksum
 from ckptool.writers.zip_archive import add_record, write_end
 
 CENTRAL_CRC = 16  # offsets of the checksum in each structure
 LOCAL_CRC = 14
+SHORT_DESCRIPTOR = 12  # bytes of one without its signature, with sizes of 32 bits
 DESCRIPTOR_SIGNATURE = b"PK\x07\x08"
 
 
 def finish(
     output: PartialFile,
-    file: SourceFile,
+    file: Source,
     patches: Sequence[Patch],
     made: Mapping[str, int],
     note: str,
 ) -> None:
-    """Refresh the checksums of the records in which targets lie, and add the note.
+    """Update the checksums of the records in which targets lie, and add the note.
 
-    ``made`` has the checksums of the values that did not come as bytes of a file.
+    ``made`` has the checksums of the values that were not copied as bytes of a file.
+
+    Raises:
+        DamagedError: bytes of a record are bytes of another one, or of the directory, too.
     """
-    archive = ZipArchive(FileWindow(file))
+    archive = ZipArchive(file)
+    _refuse_overlaps(archive)
     if any(record.crc != NO_CRC for record in archive.records):
-        known = _known_checksums(archive, file.path)
+        known = known_checksums(file, archive)
         for record, inside in _touched(archive, patches):
             whole = _whole(archive, record, inside)
             crc = made.get(whole.name, known.get(whole.source.chunks[0].span)) if whole else None
@@ -62,11 +57,26 @@ def finish(
     _append(output, archive, note.encode())
 
 
+def _refuse_overlaps(archive: ZipArchive) -> None:
+    """Refuse records that reach into the next one, as their local headers place them.
+
+    The directory does not tell: the name and the extra field in a local header have lengths of
+    their own.
+    """
+    records = sorted(archive.records, key=lambda record: record.header_offset)
+    ends = [record.header_offset for record in records[1:]]
+    directory = archive.records[0].entry_offset
+    for record, end in zip(records, [*ends, directory], strict=True):
+        descriptor = SHORT_DESCRIPTOR if record.flags & HAS_DESCRIPTOR else 0
+        if archive.data_offset(record) + record.compressed_size + descriptor > end:
+            raise DamagedError(f"the record {record.name!r:.80} reaches into what follows it")
+
+
 # --------------------------------------------------------------------------------------- checksums
 
 
 def _touched(archive: ZipArchive, patches: Iterable[Patch]) -> list[tuple[ZipRecord, list[Patch]]]:
-    """The records that hold a target, each with the patches in it."""
+    """Return the records that hold a target, each with the patches in it."""
     records = sorted(archive.records, key=lambda record: record.header_offset)
     starts = [record.header_offset for record in records]
     touched: dict[int, tuple[ZipRecord, list[Patch]]] = {}
@@ -76,17 +86,8 @@ def _touched(archive: ZipArchive, patches: Iterable[Patch]) -> list[tuple[ZipRec
     return list(touched.values())
 
 
-def _known_checksums(archive: ZipArchive, path: Path) -> dict[ByteSpan, int]:
-    """Of what could be a whole source."""
-    return {
-        ByteSpan(path, archive.data_offset(record), record.size): record.crc
-        for record in archive.records
-        if record.crc != NO_CRC
-    }
-
-
 def _whole(archive: ZipArchive, record: ZipRecord, inside: Iterable[Patch]) -> Patch | None:
-    """A patch that overwrites all of a record; others in it then put the same bytes there."""
+    """Return a patch that overwrites all of a record; others in the record write the same bytes."""
     extent = (archive.data_offset(record), record.size)
     return next((p for p in inside if p.fills_its_place and p.place[1:] == extent), None)
 
@@ -94,7 +95,7 @@ def _whole(archive: ZipArchive, record: ZipRecord, inside: Iterable[Patch]) -> P
 def _refresh(output: PartialFile, archive: ZipArchive, record: ZipRecord, crc: int | None) -> None:
     start = archive.data_offset(record)
     if crc is None:
-        crc = checksum(lambda at, nbytes: output.read(start + at, nbytes), record.size)
+        crc = checksum(output.read, record.size, start)
     data = crc.to_bytes(4, "little")
     output.patch(data, record.entry_offset + CENTRAL_CRC)
     header = archive.source.read(record.header_offset, LOCAL.size)
@@ -108,7 +109,7 @@ def _refresh(output: PartialFile, archive: ZipArchive, record: ZipRecord, crc: i
 def _refresh_descriptor(
     output: PartialFile, archive: ZipArchive, record: ZipRecord, crc: bytes
 ) -> None:
-    """The checksum behind the data, whose signature is optional."""
+    """Update the checksum after the data, whose signature is optional."""
     at = archive.data_offset(record) + record.compressed_size
     signed = archive.source.read(at, 4) == DESCRIPTOR_SIGNATURE
     at += 4 if signed else 0
@@ -121,11 +122,11 @@ def _refresh_descriptor(
 
 
 def _append(output: PartialFile, archive: ZipArchive, note: bytes) -> None:
-    """Put the note where the directory began, and the directory behind it.
+    """Put the note at the place of the directory, and the directory behind it.
 
-    The note of an earlier promotion is replaced; where another program put records behind it, its
-    bytes stay, and only the directory forgets it. An archive with more behind its directory than
-    torch writes there keeps that, and gets no note.
+    The note of an earlier promotion is replaced. If another program put records behind that note,
+    its bytes stay, and only the directory drops it. If an archive has more after its directory than
+    torch writes there, that stays, and no note is added.
     """
     if not _has_plain_end(output, archive):
         return
@@ -142,14 +143,14 @@ def _append(output: PartialFile, archive: ZipArchive, note: bytes) -> None:
 
 
 def _entry(output: PartialFile, record: ZipRecord) -> bytes:
-    """A record's entry in the directory, with its name, extra field and comment."""
+    """Return a record's entry in the directory, with its name, extra field and comment."""
     fixed = CENTRAL.unpack(output.read(record.entry_offset, CENTRAL.size))
-    name, extra, comment = fixed[12:15]
+    name, extra, comment = fixed[10:13]
     return output.read(record.entry_offset, CENTRAL.size + name + extra + comment)
 
 
 def _has_plain_end(output: PartialFile, archive: ZipArchive) -> bool:
-    """Whether nothing but the end records follows the directory: no comment, no leftovers."""
+    """Return whether only end records follow the directory, without a comment or other bytes."""
     last = archive.records[-1]
     at = last.entry_offset + len(_entry(output, last))
     tail = output.read(at, output.position - at)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import runs
+from helpers import runs
 
 
 @pytest.fixture(scope="session")

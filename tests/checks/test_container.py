@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,11 @@ import torch
 from safetensors.torch import save_file
 
 from ckptool.commands.verify import Request, chosen_rules, verify_file
-from ckptool.formats.base import SourceFile
 from ckptool.formats.salvage import salvage
-from ckptool.formats.zip_checksums import checksummed_records
-from faults import data_of
+from ckptool.formats.zips.checksums import checksummed_records
+from ckptool.formats.zips.headers import ZIP64_END, ZIP64_LOCATOR
+from ckptool.sources.local import LocalFile
+from helpers.faults import data_of
 
 MODEL = {f"layer.{i}.weight": torch.full((8, 16), i + 1.0) for i in range(6)}
 NBYTES = 8 * 16 * 4  # of each
@@ -211,9 +214,9 @@ def test_zips_in_a_row_are_not_taken_for_one(sizes, tmp_path):
         torch.save(torch.ones(size), tmp_path / "part.pt")
         parts.append((tmp_path / "part.pt").read_bytes())
     path.write_bytes(b"".join(parts))
-    with SourceFile(path) as file:
+    with LocalFile(path) as file:
         assert checksummed_records(file) == []
-    with SourceFile(tmp_path / "part.pt") as file:
+    with LocalFile(tmp_path / "part.pt") as file:
         assert len(checksummed_records(file)) > 3
 
 
@@ -221,3 +224,88 @@ def test_checksums_inside_shards_are_not_passed(zoo, ckptool):
     output = ckptool("verify", zoo / "files/torch_dcp", "--bytes", "--values", "--json")
     states = {check["rule"]: check["state"] for check in output.json["checks"]}
     assert (output.exit_code, states["CK103"], states["CK301"]) == (0, "not-checked", "passed")
+
+
+# ------------------------------------------------------------------------ where the directory lies
+
+
+def with_bytes_before(path: Path, part: str) -> None:
+    """Put bytes between the directory and the zip64 end record, or behind that record."""
+    raw = path.read_bytes()
+    end = raw.rfind(b"PK\5\6")
+    locator = end - ZIP64_LOCATOR.size
+    record = locator - ZIP64_END.size
+    assert raw[locator:].startswith(b"PK\6\7")
+    assert raw[record:].startswith(b"PK\6\6")
+    at = record if part == "the zip64 end record" else locator
+    moved = bytearray(raw[:at] + bytes(40) + raw[at:])
+    if at == record:
+        struct.pack_into("<Q", moved, locator + 40 + 8, record + 40)
+    path.write_bytes(moved)
+
+
+@pytest.mark.parametrize("part", ["the zip64 end record", "the locator"])
+def test_a_flipped_bit_is_found_wherever_the_end_record_lies(part, tmp_path, ckptool):
+    """Torch follows the locator; so does whoever reads the checksums."""
+    path = as_zip(tmp_path / "model.pt")
+    with_bytes_before(path, part)
+    assert torch.load(path)["model"].keys() == MODEL.keys()
+    raw = bytearray(path.read_bytes())
+    raw[place_of(path, "layer.3.weight") + 5] ^= 1
+    path.write_bytes(raw)
+    output = ckptool("verify", path, "--require", "intact", "--bytes", "--json")
+    assert output.exit_code == 1
+    assert only(output, "CK103")["address"] == "model/layer.3.weight"
+
+
+# ------------------------------------------------------------------ a pickle that cannot be parsed
+
+
+def with_a_broken_pickle(path: Path, *, checksum: bool) -> None:
+    """Overwrite an instruction of data.pkl; ``checksum``: the archive's checksum knows of it."""
+    offset, size = data_of(path, "/data.pkl")
+    raw = bytearray(path.read_bytes())
+    old = zlib.crc32(raw[offset : offset + size]).to_bytes(4, "little")
+    raw[offset + 2] = 0xFF
+    new = zlib.crc32(raw[offset : offset + size]).to_bytes(4, "little")
+    path.write_bytes(raw.replace(old, new) if checksum else raw)
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+def test_a_broken_pickle_is_dated_by_its_checksum(command, tmp_path, ckptool):
+    said = {}
+    for checksum in (True, False):
+        path = as_zip(tmp_path / "model.pt")
+        with_a_broken_pickle(path, checksum=checksum)
+        output = ckptool(command, path)
+        said[checksum] = str(output) + output.stderr
+        assert output.exit_code != 0
+    assert "it was written so: the checksum of data.pkl holds" in said[True]
+    assert "it was damaged after it was written" in said[False]
+
+
+def test_a_pickle_damaged_after_writing_breaks_the_rule_of_its_checksum(tmp_path, ckptool):
+    path = as_zip(tmp_path / "model.pt")
+    with_a_broken_pickle(path, checksum=False)
+    assert only(ckptool("verify", path, "--json"), "CK112")["severity"] == "error"
+
+
+def test_checksums_of_an_archive_inside_a_pickle_are_not_called_absent(tmp_path, ckptool):
+    archive = as_zip(tmp_path / "inner.pt").read_bytes()
+    name = b"ctorch.storage\n_load_from_bytes\n"
+    body = name + b"B" + struct.pack("<I", len(archive)) + archive + b"\x85R"
+    path = tmp_path / "outer.pkl"
+    path.write_bytes(b"\x80\x03" + body + b".")
+    output = ckptool("verify", path, "--bytes", "--json")
+    (check,) = [c for c in output.json["checks"] if c["rule"] == "CK103"]
+    assert "checksums, which are not read" in check["reason"]
+    assert ckptool("verify", path, "--require", "intact").exit_code == 1
+
+
+def test_a_header_that_the_library_would_refuse_is_refused_before_it_is_read(tmp_path, ckptool):
+    path = tmp_path / "many.safetensors"
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", 134_894_488) + b'{"a')
+        file.truncate(200_000_000)  # a hole, which nobody should walk through
+    message = only(ckptool("verify", path, "--json"), "CK101")["message"]
+    assert "refuses to read headers above 100,000,000 bytes" in message

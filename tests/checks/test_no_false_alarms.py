@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ckptool.commands.verify import Request, chosen_rules, verify_file
-from paths import FIXTURES, ZOO
+from ckptool.ema.layouts import LAYOUTS
+from helpers.paths import FIXTURES, ZOO
 
 # True alarms, by file: what is wrong with it is what it was made for.
 TRUE = {
@@ -19,11 +20,19 @@ TRUE = {
     "neg_frozen_teacher": {"CK405"},
     "nan_ema": {"CK303"},
     "never_updated": {"CK404", "CK411"},
+    # Averages of parameters whose batch statistics nobody copies.
+    "basicsr/net_g_12.pth": {"CK416"},
+    "diffusers/checkpoint-12/unet/diffusion_pytorch_model.safetensors": {"CK416"},
+    "dit/0000012.pt": {"CK416"},
+    "lightning/swa_not_yet.ckpt": {"CK417"},
+    "lightning/swa.ckpt": {"CK416"},  # Lightning computes them anew at the end
 }
 SWAPPED = {
     "CK406"
 }  # by the habit of the library: the slots are exchanged, which is worth a warning
 YOUNG = {"CK407"}  # runs of a few steps: what a decay of 0.8 or 0.9 leaves of the initial weights
+
+WARMING_UP = {row.name for row in LAYOUTS if row.decay_varies}
 
 FULL = {"bytes": True, "values": True}
 
@@ -31,10 +40,6 @@ FULL = {"bytes": True, "values": True}
 def fixture_rows() -> dict[str, Path]:
     rows = json.loads((FIXTURES / "ema" / "manifest.json").read_text())
     found = {row["file"]: FIXTURES / "ema" / row["file"] for row in rows}
-    found |= {
-        f"ema/{p.name}": p for p in (FIXTURES / "ema").glob("*/*.pt") if p not in found.values()
-    }
-    found |= {f"ema/{p.name}": p for p in (FIXTURES / "ema").glob("emacallback/*.ckpt")}
     return found | {p.name: p for p in (FIXTURES / "resume").glob("*.pth")}
 
 
@@ -87,10 +92,11 @@ def test_the_young_are_young(ckptool):
     for name, path in ROWS.items():
         report = ckptool("inspect", path, "--json").json
         warned = any(f["rule"] == "CK407" for f in report["findings"])
-        metas = [candidate["meta"] for candidate in report["ema"]["candidates"]]
         young = [
-            meta["decay"] ** meta["num_updates"] > 0.05
-            for meta in metas
-            if meta.get("decay") and meta.get("num_updates")
+            c["meta"]["decay"] ** updates > 0.05
+            for c in report["ema"]["candidates"]
+            if c["meta"].get("decay") and c["kind"] != "raw"
+            if (updates := c["meta"].get("num_updates") or c["meta"].get("n_averaged"))
+            if c["layout"] not in WARMING_UP
         ]
         assert warned == any(young), name

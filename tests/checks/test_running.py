@@ -6,10 +6,10 @@ import pytest
 
 from ckptool.checks import running
 from ckptool.checks.base import Check, NotChecked, Subject
-from ckptool.checks.running import REQUIREMENTS, run_checks, select
+from ckptool.checks.running import REQUIREMENTS, judge, run_checks, select
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats import open_checkpoint
-from ckptool.rules import BY_ID, RULES, finding
+from ckptool.reports.rules import BY_ID, RULES, finding
 
 
 @pytest.fixture
@@ -147,3 +147,13 @@ def test_a_disk_that_does_not_answer_is_no_bug_of_ours(subject):
     verdict = running.run_checks([Check(("CK103",), run)], subject, running.select(bytes_=True))
     (found,) = [f for f in verdict.findings if f.rule == "CK103"]
     assert found.message == "the check broke off: the file cannot be read: Input/output error"
+
+
+@pytest.mark.parametrize(
+    ("rule", "requirement"),
+    [("CK108", "intact"), ("CK112", "intact"), ("CK122", "intact"), ("CK122", "loads")],
+)
+def test_a_requirement_has_the_rules_without_which_it_would_not_hold(rule, requirement):
+    chosen = select(require=[requirement])
+    found = judge([finding(rule, "", "a fault")], {}, chosen)
+    assert (found.ok, found.findings[0].severity) == (False, "error")

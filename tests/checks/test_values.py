@@ -113,3 +113,70 @@ def test_values_that_cannot_be_sampled_are_finite_when_all_were_read(dtype, ckpt
     assert ckptool("verify", tmp_path / "m.pt", "--values", "--require", "finite").exit_code == 0
     sampled = verify_file(tmp_path / "m.pt", Request(chosen_rules({})))
     assert {check.state for check in sampled.checks if check.rule == "CK303"} == {"not-checked"}
+
+
+# ---------------------------------------------------------------------- saturated and absurd values
+
+
+def clamped(*shape):
+    """Weights of which some overflowed float16, as ``nan_to_num`` leaves them."""
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    values.view(-1)[[3, 5]] = torch.tensor([9e4, -3e5])
+    return torch.nan_to_num(values.half())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_values_that_were_clamped_to_float16_are_told(dtype, tmp_path):
+    (found,) = findings(saved(tmp_path, b=clamped(300, 700).to(dtype)), "CK307")
+    assert (found.address, found.severity) == ("model/b", "warning")
+    assert "2 of 210,000 values" in found.message
+
+
+def test_averages_that_were_clamped_are_told(tmp_path):
+    torch.save({"epoch": 12, "model": None, "ema": {"w": clamped(4, 4)}}, tmp_path / "last.pt")
+    assert [f.address for f in findings(tmp_path / "last.pt", "CK307")] == ["ema/w"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [1e36, -1e20])
+def test_absurd_values_are_told(size, dtype, tmp_path):
+    values = torch.randn(900, 500, generator=torch.Generator().manual_seed(0)).to(dtype)
+    values[899, 499] = size
+    (found,) = findings(saved(tmp_path, b=values), "CK308")
+    assert "1 of 450,000 values" in found.message
+    assert not findings(saved(tmp_path, b=values), "CK301")
+
+
+FILLED = {
+    "a mask of the smallest float16": torch.full((9, 9), -65504.0).triu(1).half(),
+    "a mask of the smallest float32": torch.full((9, 9), torch.finfo(torch.float32).min).triu(1),
+    "one value that masks": torch.tensor(-65504.0).half(),
+    "a count": torch.tensor(3e15),
+    "large but real": torch.tensor([1e9, 2.0]),
+    "beyond float16": torch.tensor([65504.0, 70_000.0]),
+    "an observer before its first value": torch.tensor([float("inf")] * 4),
+    "the same, the other way": torch.full((4,), float("-inf")),
+    "one observer": torch.tensor(float("inf")),
+}
+
+
+@pytest.mark.parametrize("name", FILLED)
+def test_values_that_code_puts_there_are_no_alarm(name, tmp_path):
+    path = saved(tmp_path, b=FILLED[name])
+    for request in (FULL, Request(chosen_rules({}))):
+        found = {f.rule for f in verify_file(path, request).findings}
+        assert not found & {"CK301", "CK303", "CK307", "CK308"}
+
+
+def test_a_diverged_vector_among_finite_ones_is_told(tmp_path):
+    path = saved(tmp_path, b=torch.tensor([float("inf"), 1.0]))
+    assert findings(path, "CK301")
+    assert findings(path, "CK303", Request(chosen_rules({})))
+
+
+def test_losses_of_a_run_are_no_weights(tmp_path):
+    """A row of numbers beside the parts of a checkpoint; a matrix there is taken for weights."""
+    for shape, is_fault in (((9,), False), ((3, 3), True)):
+        state = {"model": {"a.weight": torch.randn(4, 3)}, "epoch": 3, "args": {}, "best": 1.0}
+        torch.save(state | {"losses": torch.full(shape, float("nan"))}, tmp_path / "m.pt")
+        assert bool(findings(tmp_path / "m.pt", "CK303", Request(chosen_rules({})))) == is_fault

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ckptool.formats import open_checkpoint
-from making import average_of, resumable, save, weights
-from paths import contents
+from helpers.making import average_of, resumable, save, weights
+from helpers.paths import contents
 
 COMMANDS = ("extract-ema", "promote-ema")
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from making import resumable, weights
-from output import environment
+from helpers.making import resumable, weights
+from helpers.output import environment
 
 
 def digests(ckptool, path):

@@ -14,9 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, load_model, save_file
 
-from making import average_of, resumable, save, weights
-from paths import FIXTURES, contents, unprivileged
-from tensors import assert_same_tensor, assert_same_tensors, load, load_noted, storage_of
+from helpers.making import average_of, resumable, save, weights
+from helpers.paths import FIXTURES, contents, unprivileged
+from helpers.tensors import assert_same_tensor, assert_same_tensors, load, load_noted, storage_of
 
 EXPORTED = FIXTURES / "ema" / "emacallback" / "exported.ckpt"
 
@@ -528,7 +528,7 @@ def test_the_models_own_slot_is_taken_as_it_stands(address, path, ckptool, tmp_p
 
 
 def test_as_it_stands_is_said_in_words(path, ckptool):
-    assert "state_dict as it stands" in ckptool("extract-ema", path, "--ema", "@model", "--dry-run")
+    assert "state_dict unchanged" in ckptool("extract-ema", path, "--ema", "@model", "--dry-run")
 
 
 def test_a_table_that_pairs_with_nothing_is_taken_as_it_stands(ckptool, tmp_path):

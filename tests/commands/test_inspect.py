@@ -9,9 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from making import average_of, resumable, save, weights
-from paths import FIXTURES
-from tensors import load
+from helpers.making import average_of, resumable, save, weights
+from helpers.paths import FIXTURES
+from helpers.tensors import load
+from helpers.terminals import on_terminal, plain
 
 EXPORTED = FIXTURES / "ema" / "emacallback" / "exported.ckpt"
 LATE = FIXTURES / "ema" / "has_ema" / "late.pt"
@@ -38,10 +39,19 @@ def test_document_has_the_keys_of_the_contract(report):
     assert report["schema"] == "ckptool/inspect/1"
     assert list(report)[: len(DOCUMENT)] == DOCUMENT
     assert "findings" in report
-    assert list(report["tensors"]) == ["count", "elements", "bytes", "stored_bytes", "dtypes"]
+    assert list(report["tensors"]) == [
+        "count", "elements", "bytes", "stored_bytes", "dtypes", "storage_bytes"
+    ]  # fmt: skip
     assert list(report["ema"]) == ["status", "main_slot", "selected", "candidates"]
     assert list(report["ema"]["candidates"][0])[: len(CANDIDATE)] == CANDIDATE
-    assert list(report["sections"][0]) == ["address", "role", "tensors", "elements", "bytes"]
+    assert list(report["sections"][0]) == [
+        "address",
+        "role",
+        "tensors",
+        "elements",
+        "bytes",
+        "object",
+    ]
     assert list(report["pickle"]["globals"][0])[:2] == ["name", "trust"]
 
 
@@ -151,8 +161,31 @@ def test_match_takes_the_addresses_that_fit(ckptool):
     ]
 
 
-def test_match_that_fits_nothing_lists_nothing(ckptool):
-    assert ckptool("inspect", LATE, "--match", "nothing*", "--json").json["entries"] == []
+@pytest.mark.parametrize(
+    ("glob", "hint"),
+    [
+        ("head", "a glob fits whole key paths: try '*head*'"),
+        ("model_state_dict/haed.bias", "key paths nearby: model_state_dict/head.bias"),
+    ],
+)
+@pytest.mark.parametrize("paths", [(LATE,), (EXPORTED, LATE), (LATE.parent,)], ids=len)
+def test_match_that_fits_nothing_is_refused_and_says_what_to_type(glob, hint, paths, ckptool):
+    output = ckptool("inspect", *paths, "--match", "*.weight", "--match", glob)
+    assert (output.exit_code, output.stdout) == (2, "")
+    assert f"--match '{glob}' fits no tensor" in output.stderr
+    if paths[0] == LATE or "nearby" not in hint:
+        assert hint in output.stderr
+
+
+def test_every_match_counts(ckptool):
+    globs = ("--match", "model_state_dict/head.bias", "--match", "ema_state_dict/scale")
+    entries = ckptool("inspect", LATE, *globs, "--json").json["entries"]
+    assert [e["address"] for e in entries] == ["model_state_dict/head.bias", "ema_state_dict/scale"]
+
+
+def test_a_match_may_fit_one_of_several_files_only(ckptool):
+    reports = ckptool("inspect", EXPORTED, LATE, "--match", "model_state_dict/*", "--json").json
+    assert [len(report["entries"]) > 0 for report in reports] == [False, True]
 
 
 def test_addresses_are_escaped_as_the_contract_says(ckptool, tmp_path):
@@ -161,21 +194,34 @@ def test_addresses_are_escaped_as_the_contract_says(ckptool, tmp_path):
     assert [e["address"] for e in entries] == ["state_dict/a~1b", "state_dict/c~0d"]
 
 
-def test_repeated_layers_are_folded(ckptool, tmp_path):
+def test_repeated_layers_are_folded_on_a_terminal(tmp_path):
     layers = {f"blocks.{i}.weight": torch.ones(2, 2) for i in range(12)}
-    shown = ckptool("inspect", save(tmp_path / "deep.pt", layers), "--tensors")
+    shown = plain(on_terminal("inspect", save(tmp_path / "deep.pt", layers), "--tensors"))
     assert "blocks\n" in shown
     assert "0…11.weight" in shown
     assert "×12" in shown
     assert "5.weight" not in shown
 
 
-def test_a_layer_that_differs_is_not_folded_away(ckptool, tmp_path):
+def test_a_layer_that_differs_is_not_folded_away(tmp_path):
     layers = {f"blocks.{i}.weight": torch.ones(2, 3 if i == 5 else 2) for i in range(12)}
-    shown = ckptool("inspect", save(tmp_path / "deep.pt", layers), "--tensors")
+    shown = plain(on_terminal("inspect", save(tmp_path / "deep.pt", layers), "--tensors"))
     assert "0…4.weight" in shown
     assert "5.weight" in shown
     assert "6…11.weight" in shown
+
+
+LONG = "x0_very_long_parameter_name_without_any_dot_" * 5
+
+
+@pytest.mark.parametrize(
+    "options", [("--tensors",), ("--stats",), ("--match", "*"), ("--digests",)]
+)
+def test_a_pipe_gets_every_key_path_whole_on_a_line_of_its_own(options, ckptool, tmp_path):
+    layers = {f"blocks.{i}.weight": torch.ones(2, 2) for i in range(12)} | {LONG: torch.ones(1)}
+    shown = ckptool("inspect", save(tmp_path / "deep.pt", layers), *options)
+    listed = [line.split()[0] for line in shown.partition("\nTensors\n")[2].splitlines()]
+    assert listed == [f"{part}/{n}" for part in ("state_dict", "ema_state_dict") for n in layers]
 
 
 # ------------------------------------------------------------------------------------------- values
@@ -198,7 +244,7 @@ VALUES = {
 
 @pytest.fixture(scope="module")
 def stats(tmp_path_factory):
-    from output import run_inside
+    from helpers.output import run_inside
 
     path = tmp_path_factory.mktemp("values") / "values.pt"
     torch.save(VALUES, path)
@@ -271,9 +317,33 @@ def test_several_paths_give_an_array(ckptool):
     assert all(next(iter(report)) == "schema" for report in reports)
 
 
-def test_several_paths_are_shown_one_after_the_other(ckptool):
-    shown = ckptool("inspect", EXPORTED, LATE)
+def test_several_paths_are_a_table(ckptool):
+    title, heads, *rows = ckptool("inspect", EXPORTED, LATE).splitlines()
+    assert (title, heads.split()[:2]) == ("2 checkpoints", ["file", "epoch"])
+    assert [row.split()[0] for row in rows[:2]] == [str(EXPORTED), str(LATE)]
+
+
+def test_several_paths_are_shown_one_after_the_other_where_tensors_are_asked_for(ckptool):
+    shown = ckptool("inspect", EXPORTED, LATE, "--tensors")
+    assert shown.count("\nTensors\n") == 2
     assert shown.index("exported.ckpt") < shown.index("late.pt")
+
+
+def test_a_path_that_cannot_be_read_is_a_row_and_an_error(ckptool, tmp_path):
+    output = ckptool("inspect", EXPORTED, LATE, tmp_path / "missing.pt")
+    assert output.exit_code == 2
+    (row,) = (line for line in output.splitlines() if "missing.pt" in line)
+    assert "no such file" in row
+    assert "missing.pt" in output.stderr
+    assert str(LATE) in output
+
+
+@pytest.mark.parametrize("option", ["--tensors", "--stats", "--digests", "--match=*"])
+def test_the_tensors_of_a_folder_are_listed_file_by_file(option, run, ckptool):
+    assert ckptool("inspect", run, option).count("\nTensors\n") == 3
+    reports = ckptool("inspect", run, option, "--json").json
+    assert [report["path"] for report in reports] == [str(path) for path in sorted(run.iterdir())]
+    assert all(len(report["entries"]) == 10 for report in reports)
 
 
 # ------------------------------------------------------------------------------------------ folders
@@ -330,7 +400,7 @@ def test_a_folder_is_shown_as_a_table(run, ckptool):
     (header,) = (line for line in shown.splitlines() if line.startswith("file"))
     for column in ("epoch", "step", "val_stats/loss", "val_stats/acc", "size", "EMA"):
         assert column in header
-    assert "best val_stats/acc: e2.pt" in shown
+    assert "best val_stats/acc: 0.9 in e2.pt  (higher is better, by its name)" in shown
 
 
 # ------------------------------------------------------------------------------------- what is said
@@ -341,7 +411,7 @@ def test_an_average_equal_to_the_model_is_a_finding(ckptool, tmp_path):
     path = save(tmp_path / "same.pt", model, {name: t.clone() for name, t in model.items()})
     report = ckptool("inspect", path, "--json").json
     assert [(f["rule"], f["severity"]) for f in report["findings"]] == [("CK404", "warning")]
-    assert report["ema"]["main_slot"] == "raw"
+    assert report["ema"]["main_slot"] == "unknown"
 
 
 def test_an_average_that_is_declared_and_missing_is_a_finding(ckptool, tmp_path):
@@ -358,3 +428,12 @@ def test_nothing_is_written_by_looking(ckptool, tmp_path):
         ckptool("inspect", path, *options)
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_best_model_is_weights_and_no_metric(tmp_path, ckptool):
+    layers = {"weight": torch.ones(2, 2), "bias": torch.ones(2)}
+    best = {"best_model": dict(layers), "best_wer": torch.tensor(0.1)}
+    torch.save({"model": layers, **best}, tmp_path / "a.pt")
+    sections = ckptool("inspect", tmp_path / "a.pt", "--json").json["sections"]
+    roles = {section["address"]: section["role"] for section in sections}
+    assert roles == {"model": "model", "best_model": "model", "best_wer": "metrics"}

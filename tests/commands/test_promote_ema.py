@@ -15,11 +15,11 @@ import torch
 
 from ckptool import __version__
 from ckptool.formats import open_checkpoint
-from likeness import assert_same_objects
-from making import average_of, resumable, save, weights
-from paths import contents
-from systems import SYSTEMS
-from tensors import (
+from helpers.likeness import assert_same_objects
+from helpers.making import average_of, resumable, save, weights
+from helpers.paths import contents
+from helpers.systems import SYSTEMS
+from helpers.tensors import (
     assert_same_tensor,
     assert_same_tensors,
     load,
@@ -460,6 +460,7 @@ def test_a_promoted_file_says_where_it_comes_from(path, promote, ckptool, tmp_pa
         "model": "state_dict",
         "layout": None,
         "time": "",
+        "kind": "ema",
     }
     assert report["ema"]["main_slot"] == "averaged"
     assert report["findings"] == []

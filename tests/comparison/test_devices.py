@@ -13,29 +13,30 @@ import torch
 
 from ckptool.comparison import devices
 from ckptool.comparison.devices import Device, Pipeline, Slot
-from ckptool.comparison.runs import Job, Run
 from ckptool.comparison.tolerances import Tolerance
-from ckptool.comparison.values import Values
+from ckptool.comparison.values import Job, Run, Values
 from ckptool.dtypes import BY_NAME
 from ckptool.errors import DamagedError
 from ckptool.formats.base import TensorReader
-from ckptool.numerics import no_progress
-from ckptool.tree import ByteSpan, TensorRef
+from ckptool.process.progress import no_progress
+from ckptool.sources.local import LocalFile
+from ckptool.tree.nodes import TensorRef
 
 UINT8 = BY_NAME["uint8"]
 STAGED = 512
 
 
 class Stream:
-    """One thing after the other, and each a little late."""
+    """One thing after the other, each by up to ``late`` seconds late."""
 
-    def __init__(self, seed):
-        self._wanted, self._late = queue.Queue(), random.Random(seed)
+    def __init__(self, seed, late):
+        self._wanted, self._late = queue.Queue(), late
+        self._random = random.Random(seed)
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self):
         while (work := self._wanted.get()) is not None:
-            time.sleep(self._late.random() * 5e-4)
+            time.sleep(self._random.random() * self._late)
             work()
 
     def ask(self, work):
@@ -50,8 +51,8 @@ class Stream:
 class Queues:
     """What ``devices.Queues`` is for a GPU."""
 
-    def __init__(self, seed):
-        self.copying, self.computing = Stream(seed), Stream(seed + 1)
+    def __init__(self, copying_late, computing_late):
+        self.copying, self.computing = Stream(7, copying_late), Stream(8, computing_late)
         self._own = threading.local()
 
     def copy_from_here(self):
@@ -101,7 +102,9 @@ def job(folder, count):
         path = folder / name
         path.write_bytes(tensor.numpy().tobytes())
         ref = TensorRef(UINT8, (count,), ())
-        sides.append(Values(ref, TensorReader(), UINT8, count, (ByteSpan(path, 0, count),)))
+        source = LocalFile(path)
+        spans = (source.span(0, count),)
+        sides.append(Values(ref, TensorReader(source), UINT8, count, spans))
     return Job(*sides, Tolerance()), (one, one + 100)
 
 
@@ -110,9 +113,9 @@ def found(tmp_path, monkeypatch):
     """Whether the kernels of each run saw its bytes, given a class of slots."""
     monkeypatch.setattr(devices, "STAGED", STAGED)
 
-    def go(slot=Slot, threads=3, count=60 * STAGED + 7):
+    def go(slot=Slot, threads=3, count=60 * STAGED + 7, late=(5e-4, 5e-4)):
         torch.manual_seed(0)
-        queues = Queues(7)
+        queues = Queues(*late)
         sides, tensors = job(tmp_path, count)
         right = {}
 
@@ -138,9 +141,19 @@ def test_every_kernel_sees_the_bytes_of_its_run(found, threads):
     assert all(found(threads=threads))
 
 
-@pytest.mark.parametrize("passed_over", ["_arrived.synchronize", "_arrived.wait", "_used.wait"])
-def test_each_wait_is_needed(found, passed_over):
-    """So that the test above can fail."""
+SLOW_COPIES, SLOW_KERNELS = (2e-2, 0), (0, 2e-2)
+
+
+@pytest.mark.parametrize(
+    ("passed_over", "late"),
+    [
+        ("_arrived.synchronize", SLOW_COPIES),  # what lies in memory is replaced before its copy
+        ("_arrived.wait", SLOW_COPIES),  # a kernel comes before the copy that it reads
+        ("_used.wait", SLOW_KERNELS),  # a copy comes before the kernel that still reads
+    ],
+)
+def test_each_wait_is_needed(found, passed_over, late):
+    """So that the test above can fail; the stream that must be waited for is the slower one."""
     event, wait = passed_over.split(".")
 
     class Hasty(Slot):
@@ -148,14 +161,14 @@ def test_each_wait_is_needed(found, passed_over):
             super().__init__(queues)
             setattr(getattr(self, event), wait, lambda: None)
 
-    assert not all(found(slot=Hasty))
+    assert not all(found(slot=Hasty, late=late))
 
 
 def test_a_file_that_ends_too_soon_is_damaged_on_a_device_too(tmp_path):
     sides, _ = job(tmp_path, 1 << 18)
     (tmp_path / "b").write_bytes(bytes(1000))
     device = Device("cpu")
-    with pytest.raises(DamagedError, match="truncated"):
+    with pytest.raises(DamagedError, match="became shorter"):
         device.measure([sides], [Run(0, 0, 1 << 18)], 2, no_progress)
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 from scenes import Stage, make_inputs, quick_folder
 
-from output import environment
+from helpers.output import environment
 
 # The real command, which waits before its file is put in place until a line comes.
 WAITING = """

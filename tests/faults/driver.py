@@ -39,10 +39,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ckptool import numerics, scan
 from ckptool.cli import main
-from ckptool.interrupts import ENDING, end_cleanly
-from ckptool.writers import base, copying
+from ckptool.process.signals import ENDING, end_cleanly
+from ckptool.tensors import blocks as numerics
+from ckptool.tensors import scan
+from ckptool.writers.files import copying
+from ckptool.writers.files import whole_file as base
 
 CALLS = {
     os: (
@@ -55,8 +57,8 @@ CALLS = {
     fcntl: ("flock", "ioctl"),
 }  # fmt: skip
 TRACED = (
-    "ckptool/writers/base.py", "ckptool/writers/partial.py", "ckptool/interrupts.py",
-    "contextlib.py",
+    "ckptool/writers/files/whole_file.py", "ckptool/writers/files/partial.py",
+    "ckptool/process/signals.py", "contextlib.py",
 )  # fmt: skip
 NOBODY_RAN = 99  # exit code of a child that came back from the script
 

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from making import average_of, resumable, save, weights
-from output import environment
-from paths import FIXTURES
+from helpers.making import average_of, resumable, save, weights
+from helpers.output import environment
+from helpers.paths import FIXTURES
 
 INPUT, SAFE = "last.ckpt", "last.safetensors"
 DRIVER = Path(__file__).with_name("driver.py")

@@ -14,7 +14,7 @@ from collections import Counter
 import pytest
 from scenes import BY_NAME, SCENES
 
-from output import environment
+from helpers.output import environment
 
 NUMBERS = (
     errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT, errno.EPERM, errno.EROFS, errno.ENOSYS,

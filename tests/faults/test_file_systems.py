@@ -13,9 +13,9 @@ import sys
 import pytest
 import torch
 
-from making import average_of, save, weights
-from output import environment
-from tensors import assert_same_tensors, load
+from helpers.making import average_of, save, weights
+from helpers.output import environment
+from helpers.tensors import assert_same_tensors, load
 
 # The file system, its image, a mount point, the command; prints what the copy has taken (KiB).
 ON = """

@@ -13,9 +13,9 @@ import tomllib
 
 import pytest
 
-from making import save, weights
-from output import environment
-from paths import REPOSITORY, contents
+from helpers.making import save, weights
+from helpers.output import environment
+from helpers.paths import REPOSITORY, contents
 
 CAUGHT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

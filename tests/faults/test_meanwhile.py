@@ -8,9 +8,9 @@ import random
 import pytest
 from scenes import PARTIAL
 
-from making import average_of, save, weights
-from paths import contents
-from tensors import assert_same_tensors, load
+from helpers.making import average_of, save, weights
+from helpers.paths import contents
+from helpers.tensors import assert_same_tensors, load
 
 
 @pytest.fixture

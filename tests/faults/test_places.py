@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from making import average_of, save, weights
-from paths import contents
-from tensors import assert_same_tensors, load
+from helpers.making import average_of, save, weights
+from helpers.paths import contents
+from helpers.tensors import assert_same_tensors, load
 
 NOBODY = 65534
 IS_ROOT = os.geteuid() == 0

@@ -11,8 +11,8 @@ import sys
 import pytest
 from scenes import SCENES
 
-from output import environment
-from paths import contents
+from helpers.output import environment
+from helpers.paths import contents
 
 COPIES = [scene for scene in SCENES if "--in-place" not in scene.args]
 

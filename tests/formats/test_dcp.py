@@ -19,8 +19,8 @@ from torch.distributed.checkpoint.metadata import (
 
 from ckptool.errors import CkptError, DamagedError, UnsupportedError
 from ckptool.formats import open_checkpoint
-from ckptool.numerics import value_bytes
-from judge import assert_reads_like, tensor_bytes
+from ckptool.tensors.blocks import value_bytes
+from helpers.judge import assert_reads_like, tensor_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -140,7 +140,7 @@ def test_chunks_of_other_types(tmp_path):
         }
 
     edit_plan(tmp_path, join)
-    with pytest.raises(DamagedError, match=r"chunk at \[2\] has another element type"):
+    with pytest.raises(DamagedError, match=r"chunk at \[2\] has another dtype"):
         open_checkpoint(tmp_path)
 
 
@@ -151,7 +151,7 @@ def test_another_type_than_planned(tmp_path):
         plan.state_dict_metadata["weight"].properties = TensorProperties(dtype=torch.int32)
 
     edit_plan(tmp_path, change)
-    with pytest.raises(DamagedError, match="another element type"):
+    with pytest.raises(DamagedError, match="another dtype"):
         open_checkpoint(tmp_path)
 
 
@@ -249,3 +249,96 @@ def test_tensors_sharded_over_two_ranks(tmp_path):
         "columns": tensor_bytes(grid()),
         "one_row": tensor_bytes(grid()[:1].clone()),
     }
+
+
+# ------------------------------------------------------------------ what lies in the folder, or not
+
+
+def rules(output):
+    return {f["rule"]: f for f in output.json["findings"]}
+
+
+def test_a_missing_file_of_chunks_is_named(tmp_path, ckptool):
+    save(tmp_path, state())
+    (tmp_path / "__0_0.distcp").unlink()
+    output = ckptool("verify", tmp_path, "--json")
+    assert output.exit_code == 1
+    assert rules(output)["CK104"]["message"].startswith("__0_0.distcp: it is missing")
+
+
+@pytest.mark.parametrize(("content", "is_told"), [(b"old", True), (b"", False)])
+def test_a_file_of_an_earlier_save_is_told(content, is_told, tmp_path, ckptool):
+    """By more processes; one that had nothing to write leaves an empty file."""
+    save(tmp_path, state())
+    (tmp_path / "__7_0.distcp").write_bytes(content)
+    found = rules(ckptool("verify", tmp_path, "--json"))
+    assert ("CK108" in found) == is_told
+    assert not is_told or "__7_0.distcp" in found["CK108"]["message"]
+
+
+# --------------------------------------------------------------------------- optimizers in a folder
+
+
+def training(*, flat):
+    """Two groups with rates of their own, and a scheduler of them."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+    net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+    groups = [
+        {"params": [p for p in net.parameters() if p.ndim > 1]},
+        {"params": [p for p in net.parameters() if p.ndim < 2], "lr": 1e-4},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+    for _ in range(5):
+        net(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+        scheduler.step()
+    more = {"scheduler": scheduler.state_dict(), "global_step": 5}
+    if flat is None:
+        return {"model": net.state_dict(), "optimizer": optimizer.state_dict(), **more}
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    model, states = get_state_dict(net, optimizer, options=options)
+    return {"model": model, "optimizer": states, **more}
+
+
+def exchange(state, *, flat):
+    """The moments of two weights exchanged."""
+    states = state["optimizer"] if flat else state["optimizer"]["state"]
+    one, other = ("state.0.weight", "state.1.weight") if flat else ("0.weight", "1.weight")
+    if flat:
+        for slot in ("exp_avg", "exp_avg_sq"):
+            a, b = f"{one}.{slot}", f"{other}.{slot}"
+            states[a], states[b] = states[b], states[a]
+    else:
+        states[one], states[other] = states[other], states[one]
+
+
+@pytest.mark.parametrize("flat", [None, False, True], ids=["by number", "by name", "flat"])
+@pytest.mark.parametrize("write", [save, lambda path, s: torch.save(s, path / "last.pt")],
+                         ids=["folder", "file"])  # fmt: skip
+def test_an_optimizer_in_any_form_is_held_against_model_and_scheduler(
+    write, flat, tmp_path, ckptool
+):
+    write(tmp_path, training(flat=flat))
+    path = next(tmp_path.glob("*.pt"), tmp_path)
+    output = ckptool("verify", path, "--select", "CK5", "--json")
+    assert output.json["findings"] == []
+    states = {check["rule"]: check["state"] for check in output.json["checks"]}
+    assert {states[f"CK{rule}"] for rule in (504, 505, 506, 508, 520, 522, 523)} == {"passed"}
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["by name", "flat"])
+def test_moments_of_another_name_are_told(flat, tmp_path, ckptool):
+    state = training(flat=flat)
+    exchange(state, flat=flat)
+    save(tmp_path, state)
+    found = rules(ckptool("verify", tmp_path, "--json"))["CK504"]
+    assert "0.weight [8, 4], its moment [2, 8]" in found["message"]
+
+
+def test_a_rate_that_is_not_the_schedulers_is_told_in_a_folder(tmp_path, ckptool):
+    state = training(flat=None)
+    state["scheduler"]["_last_lr"] = [0.5, 0.5]
+    save(tmp_path, state)
+    assert "CK508" in rules(ckptool("verify", tmp_path, "--json"))

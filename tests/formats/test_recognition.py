@@ -14,7 +14,7 @@ import pytest
 
 from ckptool.errors import UnknownFormatError, UnreadableError
 from ckptool.formats import FORMATS, HEAD_BYTES, open_checkpoint
-from paths import FIXTURES
+from helpers.paths import FIXTURES
 
 POINTER = (
     b"version https://git-lfs.github.com/spec/v1\n"

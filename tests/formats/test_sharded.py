@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from ckptool import load_state_dict
 from ckptool.errors import DamagedError, UnknownFormatError
 from ckptool.formats import open_checkpoint
-from making import average_of, resumable, weights
-from tensors import assert_same_tensors
+from helpers.making import average_of, resumable, weights
+from helpers.tensors import assert_same_tensors
 
 INDEX = "model.safetensors.index.json"
 
@@ -144,3 +144,92 @@ def test_an_index_that_names_itself_ends(tmp_path):
     path.write_text(json.dumps({"weight_map": {"w": INDEX}}))
     with pytest.raises(UnknownFormatError, match="JSON"):
         open_checkpoint(path)
+
+
+# --------------------------------------------------------------- what the index says and leaves out
+
+
+def rules(output):
+    return {f["rule"]: f for f in output.json["findings"]}
+
+
+def as_it_should_be(folder):
+    shard(folder, weights())
+
+
+def drop_from_shard(folder):
+    shard(folder, weights() | {"mtp.fc.weight": torch.ones(3, 3)})
+    path = folder / "model-00002-of-00002.safetensors"
+    save_file({n: v for n, v in load_file(path).items() if n != "mtp.fc.weight"}, path)
+
+
+def rename_all(folder):
+    index = shard(folder, weights(), 2)
+    names = {
+        name: f"model-{2 * i + 1:05d}-of-00012.safetensors" for i, name in enumerate(weights())
+    }
+    edited(index, **names)
+
+
+def unlist_one(folder):
+    index = shard(folder, weights())
+    fields = json.loads(index.read_text())
+    kept = {n: s for n, s in fields["weight_map"].items() if "00001" in s}
+    index.write_text(json.dumps(fields | {"weight_map": kept}))
+
+
+def of_another_save(folder):
+    shard(folder, weights())
+    save_file({"old.weight": torch.zeros(2)}, folder / "model-00003-of-00003.safetensors")
+
+
+def in_one_file(folder):
+    shard(folder, weights())
+    save_file(weights(), folder / "model.safetensors")
+
+
+def beside_other_files(folder):
+    """Adapters, another format and another precision have files and indices of their own."""
+    shard(folder, weights())
+    save_file({"lora_A": torch.ones(2, 2)}, folder / "adapter_model.safetensors")
+    save_file(weights(), folder / "model.fp16-00001-of-00002.safetensors")
+    torch.save(weights(), folder / "pytorch_model.bin")
+
+
+def lost_and_unlisted(folder):
+    unlist_one(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+FOLDERS = {
+    drop_from_shard: ("CK105", "error", "model-00002-of-00002.safetensors"),
+    rename_all: ("CK104", "error", "; 4 other shards are missing too: "),
+    unlist_one: ("CK108", "warning", "model-00002-of-00002.safetensors, which lies"),
+    of_another_save: ("CK108", "warning", "model-00003-of-00003.safetensors"),
+    in_one_file: ("CK108", "warning", "model.safetensors, which"),
+    lost_and_unlisted: ("CK108", "warning", "names 1 shard, which is numbered to 2"),
+    as_it_should_be: None,
+    beside_other_files: None,
+}
+
+
+@pytest.mark.parametrize("operand", ["folder", "index"])
+@pytest.mark.parametrize(
+    ("make", "wanted"), FOLDERS.items(), ids=lambda v: getattr(v, "__name__", "")
+)
+def test_an_index_is_held_against_its_folder(make, wanted, operand, tmp_path, ckptool):
+    make(tmp_path, weights()) if make is shard else make(tmp_path)
+    output = ckptool("verify", tmp_path if operand == "folder" else tmp_path / INDEX, "--json")
+    if wanted is None:
+        assert (output.exit_code, rules(output)) == (0, {})
+        return
+    rule, severity, message = wanted
+    found = rules(output)[rule]
+    assert (found["severity"], message in found["message"]) == (severity, True)
+    assert output.exit_code == (severity == "error")
+
+
+def test_the_tensor_that_its_shard_lacks_is_the_address(tmp_path, ckptool):
+    drop_from_shard(tmp_path)
+    found = rules(ckptool("verify", tmp_path, "--json"))["CK105"]
+    assert found["address"] == "mtp.fc.weight"

@@ -7,15 +7,15 @@ import struct
 
 import pytest
 import torch
-from conformance import FormatTests
-from hypothesis import given, settings
+from hypothesis import given
 
-import samples
-import strategies
 from ckptool.errors import CkptError, DamagedError
 from ckptool.formats import open_checkpoint
-from judge import assert_reads_like
-from paths import FIXTURES
+from helpers import samples, strategies
+from helpers.conformance import FormatTests
+from helpers.judge import assert_reads_like
+from helpers.paths import FIXTURES
+from helpers.thinned import examples
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
 FACTS = {"protocol_version": VERSION, "little_endian": True}
@@ -36,7 +36,7 @@ class TestTorchLegacy(FormatTests):
         save(obj, path)
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(obj=strategies.checkpoints(new=False))
 def test_what_torch_saves_reads_as_torch_loads_it(obj, tmp_path):
     path = tmp_path / "any.pt"

@@ -12,32 +12,29 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ckptool.contents.inventory import take_inventory
+from ckptool.contents.sections import sections
+from ckptool.contents.training import read_training_state
 from ckptool.dtypes import BY_NAME
-from ckptool.ema import locate_ema
-from ckptool.ema_findings import ema_findings
+from ckptool.ema.findings import ema_findings
+from ckptool.ema.locate import locate_ema
 from ckptool.errors import CkptError
-from ckptool.formats.base import Checkpoint, SourceFile, TensorReader
-from ckptool.formats.byte_sources import MemoryBytes
-from ckptool.formats.pickle_tree import PickleMachine
+from ckptool.formats.base import Checkpoint, TensorReader
+from ckptool.formats.pickles.machine import PickleMachine
+from ckptool.formats.pickles.tensor_views import tensor_view
 from ckptool.formats.plain_pickle import PlainPickle
 from ckptool.formats.safetensors_file import SafetensorsFile
 from ckptool.formats.torch_legacy import TorchLegacy
-from ckptool.formats.torch_objects import tensor_view
 from ckptool.formats.torch_tar import TorchTar
 from ckptool.formats.torch_zip import TorchZip
-from ckptool.inventory import take_inventory
 from ckptool.render.text import printable
-from ckptool.sections import sections
-from ckptool.training import read_training_state
-from ckptool.tree import (
-    Blob,
-    ByteSpan,
-    StorageRef,
-    Tree,
-    contiguous_strides,
-    format_address,
-    tensors,
-)
+from ckptool.sources.base import ByteSpan
+from ckptool.sources.local import LocalFile
+from ckptool.sources.memory import Memory
+from ckptool.tree.addresses import format_address
+from ckptool.tree.geometry import contiguous_strides
+from ckptool.tree.nodes import StorageRef, Tree
+from ckptool.tree.walking import tensors
 
 Target = Callable[[bytes], None]
 
@@ -68,8 +65,8 @@ def reading(known: TorchZip | TorchLegacy | TorchTar | PlainPickle | Safetensors
     """The target of a format, whatever the first bytes are."""
 
     def target(data: bytes) -> None:
-        with as_file(data) as path, contextlib.suppress(CkptError), SourceFile(path) as file:
-            look_at(known.open(file))
+        with contextlib.suppress(CkptError):
+            look_at(known.open(Memory(data)))
 
     return target
 
@@ -77,7 +74,7 @@ def reading(known: TorchZip | TorchLegacy | TorchTar | PlainPickle | Safetensors
 def read_pickle(data: bytes) -> None:
     """The stack machine alone, and then with torch's calls."""
     with contextlib.suppress(CkptError):
-        PickleMachine(MemoryBytes(data)).run()
+        PickleMachine(Memory(data)).run()
     reading(PlainPickle())(data)
 
 
@@ -88,7 +85,7 @@ KEYS = (
     "x" * 99,
 )  # fmt: skip
 SHAPES = ((), (1,), (2,), (2, 3), (3, 2), (4,), (0,))
-VALUES = Blob(bytes(range(1, 97)) * 4)
+VALUES = Memory(bytes(range(1, 97)) * 4)
 
 
 def tree_of(data: bytes) -> Tree:
@@ -127,11 +124,11 @@ def _leaf(kind: int, choice: int) -> Any:
 
 def locate(data: bytes) -> None:
     """The averages, wherever a training state could have them."""
-    with as_file(b"") as path, contextlib.suppress(CkptError), SourceFile(path) as file:
+    with as_file(b"") as path, contextlib.suppress(CkptError), LocalFile(path) as file:
         tree = tree_of(data)
-        checkpoint = Checkpoint(path, "pickle", 0, tree, TensorReader(file))
+        checkpoint = Checkpoint(path, PlainPickle(), 0, tree, TensorReader(file))
         location = locate_ema(checkpoint)
-        sections(tree, location)
+        sections(tree, location.roles)
         tuple(ema_findings(checkpoint, location))
         read_training_state(tree, checkpoint.reader)
 

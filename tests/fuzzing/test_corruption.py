@@ -8,11 +8,12 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from targets import SECONDS, TARGETS
 
-from paths import FIXTURES
+from helpers.paths import FIXTURES
+from helpers.thinned import examples
 
 BENIGN = FIXTURES / "hostile" / "benign"
 SEEDS = {
@@ -55,7 +56,7 @@ def corrupted(draw, seeds: tuple[bytes, ...]) -> bytes:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(max_examples=100)
+@examples(100)
 @given(data=st.data())
 def test_a_corrupted_file_is_read_or_refused(name, data):
     seeds = tuple(path.read_bytes()[: SHORT.get(name)] for path in SEEDS[name])
@@ -65,7 +66,7 @@ def test_a_corrupted_file_is_read_or_refused(name, data):
 
 
 @pytest.mark.parametrize("name", TARGETS)
-@settings(max_examples=100)
+@examples(100)
 @given(noise=st.binary(max_size=512))
 def test_noise_is_read_or_refused(name, noise):
     TARGETS[name](noise)

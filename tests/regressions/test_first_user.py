@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import save_model
 
 from ckptool import load_state_dict
-from making import average_of, save, weights
-from tensors import assert_same_tensors, load
+from helpers.making import average_of, save, weights
+from helpers.tensors import assert_same_tensors, load
 
 
 class Tied(torch.nn.Module):
@@ -40,7 +40,9 @@ def test_a_missing_path_does_not_hide_the_others(ckptool, tmp_path):
     path = save(tmp_path / "a.pt", weights())
     done = ckptool("inspect", path, tmp_path / "missing.pt", path)
     assert done.exit_code == 2
-    assert done.stdout.count("a.pt  torch-zip") == 2
+    assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == [
+        str(path), str(path), str(tmp_path / "missing.pt")
+    ]  # fmt: skip
     assert "missing.pt: no such file" in done.stderr
 
 
@@ -62,12 +64,13 @@ def test_an_average_that_was_never_updated_is_told_when_it_is_taken(ckptool, tmp
 
 def test_a_glob_that_fits_nothing_says_so(ckptool, tmp_path):
     done = ckptool("inspect", save(tmp_path / "a.pt", weights()), "--match", "nothing*")
-    assert "no address fits" in done.stdout
+    assert done.exit_code == 2
+    assert "'nothing*' fits no tensor" in done.stderr
 
 
-def test_an_address_where_none_is_taken_is_called_so(ckptool, tmp_path):
+def test_an_address_is_taken_where_a_path_is(ckptool, tmp_path):
     path = save(tmp_path / "a.pt", weights())
-    assert "takes no #ADDRESS" in ckptool("inspect", f"{path}#state_dict").stderr
+    assert "state_dict" in ckptool("inspect", f"{path}#state_dict")
 
 
 def test_an_average_from_a_neighbour_is_named_with_its_file(ckptool, tmp_path):

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import strategies
 from ckptool.render.as_json import to_json
-from ckptool.reports import Amount, ErrorReport, Finding, TensorEntry
+from ckptool.reports.base import Amount, ErrorReport, Finding
+from ckptool.reports.inspect import TensorEntry
+from helpers import strategies
 
 
 def read(value):

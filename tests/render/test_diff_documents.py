@@ -10,9 +10,9 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from ckptool.diff_reports import GroupDistance
 from ckptool.render.diff_text import bar, fold_layers
-from published import assert_junit
+from ckptool.reports.diff import GroupDistance
+from helpers.published import assert_junit
 
 EVIL = '<script>alert("x")</script>|`x`\x1b[31m&::error::%'
 VOID = {"meta", "line"}
@@ -107,13 +107,30 @@ def test_markdown_tables_have_as_many_cells_as_heads(show):
     assert "<script" not in re.sub(r"`[^`]*`", "", text).replace("\\<", "")
 
 
+def test_markdown_escapes_no_colon_that_means_nothing(show):
+    lines = show("md").splitlines()
+    assert [line for line in lines if line.startswith("- tensors: 31 compared")]
+    assert not [line for line in lines if r"\:" in line and "script" not in line]
+
+
+def test_markdown_says_how_many_rows_it_leaves_out(ckptool, tmp_path):
+    for name, value in (("a", 0.0), ("b", 1.0)):
+        torch.save({f"w{i}": torch.full((2,), value) for i in range(60)}, tmp_path / f"{name}.pt")
+    said = ckptool("diff", tmp_path / "a.pt", tmp_path / "b.pt", "--format", "md")
+    assert "… and 10 more." in said
+
+
 def test_junit_has_a_failure_for_each_section_that_differs(show):
-    suite = ET.fromstring(show("junit"))
+    (suite,) = ET.fromstring(show("junit"))
     failed = {case.get("name") for case in suite if case.find("failure") is not None}
     assert {"model", "epoch", "gone", "new"} <= failed
     assert int(suite.get("failures")) == len(failed)
     assert int(suite.get("tests")) == len(list(suite))
-    assert ET.fromstring(show("junit", "a")).get("failures") == "0"
+    assert ET.fromstring(show("junit", "a"))[0].get("failures") == "0"
+
+
+@pytest.mark.slow
+def test_junit_is_what_jenkins_takes(show):
     assert_junit(show("junit"))
     assert_junit(show("junit", "a"))
 

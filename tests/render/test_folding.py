@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptool.render.folding import fold
-from ckptool.reports import TensorEntry, TensorStats
+from ckptool.reports.base import TensorStats
+from ckptool.reports.inspect import TensorEntry
 
 
 def entry(address: str, shape=(2,), dtype="float32", stats=None) -> TensorEntry:

@@ -7,10 +7,10 @@ import re
 import pytest
 from hypothesis import given
 
-import verdicts
-from ckptool.render.github import errors_to_github, to_github
+from ckptool.render.github import errors_to_github, verdicts_to_github
 from ckptool.render.text import printable
-from ckptool.reports import ErrorReport
+from ckptool.reports.base import ErrorReport
+from helpers import verdicts
 
 COMMAND = re.compile(r"::(?P<name>[a-z]+)(?: (?P<properties>.*?))?::(?P<data>.*)")
 ANNOTATIONS = {"error": "error", "warning": "warning", "notice": "info"}
@@ -45,7 +45,10 @@ def annotations(log: str) -> list[tuple[str, dict[str, str], str]]:
 
 @given(verdicts.report_lists())
 def test_there_is_one_annotation_a_finding_whatever_it_says(reports):
-    said = [(name, properties["file"]) for name, properties, _ in annotations(to_github(reports))]
+    said = [
+        (name, properties["file"])
+        for name, properties, _ in annotations(verdicts_to_github(reports))
+    ]
     assert said == [
         ({"info": "notice"}.get(finding.severity, finding.severity), printable(report.path))
         for report in reports
@@ -55,20 +58,20 @@ def test_there_is_one_annotation_a_finding_whatever_it_says(reports):
 
 @given(verdicts.report_lists())
 def test_there_are_no_commands_but_ours(reports):
-    names = [name for name, _, _ in commands(to_github(reports))]
+    names = [name for name, _, _ in commands(verdicts_to_github(reports))]
     assert set(names) <= {*ANNOTATIONS, "group", "endgroup"}
     assert names.count("group") == names.count("endgroup") == len(reports)
 
 
 @given(verdicts.report_lists())
 def test_every_check_has_a_line_in_the_group_of_its_file(reports):
-    lines = [line for line in to_github(reports).split("\n") if not line.startswith("::")]
+    lines = [line for line in verdicts_to_github(reports).split("\n") if not line.startswith("::")]
     expected = [check for report in reports for check in report.checks]
     assert [line[:11].strip().replace(" ", "-") for line in lines] == [c.state for c in expected]
 
 
 def test_an_annotation_names_file_rule_place_and_remedy():
-    assert annotations(to_github([verdicts.bad()]))[0] == (
+    assert annotations(verdicts_to_github([verdicts.bad()]))[0] == (
         "error",
         {"file": "runs/bad.ckpt", "title": "CK102 truncated"},
         "state_dict/a.weight: 64 bytes are missing\nget the file again",
@@ -77,7 +80,7 @@ def test_an_annotation_names_file_rule_place_and_remedy():
 
 @pytest.mark.parametrize("name", ["a,title=b", "a::b", "a%0Ab", "a%3A:b", "100%"])
 def test_what_stands_in_a_property_comes_back_as_it_was(name):
-    ((_, properties, data), *_) = annotations(to_github([verdicts.bad(name)]))
+    ((_, properties, data), *_) = annotations(verdicts_to_github([verdicts.bad(name)]))
     assert properties == {"file": name, "title": "CK102 truncated"}
     assert data.endswith("get the file again")
 
@@ -92,5 +95,5 @@ def test_what_could_not_be_done_at_all_is_an_annotation():
 def test_the_group_says_what_came_out():
     assert (
         "::group::runs/good.ckpt: passed; 2 checks: 0 failed, 1 not checked, 1 passed"
-        in to_github([verdicts.good()])
+        in verdicts_to_github([verdicts.good()])
     )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
-import verdicts
-from ckptool.render.junit import to_junit
+from ckptool.render.junit import verdicts_to_junit
 from ckptool.render.text import printable
-from published import assert_junit
+from helpers import verdicts
+from helpers.published import assert_junit
+from helpers.thinned import examples
 
 
 def suites(text: str) -> list[ET.Element]:
@@ -23,7 +25,7 @@ def outcome(case: ET.Element) -> str:
 
 @given(verdicts.report_lists())
 def test_whatever_the_names_it_is_xml_with_a_suite_a_file(reports):
-    found = suites(to_junit(reports))
+    found = suites(verdicts_to_junit(reports))
     assert [suite.get("name") for suite in found] == [printable(r.path) for r in reports]
     for suite, report in zip(found, reports, strict=True):
         assert [case.get("name") for case in suite] == [
@@ -31,17 +33,18 @@ def test_whatever_the_names_it_is_xml_with_a_suite_a_file(reports):
         ]
 
 
+@pytest.mark.slow
 @given(verdicts.report_lists())
-@settings(max_examples=20)
+@examples(20)
 def test_it_is_what_jenkins_takes(reports):
-    assert_junit(to_junit(reports))
+    assert_junit(verdicts_to_junit(reports))
 
 
 @pytest.mark.parametrize(
     "report", [verdicts.good(), verdicts.bad(), verdicts.unreadable(), verdicts.unmet()]
 )
 def test_the_counts_are_those_of_the_cases(report):
-    (suite,) = suites(to_junit([report]))
+    (suite,) = suites(verdicts_to_junit([report]))
     outcomes = [outcome(case) for case in suite]
     assert suite.get("tests") == str(len(outcomes))
     assert suite.get("failures") == str(outcomes.count("failure"))
@@ -49,7 +52,7 @@ def test_the_counts_are_those_of_the_cases(report):
 
 
 def test_a_failure_tells_where_what_and_what_to_do():
-    (suite,) = suites(to_junit([verdicts.bad()]))
+    (suite,) = suites(verdicts_to_junit([verdicts.bad()]))
     (failure,) = suite[1]
     assert failure.attrib == {
         "type": "error",
@@ -59,13 +62,13 @@ def test_a_failure_tells_where_what_and_what_to_do():
 
 
 def test_a_check_that_was_not_made_says_why():
-    (suite,) = suites(to_junit([verdicts.good()]))
+    (suite,) = suites(verdicts_to_junit([verdicts.good()]))
     assert [outcome(case) for case in suite] == ["passed", "skipped"]
     assert suite[1][0].get("message") == verdicts.BYTES
 
 
 def test_what_was_required_and_not_checked_is_a_failure():
-    (suite,) = suites(to_junit([verdicts.unmet()]))
+    (suite,) = suites(verdicts_to_junit([verdicts.unmet()]))
     assert [outcome(case) for case in suite] == ["failure"]
     assert suite[0][0].get("type") == "not-checked"
     assert suite[0][0].get("message") == f"required, but not checked: {verdicts.BYTES}"
@@ -73,7 +76,7 @@ def test_what_was_required_and_not_checked_is_a_failure():
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_failure_is_what_the_file_fails_for(strict):
-    (suite,) = suites(to_junit([verdicts.bad()._replace(strict=strict)]))
+    (suite,) = suites(verdicts_to_junit([replace(verdicts.bad(), strict=strict)]))
     warning = "failure" if strict else "system-out"
     outcomes = [outcome(case) for case in suite]
     assert outcomes == ["passed", "failure", "skipped", warning, "system-out"]
@@ -83,8 +86,8 @@ def test_a_failure_is_what_the_file_fails_for(strict):
 
 def test_all_findings_of_a_check_are_told():
     report = verdicts.bad()
-    again = report.findings[0]._replace(address="state_dict/b.weight")
-    (suite,) = suites(to_junit([report._replace(findings=(*report.findings, again))]))
+    again = replace(report.findings[0], address="state_dict/b.weight")
+    (suite,) = suites(verdicts_to_junit([replace(report, findings=(*report.findings, again))]))
     assert suite.get("failures") == "1"
     assert [line.split(": 64")[0] for line in suite[1][0].text.splitlines()] == [
         "error: state_dict/a.weight", "get the file again",

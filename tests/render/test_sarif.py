@@ -7,11 +7,12 @@ import os
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
-import verdicts
 from ckptool.render.sarif import to_code_scanning, to_sarif
-from published import assert_sarif
+from helpers import verdicts
+from helpers.published import assert_sarif
+from helpers.thinned import examples
 
 BOTH = pytest.mark.parametrize("to_text", [to_sarif, to_code_scanning])
 
@@ -28,7 +29,7 @@ def uri(result: dict) -> str:
 
 @BOTH
 @given(reports=verdicts.report_lists())
-@settings(max_examples=20)
+@examples(20)
 def test_it_is_sarif_whatever_the_names(to_text, reports):
     assert_sarif(json.loads(to_text(reports)))
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import strategies
 from ckptool.render.text import NAME_LIMIT, count, plural, printable, size, some, value
+from helpers import strategies
 
 
 @pytest.mark.parametrize(

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 
-import verdicts
-from ckptool.render.plain import draw
+from ckptool.render.page import draw
 from ckptool.render.terminal import show
-from ckptool.render.verdicts import show_failures, spans
+from ckptool.render.verify_text import show_failures, spans
+from helpers import verdicts
 
 
 def shown(report) -> str:
     stream = io.StringIO()
-    show(report, stream)
+    show(report if isinstance(report, list) else [report], stream)
     return stream.getvalue()
 
 
@@ -68,7 +69,7 @@ Not checked
 @pytest.mark.parametrize("strict", [False, True])
 def test_failures_are_those_for_which_the_file_fails(strict):
     stream = io.StringIO()
-    draw(show_failures(verdicts.bad()._replace(strict=strict)), stream)
+    draw(show_failures(replace(verdicts.bad(), strict=strict)), stream)
     assert "CK102" in stream.getvalue()
     assert ("CK404" in stream.getvalue()) == strict
     assert "CK409" not in stream.getvalue()

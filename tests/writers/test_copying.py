@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ckptool.errors import DamagedError
-from ckptool.writers import copying
-from ckptool.writers.copying import COPIERS, TRIED_AGAIN, WORTH_TIMING, Ways, copy_bytes
+from ckptool.writers.files import copying
+from ckptool.writers.files.copying import COPIERS, copy_bytes
 
 SIZE = 3_000_017  # more than a block, and no multiple of anything
 
@@ -41,7 +41,7 @@ def copier(request):
 
 
 def test_each_way_copies_the_bytes(copier, source, tmp_path):
-    made = copied(source, tmp_path / "target", SIZE, start=0, at=0, ways=Ways((copier,)))
+    made = copied(source, tmp_path / "target", SIZE, start=0, at=0, copiers=(copier,))
     assert made == source.read_bytes()
 
 
@@ -49,7 +49,7 @@ def test_each_way_copies_the_bytes(copier, source, tmp_path):
     ("start", "at", "nbytes"), [(0, 7, 5), (4096, 4097, 1 << 20), (SIZE - 1, 0, 1)]
 )
 def test_each_way_copies_from_place_to_place(copier, start, at, nbytes, source, tmp_path):
-    made = copied(source, tmp_path / "target", nbytes, start=start, at=at, ways=Ways((copier,)))
+    made = copied(source, tmp_path / "target", nbytes, start=start, at=at, copiers=(copier,))
     assert made == bytes(at) + source.read_bytes()[start : start + nbytes]
 
 
@@ -57,7 +57,7 @@ def test_each_way_leaves_the_neighbours(copier, tmp_path):
     (tmp_path / "a").write_bytes(b"abcdefgh")
     (tmp_path / "b").write_bytes(b"01234567")
     ours, theirs = os.open(tmp_path / "a", os.O_RDONLY), os.open(tmp_path / "b", os.O_RDWR)
-    copy_bytes(ours, theirs, 3, start=2, at=4, ways=Ways((copier,)))
+    copy_bytes(ours, theirs, 3, start=2, at=4, copiers=(copier,))
     os.close(ours)
     os.close(theirs)
     assert (tmp_path / "b").read_bytes() == b"0123cde7"
@@ -65,20 +65,20 @@ def test_each_way_leaves_the_neighbours(copier, tmp_path):
 
 def test_each_way_notices_that_the_source_ends(copier, source, tmp_path):
     with pytest.raises(DamagedError, match="shorter"):
-        copied(source, tmp_path / "target", SIZE + 1, start=0, at=0, ways=Ways((copier,)))
+        copied(source, tmp_path / "target", SIZE + 1, start=0, at=0, copiers=(copier,))
 
 
 def test_steps_are_told_and_add_up(copier, source, tmp_path, monkeypatch):
     monkeypatch.setattr(copying, "STEP", 100_000)
     told = []
-    copied(source, tmp_path / "t", SIZE, start=0, at=0, ways=Ways((copier,)), progress=told.append)
+    copied(source, tmp_path / "t", SIZE, start=0, at=0, copiers=(copier,), progress=told.append)
     assert sum(told) == SIZE
     assert max(told) <= 100_000
 
 
 def test_nothing_to_copy_is_no_call(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
-    assert copied(tmp_path / "empty", tmp_path / "target", 0, start=0, at=0, ways=Ways(())) == b""
+    assert copied(tmp_path / "empty", tmp_path / "target", 0, start=0, at=0, copiers=()) == b""
 
 
 # ------------------------------------------------------------------------------------- falling back
@@ -97,14 +97,14 @@ HERE_NOT = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPE
 @pytest.mark.parametrize("number", HERE_NOT, ids=errno.errorcode.get)
 def test_not_here_goes_on_with_the_next(number, source, tmp_path):
     copiers = (failing(number), failing(number), COPIERS[-1])
-    made = copied(source, tmp_path / "target", SIZE, start=0, at=0, ways=Ways(copiers))
+    made = copied(source, tmp_path / "target", SIZE, start=0, at=0, copiers=copiers)
     assert made == source.read_bytes()
 
 
 def test_an_answer_of_nothing_goes_on_with_the_next(source, tmp_path):
     """Some file systems answer 0 instead of an error."""
     copiers = (lambda *_: 0, COPIERS[-1])
-    made = copied(source, tmp_path / "target", SIZE, start=0, at=0, ways=Ways(copiers))
+    made = copied(source, tmp_path / "target", SIZE, start=0, at=0, copiers=copiers)
     assert made == source.read_bytes()
 
 
@@ -117,21 +117,19 @@ def test_a_way_that_breaks_off_is_taken_up_by_the_next(source, tmp_path):
         calls.append(start)
         return COPIERS[-1](ours, theirs, min(nbytes, 1000), start, at)
 
-    made = copied(source, tmp_path / "t", SIZE, start=0, at=0, ways=Ways((once, COPIERS[-1])))
+    made = copied(source, tmp_path / "t", SIZE, start=0, at=0, copiers=(once, COPIERS[-1]))
     assert made == source.read_bytes()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 def test_a_full_disk_is_not_tried_again(number, source, tmp_path):
     with pytest.raises(OSError, match=os.strerror(number)):
-        copied(
-            source, tmp_path / "t", SIZE, start=0, at=0, ways=Ways((failing(number), COPIERS[-1]))
-        )
+        copied(source, tmp_path / "t", SIZE, start=0, at=0, copiers=(failing(number), COPIERS[-1]))
 
 
 def test_the_last_way_is_not_skipped(source, tmp_path):
     with pytest.raises(OSError, match="Invalid"):
-        copied(source, tmp_path / "t", SIZE, start=0, at=0, ways=Ways((failing(errno.EINVAL),)))
+        copied(source, tmp_path / "t", SIZE, start=0, at=0, copiers=(failing(errno.EINVAL),))
 
 
 def test_between_file_systems(source, tmp_path):
@@ -143,44 +141,3 @@ def test_between_file_systems(source, tmp_path):
         assert copied(source, target, SIZE, start=0, at=0) == source.read_bytes()
     finally:
         target.unlink(missing_ok=True)
-
-
-# ---------------------------------------------------------------------------------- the fastest way
-
-
-def slow(*_):
-    raise AssertionError("only its name is wanted")
-
-
-def fast(*_):
-    raise AssertionError("only its name is wanted")
-
-
-def chosen(ways: Ways, seconds: dict, nbytes: int) -> list:
-    """The ways of so many bytes in steps, when each takes so long."""
-    taken = []
-    for _ in range(0, nbytes, WORTH_TIMING):
-        taken.append(ways.best())
-        ways.took(taken[-1], WORTH_TIMING, seconds[taken[-1]])
-    return taken
-
-
-@pytest.mark.parametrize("order", [(slow, fast), (fast, slow)])
-def test_each_way_is_timed_and_the_faster_one_taken(order):
-    taken = chosen(Ways(order), {slow: 2.0, fast: 1.0}, TRIED_AGAIN // 2)
-    assert taken[:2] == list(order)
-    assert set(taken[2:]) == {fast}
-
-
-def test_the_slower_way_is_timed_again_and_taken_when_it_became_faster():
-    ways = Ways((slow, fast))
-    chosen(ways, {slow: 2.0, fast: 1.0}, TRIED_AGAIN // 2)
-    taken = chosen(ways, {slow: 0.5, fast: 1.0}, TRIED_AGAIN)
-    assert taken.count(fast) < len(taken)
-    assert set(taken[taken.index(slow) :]) == {slow}
-
-
-def test_small_steps_time_nothing():
-    ways = Ways((slow, fast))
-    ways.took(slow, WORTH_TIMING - 1, 9.0)
-    assert ways.best() is slow

@@ -6,21 +6,21 @@ import zipfile
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptool.commands.promote_ema import promote_ema
 from ckptool.errors import CkptError, DamagedError, UnsupportedError
 from ckptool.formats import open_checkpoint
-from ckptool.formats.base import SourceFile
-from ckptool.tree import ByteSpan
+from ckptool.sources.local import LocalFile
 from ckptool.writers import patched_copy, zip_patch
-from ckptool.writers.base import whole_file
-from judge import tensor_bytes
-from making import average_of, floats_to, save, weights
-from samples import NEW_DTYPES, OLD_DTYPES, filled
-from strategies import strided_views
-from tensors import assert_same_tensor, load
+from ckptool.writers.files.whole_file import whole_file
+from helpers.judge import tensor_bytes
+from helpers.making import average_of, floats_to, save, weights
+from helpers.samples import NEW_DTYPES, OLD_DTYPES, filled
+from helpers.strategies import strided_views
+from helpers.tensors import assert_same_tensor, load
+from helpers.thinned import examples
 
 FLOATS = (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
@@ -69,7 +69,7 @@ def slots_and_sources(draw):
     return target, turned.permute([order.index(i) for i in range(target.ndim)])
 
 
-@settings(max_examples=150)
+@examples(150)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch has second thoughts about complex32
 @given(pairs=st.lists(slots_and_sources(), min_size=1, max_size=3))
 def test_any_slot_takes_any_source_of_its_type(pairs, tmp_path_factory):
@@ -259,10 +259,9 @@ def test_a_copy_has_room_for_what_is_written_later(later, tmp_path):
     """Of the same length, also when it is at the end; a file system with clones may fill it."""
     source = tmp_path / "source"
     source.write_bytes(b"0123456789")
-    runs = [ByteSpan(source, *run) for run in later]
     told: list[int] = []
-    with SourceFile(source) as file, whole_file(tmp_path / "copy", force=False) as output:
-        output.copy_file(file, told.append, runs)
+    with LocalFile(source) as file, whole_file(tmp_path / "copy", force=False) as output:
+        output.copy_file(file, told.append, [file.span(*run) for run in later])
         room = {at for start, count in later for at in range(start, start + count)}
         found = output.read(0, 20)
     assert sum(told) == 10 - len(room)

@@ -15,14 +15,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptool.casting import Casting
 from ckptool.errors import OutputError, UsageError
 from ckptool.formats import open_checkpoint
-from ckptool.formats.base import SourceFile
+from ckptool.sources.local import LocalFile
+from ckptool.tensors.casting import Casting
 from ckptool.writers import shards
 from ckptool.writers.shards import _identity, index_of, parse_size, plan_shards, tidy, whole_files
-from output import environment
-from paths import contents
+from helpers.output import environment
+from helpers.paths import contents
 
 OUTPUT = Path("model.safetensors")
 
@@ -169,7 +169,7 @@ def test_one_that_appears_meanwhile_is_kept_and_the_others_go(targets, tmp_path)
 # Replaces a set by a new one; what comes between is done before the n-th rename or link.
 REPLACING = """
 import os, pathlib, signal, sys
-from ckptool.interrupts import end_cleanly
+from ckptool.process.signals import end_cleanly
 from ckptool.writers.shards import _identity, whole_files
 
 folder, force = pathlib.Path(sys.argv[1]), sys.argv[2] == "force"
@@ -290,7 +290,7 @@ def test_a_link_to_another_place_stays(begun, tmp_path):
 
 
 def test_an_input_stays(begun, tmp_path):
-    with SourceFile(begun[1]) as file:
+    with LocalFile(begun[1]) as file:
         tidy(begun[2], begun, [file])
     assert visible(tmp_path) == ["two"]
 

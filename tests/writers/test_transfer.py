@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from ckptool import casting
-from ckptool.casting import Casting
 from ckptool.dtypes import BY_NAME
 from ckptool.formats import open_checkpoint
-from ckptool.numerics import BLOCK, no_progress, value_bytes
-from ckptool.tree import Blob, ByteSpan
-from ckptool.writers.base import whole_file
-from ckptool.writers.transfer import Account, Move, passed, to_read_back, transfer
-from judge import tensor_bytes
+from ckptool.process.progress import no_progress
+from ckptool.sources.base import ByteSpan
+from ckptool.sources.memory import Memory
+from ckptool.tensors import casting
+from ckptool.tensors.blocks import BLOCK, value_bytes
+from ckptool.tensors.casting import Casting
+from ckptool.writers.files.whole_file import whole_file
+from ckptool.writers.transfer import Move, passed, to_read_back, transfer
+from ckptool.writers.values import Account
+from helpers.judge import tensor_bytes
 
 GENERATOR = torch.Generator().manual_seed(3)
 SIZE = BLOCK // 4 * 3 + 5  # of a float32 tensor that is read in several parts
@@ -140,7 +143,7 @@ def test_big_endian_values_with_a_flag(tmp_path):
     with open_checkpoint(tmp_path / "in.pt") as opened:
         (chunk,) = opened.tree["t"].chunks
         raw = opened.reader.read(chunk.span)
-        big = Blob(np.frombuffer(raw, "<f4").astype(">f4").tobytes())
+        big = Memory(np.frombuffer(raw, "<f4").astype(">f4").tobytes())
         chunk = chunk._replace(span=ByteSpan(big, 0, len(raw)))
         ref = replace(opened.tree["t"], chunks=(chunk,), byteorder="big", lazy=frozenset({"neg"}))
         wanted = (-np.arange(1, 9, dtype="<f4")).tobytes()

@@ -16,12 +16,13 @@ import pytest
 import torch
 
 from ckptool.errors import OutputError
-from ckptool.writers import partial as partial_files
-from ckptool.writers.base import check_output, whole_file
-from making import average_of, save, weights
-from output import environment
-from paths import FIXTURES, contents
-from tensors import assert_same_tensors, load
+from ckptool.writers.files import partial as partial_files
+from ckptool.writers.files.destination import check_output
+from ckptool.writers.files.whole_file import whole_file
+from helpers.making import average_of, save, weights
+from helpers.output import environment
+from helpers.paths import FIXTURES, contents
+from helpers.tensors import assert_same_tensors, load
 
 DIFFUSERS = FIXTURES / "ema" / "diffusers" / "checkpoint-12"
 

@@ -9,14 +9,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from ckptool.casting import Casting
 from ckptool.dtypes import BY_NAME
 from ckptool.errors import CkptError, UnsupportedError
 from ckptool.formats import open_checkpoint
+from ckptool.tensors.casting import Casting
 from ckptool.writers import safetensors_file
-from ckptool.writers.base import whole_file
-from samples import NEW_DTYPES, OLD_DTYPES, filled
-from tensors import assert_same_tensor, assert_same_tensors
+from ckptool.writers.files.whole_file import whole_file
+from helpers.samples import NEW_DTYPES, OLD_DTYPES, filled
+from helpers.tensors import assert_same_tensor, assert_same_tensors
 
 STORED = tuple(
     dtype

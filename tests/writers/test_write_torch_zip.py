@@ -9,17 +9,19 @@ import pytest
 import torch
 from hypothesis import given
 
-import strategies
 from ckptool.dtypes import UINT8
 from ckptool.errors import UnsupportedError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import TensorReader
-from ckptool.tree import ByteSpan, Chunk, TensorRef
+from ckptool.sources.base import ByteSpan
+from ckptool.sources.memory import Memory
+from ckptool.tree.nodes import Chunk, TensorRef
 from ckptool.writers import torch_zip, zip_archive
-from ckptool.writers.base import whole_file
-from likeness import assert_same_objects
-from samples import NEW_DTYPES, OLD_DTYPES, filled
-from tensors import assert_same_tensor, assert_same_tensors, storage_of
+from ckptool.writers.files.whole_file import whole_file
+from helpers import strategies
+from helpers.likeness import assert_same_objects
+from helpers.samples import NEW_DTYPES, OLD_DTYPES, filled
+from helpers.tensors import assert_same_tensor, assert_same_tensors, storage_of
 
 
 def written(tensors, folder, wrap=None):
@@ -202,8 +204,8 @@ def test_large_files_have_64_bit_sizes_and_offsets(limit, tmp_path, monkeypatch)
 
 @pytest.mark.slow
 def test_more_records_than_16_bits_can_count(tmp_path):
-    count, source = 0x10000, tmp_path / "bytes"
-    source.write_bytes(bytes(count))
+    count = 0x10000
+    source = Memory(bytes(count))
     tensors = {str(i): one_byte(source, i) for i in range(count)}
     with whole_file(tmp_path / "out.pt", force=False) as output:
         torch_zip.write(output, tensors, TensorReader())
@@ -213,8 +215,8 @@ def test_more_records_than_16_bits_can_count(tmp_path):
         assert len(checkpoint.tree) == count
 
 
-def one_byte(path, at) -> TensorRef:
-    return TensorRef(UINT8, (1,), (Chunk(ByteSpan(path, at, 1), (0,), (1,), (1,)),))
+def one_byte(source, at) -> TensorRef:
+    return TensorRef(UINT8, (1,), (Chunk(ByteSpan(source, at, 1), (0,), (1,), (1,)),))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -1,0 +1,88 @@
+"""Operands of commands: a whole checkpoint, a part of it, or the checkpoints of a run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from ckptool.contents.selection import Operand
+from ckptool.ema.layouts import Layouts
+from ckptool.errors import CkptError, UnreadableError
+from ckptool.formats import folder_format, open_checkpoint
+from ckptool.formats.base import Checkpoint
+from ckptool.formats.unopened import CHECKPOINT_SUFFIXES
+
+
+def as_operand(named: Path | Operand) -> Operand:
+    """Return an operand; a path is a whole checkpoint."""
+    return named if isinstance(named, Operand) else Operand(named)
+
+
+def open_part(operand: Operand, layouts: Layouts = ()) -> Checkpoint:
+    """Open a checkpoint; where the operand has an address, its tree is only the part there.
+
+    Raises:
+        CkptError: the file cannot be read, or has no such part.
+    """
+    checkpoint = open_checkpoint(operand.path)
+    if operand.address is None:
+        return checkpoint
+    from ckptool.plans.weights import select_part  # noqa: PLC0415 - for a part only
+
+    try:
+        tree = select_part(checkpoint, operand.address, layouts)
+        return replace(checkpoint, tree=tree, is_part=True)
+    except CkptError as error:
+        checkpoint.close()
+        raise error.at(operand.path) from error.__cause__
+    except BaseException:
+        checkpoint.close()
+        raise
+
+
+# ------------------------------------------------------------------------------ directories of runs
+
+
+MAX_LOOKED = 1_000  # files below a directory that are searched for a hint
+
+
+def is_run(path: Path) -> bool:
+    """Return whether the path is a directory, and not a checkpoint itself."""
+    return os.path.isdir(path) and folder_format(path) is None  # noqa: PTH112 - never raises
+
+
+def checkpoint_files(path: Path) -> list[Path]:
+    """Return the checkpoints directly in a directory, by name: files and directory checkpoints.
+
+    Raises:
+        UnreadableError: it cannot be listed, or there are none.
+    """
+    try:
+        files = sorted(filter(_is_checkpoint, path.iterdir()))
+    except OSError as error:
+        raise UnreadableError((error.strerror or str(error)).lower(), path=path) from error
+    if not files:
+        raise UnreadableError(
+            "a directory without checkpoint files",
+            path=path,
+            hint=_place_within(path) or "name a file: it is read whatever its suffix",
+        )
+    return files
+
+
+def _is_checkpoint(path: Path) -> bool:
+    if path.suffix in CHECKPOINT_SUFFIXES and path.is_file():
+        return True
+    return folder_format(path) is not None
+
+
+def _place_within(path: Path) -> str | None:
+    """Return a hint: trainers put checkpoints a directory or two below the run's."""
+    for pattern in ("*/*", "*/*/*"):
+        looked = islice(path.glob(pattern), MAX_LOOKED)
+        found = next((p for p in looked if p.suffix in CHECKPOINT_SUFFIXES), None)
+        if found is not None:
+            return f"there are some in {found.parent}"
+    return None

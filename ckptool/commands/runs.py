@@ -1,0 +1,114 @@
+"""Table of a run's checkpoints, with the best by each metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ckptool.commands.inspect import inspect_file
+from ckptool.commands.operands import checkpoint_files
+from ckptool.contents.metrics import is_best, is_of_training
+from ckptool.ema.layouts import Layouts
+from ckptool.errors import CkptError
+from ckptool.reports.inspect import InspectReport
+from ckptool.reports.run import BestReport, RunEntry, RunReport
+
+
+def inspect_directory(path: Path, *, layouts: Layouts = ()) -> RunReport:
+    """Return a table of the checkpoints directly in a directory, in the order of their steps.
+
+    Raises:
+        UnreadableError: it cannot be listed, or there are none.
+    """
+    return run_report(str(path), (_run_entry(p, layouts) for p in checkpoint_files(path)))
+
+
+def run_report(path: str, entries: Iterable[RunEntry]) -> RunReport:
+    """Return a table of checkpoints in the order of their steps, with the best by each metric."""
+    ordered = sorted(entries, key=lambda e: (e.global_step or 0, e.epoch or 0, e.path))
+    best = best_by_metric(ordered)
+    return RunReport(
+        path,
+        tuple(ordered),
+        best={name: found.path for name, found in best.items()},
+        best_by=best,
+        unrated=tuple(name for name in _compared(ordered) if name not in best),
+    )
+
+
+def _run_entry(path: Path, layouts: Layouts) -> RunEntry:
+    try:
+        return run_entry(inspect_file(path, layouts=layouts))
+    except CkptError as error:
+        return unreadable_entry(path, error)
+
+
+def unreadable_entry(path: Path, error: CkptError) -> RunEntry:
+    """Return the line of a table for a file that cannot be read."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        size = 0
+    return RunEntry(str(path), size, None, None, None, {}, None, error=error.message)
+
+
+def run_entry(report: InspectReport) -> RunEntry:
+    """Return the line of a table for a report."""
+    training = report.training
+    return RunEntry(
+        path=report.path if report.address is None else f"{report.path}#{report.address}",
+        size_bytes=report.size_bytes,
+        format=report.format,
+        epoch=training.get("epoch"),
+        global_step=training.get("global_step"),
+        metrics={**training.get("metrics", {}), **training.get("best", {})},
+        ema=report.ema.selected if report.ema.selected is not None else report.ema.status,
+        better=training.get("better", {}),
+        main_slot=report.ema.main_slot,
+        made_by=report.provenance["command"] if report.provenance else None,
+    )
+
+
+def best_by_metric(entries: Sequence[RunEntry]) -> dict[str, BestReport]:
+    """Return the best checkpoint for each metric that more than one checkpoint has.
+
+    Running bests (``best_val_loss``) are left out, since they are equal in every later checkpoint.
+    The numbers of the training set are left out too.
+    """
+    best = {}
+    for name, rated in _compared(entries).items():
+        told = [entry.better[name] for _, entry in rated if name in entry.better]
+        if {each["is"] for each in told} in ({"lower"}, {"higher"}):  # else files contradict
+            choose = min if told[0]["is"] == "lower" else max
+            value, entry = choose(rated, key=lambda pair: pair[0])
+            best[name] = BestReport(entry.path, value, told[0]["is"], told[0]["because"])
+    return best
+
+
+def _compared(entries: Sequence[RunEntry]) -> dict[str, list[tuple[float, RunEntry]]]:
+    """Return the metrics by which checkpoints can be compared, with the values of each."""
+    names = dict.fromkeys(name for entry in entries for name in entry.metrics)
+    compared = {}
+    for name in names:
+        rated = [
+            (entry.metrics[name], entry)
+            for entry in entries
+            if isinstance(entry.metrics.get(name), (int, float))
+            and entry.metrics[name] == entry.metrics[name]
+        ]
+        is_running = is_best(name.rpartition("/")[2]) or is_of_training(name)
+        if len(rated) > 1 and not is_running:
+            compared[name] = rated
+    return compared
+
+
+def in_a_table(reports: Sequence[Any]) -> Iterator[Any]:
+    """Yield the tables of directories, then one table of all single files."""
+    files = [one for one in reports if isinstance(one, (InspectReport, RunEntry))]
+    yield from (one for one in reports if not isinstance(one, (InspectReport, RunEntry)))
+    if len(files) > 1:
+        entries = (run_entry(one) if isinstance(one, InspectReport) else one for one in files)
+        yield run_report("", entries)
+    else:
+        yield from (one for one in files if isinstance(one, InspectReport))

@@ -1,0 +1,1 @@
+"""The contents of a checkpoint: state dicts, sections, training state, dangerous names."""

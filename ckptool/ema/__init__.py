@@ -1,0 +1,1 @@
+"""Search for the EMA weights of a checkpoint; ``locate.py`` has the rules."""

@@ -1,0 +1,85 @@
+"""Tensor subclasses as plain tensors, and the local parts of distributed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ckptool.formats.pickles.machine import name_of
+from ckptool.tree.nodes import CompositeTensor, Opaque, TensorRef
+from ckptool.tree.walking import children
+
+UNINITIALIZED = "uninitialized"
+
+# Subclasses that hold the part of one process, and the attribute with that part.
+LOCAL_PARTS: Mapping[str, str] = {
+    "torch.distributed.tensor.DTensor": "_local_tensor",
+    "torch.distributed._tensor.api.DTensor": "_local_tensor",
+    "torch.distributed.tensor._api.DTensor": "_local_tensor",
+    "torch.distributed._shard.sharded_tensor.api.ShardedTensor": "",  # a list of shards
+}
+# Placements in which a process holds values. In a partial placement it holds summands of them.
+_PLACED = frozenset({"Replicate", "Shard", "_StridedShard"})
+
+
+def local_parts(tensor: CompositeTensor) -> tuple[TensorRef, ...]:
+    """Return the parts that this file holds of a tensor distributed among processes."""
+    name, wrapper = LOCAL_PARTS.get(tensor.layout), tensor.wrapper
+    if name is None or wrapper is None:
+        return ()
+    if name:
+        found = [wrapper.attributes.get(name)]
+    else:
+        shards = wrapper.state[0] if isinstance(wrapper.state, tuple) and wrapper.state else ()
+        listed = shards if isinstance(shards, (list, tuple)) else ()
+        found = [s.attributes.get("tensor") for s in listed if isinstance(s, Opaque)]
+    return tuple(part for part in found if isinstance(part, TensorRef))
+
+
+def _whole(tensor: CompositeTensor) -> TensorRef | CompositeTensor:
+    """Return the local part as a plain tensor if it is the whole tensor; else return ``tensor``.
+
+    The local part is the whole, and has its shape, in a replicated DTensor and in one whose mesh
+    has one process. A partial one has the same shape, but is not the whole.
+    """
+    parts, wrapper = local_parts(tensor), tensor.wrapper
+    if len(parts) != 1 or wrapper is None:
+        return tensor
+    (part,) = parts
+    if part.shape != tensor.shape or part.dtype is not tensor.dtype or _is_partial(wrapper):
+        return tensor
+    rest = {key: value for key, value in wrapper.attributes.items() if value is not part}
+    return replace(part, subclass=tensor.layout, state=rest)
+
+
+def _is_partial(wrapper: Opaque) -> bool:
+    """Return whether a placement is a sum that is still to be made, or is not known."""
+    spec = wrapper.attributes.get("_spec")
+    if not isinstance(spec, Opaque):  # a ShardedTensor has no summands
+        return LOCAL_PARTS.get(wrapper.qualname) != ""
+    placements = spec.attributes.get("placements")
+    if not isinstance(placements, (tuple, list)):
+        return True
+    return not all(isinstance(p, Opaque) and _last(p.qualname) in _PLACED for p in placements)
+
+
+def _last(qualname: str) -> str:
+    return qualname.rpartition(".")[2]
+
+
+def as_subclass(made: Any, cls: Any) -> Any:
+    """Return a torch.Tensor subclass that has its state, with its parts or as a plain tensor."""
+    if isinstance(made, Opaque):  # a subclass with its own function: jagged and masked tensors
+        first = next((part for _, part in children(made) if isinstance(part, TensorRef)), None)
+        if first is None:
+            return made
+        made = CompositeTensor(name_of(cls), first.dtype, first.shape, {}, made)
+    if not isinstance(made, CompositeTensor) or made.wrapper is None:
+        return made
+    parts = {str(k): v for k, v in children(made.wrapper) if isinstance(v, TensorRef)}
+    return _whole(replace(made, parts=parts))
+
+
+# Classes that torch saves as subclasses if the tensor has attributes.
+NO_SUBCLASS = {"torch.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer"}

@@ -1,0 +1,81 @@
+"""The origin of a file that ckptool wrote, as a small note in the file itself.
+
+torch zips carry it as a record that torch ignores, safetensors in ``__metadata__``; the other
+containers have no place for it. It is a claim like any other in a file: ckptool shows it, and
+relies on it only where the values match. An extracted file has no other values to match; its note
+is assumed true as long as the file that it names does not contradict it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ckptool.names import AVERAGES, marker_in
+
+KEY = "ckptool"  # in the metadata of a checkpoint
+
+
+OPTIONAL = {"model", "layout", "kind"}  # fields that may be None
+
+
+class Provenance(NamedTuple):
+    """A note on the command that made a file."""
+
+    version: str  # of ckptool
+    command: str  # extract-ema | promote-ema
+    source: str  # the file's name, without its directory
+    ema: str  # key path of the EMA weights in the source
+    model: str | None  # key path of the state dict that they average
+    layout: str | None  # row of LAYOUTS
+    time: str  # UTC, ISO 8601
+    kind: str | None = None  # ema, swa, raw, table, …; None: written by an older ckptool
+
+    @property
+    def is_of_averages(self) -> bool:
+        """True if, by the note, the model's state dict holds EMA or SWA weights."""
+        if self.command == "promote-ema" or self.kind in AVERAGES:
+            return True
+        if self.kind in {None, "chosen"}:
+            marker = marker_in([self.ema])
+            return marker is not None and marker.kind in AVERAGES
+        return False
+
+    @property
+    def kind_of_average(self) -> str:
+        """The kind of the averaged weights, ``ema`` or ``swa``."""
+        marker = marker_in([self.ema])
+        kinds = (self.kind, marker.kind if marker else None)
+        return next((kind for kind in kinds if kind in AVERAGES), "ema")
+
+    @property
+    def told(self) -> str:
+        """The note as a sentence."""
+        done = "promoted" if self.command == "promote-ema" else "extracted"
+        place = f", {self.ema}" if self.ema else ""
+        return (
+            f"these weights are the {self.kind_of_average.upper()} of {self.source}{place} "
+            f"({done} {self.time}), says the note that ckptool left in the file"
+        )
+
+
+def as_text(provenance: Provenance) -> str:
+    """Return the note as one line of JSON."""
+    return json.dumps(provenance._asdict(), ensure_ascii=True)
+
+
+def read_provenance(metadata: Mapping[str, Any]) -> Provenance | None:
+    """Return the note in a checkpoint's metadata; None if there is none, or not one of ckptool."""
+    try:
+        fields = json.loads(metadata.get(KEY, ""))
+    except (TypeError, ValueError, RecursionError):
+        return None
+    if not isinstance(fields, dict):
+        return None
+    known: dict[str, Any] = {name: fields.get(name) for name in Provenance._fields}
+    is_complete = all(
+        isinstance(value, str) or (value is None and name in OPTIONAL)
+        for name, value in known.items()
+    )
+    return Provenance(**known) if is_complete else None

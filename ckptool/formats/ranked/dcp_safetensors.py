@@ -1,0 +1,91 @@
+"""torch's distributed checkpoint in safetensors files: a directory with a file for each rank.
+
+Layout::
+
+    shard-00001-model-00001-of-00001.safetensors    of each rank, with the offsets of its parts in
+    shard-00002-model-00001-of-00001.safetensors    the header; see ``sharding_info.py``
+
+Rules: the parts of a tensor are boxes that cover it, each element once. The shape of a tensor is
+how far its parts reach, as in torch, since no file states it; nor does any file state the number of
+ranks. So parts that are missing at the end are not noticed, which a note says.
+
+Source: torch 2.13 ``torch/distributed/checkpoint/_consolidate_hf_safetensors.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ckptool.errors import DamagedError
+from ckptool.formats.base import Checkpoint, FolderFormat, Note
+from ckptool.formats.folders import OpenFile, all_or_none, joined
+from ckptool.formats.ranked.assembly import Box, from_boxes, held_boxes
+from ckptool.formats.ranked.sharding_info import KEY, PART, SHARD, saved_offsets
+from ckptool.tree.nodes import CompositeTensor, TensorRef, Tree
+
+
+class DcpSafetensorsFolder(FolderFormat):
+    """See the module's docstring."""
+
+    name = "dcp-safetensors"
+    written_by = "`torch.distributed.checkpoint` with `HuggingFaceStorageWriter`: shards of ranks"
+    is_pickle = False
+    is_of_parts = True
+
+    def __init__(self, open_file: OpenFile) -> None:
+        self._open_file = open_file
+
+    def matches(self, folder: Path) -> bool:
+        """Return whether the directory has files of ranks."""
+        return bool(_shards(folder))
+
+    def open(self, folder: Path) -> Checkpoint:
+        """Return the assembled tensors; read only the headers."""
+        with all_or_none() as opened:
+            parts = {p.name: opened.enter_context(self._open_file(p)) for p in _shards(folder)}
+            tree = _tree(parts)
+        ranks = sorted({int(match["rank"]) for name in parts if (match := SHARD.fullmatch(name))})
+        said = f"shards of {len(ranks):,} ranks were found, and no file states how many there are"
+        whole = joined(self, folder, parts, tree, notes=(Note("CK125", "", said),))
+        metadata = next(iter(parts.values())).metadata
+        whole.metadata.update({k: v for k, v in metadata.items() if k != KEY})
+        return whole
+
+
+def _shards(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if SHARD.fullmatch(path.name))
+    except OSError:
+        return []
+
+
+def _tree(parts: Mapping[str, Checkpoint]) -> dict[str, Tree]:
+    """Return the assembled tensors.
+
+    Raises:
+        DamagedError: the parts of a tensor have a hole or overlap, or a file does not say where its
+            parts belong.
+    """
+    held: dict[str, dict[Box, TensorRef]] = {}
+    for file, part in parts.items():
+        offsets = saved_offsets(part.metadata) or {}
+        for name, node in part.tree.items():
+            ref = node.parts[PART] if isinstance(node, CompositeTensor) else node
+            if name not in offsets:
+                raise DamagedError(
+                    f"{KEY} in {file} does not say where its part begins", address=name
+                )
+            box = Box(offsets[name], ref.shape)
+            if box in held.setdefault(name, {}):
+                raise DamagedError(f"{file} holds a part that another file has too", address=name)
+            held[name][box] = ref
+    return {name: _assembled(name, boxes) for name, boxes in held.items()}
+
+
+def _assembled(name: str, held: Mapping[Box, TensorRef]) -> TensorRef:
+    if len({len(size) for box in held for size in box}) != 1:
+        raise DamagedError("its parts have different numbers of dimensions", address=name)
+    ends = ([a + b for a, b in zip(*box, strict=True)] for box in held)
+    shape = tuple(map(max, zip(*ends, strict=True)))
+    return from_boxes(name, shape, ((box, held[box]) for box in held_boxes([*held], shape, name)))

@@ -1,0 +1,184 @@
+"""DeepSpeed's ZeRO: a directory with the model, and a part of the optimizer for each rank.
+
+Layout, with the tag of a save as the directory's name::
+
+    mp_rank_00_model_states.pt                     stages 0 to 2: the model in its training dtype
+                                                   (module), shapes and names (param_shapes,
+                                                   buffer_names), steps and client state
+    zero_pp_rank_<r>_mp_rank_00_model_states.pt    stage 3: the same for each rank, with
+                                                   placeholders of shape [0] for the parameters
+    zero_pp_rank_<r>_mp_rank_00_optim_states.pt    the part of rank r: float32 master weights and
+                                                   the optimizer's states, flattened
+    latest                                         beside the directory: its name
+
+The tree has the assembled float32 weights under ``module``, as ``zero_to_fp32.py`` gives them but
+with buffers and frozen parameters in their own dtype, and the optimizer's states by parameter under
+``optimizer``; then the fields of rank 0's model file, and what is left of each file under its name,
+such as the weights in the training dtype.
+
+Rules: all ranks of one save are there, once. Expert, tensor and pipeline parallelism are refused,
+since the files do not say how to join their parts.
+
+Source: DeepSpeed 0.19.8 ``utils/zero_to_fp32.py``, ``runtime/engine.py``, ``runtime/zero/``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ckptool.errors import DamagedError, UnsupportedError
+from ckptool.formats.base import Checkpoint, FolderFormat, TensorReader
+from ckptool.formats.folders import OpenFile, all_or_none, globals_by_file, joined
+from ckptool.formats.ranked.zero import (
+    MODULE,
+    OPTIMIZER,
+    PARTITIONED,
+    PLAN,
+    ZeroPlan,
+)
+from ckptool.sources.local import LocalFile
+from ckptool.tree.nodes import Tree, fields_of
+
+LATEST = "latest"
+MAX_TAG = 255  # bytes of a file name
+FILE = re.compile(
+    r"(?:(?:bf16_|fp16_)?zero_pp_rank_(?P<rank>\d{1,9})_)?mp_rank_(?P<mp>\d{1,9})"
+    r"_(?P<kind>model|optim)_states\.pt"
+)
+PARALLEL = re.compile(r"(layer_\d+|expp?)[-_].*_states\.pt")  # of pipelines and of experts
+
+
+class Named(NamedTuple):
+    """A file of a save, by what its name says."""
+
+    kind: str
+    rank: int | None
+    path: Path
+
+
+class DeepSpeedFolder(FolderFormat):
+    """See the module's docstring."""
+
+    name = "deepspeed"
+    written_by = "DeepSpeed: ZeRO stages 0 to 3, one rank or many"
+    is_of_parts = True
+
+    def __init__(self, open_file: OpenFile) -> None:
+        self._open_file = open_file
+
+    def matches(self, folder: Path) -> bool:
+        """Return whether it is a save, or holds only one, which ``latest`` in it names."""
+        return _save_in(folder) is not None
+
+    def open(self, folder: Path) -> Checkpoint:
+        """Return the save as one checkpoint; read the pickle of each file, and no values."""
+        files = _files(_save_in(folder) or folder)
+        with all_or_none() as opened:
+            parts = {f.path.name: opened.enter_context(self._open_file(f.path)) for f in files}
+            reader = TensorReader(*(f for part in parts.values() for f in part.reader.opened))
+            tree = _tree([(file, parts[file.path.name].tree) for file in files], reader)
+        return joined(
+            self,
+            folder,
+            parts,
+            tree,
+            globals_named=globals_by_file(parts),
+        )
+
+
+def _save_in(folder: Path) -> Path | None:
+    """Return the directory of the save: the given one, or the one that ``latest`` in it names.
+
+    With several saves below it, a directory is a run.
+    """
+    if _has_save(folder):
+        return folder
+    latest = folder / LATEST
+    if not latest.is_file():
+        return None
+    with LocalFile(latest) as file:
+        tag = file.read(0, min(file.size, MAX_TAG)).decode(errors="replace").strip()
+    if tag in {"", ".", ".."} or "/" in tag or "\0" in tag or not _has_save(folder / tag):
+        return None
+    saves = [path for path in folder.iterdir() if path.is_dir() and _has_save(path)]
+    return saves[0] if len(saves) == 1 else None
+
+
+def _has_save(folder: Path) -> bool:
+    return any(FILE.fullmatch(path.name) for path in _listed(folder))
+
+
+def _files(folder: Path) -> list[Named]:
+    """Return the files of a save, in the order of ranks.
+
+    Raises:
+        DamagedError: two files are of one rank.
+        UnsupportedError: the model is cut among pipeline stages, experts or by tensor parallelism.
+    """
+    found = []
+    for path in _listed(folder):
+        if PARALLEL.fullmatch(path.name):
+            raise UnsupportedError(
+                f"{path.name} is a part of a pipeline or of experts, and the files do not say how "
+                "the parts are joined",
+                hint="name a single file to see what is in it",
+            )
+        match = FILE.fullmatch(path.name)
+        if match:
+            rank = None if match["rank"] is None else int(match["rank"])
+            found.append((int(match["mp"]), Named(match["kind"], rank, path)))
+    if {mp for mp, _ in found} - {0}:
+        raise UnsupportedError(
+            f"tensor parallelism: {len({mp for mp, _ in found})} files hold slices of the model, "
+            "and do not say how they are joined",
+            hint="name a single file to see what is in it",
+        )
+    files = sorted((file for _, file in found), key=lambda f: (f.kind, f.rank or 0, f.path.name))
+    for one, other in pairwise(files):
+        if (one.kind, one.rank) == (other.kind, other.rank):
+            raise DamagedError(f"{one.path.name} and {other.path.name} are of the same rank")
+    return files
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+# -------------------------------------------------------------------------------------------- tree
+
+
+def _tree(trees: Sequence[tuple[Named, Tree]], reader: TensorReader) -> Tree:
+    """Return the tree of a save.
+
+    Raises:
+        DamagedError: a rank is missing, doubled or of another save, or a field is not as DeepSpeed
+            writes it.
+    """
+    models = {f.rank: (f.path.name, _fields(tree, f)) for f, tree in trees if f.kind == "model"}
+    optims = {
+        f.rank or 0: (f.path.name, _fields(fields_of(tree).get(PARTITIONED), f))
+        for f, tree in trees
+        if f.kind == "optim"
+    }
+    if not models:
+        raise DamagedError("there is no file of the model's states, only of the optimizer's")
+    plan = ZeroPlan(models, optims)
+    plan.refuse_mixed(reader)
+    _, first = plan.model_files[0]
+    tree = plan.assembled() if optims else {k: first.get(k) for k in (MODULE, OPTIMIZER)}
+    tree |= {key: value for key, value in first.items() if key not in PLAN and key not in tree}
+    return tree | {name: part for name, part in plan.left() if part}
+
+
+def _fields(node: Any, file: Named) -> Mapping[Any, Any]:
+    fields = fields_of(node)
+    if not fields:
+        raise DamagedError(f"{file.path.name} has none of the fields that DeepSpeed writes")
+    return fields

@@ -1,0 +1,156 @@
+"""Files of the ranks of one save: none is missing, doubled or from another save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from math import copysign, inf
+from struct import pack, unpack
+
+from ckptool.errors import DamagedError
+from ckptool.formats.base import TensorReader
+from ckptool.tree.nodes import TensorRef, Tree
+
+SHOWN = 4  # names in a message
+PREFIX = 1 << 12  # bytes of each tensor by which ranks are told apart
+MAX_WORLD = 1 << 20  # processes; no run has had more, and a claim of more is not counted up to
+
+
+def refuse_missing(found: Mapping[int, str], count: int, why: str) -> None:
+    """Refuse ranks that are missing or too many.
+
+    Args:
+        found: the name of each rank's file.
+        count: the number of ranks of the save.
+        why: where the number is from, for the message.
+
+    Raises:
+        DamagedError: the ranks are not 0 to ``count - 1``; the message names them.
+    """
+    if not 0 < count <= MAX_WORLD:
+        raise DamagedError(f"{why} {count:,} ranks, which no run has")
+    missing = list(islice((rank for rank in range(count) if rank not in found), SHOWN + 1))
+    if missing:
+        more = count - len([rank for rank in found if rank < count]) - SHOWN
+        raise DamagedError(
+            f"{why} {_counted(count)}, and {_files_of(missing)} missing"
+            + (f", with {more:,} more" if more > 0 else ""),
+            hint="fetch them from where the others came from",
+        )
+    extra = sorted(rank for rank in found if rank >= count)
+    if extra:
+        raise DamagedError(
+            f"{why} {_counted(count)}, but there is also {found[extra[0]]}",
+            hint="files of two saves are in one folder: fetch it again",
+        )
+
+
+def refuse_different(said: Mapping[str, object], what: str) -> None:
+    """Refuse files that state different values of ``what``, given by the names of the files.
+
+    Raises:
+        DamagedError: two files differ; the message names both.
+    """
+    names = iter(said.items())
+    first, value = next(names)
+    for name, other in names:
+        if other != value:
+            raise DamagedError(
+                f"{what} is {value!s:.40} in {first}, but {other!s:.40} in {name}: "
+                "they are from two saves",
+                hint="fetch all files of one save again",
+            )
+
+
+def refuse_copies(reader: TensorReader, values: Mapping[str, Sequence[TensorRef]]) -> None:
+    """Refuse two files with the same values, of which one is a copy under another rank's name.
+
+    A file whose values are all alike tells nothing: a part of a normalisation may be all ones.
+
+    Args:
+        reader: of all the files.
+        values: the tensors that differ from rank to rank, by the names of the files.
+
+    Raises:
+        DamagedError: two files hold the same; the message names both.
+    """
+    seen: dict[tuple[bytes, ...], str] = {}
+    for name, refs in values.items():
+        begins = tuple(reader.read(c.span, 0, PREFIX) for ref in refs for c in ref.chunks[:1])
+        widths = (ref.dtype.itemsize for ref in refs if ref.chunks)
+        if all(_is_one_value(*each) for each in zip(begins, widths, strict=True)):
+            continue
+        if begins in seen:
+            raise DamagedError(
+                f"{name} holds the same values as {seen[begins]}: one is a copy of the other",
+                hint="fetch the file of each rank from where the others came from",
+            )
+        seen[begins] = name
+
+
+def scalar(ref: TensorRef, reader: TensorReader) -> int | float | None:
+    """Return the value of a tensor without dimensions; None if it has others, or no number."""
+    code = NUMBERS.get(ref.dtype.name)
+    if code is None or ref.shape or len(ref.chunks) != 1:
+        return None
+    order = ">" if ref.byteorder == "big" else "<"
+    (value,) = unpack(order + code, reader.read(ref.chunks[0].span))
+    found: int | float = value
+    return found
+
+
+def is_rounded(saved: Tree, master: Tree, reader: TensorReader) -> bool:
+    """Return whether the first values of a tensor are float32 values in its dtype.
+
+    True too where the two cannot be compared so, such as the placeholders of ZeRO stage 3.
+    """
+    if not (isinstance(saved, TensorRef) and isinstance(master, TensorRef)):
+        return True
+    code = ROUNDED.get(saved.dtype.name)
+    plain = saved.is_stored_plainly and master.dtype.name == "float32"
+    if code is None or not plain or saved.shape != master.shape or not master.chunks:
+        return True
+    span = master.chunks[0].span
+    count = min(span.nbytes, PREFIX) // 4
+    values = unpack(f"<{count}f", reader.read(span, 0, 4 * count))
+    width = saved.dtype.itemsize
+    return code(values) == reader.read(saved.chunks[0].span, 0, width * count)
+
+
+def _float16(values: Sequence[float]) -> bytes:
+    return b"".join(_half(value) for value in values)
+
+
+def _half(value: float) -> bytes:
+    try:
+        return pack("<e", value)
+    except OverflowError:
+        return pack("<e", copysign(inf, value))
+
+
+def _bfloat16(values: Sequence[float]) -> bytes:
+    """Return values rounded to the nearest, ties to even: the upper halves of float32."""
+    bits = unpack(f"<{len(values)}I", pack(f"<{len(values)}f", *values))
+    return pack(f"<{len(bits)}H", *((n + 0x7FFF + (n >> 16 & 1)) >> 16 & 0xFFFF for n in bits))
+
+
+NUMBERS = {"float32": "f", "float64": "d", "int64": "q", "int32": "i"}  # struct's codes
+ROUNDED: Mapping[str, Callable[[Sequence[float]], bytes]] = {
+    "float32": lambda values: pack(f"<{len(values)}f", *values),
+    "float16": _float16,
+    "bfloat16": _bfloat16,
+}
+
+
+def _is_one_value(data: bytes, width: int) -> bool:
+    return data == data[:width] * (len(data) // width)
+
+
+def _counted(count: int) -> str:
+    return f"{count:,} rank{'s' if count != 1 else ''}"
+
+
+def _files_of(ranks: Sequence[int]) -> str:
+    if len(ranks) == 1:
+        return f"the file of rank {ranks[0]} is"
+    return f"the files of ranks {', '.join(map(str, ranks[:SHOWN]))} are"

@@ -1,0 +1,114 @@
+"""Other readings of a file: what loaders see in it that choose by other marks than ckptool.
+
+A file can be two files. Torch looks at the first four bytes for a zip, then asks ``tarfile``, then
+unpickles from the first byte; ``torch.jit.load`` looks for a zip from the end; by its suffix the
+same file goes to safetensors. So a file of one format is looked at for the others too:
+
+=====================  ====================================================================
+a tar from byte 0      refused: ``torch.load`` takes a file for a tar before it unpickles it
+a pickle from byte 0   CK110, if it has names: hardly a file is a pickle by accident
+a zip at the end       CK110, and everything in it that a loader would run is reported
+safetensors in a zip   CK110
+=====================  ====================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+from ckptool.errors import CkptError, DamagedError, UnknownFormatError
+from ckptool.formats.base import Checkpoint, FileFormat, Note
+from ckptool.formats.nested import pickles_of
+from ckptool.formats.pickles.reader import SHORT, Pickles
+from ckptool.formats.safetensors_file import SafetensorsFile, read_header
+from ckptool.formats.tar_members import is_tar
+from ckptool.formats.torch_records import TorchRecords
+from ckptool.formats.torch_tar import TorchTar
+from ckptool.formats.zips.directory import find_end
+from ckptool.formats.zips.records import ZipArchive, is_zip
+from ckptool.sources.base import Source
+from ckptool.sources.window import Window
+
+
+def with_other_readings(checkpoint: Checkpoint, file: Source, kind: FileFormat) -> Checkpoint:
+    """Return the checkpoint with notes on other readings of its file, and the names in them.
+
+    Raises:
+        DamagedError: the file is a tar archive too, or ends in a zip that is damaged.
+    """
+    head = file.head(SHORT)
+    if is_tar(head) and not isinstance(kind, TorchTar):
+        raise DamagedError(
+            f"two files in one: it begins as {kind.name} and as a tar archive, which loaders of "
+            "torch files take it for",
+            hint="get it from its author again; no program writes such a file by accident",
+        )
+    pickles = pickles_of("the zip at its end")
+    with pickles.telling():
+        is_behind = kind.begins_as_pickle and "trailing_bytes" in checkpoint.metadata
+        notes = (*_as_another(file, head, kind, pickles), *_zip_at_end(file, pickles, is_behind))
+    if not notes:
+        return checkpoint
+    return replace(
+        checkpoint,
+        notes=(*checkpoint.notes, *notes),
+        globals_named=(*checkpoint.globals_named, *pickles.globals_named),
+    )
+
+
+def _as_another(file: Source, head: bytes, kind: FileFormat, pickles: Pickles) -> Iterator[Note]:
+    """Yield notes on other readings from the first byte on."""
+    if is_zip(head):
+        if SafetensorsFile().matches(head) and _is_safetensors(file):
+            yield _note("safetensors", "by its suffix loaders could see another file")
+    elif not kind.begins_as_pickle and _names_as_pickle(file, pickles):
+        yield _note("a pickle from its first byte", "other readers would run it")
+
+
+def _zip_at_end(file: Source, pickles: Pickles, is_behind: bool) -> Iterator[Note]:  # noqa: FBT001
+    """Yield a note on a zip that ends another file, and record the names in its pickles."""
+    archive = _archive_at_end(file, is_behind=is_behind)
+    if archive is not None:
+        with suppress(UnknownFormatError):  # a zip of something else
+            records = TorchRecords(archive)
+            records.read_tree(pickles)
+            records.listen_to_others(pickles)
+        message = "a zip archive ends here, so that other readers could see another file"
+        yield Note("CK110", "", f"{message}; torch and ckptool read the beginning")
+
+
+def _note(what: str, why: str) -> Note:
+    return Note("CK110", "", f"the file is also {what}: {why}")
+
+
+def _is_safetensors(file: Source) -> bool:
+    try:
+        read_header(file)
+    except CkptError:
+        return False
+    return True
+
+
+def _names_as_pickle(file: Source, pickles: Pickles) -> bool:
+    """Return whether the file, read as a pickle, has names; record them (see ``listen_aside``)."""
+    before = len(pickles.globals_named)
+    pickles.listen_aside(file, 0, "the file read as a pickle", SHORT)
+    return len(pickles.globals_named) > before
+
+
+def _archive_at_end(file: Source, *, is_behind: bool) -> ZipArchive | None:
+    """Return the zip that readers find from the end of another file; None if there is none.
+
+    Its offsets count from the file's beginning (torch), or from its own (``zipfile``). A pickle can
+    end in the second kind, as the bytes of a ``torch.save``, so that one has to be behind it.
+    """
+    end = None if is_zip(file.head(4)) else find_end(file, is_certain=False)
+    if end is None or not end.records:
+        return None
+    for shift in (0, end.gap) if is_behind and end.gap > 0 else (0,):
+        at = end.directory_offset + shift
+        if at + 4 <= file.size and file.read(at, 4) == b"PK\x01\x02":
+            return ZipArchive(Window(file, shift) if shift else file)
+    return None

@@ -1,0 +1,137 @@
+r"""The code in a TorchScript archive: what it does to the system, and whether loading runs it.
+
+``torch.load`` hands such an archive to ``torch.jit.load``, which runs one kind of function in it:
+``__setstate__`` of each object in the pickles, with all that it calls. The language has no import
+and no files but for a few operators, so that the code is looked at as text for their names.
+
+Rules, each with its reason:
+
+* Any ``__setstate__`` counts as run, and all code as called by it: what calls what is not followed.
+* An operator is found by its name behind a dot, wherever it stands and whatever is before the dot
+  (``torch.save(x, f)``, ``x.save(f)``, ``f = torch.save``), also in ``getattr`` with text. Other
+  forms of ``getattr`` than torch writes could spell anything.
+* What prints is looked for in ``__setstate__`` alone, since many models print or warn when called.
+* Operators and classes of namespaces that are not vetted come from libraries, or talk to other
+  processes.
+* Names of records are compared whatever their case, since torch finds them so.
+
+Source: torch 2.13 ``torch/csrc/jit/serialization/import.cpp``, ``import_source.cpp``; the list of
+operators is ``torch._C._jit_get_all_schemas()``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ckptool.errors import DamagedError
+from ckptool.formats.base import NamedGlobal, Note
+from ckptool.formats.zips.directory import ZipRecord
+from ckptool.formats.zips.records import ZipArchive, folded
+from ckptool.tree.nodes import GlobalRef
+
+CONSTANTS = "constants.pkl"
+CODE = "code/"
+MAX_CODE = 16 << 20  # bytes of all sources together
+SHOWN = 4  # operators in a message
+
+_RUN_ON_LOAD = "__setstate__"
+# Operators that write or map files, or run code elsewhere.
+_ACTING = "save|from_file|rpc_async|rpc_sync|rpc_remote|PythonOp|IgnoredPythonOp"
+_VETTED = frozenset({
+    "prim", "prims", "aten", "quantized", "_quantized", "quantization", "sparse", "mkldnn",
+    "mkldnn_prepacked", "onednn", "profiler", "rnn", "xnnpack", "vulkan", "metal",
+})  # fmt: skip
+_WORD = re.compile(rf"\b({_ACTING})\b")
+# A function that loading runs, up to the next line that is indented no deeper than its head.
+_BODY = re.compile(r"^([ \t]*)def\b[^\n]*__setstate__.*?(?=^\1?[^\s]|\Z)", re.DOTALL | re.MULTILINE)
+_PRINTS = re.compile(r"\b_?[pP]rint\b")
+_NAMESPACE = re.compile(r"(?:(?<![\w.])ops|\btorch\.classes)\b(?:\.(\w+)\.(\w+))?")
+_GETATTR = re.compile(r"\bgetattr\b(?:\s*\(\s*[\w.]+\s*,\s*\"([\w.]*)\"\s*\))?")
+_ACTS = frozenset(_ACTING.split("|"))
+
+
+class ScriptCode(NamedTuple):
+    """The effects of the code in an archive."""
+
+    is_run: bool  # by loading the archive
+    calls: tuple[NamedGlobal, ...]  # of what acts on the system
+
+    @property
+    def note(self) -> Note | None:
+        """A note on code that loading runs, or that acts when the module is called."""
+        if self.is_run:
+            what = "loading it runs code that is in the archive: a __setstate__ of TorchScript"
+            return Note("CK204", CODE, what)
+        if self.calls:
+            names = ", ".join(call.ref.qualname for call in self.calls[:SHOWN])
+            return Note("CK204", CODE, f"its program calls {names}, though not when it is loaded")
+        return None
+
+
+NO_CODE = ScriptCode(is_run=False, calls=())
+
+
+def is_torchscript(archive: ZipArchive, folder: str) -> bool:
+    """Return whether the archive has the record by which ``torch.load`` detects TorchScript."""
+    return archive.get(folder + CONSTANTS) is not None
+
+
+def read_code(archive: ZipArchive, folder: str) -> ScriptCode:
+    """Return what the code in an archive would do; nothing if it is not of TorchScript.
+
+    Raises:
+        DamagedError: there is more code than any model has.
+    """
+    if not is_torchscript(archive, folder):
+        return NO_CODE
+    is_run = False
+    calls: dict[GlobalRef, NamedGlobal] = {}
+    for record, text in sources(archive, folder):
+        is_run |= _RUN_ON_LOAD in text
+        for ref in _acting(text):
+            calls.setdefault(ref, NamedGlobal(ref, called=True, pickle=record.name))
+    return ScriptCode(is_run, tuple(calls.values()))
+
+
+def sources(archive: ZipArchive, folder: str) -> Iterator[tuple[ZipRecord, str]]:
+    """Yield each record of code with its text.
+
+    Raises:
+        DamagedError: there is more code than any model has.
+    """
+    room = MAX_CODE
+    start = folded(folder + CODE)
+    for record in archive.records:
+        name = folded(record.name)
+        if name.startswith(start) and name.endswith(".py"):
+            room -= max(record.size, record.compressed_size)
+            if room < 0:
+                raise DamagedError(f"more than {MAX_CODE} bytes of code")
+            yield record, archive.read(record).decode("utf-8", "replace")
+
+
+def _acting(text: str) -> Iterator[GlobalRef]:
+    """Yield the operators in a source that act on the system."""
+    for match in _WORD.finditer(text):
+        if _is_behind_dot(text, match.start()) or match[1].startswith("rpc_"):
+            yield GlobalRef("torch", match[1])
+    if any(_PRINTS.search(body[0]) for body in _BODY.finditer(text)):
+        yield GlobalRef("builtins", "print")
+    for match in _NAMESPACE.finditer(text):
+        if match[1] not in _VETTED:
+            yield GlobalRef(f"torch.ops.{match[1] or '?'}", match[2] or "?")
+    for match in _GETATTR.finditer(text):
+        if match[1] is None or match[1] in _ACTS:
+            yield GlobalRef("torch.jit", f"getattr {match[1] or '?'}")
+
+
+def _is_behind_dot(text: str, at: int) -> bool:
+    """Return whether a word follows a dot, which white space and comments may separate from it."""
+    begin = at
+    while begin and text[begin - 1] in " \t\r\n\f\v\\":
+        begin -= 1
+    if text[begin - 1 : begin] == "." or "\n" not in text[begin:at]:
+        return text[begin - 1 : begin] == "."
+    return "#" in text[text.rfind("\n", 0, begin) + 1 : begin]

@@ -1,0 +1,349 @@
+"""The records that ``torch.save`` writes into a zip archive, since torch 1.6.
+
+Layout: every name begins with one directory, the archive's name (by default the file's stem)::
+
+    <name>/data.pkl            the object, storages as persistent ids:
+                               ('storage', class, key, location, numel)
+    <name>/byteorder           "little" or "big"; absent in old files: little
+    <name>/data/<key>          the bytes of one storage, stored, aligned to 64
+    <name>/version, <name>/.format_version, <name>/.storage_alignment, <name>/.data/serialization_id
+
+Rules: that directory's name is taken from the archive's first record, as in torch's own reader
+(``caffe2/serialize/inline_container.cc``). A storage record is never shorter than the pickle asks
+for. Other archives that torch refuses (a longer record, another version, records outside the
+directory) are read, with a note.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+from ckptool.errors import CkptError, DamagedError, UnknownFormatError, UnsupportedError
+from ckptool.formats.base import Note
+from ckptool.formats.pickles.reader import SHORT, Pickles
+from ckptool.formats.pickles.storages import StorageKey
+from ckptool.formats.pickles.torch_objects import TorchBuilder
+from ckptool.formats.script_code import NO_CODE, read_code
+from ckptool.formats.zips.deflated import DeflatedRecord
+from ckptool.formats.zips.directory import ZipRecord
+from ckptool.formats.zips.records import DEFLATED, NO_CRC, STORED, ZipArchive, folded
+from ckptool.sources.base import ByteSpan, Source
+from ckptool.sources.memory import Memory
+from ckptool.sources.window import Window
+
+PROVENANCE = "ckptool.json"  # the record that ckptool adds to what it writes; torch ignores it
+MAX_PROVENANCE = 1 << 16  # bytes of it that are read
+OPENED_BY_TORCH = (".format_version", ".data/serialization_id", "byteorder")
+MAX_ID = 1 << 16  # bytes of the serialization id
+MAX_WORD = 64  # bytes of records that hold a number
+VERSION = re.compile(rb"\s*\+?(\d+)")  # a number as C reads it
+NUMBER = re.compile(rb"\s*[+-]?\d+(_\d+)*\s*")  # as Python reads it
+MIN_VERSION, MAX_VERSION = 1, 10  # of archives that torch 2.13 reads
+MAX_TOO_LONG = 100
+MAX_BYTEORDER = 16  # bytes of that record, which holds one word
+BLOCK = 1 << 20  # bytes of the pickle that its checksum reads at a time
+MAX_OTHERS = 64 << 20  # bytes of all other pickles together
+MAX_UNNAMED = 1 << 12  # records, neither storages nor called pickles, that are looked into
+PICKLE_SUFFIXES = (".pkl", ".pickle")
+PICKLE_ENDS = frozenset("lLeE")  # last letters, which rule out 100,000 storages fast
+
+
+class TorchRecords:
+    """The records of a torch archive by their names inside it.
+
+    Raises:
+        UnknownFormatError: the zip is not one of torch's.
+    """
+
+    def __init__(self, archive: ZipArchive) -> None:
+        self.archive = archive
+        first = archive.records[0].name if archive.records else ""
+        self.folder = first.partition("/")[0] + "/" if "/" in first else ""
+        found = self.get("data.pkl")
+        if found is None:
+            raise _not_from_torch(archive)
+        self.pickle = found
+        self.too_long: list[tuple[str, int, int]] = []  # (key, bytes of record, of storage)
+        self.code = NO_CODE
+        self.storage_bytes = 0  # of all storages in the pickle, once it is read
+
+    def get(self, name: str) -> ZipRecord | None:
+        """Return the record called ``name`` in the archive's own directory."""
+        return self.archive.get(self.folder + name)
+
+    @property
+    def byteorder(self) -> str:
+        """The byte order of the stored values."""
+        record = self.get("byteorder")
+        if record and max(record.size, record.compressed_size) > MAX_BYTEORDER:
+            raise DamagedError(f"the byte order is a record of {record.size} bytes")
+        order = self.archive.read(record).decode("latin-1") if record else "little"
+        if order not in {"little", "big"}:
+            raise DamagedError(f"the byte order is {order!r:.20}, neither little nor big")
+        return order
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The note that ckptool left in a file that it wrote, as text."""
+        record = self.get(PROVENANCE)
+        if record is None or max(record.size, record.compressed_size) > MAX_PROVENANCE:
+            return {}
+        return {"ckptool": self.archive.read(record).decode("utf-8", "replace")}
+
+    def read_tree(self, pickles: Pickles) -> Any:
+        """Return the object in ``data.pkl``; record the names in it and in code that loading runs.
+
+        Raises:
+            UnsupportedError: the compressed records unpack to too much.
+        """
+        packed = [record for record in self.archive.records if record.method != STORED]
+        if packed:
+            pickles.count_unpacked(
+                max(packed, key=lambda r: r.size).name, sum(r.size for r in packed)
+            )
+        self.code = read_code(self.archive, self.folder)
+        if self.code.is_run:
+            pickles.add(self.code.calls)
+        builder = TorchBuilder(self.locate, pickles.open_nested, self.byteorder)
+        try:
+            tree, _ = pickles.read(self._source(self.pickle), builder)
+        except DamagedError as error:
+            self._date(error)
+            raise
+        self.storage_bytes = builder.storages.nbytes
+        return tree
+
+    def _date(self, error: DamagedError) -> None:
+        """Add to the error whether the pickle was damaged after it was written, by its checksum."""
+        if self._pickle_is_as_written is None:
+            error.add("; whether it was written so is not known: it has no checksum")
+        elif self._pickle_is_as_written:
+            error.add("; it was written so: the checksum of data.pkl holds")
+        else:
+            error.add("; it was damaged after it was written: the checksum of data.pkl differs")
+            error.hint = "get the file again from where it was written"
+            error.rule = "CK112"
+
+    @cached_property
+    def _pickle_is_as_written(self) -> bool | None:
+        """True if the checksum of the pickle holds; None: it has no checksum."""
+        record = self.pickle
+        if record.crc == NO_CRC:
+            return None
+        source, crc = self._source(record), 0
+        for at in range(0, source.size, BLOCK):
+            crc = zlib.crc32(source.read(at, min(BLOCK, source.size - at)), crc)
+        return crc == record.crc
+
+    def listen_to_others(self, pickles: Pickles) -> tuple[Note, ...]:
+        """Note the names in other pickles; torch does not run them, but other readers may.
+
+        Returns:
+            A note for each pickle that cannot be read.
+        """
+        for record in self._unnamed_records():
+            with suppress(CkptError):
+                pickles.listen_aside(self._source(record), 0, record.name, SHORT)
+        unread = [r.name for r in self._other_pickles() if not self._listen(pickles, r)]
+        message = "another pickle in the archive, which cannot be read to its end"
+        return tuple(Note("CK113", name, message) for name in unread)
+
+    def _other_pickles(self) -> Iterator[ZipRecord]:
+        room = MAX_OTHERS
+        for record in self.archive.records:
+            if record.name[-1:] in PICKLE_ENDS and self._is_other_pickle(record):
+                room -= record.size
+                if room < 0:
+                    raise UnsupportedError(f"its other pickles take more than {MAX_OTHERS} bytes")
+                yield record
+
+    def _unnamed_records(self) -> Iterator[ZipRecord]:
+        """Return the records that are neither storages nor called pickles: they could be some."""
+        storages = folded(f"{self.folder}data/")
+        unnamed = (
+            record
+            for record in self.archive.records
+            if not folded(record.name).startswith(storages)
+            and record is not self.pickle
+            and not self._is_other_pickle(record)
+        )
+        return islice(unnamed, MAX_UNNAMED)
+
+    def _is_other_pickle(self, record: ZipRecord) -> bool:
+        return record is not self.pickle and record.name.lower().endswith(PICKLE_SUFFIXES)
+
+    def _listen(self, pickles: Pickles, record: ZipRecord) -> bool:
+        try:
+            return pickles.listen(self._source(record), 0, record.name) is not None
+        except CkptError:
+            return False
+
+    def notes(self) -> Iterator[Note]:
+        """Yield notes on refusals of torch, on ambiguous records and on a changed pickle."""
+        yield from self._refusals()
+        if self.code.note:
+            yield self.code.note
+        for name, doubt in self.archive.doubts:
+            yield Note("CK111", name, f"{doubt}; torch and ckptool go by the directory")
+        if self._pickle_is_as_written is False:
+            message = "its checksum is wrong: bits have changed since it was written"
+            yield Note("CK112", self.pickle.name, message)
+
+    def _refusals(self) -> Iterator[Note]:
+        """Yield notes on readable records that torch's reader of archives refuses."""
+        own = (self._outside(), self._version(), self._alignment(), *self._small_records())
+        for what in filter(None, (*self.archive.refusals, *own)):
+            yield Note("CK122", "", what)
+        for key, size, wanted in self.too_long:
+            what = f"the record has {size} bytes, and its storage {wanted}: torch wants them equal"
+            yield Note("CK122", f"{self.folder}data/{key}", what)
+
+    def _outside(self) -> str | None:
+        if not all(map(_is_utf8, (record.name for record in self.archive.records))):
+            return "the name of a record is no UTF-8"
+        outside = [r.name for r in self.archive.records if not r.name.startswith(self.folder)]
+        if not outside:
+            return None
+        return f"{len(outside)} records lie outside the folder {self.folder}: {outside[0]!r:.80}"
+
+    def _small_records(self) -> Iterator[str]:
+        """Yield the faults of records that torch reads when it opens an archive, unlike ckptool."""
+        for name in OPENED_BY_TORCH:
+            record = self.get(name)
+            if record is None:
+                continue
+            try:
+                self._source(record)
+            except CkptError as error:
+                yield error.message
+            if name.endswith("_id") and not _can_be_text(self._short(record, MAX_ID)):
+                yield f"the record {name} is no UTF-8"
+            if record.method not in {STORED, DEFLATED}:
+                yield f"the record {name} is compressed with method {record.method}"
+
+    def _version(self) -> str | None:
+        record = self.get("version")
+        if record is None:
+            return "the record version is missing"
+        digits = VERSION.match(self._short(record, MAX_WORD))
+        if digits is None or not MIN_VERSION <= int(digits[1]) <= MAX_VERSION:
+            shown = digits[1].decode() if digits else "no number"
+            return (
+                f"the record version says {shown:.20}; torch reads {MIN_VERSION} to {MAX_VERSION}"
+            )
+        return None
+
+    def _alignment(self) -> str | None:
+        record = self.get(".storage_alignment")
+        if record is None or NUMBER.fullmatch(self._short(record, MAX_WORD)):
+            return None
+        return "the record .storage_alignment holds no number"
+
+    def _short(self, record: ZipRecord, limit: int) -> bytes:
+        """Return the content of a record of one word; nothing if it is longer than ``limit``."""
+        if max(record.size, record.compressed_size) > limit:
+            return b""
+        return self.archive.read(record)
+
+    def _source(self, record: ZipRecord) -> Source:
+        if record.method == STORED:
+            offset = self.archive.data_offset(record)
+            return Window(self.archive.source, offset, record.size)
+        return Memory(self.archive.read(record))
+
+    def _unpacked(self, record: ZipRecord) -> DeflatedRecord:
+        if record.method != DEFLATED:
+            method = f"{record.name!r:.80} is compressed with method {record.method}"
+            raise UnsupportedError(method, hint="load and save it again with torch")
+        return DeflatedRecord(self.archive, record)
+
+    def locate(self, key: StorageKey, nbytes: int) -> ByteSpan | None:
+        """Return the place of the storage ``key``; torch names its record ``f"data/{key}"``.
+
+        Raises:
+            DamagedError: there is no such record, or it is too short.
+        """
+        name = key if isinstance(key, str) else repr(key)
+        record = self.archive.get(f"{self.folder}data/{name}")
+        if record is None:
+            raise DamagedError(
+                f"the record data/{name} is missing, {nbytes} bytes of values with it"
+            )
+        if record.size < nbytes:
+            raise DamagedError(f"the record data/{name} has {record.size} of {nbytes} bytes")
+        if record.size > nbytes and len(self.too_long) < MAX_TOO_LONG:
+            self.too_long.append((name, record.size, nbytes))
+        if record.method != STORED:
+            blob = self._unpacked(record)
+            return ByteSpan(blob if nbytes else Memory(b""), 0, nbytes)
+        return self.archive.span(record, nbytes)
+
+
+def _can_be_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_utf8(name: str) -> bool:
+    """Return whether the name was UTF-8; other bytes are lone surrogates in it."""
+    return name.isascii() or not any("\udc80" <= char <= "\udcff" for char in name)
+
+
+_UNPACK = "unpack it and point ckptool at the checkpoint inside"
+
+# Names of records in other zips, with the kind of zip and the hint for it.
+_OTHER_ZIPS = (
+    (
+        "/archive_format",
+        "an exported program of torch.export (.pt2)",
+        "take its weights with torch: torch.save(torch.export.load(PATH).state_dict, 'weights.pt')",
+    ),
+    (
+        "serialized_exported_program.json",
+        "an exported program of torch.export (.pt2)",
+        "take its weights with torch: torch.save(torch.export.load(PATH).state_dict, 'weights.pt')",
+    ),
+    (
+        ".data/extern_modules",
+        "an archive of torch.package",
+        "take its weights with torch.package.PackageImporter(PATH).load_pickle and torch.save",
+    ),
+    (
+        "/model.json",
+        "a TorchScript archive of torch 1.0 or 1.1",
+        "load it with torch.jit.load of that time, and save the state dict",
+    ),
+    (
+        ".npy",
+        "a numpy .npz archive",
+        "numpy.load reads it",
+    ),
+    (".weights.h5", "a Keras archive", "load it with Keras and save the weights as safetensors"),
+    (".pt", "a zip archive of checkpoints", _UNPACK),
+    (
+        ".safetensors",
+        "a zip archive of checkpoints",
+        "unpack it and point ckptool at the one inside",
+    ),
+)
+
+
+def _not_from_torch(archive: ZipArchive) -> UnknownFormatError:
+    names = [record.name for record in archive.records]
+    for suffix, what, hint in _OTHER_ZIPS:
+        if any(name.endswith(suffix) for name in names):
+            return UnknownFormatError(f"{what}, not a file of torch.save", hint=hint)
+    shown = ", ".join(repr(name)[:40] for name in names[:4]) or "nothing"
+    return UnknownFormatError(
+        f"a zip archive without data.pkl, so not written by torch.save; it holds {shown}",
+        hint=_UNPACK,
+    )

@@ -1,0 +1,230 @@
+"""Directories of trainers, each of which is one checkpoint with a file for each part.
+
+Layouts::
+
+    Hugging Face Trainer   model.safetensors, or shards with an index, or an adapter; optimizer.pt,
+                           scheduler.pt, rng_state.pth, training_args.bin; trainer_state.json
+    accelerate             model.safetensors, optimizer.bin, scheduler.bin, custom_checkpoint_0.pkl;
+                           random_states_<rank>.pkl
+    SpeechBrain            model.ckpt, optimizer.ckpt, …; brain.ckpt and counter.ckpt are text;
+                           CKPT.yaml
+
+The key of each file in the tree is its name; the weights of an index are under ``model``, as in
+other directories with shards. The values of JSON and text files (the progress of the run) are in
+the tree too.
+
+    with DeepSpeed         global_step<n>/, pytorch_model/; latest
+    with FSDP              pytorch_model_fsdp_0/ and optimizer_0/, distributed checkpoints
+
+Rules: the last file of each layout above identifies it. A subdirectory with the files of ranks is a
+part of the checkpoint, and its key is its name. A directory with checkpoints in other
+subdirectories is a run or another layout. Files that are no checkpoints (tokenizers,
+configurations) are not opened. A file of the layout, by its name, must open. Any other file that
+does not open is skipped with a note, since it is no reason to refuse the checkpoint next to it.
+Text is read as numbers, bools and words, one ``name: value`` a line; it is never code.
+
+Source: transformers 5.24 ``trainer.py``, accelerate 1.15 ``checkpointing.py``, speechbrain 1.1
+``utils/checkpoints.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ckptool.errors import CkptError, DamagedError, UnknownFormatError
+from ckptool.formats.base import Checkpoint, FolderFormat, Note
+from ckptool.formats.folders import OpenFile, all_or_none, globals_by_file, joined
+from ckptool.formats.ranked.deepspeed import LATEST
+from ckptool.formats.sharded import INDEX, MODEL
+from ckptool.formats.unopened import CHECKPOINT_SUFFIXES
+from ckptool.sources.local import LocalFile
+from ckptool.tree.nodes import Tree
+
+SPEECHBRAIN = "CKPT.yaml"
+TEXTS = frozenset({SPEECHBRAIN, "trainer_state.json"})  # always read as text
+SIGNS = re.compile(r"trainer_state\.json|random_states_\d+\.pkl|CKPT\.yaml")
+WEIGHTS = CHECKPOINT_SUFFIXES - {".model"}  # a tokenizer alone makes no checkpoint
+OWN = re.compile(  # the parts of the layouts, with a number of rank or shard
+    r"(adapter_model|custom_checkpoint|dl_state_dict|model|optimizer|pytorch_model|random_states"
+    r"|rng_state|sampler|scaler|scheduler|training_args)"
+    r"([_-]\d+(-of-\d+)?)?\.(bin|pkl|pt|pth|safetensors)|.+\.ckpt"
+)
+MAX_FILES = 1_000
+MAX_TEXT = 64 << 20  # bytes, of a log of a million steps
+MAX_NESTING = 100  # levels of JSON
+SMALL = 1 << 12  # bytes of a file that may be a counter in text
+LINE = re.compile(r"(?P<name>[A-Za-z_][\w.\- ]*): *(?P<value>.*)")
+WORDS = {"true": True, "false": False, "null": None, "~": None}
+
+
+class TrainerFolders(FolderFormat):
+    """See the module's docstring."""
+
+    name = "folder"
+    written_by = "Hugging Face Trainer, accelerate, SpeechBrain"
+    is_of_parts = True
+
+    def __init__(self, open_file: OpenFile, of_ranks: Sequence[FolderFormat]) -> None:
+        self._open_file, self._of_ranks = open_file, of_ranks
+
+    def matches(self, folder: Path) -> bool:
+        """Return whether a trainer's file is next to checkpoints, or to the parts of ranks."""
+        files = _listed(folder)
+        if not any(SIGNS.fullmatch(path.name) for path in files):
+            return False
+        of_ranks = {path for path, _ in self._parts_of_ranks(files)}
+        others = (path for path in files if path not in of_ranks)
+        has_weights = bool(of_ranks) or any(path.suffix in WEIGHTS for path in files)
+        return has_weights and not any(map(_holds_checkpoints, others))
+
+    def _parts_of_ranks(self, files: Sequence[Path]) -> list[tuple[Path, FolderFormat]]:
+        """Return the subdirectories of which each is one checkpoint of many ranks."""
+        # A directory with a trainer's file, or with ``latest``, is another save of the run.
+        folders = [p for p in files if p.is_dir() and not _is_save_of_its_own(p)]
+        return [(p, known) for p in folders for known in self._of_ranks if known.matches(p)]
+
+    def open(self, folder: Path) -> Checkpoint:
+        """Return one checkpoint of all in the directory and of the trainer's text files."""
+        parts: dict[str, Checkpoint] = {}
+        tree: dict[Any, Tree] = {}
+        texts: list[Path] = []
+        closed: list[Note] = []
+        files = [path for path in _listed(folder) if not path.is_dir()]
+        indices = [path for path in files if path.name.endswith(INDEX)]
+        has_texts = any(path.name == SPEECHBRAIN for path in files)
+        with all_or_none() as opened:
+            if len(indices) == 1:
+                parts[MODEL] = opened.enter_context(self._open_file(indices[0]))
+            for path, known in self._parts_of_ranks(_listed(folder)):
+                parts[path.name] = opened.enter_context(known.open(path))
+            shards = {file.path for part in parts.values() for file in part.reader.opened}
+            for path in files:
+                if path.name in TEXTS or (has_texts and _is_text(path)):
+                    tree[path.name] = _read_text(path)
+                    texts.append(path)
+                elif path.suffix in CHECKPOINT_SUFFIXES and path not in shards:
+                    part = self._part(path)
+                    if isinstance(part, Checkpoint):
+                        parts[path.name] = opened.enter_context(part)
+                    else:
+                        closed += part
+        whole = joined(
+            self,
+            folder,
+            parts,
+            {name: part.tree for name, part in parts.items()} | tree,
+            globals_named=globals_by_file(parts),
+            parts=(*texts, *(path for part in parts.values() for path in part.parts)),
+        )
+        return replace(whole, notes=(*closed, *whole.notes))
+
+    def _part(self, path: Path) -> Checkpoint | list[Note]:
+        """Return the checkpoint in a file, or notes on a file that is skipped.
+
+        Raises:
+            CkptError: a part of the layout cannot be opened.
+        """
+        try:
+            return self._open_file(path)
+        except CkptError as error:
+            if OWN.fullmatch(path.name):
+                raise
+            if isinstance(error, UnknownFormatError) and not error.rule:
+                return []  # a file of another program
+            return [Note("CK121", path.name, f"it was left closed: {error.message}")]
+
+
+def part_of_folder(path: Path) -> UnknownFormatError | None:
+    """Return the error for a file that is a part of a SpeechBrain checkpoint; None for others."""
+    if not (path.parent / SPEECHBRAIN).is_file():
+        return None
+    return UnknownFormatError(
+        "text that belongs to a checkpoint of SpeechBrain, not a checkpoint itself",
+        hint=f"name the folder, {path.parent}: it is one checkpoint",
+    )
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())[:MAX_FILES]
+    except OSError:
+        return []
+
+
+def _is_save_of_its_own(folder: Path) -> bool:
+    return any(path.name == LATEST or SIGNS.fullmatch(path.name) for path in _listed(folder))
+
+
+def _holds_checkpoints(path: Path) -> bool:
+    return path.is_dir() and any(p.suffix in WEIGHTS for p in _listed(path))
+
+
+# -------------------------------------------------------------------------------------------- text
+
+
+def _is_text(path: Path) -> bool:
+    """Return whether a file has a checkpoint's suffix, but holds a little printable text."""
+    if path.suffix not in CHECKPOINT_SUFFIXES:
+        return False
+    with LocalFile(path) as file:
+        if not 0 < file.size <= SMALL:
+            return False
+        data = file.read(0, file.size)
+    return data.isascii() and all(char.isprintable() or char in "\r\n\t" for char in data.decode())
+
+
+def _read_text(path: Path) -> Tree:
+    with LocalFile(path) as file:
+        if file.size > MAX_TEXT:
+            raise DamagedError(f"{file.size:,} bytes of text, more than is read", path=path)
+        data = file.read(0, file.size)
+    try:
+        text = data.decode()
+        return _from_json(text) if path.suffix == ".json" else _from_lines(text)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"the text cannot be read: {error}", path=path) from error
+
+
+def _from_json(text: str) -> Tree:
+    """Return a JSON document: containers, strings, numbers and bools.
+
+    Raises:
+        ValueError: the text is no JSON, or nested deeper than any trainer's.
+    """
+    document = json.loads(text)
+    level: list[Any] = [document]
+    for _ in range(MAX_NESTING):
+        level = [part for node in level for part in _inside(node)]
+    if level:
+        raise ValueError("nested too deep")
+    return document
+
+
+def _inside(node: Any) -> Iterator[Any]:
+    if isinstance(node, (dict, list)):
+        yield from node.values() if isinstance(node, dict) else node
+
+
+def _from_lines(text: str) -> Tree:
+    """Return the values of SpeechBrain's flat YAML: ``name: value`` a line, or one value."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    matches = [LINE.fullmatch(line.rstrip()) for line in lines]
+    if lines and all(matches):
+        return {match["name"]: _scalar(match["value"]) for match in matches if match}
+    return _scalar(text.strip()) if len(lines) == 1 else text
+
+
+def _scalar(text: str) -> Tree:
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text.strip("'\"")

@@ -1,0 +1,67 @@
+"""Files in a directory that were not opened with its checkpoint or its run.
+
+A directory holds more than its checkpoint: configurations, logs, and now and then a second set of
+weights. A file that was not opened was neither checked nor compared, so a verdict on a directory
+has to name these files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ckptool.formats.base import Checkpoint
+from ckptool.formats.folders import WEIGHTS
+
+CHECKPOINT_SUFFIXES = WEIGHTS | {".pkl", ".tar", ".pyt", ".model", ".th", ".t7"}
+# Other programs use these suffixes too: SentencePiece, dumps of raw bytes, archives.
+SHARED_SUFFIXES = frozenset({".model", ".bin", ".tar"})
+MAX_FILES = 10_000  # that are listed below one directory
+
+
+class Unopened(NamedTuple):
+    """A file, or a part of the directory that cannot be listed."""
+
+    name: str  # relative to the directory
+    path: Path
+    error: str = ""  # why it cannot be listed
+
+    @property
+    def says_checkpoint(self) -> bool:
+        """True if it has the suffix of a checkpoint."""
+        return self.path.suffix in CHECKPOINT_SUFFIXES
+
+    @property
+    def says_only_checkpoint(self) -> bool:
+        """True if only checkpoints have its suffix."""
+        return self.path.suffix in CHECKPOINT_SUFFIXES - SHARED_SUFFIXES
+
+
+def unopened_files(checkpoint: Checkpoint) -> list[Unopened]:
+    """Return the files below a checkpoint's directory that are no part of it; none for a file."""
+    if not checkpoint.path.is_dir():
+        return []
+    opened = {*(source.path for source in checkpoint.reader.opened), *checkpoint.parts}
+    return list(files_below(checkpoint.path, opened))
+
+
+def files_below(folder: Path, opened: Collection[Path | None]) -> Iterator[Unopened]:
+    """Yield the files below a directory, without those in ``opened``, in the order of names."""
+    failed: list[OSError] = []
+    left = MAX_FILES
+    for place, folders, names in os.walk(folder, onerror=failed.append):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(place, name)
+            if path not in opened:
+                left -= 1
+                if left < 0:
+                    error = f"more than {MAX_FILES:,} files"
+                    yield Unopened(str(Path(place).relative_to(folder)), Path(place), error)
+                    return
+                yield Unopened(str(path.relative_to(folder)), path)
+    for refusal in failed:
+        path = Path(refusal.filename or folder)
+        yield Unopened(str(path.relative_to(folder)), path, (refusal.strerror or "").lower())

@@ -1,0 +1,1 @@
+"""The records of zip archives, and their checksums."""

@@ -1,0 +1,100 @@
+"""The checksums in torch's zips; torch writes one for each record, and never reads it.
+
+With ``torch.serialization.set_crc32_options(False)`` torch writes 0 as the checksum.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ckptool.errors import DamagedError
+from ckptool.formats.zips.directory import ZipRecord, find_end
+from ckptool.formats.zips.records import NO_CRC, STORED, ZipArchive, is_zip
+from ckptool.sources.base import ByteSpan, Source
+
+
+class Checksummed(NamedTuple):
+    """A record with the place of its bytes in the file, and the checksum they should have."""
+
+    name: str
+    offset: int
+    nbytes: int
+    crc: int | None  # None: none was written, or it is of the unpacked bytes
+
+
+def checksummed_records(file: Source) -> list[Checksummed]:
+    """Return the records of a file that is a zip; none for other files.
+
+    Raises:
+        DamagedError: the directory does not fit the file.
+    """
+    return _records_of(ZipArchive(file)) if _is_one_archive(file) else []
+
+
+def _records_of(archive: ZipArchive) -> list[Checksummed]:
+    return [
+        Checksummed(
+            record.name,
+            archive.data_offset(record),
+            record.compressed_size,
+            record.crc if _has_checksum(record) else None,
+        )
+        for record in archive.records
+    ]
+
+
+def known_checksums(file: Source, archive: ZipArchive | None = None) -> dict[ByteSpan, int]:
+    """Return the checksums of a zip's stored records, by the places of their bytes.
+
+    ``archive`` is the file's, where it was opened already.
+    """
+    return {
+        file.span(record.offset, record.nbytes): record.crc
+        for record in (_records_of(archive) if archive else checksummed_records(file))
+        if record.crc is not None
+    }
+
+
+def is_storage(record: Checksummed) -> bool:
+    """Return whether a record of torch holds values; the others are its pickle and a few words."""
+    return "/data/" in record.name
+
+
+def _has_checksum(record: ZipRecord) -> bool:
+    return record.method == STORED and (record.crc != NO_CRC or record.size == 0)
+
+
+def leftover_bytes(file: Source) -> int:
+    """Return the number of bytes behind a zip's end record and comment; 0 for other files."""
+    end = find_end(file) if is_zip(file.head(4)) else None
+    return end.behind - end.comment if end else 0
+
+
+def _is_one_archive(file: Source) -> bool:
+    """Return whether the zip is the whole file, by the directory that torch uses.
+
+    A shard of ``torch.distributed`` is a row of zips. The directory of the last zip counts offsets
+    from the beginning of that zip. At those offsets the file has other bytes, or the directory and
+    the end records of another zip.
+    """
+    if not is_zip(file.head(4)):
+        return False
+    try:
+        end = find_end(file)
+    except DamagedError:  # a locator whose offset counts from elsewhere
+        return False
+    if end is None or end.gap < 0:
+        return False
+    begin, stop = end.directory_offset, end.directory_offset + end.directory_size
+    is_directory = file.read(begin, min(4, end.directory_size)) in {b"PK\x01\x02", b""}
+    return is_directory and not (
+        _ends_another(file, stop, end.directory_end) or _ends_another(file, end.follows, end.next)
+    )
+
+
+def _ends_another(file: Source, at: int, own: int) -> bool:
+    """Return whether an end record of another archive is at ``at``, and not at our ``own``."""
+    return at != own and file.read(at, min(4, file.size - at)) in _PARTS_OF_ENDS
+
+
+_PARTS_OF_ENDS = {b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"}

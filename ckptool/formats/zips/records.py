@@ -1,0 +1,221 @@
+r"""The records of a zip archive and the places of their bytes, also inside another container.
+
+Layout, from the end of the bytes (APPNOTE.TXT 6.3.10, sections 4.3 and 4.5)::
+
+    local header  PK\3\4  30 bytes + name + extra, then the data, then maybe a data descriptor
+    …
+    central entry PK\1\2  46 bytes + name + extra + comment, one a record
+    …
+    zip64 end     PK\6\6  56 bytes, and its locator PK\6\7, 20 bytes; when sizes need 64 bits
+    end           PK\5\6  22 bytes + comment
+
+Rules, each with its reason:
+
+* The data begins behind the *local* header. torch pads that header's extra field so that storages
+  are aligned to 64 bytes; the central entry does not have that length.
+* Names are unique, whatever their case. Of two equal names Python's ``zipfile`` reads the last, and
+  torch's miniz either one: its binary search in the sorted directory ignores case. A file that two
+  readers see differently is refused.
+* Where readers could differ, but the choice of torch is known, we follow torch, which uses the
+  directory and absolute offsets. The archive's ``doubts`` state what other readers could see: a
+  local header that differs from the directory, a directory that does not end at the end record
+  (``zipfile`` shifts all offsets by the difference), bytes behind the end.
+* A CRC of 0 may mean "not computed" (``torch.serialization.set_crc32_options(False)``).
+* Records must be inside the archive and must not overlap. By the directory's flags they must not be
+  encrypted or patches. Only stored records can be read in place; deflated ones are unpacked up to a
+  limit, for the records that other writers compress.
+* An ordinary checkpoint of a large mixture of experts has 100,000 records, so the loop is plain.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from struct import Struct
+
+from ckptool.errors import DamagedError, UnsupportedError
+from ckptool.formats.zips.directory import ZipRecord, find_directory, read_directory
+from ckptool.formats.zips.headers import CENTRAL, LOCAL
+from ckptool.sources.base import ByteSpan, Source
+
+LOOKED_AT = Struct("<4s2x2H4xI8x2H").unpack_from  # only the checked fields of 100,000 local headers
+
+STORED, DEFLATED = 0, 8
+ENCRYPTED = 0x1
+UNREADABLE = ENCRYPTED | 0x20 | 0x40 | 0x2000  # patch, strong encryption, masked header
+HAS_DESCRIPTOR = 0x8
+NO_CRC = 0
+HEADER_WINDOW = 4096  # bytes read at a time for local headers,
+MAX_HEADER_WINDOW = 1 << 16  # or so many for adjacent headers
+MAX_DOUBTS = 100  # records whose local headers are described
+MAX_INFLATED = 64 << 20  # unpacked bytes of a deflated record that is read as a whole
+PIECE = 1 << 20  # bytes of a deflated record that are unpacked at a time
+
+
+def is_zip(head: bytes) -> bool:
+    """Return whether the bytes begin like a zip, as ``torch.load`` decides."""
+    return head[:4] == b"PK\x03\x04"
+
+
+def folded(name: str) -> str:
+    """Return a name in lower case as torch compares names: only the letters A to Z have a case."""
+    return name.lower() if name.isascii() else name.translate(_LOWER)
+
+
+_LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
+
+
+class ZipArchive:
+    """The directory of a zip archive; data offsets are looked up on demand.
+
+    Raises:
+        DamagedError: there is no end record, or the directory does not fit the bytes.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._directory = find_directory(source)
+        self.refusals = list(self._directory.refusals)  # faults for which torch refuses it
+        self.records = read_directory(self._directory, self.refusals)
+        self._listed, self._listed_at = self._directory.data, self._directory.offset
+        self._window, self._window_offset = b"", 0
+        self._differing: dict[str, str] = {}  # record -> difference of its local header
+
+    @property
+    def doubts(self) -> Iterator[tuple[str, str]]:
+        """Pairs (record, what other readers could see), for the records looked up so far."""
+        yield from (("", doubt) for doubt in self._directory.doubts)
+        yield from self._differing.items()
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, ZipRecord]:
+        by_name = {folded(record.name): record for record in self.records}
+        if len(by_name) != len(self.records):
+            name = next(r.name for r in self.records if by_name[folded(r.name)] is not r)
+            raise DamagedError(
+                f"two records are called {name!r:.80}, but for the case; readers would disagree"
+            )
+        return by_name
+
+    def get(self, name: str) -> ZipRecord | None:
+        """Return the record of that name, whatever its case.
+
+        Raises:
+            DamagedError: two records of the archive have the same name.
+        """
+        return self._by_name.get(folded(name))
+
+    def data_offset(self, record: ZipRecord) -> int:
+        """Return the offset of the record's bytes in the archive.
+
+        Raises:
+            DamagedError: there is no header at its offset, or the record's sizes do not fit.
+            UnsupportedError: the record is encrypted, or a patch.
+        """
+        _, method, flags, crc, packed, plain, offset, entry = record
+        at = offset - self._window_offset
+        if not 0 <= at <= len(self._window) - LOCAL.size:
+            self._move_window(offset, is_next=0 <= at < 2 * len(self._window))
+            at = 0
+        window = self._window
+        signature, local_flags, local_method, local_crc, width, extra = LOOKED_AT(window, at)
+        if signature != b"PK\x03\x04":
+            raise DamagedError(f"the record {record.name!r} has no header at {offset}")
+        if flags & UNREADABLE:
+            raise UnsupportedError(f"the record {record.name!r} is encrypted, or a patch")
+        if method == STORED and packed != plain:
+            raise DamagedError(f"the record {record.name!r} is stored in another size than its own")
+        listed = entry - self._listed_at + CENTRAL.size
+        at += LOCAL.size
+        if (
+            window[at : at + width] != self._listed[listed : listed + width]
+            or local_flags != flags
+            or local_method != method
+            or not (flags & HAS_DESCRIPTOR or local_crc == crc)
+        ):
+            self._compare(record)
+        start: int = offset + LOCAL.size + width + extra
+        if start + packed > self.source.size:
+            raise DamagedError(f"truncated: the record {record.name!r} reaches past the end")
+        return start
+
+    def _move_window(self, offset: int, *, is_next: bool) -> None:
+        """Read the headers of many small tensors at once, and of more if the next ones follow."""
+        size = min(2 * len(self._window), MAX_HEADER_WINDOW) if is_next else HEADER_WINDOW
+        available = min(size, self.source.size - offset)
+        self._window = self.source.read(offset, max(available, LOCAL.size))
+        self._window_offset = offset
+
+    def _compare(self, record: ZipRecord) -> None:
+        """Note how a local header differs from the directory, which torch uses."""
+        header = LOCAL.unpack(self.source.read(record.header_offset, LOCAL.size))
+        name = self.source.read(record.header_offset + LOCAL.size, header[-2])
+        pairs = (
+            ("name", name.decode("utf-8", "surrogateescape"), record.name),
+            ("flags", header[2], record.flags),
+            ("method", header[3], record.method),
+            ("checksum", header[6], header[6] if record.flags & HAS_DESCRIPTOR else record.crc),
+        )
+        differing = [
+            f"{what} {one!r:.60} for {other!r:.60}" for what, one, other in pairs if one != other
+        ]
+        if differing and len(self._differing) < MAX_DOUBTS:
+            self._differing[record.name] = f"its local header has the {', the '.join(differing)}"
+
+    def span(self, record: ZipRecord, nbytes: int) -> ByteSpan:
+        """Return the place of the first ``nbytes`` bytes of a stored record."""
+        return self.source.span(self.data_offset(record), nbytes)
+
+    def read(self, record: ZipRecord) -> bytes:
+        """Return the record's content, unpacked if it is deflated.
+
+        Raises:
+            UnsupportedError: the record is compressed with another method, or encrypted.
+            DamagedError: the content does not match the directory.
+        """
+        data = self.source.read(self.data_offset(record), record.compressed_size)
+        if record.method == STORED:
+            return data
+        if record.method != DEFLATED:
+            raise UnsupportedError(f"{record.name!r} is compressed with method {record.method}")
+        return _inflated(record, data)
+
+
+def unpacked(record: ZipRecord, data: Callable[[int, int], bytes]) -> Iterator[bytes]:
+    """Yield the content of a deflated record piece by piece; ``data`` reads its packed bytes.
+
+    Raises:
+        DamagedError: the stream breaks off, or has another length than the directory states.
+    """
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    left = record.size
+    for at in range(0, record.compressed_size, PIECE):
+        packed, piece = data(at, min(PIECE, record.compressed_size - at)), b""
+        # After a full piece more can follow, even if all packed bytes have been taken.
+        while not unpacker.eof and (packed or len(piece) == PIECE):
+            try:
+                piece = unpacker.decompress(packed, PIECE)
+            except zlib.error as error:
+                text = f"the record {record.name!r} cannot be unpacked: {error}"
+                raise DamagedError(text) from error
+            packed = unpacker.unconsumed_tail
+            left -= len(piece)
+            if left < 0:
+                break
+            yield piece
+    if left or not unpacker.eof:
+        raise DamagedError(f"the record {record.name!r} does not unpack to {record.size} bytes")
+
+
+def _inflated(record: ZipRecord, data: bytes) -> bytes:
+    if record.size > MAX_INFLATED:
+        raise UnsupportedError(f"{record.name!r} is compressed and unpacks to {record.size} bytes")
+    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        content = unpacker.decompress(data, record.size + 1)
+    except zlib.error as error:
+        raise DamagedError(f"the record {record.name!r} cannot be unpacked: {error}") from error
+    if len(content) != record.size:
+        raise DamagedError(f"the record {record.name!r} does not unpack to {record.size} bytes")
+    return content

@@ -1,0 +1,1 @@
+"""Plans of the output of a command, made before anything is written."""

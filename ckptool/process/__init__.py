@@ -1,0 +1,1 @@
+"""This process: signals that end it, and ranks that share its work."""

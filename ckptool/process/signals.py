@@ -1,0 +1,70 @@
+"""Signals that end a run: it ends at once, and removes its unfinished files.
+
+The command line ends the process in the signal's handler. So no exception travels through code that
+was not written for it (imports, finalizers, other people's libraries), no thread is waited for, and
+there is no traceback. ``undone_at_end`` registers the cleanup. ``held`` delays the end while the
+state of the disk and the state that the process knows differ.
+
+A process that has not asked for this with ``end_cleanly`` gets Python's own exceptions.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INTERRUPTED = 130  # the exit code
+
+
+class _Run:
+    """The state of this process: its cleanup functions, and a signal that is delayed."""
+
+    undo: tuple[Callable[[], None], ...] = ()
+    held = 0  # blocks that must not be left half done
+    came = False  # whether a signal came meanwhile
+
+
+def end_cleanly() -> None:
+    """Let signals end this process cleanly, except those that ``nohup`` and the like ignore."""
+    for number in ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _signalled)
+
+
+@contextmanager
+def undone_at_end(undo: Callable[[], None]) -> Iterator[None]:
+    """Run ``undo`` at the end of the block, also at the end of the process; maybe twice."""
+    _Run.undo = (*_Run.undo, undo)
+    try:
+        yield
+    finally:
+        undo()
+        _Run.undo = tuple(other for other in _Run.undo if other is not undo)
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Delay signals until the end of a block of few steps."""
+    _Run.held += 1
+    try:
+        yield
+    finally:
+        _Run.held -= 1
+        if _Run.came and not _Run.held:
+            _end()
+
+
+def _signalled(_number: int, _frame: object) -> None:
+    _Run.came = True
+    if not _Run.held:
+        _end()
+
+
+def _end() -> None:
+    for undo in reversed(_Run.undo):
+        with suppress(Exception):
+            undo()
+    os._exit(INTERRUPTED)

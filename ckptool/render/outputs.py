@@ -1,0 +1,101 @@
+"""The table of outputs: the function that shows each class of report in each form.
+
+Every function takes a command's reports of one class. Functions for text return a page, all others
+a document. The table holds names of classes and functions, so that only the module of the chosen
+output is imported.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from itertools import groupby
+from typing import Any
+
+from ckptool.render.page import Page, draw, line
+from ckptool.render.text import unshortened
+from ckptool.reports.base import SCHEMAS
+
+TEXTS = ("text", "stat", "names")  # pages, of which the last two are shortened
+
+
+def _verdicts(function: str) -> dict[str, str]:
+    """Return the rows of a function that shows a choice by the verdicts that led to it."""
+    return {"VerifyReport": function, "ChoiceReport": function}
+
+
+# Output -> class of the report -> module and function in this package.
+RENDERERS: Mapping[str, Mapping[str, str]] = {
+    "text": {
+        "InspectReport": "inspect_text.show_inspect",
+        "RunReport": "inspect_text.show_run",
+        "ExtractReport": "write_text.show_extract",
+        "PromoteReport": "write_text.show_promote",
+        "VerifyReport": "verify_text.show_verify",
+        "ChoiceReport": "verify_text.show_choice",
+        "DiffReport": "diff_text.show_diff",
+        "TextReport": "diff_text.show_lines",
+        "RulesReport": "tables_text.show_rules",
+        "LayoutsReport": "tables_text.show_layouts",
+        "ErrorReport": "tables_text.show_error",
+    },
+    "stat": {"DiffReport": "diff_text.show_stat"},
+    "names": {"DiffReport": "diff_text.show_names"},
+    "json": dict.fromkeys(SCHEMAS, "as_json.to_documents"),
+    "md": {
+        "InspectReport": "markdown.text_to_markdown",
+        "RunReport": "markdown.text_to_markdown",
+        "ExtractReport": "markdown.text_to_markdown",
+        "PromoteReport": "markdown.text_to_markdown",
+        **_verdicts("markdown.verdicts_to_markdown"),
+        "DiffReport": "markdown.diffs_to_markdown",
+        "RulesReport": "markdown.text_to_markdown",
+        "LayoutsReport": "markdown.text_to_markdown",
+    },
+    "html": {"DiffReport": "html.diffs_to_html"},
+    "github": {
+        **_verdicts("github.verdicts_to_github"),
+        "DiffReport": "github.diffs_to_github",
+        "ErrorReport": "github.errors_to_github",
+    },
+    "sarif": _verdicts("sarif.to_sarif"),
+    "code-scanning": _verdicts("sarif.to_code_scanning"),
+    "junit": {**_verdicts("junit.verdicts_to_junit"), "DiffReport": "junit.diffs_to_junit"},
+}
+
+
+def outputs_of(report: str) -> tuple[str, ...]:
+    """Return the names of the outputs that a class of reports has, for ``--format``."""
+    shortened = TEXTS[1:]
+    return tuple(
+        name for name, rows in RENDERERS.items() if report in rows and name not in shortened
+    )
+
+
+def rendered(reports: Sequence[Any], output: str) -> str:
+    """Return reports as a document, or as plain text; without a line end."""
+    if output in TEXTS:
+        stream = io.StringIO()
+        with unshortened():
+            draw(page_of(reports, output), stream)
+        return stream.getvalue().removesuffix("\n")
+    document: str = _function(output, reports[0])(reports)
+    return document
+
+
+def page_of(reports: Sequence[Any], output: str = "text") -> Page:
+    """Yield the page of reports, with an empty line between those of different types."""
+    for i, (_, same) in enumerate(groupby(reports, type)):
+        alike = list(same)
+        if i:
+            yield line("")
+        yield from _function(output, alike[0])(alike)
+
+
+def _function(output: str, report: Any) -> Callable[[Sequence[Any]], Any]:
+    module, _, name = RENDERERS[output][type(report).__name__].partition(".")
+    function: Callable[[Sequence[Any]], Any] = getattr(
+        import_module(f"ckptool.render.{module}"), name
+    )
+    return function

@@ -1,0 +1,166 @@
+"""The text of ``ckptool extract-ema`` and ``promote-ema``: the output and its sources."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ckptool.render import text as words
+from ckptool.render.facts import MAIN_SLOT, Fact, facts, finding_row, place, short
+from ckptool.render.page import Line, Page, line, one_by_one
+from ckptool.reports.base import Finding, MainSlot
+from ckptool.reports.write import CastReport, ExtractReport, PromoteReport
+
+
+@one_by_one
+def show_extract(report: ExtractReport) -> Page:
+    """Yield the output, its sources, the tensors that the EMA lacked, and the findings."""
+    done = "wrote" if report.written else "would write"
+    yield line(f"{done} ", (words.printable(report.output), "title"), f"  {report.format}")
+    yield facts("From", _extract_lines(report))
+    yield from _findings(report.findings)
+
+
+_NAMES = {
+    "model": "names as in the model",
+    "bare": "names without wrappers",
+    "ema": "names as in the EMA",
+}
+
+
+def _extract_lines(report: ExtractReport) -> Iterator[Fact]:
+    tensors = words.plural(report.tensors, "tensor")
+    noted = len(report.tied) if report.ties == "once" else 0
+    named = f" with {report.tensors + noted:,} names" if noted else ""
+    is_as_stored = report.kind == "table" and report.names != "bare"
+    how = "names as stored" if is_as_stored else _NAMES[report.names]
+    yield "tensors", line(f"{tensors}{named}, {words.size(report.bytes)}, {how}")
+    where = (place(report.ema), "name")
+    if report.kind == "table":
+        yield "taken", line(where, " unchanged")
+    elif report.kind == "raw":
+        yield "raw weights", line(f"{report.averaged} from ", where)
+    else:
+        yield "averaged", line(f"{report.averaged} from ", where)
+    if report.file:
+        yield "in file", line((words.printable(report.file), "name"))
+    if report.from_model:
+        kept = words.some(report.from_model)
+        why = "buffers, and what the EMA lacks" if report.buffers == "model" else ""
+        why = why or f"that the {'raw weights lack' if report.kind == 'raw' else 'EMA lacks'}"
+        yield "from model", line(f"{len(report.from_model)} {why}: {kept}")
+    if report.tied:
+        ties = ", ".join(f"{short(a)} = {short(b)}" for a, b in list(report.tied.items())[:3])
+        yield "tied", line(ties, (_TIES[report.ties], "quiet"))
+    if report.dropped:
+        yield "left out", line(f"{len(report.dropped)}: {words.some(report.dropped)}")
+    if report.left_out:
+        values = [f"{name} ({what})" for name, what in report.left_out.items()]
+        yield "no weights", line(f"{len(values)} left out: {words.some(values)}")
+    if report.casts:
+        yield "cast", _cast(report.casts)
+    yield from _shard_lines(report)
+    if report.main_slot is MainSlot.AVERAGED:
+        yield "main slot", line(MAIN_SLOT[MainSlot.AVERAGED])
+
+
+def _shard_lines(report: ExtractReport) -> Iterator[Fact]:
+    if report.shards:
+        yield "shards", line(words.plural(len(report.shards), "file"))
+    for shard in report.shards:
+        size = f"{words.plural(shard.tensors, 'tensor')}, {words.size(shard.bytes)}"
+        yield "", line((short(shard.file), "name"), f"  {size}")
+    if report.removed:
+        shards = f"{words.plural(len(report.removed), 'shard')} of the set that is replaced"
+        yield "removed", line(f"{shards}: {words.some(report.removed)}")
+
+
+_TIES = {
+    "shared": "",
+    "once": "; written once, noted for load_model (--ties each: both names)",
+    "each": "; written under each name",
+}
+
+
+def _cast(casts: CastReport) -> Line:
+    """Return the dtype of a cast, and the values that it lost."""
+    lost = (
+        (casts.overflowed, "overflow", "warning"),
+        (casts.vanished, "became 0", "warning"),
+    )
+    pieces = [(f"; {words.plural(n, 'value')} {what}", style) for n, what, style in lost if n]
+    return line(f"{words.plural(casts.tensors, 'tensor')} to {casts.dtype}", *pieces)
+
+
+@one_by_one
+def show_promote(report: PromoteReport) -> Page:
+    """Yield the replaced tensors, the ones that replace them, and those that stay."""
+    yield line(f"{_done(report)} ", (words.printable(report.output), "title"), f"  {report.format}")
+    yield facts("Promoted", _promote_lines(report))
+    yield from _findings(report.findings)
+
+
+_ONE_IN_MEMORY = "the EMA weights are the very tensors of the model's state dict, not copies"
+
+
+def _done(report: PromoteReport) -> str:
+    if report.in_place and not report.bytes:
+        return "left"
+    verbs = ("replaced", "would replace") if report.in_place else ("wrote", "would write")
+    return verbs[0] if report.written else verbs[1]
+
+
+def _promote_lines(report: PromoteReport) -> Iterator[Fact]:
+    if not report.bytes:
+        is_averaged = report.main_slot is MainSlot.AVERAGED
+        why = MAIN_SLOT[report.main_slot] if is_averaged else _ONE_IN_MEMORY
+        left = "it stays as it is" if report.in_place else "the output is an unchanged copy"
+        yield "nothing", line(f"{why}: {left}")
+        return
+    replaced = f"{words.plural(report.tensors, 'tensor')}, {words.size(report.bytes)}"
+    yield (
+        "replaced",
+        line(replaced, " at ", (place(report.model), "name")),
+    )
+    yield "with", line((place(report.ema), "name"))
+    if report.file:
+        yield "in file", line((words.printable(report.file), "name"))
+    if report.kept:
+        kept = words.some(report.kept)
+        yield "kept", line(f"{len(report.kept)} that the EMA lacks: {kept}")
+    if report.dropped:
+        yield "left out", line(f"{len(report.dropped)}: {words.some(report.dropped)}")
+    for cast, tensors in report.casts.items():
+        yield "cast", line(f"{words.plural(tensors, 'tensor')} from {short(cast)}")
+    if report.shared:
+        seen = words.some(report.shared)
+        yield "shared", line((f"{len(report.shared)} elsewhere change too: {seen}", "warning"))
+    if report.optimizers:
+        where = words.some(report.optimizers)
+        yield (
+            "optimizer",
+            line(f"{where} still fits the raw weights: resume from the original"),
+        )
+    if report.backup:
+        yield "backup", line((words.printable(report.backup), "name"))
+
+
+SHOWN_OF_A_RULE = 5
+
+
+def _findings(findings: tuple[Finding, ...]) -> Page:
+    """Yield the first findings of each rule, and how many more: there may be one per tensor."""
+    by_rule: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_rule.setdefault(finding.rule, []).append(finding)
+    rows = [finding_row(finding) for same in by_rule.values() for finding in _shown(same)]
+    if rows:
+        yield facts("Findings", rows)
+
+
+def _shown(same: list[Finding]) -> Iterator[Finding]:
+    """Yield all of a few findings; of many, yield the first and the number of the others."""
+    limit = SHOWN_OF_A_RULE if len(same) > SHOWN_OF_A_RULE + 1 else len(same)
+    yield from same[:limit]
+    if same[limit:]:
+        yield replace(same[0], address="", message=f"and {len(same) - limit:,} more tensors")

@@ -1,0 +1,1 @@
+"""Reports of the commands, and the rules that findings cite."""

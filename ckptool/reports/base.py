@@ -1,0 +1,142 @@
+"""Reports of the commands: frozen dataclasses, whose fields are the keys of JSON documents.
+
+Commands compute reports and renderers show them; neither knows the other. ``schema`` names the
+document and its version; within a version keys are only ever added. Here are the parts that several
+reports have; reports of one command are in modules of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+# The metadata of a field that is absent from the JSON document where it is None.
+MAY_BE_ABSENT: Mapping[str, bool] = {"may be absent": True}
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutsReport:
+    """The table of layouts."""
+
+    layouts: tuple[Any, ...]  # rows of ``ema/layouts.py``, those of the configuration first
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigUse:
+    """A configuration file that was found, with the settings that were taken and ignored."""
+
+    path: str
+    used: tuple[str, ...]  # verify.strict, layouts
+    ignored: tuple[str, ...]  # since the file lies in the directory of an operand
+
+
+# Configuration files in the directory of a checkpoint; None: there are none.
+Configured = tuple[ConfigUse, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReport:
+    """An error as a document."""
+
+    error: Mapping[str, Any]
+
+
+# Class of each report that is a document of its own -> name and version of the document.
+SCHEMAS: Mapping[str, str] = {
+    "InspectReport": "ckptool/inspect/1",
+    "RunReport": "ckptool/inspect-run/1",
+    "ExtractReport": "ckptool/extract-ema/1",
+    "PromoteReport": "ckptool/promote-ema/1",
+    "VerifyReport": "ckptool/verify/1",
+    "ChoiceReport": "ckptool/verify-choice/1",
+    "RulesReport": "ckptool/rules/1",
+    "DiffReport": "ckptool/diff/1",
+    "LayoutsReport": "ckptool/layouts/1",
+    "ErrorReport": "ckptool/error/1",
+}
+
+
+class Severity(StrEnum):
+    """The severity of a finding, the worst first."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A statement about a checkpoint, with a severity and a remedy."""
+
+    rule: str  # CK404
+    severity: Severity
+    address: str
+    message: str
+    remedy: str | None = field(default=None, metadata=MAY_BE_ABSENT)  # the next action or command
+
+
+class EmaStatus(StrEnum):
+    """The result of the search for EMA weights."""
+
+    FOUND = "found"
+    NONE = "none"
+    AMBIGUOUS = "ambiguous"
+
+
+class MainSlot(StrEnum):
+    """The kind of weights in the main slot, which is the model's own state dict."""
+
+    RAW = "raw"
+    AVERAGED = "averaged"
+    UNKNOWN = "unknown"
+
+
+# Keys under which files store the same number; the first one that a file has counts.
+DECAYS = ("decay", "ema_decay")
+UPDATES = ("num_updates", "updates", "n_averaged")
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """A number of tensors, and the number of their bytes."""
+
+    count: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorTotals:
+    """Totals over all tensors of a checkpoint."""
+
+    count: int
+    elements: int
+    bytes: int  # of the values
+    stored_bytes: int  # that they take in the file; shared ones count once
+    dtypes: Mapping[str, Amount]
+    storage_bytes: int | None = None  # of the storages that they view; None: there are none
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A top-level part of a checkpoint."""
+
+    address: str
+    role: str  # model, ema, optimizer, scheduler, rng, metrics, config, callbacks, other, …
+    tensors: int
+    elements: int
+    bytes: int
+    object: str | None = None  # the class of a whole nn.Module or optimizer that was pickled
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStats:
+    """Statistics of the finite values of one tensor; None where there are no such values."""
+
+    min: float | None
+    max: float | None
+    mean: float | None
+    std: float | None  # of the population
+    norm: float | None  # L2
+    nonfinite: int

@@ -1,0 +1,160 @@
+"""Reports of ``ckptool diff`` and ``textconv``; see ``base.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckptool.reports.base import MAY_BE_ABSENT, Configured
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """The distance of two tensors; sums run over the elements that are finite on both sides.
+
+    Everything is symmetric: relative numbers are relative to the larger of the two sides.
+    """
+
+    elements: int
+    differing: int
+    beyond: int  # elements that differ by more than the tolerance
+    nonfinite: int  # elements that differ, and are NaN or infinite on a side
+    max_abs: float  # an integer for integer tensors
+    max_rel: float  # largest |a - b| / max(|a|, |b|)
+    mean_abs: float
+    rms: float
+    relative_l2: float | None  # norm of the difference / larger norm; None: beyond float64
+    cosine: float | None  # None: a side is zero, or beyond float64
+    worst_at: tuple[int, ...]  # index of the first in nonfinite, else of the largest difference
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDifference:
+    """Two tensors that differ, or one without a partner."""
+
+    address: str
+    kind: str  # removed, added, shape, dtype, value, renamed, layout, within (the tolerance)
+    section: str
+    dtype: tuple[str | None, str | None]
+    shape: tuple[tuple[int, ...] | None, tuple[int, ...] | None]
+    other: str | None = None  # the second side's name, where it was renamed
+    distance: Distance | None = None  # None: there are no numbers, and `note` gives the reason
+    atol: float = 0.0
+    rtol: float = 0.0
+    note: str = ""
+    is_counter: bool = False  # one element, a counter: it is in `counters`, and in no norm
+
+
+@dataclass(frozen=True, slots=True)
+class CounterDifference:
+    """Counters, tensors of one element, that all have the same two different values."""
+
+    address: str  # with stars, where there are several: optimizer/state/*/step
+    kind: str  # value, within (the tolerance)
+    section: str
+    a: float | None  # None: not read
+    b: float | None
+    tensors: int
+
+
+@dataclass(frozen=True, slots=True)
+class ValueDifference:
+    """Two plain values that differ, or one without a partner."""
+
+    address: str
+    kind: str  # removed, added, type, value, within (the tolerance)
+    section: str
+    a: Any
+    b: Any
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """The first difference, in the order of the tree."""
+
+    section: str
+    role: str
+    address: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDistance:
+    """The tensors and values of one section or layer together."""
+
+    address: str
+    role: str
+    tensors: int
+    differing: int  # tensors that count as different
+    values_differing: int
+    elements: int
+    max_abs: float  # of its floating-point tensors, or of the others if only those differ
+    relative_l2: float | None  # of its floating-point tensors that differ, as one vector
+    nonfinite: int = 0  # elements that differ, and are NaN or infinite on a side
+
+
+@dataclass(frozen=True, slots=True)
+class RoleDistance:
+    """The tensors of one role together: weights, EMA weights and moments differ in scale."""
+
+    role: str  # as in the sections; empty for weights that were compared alone
+    differing: int  # tensors that count as different
+    max_abs: float
+    relative_l2: float | None
+    nonfinite: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DiffSummary:
+    """The answer in numbers."""
+
+    first: Divergence | None
+    tensors: Mapping[str, int]  # counts: compared, equal, within, and each kind of difference
+    values: Mapping[str, int]
+    elements: int
+    differing: int  # elements
+    bytes: int  # of the first side's tensors that were compared
+    max_abs: float  # of the floating-point tensors, or of the others if only those differ
+    relative_l2: float | None  # of the floating-point tensors that differ, as one vector
+    nonfinite: int  # elements that differ, and are NaN or infinite on a side
+    not_compared: tuple[str, ...]  # the parts that could not be compared, in words
+    roles: tuple[RoleDistance, ...] = ()  # in the order of the tree
+
+
+@dataclass(frozen=True, slots=True)
+class DiffReport:
+    """The answer of ``ckptool diff`` for two operands."""
+
+    equal: bool
+    summary: DiffSummary
+    tensors: tuple[TensorDifference, ...]
+    values: tuple[ValueDifference, ...]
+    a: str
+    b: str
+    formats: tuple[str, str]
+    sections: tuple[GroupDistance, ...]
+    layers: tuple[GroupDistance, ...]
+    tolerances: tuple[Mapping[str, Any], ...]
+    strict: bool = False
+    hint: str | None = None  # the parts to compare instead
+    counters: tuple[CounterDifference, ...] = ()
+    unused: tuple[str, ...] = ()  # options of the command line that match nothing: --ignore 'x*'
+    # Configuration files beside the checkpoint, which may not loosen checks.
+    config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
+
+
+@dataclass(frozen=True, slots=True)
+class TextLine:
+    """One tensor or value of ``ckptool textconv``."""
+
+    address: str
+    value: str  # dtype, shape and digest; or the value
+
+
+@dataclass(frozen=True, slots=True)
+class TextReport:
+    """A checkpoint as lines of text, for ``git diff``."""
+
+    lines: tuple[TextLine, ...]

@@ -1,0 +1,103 @@
+"""Reports of ``ckptool inspect`` for one checkpoint; see ``base.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckptool.reports.base import (
+    MAY_BE_ABSENT,
+    Configured,
+    EmaStatus,
+    Finding,
+    MainSlot,
+    Section,
+    TensorStats,
+    TensorTotals,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateReport:
+    """A key path that may hold EMA weights."""
+
+    address: str
+    file: str | None  # the sidecar file that holds them, if it is another file
+    kind: str
+    layout: str | None
+    library: str | None
+    why: str
+    tensors: int
+    bytes: int
+    aliases: tuple[str, ...]
+    model: str | None
+    naming: str | None
+    matched: int
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    meta: Mapping[str, Any]
+    # Distance from the model's values, relative to them, in a sample; 0: identical, 1: unrelated.
+    distance: float | None
+    # Key paths of the metadata that is not stored beside the EMA weights.
+    meta_at: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EmaReport:
+    """The key path of the EMA weights, and the candidates for it."""
+
+    status: EmaStatus
+    main_slot: MainSlot
+    selected: str | None
+    candidates: tuple[CandidateReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GlobalReport:
+    """A class or function that a pickle names."""
+
+    name: str
+    trust: str  # known | unknown | dangerous
+    called: bool  # a loader that obeyed the pickle would call it
+    pickle: str
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of ``--tensors``."""
+
+    address: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    device: str
+    stats: TensorStats | None = field(default=None, metadata=MAY_BE_ABSENT)
+    # Digest of dtype, shape and canonical bytes: the same in every container.
+    sha256: str | None = field(default=None, metadata=MAY_BE_ABSENT)
+    # Class and parts of a tensor that is not plain; or "no values".
+    kind: str | None = field(default=None, metadata=MAY_BE_ABSENT)
+
+
+@dataclass(frozen=True, slots=True)
+class InspectReport:
+    """The answer of ``ckptool inspect`` for one file."""
+
+    path: str
+    format: str
+    size_bytes: int
+    tensors: TensorTotals
+    sections: tuple[Section, ...]
+    ema: EmaReport
+    training: Mapping[str, Any]
+    pickle: Mapping[str, tuple[GlobalReport, ...]]
+    metadata: Mapping[str, Any]  # of the container: safetensors' __metadata__
+    findings: tuple[Finding, ...]
+    # With --tensors, --stats or --digests.
+    entries: tuple[TensorEntry, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
+    # The metadata that ckptool left in a file that it wrote.
+    provenance: Mapping[str, Any] | None = field(default=None, metadata=MAY_BE_ABSENT)
+    # Key path of the part that was asked for; all other key paths are relative to it.
+    address: str | None = field(default=None, metadata=MAY_BE_ABSENT)
+    # Configuration files beside the checkpoint, which may not loosen checks.
+    config: Configured = field(default=None, metadata=MAY_BE_ABSENT)

@@ -1,0 +1,51 @@
+"""Reports of ``ckptool inspect`` for the directory of a run; see ``base.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckptool.reports.base import MAY_BE_ABSENT, Configured, MainSlot
+
+
+@dataclass(frozen=True, slots=True)
+class RunEntry:
+    """One checkpoint of a training run."""
+
+    path: str
+    size_bytes: int
+    format: str | None
+    epoch: float | None
+    global_step: float | None
+    metrics: Mapping[str, Any]
+    ema: str | None  # key path, or the status where none was found
+    error: str | None = field(default=None, metadata=MAY_BE_ABSENT)
+    # Metric -> {is: lower or higher, because: …}.
+    better: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    main_slot: MainSlot | None = None
+    made_by: str | None = None  # extract-ema | promote-ema, from ckptool's metadata in the file
+
+
+@dataclass(frozen=True, slots=True)
+class BestReport:
+    """The checkpoint that is best by a metric."""
+
+    path: str
+    value: float
+    better: str  # lower or higher
+    because: str  # the source of ``better``: a key path, or "its name"
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """The answer of ``ckptool inspect`` for a directory: a table of a run's checkpoints."""
+
+    path: str
+    checkpoints: tuple[RunEntry, ...]
+    best: Mapping[str, str]  # metric -> path of the checkpoint that is best by it
+    # The same with the value, and the reason why it is the best.
+    best_by: Mapping[str, BestReport] = field(default_factory=dict)
+    unrated: tuple[str, ...] = ()  # metrics for which lower or higher may be better
+    # Configuration files beside the checkpoint, which may not loosen checks.
+    config: Configured = field(default=None, metadata=MAY_BE_ABSENT)

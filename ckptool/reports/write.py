@@ -1,0 +1,87 @@
+"""Reports of ``ckptool extract-ema`` and ``promote-ema``; see ``base.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ckptool.reports.base import MAY_BE_ABSENT, Configured, Finding, MainSlot
+
+
+@dataclass(frozen=True, slots=True)
+class CastReport:
+    """The effect of ``--dtype`` on the values."""
+
+    dtype: str
+    tensors: int  # whose dtype changed
+    overflowed: int  # finite values that became infinite, or the largest of a dtype without inf
+    vanished: int  # values other than 0 that became 0
+    losses: Mapping[str, Mapping[str, int]]  # overflowed and vanished, by tensor, if there are any
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReport:
+    """One of several output files."""
+
+    file: str  # its name
+    tensors: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractReport:
+    """The result of ``ckptool extract-ema``, or the plan with ``--dry-run``."""
+
+    path: str
+    output: str
+    format: str  # safetensors | torch-zip
+    written: bool
+    ema: str  # key path of the EMA weights
+    model: str | None
+    names: str  # model | bare | ema
+    main_slot: MainSlot
+    tensors: int
+    bytes: int
+    averaged: int  # tensors that come from the EMA
+    from_model: tuple[str, ...]  # names of the tensors that the EMA lacks
+    tied: Mapping[str, str]
+    dropped: tuple[str, ...]  # names in the EMA that the model lacks
+    findings: tuple[Finding, ...] = ()
+    file: str | None = None  # the sidecar file that holds the EMA weights, if it is another file
+    kind: str = "ema"  # of EMA weights; chosen: named by the user; table: a state dict as it is
+    ties: str = "shared"  # how shared tensors are written: shared | once | each
+    casts: CastReport | None = None  # with --dtype
+    shards: tuple[ShardReport, ...] = ()  # with several files, of which ``output`` is the index
+    removed: tuple[str, ...] = ()  # shards of the replaced set that the new set lacks
+    # Name of each other value in the state dict -> the kind of value.
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    buffers: str = "ema"  # ema: as stored; model: the model's own, which ``from_model`` includes
+    # Configuration files beside the checkpoint, which may not loosen checks.
+    config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
+
+
+@dataclass(frozen=True, slots=True)
+class PromoteReport:
+    """The result of ``ckptool promote-ema``, or the plan with ``--dry-run``."""
+
+    path: str
+    output: str
+    format: str
+    written: bool
+    ema: str
+    model: str
+    main_slot: MainSlot  # of the input
+    tensors: int  # replaced
+    bytes: int  # replaced
+    kept: tuple[str, ...]  # the model's tensors that the EMA lacks; they stay
+    dropped: tuple[str, ...]
+    findings: tuple[Finding, ...] = ()
+    file: str | None = None  # the sidecar file that holds the EMA weights, if it is another file
+    # "float32 to bfloat16" -> number of tensors whose dtype changes so.
+    casts: Mapping[str, int] = field(default_factory=dict)
+    shared: tuple[str, ...] = ()  # key paths of other tensors that view bytes that change
+    optimizers: tuple[str, ...] = ()  # their state belongs to the weights that were replaced
+    in_place: bool = False
+    backup: str | None = None  # the name under which the replaced file stays
+    # Configuration files beside the checkpoint, which may not loosen checks.
+    config: Configured = field(default=None, metadata=MAY_BE_ABSENT)

@@ -1,0 +1,1 @@
+"""Sources of a checkpoint's bytes: a file, memory, or a part of another source."""

@@ -1,0 +1,102 @@
+"""Regular files on this machine, opened for reads at any offset; never mapped or written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from ckptool.errors import UnreadableError
+from ckptool.sources.base import Source
+
+READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # nonblocking: opening a fifo must not hang
+
+_REASONS = {
+    errno.ENOENT: ("no such file", "check the spelling; ls shows what is there"),
+    errno.ENOTDIR: ("no such file", "a part of the path is a file, not a directory"),
+    errno.EACCES: ("permission denied", "ls -l shows who may read it"),
+    errno.ELOOP: ("a loop of symbolic links", "readlink -f shows where it leads"),
+    errno.ENAMETOOLONG: ("the path is too long for the file system", None),
+}
+
+
+class LocalFile(Source):
+    """A regular file.
+
+    Raises:
+        UnreadableError: the file is missing, not permitted or not regular.
+    """
+
+    path: Path
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.fd = os.open(path, READ_FLAGS)
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from error
+        self.status = os.fstat(self.fd)
+        if not stat.S_ISREG(self.status.st_mode):
+            os.close(self.fd)
+            raise UnreadableError(_kind(self.status.st_mode), path=path)
+        super().__init__(str(path), self.status.st_size)
+
+    def fetch(self, offset: int, nbytes: int) -> bytes:
+        """Return bytes of the file."""
+        return os.pread(self.fd, nbytes, offset)
+
+    def fetch_into(self, buffer: memoryview, offset: int) -> int:
+        """Read into ``buffer``, memory that is allocated already and near the CPU."""
+        return os.preadv(self.fd, [buffer], offset)
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """The device and the inode, which all names of a file have in common."""
+        return self.status.st_dev, self.status.st_ino
+
+    def is_at(self, path: Path) -> bool:
+        """Return whether ``path`` is a name of the file."""
+        try:
+            return os.path.samestat(self.status, path.stat())
+        except OSError:
+            return False
+
+    def has_changed(self) -> bool:
+        """Return whether the file was written to since it was opened."""
+        then, now = self.status, os.fstat(self.fd)
+        return (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns)
+
+    def fileno(self) -> int:
+        """Return the descriptor."""
+        return self.fd
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            with suppress(OSError):  # a file that was only read loses nothing
+                os.close(fd)
+
+    def unreadable(self, error: OSError) -> UnreadableError:
+        """Return the error that says why the file cannot be read."""
+        return _unreadable(self.path, error)
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> UnreadableError:
+    number = error.errno if isinstance(error, OSError) else None
+    reason, hint = _REASONS.get(number or 0, (getattr(error, "strerror", None) or str(error), None))
+    file, _, address = str(path).partition("#")
+    if number == errno.ENOENT and file and address and os.path.exists(file):  # noqa: PTH110
+        hint = f"this command takes no #ADDRESS: name the file alone, {file}"
+    return UnreadableError(reason, path=path, hint=hint)
+
+
+def _kind(mode: int) -> str:
+    kinds = (
+        (stat.S_ISDIR, "a directory, not a checkpoint file"),
+        (stat.S_ISFIFO, "a pipe, not a regular file"),
+        (stat.S_ISSOCK, "a socket, not a regular file"),
+    )
+    return next((text for test, text in kinds if test(mode)), "a device, not a regular file")

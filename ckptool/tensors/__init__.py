@@ -1,0 +1,1 @@
+"""Values of stored tensors, read block by block."""

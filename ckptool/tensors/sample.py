@@ -1,0 +1,121 @@
+"""The first values of a stored tensor as Python numbers, and a sample of many tensors.
+
+A sample of a checkpoint is a few thousand numbers. Plain Python reads them in milliseconds,
+without the start-up of numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from struct import Struct, calcsize, unpack
+from typing import Any, TypeVar
+
+from ckptool.formats.base import TensorReader
+from ckptool.tree.nodes import Chunk, TensorRef
+
+PER_TENSOR = 1 << 12  # bytes
+GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it spread evenly over 0 to 1
+
+_SCALAR_CODES = {
+    "float64": "d", "float32": "f", "float16": "e", "int64": "q", "int32": "i", "int16": "h",
+    "int8": "b", "uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q", "bool": "?",
+}  # fmt: skip
+
+Item = TypeVar("Item")
+
+
+def spread(items: Sequence[Item], count: int) -> Sequence[Item]:
+    """Choose at most ``count`` items at irregular distances, in their order.
+
+    With a fixed step every choice could be a bias, since layers repeat.
+    """
+    if len(items) <= count:
+        return items
+    places = {int(i * GOLDEN % 1 * len(items)) for i in range(count)}
+    return [items[place] for place in sorted(places)]
+
+
+def is_readable(ref: TensorRef) -> bool:
+    """Return whether :func:`beginning` can read it: a real floating tensor, stored in this file.
+
+    Byte order, strides, the negative bit and several chunks are no obstacle.
+    """
+    known = ref.dtype.name in _FLOATS and not set(ref.lazy) - {"neg"}
+    return known and ref.numel > 0 and _first_chunk(ref) is not None
+
+
+def beginning(reader: TensorReader, ref: TensorRef, limit: int = PER_TENSOR) -> Sequence[float]:
+    """Return the first values in C order, at most ``limit`` bytes of them, as they are.
+
+    There are fewer, but never none, if the values lie far apart or in several chunks.
+    """
+    chunk = _first_chunk(ref)
+    if chunk is None:
+        return ()
+    width = ref.dtype.itemsize
+    count = max(1, min(limit // width, _in_order(ref, chunk)))
+    data = _run(reader, chunk, count, width)
+    numbers = _numbers(ref.dtype.name, data, ref.byteorder)
+    return [-number for number in numbers] if "neg" in ref.lazy else numbers
+
+
+_FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
+NEAR = 1 << 16  # bytes: values that lie within them are read in one go
+FEW = 64  # values read one by one where they lie further apart
+
+
+def _first_chunk(ref: TensorRef) -> Chunk | None:
+    """Return the chunk with the tensor's first element; None if the tensor has no values."""
+    return next((c for c in ref.chunks if not any(c.offsets) and 0 not in c.shape), None)
+
+
+def _in_order(ref: TensorRef, chunk: Chunk) -> int:
+    """Return how many of the chunk's first values are the tensor's first values too."""
+    count = 1
+    for size, whole in zip(reversed(chunk.shape), reversed(ref.shape), strict=True):
+        count *= size
+        if size != whole:
+            break
+    return count
+
+
+def _run(reader: TensorReader, chunk: Chunk, count: int, width: int) -> bytes:
+    """Return the bytes of the first values of a chunk in C order."""
+    if chunk.is_contiguous:
+        return reader.read(chunk.span, 0, count * width)
+    places = [at * width for at in _offsets(chunk, count)]
+    near = next((i for i, at in enumerate(places) if at + width > NEAR), len(places))
+    if near < min(FEW, len(places)):
+        return b"".join(reader.read(chunk.span, at, width) for at in places[:FEW])
+    data = reader.read(chunk.span, 0, max(places[:near]) + width)
+    return b"".join(data[at : at + width] for at in places[:near])
+
+
+def _offsets(chunk: Chunk, count: int) -> list[int]:
+    """Return the offsets of the first values in C order in the chunk's span, in elements."""
+    places = [0]
+    for size, stride in zip(reversed(chunk.shape), reversed(chunk.strides), strict=True):
+        rows = range(min(size, -(-count // len(places))))
+        places = [row * stride + at for row in rows for at in places]
+    return places[:count]
+
+
+def _numbers(dtype: str, data: bytes, byteorder: str) -> Sequence[float]:
+    order = "<" if byteorder == "little" else ">"
+    if dtype == "bfloat16":  # the upper half of a float32
+        halves = (data[i : i + 2] for i in range(0, len(data), 2))
+        data = b"".join(b"\0\0" + half if order == "<" else half + b"\0\0" for half in halves)
+    code = _SCALAR_CODES.get(dtype, "f")
+    return unpack(f"{order}{len(data) // calcsize(code)}{code}", data)
+
+
+def scalar_value(reader: TensorReader, value: Any) -> Any:
+    """Return a one-element tensor as a Python number; return anything else as it is."""
+    if not isinstance(value, TensorRef) or value.numel != 1 or len(value.chunks) != 1:
+        return value
+    code = _SCALAR_CODES.get(value.dtype.name)
+    if code is None:
+        return value
+    order = "<" if value.byteorder == "little" else ">"
+    return Struct(order + code).unpack(reader.read(value.chunks[0].span))[0]

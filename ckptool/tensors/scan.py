@@ -1,0 +1,260 @@
+"""One pass over every byte of a checkpoint, for checksums and for non-finite values.
+
+The file is cut into regions. A region is a record of a zip, or the span of a tensor in other
+files. A thread reads a region in blocks that stay in the CPU's cache, so that the checksum and the
+arithmetic cost no second trip to memory; both release the GIL. The pass over the values only tests
+whether all of them are finite. The few regions that fail the test are counted tensor by tensor
+afterwards, exactly.
+
+A caller that reads a region anyway, to write its values elsewhere, computes the same on the way.
+The scan then leaves that region to the caller.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from typing import NamedTuple
+
+from ckptool.formats.base import TensorReader
+from ckptool.formats.zips.checksums import Checksummed, checksummed_records, is_storage
+from ckptool.process.progress import Progress
+from ckptool.process.ranks import Ranks
+from ckptool.reports.rules import BYTES, VALUES
+from ckptool.sources.base import ByteSpan, Source
+from ckptool.tensors.blocks import BLOCK, in_batches, room
+from ckptool.tensors.crc import Seen, crc32
+from ckptool.tensors.statistics import FiniteTest, finite_test
+from ckptool.tensors.volume import REPEATS, refuse_volume
+from ckptool.tree.addresses import format_address
+from ckptool.tree.nodes import Address, TensorRef
+
+THREADS = min(8, os.cpu_count() or 1)
+BATCH = 8 << 20  # bytes that a thread takes at a time
+REGION_COST = 1 << 14  # the overhead of a region, in bytes
+
+Tensors = tuple[tuple[Address, TensorRef], ...]
+
+
+class Region(NamedTuple):
+    """A run of bytes in a file that is read in one go."""
+
+    source: Source
+    offset: int
+    nbytes: int
+    record: Checksummed | None
+    tensors: Tensors
+    test: FiniteTest | None  # None: the scan does not test its values
+
+    @property
+    def span(self) -> ByteSpan:
+        """The region as a span of bytes, as tensors have it."""
+        return ByteSpan(self.source, self.offset, self.nbytes)
+
+
+class BrokenRecord(NamedTuple):
+    """A record whose bytes do not match its checksum."""
+
+    name: str
+    nbytes: int
+    crc: int
+    found: int
+    tensors: tuple[str, ...]  # key paths
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """The results of a pass over the bytes."""
+
+    records: int  # of zips
+    without_checksum: int
+    broken: tuple[BrokenRecord, ...]
+    suspects: Tensors  # may hold non-finite values; all others do not
+    left: tuple[Region, ...] = ()  # regions that the caller reads
+
+    def __add__(self, other: Scan) -> Scan:
+        """Combine the scans of two parts."""
+        return Scan(
+            self.records + other.records,
+            self.without_checksum + other.without_checksum,
+            self.broken + other.broken,
+            self.suspects + other.suspects,
+            self.left + other.left,
+        )
+
+
+def scan(
+    reader: TensorReader,
+    tensors: Mapping[Address, TensorRef],
+    reads: frozenset[str],
+    progress: Progress,
+    *,
+    elsewhere: bool = True,
+    passed: Collection[ByteSpan] = (),
+    ranks: Ranks = Ranks(),  # noqa: B008 - a tuple
+) -> Scan:
+    """Read the ``bytes`` of records, the ``values`` of floating tensors, or both.
+
+    ``reads`` says which. Without ``elsewhere``, storages that hold none of the tensors are left
+    out. So are the regions in ``passed``, which the caller reads: see :func:`completed`. Each of
+    the ``ranks`` reads a part, and gets the results of all.
+
+    Raises:
+        DamagedError: a file ends before the last byte to read.
+    """
+    planned, apart = _plan(reader, tensors, reads, elsewhere=elsewhere)
+    if planned:  # regions without records may overlap
+        allowed = REPEATS * sum(source.size for source in reader.opened)
+        refuse_volume(sum(region.nbytes for region in planned), allowed, planned[0].source)
+    left = tuple(region for region in planned if region.span in passed)
+    regions = [region for region in planned if region.span not in passed] if left else planned
+    seen = ranks.work(list(in_batches(regions, _cost, BATCH)), partial(_seen, progress), _nbytes)
+    all_seen = (Seen(*each) for each in chain.from_iterable(seen))  # tuples, from other ranks
+    pairs = zip(regions, all_seen, strict=True)
+    return Scan(0, 0, (), apart, left) + _judged(pairs)
+
+
+def completed(so_far: Scan, seen: Mapping[ByteSpan, Seen]) -> Scan:
+    """Complete a scan with the caller's results for the regions that were left to the caller."""
+    passed = _judged((region, seen[region.span]) for region in so_far.left)
+    return replace(so_far, left=()) + passed
+
+
+def _judged(pairs: Iterable[tuple[Region, Seen]]) -> Scan:
+    broken: list[BrokenRecord] = []
+    suspects: list[tuple[Address, TensorRef]] = []
+    records = without = 0
+    for region, seen in pairs:
+        record = region.record
+        if record:
+            records += 1
+            without += record.crc is None
+        if record and record.crc is not None and seen.crc != record.crc:
+            names = tuple(format_address(address) for address, _ in region.tensors)
+            broken.append(BrokenRecord(record.name, record.nbytes, record.crc, seen.crc, names))
+        if region.test and not seen.is_finite:
+            suspects += region.tensors
+    return Scan(records, without, tuple(broken), tuple(suspects))
+
+
+# ------------------------------------------------------------------------------------------- plan
+
+
+def _plan(
+    reader: TensorReader,
+    tensors: Mapping[Address, TensorRef],
+    reads: frozenset[str],
+    *,
+    elsewhere: bool,
+) -> tuple[list[Region], Tensors]:
+    """Return the regions to read, in the order of the files, and tensors to test one by one."""
+    held: dict[ByteSpan, list[tuple[Address, TensorRef]]] = {}
+    apart: list[tuple[Address, TensorRef]] = []
+    indexes = {source: _RecordIndex(source) for source in reader.opened}
+    for address, ref in tensors.items():
+        place = _place(ref, indexes)
+        if place is not None:
+            held.setdefault(place, []).append((address, ref))
+        elif ref.dtype.is_floating:
+            apart.append((address, ref))
+    for source, index in indexes.items():
+        for each in index.records:
+            if elsewhere or not is_storage(each):
+                held.setdefault(ByteSpan(source, each.offset, each.nbytes), [])
+    regions = []
+    for span, group in sorted(held.items(), key=_in_files):
+        source, offset, nbytes = span
+        record = indexes[source].around(offset, nbytes) if BYTES in reads else None
+        test = _common_test(offset, group) if VALUES in reads else None
+        if test is None and VALUES in reads:
+            apart += [(address, ref) for address, ref in group if ref.dtype.is_floating]
+        if record is not None or test is not None:
+            regions.append(Region(*span, record, tuple(group), test))
+    return regions, tuple(apart) if VALUES in reads else ()
+
+
+def _in_files(item: tuple[ByteSpan, object]) -> tuple[str, int, int]:
+    """Return the key that sorts runs of bytes by source and by offset."""
+    source, offset, nbytes = item[0]
+    return source.name, offset, nbytes
+
+
+class _RecordIndex:
+    """An index of the records of a source, searched by the bytes that they hold."""
+
+    def __init__(self, source: Source) -> None:
+        self.records = sorted(checksummed_records(source), key=lambda record: record.offset)
+        self.extents = [(record.offset, record.nbytes) for record in self.records]
+        self._starts = [offset for offset, _ in self.extents]
+
+    def around(self, offset: int, nbytes: int) -> Checksummed | None:
+        """Return the record that holds the bytes."""
+        nth = bisect_right(self._starts, offset) - 1
+        if nth < 0:
+            return None
+        record = self.records[nth]
+        return record if offset + nbytes <= record.offset + record.nbytes else None
+
+
+def _place(ref: TensorRef, indexes: Mapping[Source, _RecordIndex]) -> ByteSpan | None:
+    """Return the run of bytes in which a tensor is read: its record, or its own span."""
+    span = ref.chunks[0].span if len(ref.chunks) == 1 else None
+    if span is None or span.source not in indexes:
+        return None
+    record = indexes[span.source].around(span.offset, span.nbytes)
+    return ByteSpan(span.source, record.offset, record.nbytes) if record else span
+
+
+def _common_test(offset: int, group: Sequence[tuple[Address, TensorRef]]) -> FiniteTest | None:
+    """Return a test for all values of a region, if they have one dtype and are aligned to it."""
+    refs = [ref for _, ref in group if ref.dtype.is_floating]
+    types = {(ref.dtype, ref.byteorder) for ref in refs}
+    if len(types) != 1:
+        return None
+    width = refs[0].dtype.itemsize
+    in_step = all((ref.chunks[0].span.offset - offset) % width == 0 for ref in refs)
+    return finite_test(refs[0].dtype, refs[0].byteorder) if in_step else None
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+Batch = list[Region]
+
+
+def _cost(region: Region) -> int:
+    return region.nbytes + REGION_COST
+
+
+def _nbytes(batch: Batch) -> int:
+    return sum(map(_cost, batch))
+
+
+def _seen(progress: Progress, batches: Sequence[Batch]) -> list[list[Seen]]:
+    """Read the batches in threads; return the results of each."""
+    seen: list[list[Seen]] = []
+    with ThreadPoolExecutor(THREADS) as pool:
+        results = pool.map(lambda batch: list(map(_read, batch)), batches)
+        for batch, found in zip(batches, results, strict=True):
+            progress(sum(region.nbytes for region in batch))
+            seen.append(found)
+    return seen
+
+
+def _read(region: Region) -> Seen:
+    """Compute the checksum of a region that has one, and test whether all its values are finite."""
+    has_crc = region.record is not None and region.record.crc is not None
+    crc, is_finite, at, end = 0, True, region.offset, region.offset + region.nbytes
+    while at < end:
+        block = room()[: min(BLOCK, end - at)]
+        region.source.fill(block, at)
+        crc = crc32(block, crc) if has_crc else 0
+        if region.test is not None and is_finite:
+            is_finite = region.test(block)
+        at += len(block)
+    return Seen(region.nbytes, crc, is_finite)

@@ -1,0 +1,226 @@
+"""Statistics of a tensor's values: non-finite, extreme or constant values, and distribution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ckptool.dtypes import DType
+from ckptool.formats.base import TensorReader
+from ckptool.reports.base import TensorStats
+from ckptool.tensors.blocks import blocks, numpy_dtype
+from ckptool.tree.nodes import TensorRef
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# ------------------------------------------------------------------------------------------- finite
+
+
+def _wide(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return values of ``ml_dtypes`` as float32, where numpy's own loops are fast and complete."""
+    return values if values.dtype.kind in "fciub" else values.astype("float32")
+
+
+FiniteTest = Callable[[memoryview], bool]
+
+# The largest finite float16. Values that overflowed and were then clamped (``nan_to_num``) are
+# exactly this, and still are after a cast to a wider dtype.
+SATURATED = 65504.0
+# No weight of a network is as large: float32 squares overflow from 1.8e19 on.
+HUGE = 1e15
+
+# The first extreme value's bits without the sign, for dtypes that numpy compares slowly.
+_EXTREME_BITS = {"float16": 0x7BFF, "bfloat16": 0x5863}
+_COMPARED = frozenset({"float32", "float64"})
+_SUMMED = frozenset({"complex64", "complex128"})
+
+
+def finite_test(dtype: DType, byteorder: str = "little") -> FiniteTest | None:
+    """Return a test that no value in some bytes is NaN, infinite or extreme.
+
+    Return None if there is no fast test for the dtype. If the test returns True, that is certain.
+    If it returns False, count with :func:`nonfinite_values` and :func:`extreme_values`.
+    """
+    import numpy as np
+
+    order = "<" if byteorder == "little" else ">"
+    if dtype.name in _COMPARED | _SUMMED:
+        kind = np.dtype(dtype.numpy).newbyteorder(order)  # type: ignore[arg-type]
+        judge = _is_ordinary if dtype.name in _COMPARED else _is_finite_sum
+
+        def by_values(data: memoryview) -> bool:
+            whole = data[: len(data) - len(data) % kind.itemsize]
+            return not whole or judge(np.frombuffer(whole, kind))
+
+        return by_values
+    first_extreme = _EXTREME_BITS.get(dtype.name)
+    if first_extreme is None:
+        return None
+    words = np.dtype(f"{order}u2")
+
+    def by_bits(data: memoryview) -> bool:
+        bits = np.frombuffer(data[: len(data) - len(data) % 2], words)
+        return not bits.size or int((bits & 0x7FFF).max()) < first_extreme
+
+    return by_bits
+
+
+def _is_ordinary(values: np.ndarray[Any, Any]) -> bool:
+    """Compare the minimum and the maximum: they are NaN if a value is, and cost less than a sum."""
+    low, high = float(values.min()), float(values.max())
+    return low > -HUGE and high < HUGE and low != -SATURATED and high != SATURATED
+
+
+def _is_finite_sum(values: np.ndarray[Any, Any]) -> bool:
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(values.sum()))
+
+
+class Extremes(NamedTuple):
+    """Counts of the values that equal the largest finite float16, or are absurdly large."""
+
+    saturated: int
+    huge: int
+    largest: float  # magnitude of the largest finite value
+    is_mask: bool  # one extreme value and one other, as attention adds them at masked positions
+
+
+def extreme_values(reader: TensorReader, ref: TensorRef) -> Extremes:
+    """Count extreme values among the finite ones, exactly; zeros for dtypes that have none."""
+    import numpy as np
+
+    if ref.dtype.name not in _COMPARED | _EXTREME_BITS.keys():
+        return Extremes(0, 0, 0.0, False)
+    saturated = huge = 0
+    largest = 0.0
+    extremes: set[float] = set()
+    others: set[float] = set()
+    for block in blocks(reader, ref):
+        values = _wide(block)
+        values = values[np.isfinite(values)]
+        sizes = np.abs(values).astype(np.float64)
+        high = sizes >= HUGE
+        clamped = sizes == SATURATED
+        saturated, huge = saturated + int(clamped.sum()), huge + int(high.sum())
+        largest = max(largest, float(sizes.max(initial=0)))
+        _remember(extremes, values[high | clamped])
+        _remember(others, values[~(high | clamped)])
+    if largest > SATURATED:  # a larger value exists, so nothing was clamped there
+        saturated = 0
+    is_mask = len(extremes) == 1 and max(extremes) < 0 and len(others) <= 1
+    return Extremes(saturated, huge, largest, is_mask)
+
+
+def _remember(seen: set[float], values: np.ndarray[Any, Any]) -> None:
+    """Remember minimum and maximum: two different values show that there are several."""
+    if values.size and len(seen) < 2:
+        seen.update((float(values.min()), float(values.max())))
+
+
+class Nonfinite(NamedTuple):
+    """Counts of the non-finite values of a tensor, and whether it looks like a mask."""
+
+    nan: int
+    infinite: int
+    is_mask: bool  # -inf and one other value, as attention adds them at masked positions
+    is_unset: bool = False  # one infinity throughout: an observer's extreme before its first value
+
+    @property
+    def total(self) -> int:
+        """The number of NaN and infinities together."""
+        return self.nan + self.infinite
+
+
+def nonfinite_values(reader: TensorReader, ref: TensorRef) -> Nonfinite:
+    """Count non-finite values exactly; zeros for dtypes that have none."""
+    import numpy as np
+
+    if not ref.dtype.is_floating or ref.dtype.numpy is None:
+        return Nonfinite(0, 0, False)
+    nan = infinite = 0
+    others: set[float] = set()
+    with np.errstate(all="ignore"):
+        for block in blocks(reader, ref):
+            values = _wide(block)
+            finite = np.isfinite(values)
+            if not finite.all():
+                nan += int(np.count_nonzero(np.isnan(values)))
+                infinite += int(np.count_nonzero(~finite & ~np.isnan(values)))
+            if len(others) < 3 and values.dtype.kind == "f":
+                rest = values[values != -np.inf]
+                others.update(map(float, (rest.min(), rest.max())) if rest.size else ())
+    is_mask = nan == 0 and infinite > 0 and len(others) == 1 and others != {math.inf}
+    is_unset = infinite == ref.numel and others in (set(), {math.inf})
+    return Nonfinite(nan, infinite, is_mask, is_unset)
+
+
+def only_value(reader: TensorReader, ref: TensorRef) -> float | None:
+    """Return the value that every element has; None if there are several or none is known."""
+    import numpy as np
+
+    if ref.dtype.kind != "float" or ref.dtype.numpy is None or not ref.numel or not ref.chunks:
+        return None
+    first: float | None = None
+    for block in blocks(reader, ref):
+        values = _wide(block)
+        first = float(values[0]) if first is None else first
+        if not np.all(values == first):
+            return None
+    return first
+
+
+def at_limit(reader: TensorReader, ref: TensorRef) -> int:
+    """Count the integers that are their dtype's smallest or largest value."""
+    import numpy as np
+
+    limits = np.iinfo(numpy_dtype(ref.dtype))
+    lows = (limits.min,) if limits.min < 0 else ()
+    return sum(
+        int(np.count_nonzero(np.isin(block, (*lows, limits.max)))) for block in blocks(reader, ref)
+    )
+
+
+# -------------------------------------------------------------------------------------------- stats
+
+
+def tensor_stats(reader: TensorReader, ref: TensorRef) -> TensorStats | None:
+    """Return minimum, maximum, mean, standard deviation and norm of the finite values, in float64.
+
+    Return None for dtypes without an order (complex) or without arithmetic.
+    """
+    if ref.dtype.numpy is None or ref.dtype.kind == "complex" or not ref.chunks:
+        return None
+    import numpy as np
+
+    lows, highs, moments, nonfinite = [], [], [], 0
+    for block in blocks(reader, ref):
+        values = block.astype(np.float64)
+        finite = values[np.isfinite(values)]
+        nonfinite += values.size - finite.size
+        if finite.size:
+            lows.append(float(finite.min()))
+            highs.append(float(finite.max()))
+            with np.errstate(all="ignore"):  # beyond 1e154 squares are infinite, and so are these
+                mean = float(finite.mean())
+                moments.append((finite.size, mean, float(((finite - mean) ** 2).sum())))
+    if not moments:
+        return TensorStats(None, None, None, None, None, nonfinite)
+    count, mean, spread = _combined(moments)
+    norm = math.sqrt(spread + count * mean * mean)
+    return TensorStats(min(lows), max(highs), mean, math.sqrt(spread / count), norm, nonfinite)
+
+
+def _combined(moments: list[tuple[int, float, float]]) -> tuple[int, float, float]:
+    """Combine (count, mean, sum of squared deviations) of blocks (Chan, Golub, LeVeque 1979)."""
+    count, mean, spread = moments[0]
+    for n, m, s in moments[1:]:
+        delta = m - mean
+        total = count + n
+        mean += delta * n / total
+        spread += s + delta * delta * count * n / total
+        count = total
+    return count, mean, spread

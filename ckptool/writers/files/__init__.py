@@ -1,0 +1,1 @@
+"""One output file: created hidden, written, synced, renamed."""

@@ -1,0 +1,306 @@
+"""Atomic writes: a hidden partial file, fsync, rename, fsync of the directory.
+
+Before the rename the new file is not visible; after it the file is complete. A run that is killed
+leaves at most the partial file, which the next run for the same output replaces. A run that is
+ended by a signal that can be caught leaves nothing. A file that is replaced hands on its mode and
+its owner. On request its content stays under a second name, a hard link that is made before the
+rename and costs no copy.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ckptool.errors import CkptError, DamagedError, OutputError
+from ckptool.formats.base import TensorReader
+from ckptool.process.progress import Progress, no_progress
+from ckptool.process.signals import held, undone_at_end
+from ckptool.sources.base import ByteSpan, Source
+from ckptool.writers.files.attributes import take_after
+from ckptool.writers.files.copying import STEP, Pace, clone, copy_bytes
+from ckptool.writers.files.destination import HINTS, MORE_ROOM, is_backup, reason_of
+from ckptool.writers.files.partial import (
+    create,
+    in_use,
+    is_at,
+    partial_beside,
+    remove,
+)
+
+
+class PartialFile:
+    """A file that is being written, from its beginning to its end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fd = -1  # until the file is created
+        self.position = 0  # where the next bytes are appended
+        self._reserved = 0  # offset up to which space is reserved
+        self._pace = Pace()
+
+    def close(self) -> None:
+        """Close the file; remove it if it still has its partial name. A second call is harmless."""
+        if self.fd >= 0:
+            remove(self.path, self.fd)
+            fd, self.fd = self.fd, -1
+            with suppress(OSError):  # fsync has reported every error before
+                os.close(fd)
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append bytes."""
+        self.position += self._put(data, self.position)
+        self._pace.after(self.fd, self.position)
+
+    def skip(self, nbytes: int) -> int:
+        """Leave space for bytes that :meth:`patch` writes later; return its offset."""
+        self.position += nbytes
+        return self.position - nbytes
+
+    def make_way(self, offset: int, end: int) -> None:
+        """Prepare the disk: bytes before ``offset`` are written, values up to ``end`` follow."""
+        self._pace.after(self.fd, offset)
+        if offset >= self._reserved:
+            nbytes = min(STEP, end - offset)
+            self._pace.before(self.fd, offset, nbytes)
+            self._reserved = offset + nbytes
+
+    def patch(self, data: bytes | bytearray | memoryview, offset: int) -> None:
+        """Write bytes before the end: over others, or where :meth:`skip` left space."""
+        self._put(data, offset)
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Return bytes that were written before."""
+        parts = []
+        while nbytes and (part := os.pread(self.fd, min(nbytes, 1 << 30), offset)):
+            parts.append(part)
+            offset, nbytes = offset + len(part), nbytes - len(part)
+        return b"".join(parts)
+
+    def place(
+        self, reader: TensorReader, span: ByteSpan, offset: int, progress: Progress = no_progress
+    ) -> None:
+        """Copy the bytes of a span to ``offset``, over the bytes there."""
+        reader.admit(span.source)
+        self._copy(span, offset, progress, None)
+
+    def _copy(self, span: ByteSpan, offset: int, progress: Progress, pace: Pace | None) -> None:
+        """Copy the bytes of a span, by the kernel if it can read them."""
+        source, start, nbytes = span
+        descriptor = source.fileno()
+        if descriptor is None:
+            for done in range(0, nbytes, STEP):
+                data = source.read(start + done, min(STEP, nbytes - done))
+                self._put(data, offset + done)
+                progress(len(data))
+            return
+        try:
+            copy_bytes(
+                descriptor, self.fd, nbytes,
+                start=start, at=offset, progress=progress, pace=pace,
+            )  # fmt: skip
+        except CkptError as error:
+            raise error.at(Path(source.name)) from error.__cause__
+
+    def copy_file(
+        self,
+        file: Source,
+        progress: Progress = no_progress,
+        later: Sequence[ByteSpan] = (),
+    ) -> None:
+        """Copy the whole of another file; share its blocks if the file system can.
+
+        Runs that are written ``later``, as a whole, need not be copied.
+        """
+        descriptor = file.fileno()
+        if descriptor is not None and clone(descriptor, self.fd):
+            progress(file.size - sum(span.nbytes for span in later))
+            self.position = file.size
+        else:
+            self.need(file.size)
+            self.copy_from(file.span(0, file.size), progress, later)
+
+    def copy_from(
+        self,
+        span: ByteSpan,
+        progress: Progress = no_progress,
+        later: Sequence[ByteSpan] = (),
+    ) -> None:
+        """Append bytes of a source, with space for the runs that are written ``later``."""
+        for run in _between(span, later):
+            at = self.position + run.offset - span.offset
+            self._copy(run, at, progress, self._pace)
+        self.position += span.nbytes
+        if later:  # the file may end with a run that is written later
+            os.ftruncate(self.fd, self.position)
+
+    def need(self, nbytes: int) -> None:
+        """Refuse an output that cannot fit before anything is written.
+
+        Raises:
+            OutputError: the file system has less space than ``nbytes`` bytes.
+        """
+        free = _free_bytes(self.path.parent)
+        if free is not None and nbytes > free:
+            raise OutputError(
+                f"{nbytes:,} bytes are needed, {free:,} are free there; nothing was written",
+                path=self.path.parent,
+                hint=MORE_ROOM,
+            )
+
+    def cut(self, position: int) -> None:
+        """Drop the bytes from ``position`` on."""
+        os.ftruncate(self.fd, position)
+        self.position = position
+
+    def sync(self) -> None:
+        """Flush the written bytes to the disk."""
+        os.fsync(self.fd)
+
+    def _put(self, data: bytes | bytearray | memoryview, offset: int) -> int:
+        view, done = memoryview(data).cast("B"), 0
+        while done < len(view):
+            done += os.pwrite(self.fd, view[done:], offset + done)
+        return done
+
+
+def _between(span: ByteSpan, later: Sequence[ByteSpan]) -> Iterator[ByteSpan]:
+    """Yield the parts of a span outside the others, which lie in it, in order and disjoint."""
+    at, end = span.offset, span.offset + span.nbytes
+    for other in (*later, ByteSpan(span.source, end, 0)):
+        if other.offset > at:
+            yield ByteSpan(span.source, at, other.offset - at)
+        at = other.offset + other.nbytes
+
+
+def _free_bytes(folder: Path) -> int | None:
+    """Return how many bytes may still be written; None if the file system does not say."""
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return None
+    return usage.free if usage.total else None
+
+
+@contextmanager
+def whole_file(
+    target: Path,
+    *,
+    force: bool,
+    backup: Path | None = None,
+    last_look: Callable[[], object] = lambda: None,
+) -> Iterator[PartialFile]:
+    """Create a file that is at ``target`` if the block succeeds, and nowhere if it fails.
+
+    ``backup`` is a second name for the file that is replaced. ``last_look`` is called when the file
+    is safe on the disk, just before the old one is replaced; it refuses by raising.
+
+    Raises:
+        OutputError: the file cannot be created, the disk is full, or a file appeared meanwhile.
+    """
+    file = PartialFile(partial_beside(target))
+    with _told_as_output_errors(target), undone_at_end(file.close):
+        with held():
+            file.fd = create(file.path, target)
+        yield file
+        take_after(file.fd, target)
+        os.fsync(file.fd)
+        last_look()
+        with held():
+            _publish(file, target, force=force, backup=backup)
+    sync_folder(target.parent)
+
+
+@contextmanager
+def scratch_file(place: Path, target: Path) -> Iterator[PartialFile]:
+    """Create a partial file of ``place`` that is never renamed; it is removed after the block.
+
+    The real output is ``target``, which errors name. The next run finds the file that a killed run
+    left: see :func:`~ckptool.writers.files.partial.taken_over`.
+
+    Raises:
+        OutputError: the file cannot be created, or another run has it.
+    """
+    file = PartialFile(partial_beside(place))
+    with _told_as_output_errors(target), undone_at_end(file.close):
+        with held():
+            file.fd = create(file.path, target)
+        try:
+            yield file
+        finally:
+            file.close()
+
+
+@contextmanager
+def _told_as_output_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        hint = HINTS.get(error.errno or 0)
+        raise OutputError(reason_of(error), path=target, hint=hint) from error
+
+
+def _publish(file: PartialFile, target: Path, *, force: bool, backup: Path | None) -> None:
+    """Give the file its name; :meth:`PartialFile.close` removes its partial name."""
+    if not is_at(file.path, file.fd):
+        raise in_use(target)
+    if force:
+        with _second_name(target, backup):
+            file.path.rename(target)
+        return
+    try:
+        os.link(file.path, target)  # unlike a rename, fails when something is there
+    except FileExistsError:
+        raise
+    except OSError:  # no hard links on this file system
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, "the file exists") from None
+        file.path.rename(target)
+
+
+@contextmanager
+def _second_name(target: Path, backup: Path | None) -> Iterator[None]:
+    """Give the file a second name while the block runs; remove that name if the block fails."""
+    if backup is None:
+        yield
+        return
+    if not is_backup(backup, target.stat()):
+        try:
+            os.link(target, backup)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise OutputError(
+                f"no backup can be made there: {reason_of(error)}",
+                path=backup,
+                hint="-o writes another file, and this one stays as it is",
+            ) from error
+    try:
+        yield
+    except BaseException:
+        backup.unlink()
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the entries of a directory to the disk, where its file system can."""
+    with suppress(OSError):  # some file systems cannot; the file itself is safe
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def expect(condition: bool, message: str, path: Path) -> None:  # noqa: FBT001
+    """Check what was just written.
+
+    Raises:
+        DamagedError: the condition is false; the file is not put in place.
+    """
+    if not condition:
+        raise DamagedError(f"what was written does not read back: {message}", path=path)

@@ -1,0 +1,162 @@
+"""What a shell sees: streams, exit codes, pipes that break, progress."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import ckptool as library
+from ckptool.cli import output as streams
+from helpers.output import environment
+from helpers.paths import FIXTURES
+from helpers.thinned import slow
+
+EXPORTED = FIXTURES / "ema" / "emacallback" / "exported.ckpt"
+COMMANDS = ("inspect", "extract-ema", "promote-ema")
+
+
+def test_version(ckptool):
+    assert ckptool("--version") == f"ckptool {library.__version__}\n"
+
+
+@pytest.mark.parametrize("args", [("--help",), ("-h",), ("inspect", "--help"), ("inspect", "-h")])
+def test_help_is_an_answer(args, ckptool):
+    output = ckptool(*args)
+    assert (output.exit_code, output.stderr) == (0, "")
+    assert "Usage: ckptool" in output
+
+
+def test_every_command_is_in_the_help(ckptool):
+    shown = ckptool("--help")
+    for command in COMMANDS:
+        assert f"\n  {command} " in shown
+
+
+def test_answers_go_to_stdout_and_nothing_to_stderr(ckptool_process, tmp_path):
+    for args in (
+        ("inspect", EXPORTED),
+        ("extract-ema", EXPORTED, "-o", tmp_path / "ema.pt"),
+        ("promote-ema", EXPORTED, "-o", tmp_path / "promoted.ckpt"),
+    ):
+        output = ckptool_process(*args)
+        assert (output.exit_code, output.stderr) == (0, "")
+        assert output
+
+
+def test_refusals_go_to_stderr_and_nothing_to_stdout(ckptool_process, tmp_path):
+    output = ckptool_process("inspect", tmp_path / "missing.ckpt")
+    assert (output.exit_code, output) == (2, "")
+    assert len(output.stderr.splitlines()) == 2
+
+
+def test_a_fresh_process_says_the_same(ckptool, ckptool_process):
+    for options in ((), ("--json",), ("--tensors",), ("--stats",)):
+        args = ("inspect", EXPORTED, *options)
+        assert ckptool_process(*args) == ckptool(*args)
+
+
+@pytest.mark.parametrize("options", [("--tensors",), ("--tensors", "--json")])
+def test_a_reader_that_goes_away_is_no_error(options, tmp_path):
+    """``ckptool inspect … | head -1``, with more output than a pipe holds."""
+    path = tmp_path / "many.pt"
+    torch.save({f"layer_{i}{'x' * 200}": torch.ones(i % 7 + 1) for i in range(2000)}, path)
+    command = [sys.executable, "-m", "ckptool", "inspect", str(path), *options]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
+    ) as process:
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 0
+
+
+def code_of_a_cut_answer(*args) -> int:
+    """The exit code where nobody reads the answer: the pipe is closed before it is written."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "ckptool", *map(str, args)]
+    with os.fdopen(write, "w") as out:
+        done = subprocess.run(
+            command, stdout=out, stderr=subprocess.PIPE, env=environment(), check=False
+        )
+    assert not done.stderr or done.stderr.startswith(b"error: ")  # what was refused is told there
+    assert b"bug" not in done.stderr
+    return done.returncode
+
+
+@pytest.mark.parametrize(
+    ("count", "form"),
+    [(2, "text"), (400, "json"), slow(2, "json"), slow(400, "text")],  # 400 fill a buffer
+)
+def test_a_verdict_stands_also_when_nobody_reads_the_answer(count, form, tmp_path):
+    """``ckptool verify … | head -1`` with ``set -o pipefail``."""
+    one, other = tmp_path / "one.pt", tmp_path / "other.pt"
+    names = [f"layer_{i}{'x' * 200}" for i in range(count)]
+    torch.save(dict.fromkeys(names, torch.ones(2)), one)
+    torch.save({name: torch.full((2,), torch.nan) for name in names}, other)
+    verify = ("verify", "--values", "--format", form)
+    assert code_of_a_cut_answer(*verify, "--require", "finite", other) == 1
+    assert code_of_a_cut_answer(*verify, "--require", "finite", one) == 0
+    assert code_of_a_cut_answer(*verify, one, tmp_path / "absent.pt") == 2
+    assert code_of_a_cut_answer("diff", "--format", form, one, other) == 1
+    assert code_of_a_cut_answer("diff", "--format", form, one, one) == 0
+
+
+# ----------------------------------------------------------------------------------------- progress
+
+
+class Terminal(io.StringIO):
+    """A stream that says that somebody is watching."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """A clock by which every look takes a second."""
+    seconds = iter(range(1000))
+    monkeypatch.setattr(streams.time, "monotonic", lambda: float(next(seconds)))
+
+
+def test_progress_is_shown_on_a_terminal_and_wiped(slow, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with streams.progressing("copying") as advance:
+        for _ in range(4):
+            advance(1 << 20)
+    shown = sys.stderr.getvalue()
+    assert "copying: 3 MiB" in shown
+    assert shown.endswith("\r\x1b[K")
+
+
+def test_progress_is_not_shown_elsewhere(slow, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with streams.progressing("copying") as advance:
+        for _ in range(4):
+            advance(1 << 20)
+    assert sys.stderr.getvalue() == ""
+
+
+def test_progress_of_something_quick_is_not_shown(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with streams.progressing("copying") as advance:
+        advance(1 << 20)
+    assert sys.stderr.getvalue() == ""
+
+
+@pytest.mark.parametrize(("given", "seen"), [(None, "1"), ("4", "4")])
+def test_the_process_asks_for_no_threads_of_blas(given, seen, tmp_path):
+    """numpy starts them on being imported; who wants some has them."""
+    code = "import os; from ckptool import cli; cli.main = lambda args: (print(os.environ"
+    code += "['OPENBLAS_NUM_THREADS']), 0)[1]; cli.run()"
+    env = {k: v for k, v in environment().items() if k != "OPENBLAS_NUM_THREADS"}
+    env |= {"OPENBLAS_NUM_THREADS": given} if given else {}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{seen}\n"

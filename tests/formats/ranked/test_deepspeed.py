@@ -1,0 +1,151 @@
+"""DeepSpeed: folders of ranks that its engine wrote, against its own consolidator."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ckptool.errors import CkptError, DamagedError, UnsupportedError
+from ckptool.formats import open_checkpoint
+from ckptool.tensors.as_torch import as_torch
+from helpers.paths import FIXTURES
+
+ZERO = FIXTURES / "sharded" / "zero"
+MERGED = ".consolidated.safetensors"
+CASES = sorted(path.name.removesuffix(MERGED) for path in ZERO.glob(f"*{MERGED}"))
+MANY = [case for case in CASES if len([*(ZERO / case).rglob("*optim_states.pt")]) > 1]
+FILES = [(case, path.name) for case in CASES for path in sorted((ZERO / case).rglob("*_states.pt"))]
+
+
+def save_of(case):
+    (found,) = (path for path in (ZERO / case).iterdir() if path.is_dir())
+    return found
+
+
+def copied(case, tmp_path):
+    return shutil.copytree(save_of(case), tmp_path / "save")
+
+
+def test_there_are_all_stages_and_up_to_four_ranks():
+    assert {case[:6] for case in CASES} == {"stage1", "stage2", "stage3"}
+    ranks = {len([*(ZERO / case).rglob("*optim_states.pt")]) for case in CASES}
+    assert ranks == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_equal_those_of_the_consolidator(case):
+    """Which gives buffers and frozen parameters in float32."""
+    wanted = load_file(ZERO / f"{case}{MERGED}")
+    with open_checkpoint(ZERO / case) as checkpoint:
+        module = as_torch(checkpoint.tree["module"], checkpoint.reader)
+    assert module.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        same = module[name].float() if tensor.is_floating_point() else module[name]
+        assert torch.equal(same, tensor.float() if tensor.is_floating_point() else tensor), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_moments_have_the_shapes_of_their_parameters(case):
+    with open_checkpoint(save_of(case)) as checkpoint:
+        tree = checkpoint.tree
+        moments = tree["optimizer"]["state"]
+        trained = [name for group in tree["optimizer"]["param_groups"] for name in group["params"]]
+        assert [*moments] == trained
+        for name, state in moments.items():
+            shape = tree["module"][name].shape
+            assert state["exp_avg"].shape == state["exp_avg_sq"].shape == shape
+            held = {key: state[key] for key in ("exp_avg", "exp_avg_sq")}
+            values = as_torch(held, checkpoint.reader)
+            # No part is in another's place: where one is 0, so is the other.
+            assert (values["exp_avg_sq"] >= 0).all()
+            assert (values["exp_avg"][values["exp_avg_sq"] == 0] == 0).all()
+
+
+def test_a_folder_with_latest_is_its_only_save(ckptool):
+    one, other = (
+        ckptool("inspect", path, "--json").json for path in (ZERO / MANY[0], save_of(MANY[0]))
+    )
+    assert one["format"] == other["format"] == "deepspeed"
+    assert one["sections"] == other["sections"]
+    assert one["training"]["global_step"] == 2
+
+
+def test_a_folder_of_two_saves_is_a_run(tmp_path, ckptool):
+    for step in (2, 3):
+        shutil.copytree(save_of("stage2_bf16"), tmp_path / f"global_step{step}")
+    (tmp_path / "latest").write_text("global_step3")
+    entries = ckptool("inspect", tmp_path, "--json").json["checkpoints"]
+    assert [entry["format"] for entry in entries] == ["deepspeed", "deepspeed"]
+
+
+@pytest.mark.parametrize("tag", ["../x", "", ".", "a\0b", "absent", "x" * 10_000])
+def test_latest_never_leads_out_of_the_folder(tag, tmp_path):
+    shutil.copytree(save_of("stage2_bf16"), tmp_path / "x")
+    inner = tmp_path / "run"
+    inner.mkdir()
+    (inner / "latest").write_text(tag)
+    with pytest.raises(CkptError):
+        open_checkpoint(inner)
+
+
+# -------------------------------------------------------------------------------- of another number
+
+
+@pytest.mark.parametrize(("case", "name"), FILES)
+def test_without_a_file_the_folder_is_refused(case, name, tmp_path, ckptool):
+    folder = copied(case, tmp_path)
+    (folder / name).unlink()
+    with pytest.raises(CkptError) as caught:
+        open_checkpoint(folder).close()
+    assert re.search("missing|no file of the model|no checkpoint|directory", str(caught.value))
+    assert ckptool("verify", folder).exit_code in {1, 2}
+
+
+@pytest.mark.parametrize("case", MANY)
+def test_a_rank_too_many_is_refused(case, tmp_path):
+    folder = copied(case, tmp_path)
+    last = max(folder.glob("*optim_states.pt"))
+    more = re.sub(r"rank_(\d+)_mp", lambda m: f"rank_{int(m[1]) + 1}_mp", last.name)
+    shutil.copy(last, folder / more)
+    with pytest.raises(DamagedError, match="but there is also"):
+        open_checkpoint(folder).close()
+
+
+@pytest.mark.parametrize("case", MANY)
+def test_a_copy_under_another_ranks_name_is_refused(case, tmp_path):
+    folder = copied(case, tmp_path)
+    first, second, *_ = sorted(folder.glob("*optim_states.pt"))
+    shutil.copy(first, second)
+    with pytest.raises(DamagedError, match="one is a copy of the other"):
+        open_checkpoint(folder).close()
+
+
+@pytest.mark.parametrize(
+    ("case", "name"), [(c, n) for c, n in FILES if c in {"stage2_bf16", "stage3_bf16"}]
+)
+def test_a_file_of_another_step_is_refused(case, name, tmp_path, ckptool):
+    for one, other in ((case, f"{case}_later"), (f"{case}_later", case)):
+        folder = copied(one, tmp_path / one)
+        shutil.copy(save_of(other) / name, folder / name)
+        assert ckptool("verify", folder, "--json").exit_code == 1
+
+
+def test_slices_of_tensor_parallelism_are_not_joined(tmp_path):
+    folder = copied("stage2_bf16", tmp_path)
+    shutil.copy(folder / "mp_rank_00_model_states.pt", folder / "mp_rank_01_model_states.pt")
+    with pytest.raises(UnsupportedError, match="tensor parallelism"):
+        open_checkpoint(folder).close()
+
+
+def test_experts_are_not_joined(tmp_path):
+    folder = copied("stage2_bf16", tmp_path)
+    shutil.copy(
+        folder / "mp_rank_00_model_states.pt",
+        folder / "layer_0_expert_0_mp_rank_00_model_states.pt",
+    )
+    with pytest.raises(UnsupportedError, match="experts"):
+        open_checkpoint(folder).close()

@@ -1,0 +1,198 @@
+"""Folders with a file for each rank, as processes wrote them, against what torch gathers."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ckptool.errors import CkptError, DamagedError
+from ckptool.formats import open_checkpoint
+from ckptool.formats.ranked.distributed import is_distributed
+from ckptool.tensors.as_torch import as_torch
+from ckptool.tree.nodes import CompositeTensor, TensorRef
+from helpers.paths import FIXTURES
+
+RANKS = FIXTURES / "sharded" / "ranks"
+WHOLE = ".whole.safetensors"
+CASES = sorted(path.name.removesuffix(WHOLE) for path in RANKS.glob(f"*{WHOLE}"))
+FILES = [(case, path.name) for case in CASES for path in sorted((RANKS / case).iterdir())]
+TRAINED = [case for case in CASES if case.startswith("fsdp")]
+
+
+def weights(tree):
+    return tree.get("model", tree)
+
+
+def leaves(node):
+    if isinstance(node, dict):
+        for value in node.values():
+            yield from leaves(value)
+    else:
+        yield node
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_equal_what_torch_gathers(case):
+    wanted = load_file(RANKS / f"{case}{WHOLE}")
+    with open_checkpoint(RANKS / case) as checkpoint:
+        found = as_torch(weights(checkpoint.tree), checkpoint.reader)
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("case", TRAINED)
+def test_moments_are_joined_too(case):
+    with open_checkpoint(RANKS / case) as checkpoint:
+        moments = list(leaves(checkpoint.tree["optim"]["state"]))
+        shapes = {ref.shape for ref in checkpoint.tree["model"].values()}
+    assert moments
+    assert not any(is_distributed(leaf) for leaf in moments)
+    assert {ref.shape for ref in moments if isinstance(ref, TensorRef)} <= shapes | {()}
+
+
+def test_what_differs_by_rank_is_kept_by_file():
+    with open_checkpoint(RANKS / "fsdp2_three") as checkpoint:
+        own = [key for key in checkpoint.tree if key.startswith("extra_state_")]
+        assert own == [f"extra_state_world_size_3_rank_{rank}.pt" for rank in (1, 2)]
+        for key in own:
+            assert [*checkpoint.tree[key]] == ["rng"]  # the scheduler is the same
+
+
+def test_the_consolidated_file_is_equal(tmp_path, ckptool):
+    out = tmp_path / "model.safetensors"
+    assert ckptool("extract-ema", f"{RANKS / 'fsdp2_bf16'}#@model", "-o", out).exit_code == 0
+    wanted = load_file(RANKS / f"fsdp2_bf16{WHOLE}")
+    found = load_file(out)
+    assert all(torch.equal(found[name], wanted[name]) for name in found)
+    folder, file = (
+        {row["address"]: row["sha256"] for row in report["entries"]}
+        for report in (
+            ckptool("inspect", at, "--digests", "--json").json
+            for at in (f"{RANKS / 'fsdp2_bf16'}#model", out)
+        )
+    )
+    assert file.items() <= folder.items()
+    assert folder.keys() - file.keys() <= {"decode.weight"}  # tied, noted in the metadata
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_verify_passes(case, ckptool):
+    assert ckptool("verify", RANKS / case, "--bytes", "--values").exit_code == 0
+
+
+# ----------------------------------------------------------------------------- not the ranks of one
+
+
+def copied(case, tmp_path):
+    return shutil.copytree(RANKS / case, tmp_path / case)
+
+
+@pytest.mark.parametrize(("case", "name"), FILES)
+def test_without_a_rank_the_folder_is_refused(case, name, tmp_path):
+    folder = copied(case, tmp_path)
+    (folder / name).unlink()
+    with pytest.raises(DamagedError, match="missing"):
+        open_checkpoint(folder).close()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_rank_too_many_is_refused(case, tmp_path):
+    folder = copied(case, tmp_path)
+    last = max(folder.glob("model*"))
+    shutil.copy(last, folder / re.sub(r"\d+\.pt", lambda m: f"{int(m[0][:-3]) + 1}.pt", last.name))
+    with pytest.raises(DamagedError):
+        open_checkpoint(folder).close()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case != "replicated"])
+def test_a_copy_under_another_ranks_name_is_refused(case, tmp_path):
+    folder = copied(case, tmp_path)
+    first, second, *_ = sorted(folder.glob("model*"))
+    shutil.copy(first, second)
+    with pytest.raises(DamagedError):
+        open_checkpoint(folder).close()
+
+
+def test_ranks_of_two_world_sizes_are_refused(tmp_path):
+    folder = copied("fsdp2_two", tmp_path)
+    for path in (RANKS / "fsdp2_three").glob("model*"):
+        shutil.copy(path, folder)
+    with pytest.raises(DamagedError, match="the number of ranks is 2 in"):
+        open_checkpoint(folder).close()
+
+
+def test_a_world_that_the_tensors_deny_is_refused(tmp_path):
+    for path in (RANKS / "fsdp2_three").glob("model*"):
+        shutil.copy(path, tmp_path / path.name.replace("size_3", "size_4"))
+    with pytest.raises(CkptError):
+        open_checkpoint(tmp_path).close()
+
+
+def test_a_lone_part_is_not_the_whole(tmp_path):
+    shutil.copy(RANKS / "fsdp2_two" / "model_world_size_2_rank_0.pt", tmp_path)
+    with pytest.raises(DamagedError, match="rank 1"):
+        open_checkpoint(tmp_path).close()
+    with open_checkpoint(tmp_path / "model_world_size_2_rank_0.pt") as alone:
+        assert isinstance(alone.tree["embed.weight"], CompositeTensor)
+
+
+def test_a_file_of_another_step_is_refused(tmp_path):
+    """A replicated copy, and a counter that every rank has."""
+    folder = copied("hybrid", tmp_path)
+    state = torch.load(folder / "model_world_size_4_rank_3.pt", weights_only=False)
+    for tensor in state.values():
+        tensor._local_tensor.add_(1)
+    torch.save(state, folder / "model_world_size_4_rank_3.pt")
+    with pytest.raises(DamagedError, match="from two saves"):
+        open_checkpoint(folder).close()
+    folder = copied("fsdp2_two", tmp_path)
+    state = torch.load(folder / "model_world_size_2_rank_1.pt", weights_only=False)
+    state["norm.num_batches_tracked"] += 1
+    torch.save(state, folder / "model_world_size_2_rank_1.pt")
+    with pytest.raises(DamagedError, match="num_batches_tracked is 2 in"):
+        open_checkpoint(folder).close()
+
+
+# ---------------------------------------------------------------------------- what is not one save
+
+
+def test_slices_that_nothing_describes_are_not_the_whole(tmp_path, ckptool):
+    for rank in range(2):
+        state = {"model": {"w": torch.full((2, 3), float(rank)), "b": torch.ones(3)}}
+        torch.save(state, tmp_path / f"model_world_size_2_rank_{rank}.pt")
+    refused = ckptool("extract-ema", f"{tmp_path}#@model", "-o", tmp_path / "out.safetensors")
+    assert refused.exit_code == 2
+    assert "differ from rank to rank" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["lora_rank_4.pt", "lora_rank_8.pt"],
+        ["best_rank1.ckpt", "best_rank2.ckpt"],
+        ["frank2.pt", "pagerank_1.pt"],
+        ["epoch1_rank0.pt", "epoch1_rank1.pt", "epoch2_rank0.pt", "epoch2_rank1.pt"],
+        ["rng_state_rank_0.pth", "rng_state_rank_1.pth"],
+    ],
+)
+def test_other_files_with_rank_in_their_names_are_a_run(names, tmp_path, ckptool):
+    for name in names:
+        torch.save({"model": {"w": torch.ones(2)}}, tmp_path / name)
+    report = ckptool("inspect", tmp_path, "--json").json
+    assert [entry["format"] for entry in report["checkpoints"]] == ["torch-zip"] * len(names)
+
+
+def test_containers_that_hold_themselves_again_and_again_are_refused(tmp_path):
+    node = {}
+    node.update({str(n): node for n in range(8)})
+    for rank in range(2):
+        path = tmp_path / f"model_world_size_2_rank_{rank}.pt"
+        torch.save(node, path)
+    with pytest.raises(DamagedError, match="values"):
+        open_checkpoint(tmp_path).close()

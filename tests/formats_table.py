@@ -1,0 +1,31 @@
+"""Writes README's table of formats from their fields: ``python tests/formats_table.py``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ckptool.formats import FOLDER_FORMATS, WHOLE_FORMATS
+from ckptool.formats.torch_zip import TORCHSCRIPT
+
+README = Path(__file__).parent.parent / "README.md"
+HEAD = "| format | written by |"
+
+
+def table() -> str:
+    """Return the table; formats of one name share a row."""
+    rows: dict[str, list[str]] = {}
+    for known in (*WHOLE_FORMATS, TORCHSCRIPT, *FOLDER_FORMATS):
+        suffixes = f" (`{' '.join(known.suffixes)}`)" if known.suffixes else ""
+        rows.setdefault(known.name, []).append(known.written_by + suffixes)
+    lines = (f"| `{name}` | {'; '.join(writers)} |" for name, writers in rows.items())
+    return "\n".join((HEAD, "|---|---|", *lines))
+
+
+def with_table(text: str) -> str:
+    """Return README's text with the table in the place of the one that it has."""
+    before, _, behind = text.partition(HEAD)
+    return before + table() + "\n\n" + behind.partition("\n\n")[2]
+
+
+if __name__ == "__main__":
+    README.write_text(with_table(README.read_text()))

@@ -1,0 +1,59 @@
+"""Values of strided tensors are gathered in pieces: the pieces are the tensor, in C order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptool.errors import UnsupportedError
+from ckptool.formats import open_checkpoint
+from ckptool.tensors import blocks as numerics
+from ckptool.tensors.blocks import value_bytes
+from helpers.samples import filled
+from helpers.strategies import strided_views
+from helpers.thinned import examples
+
+
+@pytest.fixture
+def _small_pieces(monkeypatch):
+    """So that a few elements are many pieces."""
+    for name, nbytes in {"BLOCK": 16, "FAR": 24, "NEAR": 12}.items():
+        monkeypatch.setattr(numerics, name, nbytes)
+
+
+def pieces_of(path) -> list[bytes]:
+    with open_checkpoint(path) as checkpoint:
+        return list(value_bytes(checkpoint.reader, checkpoint.tree))
+
+
+@pytest.mark.usefixtures("_small_pieces")
+@examples(200)
+@given(data=st.data())
+def test_pieces_of_any_view_are_its_values_in_order(data, tmp_path_factory):
+    dtype = data.draw(st.sampled_from([torch.float32, torch.int8, torch.complex64]))
+    view = data.draw(strided_views(filled(dtype, 60)))
+    path = tmp_path_factory.mktemp("view") / "view.pt"
+    torch.save(view, path)
+    pieces = pieces_of(path)
+    assert b"".join(pieces) == view.contiguous().numpy().tobytes()
+    assert max(map(len, pieces), default=0) <= max(16, view.element_size())
+
+
+def test_a_transposed_tensor_comes_in_blocks(tmp_path):
+    turned = torch.arange(3.0e6).view(1500, 2000).t()
+    torch.save(turned, tmp_path / "turned.pt")
+    pieces = pieces_of(tmp_path / "turned.pt")
+    assert max(map(len, pieces)) <= numerics.BLOCK
+    assert b"".join(pieces) == turned.contiguous().numpy().tobytes()
+
+
+def test_a_view_that_repeats_one_value_a_billion_times_is_refused(ckptool, tmp_path):
+    path = tmp_path / "expanded.pt"
+    torch.save({"w": torch.ones(1).expand(10**12)}, path)
+    with open_checkpoint(path) as checkpoint, pytest.raises(UnsupportedError, match="repeats"):
+        list(value_bytes(checkpoint.reader, checkpoint.tree["w"]))
+    done = ckptool("inspect", path, "--stats")
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: a view repeats 4 bytes")
