@@ -60,9 +60,10 @@ def children(node: Tree) -> list[tuple[Key, Tree]]:
 
 def _is_leaf(values: Collection[Tree]) -> bool:
     """Return whether the many values of a container are all plain."""
-    if set(map(type, values)) <= PLAIN:
+    kinds = set(map(type, values))
+    if kinds <= PLAIN:
         return True
-    if len(values) > MAX_PARTS:
+    if len(values) > (MAX_PARTS if kinds.isdisjoint(SETS) else MAX_CONTAINERS):
         raise DamagedError(f"a container of {len(values)} values of all kinds")
     return False
 
@@ -88,6 +89,8 @@ def _keyed(table: dict[Any, Tree]) -> list[tuple[Key, Tree]]:
 
 
 LONG = 1 << 17  # values in a container
+
+SETS = frozenset({set, frozenset})  # leaves, since their elements have no keys
 
 
 MAX_PARTS = 1 << 23  # values with key paths, in all containers together
