@@ -1,4 +1,4 @@
-"""Writes README's table of formats from their fields: ``python tests/formats_table.py``."""
+"""Writes the table of ``docs/formats.md`` from the fields of the formats."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from ckptool.formats import FOLDER_FORMATS, WHOLE_FORMATS
 from ckptool.formats.torch_zip import TORCHSCRIPT
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs/formats.md"
 HEAD = "| format | written by |"
 
 
@@ -22,10 +22,10 @@ def table() -> str:
 
 
 def with_table(text: str) -> str:
-    """Return README's text with the table in the place of the one that it has."""
+    """Return the text of the page with the table in the place of the one that it has."""
     before, _, behind = text.partition(HEAD)
     return before + table() + "\n\n" + behind.partition("\n\n")[2]
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text()))
+    PAGE.write_text(with_table(PAGE.read_text()))

@@ -1,20 +1,19 @@
-"""Writes ``ckptool/checks/README.md`` from the table: ``python tests/rules_page.py``."""
+"""Writes ``docs/rules.md`` from the table: ``python tests/rules_page.py``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-import ckptool.checks
 from ckptool.checks.running import REQUIREMENTS
 from ckptool.reports.rules import BY_ID, FAMILIES, Rule
 
-PAGE = Path(ckptool.checks.__file__).with_name("README.md")
+PAGE = Path(__file__).parent.parent / "docs/rules.md"
 
 HEAD = """\
-# The rules of `ckptool verify`
+# The rules of verify
 
-Made from `ckptool/reports/rules.py` by `tests/rules_page.py`; `ckptool rule CK404` says the same in a terminal.
+[`ckptool verify`](commands/verify.md) decides these rules; `ckptool rule CK404` explains one in a terminal.
 
 A rule has **passed**, has **failed**, or was **not checked**, with the reason. By default everything
 runs that reads headers, pickles and a sample of the values. Rules that read every byte or value run

@@ -1,67 +1,175 @@
-"""The README tells the truth: its outputs are what the commands print, its two commands are CI's.
+"""The documentation tells the truth: outputs are what commands print, tables what the code has.
 
-After a change of output: ``python tests/test_docs.py`` writes the new outputs into the README.
+After a change of output or of a table: ``python tests/test_docs.py`` writes all of it anew: the
+outputs in README and ``docs/``, the generated pages and tables, the picture, and the tree of the
+package in CONTRIBUTING.
 """
 
+from __future__ import annotations
+
 import re
-import shlex
-import subprocess
-import sys
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import formats_table
+import layouts_table
 import package_tree
-
-ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-OUTPUT = re.compile(
-    r"<!-- output: ckptool (?P<args>.*?) -->\n```text\n(?P<text>.*?)```\n", re.DOTALL
+import rules_page
+from ckptool.cli import COMMANDS
+from helpers.documents import (
+    BLOCK,
+    DOCS,
+    PROMPT,
+    README,
+    files_of,
+    page_id,
+    pages,
+    reader_of,
+    typed,
+    with_outputs,
 )
-COMMANDS = ("inspect", "extract-ema", "promote-ema", "verify", "diff")
+from helpers.links import broken_links
+from helpers.paths import REPOSITORY
+from helpers.pictures import picture, texts
+
+PICTURE = DOCS / "images/inspect.svg"
+PICTURED = "ckptool inspect last.ckpt"
+WIDTH = 92  # columns of the picture
+OTHERS = {"rule", "layouts", "textconv"}  # commands that other pages explain
+WISH = re.compile(r"^\| (?P<wish>[^|]+) \| `(?P<line>ckptool [^`]+)` \|$", re.MULTILINE)
+
+# Generated page -> function that returns its text from the text that it has.
+GENERATED: dict[Path, Callable[[str], str]] = {
+    formats_table.PAGE: formats_table.with_table,
+    layouts_table.PAGE: layouts_table.with_table,
+    rules_page.PAGE: lambda _: rules_page.page(),
+    package_tree.PAGE: package_tree.page,
+}
 
 
-def printed(args: str) -> str:
-    process = subprocess.run(
-        [sys.executable, "-m", "ckptool", *shlex.split(args)],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return process.stdout
+@pytest.mark.parametrize("page", pages(), ids=page_id)
+def test_pages_show_what_is_printed(page):
+    text = page.read_text()
+    assert text == with_outputs(text), "run python tests/test_docs.py"
 
 
-def examples() -> list[re.Match[str]]:
-    return list(OUTPUT.finditer(README.read_text()))
+@pytest.mark.parametrize("page", GENERATED, ids=page_id)
+def test_generated_pages_are_those_of_the_tables(page):
+    text = page.read_text()
+    assert text == GENERATED[page](text), "run python tests/test_docs.py"
 
 
-@pytest.mark.parametrize("example", examples(), ids=lambda match: match["args"])
-def test_readme_shows_what_is_printed(example):
-    assert printed(example["args"]) == example["text"]
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in OTHERS])
+def test_every_command_has_a_page_with_its_help(command):
+    text = (DOCS / f"commands/{command}.md").read_text()
+    typed_lines = [line for block in BLOCK.findall(text) for line in block.splitlines()]
+    assert f"{PROMPT}ckptool {command} --help" in typed_lines
 
 
-def test_readme_has_examples_of_every_command():
-    assert {example["args"].split()[0] for example in examples()} == set(COMMANDS)
+# ------------------------------------------------------------------------------------------ README
 
 
-def test_the_table_of_formats_is_made_from_their_fields():
-    text = README.read_text()
-    assert text == formats_table.with_table(text), "run python tests/formats_table.py"
+def test_readme_is_short():
+    assert len(README.read_text().splitlines()) <= 150
 
 
-def test_the_tree_of_the_package_is_made_from_the_docstrings():
-    text = package_tree.PAGE.read_text()
-    assert text == package_tree.page(text), "run python tests/package_tree.py"
+# What the output of each line of the table must hold, and whether its answer is yes or no.
+ANSWERS = {
+    "inspect last.ckpt": (0, "ema_state_dict"),
+    "inspect last.ckpt --tensors": (0, "model.encoder.0.weight"),
+    "inspect last.ckpt --stats": (0, "mean"),
+    "inspect last.ckpt --json": (0, '"schema": "ckptool/inspect/1"'),
+    "inspect runs/": (0, "checkpoint_e150"),
+    "extract-ema": (0, "wrote"),
+    "promote-ema": (0, "ema.ckpt"),
+    "diff 'last.ckpt#@model'": (1, "model.head"),
+    "diff whole.pt": (1, "different"),
+    "verify last.ckpt --require resume": (1, "CK510"),
+    "verify last.ckpt --rules CK202": (0, "passed"),
+    "verify last.ckpt": (0, "passed"),
+    "verify model.safetensors": (0, "passed"),
+    "verify --latest-valid": (0, "checkpoint_e150"),
+    "verify --best": (0, "checkpoint_best"),
+    "verify released.safetensors": (0, "passed"),
+    "verify best.ckpt": (0, "passed"),
+}
+
+
+def wishes() -> list[str]:
+    return [match["line"] for match in WISH.finditer(README.read_text())]
+
+
+def test_readme_answers_what_people_want():
+    assert len(wishes()) >= 20
+
+
+@pytest.mark.parametrize("line", wishes())
+def test_lines_of_the_table_work(line):
+    asked = line.removeprefix("ckptool ")
+    code, word = ANSWERS[max((key for key in ANSWERS if asked.startswith(key)), key=len)]
+    with reader_of(README.read_text()):
+        output = typed(line)
+    assert (output.exit_code, output.stderr) == (code, "")
+    assert word in output
+
+
+def test_picture_shows_what_is_printed():
+    assert f"({PICTURE.relative_to(REPOSITORY)})" in README.read_text()
+    shown = "".join(texts(PICTURE.read_text()))
+    assert shown == "".join(texts(pictured())), "run python tests/test_docs.py"
+
+
+def pictured() -> str:
+    with reader_of(README.read_text()):
+        return picture(PICTURED, WIDTH)
 
 
 def test_ci_calls_the_test_command_of_the_readme():
     command = re.search(r"python3 -m venv .*pytest.*", README.read_text()).group()
-    script = (ROOT / ".ci/run").read_text().replace('"$work/venv', '".venv').replace('"', "")
+    script = (REPOSITORY / ".ci/run").read_text().replace('"$work/venv', '".venv').replace('"', "")
     install, test = command.rsplit(" && ", 1)
     assert install in script
     assert test in script
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def test_the_command_for_a_fresh_machine_shows_the_ema(ckptool):
+    command = re.search(r"pip install -q \. && .venv/bin/ckptool (.*) (.*)", README.read_text())
+    output = ckptool(command[1], REPOSITORY / command[2])
+    assert "ema_state_dict" in output
+
+
+# -------------------------------------------------------------------------------------------- site
+
+
+@pytest.mark.parametrize("page", sorted({*pages(), *REPOSITORY.glob("*.md")}), ids=page_id)
+def test_links_lead_somewhere(page):
+    assert broken_links(page) == []
+
+
+def test_every_page_is_in_the_navigation():
+    def listed(node) -> list[str]:
+        if isinstance(node, str):
+            return [node]
+        children = node.values() if isinstance(node, dict) else node
+        return [page for child in children for page in listed(child)]
+
+    site = tomllib.loads((REPOSITORY / "zensical.toml").read_text())
+    assert sorted(listed(site["project"]["nav"])) == sorted(
+        str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")
+    )
+
+
+def test_every_file_of_a_page_is_used():
+    for page in pages():
+        text = page.read_text()
+        lines = [*BLOCK.findall(text), *(match["line"] for match in WISH.finditer(text))]
+        assert [name for name in files_of(text) if name not in "\n".join(lines)] == [], page
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in OTHERS])
 def test_every_option_is_explained(command, ckptool):
     shown = ckptool(command, "--help").stdout
     assert "--json" in shown
@@ -70,13 +178,12 @@ def test_every_option_is_explained(command, ckptool):
 
 
 def update() -> None:
-    text = OUTPUT.sub(
-        lambda match: (
-            f"<!-- output: ckptool {match['args']} -->\n```text\n{printed(match['args'])}```\n"
-        ),
-        README.read_text(),
-    )
-    README.write_text(text)
+    """Write everything that is generated."""
+    for page, made in GENERATED.items():
+        page.write_text(made(page.read_text()))
+    for page in pages():
+        page.write_text(with_outputs(page.read_text()))
+    PICTURE.write_text(pictured())
 
 
 if __name__ == "__main__":

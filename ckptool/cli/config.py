@@ -53,14 +53,14 @@ MAX_DOTS = 1 << 12  # in a line: a key of a million parts would keep the parser 
 Form = Callable[[Any], bool]
 
 
-ROW_HINT = "README.md shows a layout row; --ema and --model work without one"
+ROW_HINT = "docs/configuration.md shows a layout row; --ema and --model work without one"
 
 
 class ConfigError(CkptError):
     """An error in a configuration file: something that ckptool does not understand."""
 
     code = "config"
-    default_hint = "README.md shows what a configuration holds"
+    default_hint = "docs/configuration.md shows what a configuration holds"
 
 
 class Settings(NamedTuple):

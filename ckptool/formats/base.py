@@ -145,7 +145,7 @@ class Format:
     """
 
     name: str
-    written_by: str  # for README's table, which ``tests/formats_table.py`` makes
+    written_by: str  # for the table of ``docs/formats.md``
     suffixes: tuple[str, ...] = ()  # of files that ckptool writes in this format
     is_pickle = True  # loading it may run a pickle
     is_exclusive = False  # its suffixes are for no other format
