@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
+from ckptool.checks.parts import excused
 from ckptool.contents.inventory import CPU_BYTES, DEVICE_BYTES, MT19937_WORDS
 from ckptool.contents.walks import ByLevel
 from ckptool.names import says, whole
@@ -37,13 +38,15 @@ def _torch_present(subject: Subject) -> Verdicts:
     if on_cuda and "cuda" not in rng:
         missing.append("CUDA's, on which the weights were")
     if missing:
-        yield finding("CK510", "", f"missing: {' and '.join(missing)}")
+        message = f"missing: {' and '.join(missing)}"
+        yield excused(subject, "rng", "CK510") or finding("CK510", "", message)
 
 
 def _others_present(subject: Subject) -> Verdicts:
     missing = [kind for kind in ("numpy", "python") if kind not in subject.training.rng]
     if missing:
-        yield finding("CK511", "", f"missing: {' and '.join(missing)}")
+        message = f"missing: {' and '.join(missing)}"
+        yield excused(subject, "rng", "CK511") or finding("CK511", "", message)
 
 
 def _forms(subject: Subject) -> Verdicts:

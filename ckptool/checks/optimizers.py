@@ -13,6 +13,7 @@ from ckptool.checks.moments import any_value, readable_moments
 from ckptool.checks.parts import (
     OptimizerState,
     counters_of,
+    excused,
     facts_of,
     is_called_scheduler,
     is_scaler,
@@ -36,10 +37,26 @@ SAME_RATE = 1e-6  # relative
 
 
 def _scheduler_present(subject: Subject) -> Verdicts:
-    tree = subject.checkpoint.tree
-    if schedulers_of(tree) or any(is_called_scheduler(at, node) for at, node in parts(tree)):
+    if stored_schedulers(subject):
         return
-    yield finding("CK507", "", "the file holds no scheduler's state: last_epoch, _last_lr")
+    excuse = excused(subject, "scheduler", "CK507")
+    if excuse is None and subject.inventory.optimizers and not was_scheduled(subject):
+        reason = "no scheduler of torch drove the optimizer: its groups have no initial_lr"
+        excuse = NotChecked("CK507", reason, is_absent=True)
+    message = "the file holds no scheduler's state: last_epoch, _last_lr"
+    yield excuse or finding("CK507", "", message)
+
+
+def stored_schedulers(subject: Subject) -> list[Address]:
+    """Return the key paths of the schedulers' states, by form or else by name."""
+    tree = subject.checkpoint.tree
+    by_form = [address for address, _ in schedulers_of(tree)]
+    return by_form or [at for at, node in parts(tree) if is_called_scheduler(at, node)]
+
+
+def was_scheduled(subject: Subject) -> bool:
+    """Return whether a scheduler drove an optimizer: it writes ``initial_lr`` into the groups."""
+    return any("initial_lr" in group for o in optimizers_of(subject) for group in o.groups)
 
 
 def _rates(subject: Subject) -> Verdicts:
@@ -260,7 +277,8 @@ def _accumulates(subject: Subject) -> bool:
 
 def _present(subject: Subject) -> Verdicts:
     if not subject.inventory.optimizers:
-        yield finding("CK501", "", "the file holds no optimizer's state: param_groups and state")
+        message = "the file holds no optimizer's state: param_groups and state"
+        yield excused(subject, "optimizer", "CK501") or finding("CK501", "", message)
 
 
 def _begun(subject: Subject) -> float | None:

@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ckptool.checks.base import Subject
+from ckptool.checks.base import NotChecked, Subject
 from ckptool.contents.inventory import is_flat_optimizer, is_optimizer, is_state_dict
+from ckptool.contents.trainers import PARTS, Trainer, is_there, trainer_of
 from ckptool.contents.training import StepCounter, step_counters
 from ckptool.contents.walks import ByLevel
 from ckptool.names import says, whole
@@ -62,6 +63,25 @@ def counters_of(subject: Subject) -> list[StepCounter]:
 def _counters(subject: Subject) -> list[StepCounter]:
     stated = step_counters(subject.checkpoint.tree, subject.checkpoint.reader)
     return [each for each in stated if (n := number(each.value)) is not None and math.isfinite(n)]
+
+
+def trainer(subject: Subject) -> Trainer:
+    """Return the trainer that wrote the checkpoint."""
+    return subject.once(_trainer)
+
+
+def _trainer(subject: Subject) -> Trainer:
+    return trainer_of(subject.checkpoint.tree)
+
+
+def excused(subject: Subject, part: str, rule: str) -> NotChecked | None:
+    """Return why a rule does not ask for a part: no checkpoint of this trainer has it."""
+    row = trainer(subject)
+    if part in row.own and is_there(subject.checkpoint.tree, row.own[part]):
+        return NotChecked(rule, f"{row.name} stores {PARTS[part]} in its own form", is_absent=True)
+    if part in row.never or part in row.remade:
+        return NotChecked(rule, f"{row.name} never stores {PARTS[part]}", is_absent=True)
+    return None
 
 
 def optimizers_of(subject: Subject) -> list[OptimizerState]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
 from ckptool.checks.parts import (
     counters_of,
+    excused,
     facts_of,
     is_scaler,
     is_scheduler,
@@ -39,12 +40,14 @@ COUNTED = whole("wait", "bad_epoch", "improve", "improvement", "counter", "stopp
 def _model(subject: Subject) -> Verdicts:
     model = subject.location.model
     if model is None or not any(ref.dtype.is_floating for ref in model.entries.values()):
-        yield finding("CK519", "", "no weights at the places where models are kept")
+        message = "no weights at the places where models are kept"
+        yield excused(subject, "weights", "CK519") or finding("CK519", "", message)
 
 
 def _progress(subject: Subject) -> Verdicts:
     if not facts_of(subject):
-        yield finding("CK513", "", "neither an epoch nor a step is stated")
+        message = "neither an epoch nor a step is stated"
+        yield excused(subject, "progress", "CK513") or finding("CK513", "", message)
 
 
 # ------------------------------------------------------------------------------------ best metrics

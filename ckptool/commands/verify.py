@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ckptool.checks.base import NotChecked, Subject
+from ckptool.checks.certificate import certify, refused
 from ckptool.checks.container import beside, damage
 from ckptool.checks.registry import CHECKS
 from ckptool.checks.running import REQUIREMENTS, Selection, Verdict, judge, run_checks, select
@@ -41,6 +42,8 @@ from ckptool.reports.base import Finding
 from ckptool.reports.rules import RULES, finding, is_rule
 from ckptool.reports.verify import VerifyReport
 from ckptool.tree.walking import leaves
+
+RESUME = "resume"  # the requirement for which a report has a certificate
 
 
 class Looked(NamedTuple):
@@ -121,11 +124,12 @@ def verify_file(operand: Path | Operand, request: Request) -> VerifyReport:
             raise AddressError(
                 "this part holds no tensors to verify", path=operand.path, address=operand.address
             )
-        verdict = run_checks(
-            CHECKS, _subject(checkpoint, operand.address, request, opened), request.chosen
-        )
-        size = checkpoint.size_bytes
-        return _report(operand, verdict, request, checkpoint.format_name, size)
+        subject = _subject(checkpoint, operand.address, request, opened)
+        verdict = run_checks(CHECKS, subject, request.chosen)
+        report = _report(operand, verdict, request, checkpoint.format_name, checkpoint.size_bytes)
+        if RESUME in request.required and not checkpoint.is_part:
+            report = replace(report, resume=certify(subject, verdict.findings))
+        return report
 
 
 def verify_all(operands: Iterable[Path | Operand], request: Request) -> list[Looked]:
@@ -225,7 +229,10 @@ def _only(
     verdict = judge(findings, skipped, chosen)
     path = operand.path
     size = os.stat(path).st_size if os.path.isfile(path) else 0  # noqa: PTH113, PTH116 - no raise
-    return _report(operand, verdict, request, None, size)
+    report = _report(operand, verdict, request, None, size)
+    if RESUME in request.required and not os.path.isdir(path):  # noqa: PTH112 - never raises
+        report = replace(report, resume=refused(verdict.findings))
+    return report
 
 
 def _report(

@@ -9,7 +9,7 @@ from ckptool.render import text as words
 from ckptool.render.page import Grid, Line, Page, line, one_by_one
 from ckptool.render.states import counting, counts, in_state, path_of, remedy, verdict
 from ckptool.reports.base import Finding
-from ckptool.reports.verify import ChoiceReport, State, VerifyReport
+from ckptool.reports.verify import ChoiceReport, ResumeReport, ResumeVerdict, State, VerifyReport
 
 MESSAGE_LIMIT = 600  # characters
 
@@ -24,6 +24,7 @@ def show_verify(reports: Sequence[VerifyReport]) -> Page:
         if before is not None and (before.findings or report.findings):
             yield line("")
         yield _verdict(report) if report.findings or not several else _headline(report)
+        yield from _certificate(report.resume)
         yield from _findings(report.findings)
     yield from _unchecked(reports)
     if several:
@@ -49,6 +50,35 @@ def _verdict(report: VerifyReport) -> Line:
     required = f"\nrequired: {', '.join(map(words.printable, report.required))}"
     said = f"\n{counts(report)}{required if report.required else ''}"
     return line(*_headline(report).pieces, said)
+
+
+# --------------------------------------------------------------------------------------- to resume
+
+
+def _certificate(report: ResumeReport | None) -> Page:
+    """Yield whether the run goes on from here, then a line for each loss and condition."""
+    if report is None:
+        return
+    because, *others = report.because or ("",)
+    more = f" (and {words.plural(len(others), 'more error')})" if others else ""
+    said, style = {
+        ResumeVerdict.TO_THE_BIT: ("yes, to the bit", "good"),
+        ResumeVerdict.WITH_LOSSES: ("yes, but not to the bit", "good"),
+        ResumeVerdict.NO: (f"no: {words.printable(because, MESSAGE_LIMIT)}{more}", "error"),
+    }[report.verdict]
+    yield line(("Resume: ", "title"), (said, style), (f"  {_circumstances(report)}", "label"))
+    if report.verdict == ResumeVerdict.NO:
+        return
+    yield from (line(f"  lost: {words.printable(lost)}") for lost in report.lost)
+    yield from (line(f"  provided that {words.printable(each)}") for each in report.provided)
+
+
+def _circumstances(report: ResumeReport) -> str:
+    """Return ``(Lightning, 2 processes)``; nothing where the file could not be opened."""
+    count = report.processes
+    processes = "" if count is None else "1 process" if count == 1 else f"{count:,} processes"
+    stated = ", ".join(filter(None, (report.trainer, processes)))
+    return f"({stated})" if stated else ""
 
 
 # ----------------------------------------------------------------------------------------- findings

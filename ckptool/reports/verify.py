@@ -37,6 +37,46 @@ COUNTING: tuple[frozenset[Severity], ...] = (
 )
 
 
+class ResumeVerdict(StrEnum):
+    """The answer to the question whether a run goes on from a checkpoint."""
+
+    TO_THE_BIT = "to-the-bit"
+    WITH_LOSSES = "with-losses"
+    NO = "no"
+
+
+class PartState(StrEnum):
+    """The place of a part of a run when the run is resumed."""
+
+    STORED = "stored"
+    REMADE = "remade"  # the trainer makes it again from the other parts
+    LOST = "lost"
+    UNUSED = "unused"  # the run had no such part, as far as the checkpoint shows
+
+
+@dataclass(frozen=True, slots=True)
+class ResumePart:
+    """A part of a run, such as the weights, the optimizer or the random states."""
+
+    part: str
+    state: PartState
+    addresses: tuple[str, ...] = ()  # key paths of its state, or the names of its facts
+    note: str = ""  # what is lost, or how it is made again
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeReport:
+    """The resume certificate of a checkpoint."""
+
+    verdict: ResumeVerdict
+    trainer: str | None  # None: it could not be opened
+    processes: int | None  # of the run, where the checkpoint states their number
+    parts: tuple[ResumePart, ...]
+    lost: tuple[str, ...]  # what a resume loses, in plain words
+    provided: tuple[str, ...]  # conditions that a checkpoint cannot show
+    because: tuple[str, ...]  # errors for which the run does not go on
+
+
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
     """The answer of ``ckptool verify`` for one file."""
@@ -55,6 +95,8 @@ class VerifyReport:
     address: str | None = field(default=None, metadata=MAY_BE_ABSENT)
     # Configuration files beside the checkpoint, which may not loosen checks.
     config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
+    # What a resume keeps and loses; None: nobody asked whether the run can be resumed.
+    resume: ResumeReport | None = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,208 @@
+"""The resume certificate: whether a run goes on from a checkpoint, and what is lost by it.
+
+The rules decide whether it goes on at all. The certificate states for each part of a run where it
+is, or who makes it again, or what its absence means: a row of ``PLACES`` finds a part in the
+checkpoint, a row of ``contents/trainers.py`` knows what its trainer never stores.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from ckptool.checks.base import Subject
+from ckptool.checks.optimizers import stored_schedulers, was_scheduled
+from ckptool.checks.parts import facts_of, is_scaler, number, parts, trainer
+from ckptool.checks.running import REQUIREMENTS
+from ckptool.checks.settings import SETTINGS, float16_setting, has_scaler
+from ckptool.contents.inventory import is_optimizer, is_state_dict
+from ckptool.contents.trainers import PARTS, PLAIN, SEEDED, Trainer, is_there
+from ckptool.contents.walks import ByLevel
+from ckptool.names import Words, says, whole
+from ckptool.reports.base import Finding, Severity
+from ckptool.reports.verify import PartState, ResumePart, ResumeReport, ResumeVerdict
+from ckptool.tree.addresses import format_address
+from ckptool.tree.nodes import Address, Tree, fields_of, is_plain
+
+GENERATORS = ("torch", "numpy", "python")  # those that every process has
+DATA = whole(
+    "sampler", "dataloader", "data_loader", "dl_state_dict", "dataset_state", "data_sampler",
+    "train_iterator", "loader",
+)  # fmt: skip
+CALLBACKS = whole("callback", "early_stopping", "stopper", "hook")
+OF_A_RANK = re.compile(r"(random_states|rng_state)_(\d+)\.(pkl|pth)")
+MAX_DEPTH = 2  # levels below the top at which the state of a loader or a callback is
+MAX_CHILDREN = 1_000
+MAX_SHOWN = 8  # key paths of a part
+
+
+def certify(subject: Subject, findings: Iterable[Finding]) -> ResumeReport:
+    """Return the certificate of an open checkpoint on which the rules have decided."""
+    row = trainer(subject)
+    told = tuple(_part(subject, row, part) for part in PARTS)
+    because = refusals(findings)
+    lost = tuple(part.note for part in told if part.state == PartState.LOST)
+    processes = _processes(subject.checkpoint.tree)
+    return ResumeReport(
+        verdict=_verdict(because, lost),
+        trainer=row.name,
+        processes=processes,
+        parts=told,
+        lost=lost,
+        provided=tuple(_conditions(row, told, processes)),
+        because=because,
+    )
+
+
+def refused(findings: Iterable[Finding]) -> ResumeReport:
+    """Return the certificate of a checkpoint that could not be opened."""
+    return ResumeReport(ResumeVerdict.NO, None, None, (), (), (), refusals(findings))
+
+
+def refusals(findings: Iterable[Finding]) -> tuple[str, ...]:
+    """Return the errors for which a run does not go on; what is only unsafe does not stop it."""
+    return tuple(
+        f"{found.address}: {found.message}" if found.address else found.message
+        for found in findings
+        if found.severity == Severity.ERROR
+        and (found.rule.startswith(("CK1", "CK5")) or found.rule in REQUIREMENTS["resume"])
+    )
+
+
+def _verdict(because: tuple[str, ...], lost: tuple[str, ...]) -> ResumeVerdict:
+    if because:
+        return ResumeVerdict.NO
+    return ResumeVerdict.WITH_LOSSES if lost else ResumeVerdict.TO_THE_BIT
+
+
+def _conditions(row: Trainer, told: tuple[ResumePart, ...], processes: int | None) -> Iterator[str]:
+    if row is PLAIN and any(p.part == "data" and p.state == PartState.UNUSED for p in told):
+        yield "it was saved between two epochs: no position in the data is stored"
+    if processes and processes > 1:
+        yield f"it goes on with {processes} processes, as it was saved"
+
+
+# --------------------------------------------------------------------------------- part by part
+
+
+def _part(subject: Subject, row: Trainer, part: str) -> ResumePart:
+    own = row.own.get(part)
+    is_own = own is not None and is_there(subject.checkpoint.tree, own)
+    places = (own,) if own and is_own else tuple(PLACES[part](subject)[:MAX_SHOWN])
+    lacking = LACKING[part](subject) if part in LACKING else ""
+    if places and not lacking:
+        return ResumePart(part, PartState.STORED, tuple(filter(None, places)))
+    if part in row.remade:
+        return ResumePart(part, PartState.REMADE, note=row.remade[part])
+    if part in row.never and not places:
+        return ResumePart(part, PartState.LOST, note=row.never[part])
+    note = lacking or ("" if places else NEEDED.get(part, ""))
+    return ResumePart(part, PartState.LOST if note else PartState.UNUSED, places, note)
+
+
+# The parts that every run has, with what it means if one is not there.
+NEEDED: Mapping[str, str] = {
+    "weights": "the weights start anew",
+    "optimizer": "the optimizer starts without its moments and its count of steps",
+    "progress": "the count of epochs and steps starts again at 0",
+    "rng": SEEDED,
+}
+
+
+def _lacking_generators(subject: Subject) -> str:
+    rng = subject.training.rng
+    missing = [kind for kind in GENERATORS if kind not in rng] if rng else []
+    return f"the random state of {' and '.join(missing)} starts again" if missing else ""
+
+
+def _lacking_scheduler(subject: Subject) -> str:
+    is_lost = was_scheduled(subject) and not stored_schedulers(subject)
+    return "the learning rate starts again" if is_lost else ""
+
+
+def _lacking_scaler(subject: Subject) -> str:
+    is_lost = not has_scaler(subject) and float16_setting(subject)
+    return "the scale of the gradients starts again, and steps are skipped" if is_lost else ""
+
+
+# Parts of which a run may have had more than is there, with what is lost then; "" for nothing.
+LACKING: Mapping[str, Callable[[Subject], str]] = {
+    "rng": _lacking_generators,
+    "scheduler": _lacking_scheduler,
+    "scaler": _lacking_scaler,
+}
+
+
+def _weights(subject: Subject) -> list[str]:
+    model = subject.location.model
+    return [] if model is None else [format_address(model.address)]
+
+
+def _optimizers(subject: Subject) -> list[str]:
+    return [format_address(address) for address in subject.inventory.optimizers]
+
+
+def _schedulers(subject: Subject) -> list[str]:
+    return [format_address(address) for address in stored_schedulers(subject)]
+
+
+def _scaler(subject: Subject) -> list[str]:
+    """Return the key paths of scalers; an empty one for a scaler in a form or file of its own."""
+    found = (at for at, node in parts(subject.checkpoint.tree) if is_scaler(node))
+    return [format_address(at) for at in found] or ([""] if has_scaler(subject) else [])
+
+
+def _progress(subject: Subject) -> list[str]:
+    return list(facts_of(subject))
+
+
+def _random_states(subject: Subject) -> list[str]:
+    return [place for places in subject.training.rng.values() for place in places]
+
+
+def _data(subject: Subject) -> list[str]:
+    return [format_address(at) for at, _ in _called(subject.checkpoint.tree, DATA)]
+
+
+def _callbacks(subject: Subject) -> list[str]:
+    return [format_address(at) for at, _ in _called(subject.checkpoint.tree, CALLBACKS)]
+
+
+PLACES: Mapping[str, Callable[[Subject], list[str]]] = {
+    "weights": _weights,
+    "optimizer": _optimizers,
+    "scheduler": _schedulers,
+    "scaler": _scaler,
+    "progress": _progress,
+    "rng": _random_states,
+    "data": _data,
+    "callbacks": _callbacks,
+}
+
+
+def _called(tree: Tree, words: Words) -> Iterator[tuple[Address, Tree]]:
+    """Yield the parts near the top whose keys have such words, and which are not empty."""
+    walk = ByLevel[tuple[Address, Tree]](MAX_DEPTH, ((), tree))
+    for address, node in walk:
+        fields = {} if is_optimizer(node) or is_state_dict(node) else fields_of(node)
+        for key, child in list(fields.items())[:MAX_CHILDREN]:
+            if says(str(key), words):
+                if not (is_plain(child) or child in ({}, [], ())):
+                    yield (*address, key), child
+            elif isinstance(child, dict) and not SETTINGS.search(str(key)):
+                walk.enter((*address, key), child)
+
+
+# ------------------------------------------------------------------------------------- processes
+
+
+def _processes(tree: Tree) -> int | None:
+    """Return the number of processes that the checkpoint states; None if it does not."""
+    fields = fields_of(tree)
+    stated = number(fields.get("dp_world_size"))
+    if stated is not None:
+        return int(stated)
+    ranks = [match for key in fields if (match := OF_A_RANK.fullmatch(str(key)))]
+    if ranks:
+        return len(ranks)
+    return 1 if "rng_state.pth" in fields else None
