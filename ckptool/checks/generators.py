@@ -38,14 +38,14 @@ def _torch_present(subject: Subject) -> Verdicts:
     if on_cuda and "cuda" not in rng:
         missing.append("CUDA's, on which the weights were")
     if missing:
-        message = f"missing: {' and '.join(missing)}"
+        message = f"random states are missing: {' and '.join(missing)}"
         yield excused(subject, "rng", "CK510") or finding("CK510", "", message)
 
 
 def _others_present(subject: Subject) -> Verdicts:
     missing = [kind for kind in ("numpy", "python") if kind not in subject.training.rng]
     if missing:
-        message = f"missing: {' and '.join(missing)}"
+        message = f"random states are missing: {' and '.join(missing)}"
         yield excused(subject, "rng", "CK511") or finding("CK511", "", message)
 
 
