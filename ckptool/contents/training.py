@@ -40,6 +40,7 @@ FACTS: Mapping[str, tuple[str, ...]] = {
         "global_iteration",
         "current_step", "train_step", "n_iter", "iter_num", "steps_run", "total_batch_idx",
         "current_iter", "current_iteration", "iterations", "cur_iter", "batch",
+        "num_timesteps",
     ),
 }  # fmt: skip
 
@@ -47,7 +48,7 @@ FACTS: Mapping[str, tuple[str, ...]] = {
 HOLDERS = frozenset({
     "meta", "trainer", "engine", "state", "extra_state", "train_state", "training_state",
     "trainer_state", "train_iterator", "timestamp", "progress", "run_state", "counters",
-    "trainer_state.json", "brain.ckpt",
+    "trainer_state.json", "brain.ckpt", "data",
 })  # fmt: skip
 HOLDERS_DEPTH = 3  # Composer: state/timestamp/Timestamp
 

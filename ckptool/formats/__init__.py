@@ -10,10 +10,13 @@ from __future__ import annotations
 import os
 import re
 from codecs import getincrementaldecoder
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from ckptool.errors import CkptError, UnknownFormatError
+from ckptool.formats.archives import TarArchive, ZipOfCheckpoints
 from ckptool.formats.base import Checkpoint, FileFormat, FolderFormat, Format
 from ckptool.formats.dcp import DcpFolder
 from ckptool.formats.model_folders import ModelFolders
@@ -77,8 +80,8 @@ def _open_shard(path: Path) -> Checkpoint:
 
 def _open_as(file: Source, formats: tuple[FileFormat, ...]) -> Checkpoint:
     try:
-        known = _recognise(file.head(HEAD_BYTES), formats)
-        return with_other_readings(known.open(file), file, known)
+        known, checkpoint = _opened(file, formats)
+        return with_other_readings(checkpoint, file, known)
     except CkptError as error:
         file.close()
         of_folder = None
@@ -90,14 +93,38 @@ def _open_as(file: Source, formats: tuple[FileFormat, ...]) -> Checkpoint:
         raise
 
 
+def _open_member(file: Source) -> Checkpoint:
+    """Open a file in an archive, which is never an archive: archives in archives have no end."""
+    return _open_as(file, MEMBER_FORMATS)
+
+
+def _opened(file: Source, formats: tuple[FileFormat, ...]) -> tuple[FileFormat, Checkpoint]:
+    """Open a file by the first format that takes it.
+
+    Raises:
+        UnknownFormatError: none does; it is the error of the first that recognised its beginning.
+    """
+    head = file.head(HEAD_BYTES)
+    refusal: UnknownFormatError | None = None
+    for known in _recognised(head, formats):
+        try:
+            return known, known.open(file)
+        except UnknownFormatError as error:
+            refusal = refusal or error
+    raise refusal or not_a_checkpoint(head)
+
+
 # Formats with a signature of their own come first, the vaguest last.
-WHOLE_FORMATS: tuple[FileFormat, ...] = (
+MEMBER_FORMATS: tuple[FileFormat, ...] = (
     TorchZip(),
     SafetensorsFile(),
     TorchTar(),
     TorchLegacy(),
     PlainPickle(),
 )
+# What begins as a zip or a tar of torch, and is none, may be an archive of checkpoints.
+ARCHIVES: tuple[FileFormat, ...] = (ZipOfCheckpoints(_open_member), TarArchive(_open_member))
+WHOLE_FORMATS: tuple[FileFormat, ...] = (*MEMBER_FORMATS, *ARCHIVES)
 FORMATS: tuple[FileFormat, ...] = (ShardIndex(_open_shard), *WHOLE_FORMATS)
 
 OF_RANKS: tuple[FolderFormat, ...] = (
@@ -122,11 +149,11 @@ def fits(known: Format, suffix: str) -> bool:
     return not any(other.is_exclusive and suffix in other.suffixes for other in FORMATS)
 
 
-def _recognise(head: bytes, formats: tuple[FileFormat, ...]) -> FileFormat:
-    for known in formats:
-        if known.matches(head):
-            return known
-    raise not_a_checkpoint(head)
+def _recognised(head: bytes, formats: tuple[FileFormat, ...]) -> Iterator[FileFormat]:
+    """Yield the formats that may read a file: the first that matches, and then archives."""
+    matching = (known for known in formats if known.matches(head))
+    yield from islice(matching, 1)
+    yield from (known for known in matching if known in ARCHIVES)
 
 
 class Lookalike(NamedTuple):
@@ -142,7 +169,9 @@ def _begins(pattern: bytes) -> re.Pattern[bytes]:
     return re.compile(pattern, re.IGNORECASE | re.DOTALL)
 
 
-_UNPACK = "unpack it first; a checkpoint is read in place, so it cannot stay compressed"
+def _unpacked_by(command: str) -> str:
+    return f"a checkpoint is read in place: unpack it with {command}, then name what it unpacks to"
+
 
 LOOKALIKES = (
     Lookalike(
@@ -168,12 +197,28 @@ LOOKALIKES = (
         "an XML document, not a checkpoint",
         "it may be the error message of a storage service: look into it with head",
     ),
-    Lookalike(_begins(rb"\x1f\x8b"), "compressed with gzip", _UNPACK),
-    Lookalike(_begins(rb"\x28\xb5\x2f\xfd"), "compressed with zstd", _UNPACK),
-    Lookalike(_begins(rb"\xfd7zXZ\0"), "compressed with xz", _UNPACK),
-    Lookalike(_begins(rb"BZh[1-9]1AY&SY"), "compressed with bzip2", _UNPACK),
-    Lookalike(_begins(rb"\x04\x22\x4d\x18"), "compressed with lz4", _UNPACK),
-    Lookalike(_begins(rb"7z\xbc\xaf\x27\x1c"), "a 7z archive", _UNPACK),
+    Lookalike(
+        _begins(rb"\x1f\x8b"), "compressed with gzip", _unpacked_by("gzip -dc FILE > UNPACKED")
+    ),
+    Lookalike(
+        _begins(rb"\x28\xb5\x2f\xfd"),
+        "compressed with zstd",
+        _unpacked_by("zstd -dc FILE > UNPACKED"),
+    ),
+    Lookalike(
+        _begins(rb"\xfd7zXZ\0"), "compressed with xz", _unpacked_by("xz -dc FILE > UNPACKED")
+    ),
+    Lookalike(
+        _begins(rb"BZh[1-9]1AY&SY"),
+        "compressed with bzip2",
+        _unpacked_by("bzip2 -dc FILE > UNPACKED"),
+    ),
+    Lookalike(
+        _begins(rb"\x04\x22\x4d\x18"),
+        "compressed with lz4",
+        _unpacked_by("lz4 -dc FILE > UNPACKED"),
+    ),
+    Lookalike(_begins(rb"7z\xbc\xaf\x27\x1c"), "a 7z archive", _unpacked_by("7z x FILE")),
     Lookalike(
         _begins(rb"\x89HDF\r\n\x1a\n"),
         "an HDF5 file, as Keras and h5py write it",

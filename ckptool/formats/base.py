@@ -157,6 +157,7 @@ class Format:
     unread_checksums = ""  # the reason why its checksums are not read
     may_trail = False  # bytes behind the last value are not read
     begins_as_pickle = False  # its first bytes are a pickle, which is read
+    begins_as_tar = False  # torch.load takes it for a tar too
     keeps_order = False  # its state dicts have the key order of the model
 
 

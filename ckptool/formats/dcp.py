@@ -20,13 +20,14 @@ Source: torch 2.13 ``torch/distributed/checkpoint/metadata.py``, ``filesystem.py
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptool.dtypes import DType
 from ckptool.errors import CkptError, DamagedError, UnreadableError, UnsupportedError
-from ckptool.formats.base import Checkpoint, FolderFormat, Note, TensorReader
+from ckptool.formats.base import Checkpoint, FolderFormat, NamedGlobal, Note, TensorReader
+from ckptool.formats.folders import all_or_none
 from ckptool.formats.nested import pickles_of, read_source
 from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.pickles.storages import StorageKey
@@ -61,35 +62,49 @@ class DcpFolder(FolderFormat):
 
     def open(self, folder: Path) -> Checkpoint:
         """Return the checkpoint in a directory; read only the plan and the header of each chunk."""
-        with LocalFile(folder / METADATA) as file:
-            pickles = pickles_of(METADATA)
-            with pickles.telling():
-                plan, _ = pickles.read(file, TorchBuilder(_no_storage, pickles.open_nested))
+        with LocalFile(folder / METADATA) as file, all_or_none() as opened:
+            saved = read_plan(file, lambda name: opened.enter_context(_opened(folder / name)))
             size = file.size
-        shards = _Shards(folder)
-        try:
-            with pickles.telling():
-                tree = _tree(plan, shards)
-        except BaseException:
-            shards.close()
-            raise
         return Checkpoint(
             path=folder,
             format=self,
-            size_bytes=size + sum(file.size for file in shards.files.values()),
-            tree=tree,
-            reader=TensorReader(*shards.files.values()),
-            globals_named=(*pickles.globals_named, *shards.globals_named),
+            size_bytes=size + sum(file.size for file in saved.files.values()),
+            tree=saved.tree,
+            reader=TensorReader(*saved.files.values()),
+            globals_named=saved.globals_named,
             parts=(folder / METADATA,),
-            notes=shards.left_out(),
+            notes=_left_out(folder, saved.files),
         )
+
+
+class Saved(NamedTuple):
+    """The content of a distributed checkpoint, wherever its files are."""
+
+    tree: Tree
+    files: Mapping[str, Source]  # that hold chunks, by name
+    globals_named: tuple[NamedGlobal, ...]
+
+
+def read_plan(metadata: Source, open_file: Callable[[str], Source]) -> Saved:
+    """Return the tree of a plan; ``open_file`` opens a file with chunks by its plain name.
+
+    Raises:
+        DamagedError: the plan is no plan, or a chunk is not what it states.
+        UnsupportedError: the chunks were transformed on writing.
+    """
+    pickles = pickles_of(METADATA)
+    with pickles.telling():
+        plan, _ = pickles.read(metadata, TorchBuilder(_no_storage, pickles.open_nested))
+        shards = _Shards(open_file)
+        tree = _tree(plan, shards)
+    return Saved(tree, shards.files, (*pickles.globals_named, *shards.globals_named))
 
 
 class _Shards:
     """The files with the chunks, opened when they are needed."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, open_file: Callable[[str], Source]) -> None:
+        self._open_file = open_file
         self.files: dict[str, Source] = {}
         self._pickles: dict[str, Pickles] = {}
 
@@ -99,44 +114,46 @@ class _Shards:
         if name not in self.files:
             if os.path.basename(name) != name or name in {"", ".", ".."}:  # noqa: PTH119
                 raise DamagedError(f"the plan points out of the folder: {name!r:.80}")
-            self.files[name] = self._opened(self._folder / name)
+            self.files[name] = self._open_file(name)
             self._pickles[name] = pickles_of(name)
         return read_source(Window(self.files[name], offset, length), self._pickles[name])
 
-    def _opened(self, path: Path) -> Source:
-        try:
-            return LocalFile(path)
-        except UnreadableError as error:
-            if path.exists():
-                raise
-            raise DamagedError(
-                f"it is missing, and {METADATA} says that values are in it",
-                path=path,
-                hint="fetch it from where the others came from",
-            ) from error
-
-    def left_out(self) -> tuple[Note, ...]:
-        """Return a note on other files of chunks, mostly of an earlier save by more processes.
-
-        An empty file is left out: a process that had nothing to write leaves one.
-        """
-        beside = sorted(p for p in self._folder.glob(f"*{SHARD}") if p.name not in self.files)
-        names = [path.name for path in beside if path.is_file() and path.stat().st_size]
-        more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-        lie = "lie" if len(names) > 1 else "lies"
-        shown = ", ".join(names[:SHOWN]) + more
-        said = f"{METADATA} names nothing in {shown}, which {lie} beside it"
-        return (Note("CK108", "", said),) if names else ()
-
     @property
-    def globals_named(self) -> tuple[Any, ...]:
+    def globals_named(self) -> tuple[NamedGlobal, ...]:
         """The classes and functions that the pickles of the shards name."""
         return tuple(named for p in self._pickles.values() for named in p.globals_named)
 
-    def close(self) -> None:
-        """Close every file."""
-        for file in self.files.values():
-            file.close()
+
+def missing_file(path: Path | str) -> DamagedError:
+    """Return the error for a file that a plan names, and that is not there."""
+    return DamagedError(
+        f"it is missing, and {METADATA} says that values are in it",
+        path=path,
+        hint="fetch it from where the others came from",
+    )
+
+
+def _opened(path: Path) -> Source:
+    try:
+        return LocalFile(path)
+    except UnreadableError as error:
+        if path.exists():
+            raise
+        raise missing_file(path) from error
+
+
+def _left_out(folder: Path, files: Mapping[str, Source]) -> tuple[Note, ...]:
+    """Return a note on other files of chunks, mostly of an earlier save by more processes.
+
+    An empty file is left out: a process that had nothing to write leaves one.
+    """
+    beside = sorted(p for p in folder.glob(f"*{SHARD}") if p.name not in files)
+    names = [path.name for path in beside if path.is_file() and path.stat().st_size]
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    lie = "lie" if len(names) > 1 else "lies"
+    shown = ", ".join(names[:SHOWN]) + more
+    said = f"{METADATA} names nothing in {shown}, which {lie} beside it"
+    return (Note("CK108", "", said),) if names else ()
 
 
 def _tree(plan: Any, shards: _Shards) -> Tree:

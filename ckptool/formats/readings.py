@@ -25,7 +25,6 @@ from ckptool.formats.pickles.reader import SHORT, Pickles
 from ckptool.formats.safetensors_file import SafetensorsFile, read_header
 from ckptool.formats.tar_members import is_tar
 from ckptool.formats.torch_records import TorchRecords
-from ckptool.formats.torch_tar import TorchTar
 from ckptool.formats.zips.directory import find_end
 from ckptool.formats.zips.records import ZipArchive, is_zip
 from ckptool.sources.base import Source
@@ -39,7 +38,7 @@ def with_other_readings(checkpoint: Checkpoint, file: Source, kind: FileFormat) 
         DamagedError: the file is a tar archive too, or ends in a zip that is damaged.
     """
     head = file.head(SHORT)
-    if is_tar(head) and not isinstance(kind, TorchTar):
+    if is_tar(head) and not kind.begins_as_tar:
         raise DamagedError(
             f"two files in one: it begins as {kind.name} and as a tar archive, which loaders of "
             "torch files take it for",

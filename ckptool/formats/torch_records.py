@@ -328,22 +328,22 @@ _OTHER_ZIPS = (
         "numpy.load reads it",
     ),
     (".weights.h5", "a Keras archive", "load it with Keras and save the weights as safetensors"),
-    (".pt", "a zip archive of checkpoints", _UNPACK),
-    (
-        ".safetensors",
-        "a zip archive of checkpoints",
-        "unpack it and point ckptool at the one inside",
-    ),
 )
 
 
-def _not_from_torch(archive: ZipArchive) -> UnknownFormatError:
+def other_zip(archive: ZipArchive) -> UnknownFormatError | None:
+    """Return the error for a zip of another program, if the names of its records tell which."""
     names = [record.name for record in archive.records]
     for suffix, what, hint in _OTHER_ZIPS:
         if any(name.endswith(suffix) for name in names):
             return UnknownFormatError(f"{what}, not a file of torch.save", hint=hint)
+    return None
+
+
+def _not_from_torch(archive: ZipArchive) -> UnknownFormatError:
+    names = [record.name for record in archive.records]
     shown = ", ".join(repr(name)[:40] for name in names[:4]) or "nothing"
-    return UnknownFormatError(
+    return other_zip(archive) or UnknownFormatError(
         f"a zip archive without data.pkl, so not written by torch.save; it holds {shown}",
         hint=_UNPACK,
     )

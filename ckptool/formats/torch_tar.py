@@ -57,7 +57,7 @@ class TorchTar(FileFormat):
 
     name = "torch-tar"
     written_by = "torch 0.1"
-    is_patchable = may_trail = keeps_order = True
+    is_patchable = may_trail = keeps_order = begins_as_tar = True
 
     def matches(self, head: bytes) -> bool:
         """Return whether a tar begins, by its magic word or (older) its first header's checksum."""

@@ -29,9 +29,8 @@ Source: transformers 5.24 ``trainer.py``, accelerate 1.15 ``checkpointing.py``, 
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ from ckptool.formats.base import Checkpoint, FolderFormat, Note
 from ckptool.formats.folders import OpenFile, all_or_none, globals_by_file, joined
 from ckptool.formats.ranked.deepspeed import LATEST
 from ckptool.formats.sharded import INDEX, MODEL
+from ckptool.formats.texts import from_json, from_lines
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES
 from ckptool.sources.local import LocalFile
 from ckptool.tree.nodes import Tree
@@ -56,10 +56,7 @@ OWN = re.compile(  # the parts of the layouts, with a number of rank or shard
 )
 MAX_FILES = 1_000
 MAX_TEXT = 64 << 20  # bytes, of a log of a million steps
-MAX_NESTING = 100  # levels of JSON
 SMALL = 1 << 12  # bytes of a file that may be a counter in text
-LINE = re.compile(r"(?P<name>[A-Za-z_][\w.\- ]*): *(?P<value>.*)")
-WORDS = {"true": True, "false": False, "null": None, "~": None}
 
 
 class TrainerFolders(FolderFormat):
@@ -185,46 +182,6 @@ def _read_text(path: Path) -> Tree:
         data = file.read(0, file.size)
     try:
         text = data.decode()
-        return _from_json(text) if path.suffix == ".json" else _from_lines(text)
+        return from_json(text) if path.suffix == ".json" else from_lines(text)
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"the text cannot be read: {error}", path=path) from error
-
-
-def _from_json(text: str) -> Tree:
-    """Return a JSON document: containers, strings, numbers and bools.
-
-    Raises:
-        ValueError: the text is no JSON, or nested deeper than any trainer's.
-    """
-    document = json.loads(text)
-    level: list[Any] = [document]
-    for _ in range(MAX_NESTING):
-        level = [part for node in level for part in _inside(node)]
-    if level:
-        raise ValueError("nested too deep")
-    return document
-
-
-def _inside(node: Any) -> Iterator[Any]:
-    if isinstance(node, (dict, list)):
-        yield from node.values() if isinstance(node, dict) else node
-
-
-def _from_lines(text: str) -> Tree:
-    """Return the values of SpeechBrain's flat YAML: ``name: value`` a line, or one value."""
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    matches = [LINE.fullmatch(line.rstrip()) for line in lines]
-    if lines and all(matches):
-        return {match["name"]: _scalar(match["value"]) for match in matches if match}
-    return _scalar(text.strip()) if len(lines) == 1 else text
-
-
-def _scalar(text: str) -> Tree:
-    if text.lower() in WORDS:
-        return WORDS[text.lower()]
-    for read in (int, float):
-        try:
-            return read(text)
-        except ValueError:
-            continue
-    return text.strip("'\"")

@@ -1,0 +1,54 @@
+"""Text that trainers write beside weights, read as numbers, bools, words and containers of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from ckptool.tree.nodes import Tree
+
+MAX_NESTING = 100  # levels of JSON
+LINE = re.compile(r"(?P<name>[A-Za-z_][\w.\- ]*): *(?P<value>.*)")
+WORDS = {"true": True, "false": False, "null": None, "~": None}
+
+
+def from_json(text: str) -> Tree:
+    """Return a JSON document: containers, strings, numbers and bools.
+
+    Raises:
+        ValueError: the text is no JSON, or nested deeper than any trainer's.
+    """
+    document = json.loads(text)
+    level: list[Any] = [document]
+    for _ in range(MAX_NESTING):
+        level = [part for node in level for part in _inside(node)]
+    if level:
+        raise ValueError("nested too deep")
+    return document
+
+
+def _inside(node: Any) -> Iterator[Any]:
+    if isinstance(node, (dict, list)):
+        yield from node.values() if isinstance(node, dict) else node
+
+
+def from_lines(text: str) -> Tree:
+    """Return the values of SpeechBrain's flat YAML: ``name: value`` a line, or one value."""
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    matches = [LINE.fullmatch(line.rstrip()) for line in lines]
+    if lines and all(matches):
+        return {match["name"]: _scalar(match["value"]) for match in matches if match}
+    return _scalar(text.strip()) if len(lines) == 1 else text
+
+
+def _scalar(text: str) -> Tree:
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text.strip("'\"")
