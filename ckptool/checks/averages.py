@@ -89,7 +89,7 @@ def _absent(subject: Subject) -> Verdicts:
     location = subject.location
     if location.selected is not None or location.main_slot is MainSlot.AVERAGED:
         return
-    places = named([f"{c.address or '(the top)'} ({c.kind})" for c in location.candidates])
+    places = named([f"{c.address or '(root)'} ({c.kind})" for c in location.candidates])
     if not location.candidates:
         yield finding("CK401", "", "no EMA weights were found")
     elif all(candidate.is_unstarted for candidate in location.candidates):

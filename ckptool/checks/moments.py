@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts, an_optimizer
 from ckptool.checks.parameter_order import Parameter, is_explained
-from ckptool.checks.parts import OptimizerState, optimizers_of, parameters_of, steps_of
+from ckptool.checks.parts import optimizers_of, steps_of
 from ckptool.contents.alignment import unwrapped
 from ckptool.contents.inventory import Table
+from ckptool.contents.optimizers import OptimizerState, parameters_of
 from ckptool.formats.base import TensorReader
 from ckptool.reports.base import Finding
 from ckptool.reports.rules import finding

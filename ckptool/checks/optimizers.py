@@ -11,7 +11,6 @@ from ckptool.checks import moments
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts, an_optimizer
 from ckptool.checks.moments import any_value, readable_moments
 from ckptool.checks.parts import (
-    OptimizerState,
     counters_of,
     excused,
     facts_of,
@@ -24,6 +23,7 @@ from ckptool.checks.parts import (
     steps_of,
 )
 from ckptool.checks.settings import float16_setting, has_scaler, settings_in
+from ckptool.contents.optimizers import OptimizerState
 from ckptool.contents.training import StepCounter
 from ckptool.names import says, whole
 from ckptool.reports.rules import finding

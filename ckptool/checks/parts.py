@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.checks.base import NotChecked, Subject
-from ckptool.contents.inventory import is_flat_optimizer, is_optimizer, is_state_dict
+from ckptool.contents.inventory import is_optimizer, is_state_dict
+from ckptool.contents.optimizers import OptimizerState, read_optimizers
 from ckptool.contents.trainers import PARTS, Trainer, is_there, trainer_of
 from ckptool.contents.training import StepCounter, step_counters
 from ckptool.contents.walks import ByLevel
@@ -25,22 +26,6 @@ SCHEDULER = whole("sched", "scheduler", "lrsched", "lrscheduler")
 MAX_BITS = 1000  # bits of an integer; floats end at 1024
 MAX_DEPTH = 4  # levels below the top
 MAX_CHILDREN = 1_000  # visited in a container: lists of training states are no longer
-
-
-class OptimizerState(NamedTuple):
-    """The state of one optimizer."""
-
-    address: Address
-    states: dict[Any, dict[Any, Any]]  # state by parameter
-    groups: tuple[dict[Any, Any], ...]
-    parameters: tuple[Any, ...]  # ids of the parameters of all groups, in order
-    names: dict[Any, str]  # names by parameter, where the optimizer stores them
-    is_flat: bool = False  # flattened keys, with a group for each parameter
-
-    @property
-    def has_momentum(self) -> bool:
-        """True if the settings require a state for each parameter."""
-        return any("betas" in g or g.get("momentum") or "rho" in g for g in self.groups)
 
 
 def number(value: Any) -> float | None:
@@ -90,63 +75,7 @@ def optimizers_of(subject: Subject) -> list[OptimizerState]:
 
 
 def _optimizers(subject: Subject) -> list[OptimizerState]:
-    return [
-        _flat(address, fields) if is_flat_optimizer(fields) else _optimizer(address, fields)
-        for address, node in subject.inventory.optimizers.items()
-        if (fields := fields_of(node))
-    ]
-
-
-def _optimizer(address: Address, fields: dict[Any, Any]) -> OptimizerState:
-    groups = tuple(group for group in _elements(fields["param_groups"]) if isinstance(group, dict))
-    parameters = tuple(p for group in groups for p in parameters_of(group))
-    states = fields["state"] if isinstance(fields["state"], dict) else {}
-    by_parameter = {key: state for key, state in states.items() if isinstance(state, dict)}
-    if parameters and not by_parameter.keys() & set(parameters):
-        by_parameter = _with_numbers(by_parameter, parameters)
-    names: dict[Any, str] = {p: p for p in parameters if isinstance(p, str)}
-    for group in groups:
-        called = zip(
-            _elements(group.get("params")), _elements(group.get("param_names")), strict=False
-        )
-        names |= {p: name for p, name in called if isinstance(name, str)}
-    return OptimizerState(address, by_parameter, groups, parameters, names)
-
-
-def parameters_of(group: dict[Any, Any]) -> list[Any]:
-    """Return the parameters of a group, as the optimizer numbers or names them."""
-    return _elements(group.get("params"))
-
-
-def _with_numbers(states: dict[Any, Any], parameters: tuple[Any, ...]) -> dict[Any, Any]:
-    """Key the states by number again if the file stores numbers as text: ``"0"`` for 0."""
-    numbers = {str(p): p for p in parameters if isinstance(p, int)}
-    is_text = states.keys() <= numbers.keys()
-    return {numbers[key]: state for key, state in states.items()} if is_text else states
-
-
-def _flat(address: Address, fields: dict[Any, Any]) -> OptimizerState:
-    """Read keys of the form ``state.<name>.<slot>`` and ``param_groups.<name>.<setting>``."""
-    states: dict[Any, dict[Any, Any]] = {}
-    groups: dict[str, dict[Any, Any]] = {}
-    for key, value in fields.items():
-        kind, _, rest = key.partition(".") if isinstance(key, str) else ("", "", "")
-        name, _, slot = rest.rpartition(".")
-        if kind == "state":
-            states.setdefault(name, {})[slot] = value
-        elif kind == "param_groups":
-            groups.setdefault(name, {"params": [name]})[slot] = value
-    names = {name: name for name in groups}
-    return OptimizerState(address, states, tuple(groups.values()), tuple(groups), names, True)
-
-
-def _elements(value: Any) -> list[Any]:
-    """Return the elements of a list, also if a directory stores it as a dict by position."""
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    if isinstance(value, dict) and all(type(key) is int for key in value):
-        return [value[key] for key in sorted(value)]
-    return []
+    return read_optimizers(subject.inventory)
 
 
 def steps_of(subject: Subject, optimizer: OptimizerState) -> list[float]:

@@ -6,6 +6,7 @@ It reads headers and pickles, and a few values to compare the EMA weights with t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -15,9 +16,12 @@ from typing import Any, NamedTuple
 from ckptool.commands.operands import as_operand, open_part
 from ckptool.contents.dangers import trust_findings
 from ckptool.contents.globs import fits_one, meant
+from ckptool.contents.optimizers import kind_of as kind_of_optimizer
+from ckptool.contents.optimizers import read_optimizers
 from ckptool.contents.sections import sections, totals
 from ckptool.contents.selection import Operand
 from ckptool.contents.training import TrainingState, read_training_state
+from ckptool.ema.buffers import is_buffer
 from ckptool.ema.candidates import RAW_KIND, Candidate, EmaLocation, table_address
 from ckptool.ema.findings import ema_findings, kind_of, unplain_findings, unplain_state_dicts
 from ckptool.ema.layouts import Layouts
@@ -33,14 +37,19 @@ from ckptool.reports.inspect import (
     EmaReport,
     GlobalReport,
     InspectReport,
+    ModelReport,
+    OptimizerReport,
     TensorEntry,
 )
 from ckptool.reports.rules import finding
+from ckptool.tensors.sample import beginning, is_readable, scalar_value
 from ckptool.tensors.statistics import tensor_stats
 from ckptool.tensors.volume import refuse_repetition
 from ckptool.tree.addresses import format_address
-from ckptool.tree.nodes import Address, CompositeTensor
+from ckptool.tree.nodes import Address, CompositeTensor, TensorRef, is_plain, is_real
 from ckptool.tree.walking import tensors, whole_tensors
+
+MAX_GROUPS = 1_000  # of an optimizer, whose learning rates are read
 
 
 class Listing(NamedTuple):
@@ -82,7 +91,8 @@ def inspect_file(
     operand = as_operand(operand)
     with open_part(operand, layouts) as checkpoint:
         report = inspect_checkpoint(checkpoint, listing, progress=progress, layouts=layouts)
-    return replace(report, path=str(operand.path), address=operand.address)
+        values = None if operand.address is None else _values(checkpoint)
+    return replace(report, path=str(operand.path), address=operand.address, values=values)
 
 
 def inspect_checkpoint(
@@ -112,8 +122,32 @@ def inspect_checkpoint(
         metadata={k: v for k, v in checkpoint.metadata.items() if k != KEY},
         provenance=origin._asdict() if origin else None,
         findings=tuple(_findings(checkpoint, location)),
+        model=_model(location),
+        optimizers=tuple(_optimizers(checkpoint, location)),
         entries=tuple(entries) if listing.is_wanted else None,
     )
+
+
+SHOWN_OF_A_TENSOR = 64  # values
+
+
+def _values(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the plain values of a tree by key path; for a single tensor, its first values."""
+    from ckptool.commands.textconv import value_text  # noqa: PLC0415 - hashlib, for a part only
+    from ckptool.comparison.leaves import TensorLeaf, flatten  # noqa: PLC0415
+
+    tree = checkpoint.tree
+    if isinstance(tree, TensorRef):
+        first = beginning(checkpoint.reader, tree) if is_readable(tree) else ()
+        numbers = ", ".join(f"{number:.6g}" for number in first[:SHOWN_OF_A_TENSOR])
+        rest = ", …" if tree.numel > SHOWN_OF_A_TENSOR else ""
+        number = scalar_value(checkpoint.reader, tree)
+        unread = f"{tree.dtype} {list(tree.shape)}, which --stats reads"
+        is_one = not isinstance(number, TensorRef)
+        return {"": number if is_one else f"[{numbers}{rest}]" if first else unread}
+    leaves = flatten(tree, checkpoint.reader)
+    plain = {at: leaf for at, leaf in leaves.items() if not isinstance(leaf, TensorLeaf)}
+    return {at: leaf if is_plain(leaf) else value_text(leaf) for at, leaf in plain.items()}
 
 
 def _entries(
@@ -219,6 +253,38 @@ def _candidate(candidate: Candidate, location: EmaLocation) -> CandidateReport:
 def _aliases(candidate: Candidate, location: EmaLocation) -> tuple[Address, ...]:
     copies = [c.table.address for c in location.candidates if _is_copy(c)]
     return (*candidate.aliases, *(copies if candidate is location.selected else ()))
+
+
+def _model(location: EmaLocation) -> ModelReport | None:
+    """Return the counts of the model's parameters; None where there are no weights."""
+    table = location.weights
+    if table is None:
+        return None
+    seen: set[Any] = set()
+    dtypes = Counter[str]()
+    for name, ref in table.tensors.items():
+        place = [(id(c.span.source), c.span.offset, c.shape, c.strides) for c in ref.chunks[:1]]
+        if not is_buffer(name, ref) and not seen.issuperset(place):
+            dtypes[ref.dtype.name] += ref.numel
+            seen.update(place)
+    named = tuple(name for name, _ in dtypes.most_common())
+    return ModelReport(table_address(table), dtypes.total(), named)
+
+
+def _optimizers(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[OptimizerReport]:
+    for optimizer in read_optimizers(location.inventory):
+        rates = [
+            scalar_value(checkpoint.reader, group.get("lr"))
+            for group in optimizer.groups[:MAX_GROUPS]
+        ]
+        yield OptimizerReport(
+            format_address(optimizer.address),
+            kind_of_optimizer(optimizer, location.inventory.optimizers[optimizer.address]),
+            parameters=len(optimizer.parameters),
+            states=len(optimizer.states),
+            groups=len(optimizer.groups),
+            lr=tuple(dict.fromkeys(rate for rate in rates if is_real(rate))),
+        )
 
 
 def _training(state: TrainingState) -> dict[str, Any]:

@@ -33,7 +33,8 @@ def _lines(checkpoint: Checkpoint) -> list[TextLine]:
     digests = iter(tensor_digests(checkpoint.reader, held))
     return [
         TextLine(
-            address, _tensor(leaf, next(digests)) if isinstance(leaf, TensorLeaf) else _value(leaf)
+            address,
+            _tensor(leaf, next(digests)) if isinstance(leaf, TensorLeaf) else value_text(leaf),
         )
         for address, leaf in leaves.items()
     ]
@@ -44,7 +45,7 @@ def _tensor(held: TensorLeaf, digest: str) -> str:
     return f"{held.ref.dtype} [{shape}] sha256:{digest}"
 
 
-def _value(leaf: Leaf) -> str:
+def value_text(leaf: Leaf) -> str:
     """Return a value as text; the digest stands for the rest of one that is cut or folded."""
     if isinstance(leaf, ListLeaf):
         return f"{leaf} sha256:{text_digest(repr(leaf.items))}"

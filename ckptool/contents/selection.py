@@ -198,5 +198,5 @@ def _nearly(tree: Tree, keys: tuple[str, ...], text: str) -> str | None:
 def _places_hint(inventory: Inventory, address: Address) -> str:
     inside = [t for t in inventory.tables if t.address[: len(address)] == address]
     listed = inside or list(inventory.weights)
-    places = ", ".join(format_address(t.address) or "(the top)" for t in listed[:5])
+    places = ", ".join(format_address(t.address) or "(root)" for t in listed[:5])
     return f"tensors are at: {places}" if places else "the file holds no tensors"

@@ -227,7 +227,7 @@ def _contradiction(checkpoint: Checkpoint, location: EmaLocation) -> str | None:
     except CkptError:
         return None
     if seen.identical:
-        return f"these are the raw weights of {note.source}, at {note.model or '(the top)'}"
+        return f"these are the raw weights of {note.source}, at {note.model or '(root)'}"
     return f"unrelated to the weights of {note.source}" if seen.unrelated else None
 
 

@@ -140,7 +140,7 @@ def _unequal_places(
 def _assumed_equal(first: Candidate, twin: Candidate) -> tuple[AssumedEqual, ...]:
     """Return the assumption of a merge: the candidates are equal beyond the sample too."""
     pairs = _unequal_places(_twins(first, twin))
-    return (AssumedEqual(twin.address or "(the top)", pairs),) if pairs else ()
+    return (AssumedEqual(twin.address or "(root)", pairs),) if pairs else ()
 
 
 def _covers_all(joined: Candidate, parts: list[Candidate]) -> bool:

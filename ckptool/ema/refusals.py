@@ -194,7 +194,7 @@ def _only(request: Request) -> Candidate | None:
 
 def _place(candidate: Candidate) -> str:
     """Return the place of a candidate for a sentence: the sidecar file, or the key path."""
-    return candidate.file.name if candidate.file else candidate.address or "(the top)"
+    return candidate.file.name if candidate.file else candidate.address or "(root)"
 
 
 def _command(candidate: Candidate, request: Request) -> str:

@@ -8,7 +8,7 @@ from ckptool.render import text as words
 from ckptool.render.page import Grid, Line, line
 from ckptool.reports.base import Finding, MainSlot
 
-TOP = "(the top)"  # shown for the empty key path, that of the whole
+TOP = "(root)"  # shown for the empty key path, that of the whole
 
 Fact = tuple[str | Line, str | Line]
 

@@ -1,24 +1,26 @@
-"""The text of ``ckptool inspect``: one checkpoint in full, or a line for each of a run.
+"""The text of ``ckptool inspect`` for one checkpoint.
 
-The answer comes first, then the evidence for it. Every name from a file goes through
-:func:`~ckptool.render.text.printable`; pages hold text, never markup.
+The headline answers what people came for; the blocks below it are the evidence. Every name from a
+file goes through :func:`~ckptool.render.text.printable`; pages hold text, never markup.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ckptool.render import text as words
 from ckptool.render.facts import MAIN_SLOT, TOP, Fact, facts, finding_row, place, short
+from ckptool.render.headline import headline
 from ckptool.render.page import Grid, Line, Page, line, one_by_one
-from ckptool.reports.base import DECAYS, UPDATES, EmaStatus, MainSlot, Section
-from ckptool.reports.inspect import CandidateReport, InspectReport, TensorEntry
-
-if TYPE_CHECKING:
-    from ckptool.reports.run import RunEntry, RunReport
+from ckptool.reports.base import DECAYS, UPDATES, EmaStatus, Section, TensorTotals
+from ckptool.reports.inspect import (
+    CandidateReport,
+    InspectReport,
+    OptimizerReport,
+    TensorEntry,
+)
 
 _TRUST_STYLE = {"known": "quiet", "unknown": "warning", "dangerous": "error"}
 _ROLE_STYLE = {"ema": "good", "model": "title", "raw weights": "warning"}
@@ -27,13 +29,14 @@ _ROLE_STYLE = {"ema": "good", "model": "title", "raw weights": "warning"}
 @one_by_one
 def show_inspect(report: InspectReport) -> Page:
     """Yield the header, sections, EMA, training, pickle, metadata, findings and tensors, if any."""
-    yield _header(report)
-    if report.provenance:
-        yield _origin(report.provenance)
-    if report.sections:
+    yield from headline(report)
+    if report.sections and report.tensors.count:
         yield _sections(report)
-    yield facts("EMA", _ema_lines(report))
+    if slices := _slices(report):
+        yield line((slices, "warning"))
     blocks = (
+        ("Values", _value_lines(report)),
+        ("EMA", _ema_lines(report)),
         ("Training", _training_lines(report)),
         ("Pickle", _pickle_lines(report)),
         ("Metadata", ((short(k), line(words.value(v))) for k, v in report.metadata.items())),
@@ -47,65 +50,53 @@ def show_inspect(report: InspectReport) -> Page:
         yield _tensor_tree(report.entries)
 
 
-def _header(report: InspectReport) -> Line:
-    totals = report.tensors
-    part = "" if report.address is None else f"#{report.address}"
-    dtypes = ", ".join(
-        f"{name} {words.size(amount.bytes)}"
-        for name, amount in sorted(totals.dtypes.items(), key=lambda kv: -kv[1].bytes)[:5]
-    )
-    shared = totals.stored_bytes < totals.bytes
-    stored = f" ({words.size(totals.stored_bytes)} stored, the rest shared)" if shared else ""
-    return line(
-        (words.printable(Path(report.path).name + part), "title"),
-        f"  {report.format}, {words.size(report.size_bytes)}\n",
-        f"{words.plural(totals.count, 'tensor')}, {words.count(totals.elements)} "
-        f"value{'' if totals.elements == 1 else 's'}",
-        f": {dtypes}" if dtypes else "",
-        (stored, "quiet"),
-        _slices(report),
-    )
-
-
+MAX_VALUES = 200
+VALUE_LIMIT = 1_000  # characters
 MUCH_UNUSED = 1 << 16  # bytes of storages that no tensor views
 
 
 def _slices(report: InspectReport) -> str:
     """Return a warning that a file holds the whole storages of slices; empty for other files."""
     whole, used = report.tensors.storage_bytes or 0, report.tensors.stored_bytes
-    if whole - used < max(MUCH_UNUSED, used // 10):
+    if report.address is not None or whole - used < max(MUCH_UNUSED, used // 10):
         return ""
     return (
-        f"\nthese are slices: they show {words.size(used)} of {words.size(whole)} of storages, "
+        f"these are slices: they show {words.size(used)} of {words.size(whole)} of storages, "
         "which torch.save writes whole; clone() each before saving"
     )
 
 
-_MADE_BY = {"promote-ema": "promoted", "extract-ema": "extracted"}
-
-
-def _origin(origin: Mapping[str, Any]) -> Line:
-    """Return the source that ckptool recorded in the file; a claim like any other in a file."""
-    done = _MADE_BY.get(origin["command"], "written")
-    said = f" by ckptool {short(origin['version'])} from {short(origin['source'])}"
-    place = f", {short(origin['ema'])}" if origin["ema"] else ""
-    return line((f"{done}{said}{place}, {short(origin['time'])}", "quiet"))
-
-
 def _sections(report: InspectReport) -> Grid:
-    grid = Grid("left", "left", "right", "right")
-    grid.add_row(line(("\nSections", "title")))
+    grid = Grid("left", "left", "right", "right", "right", "left")
+    heads = ("tensors", "values", "size", "")
+    grid.add_row(line(("\nSections", "title")), "\n", *(line((f"\n{h}", "quiet")) for h in heads))
     for section in report.sections:
+        role = "" if section.role == section.address else section.role
         grid.add_row(
             line("  ", (words.printable(section.address, 60) or TOP, "name")),
             line(
-                (section.role, _ROLE_STYLE.get(section.role, "")),
+                (role, _ROLE_STYLE.get(section.role, "")),
                 f", a whole {_whole_object(section)}" if section.object else "",
             ),
-            words.plural(section.tensors, "tensor") if section.tensors else "",
-            words.size(section.bytes) if section.tensors else "",
+            *_amounts(section.tensors, section.elements, section.bytes),
         )
+    totals = report.tensors
+    amounts = _amounts(totals.count, totals.elements, totals.bytes)
+    grid.add_row(line(("  in all", "quiet")), "", *amounts, line((_dtypes(totals), "quiet")))
     return grid
+
+
+def _amounts(tensors: int, elements: int, nbytes: int) -> tuple[str, ...]:
+    return (f"{tensors:,}", words.count(elements), words.size(nbytes)) if tensors else ("", "", "")
+
+
+def _dtypes(totals: TensorTotals) -> str:
+    """Return the bytes of each dtype, and of what is stored where tensors share bytes."""
+    largest = sorted(totals.dtypes.items(), key=lambda kv: -kv[1].bytes)[:5]
+    parts = [f"{name} {words.size(amount.bytes)}" for name, amount in largest]
+    is_shared = totals.stored_bytes < totals.bytes
+    stored = [f"{words.size(totals.stored_bytes)} stored, the rest shared"] if is_shared else []
+    return ", ".join([*parts, *stored])
 
 
 def _whole_object(section: Section) -> str:
@@ -117,52 +108,64 @@ def _whole_object(section: Section) -> str:
 
 def _ema_lines(report: InspectReport) -> Iterator[Fact]:
     ema = report.ema
-    if not ema.candidates:
-        yield "", line("none stored beside the weights")
-        yield "", line((MAIN_SLOT[ema.main_slot], "quiet"))
-        return
-    in_slot = {c.address for c in ema.candidates if c.address == c.model}
-    if any(found.rule == "CK417" and found.address in in_slot for found in report.findings):
-        slot = "the model's state dict holds the weights from before the averaging began"
-    else:
-        slot = MAIN_SLOT[ema.main_slot]
     if ema.status is EmaStatus.AMBIGUOUS:
-        yield "", line(("not decided", "warning"))
+        several = f"{words.plural(len(ema.candidates), 'candidate')}; choose one with --ema"
+        yield "", line((several, "warning"))
     for candidate in ema.candidates:
         yield from _candidate_lines(candidate)
         if ema.selected is None and candidate.tensors and report.address is None:
             where = f"{quote(report.path)} --ema {quote(candidate.address)}"
-            yield "take it with", line(words.printable(f"ckptool extract-ema {where}"))
-    yield "main slot", line(slot)
+            yield "extract with", line(words.printable(f"ckptool extract-ema {where}"))
+    in_slot = {c.address for c in ema.candidates if c.address == c.model}
+    if any(found.rule == "CK417" and found.address in in_slot for found in report.findings):
+        yield "model", line("its state dict holds the weights from before the averaging began")
+    elif ema.candidates:
+        yield "model", line(MAIN_SLOT[ema.main_slot])
 
 
 def _candidate_lines(candidate: CandidateReport) -> Iterator[Fact]:
-    where = place(candidate.address)
-    yield "at", line((where, "name"), f"  {candidate.kind}, {words.size(candidate.bytes)}")
+    kind = "" if candidate.kind == "ema" else f"{candidate.kind}, "
+    yield (
+        "stored in",
+        line((place(candidate.address), "name"), f" ({kind}{words.size(candidate.bytes)})"),
+    )
     if candidate.file:
         yield "in file", line((words.printable(candidate.file), "name"))
     if candidate.layout:
         yield "layout", line(f"{candidate.layout} ({candidate.library})")
-    yield "why", line(words.printable(candidate.why))
+    yield "found by", line(words.printable(candidate.why))
     if candidate.model is not None:
         yield "covers", _coverage(candidate)
     if candidate.distance is not None and candidate.model is not None:
-        yield "distance", line(f"{candidate.distance:.3g} of the model's values, in a sample")
+        share = f"{100 * candidate.distance:.3g} %"
+        yield "distance", line(f"{share} from the model's weights (relative L2, sampled)")
     if candidate.unexpected:
         extra = words.some(candidate.unexpected)
         yield "unpaired", line(f"{len(candidate.unexpected)} of its names: {extra}")
     if candidate.aliases:
         same = ", ".join(map(words.printable, candidate.aliases))
         yield "same storage", line((same, "name"))
-    yield "says", line(_meta(candidate))
+    yield "states", line(_meta(candidate))
+
+
+# How the names of EMA weights differ from the model's -> words for it.
+_NAMING = {
+    "prefixed": "under another prefix",
+    "wrapped": "under a wrapper's prefix",
+    "dots-removed": "without the dots in the names",
+    "underscores": "with underscores for dots",
+    "positional": "by position, without names",
+    "by-table": "by a table of names",
+}
 
 
 def _coverage(candidate: CandidateReport) -> Line:
     total = candidate.matched + len(candidate.missing)
-    slot = place(candidate.model)
-    how = "" if candidate.naming in {"same", None} else f" (names {candidate.naming})"
+    naming = _NAMING.get(candidate.naming or "")
+    how = f", {naming}" if naming else ""
     lacks = f"; not {words.some(candidate.missing)}" if candidate.missing else ""
-    return line(f"{candidate.matched} of the {total} tensors of ", (slot, "name"), how + lacks)
+    model = (place(candidate.model), "name")
+    return line(f"{candidate.matched} of the {total} tensors of ", model, how + lacks)
 
 
 _META_FIRST = frozenset({*DECAYS, *UPDATES})
@@ -173,25 +176,44 @@ def _meta(candidate: CandidateReport) -> str:
     places = {key: f" ({short(place)})" for key, place in candidate.meta_at.items()}
     said = [f"{short(key)} {words.value(val)}{places.get(key, '')}" for key, val in ordered]
     if candidate.meta.keys().isdisjoint(DECAYS):
-        said.append("decay not stored")
+        said.append("decay unknown")
     return ", ".join(said)
+
+
+def _value_lines(report: InspectReport) -> Iterator[Fact]:
+    """Yield the values of the part that was asked for: the first ones on a terminal, else all."""
+    values = list((report.values or {}).items())
+    for at, found in values if words.is_whole() else values[:MAX_VALUES]:
+        yield line("  ", (place(at), "name")), line(words.printable(found, VALUE_LIMIT))
+    if len(values) > MAX_VALUES and not words.is_whole():
+        yield "", line((f"and {len(values) - MAX_VALUES:,} more; a pipe gets all", "quiet"))
 
 
 def _training_lines(report: InspectReport) -> Iterator[Fact]:
     training = report.training
-    facts = [
-        f"{name.replace('_', ' ')} {words.value(training[name])}"
-        for name in ("epoch", "global_step")
-        if name in training
-    ]
-    if facts:
-        yield "at", line(", ".join(facts))
+    for optimizer in report.optimizers:
+        yield "optimizer", _optimizer(optimizer)
     labels = (("best", "best"), ("metrics", "metrics"), ("early_stopping", "early stopping"))
     for key, label in labels:
         if key in training:
             yield label, line(_pairs(training[key]))
     if "rng" in training:
-        yield "random states", line(", ".join(training["rng"]))
+        yield "RNG", line(", ".join(training["rng"]))
+
+
+def _optimizer(optimizer: OptimizerReport) -> Line:
+    """Return ``AdamW, lr 0.0005, 53 parameters in 1 group``."""
+    rates = ", ".join(f"{rate:.4g}" for rate in optimizer.lr[:4])
+    rates += ", …" if len(optimizer.lr) > 4 else ""
+    parameters = words.plural(optimizer.parameters, "parameter tensor")
+    where = "" if optimizer.address == "optimizer" else f" in {place(optimizer.address)}"
+    parts = [
+        f"{short(optimizer.kind) if optimizer.kind else 'of unknown kind'}{where}",
+        f"lr {rates}" if rates else "",
+        f"{parameters} in {words.plural(optimizer.groups, 'group')}",
+        "" if optimizer.states else "no state yet",
+    ]
+    return line(", ".join(filter(None, parts)))
 
 
 def _pairs(values: dict[str, Any]) -> str:
@@ -202,7 +224,10 @@ def _pairs(values: dict[str, Any]) -> str:
 
 
 def _pickle_lines(report: InspectReport) -> Iterator[Fact]:
+    """Yield the names that need an eye, with the known ones; the headline sums up the others."""
     entries = report.pickle.get("globals", ())
+    if all(entry.trust == "known" for entry in entries):
+        return
     for trust in ("dangerous", "unknown", "known"):
         names = [entry.name for entry in entries if entry.trust == trust]
         if names:
@@ -248,58 +273,3 @@ def _range(entry: TensorEntry) -> str:
         f"  norm {stats.norm:.4g}"
     )
     return numbers + (f"  {stats.nonfinite} NOT FINITE" if stats.nonfinite else "")
-
-
-# ---------------------------------------------------------------------------------------------- run
-
-
-@one_by_one
-def show_run(report: RunReport) -> Page:
-    """Yield a line for each checkpoint, and the best checkpoint by each metric."""
-    found = words.plural(len(report.checkpoints), "checkpoint")
-    where = words.printable(report.path)
-    yield line((where, "title"), f"  {found}") if where else line((found, "title"))
-    metrics = list(dict.fromkeys(name for e in report.checkpoints for name in e.metrics))
-    numbers = range(3, 3 + len(metrics))
-    grid = Grid("left", "right", "right", *("right" for _ in numbers), "right", "left",
-                optional=numbers)  # fmt: skip
-    heads = ("file", "epoch", "step", *metrics, "size", "EMA")
-    grid.add_row(*(line((short(head), "label")) for head in heads))
-    for entry in report.checkpoints:
-        name = Path(entry.path).name if where else entry.path
-        grid.add_row(*_run_cells(name, entry, metrics))
-    yield grid
-    for metric, best in report.best_by.items():
-        name = Path(best.path).name if where else best.path
-        yield line(
-            f"best {short(metric)}: {words.value(best.value)} in ",
-            (words.printable(name), "good"),
-            (f"  ({best.better} is better, by {short(best.because)})", "quiet"),
-        )
-    if report.unrated:
-        names = ", ".join(map(short, report.unrated))
-        ask = f"ckptool verify --best {short(report.unrated[0])}:max, or :min, takes your word"
-        unknown = f"no best by {names}: it is not known whether lower or higher is better"
-        yield line((unknown, "quiet"))
-        yield line(("hint: ", "info"), ask, wraps=False)
-
-
-def _run_cells(file: str, entry: RunEntry, metrics: list[str]) -> list[Line]:
-    name = line((words.printable(file), "name"))
-    if entry.error:
-        return [name, *([line("")] * (len(metrics) + 3)), line((short(entry.error), "error"))]
-    numbers = (entry.epoch, entry.global_step, *(entry.metrics.get(m) for m in metrics))
-    cells = [line("" if n is None else words.value(n)) for n in numbers]
-    return [
-        name,
-        *cells,
-        line(words.size(entry.size_bytes)),
-        line(_ema_cell(entry)),
-    ]
-
-
-def _ema_cell(entry: RunEntry) -> str:
-    """Return where the EMA weights are, or that the model's state dict holds them."""
-    if entry.main_slot is MainSlot.AVERAGED:
-        return "is EMA, promoted" if entry.made_by == "promote-ema" else "is EMA"
-    return short(entry.ema or TOP)

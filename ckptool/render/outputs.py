@@ -29,7 +29,7 @@ def _verdicts(function: str) -> dict[str, str]:
 RENDERERS: Mapping[str, Mapping[str, str]] = {
     "text": {
         "InspectReport": "inspect_text.show_inspect",
-        "RunReport": "inspect_text.show_run",
+        "RunReport": "run_text.show_run",
         "ExtractReport": "write_text.show_extract",
         "PromoteReport": "write_text.show_promote",
         "VerifyReport": "verify_text.show_verify",

@@ -54,6 +54,27 @@ class EmaReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelReport:
+    """The model's state dict, or that of the weights where no model was found."""
+
+    address: str
+    parameters: int  # elements of its floating tensors, without buffers; tied ones count once
+    dtypes: tuple[str, ...]  # of the parameters, the most frequent first
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerReport:
+    """The state of an optimizer."""
+
+    address: str
+    kind: str | None  # AdamW; None: its settings do not tell
+    parameters: int
+    states: int  # parameters that have a state
+    groups: int
+    lr: tuple[float, ...]  # learning rates of the groups, each once
+
+
+@dataclass(frozen=True, slots=True)
 class GlobalReport:
     """A class or function that a pickle names."""
 
@@ -93,11 +114,15 @@ class InspectReport:
     pickle: Mapping[str, tuple[GlobalReport, ...]]
     metadata: Mapping[str, Any]  # of the container: safetensors' __metadata__
     findings: tuple[Finding, ...]
+    model: ModelReport | None
+    optimizers: tuple[OptimizerReport, ...]
     # With --tensors, --stats or --digests.
     entries: tuple[TensorEntry, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
     # The metadata that ckptool left in a file that it wrote.
     provenance: Mapping[str, Any] | None = field(default=None, metadata=MAY_BE_ABSENT)
     # Key path of the part that was asked for; all other key paths are relative to it.
     address: str | None = field(default=None, metadata=MAY_BE_ABSENT)
+    # Values of that part, by key path: plain ones, and the first ones of a tensor.
+    values: Mapping[str, Any] | None = field(default=None, metadata=MAY_BE_ABSENT)
     # Configuration files beside the checkpoint, which may not loosen checks.
     config: Configured = field(default=None, metadata=MAY_BE_ABSENT)

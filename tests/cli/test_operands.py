@@ -28,7 +28,7 @@ def test_inspect_shows_a_part(path, ckptool):
     assert (shown["path"], shown["address"]) == (str(path), "ema")
     assert [entry["address"] for entry in shown["entries"]] == ["a.weight", "a.bias"]
     assert shown["tensors"]["count"] == 2
-    assert ckptool("inspect", f"{path}#ema").startswith("a.pt#ema  torch-zip")
+    assert ckptool("inspect", f"{path}#ema").startswith("a.pt#ema  torch.save (zip)")
     assert "address" not in ckptool("inspect", path, "--json").json
 
 

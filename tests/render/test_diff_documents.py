@@ -82,9 +82,9 @@ def test_the_whole_has_a_name_where_it_differs(ckptool, tmp_path, form):
     torch.save([torch.ones(2), 1], tmp_path / "a.pt")
     torch.save({0: torch.ones(2), 1: 1}, tmp_path / "b.pt")
     done = ckptool("diff", tmp_path / "a.pt", tmp_path / "b.pt", "--format", form)
-    assert "(the top)" in done
+    assert "(root)" in done
     names = ckptool("diff", tmp_path / "a.pt", tmp_path / "b.pt", "--name-only")
-    assert names.split("\n") == ["(the top)", ""]
+    assert names.split("\n") == ["(root)", ""]
 
 
 def test_html_shows_the_answer_charts_and_evidence(show):

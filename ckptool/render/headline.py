@@ -1,0 +1,173 @@
+"""The headline of ``ckptool inspect``: what people came for, in a few lines.
+
+Which kind of file it is, and how large the model; which weights are raw, and where the EMA is; how
+far the training was, whether it can go on, and whether the file is plain data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ckptool.render import text as words
+from ckptool.render.facts import place, short
+from ckptool.render.page import Line, Piece, line
+from ckptool.reports.base import DECAYS, UPDATES, EmaStatus, MainSlot
+from ckptool.reports.inspect import CandidateReport, InspectReport
+
+# Names of formats for people; the others are their own.
+FORMATS: Mapping[str, str] = {
+    "torch-zip": "torch.save (zip)",
+    "torch-legacy": "torch.save (before 1.6)",
+    "torch-tar": "torch 0.1 (tar)",
+    "torchscript": "TorchScript",
+    "folder": "folder of files",
+    "sharded": "shards with an index",
+    "dcp": "torch.distributed.checkpoint",
+    "dcp-safetensors": "torch.distributed.checkpoint (safetensors)",
+    "deepspeed": "DeepSpeed",
+    "ranks": "torch.save of each rank",
+    "unpacked-zip": "unzipped torch.save",
+}
+RESULTS = 2  # that the headline names
+
+
+def headline(report: InspectReport) -> Iterator[Line]:
+    """Yield the lines of the headline."""
+    yield _file(report)
+    is_part = report.address is not None
+    if report.ema.candidates or (report.model and report.model.parameters and not is_part):
+        yield line("  ", *_weights(report))
+    if not is_part or report.optimizers or report.training:
+        yield line("  ", *_run(report))
+    if report.provenance:
+        yield line((f"  {_origin(report.provenance)}", "quiet"))
+
+
+def _file(report: InspectReport) -> Line:
+    part = "" if report.address is None else f"#{report.address}"
+    facts = [FORMATS.get(report.format, report.format), words.size(report.size_bytes)]
+    if report.model and report.model.parameters:
+        several = " and others" if len(report.model.dtypes) > 1 else ""
+        facts.append(f"{words.count(report.model.parameters)} parameters")
+        facts.append(f"{report.model.dtypes[0]}{several}")
+    title = words.printable(Path(report.path).name + part)
+    return line((title, "title"), f"  {', '.join(facts)}")
+
+
+# --------------------------------------------------------------------------------- raw weights, EMA
+
+
+def _weights(report: InspectReport) -> Iterator[Piece | str]:
+    """Yield where the raw weights are, and where the EMA is."""
+    ema, model = report.ema, report.model
+    at: Piece = (place(model.address) if model else "", "name")
+    chosen = next((c for c in ema.candidates if c.address == ema.selected), None)
+    if ema.main_slot is MainSlot.AVERAGED or (chosen and model and chosen.address == model.address):
+        raw = next((c for c in ema.candidates if c.kind == "raw"), None)
+        yield from ("EMA in ", at, _ages(chosen))
+        yield from (
+            (", raw weights in ", (place(raw.address), "name"))
+            if raw
+            else ("; the raw weights are not in this file",)
+        )
+        return
+    if chosen is None:
+        kind = "raw weights" if ema.main_slot is MainSlot.RAW else "weights"
+        yield from (f"{kind} in ", at, ", ") if model else ()
+        yield from _undecided(report)
+        return
+    if ema.main_slot is MainSlot.UNKNOWN and model:
+        yield from ("model in ", at, ", EMA in ", *_where(chosen), _ages(chosen))
+        yield "; the two are equal" if chosen.distance == 0 else ""
+        return
+    yield from ("raw weights in ", at, ", ") if model else ()
+    yield from ("EMA in ", *_where(chosen), _ages(chosen))
+
+
+def _undecided(report: InspectReport) -> Iterator[Piece | str]:
+    candidates = report.ema.candidates
+    if report.ema.status is EmaStatus.AMBIGUOUS:
+        yield (
+            f"{words.plural(len(candidates), 'EMA candidate')}; choose one with --ema",
+            "warning",
+        )
+    elif candidates:
+        kinds = ", ".join(dict.fromkeys(short(each.kind) for each in candidates))
+        yield f"no EMA that is taken unasked ({kinds})"
+    else:
+        yield "no EMA in this file; these may be raw or averaged weights"
+
+
+def _where(candidate: CandidateReport) -> tuple[Piece | str, ...]:
+    at: Piece = (place(candidate.address), "name")
+    return (at, " of ", (short(candidate.file), "name")) if candidate.file else (at,)
+
+
+def _ages(candidate: CandidateReport | None) -> str:
+    """Return ``(120 updates, decay 0.99 from args/ema_decay)``, as far as the file tells."""
+    if candidate is None:
+        return ""
+    meta, told = candidate.meta, []
+    updates = next((key for key in UPDATES if key in meta), None)
+    decay = next((key for key in DECAYS if key in meta), None)
+    if updates is not None:
+        told.append(f"{words.value(meta[updates])} updates")
+    if decay is not None:
+        source = candidate.meta_at.get(decay)
+        told.append(
+            f"decay {words.value(meta[decay])}" + (f" from {short(source)}" if source else "")
+        )
+    return f" ({', '.join(told)})" if told else ""
+
+
+_MADE_BY = {"promote-ema": "promoted", "extract-ema": "extracted"}
+
+
+def _origin(origin: Mapping[str, Any]) -> str:
+    """Return the source that ckptool recorded in the file; a claim like any other in a file."""
+    done = _MADE_BY.get(origin["command"], "written")
+    said = f" by ckptool {short(origin['version'])} from {short(origin['source'])}"
+    at = f", {short(origin['ema'])}" if origin["ema"] else ""
+    return f"{done}{said}{at}, {short(origin['time'])}"
+
+
+# ------------------------------------------------------------------------------------------ the run
+
+
+def _run(report: InspectReport) -> Iterator[Piece | str]:
+    """Yield the progress of the run, whether it can be resumed, and what the pickles name."""
+    training = report.training
+    names = (("epoch", "epoch"), ("global_step", "step"))
+    told = [f"{word} {words.value(training[name])}" for name, word in names if name in training]
+    results = {**training.get("metrics", {}), **training.get("best", {})}
+    told += [f"{short(n)} {words.value(v)}" for n, v in list(results.items())[:RESULTS]]
+    yield f"{', '.join(told)}. " if told else ""
+    yield f"{_resumable(report)} "
+    yield _plain(report)
+
+
+def _resumable(report: InspectReport) -> str:
+    """Return whether the parts that a resume needs are there; verify checks what is in them."""
+    stateful = [each for each in report.optimizers if each.states]
+    if not stateful:
+        return "No optimizer state: not resumable."
+    is_raw_gone = report.ema.main_slot is MainSlot.AVERAGED and not any(
+        each.kind == "raw" for each in report.ema.candidates
+    )
+    if is_raw_gone:
+        return "Not resumable: the raw weights are gone."
+    if not report.training.keys() & {"epoch", "global_step"}:
+        return "Optimizer state, but no epoch or step."
+    return "Looks resumable."
+
+
+def _plain(report: InspectReport) -> Piece:
+    """Return what a loader that obeys the pickles would meet."""
+    trusts = [entry.trust for entry in report.pickle.get("globals", ())]
+    if count := trusts.count("dangerous"):
+        return (f"DANGEROUS: loading runs {words.plural(count, 'function')}.", "error")
+    if count := trusts.count("unknown"):
+        return (f"{words.plural(count, 'unknown name')} in its pickles.", "warning")
+    return ("Only plain objects." if trusts else "Plain data, no pickle.", "good")

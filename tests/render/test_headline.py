@@ -1,0 +1,114 @@
+"""The headline of inspect: the answers that people came for, each told by a small checkpoint."""
+
+import pytest
+import torch
+
+from helpers.paths import FIXTURES
+
+EMA = FIXTURES / "ema"
+
+
+def net():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+
+
+def training(tmp_path, **changes):
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    model(torch.randn(8, 3)).square().mean().backward()
+    optimizer.step()
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": 3}
+    torch.save({**state, **changes}, tmp_path / "a.pt")
+    return tmp_path / "a.pt"
+
+
+def top(output) -> str:
+    """Return the headline: the lines before the first block."""
+    return output.stdout.partition("\n\n")[0]
+
+
+def test_parameters_are_counted_without_buffers(ckptool, tmp_path):
+    count = sum(p.numel() for p in net().parameters())
+    assert f"{count} parameters, float32" in top(ckptool("inspect", training(tmp_path)))
+
+
+def test_tied_weights_are_counted_once(ckptool, tmp_path):
+    weight = torch.ones(5, 2)
+    torch.save({"embed.weight": weight, "head.weight": weight}, tmp_path / "a.pt")
+    output = ckptool("inspect", tmp_path / "a.pt", "--json").json
+    assert output["model"]["parameters"] == 10
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("emacallback/exported.ckpt",
+         "raw weights in state_dict, EMA in ema_state_dict (11 updates, decay 0.8)"),
+        ("mmengine/epoch_3.pth", "EMA in state_dict, raw weights in ema_state_dict"),
+        ("edm2/training-state-0000012.pt",
+         "raw weights in net, 2 EMA candidates; choose one with --ema"),
+    ],
+)  # fmt: skip
+def test_it_says_which_weights_are_raw_and_where_the_ema_is(file, said, ckptool):
+    assert f"\n  {said}\n" in top(ckptool("inspect", EMA / file)) + "\n"
+
+
+def test_it_says_that_there_is_no_ema(ckptool, tmp_path):
+    said = top(ckptool("inspect", training(tmp_path)))
+    assert "weights in model, no EMA in this file; these may be raw or averaged weights" in said
+
+
+def without(path, key):
+    state = torch.load(path, weights_only=True)
+    del state[key]
+    torch.save(state, path)
+    return path
+
+
+def test_what_is_missing_for_a_resume_is_told(ckptool, tmp_path):
+    path = training(tmp_path)
+    assert "epoch 3. Looks resumable." in top(ckptool("inspect", path))
+    no_epoch = without(path, "epoch")
+    assert "Optimizer state, but no epoch or step." in top(ckptool("inspect", no_epoch))
+    weights = without(path, "optimizer")
+    assert "No optimizer state: not resumable." in top(ckptool("inspect", weights))
+
+
+def test_promoted_weights_are_not_resumable(ckptool, tmp_path):
+    out = tmp_path / "good.pt"
+    ckptool("promote-ema", EMA / "has_ema" / "late.pt", "-o", out)
+    said = top(ckptool("inspect", out))
+    assert "Not resumable: the raw weights are gone." in said
+    assert "promoted by ckptool" in said
+
+
+def test_names_of_the_pickle_are_summed_up(ckptool, tmp_path):
+    assert "Only plain objects." in top(ckptool("inspect", training(tmp_path)))
+    assert "unknown names in its pickles." in top(ckptool("inspect", EMA / "mmengine/epoch_3.pth"))
+    assert "Pickle" not in ckptool("inspect", training(tmp_path))
+    (tmp_path / "bad.pt").write_bytes(b"cos\nsystem\n(S'id'\ntR.")
+    assert "DANGEROUS: loading runs 1 function." in top(ckptool("inspect", tmp_path / "bad.pt"))
+
+
+# ------------------------------------------------------------------------------- values of one part
+
+
+def test_a_part_shows_its_values(ckptool, tmp_path):
+    path = training(tmp_path, args={"lr": 0.01, "name": "exp\x1b[31m", "layers": [1, 2]})
+    shown = ckptool("inspect", f"{path}#args")
+    assert [row.split() for row in shown.splitlines() if row.startswith("  ")] == [
+        ["lr", "0.01"], ["name", r"exp\x1b[31m"], ["layers/0", "1"], ["layers/1", "2"],
+    ]  # fmt: skip
+    values = ckptool("inspect", f"{path}#args", "--json").json["values"]
+    assert values == {"lr": 0.01, "name": "exp\x1b[31m", "layers/0": 1, "layers/1": 2}
+    assert "values" not in ckptool("inspect", path, "--json").json
+
+
+def test_a_tensor_shows_its_first_values(ckptool, tmp_path):
+    bias = torch.arange(100) / 4
+    path = training(tmp_path, model={"w": torch.ones(2, 2), "bias": bias, "n": torch.tensor(7)})
+    told = ckptool("inspect", f"{path}#model/bias", "--json").json["values"][""]
+    assert told.startswith("[0, 0.25, 0.5, ")
+    assert told.endswith("15.75, …]")
+    assert ckptool("inspect", f"{path}#model/n", "--json").json["values"] == {"": 7}
