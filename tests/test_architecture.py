@@ -262,6 +262,70 @@ def test_only_the_command_line_knows_environment_and_streams(module):
     assert not known & names
 
 
+# ------------------------------------------------------------------------------- who changes the disk
+
+# Functions that create, replace or delete something, whatever they are called on, and modules all of
+# whose functions but these do.
+CHANGING = frozenset({
+    "chmod", "fchmod", "ftruncate", "hardlink_to", "link", "makedirs", "mkdir", "mkfifo", "mknod",
+    "pwrite", "pwritev", "removedirs", "rename", "renames", "rmdir", "rmtree",
+    "symlink", "symlink_to", "touch", "truncate", "unlink", "write_bytes", "write_text",
+})  # fmt: skip
+READING = frozenset({"shutil.disk_usage", "shutil.get_terminal_size"})
+OPENING = re.compile(r"O_CREAT|O_WRONLY|O_RDWR|O_TRUNC|O_APPEND|TO_LOCK")
+WRITE_MODE = re.compile(r"[wax+]")
+
+
+def changes(tree: ast.AST) -> Iterator[str]:
+    """Calls that can change the disk, as written."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name, args = ast.unparse(node.func), list(map(ast.unparse, node.args))
+        modes = [a.strip("'") for a in args[:2]] + [
+            ast.unparse(word.value).strip("'") for word in node.keywords if word.arg == "mode"
+        ]
+        is_open = name in {"open", "io.open"} or name.endswith(".open")
+        if (
+            name.rpartition(".")[2] in CHANGING and "." in name
+            or name in {"os.replace", "os.remove"}
+            or (name.startswith(("shutil.", "tempfile.")) and name not in READING)
+            or (name == "os.open" and OPENING.search(" ".join(args)))
+            or (is_open and any(WRITE_MODE.search(mode) for mode in modes if len(mode) < 4))
+        ):
+            yield ast.unparse(node)
+
+
+# A stream that was closed gets a new place for what is left to say.
+NO_FILES = {"cli": {"os.open(os.devnull, os.O_WRONLY)"}}
+
+
+@pytest.mark.parametrize("module", [m for m in PATHS if room_of(m) != "writers"])
+def test_only_the_writers_change_the_disk(module):
+    """What they write, replace and delete is a table in SECURITY.md."""
+    assert set(changes(source(module))) == NO_FILES.get(module, set())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "open('a', 'w')", "path.open('r+b')", "open('a', mode='xb')", "path.write_text('a')",
+        "os.replace(a, b)", "shutil.copy(a, b)", "os.open(a, os.O_RDWR | os.O_CREAT)",
+        "path.unlink()", "tempfile.mkstemp()",
+    ],
+)  # fmt: skip
+def test_a_change_of_the_disk_is_seen(code):
+    assert list(changes(ast.parse(code)))
+
+
+def test_the_writers_change_it_in_few_places():
+    doors = {m for m in PATHS if room_of(m) == "writers" and list(changes(source(m)))}
+    assert doors == {
+        "writers.shards", "writers.files.attributes", "writers.files.copying",
+        "writers.files.partial", "writers.files.whole_file",
+    }  # fmt: skip
+
+
 # ---------------------------------------------------------------------------------- fresh processes
 
 DRIVER = """

@@ -103,10 +103,14 @@ def report_files(report: str, asked: Iterable[str]) -> list[tuple[str, Path]]:
     return files
 
 
-def write_reports(files: Iterable[tuple[str, Path]], reports: Sequence[Any]) -> None:
+def write_reports(
+    files: Iterable[tuple[str, Path]], reports: Sequence[Any], *, force: bool
+) -> None:
     """Write the reports to each file, in the output that belongs to it."""
+    from ckptool.commands.report_files import write_report_file
+
     for name, path in files:
-        path.write_text(rendered(reports, name) + "\n", encoding="utf-8")
+        write_report_file(path, rendered(reports, name), force=force)
 
 
 @contextlib.contextmanager

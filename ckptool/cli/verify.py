@@ -24,6 +24,7 @@ from ckptool.cli.output import (
     write_reports,
 )
 from ckptool.commands.like import read_like
+from ckptool.commands.report_files import check_report_files
 from ckptool.commands.verify import Request, chosen_rules, verify_all, with_new_names
 from ckptool.contents.selection import Operand, parse_operand
 from ckptool.errors import CkptError, UsageError
@@ -94,6 +95,9 @@ def command(
     config: shared.Config = None,
     form: shared.Format = "text",
     report: shared.Reports = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace existing files of --report.")
+    ] = False,
     json: shared.Json = False,
     color: shared.Color = "auto",
 ) -> None:
@@ -114,6 +118,7 @@ def command(
     given = with_new_names(settings.options) | with_new_names(lists)
     given |= {name: flag for name, flag in flags.items() if flag is not None}
     place = own_place()
+    check_report_files([file for _, file in files], [*paths, like, against], force=force)
     if place.speaks:
         tell_config(settings)
     with joined(place) as ranks:
@@ -135,7 +140,7 @@ def command(
         )  # the error has everything that the report would have
         code = _code(answers, refused)
         if place.speaks:
-            write_reports(files, answers)
+            write_reports(files, answers, force=force)
             if not (refused and tells_alone):
                 with concluding():
                     answer(answers, shown, color=color)

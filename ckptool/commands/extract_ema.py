@@ -115,7 +115,7 @@ def extract_ema(
             damaged=options.force,
         )
         if not options.dry_run:
-            tidy(index_path(output), state_dict.paths, checkpoint.reader.opened)
+            tidy(index_path(output), state_dict.paths, checkpoint.files)
         location, account = weights.location, Account()
         note = as_text(origin("extract-ema", path, location, location.selected, made_at))
         removed = tuple(old.name for old in state_dict.left_over)
@@ -198,7 +198,7 @@ def _dtype(name: str | None) -> DType | None:
 
 def _targets(checkpoint: Checkpoint, state_dict: StateDict, *, force: bool) -> list[Path]:
     """Return the paths of the files; check that they may replace existing ones."""
-    inputs = [checkpoint.path, *(Path(source.name) for source in checkpoint.reader.opened)]
+    inputs = checkpoint.files
     refuse_other_form(state_dict.output, sharded=state_dict.index_file is not None)
     for path in state_dict.left_over:
         check_output(path, inputs, force=force)

@@ -12,7 +12,7 @@ from ckptool.ema.layouts import Layouts
 from ckptool.errors import CkptError, UnreadableError
 from ckptool.formats import folder_format, open_checkpoint
 from ckptool.formats.base import Checkpoint
-from ckptool.formats.unopened import CHECKPOINT_SUFFIXES
+from ckptool.formats.unopened import CHECKPOINT_SUFFIXES, files_below
 
 
 def as_operand(named: Path | Operand) -> Operand:
@@ -40,6 +40,21 @@ def open_part(operand: Operand, layouts: Layouts = ()) -> Checkpoint:
     except BaseException:
         checkpoint.close()
         raise
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files that an operand consists of, over which nothing may be written.
+
+    Where that cannot be told, since the operand cannot be opened, it is all of its directory.
+    """
+    try:
+        if is_run(path):
+            return [file for each in checkpoint_files(path) for file in files_of(each)]
+        with open_checkpoint(path) as checkpoint:
+            return [*checkpoint.files]
+    except (CkptError, OSError, MemoryError, RecursionError):
+        folder = path if os.path.isdir(path) else path.parent  # noqa: PTH112 - never raises
+        return [file.path for file in files_below(folder, ())]
 
 
 # ------------------------------------------------------------------------------ directories of runs

@@ -150,8 +150,7 @@ def _check_place(
             path=target,
             hint=f"-o {quote(target.with_suffix(suffix).name)}; or ckptool extract-ema",
         )
-    inputs = [Path(source.name) for source in checkpoint.reader.opened]
-    return check_output(target, inputs, force=force)
+    return check_output(target, checkpoint.files, force=force)
 
 
 def _write(

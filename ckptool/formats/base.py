@@ -190,6 +190,12 @@ class Checkpoint(Closing):
         return self.reader.opened[0]
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it consists of, open ones and others; nothing may be written over them."""
+        opened = (source.path for source in self.reader.opened)
+        return (self.path, *(path for path in opened if path is not None), *self.parts)
+
+    @property
     def is_local(self) -> bool:
         """True if it is in a directory of this machine, where other files may belong to it."""
         return all(source.path is not None for source in self.reader.opened)

@@ -43,11 +43,10 @@ def unopened_files(checkpoint: Checkpoint) -> list[Unopened]:
     """Return the files below a checkpoint's directory that are no part of it; none for a file."""
     if not checkpoint.path.is_dir():
         return []
-    opened = {*(source.path for source in checkpoint.reader.opened), *checkpoint.parts}
-    return list(files_below(checkpoint.path, opened))
+    return list(files_below(checkpoint.path, {*checkpoint.files}))
 
 
-def files_below(folder: Path, opened: Collection[Path | None]) -> Iterator[Unopened]:
+def files_below(folder: Path, opened: Collection[Path]) -> Iterator[Unopened]:
     """Yield the files below a directory, without those in ``opened``, in the order of names."""
     failed: list[OSError] = []
     left = MAX_FILES

@@ -7,9 +7,9 @@ than the limit has a shard of its own.
 
 The index makes the shards a checkpoint, so it marks completion. It is put in place last. When a set
 is replaced, the old index is removed first, with those of its shards that the new set does not
-have. So a loader finds a whole set or none. While files are put in place, a hidden journal lists
-them. If a run is killed before the index is in place, the next run removes the files of the journal
-that are unchanged, and nothing else.
+have. So a loader finds a whole set or none. A run that is killed while files are put in place may
+leave shards without an index. No later run removes them, since nothing proves whose they are: they
+are refused like any existing file, and ``--force`` replaces those of the same names.
 
 Source: huggingface_hub 2.4 ``serialization/_base.py``, ``serialization/_torch.py``.
 """
@@ -19,9 +19,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -30,15 +29,13 @@ from ckptool.errors import CkptError, OutputError, UsageError
 from ckptool.formats.safetensors_file import parse_json
 from ckptool.formats.sharded import MAX_INDEX
 from ckptool.process.signals import held
-from ckptool.sources.base import Source
 from ckptool.sources.local import LocalFile
 from ckptool.tensors.casting import Casting
 from ckptool.tree.nodes import TensorRef
-from ckptool.writers.files.partial import remove_second_name, taken_over, target_of
-from ckptool.writers.files.whole_file import PartialFile, scratch_file, sync_folder, whole_file
+from ckptool.writers.files.partial import remove_left_over, remove_second_name, target_of
+from ckptool.writers.files.whole_file import PartialFile, sync_folder, whole_file
 
 INDEX = ".index.json"
-JOURNAL = "begun"  # file name -> device, inode, bytes, time of the last change
 SUFFIX = ".safetensors"
 FOLDER_NAME = "model.safetensors"  # the name for which Hugging Face's loaders look in a directory
 
@@ -129,28 +126,17 @@ def left_over(index: Path, shards: Iterable[Path]) -> tuple[Path, ...]:
     return tuple(path for path in map(index.with_name, old) if path.is_file())
 
 
-def tidy(index: Path, outputs: Iterable[Path], inputs: Iterable[Source] = ()) -> None:
-    """Remove the files that a killed run left for these outputs.
+def tidy(index: Path, outputs: Iterable[Path], inputs: Collection[Path] = ()) -> None:
+    """Remove the partial files that a killed run left for these outputs, and no others.
 
-    These are second names, partial files (also of shards of another size), and shards without an
-    index. Shards are removed only if the journal lists them, they are still the files that the run
-    put in place, and they are not inputs.
+    These are second names of a finished file, and partial files of the index and of shards, also of
+    another number of shards. What is one of the inputs stays.
     """
     for path in outputs:
         remove_second_name(Path(os.path.realpath(path)))
     index = Path(os.path.realpath(index))
     for path in (index, *_on_their_way(index)):
-        with taken_over(path):
-            pass
-    kept = {source.identity for source in inputs}
-    with taken_over(_journal_of(index)) as left:
-        if left is None or os.path.lexists(index):
-            return
-        for name, identity in _journal_in(left).items():
-            path = index.parent / os.path.basename(name)  # noqa: PTH119 - Path refuses some names
-            is_ours = path.name == name and _identity(path) == identity
-            if is_ours and tuple(identity[:2]) not in kept:
-                path.unlink()
+        remove_left_over(path, inputs)
 
 
 def _on_their_way(index: Path) -> Iterator[Path]:
@@ -170,38 +156,6 @@ def _called(index: Path) -> re.Pattern[str]:
     """Return the pattern of the names of the shards of an index at this path."""
     name = re.escape(index.name.removesuffix(INDEX).removesuffix(SUFFIX))
     return re.compile(rf"{name}-\d{{5,}}-of-\d{{5,}}{re.escape(SUFFIX)}")
-
-
-def _journal_of(index: Path) -> Path:
-    return index.with_name(f"{index.name}.begun")
-
-
-def _journal(files: Sequence[PartialFile], targets: Sequence[Path]) -> bytes:
-    """Return the journal: the identities of files that are put in place beside the index."""
-    folder = targets[-1].parent
-    pairs = zip(files[:-1], targets[:-1], strict=True)
-    begun = {at.name: _identity(file.path) for file, at in pairs if at.parent == folder}
-    return json.dumps({JOURNAL: begun}).encode()
-
-
-def _journal_in(left: Path) -> dict[str, list[int]]:
-    try:
-        with LocalFile(left) as file:
-            begun = parse_json(file.head(MAX_INDEX)).get(JOURNAL)
-    except CkptError:
-        return {}
-    return begun if isinstance(begun, dict) else {}
-
-
-def _identity(path: Path) -> list[int] | None:
-    """Return the identity of a regular file, which links and renames keep and writes change."""
-    try:
-        status = path.lstat()
-    except OSError:
-        return None
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
 
 
 def _shards_named(index: Path) -> set[str]:
@@ -225,7 +179,7 @@ def refuse_other_form(output: Path, *, sharded: bool) -> None:
         raise OutputError(
             f"the same in {form} is there from earlier, and loaders could take either",
             path=other,
-            hint="remove it first, or name another output with -o",
+            hint="remove it first, or name another file",
         )
 
 
@@ -243,31 +197,30 @@ def whole_files(
         OutputError: see :func:`~ckptool.writers.files.whole_file.whole_file`.
     """
     placed: list[Path] = []
+    made: dict[Path, tuple[int, ...]] = {}
     try:
         with ExitStack() as opened:
             files: list[PartialFile] = []
-            index, has_index = targets[-1], len(targets) > 1
-            if has_index:  # closed last
-                journal = opened.enter_context(scratch_file(_journal_of(index), index))
             for target in reversed(targets):  # closed in the reverse of this order
                 opened.push(partial(_note, placed, target))
                 files.insert(0, opened.enter_context(whole_file(target, force=force)))
             yield files
-            for file in files:
+            for file, target in zip(files, targets, strict=True):
+                file.take_after(target)  # before an old index, and its mode, are gone
                 file.sync()
-            if has_index:
-                journal.write(_journal(files, targets))
-                journal.sync()
-                sync_folder(index.parent)
+                made[target] = _identity(os.fstat(file.fd))
             finished = opened.pop_all()
         with held(), finished:
-            if force and has_index:
+            if force and len(targets) > 1:
+                index = targets[-1]
                 for path in (index, *gone):
                     path.unlink(missing_ok=True)
                 sync_folder(index.parent)
     except BaseException:
         for path in placed:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                if _identity(path.lstat()) == made[path]:
+                    path.unlink()
         raise
 
 
@@ -275,3 +228,8 @@ def _note(placed: list[Path], target: Path, kind: type[BaseException] | None, *_
     """Remember the files that were put in place without an error."""
     if kind is None:
         placed.append(target)
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    """Return what a rename keeps and a write changes; another file can get the same inode."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

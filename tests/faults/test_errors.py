@@ -37,6 +37,9 @@ def assert_error(done):
 
 def assert_refused_or_done(stage, scene, done, call):
     state = stage.look(scene)
+    if state == "judged":  # what could not be read is an answer of verify, which its report has
+        assert done.code in {1, 2}, (call, done)
+        return
     if done.code != 0:
         assert_error(done)
         assert state == "before", (call, done)

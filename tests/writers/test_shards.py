@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 
 from ckptool.errors import OutputError, UsageError
 from ckptool.formats import open_checkpoint
-from ckptool.sources.local import LocalFile
 from ckptool.tensors.casting import Casting
 from ckptool.writers import shards
-from ckptool.writers.shards import _identity, index_of, parse_size, plan_shards, tidy, whole_files
+from ckptool.writers.shards import index_of, parse_size, plan_shards, tidy, whole_files
 from helpers.output import environment
 from helpers.paths import contents
 
@@ -170,7 +169,7 @@ def test_one_that_appears_meanwhile_is_kept_and_the_others_go(targets, tmp_path)
 REPLACING = """
 import os, pathlib, signal, sys
 from ckptool.process.signals import end_cleanly
-from ckptool.writers.shards import _identity, whole_files
+from ckptool.writers.shards import whole_files
 
 folder, force = pathlib.Path(sys.argv[1]), sys.argv[2] == "force"
 at, blow = int(sys.argv[3]), sys.argv[4]
@@ -261,75 +260,80 @@ def begun(targets, tmp_path):
     return targets
 
 
-def visible(folder):
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def test_shards_of_a_killed_run_are_removed(begun, tmp_path):
+def test_shards_of_a_killed_run_stay_until_they_are_replaced_by_force(begun, tmp_path):
+    """Nothing proves whose they are."""
+    with pytest.raises(OutputError, match="exists"):
+        write_all(begun)
+    assert [target.read_text() for target in begun[:2]] == ["new", "new"]
     tidy(begun[2], begun)
-    assert visible(tmp_path) == []
-    write_all(begun)
-    assert [target.read_text() for target in begun] == ["new one", "new two", "new index"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "one", "two"]
+    write_all(begun, force=True)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        name: f"new {name}" for name in ("one", "two", "index")
+    }
 
 
-def test_what_somebody_has_put_there_since_stays(begun, tmp_path):
-    begun[0].unlink()
-    begun[0].write_text("mine")
-    begun[1].write_text("my")  # the same file
-    tidy(begun[2], begun)
-    assert [path.read_text() for path in begun[:2]] == ["mine", "my"]
+def test_one_that_is_replaced_meanwhile_is_not_taken_back(targets, tmp_path, monkeypatch):
+    """A set that fails takes back its own files alone."""
+    link = os.link
+
+    def meddling(a, b):
+        if Path(b) == targets[2]:
+            targets[0].unlink()
+            targets[0].write_text("mine")
+            raise FileExistsError(errno.EEXIST, "File exists")
+        link(a, b)
+
+    monkeypatch.setattr(os, "link", meddling)
+    with pytest.raises(OutputError):
+        write_all(targets)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"one": "mine"}
 
 
-def test_a_link_to_another_place_stays(begun, tmp_path):
-    elsewhere = tmp_path / "elsewhere"
-    begun[0].rename(elsewhere)
-    begun[0].symlink_to(elsewhere)
-    tidy(begun[2], begun)
-    assert elsewhere.read_text() == "new"
+def test_a_replaced_set_keeps_its_modes(targets):
+    """The index too, although the old one is removed before the new one is put in place."""
+    for target in targets:
+        target.write_text("old")
+        target.chmod(0o600)
+    write_all(targets, force=True)
+    assert {target.stat().st_mode & 0o777 for target in targets} == {0o600}
 
 
-def test_an_input_stays(begun, tmp_path):
-    with LocalFile(begun[1]) as file:
-        tidy(begun[2], begun, [file])
-    assert visible(tmp_path) == ["two"]
+OLD_JOURNALS = {
+    "no journal": "null", "no names": '{"begun": 3}',
+    "a name that no file can have": '{"begun": {"a\\u0000": [1, 2, 3, 4]}}',
+    "a file of the user": '{"begun": {"mine.txt": IDENTITY}}',
+}  # fmt: skip
 
 
-def test_shards_beside_an_index_stay(begun, tmp_path):
-    begun[2].write_text("{}")
-    tidy(begun[2], begun)
-    assert visible(tmp_path) == ["index", "one", "two"]
+@pytest.mark.parametrize("content", OLD_JOURNALS.values(), ids=OLD_JOURNALS)
+def test_a_file_that_lists_others_has_none_of_them_removed(content, ckptool, fixtures, tmp_path):
+    """Version 0.1.0 kept such a journal; anybody can put one into a download."""
+    mine = tmp_path / "mine.txt"
+    mine.write_text("precious")
+    status = mine.stat()
+    identity = [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
+    journal = tmp_path / ".out.safetensors.index.json.begun.ckptool.partial"
+    journal.write_text(content.replace("IDENTITY", json.dumps(identity)))
+    source, output = fixtures / "ema" / "has_ema" / "late.pt", tmp_path / "out.safetensors"
+    done = ckptool("extract-ema", source, "-o", output, "--max-shard-size", "100B")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert mine.read_text() == "precious"
 
 
-def test_shards_of_a_run_that_goes_on_stay(begun, tmp_path):
-    (journal,) = tmp_path.glob(".*.begun.*")
-    with journal.open("rb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        tidy(begun[2], begun)
-    assert visible(tmp_path) == ["one", "two"]
-    assert journal.exists()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [None, b"", b"{", b'{"begun": 3}', b'{"begun": {"one": 3}}', b'{"begun": {"../one": [1, 2]}}',
-     b"[]", b"\xff"],
-)  # fmt: skip
-def test_without_a_journal_nothing_is_removed(content, begun, tmp_path):
-    (journal,) = tmp_path.glob(".*.begun.*")
-    journal.unlink()
-    if content is not None:
-        journal.write_bytes(content)
-    tidy(begun[2], begun)
-    assert visible(tmp_path) == ["one", "two"]
-
-
-def test_a_run_that_is_killed_before_anything_is_in_place_owns_nothing(targets, tmp_path):
-    """Whatever is called like its shards is somebody else's."""
-    assert replace_in_a_process(tmp_path, "careful", 0, "kill") == 9
-    targets[0].write_text("mine")
-    tidy(targets[2], targets)
-    assert targets[0].read_text() == "mine"
+@pytest.mark.parametrize("link", [None, "hard", "symbolic"])
+def test_an_input_that_is_called_like_a_partial_file_stays(link, ckptool, fixtures, tmp_path):
+    """Also one of shards that this run does not write."""
+    source = tmp_path / ".out-00001-of-00099.safetensors.ckptool.partial"
+    source.write_bytes((fixtures / "ema" / "has_ema" / "late.pt").read_bytes())
+    operand = source if link is None else tmp_path / "link.pt"
+    if link == "hard":
+        operand.hardlink_to(source)
+    elif link:
+        operand.symlink_to(source)
+    output = tmp_path / "out.safetensors"
+    done = ckptool("extract-ema", operand, "-o", output, "--max-shard-size", "100B")
+    assert done.exit_code == 0
+    assert source.exists()
 
 
 @pytest.mark.parametrize("more", [(), ("--max-shard-size", "1KB")])
@@ -339,21 +343,6 @@ def test_links_in_a_circle_are_an_error(more, ckptool, fixtures, tmp_path):
     done = ckptool("extract-ema", fixtures / "ema" / "has_ema" / "late.pt", "-o", circle, *more)
     assert done.exit_code == 2
     assert "a bug" not in done.stderr
-
-
-def test_a_dry_run_removes_nothing(ckptool, fixtures, tmp_path):
-    source, output = fixtures / "ema" / "has_ema" / "late.pt", tmp_path / "out.safetensors"
-    shards = ["extract-ema", source, "-o", output, "--max-shard-size", "100B"]
-    assert ckptool(*shards).exit_code == 0
-    left = [path for path in tmp_path.iterdir() if path.suffix == ".safetensors"]
-    journal = tmp_path / ".out.safetensors.index.json.begun.ckptool.partial"
-    identities = {path.name: _identity(path) for path in left}
-    journal.write_text(json.dumps({"begun": identities}))
-    output.with_name("out.safetensors.index.json").unlink()
-    assert ckptool(*shards, "--dry-run").exit_code == 2  # they are there
-    assert all(path.exists() for path in left)
-    assert ckptool(*shards).exit_code == 0
-    assert not journal.exists()
 
 
 def test_what_is_on_its_way_to_shards_of_another_size_goes(tmp_path):

@@ -355,10 +355,21 @@ def test_a_link_in_place_of_the_partial_file_is_not_followed(target, partial, tm
     assert not target.exists()
 
 
-def test_a_pipe_in_place_of_the_partial_file_is_not_waited_for(target, partial):
+def test_a_pipe_in_place_of_the_partial_file_is_neither_waited_for_nor_removed(target, partial):
     os.mkfifo(partial)
-    write(target)
-    assert target.read_bytes() == b"new"
+    with pytest.raises(OutputError, match="no run of this user has made it"):
+        write(target)
+    assert partial.is_fifo()
+    assert not target.exists()
+
+
+def test_a_partial_file_of_another_user_is_told_and_left(target, partial, monkeypatch):
+    partial.write_bytes(b"theirs")
+    monkeypatch.setattr(os, "geteuid", lambda: partial.stat().st_uid + 1)
+    with pytest.raises(OutputError, match="no run of this user has made it"):
+        write(target, force=True)
+    assert partial.read_bytes() == b"theirs"
+    assert not target.exists()
 
 
 # ----------------------------------------------------------------------------------------- refusals
@@ -423,20 +434,22 @@ def test_what_a_killed_run_left_can_be_read_and_stays(link, partial, target, tmp
 
 def test_a_dangling_chain_of_links_without_a_folder_is_refused(tmp_path):
     (tmp_path / "link.pt").symlink_to("no/such/out.pt")
-    with pytest.raises(OutputError, match="folder does not exist"):
+    with pytest.raises(OutputError, match="directory does not exist"):
         check_output(tmp_path / "link.pt", [tmp_path / "in.pt"], force=False)
 
 
 # --------------------------------------------------------------------------------- killed meanwhile
 
-# The real command, which stops before its file is put in place and says so.
+# The real command, which stops before its file is put in place and says so. It sleeps in short steps:
+# Python runs a handler between two of them, also when the signal came just before one began.
 DRIVER = """
 import os, sys, time
 from ckptool import cli
 
 def stop(fd):
     print("written", flush=True)
-    time.sleep(60)
+    while True:
+        time.sleep(0.01)
 
 os.fsync = stop
 cli.run()

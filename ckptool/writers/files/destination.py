@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -12,7 +13,7 @@ from pathlib import Path
 from ckptool.errors import OutputError, UsageError
 from ckptool.formats.safetensors_file import SafetensorsFile
 from ckptool.formats.torch_zip import TorchZip
-from ckptool.writers.files.partial import partial_beside, remove_second_name
+from ckptool.writers.files.partial import is_same_file, partial_beside, remove_second_name
 
 DEFAULT_SUFFIX = ".ema.safetensors"
 
@@ -76,7 +77,7 @@ REASONS = {
     errno.EFBIG: "the file would be larger than the file system or a limit allows",
 }
 
-MORE_ROOM = "make room, or name a file on another disk with -o"
+MORE_ROOM = "make room, or name a file on another disk"
 HINTS = {
     errno.ENOSPC: MORE_ROOM,
     errno.EDQUOT: MORE_ROOM,
@@ -103,37 +104,30 @@ def check_output(path: Path, inputs: Collection[Path], *, force: bool) -> Path:
     except OSError as error:
         raise OutputError(reason_of(error), path=path) from error
     if not has_folder:
-        raise OutputError("the folder does not exist", path=path, hint=f"mkdir -p '{path.parent}'")
-    if any(_is_same_file(source, partial_beside(target)) for source in inputs):
+        hint = f"mkdir -p {shlex.quote(str(path.parent))}"
+        raise OutputError("the directory does not exist", path=path, hint=hint)
+    if any(is_same_file(source, partial_beside(target)) for source in inputs):
         raise OutputError(
             "the input has the name of the file in which this output would be prepared",
             path=path,
-            hint="name another file with -o",
+            hint="name another file",
         )
     if status is None:
         return target
     if stat.S_ISDIR(status.st_mode):
-        raise OutputError("a directory", path=path, hint="name a file: -o DIRECTORY/NAME")
+        raise OutputError("a directory", path=path, hint="name a file in it: DIRECTORY/NAME")
     if not stat.S_ISREG(status.st_mode):
-        raise OutputError("not a regular file", path=path, hint="name a file with -o")
-    if any(_is_same_file(source, target) for source in inputs):
+        raise OutputError("not a regular file", path=path, hint="name a file")
+    if any(is_same_file(source, target) for source in inputs):
         raise OutputError(
-            "the output is the input itself", path=path, hint="name another file with -o"
+            "the output is the input itself", path=path, hint="name another file"
         )
     if not force:
         remove_second_name(target)
         raise OutputError(
-            "the file exists", path=path, hint="--force replaces it, -o names another"
+            "the file exists", path=path, hint="--force replaces it; or name another file"
         )
     return target
-
-
-def _is_same_file(one: Path, other: Path) -> bool:
-    """Return whether two names exist and are of one file."""
-    try:
-        return one.samefile(other)
-    except OSError:
-        return False
 
 
 def check_in_place(path: Path, backup: Path | None, *, force: bool) -> Path:

@@ -3,7 +3,8 @@
 Its name is always the same, so that the next run for the same output finds the file of a killed
 run. The lock ends with the process that holds it, and so tells a running process from a killed one.
 Another run may do the same between any two steps, so a file is compared with the open one before it
-is removed.
+is removed. What is removed was made by this user, under a name that nobody else chooses, and no
+running process has it locked; everything else is left where it is.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import errno
 import fcntl
 import os
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import stat
+from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from ckptool.errors import OutputError
 
 PARTIAL = ".ckptool.partial"  # .NAME.ckptool.partial: no name that a user would choose
 MAX_NAME = 255  # bytes
+TO_LOCK = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 ATTEMPTS = 5  # at creating the file while other runs remove it
 NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK})
 
@@ -65,16 +68,23 @@ def _remove_abandoned(partial: Path, target: Path) -> None:
     """Remove the partial file of a killed run.
 
     Raises:
-        OutputError: a run holds its lock, or the file system has no locks.
+        OutputError: a run holds its lock, the file system has no locks, or this user did not make
+            the file.
     """
     try:
         # For writing, without which NFS gives no exclusive lock.
-        fd = os.open(partial, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        fd = os.open(partial, TO_LOCK)
     except FileNotFoundError:
         return
     try:
         if not _lock(fd):
             raise in_use(target, hint=f"when no other run is: rm {shlex.quote(str(partial))}")
+        if not _is_of_this_user(fd):
+            raise OutputError(
+                f"{partial.name} is in the way, and no run of this user has made it",
+                path=target,
+                hint="name another file, or move that one away",
+            )
         if is_at(partial, fd):
             partial.unlink()
     except BlockingIOError as error:
@@ -83,33 +93,30 @@ def _remove_abandoned(partial: Path, target: Path) -> None:
         os.close(fd)
 
 
-@contextmanager
-def taken_over(target: Path) -> Iterator[Path | None]:
-    """Lock the partial file that a killed run left for ``target``; remove it after the block.
+def remove_left_over(target: Path, inputs: Collection[Path]) -> None:
+    """Remove the partial file that a killed run left for ``target``, if it is surely one.
 
-    Yield None if there is none, if a run has it, or if the file system has no locks. When the block
-    raises, the file stays.
+    It stays if it is one of the inputs, if a run has it, if another user has made it, and if the
+    file system has no locks.
     """
     partial = partial_beside(target)
-    try:
-        fd = os.open(partial, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        yield None
+    if any(is_same_file(path, partial) for path in inputs):
         return
-    try:
-        is_ours = _is_free(fd)
-        yield partial if is_ours else None
-        if is_ours:
-            remove(partial, fd)
-    finally:
-        os.close(fd)
+    with suppress(OSError):
+        fd = os.open(partial, TO_LOCK)
+        try:
+            if _lock(fd) and _is_of_this_user(fd):
+                remove(partial, fd)
+        finally:
+            os.close(fd)
 
 
-def _is_free(fd: int) -> bool:
-    try:
-        return _lock(fd)
-    except OSError:
-        return False
+def _is_of_this_user(fd: int) -> bool:
+    """Return whether a run of this user can have made the file, or another name keeps its bytes."""
+    status = os.fstat(fd)
+    return stat.S_ISREG(status.st_mode) and (
+        status.st_uid == os.geteuid() or status.st_nlink > 1
+    )
 
 
 def remove_second_name(target: Path) -> None:
@@ -135,6 +142,14 @@ def _lock(fd: int) -> bool:
     return True
 
 
+def is_same_file(one: Path, other: Path) -> bool:
+    """Return whether two names exist and are of one file."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
 def is_at(path: Path, fd: int) -> bool:
     """Return whether the open file is the one at ``path``, not another of that name."""
     try:
@@ -151,7 +166,7 @@ def remove(path: Path, fd: int) -> None:
 
 
 def in_use(
-    target: Path, hint: str = "wait until it has finished, or name another output with -o"
+    target: Path, hint: str = "wait until it has finished, or name another file"
 ) -> OutputError:
     """Return the error that leaves a file to the run that has it."""
     return OutputError("another run is writing it", path=target, hint=hint)

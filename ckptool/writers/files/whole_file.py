@@ -24,13 +24,7 @@ from ckptool.sources.base import ByteSpan, Source
 from ckptool.writers.files.attributes import take_after
 from ckptool.writers.files.copying import STEP, Pace, clone, copy_bytes
 from ckptool.writers.files.destination import HINTS, MORE_ROOM, is_backup, reason_of
-from ckptool.writers.files.partial import (
-    create,
-    in_use,
-    is_at,
-    partial_beside,
-    remove,
-)
+from ckptool.writers.files.partial import create, in_use, is_at, partial_beside, remove
 
 
 class PartialFile:
@@ -40,6 +34,7 @@ class PartialFile:
         self.path = path
         self.fd = -1  # until the file is created
         self.position = 0  # where the next bytes are appended
+        self._is_dressed = False  # it has owner, mode and attributes
         self._reserved = 0  # offset up to which space is reserved
         self._pace = Pace()
 
@@ -157,6 +152,15 @@ class PartialFile:
         os.ftruncate(self.fd, position)
         self.position = position
 
+    def take_after(self, target: Path) -> None:
+        """Take owner, mode and attributes of the file that is replaced; only the first call does.
+
+        See :func:`~ckptool.writers.files.attributes.take_after`.
+        """
+        if not self._is_dressed:
+            take_after(self.fd, target)
+            self._is_dressed = True
+
     def sync(self) -> None:
         """Flush the written bytes to the disk."""
         os.fsync(self.fd)
@@ -207,32 +211,12 @@ def whole_file(
         with held():
             file.fd = create(file.path, target)
         yield file
-        take_after(file.fd, target)
+        file.take_after(target)
         os.fsync(file.fd)
         last_look()
         with held():
             _publish(file, target, force=force, backup=backup)
     sync_folder(target.parent)
-
-
-@contextmanager
-def scratch_file(place: Path, target: Path) -> Iterator[PartialFile]:
-    """Create a partial file of ``place`` that is never renamed; it is removed after the block.
-
-    The real output is ``target``, which errors name. The next run finds the file that a killed run
-    left: see :func:`~ckptool.writers.files.partial.taken_over`.
-
-    Raises:
-        OutputError: the file cannot be created, or another run has it.
-    """
-    file = PartialFile(partial_beside(place))
-    with _told_as_output_errors(target), undone_at_end(file.close):
-        with held():
-            file.fd = create(file.path, target)
-        try:
-            yield file
-        finally:
-            file.close()
 
 
 @contextmanager
