@@ -1,4 +1,4 @@
-"""Files of reports, by the rules of every output: no input, no file that exists, whole or absent."""
+"""Files of reports, by the rules of every output: no operand, no existing file, whole or absent."""
 
 from __future__ import annotations
 

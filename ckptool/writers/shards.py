@@ -206,8 +206,7 @@ def whole_files(
                 files.insert(0, opened.enter_context(whole_file(target, force=force)))
             yield files
             for file, target in zip(files, targets, strict=True):
-                file.take_after(target)  # before an old index, and its mode, are gone
-                file.sync()
+                file.settle(target)  # before an old index, and its mode, are gone
                 made[target] = _identity(os.fstat(file.fd))
             finished = opened.pop_all()
         with held(), finished:

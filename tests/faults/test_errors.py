@@ -42,7 +42,9 @@ def assert_refused_or_done(stage, scene, done, call):
         return
     if done.code != 0:
         assert_error(done)
-        assert state == "before", (call, done)
+        # An old index has to go before the first of its shards is replaced.
+        is_begun = state == "begun" and "--force" in scene.args and call in {"rename", "unlink"}
+        assert state == "before" or is_begun, (call, done)
         return
     assert state == "after" or (state == "after + partial" and call in REMOVING), (call, state)
     stage.assert_next_run_works(scene)

@@ -34,7 +34,7 @@ class PartialFile:
         self.path = path
         self.fd = -1  # until the file is created
         self.position = 0  # where the next bytes are appended
-        self._is_dressed = False  # it has owner, mode and attributes
+        self._is_settled = False  # nothing is written any more
         self._reserved = 0  # offset up to which space is reserved
         self._pace = Pace()
 
@@ -152,18 +152,15 @@ class PartialFile:
         os.ftruncate(self.fd, position)
         self.position = position
 
-    def take_after(self, target: Path) -> None:
-        """Take owner, mode and attributes of the file that is replaced; only the first call does.
+    def settle(self, target: Path) -> None:
+        """Take over owner and mode of ``target``, and flush all bytes; only the first call does.
 
-        See :func:`~ckptool.writers.files.attributes.take_after`.
+        After it, only the rename can still fail.
         """
-        if not self._is_dressed:
+        if not self._is_settled:
             take_after(self.fd, target)
-            self._is_dressed = True
-
-    def sync(self) -> None:
-        """Flush the written bytes to the disk."""
-        os.fsync(self.fd)
+            os.fsync(self.fd)
+            self._is_settled = True
 
     def _put(self, data: bytes | bytearray | memoryview, offset: int) -> int:
         view, done = memoryview(data).cast("B"), 0
@@ -211,8 +208,7 @@ def whole_file(
         with held():
             file.fd = create(file.path, target)
         yield file
-        file.take_after(target)
-        os.fsync(file.fd)
+        file.settle(target)
         last_look()
         with held():
             _publish(file, target, force=force, backup=backup)
