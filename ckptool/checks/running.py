@@ -173,6 +173,21 @@ REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
 ADVICE: Mapping[str, tuple[str, ...]] = {"resume": ("CK515",)}
 
 
+def rules_asked_for(require: Iterable[str], selected: Iterable[str]) -> frozenset[str]:
+    """Return the rules that requirements and a selection by id or family ask for."""
+    prefixes = tuple(selected)
+    chosen = {rule.id for rule in RULES if prefixes and rule.id.startswith(prefixes)}
+    return frozenset(chosen.union(*(REQUIREMENTS.get(name, ()) for name in require)))
+
+
+def spare(ignored: Iterable[str], asked: Collection[str]) -> list[str]:
+    """Return rules to ignore by their ids, without those asked for; unknown names as they are."""
+    families = {text: [rule.id for rule in RULES if rule.id.startswith(text)] for text in ignored}
+    return [
+        rule for text, found in families.items() for rule in found or [text] if rule not in asked
+    ]
+
+
 def select(
     *,
     require: Iterable[str] = (),

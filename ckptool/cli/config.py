@@ -69,6 +69,7 @@ class Settings(NamedTuple):
     options: Mapping[str, Any] = {}
     layouts: Layouts = ()
     foreign: tuple[ConfigUse, ...] = ()  # files in directories of operands
+    own: tuple[ConfigUse, ...] = ()  # other files, from which everything is taken
     loose: tuple[ConfigUse, ...] = ()  # settings that were only found, and let it refuse less
 
 
@@ -146,6 +147,7 @@ def _combined(command: str, found: Iterable[_Found]) -> Settings:
     options: dict[str, Any] = {}
     layouts: Layouts = ()
     foreign: list[ConfigUse] = []
+    own: list[ConfigUse] = []
     loose: list[ConfigUse] = []
     for each in found:
         given = _options(command, each)
@@ -163,9 +165,11 @@ def _combined(command: str, found: Iterable[_Found]) -> Settings:
             foreign.append(
                 ConfigUse(str(each.path), tuple(f"{command}.{name}" for name in strict), others)
             )
-        elif others:
-            loose.append(ConfigUse(str(each.path), others, ()))
-    return Settings(options, layouts, tuple(foreign), tuple(loose))
+            continue
+        used = (*(f"{command}.{name}" for name in strict), *others)
+        own += [ConfigUse(str(each.path), used, ())] if used else []
+        loose += [ConfigUse(str(each.path), others, ())] if others else []
+    return Settings(options, layouts, tuple(foreign), tuple(own), tuple(loose))
 
 
 def _is_stricter(command: str, name: str, value: Any) -> bool:

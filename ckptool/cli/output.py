@@ -163,8 +163,8 @@ def place_named(text: str, ema: str | None) -> Operand:
 
 
 def with_config(report: Any, settings: Settings) -> Any:
-    """Return a report that states the configuration files beside its checkpoints."""
-    return replace(report, config=settings.foreign or None)
+    """Return a report that states the configuration files that were used, or ignored."""
+    return replace(report, config=(*settings.foreign, *settings.own) or None)
 
 
 def tell_config(settings: Settings) -> None:

@@ -25,7 +25,7 @@ from ckptool.cli.output import (
 )
 from ckptool.commands.like import read_like
 from ckptool.commands.report_files import check_report_files
-from ckptool.commands.verify import Request, chosen_rules, verify_all, with_new_names
+from ckptool.commands.verify import Request, chosen_rules, combined, verify_all
 from ckptool.contents.selection import Operand, parse_operand
 from ckptool.errors import CkptError, UsageError
 from ckptool.render.outputs import outputs_of
@@ -115,8 +115,9 @@ def command(
     lists = {name: _listed(texts) for name, texts in asked.items() if texts is not None}
     flags = {"strict": strict, "bytes": bytes_, "values": values}
     settings = read_settings("verify", [*paths, like, against], config)
-    given = with_new_names(settings.options) | with_new_names(lists)
-    given |= {name: flag for name, flag in flags.items() if flag is not None}
+    typed = {**lists, **{name: flag for name, flag in flags.items() if flag is not None}}
+    compared = {"like": like is not None, "against": against is not None}
+    given = combined(settings.options, typed, **compared)
     place = own_place()
     check_report_files([file for _, file in files], [*paths, like, against], force=force)
     if place.speaks:
@@ -125,7 +126,7 @@ def command(
         with progressing("verifying") as progress:
             layouts = settings.layouts
             request = Request(
-                chosen_rules(given, like=like is not None, against=against is not None),
+                chosen_rules(given, **compared),
                 tuple(given.get("require", ())),
                 like=read_like(like, layouts) if like else None,
                 against=against,

@@ -12,6 +12,7 @@ from ckptool.ema.layouts import Layouts
 from ckptool.errors import CkptError, UnreadableError
 from ckptool.formats import folder_format, open_checkpoint
 from ckptool.formats.base import Checkpoint
+from ckptool.formats.sharded import INDEX
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES, files_below
 
 
@@ -45,7 +46,7 @@ def open_part(operand: Operand, layouts: Layouts = ()) -> Checkpoint:
 def files_of(path: Path) -> list[Path]:
     """Return the files that an operand consists of, over which nothing may be written.
 
-    Where that cannot be told, since the operand cannot be opened, it is all of its directory.
+    A directory or an index that cannot be opened may consist of every file in the directory.
     """
     try:
         if is_run(path):
@@ -53,8 +54,11 @@ def files_of(path: Path) -> list[Path]:
         with open_checkpoint(path) as checkpoint:
             return [*checkpoint.files]
     except (CkptError, OSError, MemoryError, RecursionError):
-        folder = path if os.path.isdir(path) else path.parent  # noqa: PTH112 - never raises
-        return [file.path for file in files_below(folder, ())]
+        is_folder = os.path.isdir(path)  # noqa: PTH112 - never raises
+        if not is_folder and not path.name.endswith(INDEX):
+            return [path]
+        folder = path if is_folder else path.parent
+        return [path, *(file.path for file in files_below(folder, ()))]
 
 
 # ------------------------------------------------------------------------------ directories of runs

@@ -18,7 +18,16 @@ from ckptool.checks.base import NotChecked, Subject
 from ckptool.checks.certificate import certify, refused
 from ckptool.checks.container import beside, damage
 from ckptool.checks.registry import CHECKS
-from ckptool.checks.running import REQUIREMENTS, Selection, Verdict, judge, run_checks, select
+from ckptool.checks.running import (
+    REQUIREMENTS,
+    Selection,
+    Verdict,
+    judge,
+    rules_asked_for,
+    run_checks,
+    select,
+    spare,
+)
 from ckptool.checks.sources import Source, read_source
 from ckptool.commands.operands import as_operand, checkpoint_files, is_run, open_part
 from ckptool.contents.dangers import met_before_failing
@@ -77,8 +86,7 @@ def chosen_rules(
         UsageError: no rule or requirement has such a name.
     """
     options = with_new_names(options)
-    require = [*options.get("require", ())]
-    require += [name for name, is_given in (("loads", like), ("provenance", against)) if is_given]
+    require = [*options.get("require", ()), *_compared(like=like, against=against)]
     for name in require:
         if name not in REQUIREMENTS:
             known = ", ".join(REQUIREMENTS)
@@ -94,6 +102,26 @@ def chosen_rules(
         bytes_=options.get("bytes"),
         values=options.get("values"),
     )
+
+
+def combined(
+    configured: Mapping[str, Any], typed: Mapping[str, Any], *, like: bool, against: bool
+) -> dict[str, Any]:
+    """Return the options of a configuration with those typed, which win.
+
+    A configuration ignores no rule that was typed: neither one of ``--rules`` nor one that
+    ``--require``, ``--like`` or ``--against`` needs.
+    """
+    configured, typed = with_new_names(configured), with_new_names(typed)
+    require = [*typed.get("require", ()), *_compared(like=like, against=against)]
+    asked = rules_asked_for(require, typed.get("rules", ()))
+    spared = {"ignore_rules": spare(configured.get("ignore_rules", ()), asked)}
+    return {**configured, **spared, **typed}
+
+
+def _compared(*, like: bool, against: bool) -> list[str]:
+    """Return what a file to compare with requires."""
+    return [name for name, is_given in (("loads", like), ("provenance", against)) if is_given]
 
 
 OLD_NAMES = {"select": "rules", "ignore": "ignore_rules"}  # of options

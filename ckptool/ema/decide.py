@@ -30,6 +30,12 @@ def decide(
     if main is not None and not any(c.kind == CHOSEN for c in candidates):
         in_slot = _in_main_slot(examiner, main, candidates)
         if in_slot is not None:
+            others = any(c.is_average and not c.is_raw for c in candidates)
+            if others and in_slot.layout in examiner.layouts:
+                both = (in_slot, *candidates)  # a configuration and the file contradict each other
+                return EmaLocation(
+                    EmaStatus.AMBIGUOUS, MainSlot.UNKNOWN, main, both, None, inventory
+                )
             found = (in_slot, *_raw_aside(examiner, main, in_slot, candidates))
             if in_slot.is_unstarted:
                 return EmaLocation(EmaStatus.NONE, MainSlot.UNKNOWN, main, found, None, inventory)

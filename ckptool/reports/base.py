@@ -32,7 +32,7 @@ class ConfigUse:
     ignored: tuple[str, ...]  # since the file lies in the directory of an operand
 
 
-# Configuration files in the directory of a checkpoint; None: there are none.
+# Configuration files that were used, or ignored; None: there are none.
 Configured = tuple[ConfigUse, ...] | None
 
 

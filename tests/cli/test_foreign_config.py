@@ -101,7 +101,51 @@ def test_the_file_of_the_option_is_the_users_own(download, ckptool):
     done = ckptool("verify", "model.pt", "--config", "ckptool.toml", "--json")
     assert (done.exit_code, done.stderr) == (0, "")
     assert [check["rule"] for check in done.json["checks"]] == ["CK101"]
-    assert "config" not in done.json
+    assert done.json["config"] == [{"path": "ckptool.toml", "used": ["verify.rules"], "ignored": []}]
+
+
+ASKED = {
+    "a requirement": (("--require", "finite"), "CK3"),
+    "a requirement, one rule ignored": (("--require", "finite"), "CK301"),
+    "a family": (("--rules", "CK3", "--values"), "CK3"),
+    "a rule": (("--rules", "CK301"), "CK3"),
+    "the old name": (("--select", "CK301"), "CK3"),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("config", ["found", "named"])
+def test_what_is_asked_for_on_the_command_line_is_not_ignored_by_a_configuration(
+    config, name, tmp_path, monkeypatch, ckptool
+):
+    """Not even by the user's own; what is typed can be taken back by what is typed."""
+    monkeypatch.chdir(tmp_path)
+    asked, ignored = ASKED[name]
+    path = save(tmp_path / "runs" / "last.pt", {"model": {"w": torch.tensor([torch.nan])}})
+    file = tmp_path / ("ckptool.toml" if config == "found" else "mine.toml")
+    file.write_text(f'[verify]\nignore_rules = ["{ignored}"]\n')
+    named = ("--config", file) if config == "named" else ()
+    assert ckptool("verify", path, *asked, *named).exit_code == 1
+    assert ckptool("verify", path, *asked, *named, "--ignore-rules", "CK3").exit_code == 0
+    assert ckptool("verify", path, "--values", *named).exit_code == (ignored != "CK3")
+
+
+def test_a_rule_that_does_not_exist_is_an_error_in_a_configuration_too(download, ckptool):
+    (download.parent / "ckptool.toml").write_text('[verify]\nignore_rules = ["CK999"]\n')
+    done = ckptool("verify", "model.pt")
+    assert (done.exit_code, "no rule 'CK999'" in done.stderr) == (2, True)
+
+
+def test_a_layout_does_not_make_the_model_weights_an_ema(tmp_path, monkeypatch, ckptool):
+    """Not even the user's own: it contradicts what the file says, so nothing is chosen."""
+    monkeypatch.chdir(tmp_path)
+    model = drawn()
+    path = save(tmp_path / "runs" / "last.pt", {"model": model, "ema": near(model)})
+    (tmp_path / "ckptool.toml").write_text(LAYOUT)
+    done = ckptool("extract-ema", path, "-o", "out.pt")
+    assert done.exit_code == 2
+    assert "2 places could be meant: model (ema), ema (ema)" in done.stderr
+    assert not (tmp_path / "out.pt").exists()
 
 
 def test_a_project_decides_on_the_runs_below_it(tmp_path, monkeypatch, ckptool):
@@ -111,7 +155,10 @@ def test_a_project_decides_on_the_runs_below_it(tmp_path, monkeypatch, ckptool):
     (tmp_path / "ckptool.toml").write_text('[verify]\nignore_rules = ["CK3"]\n')
     done = ckptool("verify", path, "--values", "--json")
     assert done.exit_code == 0
-    assert "config" not in done.json
+    (used,) = done.json["config"]
+    assert used == {
+        "path": str(tmp_path / "ckptool.toml"), "used": ["verify.ignore_rules"], "ignored": []
+    }  # fmt: skip
     assert done.stderr == f"note: {tmp_path / 'ckptool.toml'} decides on verify.ignore_rules\n"
     monkeypatch.chdir(tmp_path / "runs")
     assert ckptool("verify", "a/last.pt", "--values").exit_code == 0
@@ -123,7 +170,9 @@ def test_a_foreign_configuration_does_not_hide_the_projects(download, ckptool):
     (download / "ckptool.toml").write_text('[verify]\nrequire = ["finite"]\nignore = ["CK4"]\n')
     done = ckptool("verify", "model.pt", "--json")
     assert sorted(done.json["required"]) == ["ema", "finite"]
-    assert [use["ignored"] for use in done.json["config"]] == [["verify.ignore"]]
+    assert [(use["used"], use["ignored"]) for use in done.json["config"]] == [
+        (["verify.require"], ["verify.ignore"]), (["verify.require"], [])
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("operand", [".", "..", "../download", "link.pt", "sub/../model.pt"])

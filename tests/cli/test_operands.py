@@ -190,11 +190,13 @@ def test_markdown_of_a_text_is_a_block_that_nothing_in_it_ends(ckptool, tmp_path
     [(("--select", "CK4"), ("--rules", "CK4")), (("--ignore", "CK4"), ("--ignore-rules", "CK4"))],
 )
 def test_the_old_options_for_rules_still_work(old, new, ckptool, tmp_path, monkeypatch):
-    expected = ckptool("verify", LATE, *new, "--json")
-    assert ckptool("verify", LATE, *old, "--json") == expected
-    assert ckptool("verify", LATE, "--json") != expected
+    expected = ckptool("verify", LATE, *new, "--json").json
+    assert ckptool("verify", LATE, *old, "--json").json == expected
+    assert ckptool("verify", LATE, "--json").json != expected
     monkeypatch.chdir(tmp_path)
     for option in (old[0], new[0]):
         key = option.strip("-").replace("-", "_")
         (tmp_path / "ckptool.toml").write_text(f'[verify]\n{key} = ["CK4"]\n')
-        assert ckptool("verify", LATE, "--json") == expected
+        found = ckptool("verify", LATE, "--json").json
+        assert found.pop("config")[0]["used"] == [f"verify.{key}"]
+        assert found == expected

@@ -111,7 +111,7 @@ def test_json_and_format_json_are_the_same(ckptool):
 def test_a_report_in_a_file_is_what_would_be_printed(name, half, tmp_path, ckptool):
     file = tmp_path / "report"
     file.write_text("of yesterday")
-    output = ckptool("verify", AVERAGED, half, "--report", f"{name}={file}")
+    output = ckptool("verify", AVERAGED, half, "--report", f"{name}={file}", "--force")
     assert output.exit_code == 1
     assert output == ckptool("verify", AVERAGED, half)
     assert file.read_text() == ckptool("verify", AVERAGED, half, "--format", name)
