@@ -262,10 +262,10 @@ def test_only_the_command_line_knows_environment_and_streams(module):
     assert not known & names
 
 
-# ------------------------------------------------------------------------------- who changes the disk
+# ----------------------------------------------------------------------------- who changes the disk
 
-# Functions that create, replace or delete something, whatever they are called on, and modules all of
-# whose functions but these do.
+# Methods that create, replace or delete something; of ``shutil`` and ``tempfile`` all functions do,
+# but those in ``READING``.
 CHANGING = frozenset({
     "chmod", "fchmod", "ftruncate", "hardlink_to", "link", "makedirs", "mkdir", "mkfifo", "mknod",
     "pwrite", "pwritev", "removedirs", "rename", "renames", "rmdir", "rmtree",
@@ -287,7 +287,8 @@ def changes(tree: ast.AST) -> Iterator[str]:
         ]
         is_open = name in {"open", "io.open"} or name.endswith(".open")
         if (
-            name.rpartition(".")[2] in CHANGING and "." in name
+            (name.rpartition(".")[2] in CHANGING
+            and "." in name)
             or name in {"os.replace", "os.remove"}
             or (name.startswith(("shutil.", "tempfile.")) and name not in READING)
             or (name == "os.open" and OPENING.search(" ".join(args)))

@@ -101,7 +101,9 @@ def test_the_file_of_the_option_is_the_users_own(download, ckptool):
     done = ckptool("verify", "model.pt", "--config", "ckptool.toml", "--json")
     assert (done.exit_code, done.stderr) == (0, "")
     assert [check["rule"] for check in done.json["checks"]] == ["CK101"]
-    assert done.json["config"] == [{"path": "ckptool.toml", "used": ["verify.rules"], "ignored": []}]
+    assert done.json["config"] == [
+        {"path": "ckptool.toml", "used": ["verify.rules"], "ignored": []}
+    ]
 
 
 ASKED = {

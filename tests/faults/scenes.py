@@ -107,6 +107,7 @@ class Scene:
         return "out.safetensors.index.json" if "--max-shard-size" in self.args else None
 
 
+OLD_INDEX = b'{"weight_map": {"a": "out-00001-of-00002.safetensors"}}'
 SCENES = (
     Scene("in-place", ("promote-ema", INPUT, "--in-place")),
     Scene("in-place-backup", ("promote-ema", INPUT, "--in-place", "--backup")),
@@ -125,7 +126,7 @@ SCENES = (
     Scene("extract-shards-force",
           ("extract-ema", INPUT, "-o", "out.safetensors", "--max-shard-size", "10KB", "--force"),
           {"out-00001-of-00002.safetensors": b"an older one",
-           "out.safetensors.index.json": b'{"weight_map": {"a": "out-00001-of-00002.safetensors"}}'}),
+           "out.safetensors.index.json": OLD_INDEX}),
     Scene("report", ("verify", INPUT, "--report", "json=out.json"), again=2, report="out.json"),
     Scene("report-force", ("verify", INPUT, "--report", "json=out.json", "--force"),
           {"out.json": b"an older one"}, report="out.json"),

@@ -440,8 +440,8 @@ def test_a_dangling_chain_of_links_without_a_folder_is_refused(tmp_path):
 
 # --------------------------------------------------------------------------------- killed meanwhile
 
-# The real command, which stops before its file is put in place and says so. It sleeps in short steps:
-# Python runs a handler between two of them, also when the signal came just before one began.
+# The real command, which stops before its file is put in place and says so. It sleeps in short
+# steps: between two of them Python handles a signal that came just before a step began.
 DRIVER = """
 import os, sys, time
 from ckptool import cli

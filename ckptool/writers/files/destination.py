@@ -119,9 +119,7 @@ def check_output(path: Path, inputs: Collection[Path], *, force: bool) -> Path:
     if not stat.S_ISREG(status.st_mode):
         raise OutputError("not a regular file", path=path, hint="name a file")
     if any(is_same_file(source, target) for source in inputs):
-        raise OutputError(
-            "the output is the input itself", path=path, hint="name another file"
-        )
+        raise OutputError("the output is the input itself", path=path, hint="name another file")
     if not force:
         remove_second_name(target)
         raise OutputError(

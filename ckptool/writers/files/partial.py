@@ -114,9 +114,7 @@ def remove_left_over(target: Path, inputs: Collection[Path]) -> None:
 def _is_of_this_user(fd: int) -> bool:
     """Return whether a run of this user can have made the file, or another name keeps its bytes."""
     status = os.fstat(fd)
-    return stat.S_ISREG(status.st_mode) and (
-        status.st_uid == os.geteuid() or status.st_nlink > 1
-    )
+    return stat.S_ISREG(status.st_mode) and (status.st_uid == os.geteuid() or status.st_nlink > 1)
 
 
 def remove_second_name(target: Path) -> None:
