@@ -92,6 +92,12 @@ def command(
             help="Print the path of the checkpoint with the best METRIC that passes.",
         ),
     ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="List the checks that were not made, and why.")
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only the files that fail, and why.")
+    ] = False,
     config: shared.Config = None,
     form: shared.Format = "text",
     report: shared.Reports = None,
@@ -108,6 +114,7 @@ def command(
     answered = "ChoiceReport" if latest or best is not None else "VerifyReport"
     files = report_files(answered, report or ())
     shown = output_for(answered, form, json=json)
+    text = _text_form(shown, answered, verbose=verbose, quiet=quiet)
     asked = {
         "require": require, "rules": rules, "ignore_rules": ignore_rules, "select": select,
         "ignore": ignore,
@@ -144,11 +151,30 @@ def command(
             write_reports(files, answers, force=force)
             if not (refused and tells_alone):
                 with concluding():
-                    answer(answers, shown, color=color)
+                    answer(answers, text, color=color)
     if refused and (tells_alone or shown == "text"):
         raise refused[0]
     if code:
         raise typer.Exit(code)
+
+
+def _text_form(output: str, answered: str, *, verbose: bool, quiet: bool) -> str:
+    """Return the output, for text with the part of it that ``--verbose`` or ``--quiet`` asks for.
+
+    Raises:
+        UsageError: both are asked for, or another form than the text of a verdict.
+    """
+    if not (verbose or quiet):
+        return output
+    if verbose and quiet:
+        raise UsageError("--verbose and --quiet do not go together", hint="leave one out")
+    option = "verbose" if verbose else "quiet"
+    if output != "text" or answered != "VerifyReport":
+        raise UsageError(
+            f"--{option} changes the text of a verdict, and this answer is another one",
+            hint=f"leave out --{option}, or --format, --json, --latest-valid and --best",
+        )
+    return option
 
 
 def _answers(

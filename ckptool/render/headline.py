@@ -11,25 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ckptool.render import text as words
-from ckptool.render.facts import place, short
+from ckptool.render.facts import file_kind, place, short
 from ckptool.render.page import Line, Piece, line
 from ckptool.reports.base import DECAYS, UPDATES, EmaStatus, MainSlot
 from ckptool.reports.inspect import CandidateReport, InspectReport
 
-# Names of formats for people; the others are their own.
-FORMATS: Mapping[str, str] = {
-    "torch-zip": "torch.save (zip)",
-    "torch-legacy": "torch.save (before 1.6)",
-    "torch-tar": "torch 0.1 (tar)",
-    "torchscript": "TorchScript",
-    "folder": "folder of files",
-    "sharded": "shards with an index",
-    "dcp": "torch.distributed.checkpoint",
-    "dcp-safetensors": "torch.distributed.checkpoint (safetensors)",
-    "deepspeed": "DeepSpeed",
-    "ranks": "torch.save of each rank",
-    "unpacked-zip": "unzipped torch.save",
-}
 RESULTS = 2  # that the headline names
 
 
@@ -47,7 +33,7 @@ def headline(report: InspectReport) -> Iterator[Line]:
 
 def _file(report: InspectReport) -> Line:
     part = "" if report.address is None else f"#{report.address}"
-    facts = [FORMATS.get(report.format, report.format), words.size(report.size_bytes)]
+    facts = [file_kind(report.format), words.size(report.size_bytes)]
     if report.model and report.model.parameters:
         several = " and others" if len(report.model.dtypes) > 1 else ""
         facts.append(f"{words.count(report.model.parameters)} parameters")

@@ -17,7 +17,7 @@ from ckptool.render.page import Page, draw, line
 from ckptool.render.text import unshortened
 from ckptool.reports.base import SCHEMAS
 
-TEXTS = ("text", "stat", "names")  # pages, of which the last two are shortened
+TEXTS = ("text", "stat", "names", "verbose", "quiet")  # pages; options choose all but the first
 
 
 def _verdicts(function: str) -> dict[str, str]:
@@ -42,6 +42,8 @@ RENDERERS: Mapping[str, Mapping[str, str]] = {
     },
     "stat": {"DiffReport": "diff_text.show_stat"},
     "names": {"DiffReport": "diff_text.show_names"},
+    "verbose": {"VerifyReport": "verify_text.show_everything"},
+    "quiet": {"VerifyReport": "verify_text.show_quietly"},
     "json": dict.fromkeys(SCHEMAS, "as_json.to_documents"),
     "md": {
         "InspectReport": "markdown.text_to_markdown",
@@ -67,9 +69,9 @@ RENDERERS: Mapping[str, Mapping[str, str]] = {
 
 def outputs_of(report: str) -> tuple[str, ...]:
     """Return the names of the outputs that a class of reports has, for ``--format``."""
-    shortened = TEXTS[1:]
+    chosen_by_options = TEXTS[1:]
     return tuple(
-        name for name, rows in RENDERERS.items() if report in rows and name not in shortened
+        name for name, rows in RENDERERS.items() if report in rows and name not in chosen_by_options
     )
 
 

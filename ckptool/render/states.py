@@ -43,14 +43,19 @@ def in_state(report: VerifyReport, state: State) -> list[CheckResult]:
     return [check for check in report.checks if check.state == state]
 
 
-def counts(report: VerifyReport) -> str:
-    """Return ``1 error, 2 warnings; 64 checks: 3 failed, 21 not checked, 40 passed``."""
+def found_by_severity(report: VerifyReport) -> list[str]:
+    """Return ``["1 error", "2 warnings"]``."""
     severities = [finding.severity for finding in report.findings]
-    found = [
+    return [
         plural(severities.count(severity), noun)
         for severity, noun in NOUNS.items()
         if severity in severities
     ]
+
+
+def counts(report: VerifyReport) -> str:
+    """Return ``1 error, 2 warnings; 64 checks: 3 failed, 21 not checked, 40 passed``."""
+    found = found_by_severity(report)
     states = ", ".join(f"{len(in_state(report, s))} {word}" for s, word in STATES.items())
     checks = f"{plural(len(report.checks), 'check')}: {states}"
     return f"{', '.join(found)}; {checks}" if found else checks

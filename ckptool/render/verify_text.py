@@ -1,55 +1,131 @@
-"""The text of ``ckptool verify``: the verdict, findings, and checks that were not made."""
+"""The text of ``ckptool verify``: findings, checks that were not made, and last the verdict.
+
+In the log of a job people read the end.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby
 
 from ckptool.render import text as words
+from ckptool.render.facts import file_kind
 from ckptool.render.page import Grid, Line, Page, line, one_by_one
-from ckptool.render.states import counting, counts, in_state, path_of, remedy, verdict
+from ckptool.render.states import (
+    counting,
+    found_by_severity,
+    in_state,
+    path_of,
+    remedy,
+    verdict,
+)
 from ckptool.reports.base import Finding
 from ckptool.reports.verify import ChoiceReport, ResumeReport, ResumeVerdict, State, VerifyReport
 
 MESSAGE_LIMIT = 600  # characters
 
-_HEADS = {"error": "Errors", "warning": "Warnings", "info": "Worth knowing"}
+_HEADS = {"error": "Errors", "warning": "Warnings", "info": "Notes"}
 _VERDICT_STYLE = {State.PASSED: "good", State.FAILED: "error"}
+# Rule -> rules that tell the same fault of the same tensor, and more of it.
+_TOLD_BY = {"CK303": ("CK301", "CK302")}
 
 
 def show_verify(reports: Sequence[VerifyReport]) -> Page:
-    """Yield the verdict and findings of each file, then once for all the checks not made."""
-    several = len(reports) > 1
-    for before, report in zip([None, *reports], reports, strict=False):
-        if before is not None and (before.findings or report.findings):
-            yield line("")
-        yield _verdict(report) if report.findings or not several else _headline(report)
-        yield from _certificate(report.resume)
-        yield from _findings(report.findings)
+    """Yield the findings of each file, then the verdict; what was not checked is a number."""
+    yield from _verdicts(reports, _told)
+    yield from _summary(reports, hint=" (--verbose lists them)")
+
+
+def show_everything(reports: Sequence[VerifyReport]) -> Page:
+    """Yield the findings of each file, the checks not made with their reasons, and the verdict."""
+    yield from _verdicts(reports, _told)
     yield from _unchecked(reports)
-    if several:
-        passed = sum(report.ok for report in reports)
-        style = _VERDICT_STYLE[State.PASSED if passed == len(reports) else State.FAILED]
-        yield line((f"\n{passed} of {len(reports)} passed", style))
+    yield from _summary(reports)
+
+
+def show_quietly(reports: Sequence[VerifyReport]) -> Page:
+    """Yield only the files that fail, with the findings for which they do."""
+    failed = [report for report in reports if not report.ok]
+    yield from _verdicts(failed, lambda report: counting(report, _told(report)))
 
 
 def show_failures(report: VerifyReport) -> Page:
-    """Yield the verdict, and only the findings for which the file fails."""
-    yield _verdict(report)
-    yield from _findings(counting(report, report.findings))
+    """Yield the findings for which a file fails, and the verdict."""
+    yield from _verdicts([report], lambda report: counting(report, _told(report)))
+    yield from _summary([report])
 
 
-def _headline(report: VerifyReport) -> Line:
+def _told(report: VerifyReport) -> list[Finding]:
+    """Return the findings, without those that another one tells too."""
+    found = {(each.rule, each.address) for each in report.findings}
+    return [
+        each
+        for each in report.findings
+        if not any((rule, each.address) in found for rule in _TOLD_BY.get(each.rule, ()))
+    ]
+
+
+def _verdicts(
+    reports: Sequence[VerifyReport], chosen: Callable[[VerifyReport], list[Finding]]
+) -> Page:
+    """Yield each file with its findings; a finding that several files share is told once."""
+    common = _common(reports)
+    was_long = False
+    for i, report in enumerate(reports):
+        findings = [each for each in chosen(report) if _fault(each) not in common]
+        is_long = bool(findings or report.resume)
+        if i and (is_long or was_long):
+            yield line("")
+        yield _headline(report, tells=len(reports) > 1)
+        if report.required and (is_long or len(reports) == 1):
+            yield line(f"required: {', '.join(map(words.printable, report.required))}")
+        yield from _certificate(report.resume)
+        yield from _findings(findings)
+        was_long = is_long
+    if common:
+        yield line((f"\nIn several of the {len(reports):,} files", "title"))
+        grid = Grid("left", "left")
+        for found, files in common.values():
+            _add(grid, found, f"in {files:,} files: ")
+        yield grid
+
+
+Fault = tuple[str, str, str]
+
+
+def _fault(found: Finding) -> Fault:
+    return found.rule, found.address, found.message
+
+
+def _common(reports: Sequence[VerifyReport]) -> dict[Fault, tuple[Finding, int]]:
+    """Return the warnings and notes that files share, and the number of these files."""
+    shared: dict[Fault, tuple[Finding, int]] = {}
+    for report in reports:
+        fails = counting(report, report.findings)
+        for each in {_fault(each): each for each in _told(report) if each not in fails}.values():
+            shared[_fault(each)] = (each, shared.get(_fault(each), (each, 0))[1] + 1)
+    return {fault: found for fault, found in shared.items() if found[1] > 1}
+
+
+def _headline(report: VerifyReport, *, tells: bool) -> Line:
     size = words.size(report.size_bytes)
-    what = f"{report.format}, {size}" if report.format else f"cannot be opened, {size}"
+    what = f"{file_kind(report.format)}, {size}" if report.format else f"cannot be opened, {size}"
     word = verdict(report)
-    return line((path_of(report), "title"), f"  {what}: ", (word, _VERDICT_STYLE[word]))
+    told = (": ", (word, _VERDICT_STYLE[word])) if tells else ()
+    return line((path_of(report), "title"), f"  {what}", *told)
 
 
-def _verdict(report: VerifyReport) -> Line:
-    required = f"\nrequired: {', '.join(map(words.printable, report.required))}"
-    said = f"\n{counts(report)}{required if report.required else ''}"
-    return line(*_headline(report).pieces, said)
+def _summary(reports: Sequence[VerifyReport], hint: str = "") -> Page:
+    """Yield the verdict: of one file with the counts of its checks, of several with theirs."""
+    passed = sum(report.ok for report in reports)
+    word = State.PASSED if passed == len(reports) else State.FAILED
+    unchecked = {c.rule for report in reports for c in in_state(report, State.NOT_CHECKED)}
+    rest = f"; {len(unchecked)} not checked{hint}" if unchecked else ""
+    if len(reports) == 1:
+        found = [*found_by_severity(reports[0]), f"{len(in_state(reports[0], State.PASSED))} ok"]
+        yield line("\n", (word, _VERDICT_STYLE[word]), f": {', '.join(found)}{rest}")
+        return
+    yield line((f"\n{passed:,} of {len(reports):,} passed", _VERDICT_STYLE[word]), rest)
 
 
 # --------------------------------------------------------------------------------------- to resume
@@ -89,10 +165,16 @@ def _findings(findings: Iterable[Finding]) -> Page:
         yield line((f"\n{_HEADS[severity]}", "title"))
         grid = Grid("left", "left")
         for found in alike:
-            grid.add_row(*_finding(found))
-            if found.remedy:
-                grid.add_row("", line(("→ ", "label"), remedy(found)))
+            _add(grid, found)
         yield grid
+
+
+def _add(grid: Grid, found: Finding, where: str = "") -> None:
+    """Add the rows of a finding: what is wrong, and the remedy."""
+    label, message = _finding(found)
+    grid.add_row(label, line((where, "label"), *message.pieces))
+    if found.remedy:
+        grid.add_row("", line(("→ ", "label"), remedy(found)))
 
 
 def _finding(found: Finding) -> tuple[Line, Line]:

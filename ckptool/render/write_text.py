@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from ckptool.render import text as words
-from ckptool.render.facts import MAIN_SLOT, Fact, facts, finding_row, place, short
+from ckptool.render.facts import MAIN_SLOT, Fact, facts, file_kind, finding_row, place, short
 from ckptool.render.page import Line, Page, line, one_by_one
 from ckptool.reports.base import Finding, MainSlot
 from ckptool.reports.write import CastReport, ExtractReport, PromoteReport
@@ -16,9 +16,17 @@ from ckptool.reports.write import CastReport, ExtractReport, PromoteReport
 def show_extract(report: ExtractReport) -> Page:
     """Yield the output, its sources, the tensors that the EMA lacked, and the findings."""
     done = "wrote" if report.written else "would write"
-    yield line(f"{done} ", (words.printable(report.output), "title"), f"  {report.format}")
+    yield line(
+        f"{done} ", (words.printable(report.output), "title"), f"  {file_kind(report.format)}"
+    )
     yield facts("From", _extract_lines(report))
     yield from _findings(report.findings)
+
+
+def _output(done: str, report: ExtractReport | PromoteReport) -> Line:
+    """Return ``wrote OUT``, with the kind of the file."""
+    path = (words.printable(report.output), "title")
+    return line(f"{done} ", path, f"  {file_kind(report.format)}")
 
 
 _NAMES = {
@@ -95,7 +103,11 @@ def _cast(casts: CastReport) -> Line:
 @one_by_one
 def show_promote(report: PromoteReport) -> Page:
     """Yield the replaced tensors, the ones that replace them, and those that stay."""
-    yield line(f"{_done(report)} ", (words.printable(report.output), "title"), f"  {report.format}")
+    yield line(
+        f"{_done(report)} ",
+        (words.printable(report.output), "title"),
+        f"  {file_kind(report.format)}",
+    )
     yield facts("Promoted", _promote_lines(report))
     yield from _findings(report.findings)
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from ckptool.render.outputs import RENDERERS
+from ckptool.render.outputs import RENDERERS, TEXTS
 from helpers.paths import FIXTURES
 
 LATE = FIXTURES / "ema" / "has_ema" / "late.pt"
@@ -150,7 +150,7 @@ ASKED = {
     "rule": ("RulesReport", ("rule", "CK404")),
     "layouts": ("LayoutsReport", ("layouts",)),
 }
-OUTPUTS = [name for name in RENDERERS if name not in {"stat", "names"}]
+OUTPUTS = [name for name in RENDERERS if name not in TEXTS[1:]]
 
 
 @pytest.mark.parametrize("command", ASKED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,21 +12,21 @@ from hypothesis import given
 from ckptool.render.page import draw
 from ckptool.render.terminal import show
 from ckptool.render.verify_text import show_failures, spans
+from ckptool.reports.base import Finding, Severity
 from helpers import verdicts
 
 
-def shown(report) -> str:
+def shown(report, output="text") -> str:
     stream = io.StringIO()
-    show(report if isinstance(report, list) else [report], stream)
+    show(report if isinstance(report, list) else [report], stream, output=output)
     return stream.getvalue()
 
 
-def test_the_verdict_comes_first_then_findings_by_severity_then_what_was_not_checked():
+def test_findings_stand_by_severity_then_what_was_not_checked_and_the_verdict_is_last():
     assert (
-        shown(verdicts.bad())
+        shown(verdicts.bad(), "verbose")
         == """\
-runs/bad.ckpt  torch-zip, 2 KiB: failed
-1 error, 1 warning, 1 note; 5 checks: 3 failed, 1 not checked, 1 passed
+runs/bad.ckpt  torch.save (zip), 2 KiB
 required: ema, resume
 
 Errors
@@ -35,24 +36,55 @@ Errors
 Warnings
   CK404  ema: the averages are the model's own values
 
-Worth knowing
+Notes
   CK409  ema: 1 of 4 weights has no average
 
 Not checked
   reads every byte: ask with --bytes  CK103
+
+failed: 1 error, 1 warning, 1 note, 1 ok; 1 not checked
 """
     )
 
 
+def test_what_was_not_checked_is_one_number_unless_asked_for():
+    lines = shown(verdicts.bad()).splitlines()
+    assert "Not checked" not in lines
+    assert lines[-1].endswith("; 1 not checked (--verbose lists them)")
+
+
+def test_quiet_tells_of_files_that_fail_and_only_why():
+    assert shown(verdicts.good(), "quiet") == ""
+    said = shown([verdicts.good(), verdicts.bad()], "quiet")
+    assert "good.ckpt" not in said
+    assert re.findall(r"CK\d+", said) == ["CK102"]
+
+
+def test_a_note_that_several_files_share_is_told_once():
+    one, other = verdicts.bad(), replace(verdicts.bad(), path="runs/other.ckpt")
+    said = shown([one, other])
+    assert said.count("CK404") == said.count("CK409") == 1
+    assert "  CK409  in 2 files: ema: 1 of 4 weights has no average" in said
+    assert said.count("CK102") == 2  # a file fails for it
+
+
+def test_a_sample_that_is_not_finite_is_told_with_the_count_of_all_values():
+    error = Severity.ERROR
+    sampled = Finding("CK303", error, "model/w", "NaN among the first values")
+    counted = Finding("CK301", error, "model/w", "1 of 4 values is NaN")
+    report = replace(verdicts.bad(), findings=(sampled, counted))
+    assert re.findall(r"CK30\d", shown(report)) == ["CK301"]
+    assert "CK303" in shown(replace(report, findings=(sampled,)))
+
+
 def test_several_files_say_once_what_was_not_checked_and_end_with_the_count():
     assert (
-        shown([verdicts.good(), verdicts.good(), verdicts.unreadable()])
+        shown([verdicts.good(), verdicts.good(), verdicts.unreadable()], "verbose")
         == """\
-runs/good.ckpt  torch-zip, 2 KiB: passed
-runs/good.ckpt  torch-zip, 2 KiB: passed
+runs/good.ckpt  torch.save (zip), 2 KiB: passed
+runs/good.ckpt  torch.save (zip), 2 KiB: passed
 
 runs/none.ckpt  cannot be opened, 3 B: failed
-1 error; 2 checks: 1 failed, 1 not checked, 0 passed
 
 Errors
   CK101  not a checkpoint
@@ -61,7 +93,7 @@ Not checked
   reads every byte: ask with --bytes  CK103, in 2 of 3 files
   the file could not be opened  CK102, in 1 of 3 files
 
-2 of 3 passed
+2 of 3 passed; 2 not checked
 """
     )
 
