@@ -287,8 +287,7 @@ def changes(tree: ast.AST) -> Iterator[str]:
         ]
         is_open = name in {"open", "io.open"} or name.endswith(".open")
         if (
-            (name.rpartition(".")[2] in CHANGING
-            and "." in name)
+            (name.rpartition(".")[2] in CHANGING and "." in name)
             or name in {"os.replace", "os.remove"}
             or (name.startswith(("shutil.", "tempfile.")) and name not in READING)
             or (name == "os.open" and OPENING.search(" ".join(args)))

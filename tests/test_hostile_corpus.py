@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ckptool.commands.verify import Request, chosen_rules, verify_file
 from helpers.output import environment
 from helpers.paths import FIXTURES
 from helpers.thinned import one_in
@@ -110,6 +111,43 @@ def test_the_writing_commands_run_nothing_either(row, command, run, tmp_path):
     done = run(command, FIXTURES / row["name"], "-o", tmp_path / "out.pt")
     assert done.exit_code == 2  # none has an EMA
     assert list(tmp_path.iterdir()) == []
+
+
+def advised(row) -> list[str]:
+    """The lines of Python that the advice on a file comes to, as a person pastes them."""
+    path = FIXTURES / row["name"]
+    report = verify_file(path, Request(chosen_rules({"rules": ["CK2", "CK123", "CK124"]})))
+    remedies = [found.remedy or "" for found in report.findings]
+    load = f"import torch; torch.load({str(path)!r}, weights_only=True)"
+    lines = [f"{remedy}\n{load}" for remedy in remedies if "add_safe_globals" in remedy]
+    if any("save it again" in remedy for remedy in remedies):  # the file has to be loaded for it
+        lines.append(load.replace("True", "False"))
+    calls = [r.removeprefix("load it with ") for r in remedies if r.startswith("load it with ")]
+    return lines + [f"import torch; path = {str(path)!r}; {call}" for call in calls]
+
+
+HOSTILE = [row for row in MANIFEST if row["family"] != "benign" and row["expect"] != "refused"]
+
+
+@pytest.mark.parametrize("row", HOSTILE, ids=named)
+def test_no_advice_runs_the_payload(row, fresh_torch, tmp_path):
+    """Whatever is advised is done, in a process of its own."""
+    for line in advised(row):
+        fresh_torch(line, tmp_path)
+        assert not list(tmp_path.rglob(CANARY)), line
+
+
+def test_of_no_live_file_a_name_is_to_be_allowed():
+    live = [row for row in HOSTILE if row["live"]]
+    assert len(live) >= 90
+    assert not [row["name"] for row in live if any("add_safe" in line for line in advised(row))]
+
+
+def test_what_is_advised_for_honest_files_loads_them(fresh_torch):
+    """So the lines of the tests above are such that can be run."""
+    lines = [line for row in rows(family="benign") for line in advised(row) if "add_safe" in line]
+    assert len(lines) >= 4
+    assert [fresh_torch(line).exit_code for line in lines] == [0] * len(lines)
 
 
 # Loads in a child of its own each file that it is told, as JSON on a line, with torch at hand.

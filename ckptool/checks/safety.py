@@ -22,8 +22,9 @@ from ckptool.checks.weights_only import (
 )
 from ckptool.contents.dangers import built_by_calls, trust_findings, unknown_classes
 from ckptool.formats import open_checkpoint
-from ckptool.formats.base import Checkpoint, NamedGlobal
+from ckptool.formats.base import Checkpoint
 from ckptool.formats.pickles.trust import DANGEROUS, trust_of
+from ckptool.formats.pickles.vetted import PLAIN_DATA
 from ckptool.formats.sharded import INDEX
 from ckptool.reports.base import Finding
 from ckptool.reports.rules import finding
@@ -103,18 +104,18 @@ def _of_file(checkpoint: Checkpoint) -> Verdicts:
         reason = f"torch.load does not read {kind.name} files in this way"
         yield NotChecked("CK202", reason, is_absent=not kind.is_pickle)
         return
-    protocol = pickle_protocol(checkpoint)
-    if protocol > LAST_PROTOCOL:
-        message = f"the pickle is of protocol {protocol}, of which it does not know the opcodes"
-        yield finding("CK202", "", message, "save it again with torch.save, which uses protocol 2")
-        return
     names_of_file = (entry for entry in checkpoint.globals_named if entry.ref.module)
     outer = [entry for entry in names_of_file if not entry.pickle.startswith(NESTED)]
     names = refused(entry.ref for entry in outer)
+    protocol = pickle_protocol(checkpoint)
+    if protocol > LAST_PROTOCOL:
+        message = f"the pickle is of protocol {protocol}, of which it does not know the opcodes"
+        yield finding("CK202", "", message, _why_not(checkpoint, names) or RESAVE)
+        return
     if names:
         are = "is" if len(names) == 1 else "are"
         message = f"{_counted(names)} {are} not allowed by default: {named(names)}"
-        yield finding("CK202", "", message, _line(outer, names, checkpoint))
+        yield finding("CK202", "", message, _line(names, checkpoint))
         return
     refusal = _first_refusal(checkpoint)
     if isinstance(refusal, Refusal):
@@ -140,10 +141,30 @@ def _first_refusal(checkpoint: Checkpoint, more: Sequence[str] = ()) -> Refusal 
     return None
 
 
-def _line(entries: list[NamedGlobal], names: list[str], checkpoint: Checkpoint) -> str | None:
+RESAVE = "save it again with torch.save, which uses protocol 2"
+CONVERT = (
+    "take the weights alone: ckptool extract-ema 'PATH#@model' -o OUT.safetensors; or save plain "
+    "dicts, lists and numbers"
+)
+
+
+def _why_not(checkpoint: Checkpoint, names: Sequence[str]) -> str | None:
+    """Return what to do instead of a load in which a call or a class of the file could act.
+
+    A line that allows names is pasted and run, and then serves for every other file in the process.
+    So each name has to make plain data of any arguments; None if all of them do.
+    """
+    if any(trust_of(entry) == DANGEROUS for entry in checkpoint.globals_named):
+        return "do not load it and allow no name in it: see CK201"
+    acting = [name for name in names if name not in PLAIN_DATA]
+    return f"do not allow {named(acting)}; {CONVERT}" if acting else None
+
+
+def _line(names: list[str], checkpoint: Checkpoint) -> str:
     """Return the line that allows the names, or advice if that is dangerous or no help."""
-    if any(trust_of(entry) == DANGEROUS for entry in entries):
-        return "do not allow them: see CK201"
+    advice = _why_not(checkpoint, names)
+    if advice is not None:
+        return advice
     refusal = _first_refusal(checkpoint, names)
     if refusal is None and (line := allowing_line(names)):
         return line

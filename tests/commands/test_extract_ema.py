@@ -972,7 +972,7 @@ def test_wrap_is_refused_with_safetensors(path, refused, tmp_path):
 def test_a_missing_folder_is_refused(path, refused, tmp_path):
     error = refused(path, "-o", tmp_path / "no" / "such" / "ema.pt")
     assert "does not exist" in error["message"]
-    assert error["hint"] == f"mkdir -p '{tmp_path / 'no' / 'such'}'"
+    assert error["hint"] == f"mkdir -p {tmp_path / 'no' / 'such'}"
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
@@ -985,7 +985,7 @@ def test_a_folder_takes_the_default_name(slash, path, ckptool, tmp_path):
 
 def test_a_folder_that_is_missing_is_refused(path, refused, tmp_path):
     error = refused(path, "-o", f"{tmp_path}/later/")
-    assert error["hint"] == f"mkdir -p '{tmp_path}/later'"
+    assert error["hint"] == f"mkdir -p {tmp_path}/later"
 
 
 def test_a_device_is_refused(path, refused, tmp_path):

@@ -230,6 +230,27 @@ VETTED: Mapping[str, Vetted] = {
     **_rows("torch.nn.attention.bias", "CausalVariant", LOOKS_UP),
 }  # fmt: skip
 
+# Names that make plain data of any arguments, whatever else a loader allows: numbers, text, arrays,
+# members of enumerations, and objects that keep attributes and call none. A loader to which a user
+# allows them for one file can be given every other file, too. Functions that keep or call others
+# (``partial``, ``defaultdict``) are not among them, nor are classes that nobody has vetted.
+_NOT_IMPORTED = (".NoneType", ".RedOpType", ".long", ".unicode", ".xrange")  # from their modules
+PLAIN_DATA = frozenset({
+    *(
+        name for name, row in VETTED.items()
+        if row.why in {_VALUE, LOOKS_UP} and not name.endswith(_NOT_IMPORTED)
+    ),
+    *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in (
+        "Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath",
+    )),
+    "argparse.Namespace", "types.SimpleNamespace", "datetime.datetime", "datetime.time",
+    "numpy.dtype", "numpy.ndarray", "torch.torch_version.TorchVersion",
+    *(f"numpy.{module}.multiarray.{name}" for module in ("core", "_core") for name in (
+        "_reconstruct", "scalar",
+    )),
+    *(f"numpy.{module}.numeric._frombuffer" for module in ("core", "_core")),
+})  # fmt: skip
+
 # Functions that run source code from the file: a module around a class.
 RUNS_SOURCE = frozenset({
     "torch_utils.persistence._reconstruct_persistent_obj",
