@@ -25,6 +25,7 @@ from helpers.thinned import one_in
 
 ACTION = yaml.safe_load((REPOSITORY / "action.yml").read_text())
 HOOKS = REPOSITORY / ".pre-commit-hooks.yaml"
+RELEASE = REPOSITORY / ".github" / "workflows" / "release.yml"
 GITLAB = REPOSITORY / ".gitlab" / "verify.yml"
 AVERAGED = FIXTURES / "ema" / "has_ema" / "late.pt"
 EXPRESSION = re.compile(r"\$\{\{ *(\S+) *\}\}")
@@ -126,12 +127,22 @@ def checked(*args: str, **env: str) -> None:
     [
         ("vendor.github-actions", REPOSITORY / "action.yml"),
         ("vendor.github-workflows", REPOSITORY / ".github" / "workflows" / "ci.yml"),
+        ("vendor.github-workflows", RELEASE),
         ("vendor.gitlab-ci", GITLAB),
     ],
     ids=str,
 )
 def test_it_has_the_published_form(schema, path):
     checked("check_jsonschema", "--builtin-schema", schema, str(path))
+
+
+def test_only_the_job_that_publishes_may_get_a_token():
+    """Trusted publishing: the index trusts this workflow, and no secret is kept anywhere."""
+    workflow = yaml.safe_load(RELEASE.read_text())
+    rights = {name: job.get("permissions", {}) for name, job in workflow["jobs"].items()}
+    assert workflow["permissions"] == {"contents": "read"}
+    assert rights == {"build": {}, "publish": {"id-token": "write"}}
+    assert "secrets." not in RELEASE.read_text()
 
 
 def test_pre_commit_takes_the_hooks(tmp_path):
@@ -223,7 +234,7 @@ def test_no_input_is_code_or_an_option(name, hostile, action):
 
 
 @pytest.mark.parametrize(
-    ("version", "installed"), [("", str(REPOSITORY)), ("0.1.0", "ckptool==0.1.0")]
+    ("version", "installed"), [("", str(REPOSITORY)), ("0.2.0", "ckptool==0.2.0")]
 )
 def test_it_installs_itself_or_a_version_and_never_torch(version, installed, action):
     ran = action(paths=str(AVERAGED), version=version)
