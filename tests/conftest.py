@@ -21,7 +21,8 @@ def pytest_configure(config):
     those that are to be interrupted would go on to the end.
     """
     choose_examples(config.option.markexpr)
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for name in ("SIGINT", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, signal.SIGINT)
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
 

@@ -7,7 +7,6 @@ structure. The answer is one bit. The report is its evidence, in the order of th
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -39,6 +38,7 @@ from ckptool.comparison.tolerances import Tolerance, Tolerances
 from ckptool.contents.globs import fits_one, meant
 from ckptool.ema.layouts import Layouts
 from ckptool.errors import UsageError
+from ckptool.process.cpus import usable_cpus
 from ckptool.process.progress import Progress, no_progress
 from ckptool.process.ranks import Ranks
 from ckptool.reports.diff import (
@@ -122,7 +122,7 @@ def _compared(
     for names in (left, right):
         refuse_repetition(leaf.ref for leaf in names.values() if isinstance(leaf, TensorLeaf))
     judge = TensorJudge(left, right, kept, roles, strict=options.strict, any_dtype=any_dtype)
-    threads = options.threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
+    threads = options.threads or min(MAX_THREADS, usable_cpus())
     engine = Engine(options.device, threads, progress, ranks)
     judged = judge.judge(tensors, engine.compare)
     values = compare_values(left, right, rest, kept, roles, any_dtype=any_dtype)

@@ -7,13 +7,13 @@ One line precedes the bytes: ``float32 4,3``, with a hash of the parameters of a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from hashlib import sha256
 
 from ckptool.comparison.leaves import Digest, Leaf, TensorLeaf
 from ckptool.comparison.values import packing
 from ckptool.formats.base import TensorReader
+from ckptool.process.cpus import usable_cpus
 from ckptool.tensors.blocks import value_bytes
 from ckptool.tensors.volume import refuse_repetition
 from ckptool.tree.nodes import TensorRef
@@ -45,7 +45,7 @@ def digests_of(leaves: Sequence[Leaf]) -> list[str]:
     refuse_repetition(leaf.ref for leaf in leaves if isinstance(leaf, TensorLeaf))
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - it brings logging along
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         return list(pool.map(digest_of, leaves))
 
 

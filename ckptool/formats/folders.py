@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -12,6 +11,11 @@ from ckptool.formats.base import Checkpoint, Format, NamedGlobal, TensorReader
 from ckptool.formats.safetensors_file import SafetensorsFile
 from ckptool.formats.torch_zip import TorchZip
 from ckptool.tree.nodes import Tree
+
+try:
+    import resource
+except ImportError:  # Windows, which sets no such limit
+    resource = None  # type: ignore[assignment]
 
 WEIGHTS = frozenset({*SafetensorsFile.suffixes, *TorchZip.suffixes})  # suffixes of weights files
 
@@ -31,6 +35,8 @@ def all_or_none() -> Iterator[ExitStack]:
 
 def _allow_many_files() -> None:
     """Raise the soft limit of open files, often 1,024, to what the system allows this process."""
+    if resource is None:
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and (soft < hard or hard == resource.RLIM_INFINITY):
         wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from contextlib import suppress
 from pathlib import Path
 
 from ckptool.errors import UnreadableError
 from ckptool.sources.base import Source
 
-READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # nonblocking: opening a fifo must not hang
+# Nonblocking, since opening a fifo must not hang; binary, since Windows would change line ends.
+READ_FLAGS = os.O_RDONLY
+for _flag in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY", "O_NOINHERIT"):
+    READ_FLAGS |= getattr(os, _flag, 0)
 
 _REASONS = {
     errno.ENOENT: ("no such file", "check the spelling; ls shows what is there"),
@@ -20,6 +24,8 @@ _REASONS = {
     errno.ELOOP: ("a loop of symbolic links", "readlink -f shows where it leads"),
     errno.ENAMETOOLONG: ("the path is too long for the file system", None),
 }
+HAS_READS_AT_OFFSETS = hasattr(os, "preadv")  # Windows has none
+_moving = threading.Lock()  # held where there are none: descriptors have one position
 
 
 class LocalFile(Source):
@@ -45,11 +51,19 @@ class LocalFile(Source):
 
     def fetch(self, offset: int, nbytes: int) -> bytes:
         """Return bytes of the file."""
-        return os.pread(self.fd, nbytes, offset)
+        if HAS_READS_AT_OFFSETS:
+            return os.pread(self.fd, nbytes, offset)
+        with _moving:
+            os.lseek(self.fd, offset, os.SEEK_SET)
+            return os.read(self.fd, nbytes)
 
     def fetch_into(self, buffer: memoryview, offset: int) -> int:
         """Read into ``buffer``, memory that is allocated already and near the CPU."""
-        return os.preadv(self.fd, [buffer], offset)
+        if HAS_READS_AT_OFFSETS:
+            return os.preadv(self.fd, [buffer], offset)
+        data = self.fetch(offset, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     @property
     def identity(self) -> tuple[int, int]:

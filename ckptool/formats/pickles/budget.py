@@ -18,7 +18,7 @@ of work is counted, and refused where it exceeds what a pickle of that size need
 
 from __future__ import annotations
 
-import resource
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from time import thread_time
@@ -184,12 +184,24 @@ class Budget:
 
 
 def resident_bytes() -> int:
-    """Return the memory that the process holds now; its peak where the system has no /proc."""
+    """Return the memory that the process holds now.
+
+    That is its peak where the system has no /proc, and 0 on Windows, which tells neither so simply.
+    """
     try:
         with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123 - asked for each megabyte
-            return int(statm.read().split()[1]) * resource.getpagesize()
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return _peak_bytes()
+
+
+def _peak_bytes() -> int:
+    try:
+        import resource  # noqa: PLC0415 - POSIX has it
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak << 10  # bytes there, KiB elsewhere
 
 
 def _own_size(node: Any) -> int:

@@ -7,7 +7,6 @@ error that means "not here" the rest of the run is read and written.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +14,11 @@ from contextlib import suppress
 
 from ckptool.errors import DamagedError, UnreadableError
 from ckptool.process.progress import Progress, no_progress
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is written: see destination.py
+    fcntl = None  # type: ignore[assignment]
 
 STEP = 16 << 20  # bytes a call, so that progress is seen and signals are heard
 WORTH_RESERVING = 1 << 20  # bytes

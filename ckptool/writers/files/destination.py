@@ -13,7 +13,12 @@ from pathlib import Path
 from ckptool.errors import OutputError, UsageError
 from ckptool.formats.safetensors_file import SafetensorsFile
 from ckptool.formats.torch_zip import TorchZip
-from ckptool.writers.files.partial import is_same_file, partial_beside, remove_second_name
+from ckptool.writers.files.partial import (
+    check_system,
+    is_same_file,
+    partial_beside,
+    remove_second_name,
+)
 
 DEFAULT_SUFFIX = ".ema.safetensors"
 
@@ -97,6 +102,7 @@ def check_output(path: Path, inputs: Collection[Path], *, force: bool) -> Path:
         OutputError: there is no such directory, or the path is no regular file, is one of the
             inputs, or exists already.
     """
+    check_system(path)
     target = Path(os.path.realpath(path))
     try:
         has_folder = target.parent.is_dir()
@@ -135,6 +141,7 @@ def check_in_place(path: Path, backup: Path | None, *, force: bool) -> Path:
         OutputError: without ``force``, the file is read-only or has other names that would keep the
             old content; or the backup's name is taken.
     """
+    check_system(path)
     target = Path(os.path.realpath(path))
     remove_second_name(target)
     status = target.stat()

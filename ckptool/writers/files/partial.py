@@ -10,7 +10,6 @@ running process has it locked; everything else is left where it is.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shlex
 import stat
@@ -20,11 +19,32 @@ from pathlib import Path
 
 from ckptool.errors import OutputError
 
+try:
+    import fcntl
+
+    TO_LOCK = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+except ImportError:  # Windows, where check_system refuses
+    fcntl = None  # type: ignore[assignment]
+
 PARTIAL = ".ckptool.partial"  # .NAME.ckptool.partial: no name that a user would choose
 MAX_NAME = 255  # bytes
-TO_LOCK = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 ATTEMPTS = 5  # at creating the file while other runs remove it
 NO_LOCKS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK})
+
+
+def check_system(target: Path) -> None:
+    """Refuse to write where the system has no locks.
+
+    Raises:
+        OutputError: this is Windows.
+    """
+    if fcntl is None:
+        raise OutputError(
+            "ckptool writes no checkpoints on Windows, which has neither these file locks nor "
+            "renames of open files",
+            path=target,
+            hint="run this command in WSL; inspect, verify and diff work here",
+        )
 
 
 def partial_beside(target: Path) -> Path:
@@ -100,7 +120,7 @@ def remove_left_over(target: Path, inputs: Collection[Path]) -> None:
     file system has no locks.
     """
     partial = partial_beside(target)
-    if any(is_same_file(path, partial) for path in inputs):
+    if fcntl is None or any(is_same_file(path, partial) for path in inputs):
         return
     with suppress(OSError):
         fd = os.open(partial, TO_LOCK)
