@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, str] = {
     "inspect": "inspect.command",
     "extract-ema": "extract_ema.command",
     "promote-ema": "promote_ema.command",
+    "convert": "convert.command",
     "verify": "verify.command",
     "diff": "diff.command",
     "rule": "tables.rule",

@@ -52,32 +52,10 @@ def command(
             metavar="GLOB", help="Write only tensors whose key path in the output matches GLOB."
         ),
     ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            metavar="D",
-            help="Cast floating-point tensors to this dtype: float16, bf16, float8_e4m3fn.",
-        ),
-    ] = None,
-    max_shard_size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE",
-            help="Write safetensors files of at most this size, such as 5GB, and their index.",
-        ),
-    ] = None,
-    ties: Annotated[
-        Literal["once", "each"],
-        typer.Option(
-            metavar="TIES",
-            help="Write shared tensors of a safetensors file under one name and the others in its "
-            "metadata (once), or under each name (each).",
-        ),
-    ] = "once",
-    wrap: Annotated[
-        str | None,
-        typer.Option(metavar="KEY", help="Put the state dict under this key of a torch file."),
-    ] = None,
+    dtype: shared.Dtypes = None,
+    max_shard_size: shared.MaxShardSize = None,
+    ties: shared.Ties = "once",
+    wrap: shared.Wrap = None,
     buffers: shared.Buffers = "ema",
     force: shared.Force = False,
     dry_run: shared.DryRun = False,
@@ -93,7 +71,7 @@ def command(
     tell_config(settings)
     options = ExtractOptions(
         ema=operand.address, model=model, names=names, strip=strip_prefix, match=match or (),
-        dtype=dtype, ties=ties, wrap=wrap, max_shard_size=max_shard_size, buffers=buffers,
+        dtype=dtype or (), ties=ties, wrap=wrap, max_shard_size=max_shard_size, buffers=buffers,
         force=force, dry_run=dry_run,
     )  # fmt: skip
     with progressing("extracting") as progress:

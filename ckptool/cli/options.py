@@ -71,6 +71,42 @@ Buffers = Annotated[
         help="Take buffers, such as batch statistics, from the ema or from the model.",
     ),
 ]
+Dtypes = Annotated[
+    Globs | None,
+    typer.Option(
+        "--dtype",
+        metavar="[GLOB=]D",
+        help="Cast floating-point tensors to this dtype (float16, bf16, float8_e4m3fn), or those "
+        "whose name matches GLOB; can be given several times.",
+    ),
+]
+MaxShardSize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Write safetensors files of at most this size, such as 5GB, and their index.",
+    ),
+]
+Ties = Annotated[
+    Literal["once", "each"],
+    typer.Option(
+        metavar="TIES",
+        help="Write shared tensors of a safetensors file under one name and the others in its "
+        "metadata (once), or under each name (each).",
+    ),
+]
+Wrap = Annotated[
+    str | None,
+    typer.Option(metavar="KEY", help="Put the state dict under this key of a torch file."),
+]
+Maps = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="REGEX=REPL",
+        help="Rename by a regular expression; can be given several times.",
+    ),
+]
 Config = Annotated[
     Path | None,
     typer.Option(

@@ -6,8 +6,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ckptool import __version__
-from ckptool.ema.candidates import CHOSEN, Candidate, EmaLocation, table_address
-from ckptool.formats.provenance import Provenance
+from ckptool.ema.candidates import CHOSEN, RAW_KIND, Candidate, EmaLocation, table_address
+from ckptool.formats.base import Checkpoint
+from ckptool.formats.provenance import Provenance, read_provenance
+from ckptool.reports.base import MainSlot
 
 
 def origin(
@@ -18,7 +20,6 @@ def origin(
     made_at: float | None = None,
 ) -> Provenance:
     """Return the record of a command; ``made_at`` is in seconds since 1970, by default now."""
-    when = datetime.now(UTC) if made_at is None else datetime.fromtimestamp(made_at, UTC)
     return Provenance(
         version=__version__,
         command=command,
@@ -26,9 +27,46 @@ def origin(
         ema=_place(candidate) if candidate else "",
         model=table_address(location.model) if location.model else None,
         layout=candidate.layout.name if candidate and candidate.layout else None,
-        time=when.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        time=_when(made_at),
         kind=kind_taken(location),
     )
+
+
+def converted_from(path: Path, address: str, kind: str, made_at: float | None = None) -> Provenance:
+    """Return the record of ``convert``: the state dict at a key path, and its kind."""
+    return Provenance(
+        version=__version__,
+        command="convert",
+        source=path.name,
+        ema=address,
+        model=None,
+        layout=None,
+        time=_when(made_at),
+        kind=kind,
+    )
+
+
+def _when(made_at: float | None) -> str:
+    when = datetime.now(UTC) if made_at is None else datetime.fromtimestamp(made_at, UTC)
+    return when.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def kind_at(location: EmaLocation, address: str, checkpoint: Checkpoint) -> str:
+    """Return the kind of the weights at a key path, as far as the search tells; else "table"."""
+    kinds = {
+        candidate.address: candidate.kind
+        for candidate in location.candidates
+        if candidate.file is None and candidate.kind != CHOSEN
+    }
+    if address in kinds:
+        return kinds[address]
+    if location.model is None or table_address(location.model) != address:
+        return "table"
+    note = read_provenance(checkpoint.metadata)
+    slot = location.main_slot
+    if slot is MainSlot.AVERAGED:
+        return note.kind_of_average if note else "ema"
+    return RAW_KIND if slot is MainSlot.RAW else "table"
 
 
 def kind_taken(location: EmaLocation) -> str:

@@ -12,7 +12,6 @@ A renamed tensor is a difference, since a loader looks for names. With ``--map``
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -21,10 +20,9 @@ from typing import Any, NamedTuple
 from ckptool.comparison.leaves import Leaf, TensorLeaf, form_of, is_tensor
 from ckptool.contents.alignment import align_names, unwrapped
 from ckptool.contents.globs import fits_one
+from ckptool.contents.renames import Rename, parse_rename, renamed_by
 from ckptool.errors import UsageError
 from ckptool.tree.nodes import TensorRef
-
-Rename = tuple[re.Pattern[str], str]
 
 
 class Pair(NamedTuple):
@@ -59,24 +57,6 @@ class Asked(NamedTuple):
     tolerances: tuple[str, ...] = ()
 
 
-def parse_rename(text: str) -> Rename:
-    """Parse ``REGEX=REPL``, cut at the last ``=``.
-
-    Raises:
-        UsageError: there is no ``=``, or the regular expression or replacement is invalid.
-    """
-    pattern, mark, replacement = text.rpartition("=")
-    if not mark or not pattern:
-        raise UsageError(f"a map is REGEX=REPL, not {text!r}")
-    try:
-        compiled = re.compile(pattern)
-        compiled.sub(replacement, "")
-        re.compile(f"{pattern}|").sub(replacement, "")  # a replacement is only parsed when used
-    except (re.error, IndexError) as error:
-        raise UsageError(f"--map {text!r}: {error}") from error
-    return compiled, replacement
-
-
 def merge_selection(
     settings: Mapping[str, Any],
     *,
@@ -106,9 +86,7 @@ def select_leaves(leaves: Mapping[str, Leaf], selection: Selection) -> dict[str,
     """
     chosen: dict[str, Leaf] = {}
     for address, leaf in leaves.items():
-        name = address
-        for pattern, replacement in selection.renames:
-            name = pattern.sub(replacement, name)
+        name = renamed_by(selection.renames, address)
         if not _is_chosen(name, selection):
             continue
         if name in chosen:

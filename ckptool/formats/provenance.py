@@ -17,6 +17,7 @@ from ckptool.names import AVERAGES, marker_in
 KEY = "ckptool"  # in the metadata of a checkpoint
 
 
+DONE = {"promote-ema": "promoted", "extract-ema": "extracted", "convert": "converted"}
 OPTIONAL = {"model", "layout", "kind"}  # fields that may be None
 
 
@@ -24,7 +25,7 @@ class Provenance(NamedTuple):
     """A note on the command that made a file."""
 
     version: str  # of ckptool
-    command: str  # extract-ema | promote-ema
+    command: str  # extract-ema | promote-ema | convert
     source: str  # the file's name, without its directory
     ema: str  # key path of the EMA weights in the source
     model: str | None  # key path of the state dict that they average
@@ -52,7 +53,7 @@ class Provenance(NamedTuple):
     @property
     def told(self) -> str:
         """The note as a sentence."""
-        done = "promoted" if self.command == "promote-ema" else "extracted"
+        done = DONE.get(self.command, "extracted")
         place = f", {self.ema}" if self.ema else ""
         return (
             f"these weights are the {self.kind_of_average.upper()} of {self.source}{place} "

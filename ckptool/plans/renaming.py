@@ -1,4 +1,4 @@
-"""The choice and the names of the tensors to write: ``--strip-prefix`` and ``--match``.
+"""The choice and the names of the tensors to write: ``--strip-prefix``, ``--match``, ``--drop``.
 
 Pure functions from a plan to a plan. A pattern that fits nothing is refused, with the names that
 exist: an option without effect is a typing error.
@@ -44,13 +44,32 @@ def only_matching(plan: Extraction, globs: Sequence[str]) -> Extraction:
     Raises:
         UsageError: no name fits one of them.
     """
+    return _with_names(plan, _fitting(plan, globs))
+
+
+def without_matching(plan: Extraction, globs: Sequence[str]) -> Extraction:
+    """Return the plan without the tensors whose name fits one of the patterns.
+
+    Raises:
+        UsageError: no name fits one of them, or all names fit.
+    """
+    left = {*plan.tensors, *plan.refused} - _fitting(plan, globs)
+    if not left:
+        raise UsageError("--drop leaves no tensor", hint="narrow the globs")
+    return _with_names(plan, left)
+
+
+def _fitting(plan: Extraction, globs: Sequence[str]) -> set[str]:
     asked = (*plan.tensors, *plan.refused)
     fits = {glob: {name for name in asked if fnmatchcase(name, glob)} for glob in globs}
     for glob, names in fits.items():
         if not names:
             hint = meant(glob, list(plan.tensors), "names")
             raise UsageError(f"no tensor's name fits {glob!r}", hint=hint)
-    kept = set().union(*fits.values())
+    return set().union(*fits.values())
+
+
+def _with_names(plan: Extraction, kept: set[str]) -> Extraction:
     return Extraction(
         tensors={name: ref for name, ref in plan.tensors.items() if name in kept},
         averaged=plan.averaged & kept,

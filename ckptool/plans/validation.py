@@ -153,7 +153,14 @@ def _refuse_nonfinite(
 
 def warnings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:
     """Yield findings for users of the weights, which are only data and taken all the same."""
-    for told in (*trust_findings(checkpoint), *stale_findings(checkpoint, location)):
+    yield from names_to_note(checkpoint)
+    for told in stale_findings(checkpoint, location):
+        yield replace(told, severity=Severity.WARNING)
+
+
+def names_to_note(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Yield findings about names in the pickle, which are only data for ckptool, as warnings."""
+    for told in trust_findings(checkpoint):
         yield replace(told, severity=Severity.WARNING)
 
 

@@ -108,7 +108,7 @@ def _ages(candidate: CandidateReport | None) -> str:
     return f" ({', '.join(told)})" if told else ""
 
 
-_MADE_BY = {"promote-ema": "promoted", "extract-ema": "extracted"}
+_MADE_BY = {"promote-ema": "promoted", "extract-ema": "extracted", "convert": "converted"}
 
 
 def _origin(origin: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The text of ``ckptool extract-ema`` and ``promote-ema``: the output and its sources."""
+"""The text of ``ckptool extract-ema``, ``promote-ema`` and ``convert``: output and sources."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ckptool.render import text as words
 from ckptool.render.facts import MAIN_SLOT, Fact, facts, file_kind, finding_row, place, short
 from ckptool.render.page import Line, Page, line, one_by_one
 from ckptool.reports.base import Finding, MainSlot
-from ckptool.reports.write import CastReport, ExtractReport, PromoteReport
+from ckptool.reports.write import CastReport, ConvertReport, ExtractReport, PromoteReport
 
 
 @one_by_one
@@ -57,22 +57,30 @@ def _extract_lines(report: ExtractReport) -> Iterator[Fact]:
         why = "buffers, and what the EMA lacks" if report.buffers == "model" else ""
         why = why or f"that the {'raw weights lack' if report.kind == 'raw' else 'EMA lacks'}"
         yield "from model", line(f"{len(report.from_model)} {why}: {kept}")
+    yield from _tie_lines(report)
+    if report.dropped:
+        yield "left out", line(f"{len(report.dropped)}: {words.some(report.dropped)}")
+    yield from _output_lines(report)
+    if report.main_slot is MainSlot.AVERAGED:
+        yield "main slot", line(MAIN_SLOT[MainSlot.AVERAGED])
+
+
+def _tie_lines(report: ExtractReport | ConvertReport) -> Iterator[Fact]:
     if report.tied:
         ties = ", ".join(f"{short(a)} = {short(b)}" for a, b in list(report.tied.items())[:3])
         yield "tied", line(ties, (_TIES[report.ties], "quiet"))
-    if report.dropped:
-        yield "left out", line(f"{len(report.dropped)}: {words.some(report.dropped)}")
+
+
+def _output_lines(report: ExtractReport | ConvertReport) -> Iterator[Fact]:
     if report.left_out:
         values = [f"{name} ({what})" for name, what in report.left_out.items()]
         yield "no weights", line(f"{len(values)} left out: {words.some(values)}")
     if report.casts:
         yield "cast", _cast(report.casts)
     yield from _shard_lines(report)
-    if report.main_slot is MainSlot.AVERAGED:
-        yield "main slot", line(MAIN_SLOT[MainSlot.AVERAGED])
 
 
-def _shard_lines(report: ExtractReport) -> Iterator[Fact]:
+def _shard_lines(report: ExtractReport | ConvertReport) -> Iterator[Fact]:
     if report.shards:
         yield "shards", line(words.plural(len(report.shards), "file"))
     for shard in report.shards:
@@ -98,6 +106,32 @@ def _cast(casts: CastReport) -> Line:
     )
     pieces = [(f"; {words.plural(n, 'value')} {what}", style) for n, what, style in lost if n]
     return line(f"{words.plural(casts.tensors, 'tensor')} to {casts.dtype}", *pieces)
+
+
+@one_by_one
+def show_convert(report: ConvertReport) -> Page:
+    """Yield the output, the state dict that it holds, and what the checkpoint has besides."""
+    done = "wrote" if report.written else "would write"
+    yield line(
+        f"{done} ", (words.printable(report.output), "title"), f"  {file_kind(report.format)}"
+    )
+    yield facts("From", _convert_lines(report))
+    yield from _findings(report.findings)
+
+
+def _convert_lines(report: ConvertReport) -> Iterator[Fact]:
+    tensors = f"{words.plural(report.tensors, 'tensor')}, {words.size(report.bytes)}"
+    kind = "" if report.kind == "table" else f", the {_KINDS.get(report.kind, report.kind)}"
+    yield "tensors", line(tensors, " from ", (place(report.address), "name"), kind)
+    if report.renamed:
+        yield "renamed", line(words.plural(report.renamed, "tensor"))
+    yield from _tie_lines(report)
+    yield from _output_lines(report)
+    if report.beside:
+        yield "not taken", line(words.some(report.beside))
+
+
+_KINDS = {"raw": "raw weights", "ema": "EMA weights", "swa": "SWA weights"}
 
 
 @one_by_one

@@ -49,6 +49,7 @@ SCHEMAS: Mapping[str, str] = {
     "RunReport": "ckptool/inspect-run/1",
     "ExtractReport": "ckptool/extract-ema/1",
     "PromoteReport": "ckptool/promote-ema/1",
+    "ConvertReport": "ckptool/convert/1",
     "VerifyReport": "ckptool/verify/1",
     "ChoiceReport": "ckptool/verify-choice/1",
     "RulesReport": "ckptool/rules/1",

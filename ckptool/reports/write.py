@@ -1,4 +1,4 @@
-"""Reports of ``ckptool extract-ema`` and ``promote-ema``; see ``base.py``."""
+"""Reports of ``ckptool extract-ema``, ``promote-ema`` and ``convert``; see ``base.py``."""
 
 from __future__ import annotations
 
@@ -83,5 +83,31 @@ class PromoteReport:
     optimizers: tuple[str, ...] = ()  # their state belongs to the weights that were replaced
     in_place: bool = False
     backup: str | None = None  # the name under which the replaced file stays
+    # Configuration files beside the checkpoint, which may not loosen checks.
+    config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertReport:
+    """The result of ``ckptool convert``, or the plan with ``--dry-run``."""
+
+    path: str
+    output: str
+    format: str  # safetensors | torch-zip
+    written: bool
+    address: str  # key path of the state dict
+    kind: str  # raw, ema, swa, teacher, …; table: nothing tells
+    tensors: int
+    bytes: int
+    tied: Mapping[str, str]
+    ties: str  # how shared tensors are written: shared | once | each
+    beside: tuple[str, ...]  # top-level keys of the checkpoint that the output lacks
+    # Name of each other value in the state dict -> the kind of value.
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    renamed: int = 0  # tensors that --map gives another name
+    casts: CastReport | None = None  # with --dtype
+    shards: tuple[ShardReport, ...] = ()  # with several files, of which ``output`` is the index
+    removed: tuple[str, ...] = ()  # shards of the replaced set that the new set lacks
+    findings: tuple[Finding, ...] = ()
     # Configuration files beside the checkpoint, which may not loosen checks.
     config: Configured = field(default=None, metadata=MAY_BE_ABSENT)

@@ -12,12 +12,13 @@ Extraction and promotion cast by the same two functions: :func:`converted`, and
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from ckptool.dtypes import BY_NAME, DTYPES, DType
+from ckptool.sources.base import Source
 from ckptool.tensors.blocks import cast, in_batches
 from ckptool.tree.nodes import TensorRef
 
@@ -118,18 +119,43 @@ def _largest(kind: np.dtype[Any]) -> int:
     return int(_magnitudes(np.array([ml_dtypes.finfo(kind).max], kind))[0])
 
 
+# The bytes at which a tensor begins: source, offset, and whether it has any. Tensors that overlap
+# are cast together (see writers/torch_zip.py), so those that begin together have one dtype.
+Start = tuple[Source, int, bool]
+
+
+def start_of(ref: TensorRef) -> Start | None:
+    """Return the place at which a tensor's values begin; None if it has none."""
+    if not ref.chunks:
+        return None
+    span = ref.chunks[0].span
+    return span.source, span.offset, span.nbytes > 0
+
+
 class Casting:
     """The dtype in which floating tensors are written; without ``wanted``, their own.
 
     Integers, booleans, complex and packed values and scales stay as they are.
     """
 
-    def __init__(self, wanted: DType | None = None) -> None:
+    def __init__(
+        self, wanted: DType | None = None, exceptions: Mapping[Start | None, DType] | None = None
+    ) -> None:
         self.wanted = wanted
+        self._exceptions = exceptions or {}
+
+    @property
+    def dtypes(self) -> tuple[DType, ...]:
+        """The dtypes that are asked for, each once."""
+        asked = (*filter(None, (self.wanted,)), *self._exceptions.values())
+        return tuple(dict.fromkeys(asked))
 
     def dtype_of(self, ref: TensorRef) -> DType:
         """Return the dtype in which a tensor is written."""
-        return self.wanted if self.wanted and ref.dtype.name in CASTABLE else ref.dtype
+        wanted = self.wanted
+        if self._exceptions:
+            wanted = self._exceptions.get(start_of(ref), wanted)
+        return wanted if wanted and ref.dtype.name in CASTABLE else ref.dtype
 
     def is_cast(self, ref: TensorRef) -> bool:
         """Return whether the values change their dtype."""
@@ -137,7 +163,8 @@ class Casting:
 
     def nbytes_of(self, ref: TensorRef) -> int:
         """Return the size of the values as they are written, in bytes."""
-        return ref.numel * self.wanted.itemsize if self.wanted and self.is_cast(ref) else ref.nbytes
+        wanted = self.dtype_of(ref)
+        return ref.nbytes if wanted is ref.dtype else ref.numel * wanted.itemsize
 
 
 def side_by_side(

@@ -7,7 +7,8 @@ import re
 import pytest
 
 from ckptool.comparison.leaves import Digest
-from ckptool.comparison.pairing import Pair, Selection, pair_up, parse_rename, select_leaves
+from ckptool.comparison.pairing import Pair, Selection, pair_up, select_leaves
+from ckptool.contents.renames import parse_rename
 from ckptool.errors import UsageError
 
 

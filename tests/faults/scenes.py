@@ -136,6 +136,8 @@ SCENES = (
           again=2, report="out.json"),
     Scene("configuration-found", ("extract-ema", INPUT, "-o", "out.pt"),
           {"ckptool.toml": b'[verify]\nrequire = ["ema"]\n'}, again=2),
+    Scene("convert", ("convert", INPUT, "--only", "model", "-o", "out.pt", "--dtype", "*=float16"),
+          again=2),
 )  # fmt: skip
 BY_NAME = {scene.name: scene for scene in SCENES}
 

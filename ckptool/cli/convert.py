@@ -1,0 +1,84 @@
+"""The options of ``ckptool convert``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ckptool.cli import options as shared
+from ckptool.cli.config import read_settings
+from ckptool.cli.output import (
+    answer,
+    output_for,
+    progressing,
+    source_date,
+    tell_config,
+    with_config,
+)
+from ckptool.commands.convert import ConvertOptions, convert
+
+
+def command(
+    path: shared.Operand,
+    output: Annotated[
+        str,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="OUT",
+            help="Write to this file, in the format of its suffix: .safetensors, or .pt, .pth, "
+            ".ckpt or .bin for torch.",
+        ),
+    ],
+    renames: shared.Maps = None,
+    only: Annotated[
+        shared.Globs | None,
+        typer.Option(
+            "--only",
+            metavar="GLOB",
+            help="Write only tensors whose name in the output matches GLOB. The words model and "
+            "ema stand for #@model and #@ema.",
+        ),
+    ] = None,
+    drop: Annotated[
+        shared.Globs | None,
+        typer.Option(
+            "--drop",
+            metavar="GLOB",
+            help="Leave out tensors whose name in the output matches GLOB.",
+        ),
+    ] = None,
+    dtype: shared.Dtypes = None,
+    max_shard_size: shared.MaxShardSize = None,
+    ties: shared.Ties = "once",
+    wrap: shared.Wrap = None,
+    force: shared.Force = False,
+    dry_run: shared.DryRun = False,
+    config: shared.Config = None,
+    form: shared.Format = "text",
+    json: shared.Json = False,
+    color: shared.Color = "auto",
+) -> None:
+    """Write a state dict in another format, dtype, or under other names."""
+    from ckptool.contents.selection import parse_operand
+
+    output_format = output_for("ConvertReport", form, json=json)
+    operand = parse_operand(path)
+    settings = read_settings("convert", [path], config)
+    tell_config(settings)
+    options = ConvertOptions(
+        address=operand.address, renames=renames or (), only=only or (), drop=drop or (),
+        dtype=dtype or (), ties=ties, wrap=wrap, max_shard_size=max_shard_size,
+        force=force, dry_run=dry_run,
+    )  # fmt: skip
+    with progressing("converting") as progress:
+        report = convert(
+            operand.path,
+            output,
+            options,
+            progress=progress,
+            layouts=settings.layouts,
+            made_at=source_date(),
+        )
+    answer([with_config(report, settings)], output_format, color=color)

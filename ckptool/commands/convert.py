@@ -1,0 +1,195 @@
+"""Conversion of a state dict: another container, dtype, names, or a choice of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ckptool.commands.origin import converted_from, kind_at, kind_taken
+from ckptool.commands.writing import (
+    WriteOptions,
+    choose_form,
+    report_casts,
+    report_shards,
+    write_output,
+)
+from ckptool.contents.inventory import is_state_dict
+from ckptool.contents.renames import parse_rename, renamed_by
+from ckptool.contents.selection import EMA_ROLE, MODEL_ROLE, ROLES, select_table
+from ckptool.ema.candidates import EmaLocation, table_address
+from ckptool.ema.layouts import Layouts
+from ckptool.ema.locate import locate_ema
+from ckptool.errors import AddressError, UsageError
+from ckptool.formats import open_checkpoint
+from ckptool.formats.base import Checkpoint
+from ckptool.formats.provenance import as_text
+from ckptool.plans.extraction import Extraction, complete, plan_extraction, plan_model, renamed
+from ckptool.plans.renaming import only_matching, without_matching
+from ckptool.plans.validation import names_to_note
+from ckptool.plans.weights import take_weights
+from ckptool.process.progress import Progress, no_progress
+from ckptool.reports.write import ConvertReport
+from ckptool.tensors.volume import refuse_repetition
+from ckptool.tree.addresses import refuse_ambiguous
+from ckptool.tree.walking import children
+
+ROLE_NAMES = {role.removeprefix("@"): role for role in ROLES}  # ema -> @ema, as --only takes it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions(WriteOptions):
+    """Options of ``convert``: which state dict and tensors it takes, and how it writes them."""
+
+    address: str | None = None  # key path of the state dict, or a role
+    renames: Sequence[str] = ()  # ``REGEX=REPL``, applied to each name in this order
+    only: Sequence[str] = ()  # globs; one must match the name that results; or ``ema``, ``model``
+    drop: Sequence[str] = ()  # globs; none may match it
+
+
+def convert(
+    path: Path,
+    output: str | Path,
+    options: ConvertOptions = ConvertOptions(),
+    *,
+    progress: Progress = no_progress,
+    layouts: Layouts = (),
+    made_at: float | None = None,
+) -> ConvertReport:
+    """Write a state dict of ``path`` to ``output``.
+
+    A state dict at a key path is taken as it is stored. ``@ema`` and ``@model`` are what
+    ``extract-ema`` takes for them. Without an address, the checkpoint may hold only one state dict
+    of weights, and no optimizer.
+
+    Args:
+        path: the checkpoint.
+        output: its suffix chooses the format; in a directory, the file has the source's name.
+        options: the tensors to take, and how to write them.
+        progress: called with the bytes written.
+        layouts: custom layouts of the configuration, tried before the known ones.
+        made_at: seconds since 1970 for the record of provenance; by default now.
+
+    Raises:
+        AddressError: there is no state dict at the key path; or several, and no key path.
+        EmaNotFoundError, EmaAmbiguousError, EmaRefusedError: a role that the file does not have.
+        UsageError: options exclude each other, or match nothing.
+        UnsupportedError: the format cannot hold a tensor, or a part of what is taken cannot be
+            written as plain tensors.
+        OutputError: the output exists or cannot be written.
+    """
+    form = choose_form(path, output, options, path.resolve().stem + ".safetensors")
+    with open_checkpoint(path) as checkpoint:
+        address, globs = _asked(options)
+        location = locate_ema(checkpoint, layouts=layouts)
+        if address is None:
+            address = _only_state_dict(checkpoint, location)
+        taken, kind, plan = _taken(checkpoint, location, address, layouts)
+        before = set(plan.tensors)
+        plan = complete(_chosen(plan, options, globs), checkpoint.path)
+        note = as_text(converted_from(path, taken, kind, made_at))
+        outcome = write_output(checkpoint, plan, form, options, note, progress)
+        return ConvertReport(
+            path=str(path),
+            output=outcome.named,
+            format=form.kind,
+            written=not options.dry_run,
+            address=taken,
+            kind=kind,
+            tensors=outcome.tensors,
+            bytes=outcome.state_dict.nbytes,
+            tied=plan.tied,
+            ties="shared" if form.kind == "torch-zip" else options.ties,
+            renamed=len(plan.tensors.keys() - before),
+            left_out=plan.left_out,
+            beside=_beside(checkpoint, taken),
+            casts=report_casts(outcome),
+            shards=report_shards(outcome),
+            removed=outcome.removed,
+            findings=(*outcome.findings, *names_to_note(checkpoint)),
+        )
+
+
+def _asked(options: ConvertOptions) -> tuple[str | None, Sequence[str]]:
+    """Return the address and the globs of ``--only``, which may also name a role.
+
+    Raises:
+        UsageError: a role beside an address or another role.
+    """
+    roles = [name for name in options.only if name in ROLE_NAMES]
+    if not roles:
+        return options.address, options.only
+    if options.address is not None or len(set(roles)) > 1:
+        raise UsageError(
+            f"--only {roles[-1]} names a state dict, and there is another one",
+            hint="one output holds one state dict: run convert for each",
+        )
+    return ROLE_NAMES[roles[0]], [name for name in options.only if name not in ROLE_NAMES]
+
+
+def _only_state_dict(checkpoint: Checkpoint, location: EmaLocation) -> str:
+    """Return the key path of the only state dict of weights.
+
+    Raises:
+        AddressError: there are others, or an optimizer, which the output would silently lack.
+    """
+    optimizers = location.inventory.optimizers
+    weights = [table for table in location.inventory.weights if is_state_dict(table.node)]
+    if len(weights) == 1 and not optimizers:
+        return table_address(weights[0])
+    places = [f"#{table_address(table) or '*'}" for table in weights[:5]]
+    roles = [f"#{role}" for role in _roles_there(location)]
+    others = ", and an optimizer" if optimizers else ""
+    raise AddressError(
+        f"the checkpoint holds {len(weights)} state dicts{others}: which one is to be converted?"
+        if weights
+        else "the checkpoint holds no state dict of weights",
+        path=checkpoint.path,
+        hint=f"name it behind the path: {', '.join([*roles, *places])}" if weights else None,
+    )
+
+
+def _roles_there(location: EmaLocation) -> list[str]:
+    found = {MODEL_ROLE: location.model, EMA_ROLE: location.selected}
+    return [role for role, table in found.items() if table is not None]
+
+
+def _taken(
+    checkpoint: Checkpoint, location: EmaLocation, address: str, layouts: Layouts
+) -> tuple[str, str, Extraction]:
+    """Return the key path of the state dict that is taken, its kind, and the plan to write it."""
+    if address in ROLES:
+        weights = take_weights(checkpoint, ema=address, layouts=layouts, command=None)
+        plan = plan_extraction(*weights, "model")
+        model, candidate = weights.location.model, weights.candidate
+        place = candidate.address if candidate else table_address(model) if model else ""
+        is_ema = address == EMA_ROLE
+        kind = kind_taken(weights.location) if is_ema else kind_at(location, place, checkpoint)
+        return place, kind, plan
+    table = select_table(location.inventory, address)
+    refuse_ambiguous(checkpoint.tree, table.address)
+    refuse_repetition(table.tensors.values())
+    place = table_address(table)
+    return place, kind_at(location, place, checkpoint), plan_model(table, "model", location)
+
+
+def _chosen(plan: Extraction, options: ConvertOptions, globs: Sequence[str]) -> Extraction:
+    """Return the plan after ``--map``, ``--only`` and ``--drop``, in this order."""
+    if options.renames:
+        renames = [parse_rename(text) for text in options.renames]
+        names = (*plan.tensors, *plan.refused)
+        for text, one in zip(options.renames, renames, strict=True):
+            if not any(one[0].search(name) for name in names):
+                raise UsageError(f"--map {text!r}: no tensor's name matches {one[0].pattern!r}")
+            names = tuple(renamed_by([one], name) for name in names)
+        plan = renamed(plan, lambda name: renamed_by(renames, name), "by --map", "narrow REGEX")
+    plan = only_matching(plan, globs) if globs else plan
+    return without_matching(plan, options.drop) if options.drop else plan
+
+
+def _beside(checkpoint: Checkpoint, taken: str) -> tuple[str, ...]:
+    """Return the top-level keys of the checkpoint that the output lacks."""
+    if not taken:
+        return ()
+    top = taken.partition("/")[0]
+    return tuple(str(key) for key, _ in children(checkpoint.tree) if str(key) != top)

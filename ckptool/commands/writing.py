@@ -1,0 +1,208 @@
+"""The output of commands that write state dicts: its form, its plan, its files, its report."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ckptool.errors import UsageError
+from ckptool.formats.base import Checkpoint
+from ckptool.plans.casts import plan_casting
+from ckptool.plans.extraction import Extraction
+from ckptool.plans.validation import validation
+from ckptool.process.progress import Progress
+from ckptool.reports.base import Finding
+from ckptool.reports.write import CastReport, ShardReport
+from ckptool.tensors.casting import Losses
+from ckptool.writers.files.destination import check_output, format_of, output_path
+from ckptool.writers.shards import (
+    FOLDER_NAME,
+    index_path,
+    parse_size,
+    refuse_other_form,
+    tidy,
+    whole_files,
+)
+from ckptool.writers.state_dict import StateDict, count_losses, plan_state_dict, write
+from ckptool.writers.transfer import passed
+from ckptool.writers.values import Account
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteOptions:
+    """Options of the output."""
+
+    dtype: Sequence[str] = ()  # of floating tensors: see :func:`~ckptool.plans.casts.plan_casting`
+    ties: str = "once"  # ``once`` or ``each``: see ``extract_ema``
+    wrap: str | None = None  # put the state dict under this key (torch files only)
+    max_shard_size: str | None = None  # like ``5GB``: several files and an index (safetensors only)
+    force: bool = False  # replace files; write values that are damaged or overflow the dtype
+    dry_run: bool = False  # only report what would be written
+
+
+class Form(NamedTuple):
+    """The file that is asked for."""
+
+    output: Path
+    kind: str  # safetensors | torch-zip
+    limit: int | None  # bytes of a shard
+
+
+def choose_form(
+    path: Path, output: str | Path | None, options: WriteOptions, name: str | None = None
+) -> Form:
+    """Return the file to write for a checkpoint at ``path``, and its form.
+
+    ``name`` is that of the file if ``output`` is a directory, by default ``path``'s with
+    ``.ema.safetensors``. Shards in a directory have the name that loaders look for.
+
+    Raises:
+        UsageError: the suffix chooses no form, or an option does not fit it.
+    """
+    limit = None if options.max_shard_size is None else parse_size(options.max_shard_size)
+    named = output_path(path, output, FOLDER_NAME if limit else name)
+    form = Form(named, format_of(named), limit)
+    if options.wrap is not None and form.kind == "safetensors":
+        raise UsageError(
+            "safetensors holds tensors by name and nothing around them, so nothing to --wrap",
+            path=named,
+            hint="write a torch file instead: -o NAME.pt",
+        )
+    if limit is not None and form.kind != "safetensors":
+        raise UsageError(
+            "shards with an index are safetensors files",
+            path=named,
+            hint="-o NAME.safetensors, or leave out --max-shard-size",
+        )
+    return form
+
+
+class Outcome(NamedTuple):
+    """The result of writing, or of a dry run."""
+
+    state_dict: StateDict
+    account: Account
+    findings: tuple[Finding, ...]
+    removed: tuple[str, ...]  # shards of the replaced set that the new set lacks
+
+    @property
+    def tensors(self) -> int:
+        """The number of tensors in all files."""
+        return sum(len(shard.tensors) for shard in self.state_dict.shards)
+
+    @property
+    def named(self) -> str:
+        """The file to name to a loader: the index if there are shards."""
+        return str(self.state_dict.index_file or self.state_dict.output)
+
+
+def write_output(
+    checkpoint: Checkpoint,
+    plan: Extraction,
+    form: Form,
+    options: WriteOptions,
+    note: str,
+    progress: Progress,
+    *,
+    finite: Collection[str] = (),
+) -> Outcome:
+    """Write the files and validate the values, or only validate them in a dry run.
+
+    Args:
+        checkpoint: the file that holds the values.
+        plan: the state dict to write.
+        form: the file to write it to.
+        options: how to write it.
+        note: the record of provenance.
+        progress: called with the bytes written.
+        finite: names of tensors whose values must be finite.
+
+    Raises:
+        CkptError: see ``extract_ema``.
+    """
+    state_dict = plan_state_dict(
+        form.output,
+        form.kind,
+        plan.tensors,
+        plan_casting(plan.tensors, options.dtype),
+        noted=plan.tied if form.kind == "safetensors" and options.ties == "once" else {},
+        wrap=options.wrap,
+        max_shard=form.limit,
+        damaged=options.force,
+    )
+    reader, account = checkpoint.reader, Account()
+    if not options.dry_run:
+        tidy(index_path(form.output), state_dict.paths, checkpoint.files)
+    targets = _targets(checkpoint, state_dict, force=options.force)
+    gone = state_dict.left_over
+    removed = tuple(path.name for path in gone)
+    moved = state_dict.cast if options.dry_run else state_dict.values
+    with validation(
+        checkpoint,
+        plan.tensors,
+        finite,
+        account.losses,
+        read_by_block=passed(ref for _, ref in moved),
+        seen=account.seen,
+        force=options.force,
+        hint="bfloat16 has the range of float32; --force casts all the same",
+    ) as judge:
+        if options.dry_run:
+            count_losses(state_dict, reader, account, progress)
+            return Outcome(state_dict, account, judge(), removed)
+        with whole_files(targets, force=options.force, gone=gone) as files:
+            write(state_dict, files, reader, account, note, progress)
+            found = judge()  # a refusal discards the files
+            reader.refuse_changed()
+            return Outcome(state_dict, account, found, removed)
+
+
+def _targets(checkpoint: Checkpoint, state_dict: StateDict, *, force: bool) -> list[Path]:
+    """Return the paths of the files; check that they may replace existing ones."""
+    inputs = checkpoint.files
+    refuse_other_form(state_dict.output, sharded=state_dict.index_file is not None)
+    for path in state_dict.left_over:
+        check_output(path, inputs, force=force)
+    return [check_output(path, inputs, force=force) for path in state_dict.paths]
+
+
+def report_casts(outcome: Outcome) -> CastReport | None:
+    """Return the effect of ``--dtype``; None if it was not given."""
+    casting = outcome.state_dict.casting
+    if not casting.dtypes:
+        return None
+    losses = outcome.account.losses
+    total = sum(losses.values(), Losses())
+    cast = [
+        casting.dtype_of(ref)
+        for shard in outcome.state_dict.shards
+        for ref in shard.tensors.values()
+        if casting.is_cast(ref)
+    ]
+    return CastReport(
+        dtype=", ".join(dict.fromkeys(dtype.name for dtype in cast or casting.dtypes)),
+        tensors=len(cast),
+        overflowed=total.overflowed,
+        vanished=total.vanished,
+        losses={
+            name: {"overflowed": lost.overflowed, "vanished": lost.vanished}
+            for name, lost in losses.items()
+        },
+    )
+
+
+def report_shards(outcome: Outcome) -> tuple[ShardReport, ...]:
+    """Return the files of a set with an index; an empty tuple if there is one file."""
+    state_dict = outcome.state_dict
+    if state_dict.index_file is None:
+        return ()
+    return tuple(
+        ShardReport(
+            file=shard.path.name,
+            tensors=len(shard.tensors),
+            bytes=sum(map(state_dict.casting.nbytes_of, shard.tensors.values())),
+        )
+        for shard in state_dict.shards
+    )
