@@ -8,6 +8,8 @@ import torch
 from hypothesis import given
 from safetensors.torch import load_file
 
+from ckptool.commands.convert import ConvertOptions, convert
+from ckptool.commands.writing import WriteOptions, choose_form
 from ckptool.errors import UsageError
 from ckptool.plans.casts import parse_dtype, plan_casting
 from helpers.making import average_of, resumable, save, weights
@@ -107,6 +109,25 @@ def test_what_is_converted_stays_an_ema(path, ckptool, tmp_path):
     for name, code in (("one.safetensors", 0), ("two.pt", 0), ("raw.pt", 1)):
         done = ckptool("verify", tmp_path / name, "--require", "ema")
         assert done.exit_code == code, (name, done.stdout)
+
+
+def test_from_python(path, tmp_path):
+    steps: list[int] = []
+    options = ConvertOptions(address="@model", only=["head.*"])
+    report = convert(path, tmp_path / "out.pt", options, progress=steps.append, made_at=0)
+    assert report.kind == "raw"
+    assert list(load(tmp_path / "out.pt")) == ["head.weight"]
+    assert sum(steps) == report.bytes
+
+
+def test_a_directory_takes_a_file_of_the_sources_name(tmp_path):
+    options = WriteOptions()
+    form = choose_form(tmp_path / "last.ckpt", f"{tmp_path}/", options, "last.safetensors")
+    assert (form.output, form.kind) == (tmp_path / "last.safetensors", "safetensors")
+    sharded = choose_form(
+        tmp_path / "a.pt", f"{tmp_path}/", WriteOptions(max_shard_size="5GB"), "b"
+    )
+    assert sharded.output == tmp_path / "model.safetensors"
 
 
 # ------------------------------------------------------------------------------- names and a choice
