@@ -314,6 +314,10 @@ STEERING = {
     "bidi": "\u202egnp.exe\u2066",
     "C1": "\x9b31m",
     "zero width": "a\u200bb\ufeff",
+    "blank letters": "\u3164\u115f\u2800\u034f\ufe0f\u1160\uffa0\U000e0100",
+    "command of a log": "::error::x",
+    "command after blanks": "  ::set-output name=a::b",
+    "old command of a log": "x##[error]y ##vso[task.setvariable]z ###",
     "markup": "[bold red]x[/bold red][link=http://x]y[/link]",
     "emoji code": ":warning:",
     "surrogate": "\ud800",
@@ -344,8 +348,13 @@ def steering(name, tmp_path):
 HARMLESS = {"\n"}
 
 
+BLANK = set(STEERING["blank letters"])
+
+
 def is_harmless(text: str) -> bool:
-    return all(char.isprintable() or char in HARMLESS for char in text)
+    commands = any(row.lstrip().startswith("::") for row in text.splitlines()) or "##" in text
+    shown = all(char.isprintable() or char in HARMLESS for char in text) and not BLANK & set(text)
+    return shown and not commands
 
 
 def test_names_do_not_steer_the_terminal(name, steering, ckptool, tmp_path):
@@ -355,6 +364,12 @@ def test_names_do_not_steer_the_terminal(name, steering, ckptool, tmp_path):
         ("inspect", steering, "--tensors", "--stats"),
         ("inspect", steering.parent),
         ("inspect", steering, "--json"),
+        ("inspect", steering, "--format", "md"),
+        ("verify", steering, "--values"),
+        ("verify", steering, "--json"),
+        ("textconv", steering),
+        ("diff", f"{steering}#state_dict", f"{steering}#ema_state_dict"),
+        ("diff", f"{steering}#state_dict", f"{steering}#ema_state_dict", "--name-only"),
         ("extract-ema", steering, *out, "--dry-run"),
         ("promote-ema", steering, *out, "--dry-run"),
         ("extract-ema", steering, *out, "--ema", name),

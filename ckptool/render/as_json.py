@@ -1,19 +1,21 @@
 """Reports as JSON documents: exact, ASCII only, ``schema`` first.
 
 With ASCII only, a name from a file cannot steer the terminal that the document is printed on, and
-lone surrogates survive. Non-finite numbers, which JSON lacks, become strings with their names.
+lone surrogates survive. Two number signs in a row, which logs of jobs obey, are escaped as well. Non-finite numbers, which JSON lacks, become strings with their names.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 from ckptool.reports.base import MAY_BE_ABSENT, SCHEMAS
 
+_OBEYED = re.compile("#(?=#)")  # only strings hold this character
 MAX_BITS = 4096  # of an integer in decimal; Python refuses to write much larger integers
 
 
@@ -24,7 +26,8 @@ def to_documents(reports: Sequence[Any]) -> str:
 
 def to_json(report: Any) -> str:
     """Return one document; an array for a list of reports."""
-    return json.dumps(plain(report), indent=2, ensure_ascii=True, allow_nan=False)
+    text = json.dumps(plain(report), indent=2, ensure_ascii=True, allow_nan=False)
+    return _OBEYED.sub(r"\\u0023", text) if "##" in text else text
 
 
 def plain(value: Any) -> Any:

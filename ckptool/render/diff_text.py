@@ -381,4 +381,5 @@ def described(row: Row) -> str:
 def show_lines(report: TextReport) -> Page:
     """Yield each line; nothing is aligned, so that one change affects only one line."""
     for line in report.lines:
-        yield _text(f"{words.printable(line.address, 1000)}: {line.value}", wraps=False)
+        shown = words.printable(line.value, len(line.value))
+        yield _text(f"{words.printable(line.address, 1000)}: {shown}", wraps=False)

@@ -7,6 +7,7 @@ and megabytes of name must not reach a terminal: every name goes through :func:`
 from __future__ import annotations
 
 import contextlib
+import re
 import unicodedata
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -36,29 +37,46 @@ def is_whole() -> bool:
 # Categories that draw nothing or steer the terminal: controls, formats (bidi, zero-width),
 # surrogates, private use, unassigned, separators, and all spaces except the usual one.
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp", "Zs"})
+# Letters and marks that draw nothing all the same: Unicode's Default_Ignorable_Code_Point outside
+# these categories (fillers, joiners, variation selectors), and the blank of Braille.
+_BLANK = frozenset(
+    {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x2800, 0x3164, 0xFFA0}
+    | {*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}
+)
+# What a log obeys: ``::error::`` at the beginning of a line, and ``##[error]``, ``##vso[`` and
+# ``##teamcity[`` anywhere.
+_OBEYED = re.compile(r"\A(\s*):(?=:)|#(?=#)")
 
 
 def printable(text: object, limit: int = NAME_LIMIT) -> str:
     r"""Return ``text`` with everything invisible escaped, and the middle cut out if it is too long.
 
+    What logs of jobs obey is escaped too, since any line may begin with a name.
+
     Example:
         >>> printable("a\x1b[31mb")
         'a\\x1b[31mb'
+        >>> printable("::error::b")
+        '\\x3a:error::b'
     """
     raw = str(text)
     limit = max(limit, WHOLE_LIMIT) if is_whole() else limit
     if len(raw) > limit:
         half = limit // 2
         raw = f"{raw[:half]}…{raw[-half:]}"
-    if raw.isascii() and raw.isprintable():
-        return raw
-    return "".join(map(_visible, raw))
+    if not (raw.isascii() and raw.isprintable()):
+        raw = "".join(map(_visible, raw))
+    return _OBEYED.sub(_inert, raw) if "##" in raw or "::" in raw else raw
+
+
+def _inert(found: re.Match[str]) -> str:
+    return r"\x23" if found[0] == "#" else rf"{found[1]}\x3a"
 
 
 def _visible(char: str) -> str:
-    if char == " " or unicodedata.category(char) not in _HIDDEN:
-        return char
     code = ord(char)
+    if char == " " or (unicodedata.category(char) not in _HIDDEN and code not in _BLANK):
+        return char
     return (
         f"\\x{code:02x}"
         if code < 0x100
