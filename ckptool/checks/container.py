@@ -25,7 +25,7 @@ from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint, check_unpacked
 from ckptool.formats.salvage import Loss, salvage
 from ckptool.formats.unopened import Unopened, unopened_files
-from ckptool.formats.zips.checksums import checksummed_records, leftover_bytes
+from ckptool.formats.zips.checksums import checksummed_records, is_one_archive, leftover_bytes
 from ckptool.formats.zips.deflated import DeflatedRecord
 from ckptool.formats.zips.records import DEFLATED, NO_CRC, ZipArchive, is_zip
 from ckptool.reports.base import Finding
@@ -149,7 +149,7 @@ def _broken_when_unpacked(subject: Subject) -> Iterator[Finding]:
 def _deflated(subject: Subject) -> Iterator[DeflatedRecord]:
     """Yield the compressed records with a checksum of all archives."""
     for file in subject.checkpoint.reader.opened:
-        if is_zip(file.head(4)):
+        if is_one_archive(file):
             archive = ZipArchive(file)
             for record in archive.records:
                 if record.method == DEFLATED and record.crc != NO_CRC:

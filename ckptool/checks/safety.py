@@ -23,6 +23,7 @@ from ckptool.checks.weights_only import (
 from ckptool.contents.dangers import built_by_calls, trust_findings, unknown_classes
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
+from ckptool.formats.dcp import SHARD
 from ckptool.formats.pickles.trust import DANGEROUS, trust_of
 from ckptool.formats.pickles.vetted import PLAIN_DATA
 from ckptool.formats.sharded import INDEX
@@ -77,21 +78,31 @@ def _weights_only(subject: Subject) -> Verdicts:
         yield from _of_file(subject.checkpoint)
         return
     asked = False
+    said: dict[tuple[str, str | None], list[tuple[str, Finding]]] = {}  # by message and remedy
     for path in (Path(source.name) for source in subject.checkpoint.reader.opened):
-        if path.name.endswith(INDEX):
+        if path.name.endswith((INDEX, SHARD)):  # no checkpoint by itself
             continue
         with open_checkpoint(path) as part:
             if part.format.is_weights_only:
                 asked = True
-                yield from (_of_part(said, path.name) for said in _of_file(part))
+                for each in _of_file(part):
+                    if isinstance(each, NotChecked):
+                        yield each._replace(reason=f"{path.name}: {each.reason}")
+                    else:
+                        said.setdefault((each.message, each.remedy), []).append((path.name, each))
+    yield from map(_of_parts, said.values())
     if not asked:
         yield NotChecked("CK202", "no part of it is a file of torch.save", is_absent=True)
 
 
-def _of_part(said: Finding | NotChecked, name: str) -> Finding | NotChecked:
-    if isinstance(said, NotChecked):
-        return said._replace(reason=f"{name}: {said.reason}")
-    return replace(said, address=f"{name}: {said.address}" if said.address else name)
+def _of_parts(said: Sequence[tuple[str, Finding]]) -> Finding:
+    """Return one finding for files of which the same is said, such as those of all ranks."""
+    (name, first), *others = said
+    address = f"{name}: {first.address}" if first.address else name
+    if not others:
+        return replace(first, address=address)
+    message = f"{first.message}; the same in {named([other for other, _ in others])}"
+    return replace(first, address=address, message=message)
 
 
 def _of_file(checkpoint: Checkpoint) -> Verdicts:

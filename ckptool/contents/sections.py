@@ -33,7 +33,7 @@ WORDS: tuple[tuple[str, str], ...] = (
     ("scaler gradscaler grad_scale amp", "scaler"),
     ("optim optimizer optimiser opt", "optimizer"),
     ("callback", "callbacks"),
-    ("loop$ trainer_state", "progress"),
+    ("loop$ trainer_state train_state training_state", "progress"),
     ("stat metric best loss losses score history message_hub result", "metrics"),
     ("arg kwarg hparam hyper_parameter hyperparameter config configuration cfg", "config"),
     ("option setting meta metadata version", "config"),

@@ -48,7 +48,8 @@ FACTS: Mapping[str, tuple[str, ...]] = {
 HOLDERS = frozenset({
     "meta", "trainer", "engine", "state", "extra_state", "train_state", "training_state",
     "trainer_state", "train_iterator", "timestamp", "progress", "run_state", "counters",
-    "trainer_state.json", "brain.ckpt", "data",
+    "trainer_state.json", "train_state.json", "training_state.json", "brain.ckpt", "data",
+    "pytorch_model",
 })  # fmt: skip
 HOLDERS_DEPTH = 3  # Composer: state/timestamp/Timestamp
 

@@ -19,6 +19,7 @@ from ckptool.errors import CkptError, UnknownFormatError
 from ckptool.formats.archives import TarArchive, ZipOfCheckpoints
 from ckptool.formats.base import Checkpoint, FileFormat, FolderFormat, Format
 from ckptool.formats.dcp import DcpFolder
+from ckptool.formats.lightning_folders import LightningFolder
 from ckptool.formats.model_folders import ModelFolders
 from ckptool.formats.plain_pickle import PlainPickle
 from ckptool.formats.ranked.dcp_safetensors import DcpSafetensorsFolder
@@ -128,6 +129,7 @@ WHOLE_FORMATS: tuple[FileFormat, ...] = (*MEMBER_FORMATS, *ARCHIVES)
 FORMATS: tuple[FileFormat, ...] = (ShardIndex(_open_shard), *WHOLE_FORMATS)
 
 OF_RANKS: tuple[FolderFormat, ...] = (
+    LightningFolder(_open_file),
     DcpFolder(),
     DeepSpeedFolder(_open_file),
     RankFolder(_open_file),

@@ -19,7 +19,9 @@ from pathlib import Path
 
 from ckptool.formats.base import Checkpoint, FolderFormat
 from ckptool.formats.folders import WEIGHTS, OpenFile, all_or_none, joined
+from ckptool.formats.sharded import ShardFolder
 from ckptool.names import MODEL_FOLDER, marker_in, unmarked
+from ckptool.tree.nodes import Tree
 
 MAX_FILES = 256
 
@@ -51,6 +53,33 @@ class ModelFolders(FolderFormat):
                 key = path.name if path.parent == folder else path.parent.name
                 parts[key] = opened.enter_context(self._open_file(path))
         tree = {key: part.tree for key, part in parts.items()}
+        return joined(self, folder, parts, tree)
+
+
+class ModelFolder(FolderFormat):
+    """A directory with one model: a file or shards with an index, and perhaps its EMA's state."""
+
+    name = "folder"
+    written_by = ModelFolders.written_by
+    is_of_parts = True
+
+    def __init__(self, open_file: OpenFile) -> None:
+        self._open_file = open_file
+        self._shards = ShardFolder(open_file)
+
+    def matches(self, folder: Path) -> bool:
+        """Return whether there is a weights file in the directory."""
+        return any(path.suffix in WEIGHTS for path in folder.iterdir())
+
+    def open(self, folder: Path) -> Checkpoint:
+        """Return the weights; with several files, each under its name."""
+        if self._shards.matches(folder):
+            return self._shards.open(folder)
+        files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS)
+        with all_or_none() as opened:
+            parts = {path.name: opened.enter_context(self._open_file(path)) for path in files}
+        trees: dict[str, Tree] = {name: part.tree for name, part in parts.items()}
+        tree = trees if len(trees) > 1 else next(iter(trees.values()))
         return joined(self, folder, parts, tree)
 
 

@@ -6,6 +6,9 @@ Layouts::
                            scheduler.pt, rng_state.pth, training_args.bin; trainer_state.json
     accelerate             model.safetensors, optimizer.bin, scheduler.bin, custom_checkpoint_0.pkl;
                            random_states_<rank>.pkl
+      of diffusers' scripts  and unet/, unet_ema/, text_encoder/, each with config.json and weights
+      of kohya's scripts     and train_state.json
+      of SimpleTuner         and transformer/, ema/, training_state.json
     SpeechBrain            model.ckpt, optimizer.ckpt, …; brain.ckpt and counter.ckpt are text;
                            CKPT.yaml
 
@@ -16,11 +19,14 @@ the tree too.
     with DeepSpeed         global_step<n>/, pytorch_model/; latest
     with FSDP              pytorch_model_fsdp_0/ and optimizer_0/, distributed checkpoints
 
-Rules: the last file of each layout above identifies it. A subdirectory with the files of ranks is a
-part of the checkpoint, and its key is its name. A directory with checkpoints in other
-subdirectories is a run or another layout. Files that are no checkpoints (tokenizers,
-configurations) are not opened. A file of the layout, by its name, must open. Any other file that
-does not open is skipped with a note, since it is no reason to refuse the checkpoint next to it.
+Rules: the last file of each layout above identifies it, in accelerate's that of a rank's random
+states. A subdirectory with the files of ranks is a part of the checkpoint, and its key is its name;
+so is one with a model and its ``config.json``, next to accelerate's file. A directory with
+checkpoints in other subdirectories is a run or another layout. Where no file states the progress,
+scripts read it from the directory's name (``checkpoint-500``, ``step_500``, ``epoch_3``), and so
+does this. Files that are no checkpoints (tokenizers, configurations) are not opened. A file of the
+layout, by its name, must open. Any other file that does not open is skipped with a note, since it
+is no reason to refuse the checkpoint next to it.
 Text is read as numbers, bools and words, one ``name: value`` a line; it is never code.
 
 Source: transformers 5.24 ``trainer.py``, accelerate 1.15 ``checkpointing.py``, speechbrain 1.1
@@ -38,6 +44,7 @@ from typing import Any
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError
 from ckptool.formats.base import Checkpoint, FolderFormat, Note
 from ckptool.formats.folders import OpenFile, all_or_none, globals_by_file, joined
+from ckptool.formats.model_folders import ModelFolder
 from ckptool.formats.ranked.deepspeed import LATEST
 from ckptool.formats.sharded import INDEX, MODEL
 from ckptool.formats.texts import from_json, from_lines
@@ -46,8 +53,12 @@ from ckptool.sources.local import LocalFile
 from ckptool.tree.nodes import Tree
 
 SPEECHBRAIN = "CKPT.yaml"
-TEXTS = frozenset({SPEECHBRAIN, "trainer_state.json"})  # always read as text
-SIGNS = re.compile(r"trainer_state\.json|random_states_\d+\.pkl|CKPT\.yaml")
+STATES = frozenset({"train_state.json", "trainer_state.json", "training_state.json"})
+TEXTS = frozenset({SPEECHBRAIN, *STATES})  # always read as text
+OF_ACCELERATE = re.compile(r"random_states_\d+\.pkl")
+SIGNS = re.compile(rf"trainer_state\.json|{OF_ACCELERATE.pattern}|CKPT\.yaml")
+PROGRESS = re.compile(r"(checkpoint-|step_)(?P<global_step>\d{1,15})|epoch_(?P<epoch>\d{1,15})")
+CONFIG = "config.json"  # beside the weights of a model
 WEIGHTS = CHECKPOINT_SUFFIXES - {".model"}  # a tokenizer alone makes no checkpoint
 OWN = re.compile(  # the parts of the layouts, with a number of rank or shard
     r"(adapter_model|custom_checkpoint|dl_state_dict|model|optimizer|pytorch_model|random_states"
@@ -63,27 +74,32 @@ class TrainerFolders(FolderFormat):
     """See the module's docstring."""
 
     name = "folder"
-    written_by = "Hugging Face Trainer, accelerate, SpeechBrain"
+    written_by = "Hugging Face Trainer, accelerate (diffusers, kohya, SimpleTuner), SpeechBrain"
     is_of_parts = True
 
     def __init__(self, open_file: OpenFile, of_ranks: Sequence[FolderFormat]) -> None:
         self._open_file, self._of_ranks = open_file, of_ranks
+        self._model = ModelFolder(open_file)
 
     def matches(self, folder: Path) -> bool:
-        """Return whether a trainer's file is next to checkpoints, or to the parts of ranks."""
+        """Return whether a trainer's file is next to checkpoints, or to directories with parts."""
         files = _listed(folder)
         if not any(SIGNS.fullmatch(path.name) for path in files):
             return False
-        of_ranks = {path for path, _ in self._parts_of_ranks(files)}
-        others = (path for path in files if path not in of_ranks)
-        has_weights = bool(of_ranks) or any(path.suffix in WEIGHTS for path in files)
+        inside = {path for path, _ in self._inside(files)}
+        others = (path for path in files if path not in inside)
+        has_weights = bool(inside) or any(path.suffix in WEIGHTS for path in files)
         return has_weights and not any(map(_holds_checkpoints, others))
 
-    def _parts_of_ranks(self, files: Sequence[Path]) -> list[tuple[Path, FolderFormat]]:
-        """Return the subdirectories of which each is one checkpoint of many ranks."""
+    def _inside(self, files: Sequence[Path]) -> list[tuple[Path, FolderFormat]]:
+        """Return the subdirectories that are parts: checkpoints of many ranks, and models."""
         # A directory with a trainer's file, or with ``latest``, is another save of the run.
         folders = [p for p in files if p.is_dir() and not _is_save_of_its_own(p)]
-        return [(p, known) for p in folders for known in self._of_ranks if known.matches(p)]
+        found = [(p, known) for p in folders for known in self._of_ranks if known.matches(p)]
+        if any(OF_ACCELERATE.fullmatch(path.name) for path in files):
+            ranked = {path for path, _ in found}
+            found += [(p, self._model) for p in folders if p not in ranked and _is_model(p)]
+        return found
 
     def open(self, folder: Path) -> Checkpoint:
         """Return one checkpoint of all in the directory and of the trainer's text files."""
@@ -97,7 +113,7 @@ class TrainerFolders(FolderFormat):
         with all_or_none() as opened:
             if len(indices) == 1:
                 parts[MODEL] = opened.enter_context(self._open_file(indices[0]))
-            for path, known in self._parts_of_ranks(_listed(folder)):
+            for path, known in self._inside(_listed(folder)):
                 parts[path.name] = opened.enter_context(known.open(path))
             shards = {file.path for part in parts.values() for file in part.reader.opened}
             for path in files:
@@ -110,6 +126,8 @@ class TrainerFolders(FolderFormat):
                         parts[path.name] = opened.enter_context(part)
                     else:
                         closed += part
+        if not STATES & tree.keys():
+            tree |= _progress_by_name(folder)
         whole = joined(
             self,
             folder,
@@ -155,6 +173,15 @@ def _listed(folder: Path) -> list[Path]:
 
 def _is_save_of_its_own(folder: Path) -> bool:
     return any(path.name == LATEST or SIGNS.fullmatch(path.name) for path in _listed(folder))
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and _holds_checkpoints(folder)
+
+
+def _progress_by_name(folder: Path) -> dict[Any, Tree]:
+    match = PROGRESS.fullmatch(folder.absolute().name)
+    return {what: int(n) for what, n in match.groupdict().items() if n} if match else {}
 
 
 def _holds_checkpoints(path: Path) -> bool:

@@ -116,6 +116,13 @@ def test_the_parts_that_weights_only_refuses_are_told_as_alone(ckptool):
     assert refused(ckptool("verify", LAST, "--json")) == alone
 
 
+def test_the_same_refusal_of_several_files_is_told_once(folder, ckptool):
+    shutil.copy(folder / "rng_state.pth", folder / "rng_state_1.pth")
+    told = [f for f in refused(ckptool("verify", folder, "--json")).items() if "rng_state" in f[0]]
+    ((_, message),) = told
+    assert message.endswith("; the same in rng_state_1.pth")
+
+
 # ------------------------------------------------------------------------------- the files of ranks
 
 ZERO = FIXTURES / "sharded" / "zero"

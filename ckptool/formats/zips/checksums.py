@@ -28,7 +28,7 @@ def checksummed_records(file: Source) -> list[Checksummed]:
     Raises:
         DamagedError: the directory does not fit the file.
     """
-    return _records_of(ZipArchive(file)) if _is_one_archive(file) else []
+    return _records_of(ZipArchive(file)) if is_one_archive(file) else []
 
 
 def _records_of(archive: ZipArchive) -> list[Checksummed]:
@@ -66,11 +66,16 @@ def _has_checksum(record: ZipRecord) -> bool:
 
 def leftover_bytes(file: Source) -> int:
     """Return the number of bytes behind a zip's end record and comment; 0 for other files."""
-    end = find_end(file) if is_zip(file.head(4)) else None
+    if not is_zip(file.head(4)):
+        return 0
+    try:
+        end = find_end(file)
+    except DamagedError:  # a row of zips: see below
+        return 0
     return end.behind - end.comment if end else 0
 
 
-def _is_one_archive(file: Source) -> bool:
+def is_one_archive(file: Source) -> bool:
     """Return whether the zip is the whole file, by the directory that torch uses.
 
     A shard of ``torch.distributed`` is a row of zips. The directory of the last zip counts offsets
