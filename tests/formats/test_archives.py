@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError, UnsupportedError
 from ckptool.formats import open_checkpoint
+from ckptool.formats.archives import SB3_SIGN
 from ckptool.tensors.as_torch import as_torch
 from helpers import samples
 from helpers.conformance import FormatTests, open_files
@@ -149,7 +150,7 @@ def test_an_object_in_the_json_of_an_agent_is_unpickled_by_its_reader(tmp_path, 
     members = {
         "data": json.dumps({"num_timesteps": 3, "schedule": {":serialized:": payload}}).encode(),
         "policy.pth": saved({"w": torch.ones(2, 2)}),
-        "_stable_baselines3_version": b"2.9.2",
+        SB3_SIGN: b"2.9.2",
     }
     verdict = ckptool("verify", zipped(tmp_path / "agent.zip", members), "--json")
     assert verdict.exit_code == 1
@@ -175,7 +176,7 @@ def test_a_pickle_in_another_member_is_seen(pack, name, tmp_path, ckptool):
     ],
 )
 def test_json_that_no_agent_has_is_refused(data, said, tmp_path):
-    members = {"data": data, "policy.pth": saved({}), "_stable_baselines3_version": b"2"}
+    members = {"data": data, "policy.pth": saved({}), SB3_SIGN: b"2"}
     with pytest.raises(DamagedError, match=said):
         open_checkpoint(zipped(tmp_path / "agent.zip", members))
 

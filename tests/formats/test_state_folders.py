@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from ckptool.errors import DamagedError
 from ckptool.formats import open_checkpoint
+from ckptool.formats.lightning_folders import META
 from ckptool.tensors.as_torch import as_torch
 from ckptool.tree.addresses import node_at
 from helpers.paths import FIXTURES
@@ -165,10 +166,10 @@ def test_a_damaged_part_is_named(name, tmp_path, ckptool):
 
 def test_a_key_of_lightnings_two_files_is_refused(tmp_path):
     copied = shutil.copytree(folder_of("engines/lightning"), tmp_path / "last.ckpt")
-    meta = torch.load(copied / "meta.pt", weights_only=False)
-    torch.save({**meta, "state_dict": {}}, copied / "meta.pt")
+    meta = torch.load(copied / META, weights_only=False)
+    torch.save({**meta, "state_dict": {}}, copied / META)
     with pytest.raises(DamagedError, match="state_dict"):
         open_checkpoint(copied)
-    torch.save([1], copied / "meta.pt")
+    torch.save([1], copied / META)
     with pytest.raises(DamagedError, match="no dict"):
         open_checkpoint(copied)
