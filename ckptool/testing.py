@@ -19,8 +19,8 @@ from ckptool.commands.verify import Request, chosen_rules, verify_file
 from ckptool.comparison.pairing import merge_selection
 from ckptool.comparison.tolerances import merge_tolerances
 from ckptool.contents.selection import parse_operand
+from ckptool.render.layout import draw
 from ckptool.render.outputs import rendered
-from ckptool.render.page import draw
 from ckptool.render.verify_text import show_failures
 
 

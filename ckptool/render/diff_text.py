@@ -191,9 +191,9 @@ def _drifted(group: GroupDistance) -> bool:
 
 
 def _groups(title: str, rows: Sequence[tuple[str, GroupDistance]], kind: str) -> Grid:
-    grid = Grid("left", "left", "right", "right", "left")
     heads = ("role" if kind == "sections" else "", "differ", "relative", "")
-    grid.add_row(_text((f"\n{title}", "title")), *(_text((f"\n{head}", "quiet")) for head in heads))
+    grid = Grid("left", "left", "right", "right", "left", title=title, heads=heads,
+                drops=(4, 1), names=kind == "layers")  # fmt: skip
     for label, group in rows:
         differ = f"{group.differing:,} of {group.tensors:,}" if group.tensors else ""
         if group.values_differing:
@@ -276,15 +276,14 @@ def listed(report: DiffReport, most: int) -> Iterator[Listed]:
 
 
 def _tensors(rows: Sequence[TensorDifference]) -> Grid:
-    grid = Grid("left", "left", "right", "right", "right", "right", "right", "left")
-    grid.add_row(_text(("\nTensors", "title")), *(_text((f"\n{head}", "quiet")) for head in HEADS))
+    sides = ("left", "right", "right", "right", "right", "right", "text")
+    grid = Grid("left", *sides, title="Tensors", heads=HEADS, drops=(7, 4, 3, 6), names=True)
     _list(grid, [(row, tensor_cells(row)) for row in _worst(worst_first(rows))], len(rows))
     return grid
 
 
 def _values(rows: Sequence[ValueDifference]) -> Grid:
-    grid = Grid("left", "left", "left")
-    grid.add_row(_text(("\nSettings", "title")))
+    grid = Grid("left", "left", "text", title="Settings", names=True)
     _list(grid, [(row, [value_text(row)]) for row in _worst(rows)], len(rows))
     return grid
 
@@ -301,7 +300,7 @@ def _list(grid: Grid, rows: Sequence[tuple[Row, list[str]]], total: int) -> None
         name = words.printable(row.address or TOP, 100)
         grid.add_row(_text("  ", (name, "name")), _text((row.kind, style)), *cells)
     if total > len(rows):
-        grid.add_row(_text((f"  and {total - len(rows):,} more", "quiet")))
+        grid.add_note((f"  and {total - len(rows):,} more", "quiet"))
 
 
 def tensor_cells(row: TensorDifference) -> list[str]:

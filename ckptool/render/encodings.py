@@ -11,7 +11,8 @@ import codecs
 from collections.abc import Mapping
 from typing import IO
 
-from ckptool.render.page import Grid, Line, Page
+from ckptool.render.page import Page
+from ckptool.render.page import fitted as with_texts
 
 ERRORS = "ckptool"  # the name of the error handler
 
@@ -39,13 +40,9 @@ codecs.register_error(ERRORS, replaced)
 
 
 def fitted(page: Page, stream: IO[str]) -> Page:
-    """Yield a page, before it is laid out, in characters that the stream can show."""
+    """Return a page, before it is laid out, in characters that the stream can show."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    if _has_all(encoding):
-        yield from page
-        return
-    for block in page:
-        yield _fitted(block, encoding) if isinstance(block, Line) else _fitted_grid(block, encoding)
+    return page if _has_all(encoding) else with_texts(page, lambda text: _shown(text, encoding))
 
 
 def _has_all(encoding: str) -> bool:
@@ -56,20 +53,9 @@ def _has_all(encoding: str) -> bool:
     return True
 
 
-def _fitted(line: Line, encoding: str) -> Line:
-    pieces = ((_shown(text, encoding), meaning) for text, meaning in line.pieces)
-    return line._replace(pieces=tuple(pieces))
-
-
 def _shown(text: str, encoding: str) -> str:
     return (
         text
         if text.isascii()
         else text.encode(encoding, ERRORS).decode(encoding, "surrogateescape")
     )
-
-
-def _fitted_grid(grid: Grid, encoding: str) -> Grid:
-    shown = Grid(*grid.sides, optional=grid.optional)
-    shown.rows = [tuple(_fitted(cell, encoding) for cell in row) for row in grid.rows]
-    return shown

@@ -36,8 +36,7 @@ Fact = tuple[str | Line, str | Line]
 
 def facts(title: str, lines: Iterable[Fact]) -> Grid:
     """Return a titled block of labels and values."""
-    grid = Grid("left", "left")
-    grid.add_row(line((f"\n{title}", "title")), "")
+    grid = Grid("left", "text", title=title)
     for label, content in lines:
         grid.add_row(line((f"  {label}", "label")) if isinstance(label, str) else label, content)
     return grid

@@ -67,9 +67,9 @@ def _slices(report: InspectReport) -> str:
 
 
 def _sections(report: InspectReport) -> Grid:
-    grid = Grid("left", "left", "right", "right", "right", "left")
-    heads = ("tensors", "values", "size", "")
-    grid.add_row(line(("\nSections", "title")), "\n", *(line((f"\n{h}", "quiet")) for h in heads))
+    heads = ("", "tensors", "values", "size", "")
+    grid = Grid("left", "left", "right", "right", "right", "text", title="Sections", heads=heads,
+                drops=(3, 5), names=True)  # fmt: skip
     for section in report.sections:
         role = "" if section.role == section.address else section.role
         grid.add_row(
@@ -237,8 +237,8 @@ def _pickle_lines(report: InspectReport) -> Iterator[Fact]:
 
 def _tensor_tree(entries: tuple[TensorEntry, ...]) -> Grid:
     """Return all tensors: as a tree of folded layers on a terminal, a line each in a pipe."""
-    grid = Grid("left", "left", "left", "right", "right", "left")
-    grid.add_row(line(("\nTensors", "title")))
+    grid = Grid("left", "left", "left", "right", "right", "text", title="Tensors", drops=(1,),
+                names=words.is_whole())  # fmt: skip
     if words.is_whole():
         for entry in entries:
             grid.add_row(line((f"  {place(entry.address)}", "name")), *_tensor_cells(entry, 1))

@@ -13,7 +13,8 @@ from importlib import import_module
 from itertools import groupby
 from typing import Any
 
-from ckptool.render.page import Page, draw, line
+from ckptool.render.layout import draw
+from ckptool.render.page import Page, line
 from ckptool.render.text import unshortened
 from ckptool.reports.base import SCHEMAS
 

@@ -1,14 +1,14 @@
 """Pages of text: lines and grids of pieces, each with a meaning instead of a colour.
 
-Views build pages and do not know where they are drawn. ``terminal.py`` draws them with Rich, in
-colour and wrapped; :func:`draw` draws them into pipes and files, in whole lines without blanks at
-their ends.
+Views build pages and do not know where they are drawn. ``layout.py`` makes them lines of a width:
+``terminal.py`` colours these with Rich, :func:`~ckptool.render.layout.draw` writes them into pipes
+and files, whole and without blanks at their ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import IO, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 Piece = tuple[str, str]  # (text, meaning): title, label, name, good, warning, error, info, quiet
 
@@ -26,17 +26,56 @@ class Line(NamedTuple):
 
 
 class Grid:
-    """Rows of cells in columns, which alignment separates, not ruled lines."""
+    """Rows of cells in columns, which alignment separates, not ruled lines.
 
-    def __init__(self, *sides: str, optional: range = range(0)) -> None:
-        self.sides = sides  # left or right, for each column
-        self.optional = optional  # columns that a narrow terminal may leave out, the last first
-        self.rows: list[tuple[Line, ...]] = []
+    Attributes:
+        sides: left or right, for each column; text is left, and may be wrapped.
+        title: what stands above the first column, under an empty line; it may be empty.
+        heads: what stands above the columns, or above those after the title; or nothing.
+        drops: columns that a narrow terminal leaves out, in this order.
+        names: whether the names in the first column are whole key paths, of which a common
+            beginning may be told once.
+        rows: the cells of each row; a line alone spans all columns.
+    """
+
+    def __init__(
+        self,
+        *sides: str,
+        title: str = "",
+        heads: Sequence[str] = (),
+        drops: Sequence[int] = (),
+        names: bool = False,
+    ) -> None:
+        self.sides = sides
+        self.title = title
+        self.heads = tuple(heads)
+        self.drops = tuple(drops)
+        self.names = names
+        self.rows: list[tuple[Line, ...] | Line] = []
 
     def add_row(self, *cells: Line | str) -> None:
         """Append a row; missing cells at its end are empty."""
         lines = tuple(line(cell) if isinstance(cell, str) else cell for cell in cells)
         self.rows.append(lines + (line(""),) * (len(self.sides) - len(lines)))
+
+    def add_note(self, *pieces: Piece | str) -> None:
+        """Append a line that spans all columns."""
+        self.rows.append(line(*pieces))
+
+    def fitted(self, fit: Callable[[str], str]) -> Grid:
+        """Return the same grid with every text replaced by ``fit(text)``."""
+        grid = Grid(
+            *self.sides,
+            title=fit(self.title),
+            heads=[fit(head) for head in self.heads],
+            drops=self.drops,
+            names=self.names,
+        )
+        grid.rows = [
+            _mapped(row, fit) if isinstance(row, Line) else tuple(_mapped(c, fit) for c in row)
+            for row in self.rows
+        ]
+        return grid
 
 
 Block = Line | Grid
@@ -46,6 +85,16 @@ Page = Iterator[Block]
 def line(*pieces: Piece | str, wraps: bool = True) -> Line:
     """Return a line of pieces; plain strings have no meaning."""
     return Line(tuple((p, "") if isinstance(p, str) else p for p in pieces), wraps)
+
+
+def _mapped(line: Line, fit: Callable[[str], str]) -> Line:
+    return line._replace(pieces=tuple((fit(text), meaning) for text, meaning in line.pieces))
+
+
+def fitted(page: Page, fit: Callable[[str], str]) -> Page:
+    """Yield a page with every text replaced by ``fit(text)``."""
+    for block in page:
+        yield _mapped(block, fit) if isinstance(block, Line) else block.fitted(fit)
 
 
 Report = TypeVar("Report")
@@ -61,34 +110,3 @@ def one_by_one(show: Callable[[Report], Page]) -> Callable[[Sequence[Report]], P
             yield from show(report)
 
     return show_each
-
-
-# ---------------------------------------------------------------------------------- pipes and files
-
-
-GAP = "  "  # between columns
-
-
-def draw(page: Page, stream: IO[str]) -> None:
-    """Write a page to ``stream``."""
-    for block in page:
-        text = block.text if isinstance(block, Line) else _grid(block)
-        stream.writelines(f"{row.rstrip()}\n" for row in text.split("\n"))
-
-
-def _grid(grid: Grid) -> str:
-    widths = [0] * len(grid.sides)
-    for row in grid.rows:
-        for i, cell in enumerate(row):
-            widths[i] = max(widths[i], *(len(part) for part in cell.text.split("\n")))
-    return "\n".join(_row(row, grid.sides, widths) for row in grid.rows)
-
-
-def _row(row: tuple[Line, ...], sides: tuple[str, ...], widths: list[int]) -> str:
-    lead, is_apart, cells = "", False, []
-    for cell, side, width in zip(row, sides, widths, strict=True):
-        above, _, text = cell.text.rpartition("\n")
-        lead += f"{above}\n" if above else ""
-        is_apart |= cell.text.startswith("\n")
-        cells.append(text.rjust(width) if side == "right" else text.ljust(width))
-    return (lead or "\n" * is_apart) + GAP.join(cells)

@@ -18,11 +18,10 @@ def show_run(report: RunReport) -> Page:
     where = words.printable(report.path)
     yield line((where, "title"), f"  {found}") if where else line((found, "title"))
     metrics = list(dict.fromkeys(name for e in report.checkpoints for name in e.metrics))
-    numbers = range(3, 3 + len(metrics))
-    grid = Grid("left", "right", "right", *("right" for _ in numbers), "right", "left",
-                optional=numbers)  # fmt: skip
-    heads = ("file", "epoch", "step", *metrics, "size", "EMA")
-    grid.add_row(*(line((short(head), "label")) for head in heads))
+    last = 3 + len(metrics)
+    heads = ("file", "epoch", "step", *map(short, metrics), "size", "EMA")
+    grid = Grid("left", "right", "right", *("right" for _ in metrics), "right", "left",
+                heads=heads, drops=[*range(last - 1, 2, -1), last, 2])  # fmt: skip
     for entry in report.checkpoints:
         name = Path(entry.path).name if where else entry.path
         grid.add_row(*_run_cells(name, entry, metrics))

@@ -20,8 +20,7 @@ def show_rules(report: RulesReport) -> Page:
         yield line(("reads: ", "label"), _READS[rule.cost])
         yield line(("runs: ", "label"), "always" if rule.default else "when required or selected")
         return
-    grid = Grid("left", "left", "left", "left")
-    grid.add_row(*(line((head, "label")) for head in ("rule", "name", "severity", "meaning")))
+    grid = Grid("left", "left", "left", "text", heads=("name", "severity", "meaning"), drops=(1,))
     for rule in report.rules:
         severity = line((rule.severity, rule.severity))
         grid.add_row(line((rule.id, "name")), rule.name, severity, rule.meaning)
@@ -38,8 +37,7 @@ _READS = {
 @one_by_one
 def show_layouts(report: LayoutsReport) -> Page:
     """Yield a line for each layout: its name, the place of the EMA weights, and their writer."""
-    grid = Grid("left", "left", "left")
-    grid.add_row(*(line((head, "label")) for head in ("layout", "EMA weights at", "written by")))
+    grid = Grid("left", "text", "text", heads=("EMA weights at", "written by"))
     for row in report.layouts:
         where = f"{row.ema_at} (holds the raw weights)" if row.swapped else row.ema_at
         grid.add_row(

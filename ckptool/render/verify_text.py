@@ -84,7 +84,7 @@ def _verdicts(
         was_long = is_long
     if common:
         yield line((f"\nIn several of the {len(reports):,} files", "title"))
-        grid = Grid("left", "left")
+        grid = Grid("left", "text")
         for found, files in common.values():
             _add(grid, found, f"in {files:,} files: ")
         yield grid
@@ -163,7 +163,7 @@ def _circumstances(report: ResumeReport) -> str:
 def _findings(findings: Iterable[Finding]) -> Page:
     for severity, alike in groupby(findings, key=lambda found: found.severity):
         yield line((f"\n{_HEADS[severity]}", "title"))
-        grid = Grid("left", "left")
+        grid = Grid("left", "text")
         for found in alike:
             _add(grid, found)
         yield grid
@@ -192,7 +192,7 @@ def _unchecked(reports: Sequence[VerifyReport]) -> Page:
     if not found:
         return
     yield line(("\nNot checked", "title"))
-    grid = Grid("left", "left")
+    grid = Grid("left", "text")
     for reason, (rules, files) in found.items():
         part = f", in {files} of {len(reports)} files" if files < len(reports) else ""
         grid.add_row("", line(reason, (f"  {spans(rules, _order(reports))}{part}", "label")))

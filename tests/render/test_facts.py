@@ -11,7 +11,8 @@ from ckptool.render.page import line
 def test_a_block_has_a_title_and_a_row_a_fact():
     grid = facts("Training", [("epoch", "3"), (line("own"), "x")])
     rows = [[cell.text for cell in row] for row in grid.rows]
-    assert rows == [["\nTraining", ""], ["  epoch", "3"], ["own", "x"]]
+    assert grid.title == "Training"
+    assert rows == [["  epoch", "3"], ["own", "x"]]
 
 
 @pytest.mark.parametrize("nothing", [None, ""])

@@ -60,10 +60,10 @@ def test_a_verdict_fits_on_the_terminal_and_wraps_in_its_column(long_names):
         assert all(line.startswith(" " * 9) for line in lines[begin + 1 : lines.index("", begin)])
 
 
-def test_nothing_is_cut_off_when_it_is_wrapped(long_names):
+def test_numbers_stay_whole_and_long_names_lose_their_middle(long_names):
     shown = plain(on_terminal("inspect", long_names, "--tensors"))
-    assert "0.123457" in re.sub(r"\s+", "", shown)
-    assert shown.count("語") == 2 * 24  # in the model and in its average
+    assert "0.123457" in shown
+    assert "…" in next(line for line in shown.splitlines() if "語" in line)
 
 
 def test_what_is_to_be_copied_is_left_to_the_terminal(tmp_path):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 
-from ckptool.render.page import draw
+from ckptool.render.layout import draw
 from ckptool.render.terminal import show
 from ckptool.render.verify_text import show_failures, spans
 from ckptool.reports.base import Finding, Severity

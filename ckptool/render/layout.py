@@ -1,0 +1,254 @@
+"""Pages as lines of at most a number of columns, for terminals; and whole, for pipes and files.
+
+What gives way in a table that is too wide, in this order:
+
+1. The beginning that all key paths share is told once, above the table.
+2. Columns leave in the order of ``Grid.drops``, until names have the room of ``NAME`` columns.
+3. A column of text is wrapped in its place.
+4. Names lose their middle, at dots and slashes.
+5. Rows are stacked: the name has a line of its own, the cells stand under it with their heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import IO
+
+from ckptool.render.page import Grid, Line, Page, line
+from ckptool.render.wrapping import joined, lines_of, padded, shortened, width_of, wrapped
+
+GAP = "  "  # between columns
+NAME = 44  # columns that a name gets before others leave
+TEXT = 24  # columns that text gets before rows are stacked
+SHARED = 8  # characters of a common beginning that are worth a line
+STACK = "    "  # indent of the cells under a name
+
+Row = tuple[Line, ...]
+
+
+def draw(page: Page, stream: IO[str]) -> None:
+    """Write a page to ``stream``, in whole lines."""
+    stream.writelines(f"{each.text}\n" for each in laid_out(page, None))
+
+
+def laid_out(page: Page, width: int | None) -> Iterator[Line]:
+    """Yield the lines of a page, of at most ``width`` columns; None: whole ones."""
+    for block in page:
+        rows = lines_of(block) if isinstance(block, Line) else _grid(block, width)
+        for row in rows:
+            is_whole = width is None or isinstance(block, Grid) or not block.wraps
+            parts = [row] if width is None or is_whole else wrapped(row, width)
+            yield from map(_stripped, parts)
+
+
+def _stripped(made: Line) -> Line:
+    pieces = list(made.pieces)
+    while pieces and not pieces[-1][0].rstrip(" "):
+        pieces.pop()
+    if pieces:
+        pieces[-1] = (pieces[-1][0].rstrip(" "), pieces[-1][1])
+    return made._replace(pieces=tuple(pieces))
+
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def _grid(grid: Grid, width: int | None) -> Iterator[Line]:
+    rows = [row for row in grid.rows if not isinstance(row, Line)]
+    widths = _widths(grid, rows)
+    if width is None or sum(widths) + len(GAP) * (len(widths) - 1) <= width:
+        yield from _table(grid, grid.rows, range(len(widths)), widths, width)
+    else:
+        yield from _narrow(grid, width)
+
+
+def _narrow(grid: Grid, width: int) -> Iterator[Line]:
+    """Yield a table that is wider than the terminal."""
+    prefix = _shared(grid)
+    rows = [
+        row if isinstance(row, Line) else (_without(row[0], prefix), *row[1:]) for row in grid.rows
+    ]
+    note = [line(("  all names begin with ", "quiet"), (prefix, "name"))] if prefix else []
+    found = [row for row in rows if not isinstance(row, Line)]
+    widths = _widths(grid, found)
+    kept = list(range(len(widths)))
+    least = [min(w, TEXT) if grid.sides[i] == "text" else w for i, w in enumerate(widths)]
+    is_shortened = _has_names(found)
+    least[0] = min(widths[0], NAME) if is_shortened else widths[0]
+    left_out = []
+    for i in grid.drops:
+        if _total(least, kept) > width:
+            kept.remove(i)
+            left_out.append(i)
+    over = _total(widths, kept) - width
+    if _total(least, kept) > width:
+        yield from _titled(grid, note)
+        yield from _stacked(grid, rows, width, kept)
+        yield from _unshown(grid, left_out, width)
+        return
+    for i in sorted(kept, key=lambda i: grid.sides[i] != "text"):  # text gives way before names
+        taken = min(max(over, 0), widths[i] - least[i])
+        widths[i], over = widths[i] - taken, over - taken
+    if is_shortened:
+        rows = [
+            row if isinstance(row, Line) else (_named(row[0], widths[0]), *row[1:]) for row in rows
+        ]
+    if note:
+        yield from _titled(grid, note)
+    yield from _table(grid, rows, kept, widths, width, titled=not note)
+    yield from _unshown(grid, left_out, width)
+
+
+def _unshown(grid: Grid, left_out: Sequence[int], width: int) -> Iterator[Line]:
+    """Yield the heads of the columns that were left out."""
+    heads = _heads(grid)
+    names = ", ".join(head for i in sorted(left_out) if heads and (head := heads[i]))
+    if names:
+        yield from wrapped(line((f"  not shown, for want of room: {names}", "quiet")), width)
+
+
+def _total(widths: Sequence[int], kept: Sequence[int]) -> int:
+    return sum(widths[i] for i in kept) + len(GAP) * (len(kept) - 1)
+
+
+def _widths(grid: Grid, rows: Sequence[Row]) -> list[int]:
+    heads = _heads(grid) or ("",) * len(grid.sides)
+    return [
+        max(width_of(heads[i]), *(width_of(row[i].text) for row in rows), 0)
+        for i in range(len(grid.sides))
+    ]
+
+
+def _heads(grid: Grid) -> tuple[str, ...]:
+    """Return what stands above each column; nothing stands above any if there are no heads."""
+    is_all = len(grid.heads) >= len(grid.sides)
+    return grid.heads if is_all else (grid.title, *grid.heads) if grid.heads else ()
+
+
+def _titled(grid: Grid, note: Sequence[Line]) -> Iterator[Line]:
+    """Yield the title on a line of its own, and what is told once for all rows."""
+    if grid.title:
+        yield from (line(""), line((grid.title, "title")))
+    yield from note
+
+
+_FIRST = ("quiet", "title")  # meaning of what stands above the first column
+
+
+def _table(
+    grid: Grid,
+    rows: Sequence[Row | Line],
+    kept: Sequence[int],
+    widths: Sequence[int],
+    width: int | None,
+    *,
+    titled: bool = True,
+) -> Iterator[Line]:
+    heads = _heads(grid)
+    if grid.title and titled:
+        yield line("")
+    if heads:
+        first = line((heads[0] if titled or not grid.title else "", _FIRST[bool(grid.title)]))
+        yield from _row(grid, (first, *(line((h, "quiet")) for h in heads[1:])), kept, widths)
+    elif grid.title and titled:
+        yield line((grid.title, "title"))
+    for row in rows:
+        if isinstance(row, Line):
+            yield from wrapped(row, width) if width else (row,)
+        else:
+            yield from _row(grid, row, kept, widths)
+
+
+def _row(grid: Grid, row: Row, kept: Sequence[int], widths: Sequence[int]) -> Iterator[Line]:
+    """Yield a row: one line, or several if text is wrapped in its column."""
+    cells = [
+        list(wrapped(row[i], widths[i])) if grid.sides[i] == "text" else [row[i]] for i in kept
+    ]
+    for at in range(max(map(len, cells))):
+        parts = [
+            padded(cell[at] if at < len(cell) else line(""), widths[i], grid.sides[i])
+            for i, cell in zip(kept, cells, strict=True)
+        ]
+        gaps: list[Line | str] = [parts[0]]
+        for part in parts[1:]:
+            gaps += [GAP, part]
+        yield joined(*gaps)
+
+
+def _stacked(
+    grid: Grid, rows: Sequence[Row | Line], width: int, kept: Sequence[int]
+) -> Iterator[Line]:
+    """Yield each row as the line of its name, and under it the cells with their heads."""
+    heads = [*_heads(grid), *("" for _ in grid.sides)]
+    for row in rows:
+        if isinstance(row, Line):
+            yield from wrapped(row, width)
+            continue
+        if row[0].text.strip():
+            yield from wrapped(_named(row[0], width), width)
+        cells = [
+            joined(line((f"{head} ", "quiet")) if head else "", *_trimmed(cell))
+            for head, cell in ((heads[i], row[i]) for i in kept[1:])
+            if cell.text.strip()
+        ]
+        under = joined(STACK, "")
+        for cell in cells:
+            wider = joined(under, GAP if under.text.strip() else "", cell)
+            if width_of(wider.text) > width and under.text.strip():
+                yield under
+                wider = joined(STACK, cell)
+            under = wider
+        if under.text.strip():
+            yield from wrapped(under, width)
+
+
+def _trimmed(cell: Line) -> Iterator[Line]:
+    text = cell.text
+    start = len(text) - len(text.lstrip(" "))
+    pieces = cell.pieces
+    yield Line(((pieces[0][0][start:], pieces[0][1]), *pieces[1:])) if pieces else cell
+
+
+# -------------------------------------------------------------------------------------------- names
+
+
+def _has_names(rows: Sequence[Row]) -> bool:
+    return any(meaning == "name" for row in rows for _, meaning in row[0].pieces)
+
+
+def _names(row: Row) -> Iterator[str]:
+    return (text for text, meaning in row[0].pieces if meaning == "name")
+
+
+def _shared(grid: Grid) -> str:
+    """Return the beginning that all key paths share, if it is worth telling once."""
+    names = [name for row in grid.rows if not isinstance(row, Line) for name in _names(row)]
+    if not grid.names or len(names) < 2:
+        return ""
+    first, last = min(names), max(names)
+    ends = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    shared = first[: next(ends, min(len(first), len(last)))]
+    shared = shared[: max(shared.rfind("/"), shared.rfind(".")) + 1]
+    return shared if len(shared) >= SHARED and shared not in names else ""
+
+
+def _without(cell: Line, prefix: str) -> Line:
+    pieces = (
+        (text.removeprefix(prefix) if meaning == "name" else text, meaning)
+        for text, meaning in cell.pieces
+    )
+    return cell._replace(pieces=tuple(pieces))
+
+
+def _named(cell: Line, width: int) -> Line:
+    """Return a cell whose name is shortened to the width of the column."""
+    others = sum(width_of(text) for text, meaning in cell.pieces if meaning != "name")
+    pieces = []
+    for text, meaning in cell.pieces:
+        if meaning == "name":
+            indent = text[: len(text) - len(text.lstrip(" "))]
+            room = max(width - others - len(indent), 1)
+            pieces.append((indent + shortened(text[len(indent) :], room), meaning))
+        else:
+            pieces.append((text, meaning))
+    return cell._replace(pieces=tuple(pieces))

@@ -1,0 +1,123 @@
+"""Lines of pieces in a number of columns: measured, cut, padded, wrapped and shortened.
+
+Words and numbers stay whole. Only a word that is wider than the room breaks, behind a sign that
+ends a part of a name if there is one.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from itertools import pairwise
+
+from ckptool.render.page import Line, Piece
+
+BREAKS = "/._-,:="  # behind which a word that is too wide may break
+ELLIPSIS = "…"
+UNIT = re.compile(r"\d (?:[KMGTP]iB|[BKMT%])\b|\d %")  # a number and its unit stay together
+
+
+def width_of(text: str) -> int:
+    """Return the columns that a text takes on a terminal."""
+    return len(text) if text.isascii() else sum(map(_columns, text))
+
+
+def _columns(char: str) -> int:
+    if unicodedata.category(char) in {"Mn", "Me"}:
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def cut(line: Line, start: int, end: int) -> Line:
+    """Return the characters of a line from ``start`` to ``end``."""
+    pieces: list[Piece] = []
+    at = 0
+    for text, meaning in line.pieces:
+        part = text[max(0, start - at) : max(0, end - at)]
+        at += len(text)
+        if part:
+            pieces.append((part, meaning))
+    return Line(tuple(pieces), line.wraps)
+
+
+def joined(*lines: Line | str) -> Line:
+    """Return several lines as one."""
+    parts = (((each, ""),) if isinstance(each, str) else each.pieces for each in lines)
+    return Line(tuple(piece for part in parts for piece in part if piece[0]))
+
+
+def padded(line: Line, width: int, side: str) -> Line:
+    """Return a line that fills a column."""
+    blanks = " " * (width - width_of(line.text))
+    return joined(blanks, line) if side == "right" else joined(line, blanks)
+
+
+def lines_of(line: Line) -> Iterator[Line]:
+    """Yield the parts of a line between its newlines."""
+    text = line.text
+    ends = [at for at, char in enumerate(text) if char == "\n"]
+    for before, end in pairwise([-1, *ends, len(text)]):
+        yield cut(line, before + 1, end)
+
+
+def wrapped(line: Line, width: int, hanging: int = 0) -> Iterator[Line]:
+    """Yield a line in parts of at most ``width`` columns; all but the first are indented."""
+    text = line.text
+    indent = " " * (len(text) - len(text.lstrip(" ")) + hanging)
+    indent = indent if 2 * len(indent) < width else ""
+    start = 0
+    while start < len(text):
+        room = width - len(indent) if start else width
+        end, begin = _break(text, start, room)
+        part = cut(line, start, end)
+        yield joined(indent, part) if start else part
+        start = begin
+    if not text:
+        yield line
+
+
+def _break(text: str, start: int, room: int) -> tuple[int, int]:
+    """Return the end of a line that begins at ``start``, and the beginning of the next one."""
+    used, end = 0, start
+    while end < len(text) and used + _columns(text[end]) <= room:
+        used += _columns(text[end])
+        end += 1
+    if end == len(text):
+        return end, end
+    blank = text.rfind(" ", start, end + 1)
+    while blank > start and UNIT.match(text, blank - 1):
+        blank = text.rfind(" ", start, blank)
+    if blank > start and text[start:blank].strip():
+        return len(text[:blank].rstrip(" ")), blank + 1
+    sign = max(text.rfind(sign, start, end) for sign in BREAKS) + 1
+    end = max(sign if sign > start + room // 2 else end, start + 1)
+    return end, end
+
+
+def shortened(name: str, width: int) -> str:
+    """Return a name with its middle left out at dots or slashes: ``blocks.3…in_proj_bias``."""
+    if width_of(name) <= width:
+        return name
+    ends = [at + 1 for at, char in enumerate(name) if char in "/."]
+    room = width - 1
+    for tail in ends:  # the longest end that leaves a third for the beginning
+        end = name[tail:]
+        if width_of(end) <= room:
+            head = max((at - 1 for at in ends if at <= tail and _fits(name[: at - 1], room, end)),
+                       default=0)  # fmt: skip
+            if head or width_of(end) > room // 2:
+                return f"{name[:head]}{ELLIPSIS}{end}"
+    start, end = "", ""
+    for front, back in zip(name, reversed(name), strict=True):
+        if width_of(start + front + end) > room:
+            break
+        start += front
+        if width_of(start + back + end) > room:
+            break
+        end = back + end
+    return f"{start}{ELLIPSIS}{end}"
+
+
+def _fits(start: str, room: int, end: str) -> bool:
+    return width_of(start) + width_of(end) <= room
