@@ -5,6 +5,7 @@ Layout, with any text before the rank::
     model_world_size_8_rank_3.pt      DTensors (FSDP2 and tensor parallelism) or ShardedTensors
     optim_world_size_8_rank_3.pt      (FSDP1), and plain values that every rank has
     rank3.pt, checkpoint_rank_3.pt    the same, without the number of ranks in the name
+    ema_rank_3.safetensors            the EMA weights of each rank as plain tensors
 
 Each kind of file is joined into one tree, under its name if there are several: tensors that are
 cut are assembled, everything else is rank 0's. Values of other ranks that differ from rank 0's
@@ -12,7 +13,8 @@ cut are assembled, everything else is rank 0's. Values of other ranks that diffe
 
 Rules: all ranks of one save are there, once. Counters that every rank has are equal. Copies of a
 replicated part begin alike. A flattened parameter of FSDP1 does not say what is in it, and stays
-with its rank.
+with its rank. Plain EMA weights that differ from rank to rank may be slices, and are never taken
+for the whole.
 """
 
 from __future__ import annotations
@@ -31,11 +33,12 @@ from ckptool.formats.ranked.distributed import is_distributed, parts_of, rank_of
 from ckptool.formats.ranked.ranks import PREFIX, refuse_different, refuse_missing, scalar
 from ckptool.formats.ranked.sharding_info import DIFFERING
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES
+from ckptool.names import marker_in
 from ckptool.tree.nodes import CompositeTensor, TensorRef, Tree
 
 FILE = re.compile(
     r"((?P<kind>.*?)[_.-])?(world_size_(?P<world>\d{1,9})_)?rank[_-]?(?P<rank>\d{1,9})"
-    r"\.(pt|pth|bin|ckpt)"
+    r"\.(pt|pth|bin|ckpt|safetensors)"
 )
 SERIES = re.compile(r"\d+|latest|last|best")  # what differs between the saves of a run
 MAX_VISITS = 1 << 22  # values of all ranks that are looked at
@@ -75,7 +78,8 @@ class RankFolder(FolderFormat):
     def matches(self, folder: Path) -> bool:
         """Return whether all checkpoints in the directory are of the ranks of one save.
 
-        Names tell it if they have the number of ranks; else the tensors of the first file do.
+        Names tell it if they have the number of ranks, or say that each rank has EMA weights of its
+        own; else the tensors of the first file do.
         """
         listed = _listed(folder)
         files = sorted(_files(listed))
@@ -84,7 +88,8 @@ class RankFolder(FolderFormat):
         is_series = len({SERIES.sub("#", kind) for kind in kinds}) < len(kinds)
         if not files or others or is_series:
             return False
-        return any(file.world for file in files) or self._is_cut(files[0].path)
+        is_told = any(file.world for file in files) or _are_averages(files)
+        return is_told or self._is_cut(files[0].path)
 
     def _is_cut(self, path: Path) -> bool:
         try:
@@ -114,6 +119,15 @@ def _listed(folder: Path) -> list[Path]:
         return [path for path in sorted(folder.iterdir()) if path.is_file()]
     except OSError:
         return []
+
+
+def _are_averages(files: Sequence[Named]) -> bool:
+    """Return whether rank 0 and others each have a file that its name calls EMA weights."""
+    kinds: dict[str, set[int]] = {}
+    for file in files:
+        kinds.setdefault(file.kind, set()).add(file.rank)
+    ranks = [ranks for kind, ranks in kinds.items() if marker_in([kind])]
+    return any(len(found) > 1 and 0 in found for found in ranks)
 
 
 def _files(listed: Sequence[Path]) -> Iterator[Named]:
@@ -156,7 +170,8 @@ def _tree(files: Sequence[Named], parts: Mapping[str, Checkpoint], reader: Tenso
         joined_trees[kind or "model"] = joining.joined([*trees.items()], "", 0)
         first, *others = trees
         rest |= {n: left for n in others if (left := joining.left(trees[first], trees[n], 0))}
-    whole = joined_trees if len(joined_trees) > 1 or rest else next(iter(joined_trees.values()))
+    is_named = len(joined_trees) > 1 or rest or any(marker_in([kind]) for kind in kinds)
+    whole = joined_trees if is_named else next(iter(joined_trees.values()))
     return {**whole, **rest} if isinstance(whole, dict) else whole
 
 
