@@ -112,7 +112,19 @@ NEEDED: Mapping[str, str] = {
 def _lacking_generators(subject: Subject) -> str:
     rng = subject.training.rng
     missing = [kind for kind in GENERATORS if kind not in rng] if rng else []
+    within = trainer(subject).within
+    if within and not missing and _is_within_an_epoch(subject.checkpoint.tree):
+        return within
     return f"the random state of {' and '.join(missing)} starts again" if missing else ""
+
+
+def _is_within_an_epoch(tree: Tree) -> bool:
+    """Return whether an engine has counted iterations that make no whole number of epochs."""
+    for fields in map(fields_of, fields_of(tree).values()):
+        made, length = number(fields.get("iteration")), number(fields.get("epoch_length"))
+        if made and length and made % length:
+            return True
+    return False
 
 
 def _lacking_scheduler(subject: Subject) -> str:

@@ -28,7 +28,7 @@ from ckptool.formats.unopened import Unopened, unopened_files
 from ckptool.formats.zips.checksums import checksummed_records, is_one_archive, leftover_bytes
 from ckptool.formats.zips.deflated import DeflatedRecord
 from ckptool.formats.zips.records import DEFLATED, NO_CRC, ZipArchive, is_zip
-from ckptool.reports.base import Finding
+from ckptool.reports.base import Finding, Severity
 from ckptool.reports.rules import finding
 from ckptool.tree.addresses import format_address
 from ckptool.tree.describing import named
@@ -239,6 +239,16 @@ def found_beside(subject: Subject) -> tuple[Finding, ...]:
     return tuple(beside(unopened_files(subject.checkpoint)))
 
 
+# Settings that no trainer reads when it resumes: a run goes on although they are damaged.
+UNREAD = frozenset({"training_args.bin"})
+
+
+def _damaged(file: Unopened, error: CkptError) -> Iterator[Finding]:
+    for found in _in_folder(file, damage(file.path, error)):
+        is_unread = file.path.name in UNREAD
+        yield replace(found, severity=Severity.WARNING) if is_unread else found
+
+
 def beside(files: Sequence[Unopened]) -> Iterator[Finding]:
     """Open files that may be checkpoints, and name the others: silence would look like a check."""
     whole: list[str] = []
@@ -253,12 +263,12 @@ def beside(files: Sequence[Unopened]) -> Iterator[Finding]:
                 yield from _in_folder(file, _would_do(checkpoint))
         except UnknownFormatError as error:
             if file.says_only_checkpoint or (file.says_checkpoint and error.rule):
-                yield from _in_folder(file, damage(file.path, error))
+                yield from _damaged(file, error)
             else:
                 others.append(file.name)
             yield from _in_folder(file, met_before_failing(error.dangers))
         except DamagedError as error:
-            yield from _in_folder(file, damage(file.path, error))
+            yield from _damaged(file, error)
             yield from _in_folder(file, met_before_failing(error.dangers))
         except (CkptError, OSError, MemoryError, RecursionError) as error:
             others.append(f"{file.name} ({as_ckpt_error(error).message})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -32,6 +33,7 @@ from ckptool.render.outputs import outputs_of
 from ckptool.reports.verify import ChoiceReport, VerifyReport
 
 Names = list[str] | None
+LONG = 600  # characters of a path or a reason
 
 
 def command(
@@ -152,6 +154,8 @@ def command(
             if not (refused and tells_alone):
                 with concluding():
                     answer(answers, text, color=color)
+                if shown == "text":
+                    _tell_passed_over(answers)
     if refused and (tells_alone or shown == "text"):
         raise refused[0]
     if code:
@@ -192,6 +196,16 @@ def _answers(
         return [latest_valid(paths, request)], []
     looked = verify_all(map(parse_operand, operands), request)
     return [each.report for each in looked], [each.error for each in looked if each.error]
+
+
+def _tell_passed_over(answers: Sequence[ChoiceReport | VerifyReport]) -> None:
+    """Print on stderr what was passed over, and why; stdout has the path alone, for a script."""
+    from ckptool.render.text import printable
+
+    for report in answers:
+        for each in report.passed_over if isinstance(report, ChoiceReport) else ():
+            path, reason = printable(each.path, LONG), printable(each.reason, LONG)
+            sys.stderr.write(f"passed over {path}: {reason}\n")
 
 
 def _whole(operand: Operand) -> Path:

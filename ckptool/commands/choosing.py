@@ -1,28 +1,30 @@
 """Choice of a checkpoint of a run: the newest or the best by a metric, if it passes.
 
 The age of a checkpoint follows from its step, then its epoch. The modification time decides only
-between equals, since copying a run changes it. A damaged file is passed over, such as that of a job
-that was killed while it saved.
+between equals, since copying a run changes it. What a job leaves that is killed while it saves is
+passed over with the reason: a damaged file, a directory without the files that are written last.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
 
 from ckptool.checks.parts import number
-from ckptool.commands.runs import inspect_directory
-from ckptool.commands.verify import Request, verify_file
+from ckptool.commands.operands import checkpoint_files, is_run
+from ckptool.commands.runs import checkpoint_entry, inspect_directory
+from ckptool.commands.verify import Request, verify_all
 from ckptool.contents.metrics import is_of_training
 from ckptool.contents.monitors import Monitors, numbers_called
 from ckptool.ema.layouts import Layouts
 from ckptool.errors import UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.reports.run import RunEntry
-from ckptool.reports.verify import ChoiceReport, VerifyReport
+from ckptool.reports.verify import COUNTING, ChoiceReport, PassedOver, VerifyReport
 from ckptool.tensors.sample import scalar_value
 
 Entries = list[RunEntry]
@@ -35,7 +37,7 @@ def latest_valid(folders: Sequence[Path], request: Request) -> ChoiceReport:
         CkptError: a directory cannot be listed, or a file cannot be read.
     """
     ordered = sorted(_entries(folders, request.layouts), key=_age, reverse=True)
-    return _first_passing(ordered, request, "the newest that passes")
+    return _first_passing(ordered, folders, request, "the newest that passes")
 
 
 def best_by(metric: str, folders: Sequence[Path], request: Request) -> ChoiceReport:
@@ -56,7 +58,7 @@ def best_by(metric: str, folders: Sequence[Path], request: Request) -> ChoiceRep
     direction = sign or _direction(name, rated)
     rated.sort(key=lambda row: row.value * direction, reverse=True)
     ordered = [row.entry for row in rated]
-    return _first_passing(ordered, request, f"the best {name} that passes")
+    return _first_passing(ordered, folders, request, f"the best {name} that passes")
 
 
 SIGNS = {"min": -1, "max": 1}
@@ -104,7 +106,14 @@ def _direction(name: str, rated: Sequence[_Rated]) -> int:
 
 
 def _entries(folders: Iterable[Path], layouts: Layouts) -> Entries:
-    return [e for f in folders for e in inspect_directory(f, layouts=layouts).checkpoints]
+    """Return the checkpoints of runs; a directory that is one checkpoint is its own entry."""
+    found: Entries = []
+    for folder in folders:
+        if folder.is_dir() and not is_run(folder):
+            found.append(checkpoint_entry(folder, layouts))
+        else:
+            found += inspect_directory(folder, layouts=layouts).checkpoints
+    return found
 
 
 def _age(entry: RunEntry) -> tuple[float, float, float]:
@@ -151,10 +160,42 @@ def _any_numbers(path: Path, metric: str) -> tuple[dict[str, Any], dict[str, str
     return values, {at: direction.word for at, direction in told.items()}
 
 
-def _first_passing(ordered: Entries, request: Request, why: str) -> ChoiceReport:
+def _first_passing(
+    ordered: Entries, folders: Sequence[Path], request: Request, why: str
+) -> ChoiceReport:
     reports: list[VerifyReport] = []
     for entry in ordered:
-        reports.append(verify_file(Path(entry.path), request))
+        reports += [looked.report for looked in verify_all([Path(entry.path)], request)]
         if reports[-1].ok:
-            return ChoiceReport(entry.path, why, tuple(reports))
-    return ChoiceReport(None, "none passes", tuple(reports))
+            break
+    chosen = reports[-1].path if reports and reports[-1].ok else None
+    passed_over = {entry.path: entry.error for entry in ordered if entry.error is not None}
+    passed_over |= {report.path: _reason(report) for report in reports if not report.ok}
+    passed_over |= {str(path): UNFINISHED for folder in folders for path in _unfinished(folder)}
+    return ChoiceReport(
+        chosen,
+        why if chosen is not None else "none passes",
+        tuple(reports),
+        tuple(PassedOver(path, reason) for path, reason in passed_over.items()),
+    )
+
+
+UNFINISHED = "it lacks files that make it a checkpoint: its save was not finished"
+NUMBER = re.compile(r"\d+")
+
+
+def _reason(report: VerifyReport) -> str:
+    counts = COUNTING[report.strict]
+    found = next(each for each in report.findings if each.severity in counts)
+    return f"{found.rule} {found.address}{': ' if found.address else ''}{found.message}"
+
+
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """Yield the directories of a run that are called like its checkpoints and are none."""
+    if not is_run(folder):
+        return
+    whole = {path for path in checkpoint_files(folder) if path.is_dir()}
+    called = {NUMBER.sub("", path.name) for path in whole}
+    for path in sorted(folder.iterdir()):
+        if path not in whole and path.is_dir() and NUMBER.sub("", path.name) in called:
+            yield path

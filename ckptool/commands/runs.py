@@ -21,7 +21,7 @@ def inspect_directory(path: Path, *, layouts: Layouts = ()) -> RunReport:
     Raises:
         UnreadableError: it cannot be listed, or there are none.
     """
-    return run_report(str(path), (_run_entry(p, layouts) for p in checkpoint_files(path)))
+    return run_report(str(path), (checkpoint_entry(p, layouts) for p in checkpoint_files(path)))
 
 
 def run_report(path: str, entries: Iterable[RunEntry]) -> RunReport:
@@ -37,7 +37,8 @@ def run_report(path: str, entries: Iterable[RunEntry]) -> RunReport:
     )
 
 
-def _run_entry(path: Path, layouts: Layouts) -> RunEntry:
+def checkpoint_entry(path: Path, layouts: Layouts) -> RunEntry:
+    """Return the line of a table for a checkpoint, or for a file that cannot be read."""
     try:
         return run_entry(inspect_file(path, layouts=layouts))
     except CkptError as error:
@@ -50,7 +51,9 @@ def unreadable_entry(path: Path, error: CkptError) -> RunEntry:
         size = path.stat().st_size
     except OSError:
         size = 0
-    return RunEntry(str(path), size, None, None, None, {}, None, error=error.message)
+    is_of_part = error.path is not None and error.path != path
+    message = f"{error.path.name}: {error.message}" if error.path and is_of_part else error.message
+    return RunEntry(str(path), size, None, None, None, {}, None, error=message)
 
 
 def run_entry(report: InspectReport) -> RunEntry:

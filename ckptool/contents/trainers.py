@@ -47,6 +47,7 @@ class Trainer(NamedTuple):
     never: Mapping[str, str] = NOTHING  # part -> what a resume loses by it
     remade: Mapping[str, str] = NOTHING  # part -> how the trainer makes it again
     own: Mapping[str, str] = NOTHING  # part -> its key path, where its form is the trainer's own
+    within: str = ""  # what is lost too by a save within an epoch
     in_step: bool = False  # optimizer, scheduler and counter of the run make each step together
 
 
@@ -71,13 +72,13 @@ TRAINERS: tuple[Trainer, ...] = (
             never={"rng": SEEDED}),
     # ignite/engine/engine.py: state_dict; DeterministicEngine keeps rng_states beside
     Trainer("ignite", ("*/epoch_length", "*/max_epochs", "*/rng_states"),
-            remade={"data": "the deterministic engine skips the batches that were done"}),
+            remade={"data": "the deterministic engine skips the batches that were done"},
+            within="in the epoch that has begun, dropout and augmentation draw other numbers"),
     Trainer("ignite", ("*/epoch_length", "*/max_epochs"),
             never={"rng": SEEDED, "data": SHUFFLED}),
     # mmengine/runner/runner.py: save_checkpoint, resume
     Trainer("mmengine", ("meta/mmengine_version", "message_hub"),
-            never={"rng": SEEDED},
-            remade={"data": "its sampler shuffles by the seed, which is stored, and the epoch"}),
+            never={"rng": SEEDED, "data": SHUFFLED}),
     Trainer("mmcv", ("meta/mmcv_version", "optimizer"),
             never={"rng": SEEDED, "data": SHUFFLED},
             remade={"scheduler": "a hook computes the learning rate from epoch and step"}),

@@ -62,7 +62,7 @@ CONFIG = "config.json"  # beside the weights of a model
 WEIGHTS = CHECKPOINT_SUFFIXES - {".model"}  # a tokenizer alone makes no checkpoint
 OWN = re.compile(  # the parts of the layouts, with a number of rank or shard
     r"(adapter_model|custom_checkpoint|dl_state_dict|model|optimizer|pytorch_model|random_states"
-    r"|rng_state|sampler|scaler|scheduler|training_args)"
+    r"|rng_state|sampler|scaler|scheduler)"
     r"([_-]\d+(-of-\d+)?)?\.(bin|pkl|pt|pth|safetensors)|.+\.ckpt"
 )
 MAX_FILES = 1_000

@@ -100,12 +100,21 @@ class VerifyReport:
 
 
 @dataclass(frozen=True, slots=True)
+class PassedOver:
+    """A checkpoint of a run that was not chosen because it does not pass, and the reason."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class ChoiceReport:
     """The checkpoint of a run that ``verify --latest-valid`` or ``--best`` chose."""
 
     path: str | None  # None: no checkpoint passed
     why: str
     reports: tuple[VerifyReport, ...]  # of the checkpoints that were checked, in that order
+    passed_over: tuple[PassedOver, ...] = ()  # also saves that were never finished
     # Configuration files beside the checkpoint, which may not loosen checks.
     config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
 

@@ -29,8 +29,8 @@ TOLD = {
     "ignite/checkpoint_12.pt": ("ignite", set()),
     "lightning/last.ckpt": ("Lightning", {"rng", "data"}),
     "lightning/ema.ckpt": ("Lightning", {"rng", "data"}),
-    "mmengine/plain_3.pth": ("mmengine", {"rng"}),
-    "mmengine/epoch_3.pth": ("mmengine", {"rng"}),
+    "mmengine/plain_3.pth": ("mmengine", {"rng", "data"}),
+    "mmengine/epoch_3.pth": ("mmengine", {"rng", "data"}),
     "speechbrain/save/CKPT+last": ("SpeechBrain", {"rng", "data"}),
     "timm/last.pth.tar": ("timm", {"rng", "data"}),
     "torchrl/trainer.pt": ("torchrl", {"rng", "data"}),
@@ -181,11 +181,37 @@ def test_every_row_is_tried_and_names_parts_that_there_are():
 
 
 def test_the_ranks_of_a_folder_are_counted(tmp_path, ckptool):
-    source = GENUINE / "accelerate" / "checkpoints" / "checkpoint_0"
-    for path in source.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+    copied("accelerate/checkpoints/checkpoint_0", tmp_path)
     other = tmp_path / "random_states_1.pkl"
     other.write_bytes((tmp_path / "random_states_0.pkl").read_bytes())
     resume = asked(ckptool, tmp_path)["resume"]
     assert resume["processes"] == 2
     assert resume["provided"] == ["it goes on with 2 processes, as it was saved"]
+
+
+def copied(name, folder):
+    for path in (GENUINE / name).iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def test_settings_that_nothing_reads_again_stop_no_resume(tmp_path, ckptool):
+    """The Trainer writes ``training_args.bin`` and never reads it."""
+    folder = copied("hf_trainer/run/checkpoint-4", tmp_path)
+    settings = folder / "training_args.bin"
+    settings.write_bytes(settings.read_bytes()[:900])
+    report = asked(ckptool, folder)
+    assert (report["ok"], report["resume"]["verdict"]) == (True, "to-the-bit")
+    told = [f for f in report["findings"] if f["severity"] == "warning"]
+    assert any("training_args.bin" in f["address"] for f in told)
+    assert not ckptool("verify", folder, "--require", "intact", "--json").json["ok"]
+
+
+def test_an_engine_within_an_epoch_loses_its_random_states(tmp_path, ckptool):
+    """ignite restores them before it fetches the data, which draws from them."""
+    state = torch.load(GENUINE / "ignite" / "checkpoint_12.pt", weights_only=False)
+    assert state["trainer"]["epoch_length"] == 4
+    state["trainer"]["iteration"] = 11
+    report = asked(ckptool, runs.save(state, tmp_path), "--ignore-rules", "CK506,CK523")
+    assert lost_by(report) == {"rng"}
+    assert "in the epoch that has begun" in report["resume"]["lost"][0]

@@ -1,0 +1,133 @@
+"""``--latest-valid`` and ``--best`` on folders of trainers, and on what killed jobs leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from helpers import runs
+from helpers.paths import FIXTURES
+
+GENUINE = FIXTURES / "genuine"
+LATEST = ("verify", "--latest-valid", "--require", "resume")
+
+
+def hf_run(folder: Path, steps=(2, 4), losses=()) -> Path:
+    """An output folder of the Hugging Face Trainer."""
+    for step, loss in zip(steps, losses or [0.0] * len(steps), strict=True):
+        copy = folder / f"checkpoint-{step}"
+        shutil.copytree(GENUINE / "hf_trainer" / "run" / f"checkpoint-{min(step, 4)}", copy)
+        state = json.loads((copy / "trainer_state.json").read_text())
+        state["log_history"].append({"step": step, "epoch": step / 4, "eval_loss": loss})
+        (copy / "trainer_state.json").write_text(json.dumps(state))
+    return folder
+
+
+def deepspeed_run(folder: Path) -> Path:
+    for step in (1, 2):
+        shutil.copytree(GENUINE / "deepspeed" / "zero2" / "global_step1",
+                        folder / f"global_step{step}")  # fmt: skip
+    for step in (1, 2):  # both state step 1
+        os.utime(folder / f"global_step{step}", (step, step))
+    (folder / "latest").write_text("global_step2")
+    return folder
+
+
+def lightning_run(folder: Path) -> Path:
+    folder.mkdir()
+    for name in ("epoch=2-step=12.ckpt", "last.ckpt"):
+        shutil.copy(GENUINE / "lightning" / "last.ckpt", folder / name)
+    return folder
+
+
+def speechbrain_run(folder: Path) -> Path:
+    return Path(shutil.copytree(GENUINE / "speechbrain" / "save", folder))
+
+
+def dcp_run(folder: Path, state) -> Path:
+    for step in (10, 20):
+        saved = state | {"global_step": step}
+        dcp.save(saved, checkpoint_id=folder / f"step-{step}", no_dist=True)
+    return folder
+
+
+def chosen(ckptool, *args):
+    output = ckptool(*args)
+    assert output.exit_code == 0, output.stderr
+    return Path(output.stdout.rstrip("\n")).name, output.stderr
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [(hf_run, "checkpoint-4"), (deepspeed_run, "global_step2"), (lightning_run, "last.ckpt"),
+     (speechbrain_run, "CKPT+last")],
+)  # fmt: skip
+def test_the_newest_of_a_trainers_folder(make, name, tmp_path, ckptool):
+    folder = make(tmp_path / "run")
+    if make is lightning_run:  # both are of one step: the one that was written last
+        (folder / "last.ckpt").touch()
+    assert chosen(ckptool, *LATEST, folder) == (name, "")
+
+
+def test_a_directory_of_one_checkpoint_is_the_answer_itself(tmp_path, ckptool):
+    """Never one of its files: a script would resume from ``rng_state.pth``."""
+    folder = hf_run(tmp_path / "run") / "checkpoint-4"
+    assert ckptool(*LATEST, folder).stdout == f"{folder}\n"
+    one = shutil.copytree(GENUINE / "deepspeed" / "zero2", tmp_path / "zero")
+    assert ckptool(*LATEST, one).stdout == f"{one}\n"
+
+
+@pytest.mark.parametrize("missing", ["trainer_state.json", "rng_state.pth", "optimizer.pt"])
+def test_a_save_of_the_trainer_that_was_not_finished(missing, tmp_path, ckptool):
+    folder = hf_run(tmp_path / "run")
+    (folder / "checkpoint-4" / missing).unlink()
+    name, told = chosen(ckptool, *LATEST, folder)
+    assert name == "checkpoint-2"
+    assert told.startswith(f"passed over {folder / 'checkpoint-4'}: ")
+    report = ckptool(*LATEST, folder, "--json").json
+    assert [Path(each["path"]).name for each in report["passed_over"]] == ["checkpoint-4"]
+
+
+def test_a_file_that_was_cut_is_passed_over_with_the_reason(tmp_path, ckptool):
+    folder = hf_run(tmp_path / "run")
+    optimizer = folder / "checkpoint-4" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:2000])
+    name, told = chosen(ckptool, *LATEST, folder)
+    assert name == "checkpoint-2"
+    assert "checkpoint-4: " in told
+    assert "optimizer.pt" in told
+
+
+def test_a_distributed_checkpoint_without_its_metadata_is_passed_over(tmp_path, ckptool):
+    """The metadata is written last, under another name that is then changed."""
+    state = runs.trained()
+    state.pop("np_rng_state")  # DCP keeps no arrays of numpy that a setter takes
+    folder = dcp_run(tmp_path / "run", state)
+    options = ("--ignore-rules", "CK511,CK506,CK523")
+    assert chosen(ckptool, *LATEST, folder, *options) == ("step-20", "")
+    (folder / "step-20" / ".metadata").unlink()
+    name, told = chosen(ckptool, *LATEST, folder, *options)
+    assert (name, "not finished" in told) == ("step-10", True)
+
+
+def test_the_best_by_a_metric_of_the_log(tmp_path, ckptool):
+    folder = hf_run(tmp_path / "run", (2, 4), (0.25, 0.5))
+    assert chosen(ckptool, "verify", "--best", "eval_loss", folder) == ("checkpoint-2", "")
+    assert chosen(ckptool, "verify", "--best", "eval_loss:max", folder) == ("checkpoint-4", "")
+
+
+def test_a_checkpoint_that_cannot_be_read_at_all_is_passed_over(tmp_path, ckptool):
+    state = runs.trained()
+    runs.save(state, tmp_path, "step1.pt")
+    torch.save(state | {"global_step": 30, "epoch": 6}, tmp_path / "step2.pt")
+    raw = (tmp_path / "step2.pt").read_bytes()
+    (tmp_path / "step2.pt").write_bytes(raw[: len(raw) // 2])
+    name, told = chosen(ckptool, *LATEST, tmp_path)
+    assert name == "step1.pt"
+    assert told.startswith(f"passed over {tmp_path / 'step2.pt'}: ")
