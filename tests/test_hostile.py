@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import pickletools
 import zipfile
@@ -424,3 +425,54 @@ def test_weights_are_taken_with_a_warning_of_what_lies_beside_them(
     assert done.exit_code == 0
     assert {("CK201", "warning")} == {(f["rule"], f["severity"]) for f in done.json["findings"]}
     assert not marker.exists()
+
+
+# ------------------------------------------------------------------------- numbers without an end
+
+DIGITS = "9" * 5000  # Python refuses to read a number of more than 4,300
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """A folder in which all names, inside and outside of files, end in more digits than a number."""
+    state = {f"layers.{DIGITS}": torch.ones(2, 2), DIGITS: torch.ones(3), f"w{DIGITS}": torch.ones(1)}
+    content = {
+        "model": state,
+        "ema": {name: tensor * 0.9 for name, tensor in state.items()},
+        f"ema_{DIGITS}": {name: tensor * 0.8 for name, tensor in state.items()},
+        f"epoch{DIGITS}": 1, f"loss_{DIGITS}": 0.5, "epoch": DIGITS, "global_step": DIGITS,
+        "optimizer": {"state": {DIGITS: {"step": DIGITS}}, "param_groups": [{"params": [DIGITS]}]},
+    }  # fmt: skip
+    torch.save(content, tmp_path / "last.pt")
+    for name in (f"epoch={DIGITS[:200]}.pt", f"last-EMA-{DIGITS[:200]}.pt"):
+        torch.save(content, tmp_path / name)
+    shards = tmp_path / "sharded"
+    shards.mkdir()
+    save_file({"a": torch.ones(2)}, shards / "model-00001-of-00002.safetensors")
+    weight_map = {"a": "model-00001-of-00002.safetensors", "b": f"model-{DIGITS}-of-{DIGITS}.pt"}
+    index = {"metadata": {"total_size": DIGITS}, "weight_map": weight_map}
+    (shards / "model.safetensors.index.json").write_text(json.dumps(index))
+    ranks = tmp_path / "ranks"
+    ranks.mkdir()
+    (ranks / "latest").write_text(f"global_step{DIGITS}")
+    torch.save({"module": state}, ranks / f"rank{DIGITS[:200]}.pt")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("inspect", "last.pt"), ("inspect", "."), ("inspect", "sharded"), ("inspect", "ranks"),
+        ("verify", "last.pt", "--values"), ("verify", "."), ("verify", "sharded", "ranks"),
+        ("verify", ".", "--latest-valid"), ("verify", ".", "--best", "loss"),
+        ("extract-ema", "last.pt", "--dry-run"), ("extract-ema", "last.pt#ema", "--dry-run"),
+        ("promote-ema", "last.pt", "-o", "out.pt", "--dry-run"),
+        ("diff", "last.pt#model", "last.pt#ema"), ("textconv", "last.pt"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_names_that_end_in_thousands_of_digits_are_no_bug(args, numbered, ckptool, monkeypatch):
+    monkeypatch.chdir(numbered)
+    done = ckptool(*args)
+    assert "a bug" not in done + done.stderr
+    assert "Traceback" not in done + done.stderr
