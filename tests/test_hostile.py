@@ -434,8 +434,12 @@ DIGITS = "9" * 5000  # Python refuses to read a number of more than 4,300
 
 @pytest.fixture
 def numbered(tmp_path):
-    """A folder in which all names, inside and outside of files, end in more digits than a number."""
-    state = {f"layers.{DIGITS}": torch.ones(2, 2), DIGITS: torch.ones(3), f"w{DIGITS}": torch.ones(1)}
+    """A folder in which all names, in files and of files, end in more digits than a number."""
+    state = {
+        f"layers.{DIGITS}": torch.ones(2, 2),
+        DIGITS: torch.ones(3),
+        f"w{DIGITS}": torch.ones(1),
+    }
     content = {
         "model": state,
         "ema": {name: tensor * 0.9 for name, tensor in state.items()},

@@ -24,6 +24,7 @@ from ckptool.ema.findings import (
     Question,
     flag_findings,
     remaining_share,
+    unread_findings,
 )
 from ckptool.ema.metadata import FLAGS
 from ckptool.formats.provenance import read_provenance
@@ -268,6 +269,10 @@ def _raw_weights(subject: Subject) -> Verdicts:
         yield NotChecked("CK419", "this file does not tell", is_absent=True)
 
 
+def _sidecars(subject: Subject) -> Verdicts:
+    yield from unread_findings(subject.location)
+
+
 CHECKS = (
     *(
         Check((question.rule,), partial(_asked, question), (an_average,))
@@ -284,4 +289,5 @@ CHECKS = (
     Check(("CK413",), _precision, (an_average,)),
     Check(("CK414",), _main_slot, (a_model,)),
     Check(("CK419",), _raw_weights, (a_model,)),
+    Check(("CK420",), _sidecars, (a_model,)),
 )

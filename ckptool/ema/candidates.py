@@ -127,6 +127,7 @@ class EmaLocation:
     inventory: Inventory  # of the whole tree, taken once
     given_up: bool = False  # too many candidates to compare; the first are listed, unexamined
     beside: tuple[Candidate, ...] = ()  # the candidates found, where raw weights were asked for
+    unread: tuple[str, ...] = ()  # sidecar files that were not read, each with the reason
     without_raw: bool = False  # the raw weights were asked for; the file holds only EMA weights
 
     @classmethod

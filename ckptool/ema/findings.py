@@ -31,6 +31,7 @@ from ckptool.formats.base import Checkpoint, TensorReader
 from ckptool.formats.provenance import read_provenance
 from ckptool.reports.base import DECAYS, UPDATES, Finding, MainSlot
 from ckptool.reports.rules import finding
+from ckptool.tree.describing import named
 from ckptool.tree.nodes import CompositeTensor, TensorRef
 
 IMMATURE_ABOVE = 0.05  # share of the initial weights that is still in the EMA
@@ -169,6 +170,7 @@ def ema_findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Find
             if message:
                 yield finding(question.rule, candidate.address, message)
     yield from flag_findings(checkpoint, location)
+    yield from unread_findings(location)
 
 
 NEVER_UPDATED = "it has never been updated: its count of updates is 0"
@@ -204,6 +206,13 @@ def flag_findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Fin
     if said.get("has_ema") is False and averages:
         where = averages[0].address
         yield finding("CK403", "has_ema", f"has_ema is False, but there is an EMA at {where}")
+
+
+def unread_findings(location: EmaLocation) -> Iterator[Finding]:
+    """Yield a finding on the sidecar files that by their names may hold EMA weights, unread."""
+    if location.unread:
+        message = f"not read: {named(location.unread)}"
+        yield finding("CK420", "", message)
 
 
 # ------------------------------------------------------------------------------------------- claims

@@ -180,4 +180,5 @@ def _as_noted(checkpoint: Checkpoint, location: EmaLocation) -> EmaLocation:
     own = align_names(main.entries, main.entries)
     noted = Candidate(main, note.kind_of_average, note.told, own, None, {}, None, is_noted=True)
     status, slot = EmaStatus.FOUND, MainSlot.AVERAGED
-    return EmaLocation(status, slot, main, (noted,), noted, location.inventory)
+    found = EmaLocation(status, slot, main, (noted,), noted, location.inventory)
+    return replace(found, unread=location.unread)

@@ -16,6 +16,7 @@ from ckptool.ema.candidates import CHOSEN, RAW_KIND, Candidate, EmaLocation, tab
 from ckptool.ema.metadata import DECLARATIONS
 from ckptool.errors import CkptError, EmaAmbiguousError, EmaNotFoundError, EmaRefusedError
 from ckptool.formats.base import Checkpoint
+from ckptool.tree.describing import named
 from ckptool.tree.nodes import is_container
 
 
@@ -105,11 +106,17 @@ def _absent(request: Request) -> CkptError | None:
         return None
     return EmaNotFoundError(
         "no EMA weights are stored beside the model's; this file does not show whether these "
-        "weights are EMA weights themselves" + _declared(request.checkpoint),
+        "weights are EMA weights themselves"
+        + _declared(request.checkpoint)
+        + _unread(request.location),
         path=request.path,
         hint=f"if you know where they are: {_typed('ADDRESS', request)}; the model's own weights: "
         + _raw_weights(request),
     )
+
+
+def _unread(location: EmaLocation) -> str:
+    return f"; not read beside it: {named(location.unread)}" if location.unread else ""
 
 
 def _several(request: Request) -> CkptError | None:

@@ -1,7 +1,8 @@
 """Reports as JSON documents: exact, ASCII only, ``schema`` first.
 
 With ASCII only, a name from a file cannot steer the terminal that the document is printed on, and
-lone surrogates survive. Two number signs in a row, which logs of jobs obey, are escaped as well. Non-finite numbers, which JSON lacks, become strings with their names.
+lone surrogates survive. Two number signs in a row, which logs of jobs obey, are escaped as well.
+Non-finite numbers, which JSON lacks, become strings with their names.
 """
 
 from __future__ import annotations

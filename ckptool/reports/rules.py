@@ -271,6 +271,11 @@ RULES: tuple[Rule, ...] = (
         "resume from the original: the optimizer's state belongs to the raw weights", TREE,
         default=False,
     ),
+    Rule(
+        "CK420", "sidecar-unread", _INFO,
+        "A file beside it, whose name says that it holds the EMA weights, was not read.",
+        "ckptool inspect FILE tells why; move it away if it does not belong to the checkpoint",
+    ),
     # ---------------------------------------------------------------------------------- resume
     Rule(
         "CK501", "no-optimizer", _ERROR, "There is no optimizer state.",

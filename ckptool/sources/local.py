@@ -98,6 +98,38 @@ class LocalFile(Source):
         return _unreadable(self.path, error)
 
 
+class BoundedFile(LocalFile):
+    """A file of which at most ``most`` bytes are read until :meth:`lift` is called.
+
+    To open a checkpoint is to read its names. A stranger's file that needs more of them than there
+    can be is given up, whatever it holds.
+    """
+
+    def __init__(self, path: Path, most: int) -> None:
+        super().__init__(path)
+        self.taken = 0  # bytes that were read
+        self._most: int | None = most
+
+    def lift(self) -> None:
+        """Let all bytes be read from now on."""
+        self._most = None
+
+    def fetch(self, offset: int, nbytes: int) -> bytes:
+        """Return bytes of the file."""
+        self._take(offset, nbytes)
+        return super().fetch(offset, nbytes)
+
+    def fetch_into(self, buffer: memoryview, offset: int) -> int:
+        """Read into ``buffer``."""
+        self._take(offset, len(buffer))
+        return super().fetch_into(buffer, offset)
+
+    def _take(self, offset: int, nbytes: int) -> None:
+        self.taken += max(min(nbytes, self.size - offset), 0)
+        if self._most is not None and self.taken > self._most:
+            raise OSError(errno.EFBIG, f"more than {self._most:,} bytes of names and the like")
+
+
 def _unreadable(path: Path, error: OSError | ValueError) -> UnreadableError:
     number = error.errno if isinstance(error, OSError) else None
     reason, hint = _REASONS.get(number or 0, (getattr(error, "strerror", None) or str(error), None))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
+from ckptool.ema import sidecars
 from helpers.tensors import assert_same_tensors, load
 from helpers.twins import drawn, near, save
 
@@ -227,3 +229,72 @@ def test_a_folder_is_not_beside_itself(ckptool, tmp_path):
     path = save(folder / "last.pt", {"state_dict": drawn()})
     ema = ckptool("inspect", path, "--json").json["ema"]
     assert (ema["status"], ema["main_slot"]) == ("none", "unknown")
+
+
+# ------------------------------------------------------------------------- files that cost too much
+
+
+def crowded(path):
+    """A file with more names than the EMA of a small model can have: 2 MB of them."""
+    return save(path, {"state_dict": drawn(), **{f"{'x' * 100}{i}": i for i in range(20_000)}})
+
+
+@pytest.fixture
+def clean(tmp_path):
+    return save(tmp_path / "last.ckpt", {"state_dict": MODEL})
+
+
+def told(done) -> list[str]:
+    return [found["message"] for found in done.json["findings"] if found["rule"] == "CK420"]
+
+
+def test_a_neighbour_with_too_many_names_is_told_and_not_read(clean, ckptool):
+    """The budget is in bytes that are read, not in seconds: the same on every machine."""
+    crowded(clean.with_name("last-EMA.ckpt"))
+    for command in ("inspect", "verify"):
+        done = ckptool(command, clean, "--json")
+        (message,) = told(done)
+        assert message.startswith("not read: last-EMA.ckpt: more than ")
+        assert done.exit_code == 0
+    refused = ckptool("extract-ema", clean, "-o", clean.with_name("out.pt"))
+    assert refused.exit_code == 2
+    assert "not read beside it: last-EMA.ckpt" in refused.stderr
+
+
+def test_a_sound_neighbour_is_found_among_others(clean, located, ckptool):
+    crowded(clean.with_name("last-EMA.ckpt"))
+    clean.with_name("last_EMA.ckpt").write_bytes(b"a log")
+    save(clean.with_name("last_ema.ckpt"), {"state_dict": EMA})
+    assert located(clean) == ("found", ["last_ema.ckpt"])
+    (message,) = told(ckptool("inspect", clean, "--json"))
+    assert "last-EMA.ckpt: more than" in message
+    assert "last_EMA.ckpt: " in message
+
+
+def test_many_neighbours_cost_no_more_than_a_few(clean, ckptool, monkeypatch):
+    """Together they may need as much as eight of them alone."""
+    hostile = crowded(clean.with_name("last-EMA.ckpt")).read_bytes()
+    for i in range(30):
+        clean.with_name(f"last-EMA{'-' * i}.ckpt").write_bytes(hostile)
+    taken, bounded = [], sidecars.BoundedFile
+
+    class Counted(bounded):
+        def close(self) -> None:
+            taken.append(self.taken)
+            super().close()
+
+    monkeypatch.setattr(sidecars, "BoundedFile", Counted)
+    (message,) = told(ckptool("inspect", clean, "--json"))
+    assert "too many files have such names" in message or "more" in message
+    most = sidecars.FILES_IN_FULL * (sidecars.BYTES_EACH + sidecars.BYTES_PER_TENSOR * len(MODEL))
+    assert 0 < sum(taken) < most + 3 * len(hostile)
+
+
+def test_values_are_read_however_many_there_are(clean, tmp_path, ckptool):
+    """Only names are bounded: the EMA itself may be of any size."""
+    model = {"w": torch.randn(1 << 20, generator=torch.Generator().manual_seed(1))}
+    save(clean, {"state_dict": model})
+    save(clean.with_name("last-EMA.ckpt"), {"state_dict": {"w": model["w"] * 0.99}})
+    output = tmp_path / "out.pt"
+    assert ckptool("extract-ema", clean, "-o", output).exit_code == 0
+    assert_same_tensors(load(output), {"w": model["w"] * 0.99})

@@ -144,6 +144,11 @@ def append(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"left over")
 
 
+def neighbour(path: Path) -> None:
+    """A file called like the EMA of this one, which is none."""
+    path.with_name(f"{path.stem}-EMA{path.suffix}").write_bytes(b"a log, or anything else")
+
+
 def one_of_two(path: Path) -> Path:
     """The first of two shards, alone."""
     return path.rename(path.with_name("model-00001-of-00002.pt"))
@@ -451,6 +456,7 @@ CASES: dict[str, Case] = {
         says="the raw weights are at current_model_state",
     ),
     "CK419": Case(stripped, options=SINGLE),
+    "CK420": Case(file=neighbour, both=drop("ema", "has_ema"), says="-EMA"),
     "CK501": Case(drop("optimizer"), options=RESUME),
     "CK502": Case(put("optimizer", "state", value={})),
     "CK503": Case(lambda s: take(s["optimizer"]["state"], 3)),

@@ -19,7 +19,7 @@ from ckptool.commands.inspect import Listing, inspect_checkpoint
 from ckptool.errors import DamagedError
 from ckptool.formats import open_checkpoint
 from ckptool.sources.base import Source
-from ckptool.sources.local import LocalFile
+from ckptool.sources.local import BoundedFile, LocalFile
 from ckptool.sources.memory import Memory
 from ckptool.sources.window import Copied, Window
 from helpers.paths import FIXTURES
@@ -28,13 +28,15 @@ CHECKPOINT = (FIXTURES / "formats" / "torch_zip" / "plain.pt").read_bytes()
 SIZE = len(CHECKPOINT)
 
 
-def local(data: bytes, folder: Path) -> Source:
-    (folder / "source.pt").write_bytes(data)
-    return LocalFile(folder / "source.pt")
+def written(data: bytes, folder: Path) -> Path:
+    path = folder / "source.pt"
+    path.write_bytes(data)
+    return path
 
 
 SOURCES: dict[type[Source], Callable[[bytes, Path], Source]] = {
-    LocalFile: local,
+    LocalFile: lambda data, folder: LocalFile(written(data, folder)),
+    BoundedFile: lambda data, folder: BoundedFile(written(data, folder), 1 << 30),
     Memory: lambda data, _folder: Memory(data, "source.pt"),
     Window: lambda data, _folder: Window(Memory(b"before" + data + b"behind"), 6, len(data)),
     Copied: lambda data, _folder: Copied(data, Memory(data).span(0, len(data))),
