@@ -16,7 +16,7 @@ from ckptool.checks.parts import facts_of, is_scaler, number, parts, trainer
 from ckptool.checks.running import REQUIREMENTS
 from ckptool.checks.settings import SETTINGS, float16_setting, has_scaler
 from ckptool.contents.inventory import is_optimizer, is_state_dict
-from ckptool.contents.trainers import PARTS, PLAIN, SEEDED, Trainer, is_there
+from ckptool.contents.trainers import PARTS, PLAIN, SEEDED, Trainer, count_of, is_there
 from ckptool.contents.walks import ByLevel
 from ckptool.names import Words, says, whole
 from ckptool.reports.base import Finding, Severity
@@ -49,7 +49,7 @@ def certify(subject: Subject, findings: Iterable[Finding]) -> ResumeReport:
         processes=processes,
         parts=told,
         lost=lost,
-        provided=tuple(_conditions(row, told, processes)),
+        provided=tuple(_conditions(subject, told, processes)),
         because=because,
     )
 
@@ -75,9 +75,15 @@ def _verdict(because: tuple[str, ...], lost: tuple[str, ...]) -> ResumeVerdict:
     return ResumeVerdict.WITH_LOSSES if lost else ResumeVerdict.TO_THE_BIT
 
 
-def _conditions(row: Trainer, told: tuple[ResumePart, ...], processes: int | None) -> Iterator[str]:
+def _conditions(
+    subject: Subject, told: tuple[ResumePart, ...], processes: int | None
+) -> Iterator[str]:
+    row = trainer(subject)
     if row is PLAIN and any(p.part == "data" and p.state == PartState.UNUSED for p in told):
         yield "it was saved between two epochs: no position in the data is stored"
+    if row.registered:
+        count = count_of(subject.checkpoint.tree, row.registered)
+        yield f"the script registers objects for checkpointing: {count}, as many as are stored"
     if processes and processes > 1:
         yield f"it goes on with {processes} processes, as it was saved"
 

@@ -213,11 +213,11 @@ def _reset(subject: Subject) -> Verdicts:
 def _of_scheduler(subject: Subject) -> float:
     """Return the steps of a scheduler whose count is the run's, within 1; 0 without one."""
     run = max((each.value for each in counters_of(subject)), default=0)
-    made = [count for _, count in _scheduler_steps(subject)]
+    made = [count for _, count in scheduler_steps(subject)]
     return next((count for count in made if abs(count - run) <= 1), 0)
 
 
-def _scheduler_steps(subject: Subject) -> list[tuple[Address, float]]:
+def scheduler_steps(subject: Subject) -> list[tuple[Address, float]]:
     """Return how often each scheduler has stepped, if that is a finite number."""
     found = schedulers_of(subject.checkpoint.tree)
     stated = ((address, number(fields.get("last_epoch"))) for address, fields in found)
@@ -229,7 +229,7 @@ def _ahead(subject: Subject) -> Verdicts:
 
     A scheduler steps once an epoch, once a step of the run, or once a step and process.
     """
-    counters, steps = counters_of(subject), _scheduler_steps(subject)
+    counters, steps = counters_of(subject), scheduler_steps(subject)
     if not counters or not steps:
         lacks = "the run's step" if steps else "steps of a scheduler"
         yield NotChecked("CK523", f"the file does not state {lacks}", is_absent=True)
@@ -237,7 +237,7 @@ def _ahead(subject: Subject) -> Verdicts:
     epoch = facts_of(subject).get("epoch")
     made = [n for o in optimizers_of(subject) for n in steps_of(subject, o)]
     known = [*made, *(each.value for each in counters), epoch or 0]
-    if _accumulates(subject):
+    if accumulates(subject):
         yield NotChecked("CK523", "several batches make a step of the optimizer", is_absent=True)
         return
     for address, count in steps:
@@ -263,7 +263,7 @@ def _in_step(count: float, known: Sequence[float]) -> bool:
     )
 
 
-def _accumulates(subject: Subject) -> bool:
+def accumulates(subject: Subject) -> bool:
     """Return whether the settings state that several batches make one optimizer step."""
     return any(
         ACCUMULATION.search(key) and (n := number(value)) is not None and n > 1

@@ -6,11 +6,13 @@ from ckptool.checks import (
     averages,
     container,
     generators,
+    groups,
     loading,
     optimizers,
     provenance,
     resume,
     safety,
+    saves,
     values,
 )
 from ckptool.checks.base import Check
@@ -23,6 +25,8 @@ CHECKS: tuple[Check, ...] = (
     *optimizers.CHECKS,
     *generators.CHECKS,
     *resume.CHECKS,
+    *saves.CHECKS,
+    *groups.CHECKS,
     *loading.CHECKS,
     *provenance.CHECKS,
     *container.LAST_CHECKS,

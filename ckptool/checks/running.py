@@ -164,6 +164,7 @@ REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
     "resume": (
         "CK303", "CK419", "CK501", "CK502", "CK504", "CK505", "CK507", "CK510", "CK511", "CK512",
         "CK513", "CK514", "CK517", "CK519", "CK520", "CK521", "CK524",
+        "CK525", "CK526",
     ),
     "loads": ("CK114", "CK122", "CK601", "CK602", "CK603", "CK604", "CK606"),
     "provenance": ("CK701", "CK702"),

@@ -48,6 +48,7 @@ class Trainer(NamedTuple):
     remade: Mapping[str, str] = NOTHING  # part -> how the trainer makes it again
     own: Mapping[str, str] = NOTHING  # part -> its key path, where its form is the trainer's own
     within: str = ""  # what is lost too by a save within an epoch
+    registered: str = ""  # key path of objects of which the script must register as many
     in_step: bool = False  # optimizer, scheduler and counter of the run make each step together
 
 
@@ -60,7 +61,7 @@ TRAINERS: tuple[Trainer, ...] = (
     Trainer("Hugging Face Trainer", ("trainer_state.json/log_history",),
             remade={"data": "the Trainer skips the batches that were done"}, in_step=True),
     # accelerate/checkpointing.py: save_accelerator_state
-    Trainer("accelerate", ("random_states_*.pkl",),
+    Trainer("accelerate", ("random_states_*.pkl",), registered="custom_checkpoint_*.pkl",
             never={"progress": "epoch and step: the script must know them itself",
                    "data": "the batches that were done: the script must skip them itself, by "
                            "skip_first_batches"}),
@@ -130,10 +131,15 @@ def trainer_of(tree: Tree) -> Trainer:
 
 def is_there(tree: Tree, sign: str) -> bool:
     """Return whether a tree has a key path, in which ``*`` stands for any text of a key."""
+    return count_of(tree, sign) > 0
+
+
+def count_of(tree: Tree, sign: str) -> int:
+    """Return how many nodes of a tree have such a key path."""
     nodes = [tree]
     for pattern in sign.split("/"):
         nodes = [part for node in nodes for part in _under(node, pattern)]
-    return bool(nodes)
+    return len(nodes)
 
 
 def _under(node: Tree, pattern: str) -> list[Tree]:

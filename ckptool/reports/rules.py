@@ -385,6 +385,31 @@ RULES: tuple[Rule, ...] = (
         "save scaler.state_dict() too: a resume begins with a scale of 65536 and skips steps",
         TREE, default=False,
     ),
+    Rule(
+        "CK525", "save-unfinished", _ERROR,
+        "A file with a training state is missing that the save before has.",
+        "the job was killed while it saved: resume from the save before; --ignore-rules CK525 if "
+        "the run no longer has that part",
+        TREE, default=False,
+    ),
+    Rule(
+        "CK526", "saves-mixed", _WARNING, "The files of the directory are of different steps.",
+        "a save was written over an older one and not finished: resume from another save",
+    ),
+    Rule(
+        "CK527", "scheduler-groups", _WARNING,
+        "The scheduler has more groups of parameters than the optimizer.",
+        "build the scheduler for the groups of this optimizer: torch sets the rates by position",
+    ),
+    Rule(
+        "CK528", "scheduler-length", _WARNING, "The scheduler is over before the run.",
+        "build it with the run's number of steps: torch stops the run at the scheduler's last step",
+    ),
+    Rule(
+        "CK529", "parameters-renamed", _WARNING,
+        "The optimizer names parameters that no weight has.",
+        "torch takes the moments by position, whatever the names: compare the order of parameters",
+    ),
     # --------------------------------------------------------------------------------- loading
     Rule(
         "CK601", "missing-keys", _ERROR, "The model that is to be loaded has names the file lacks.",

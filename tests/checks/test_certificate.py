@@ -186,7 +186,10 @@ def test_the_ranks_of_a_folder_are_counted(tmp_path, ckptool):
     other.write_bytes((tmp_path / "random_states_0.pkl").read_bytes())
     resume = asked(ckptool, tmp_path)["resume"]
     assert resume["processes"] == 2
-    assert resume["provided"] == ["it goes on with 2 processes, as it was saved"]
+    assert resume["provided"] == [
+        "the script registers objects for checkpointing: 1, as many as are stored",
+        "it goes on with 2 processes, as it was saved",
+    ]
 
 
 def copied(name, folder):

@@ -54,8 +54,9 @@ def verify(state, tmp_path, ckptool):
             made = made if change is None else (change(made) or made)
         name = case.name if faulty and case.name else runs.NAME
         path = runs.save(made, tmp_path / "run", name)
-        if faulty and case.file:
-            path = case.file(path) or path
+        change_file = case.file if faulty else case.sound_file
+        if change_file:
+            path = change_file(path) or path
         options = [o.format(rule=rule, like=like, source=source) for o in case.options]
         return ckptool("verify", path, *options, "--json")
 

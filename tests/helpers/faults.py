@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
@@ -29,6 +30,7 @@ class Case(NamedTuple):
     options: tuple[str, ...] = ()  # for the sound file too
     sound: Callable[[State], Any] | None = None  # what makes the sound state another than the run's
     both: Callable[[State], Any] | None = None  # done to both first
+    sound_file: Callable[[Path], Any] | None = None  # what ``file`` does, without the fault
     name: str | None = None  # of the faulty file
     says: str = ""  # in the message, or in the remedy
 
@@ -174,6 +176,27 @@ def stray_shard(path: Path) -> Path:
     path.with_name("model.safetensors.index.json").write_text(json.dumps(index))
     path.unlink()
     return path.parent
+
+
+def second_save(path: Path, *, is_whole: bool) -> Path:
+    """A save of accelerate beside an earlier one, whole or without its last file."""
+    folder = path.with_name("checkpoints")
+    for number in (0, 1):
+        source = FIXTURES / "genuine" / "accelerate" / "checkpoints" / "checkpoint_0"
+        shutil.copytree(source, folder / f"checkpoint_{number}")
+    if not is_whole:
+        (folder / "checkpoint_1" / "custom_checkpoint_0.pkl").unlink()
+    return folder / "checkpoint_1"
+
+
+def trainers_save(path: Path, *, older: tuple[str, ...]) -> Path:
+    """A save of the Trainer, with some files of an older one that it was written over."""
+    run = FIXTURES / "genuine" / "hf_trainer" / "run"
+    folder = path.with_name("checkpoint-4")
+    shutil.copytree(run / "checkpoint-4", folder)
+    for name in older:
+        shutil.copy(run / "checkpoint-2" / name, folder / name)
+    return folder
 
 
 # --------------------------------------------------------------------------------- in the state
@@ -324,6 +347,12 @@ def resized(state: State) -> None:
 def regrouped(state: State) -> None:
     """A parameter has left its group, its state has not."""
     state["optimizer"]["param_groups"][0]["params"].remove(5)
+
+
+def named_parameters(state: State) -> None:
+    """The optimizer was given ``named_parameters()``."""
+    names = [name for name in state["model"] if name.endswith(("weight", "bias"))]
+    state["optimizer"]["param_groups"][0]["param_names"] = names
 
 
 def extra_parameters(state: State) -> None:
@@ -488,6 +517,29 @@ CASES: dict[str, Case] = {
         both=put("args", value={"mixed_precision": "fp16"}),
         options=RESUME,
         says="args/mixed_precision",
+    ),
+    "CK525": Case(
+        file=partial(second_save, is_whole=False),
+        sound_file=partial(second_save, is_whole=True),
+        options=RESUME,
+        says="checkpoint_0 beside it has custom_checkpoint_0.pkl",
+    ),
+    "CK526": Case(
+        file=partial(trainers_save, older=("optimizer.pt", "scheduler.pt")),
+        sound_file=partial(trainers_save, older=()),
+        says="the run 4, the optimizer 2, the scheduler 2",
+    ),
+    "CK527": Case(put("lr_scheduler", "base_lrs", value=[0.01, 0.001]), says="2 groups"),
+    "CK528": Case(
+        put("lr_scheduler", "total_steps", value=30),
+        both=put("args", value={"max_steps": 40}),
+        sound=put("lr_scheduler", "total_steps", value=40),
+        says="ends after 30 steps, but the run after 40 (args/max_steps)",
+    ),
+    "CK529": Case(
+        put("optimizer", "param_groups", 0, "param_names", 4, value="classifier.weight"),
+        both=named_parameters,
+        says="1 of 6 parameters have names that no weight has: classifier.weight",
     ),
     "CK601": Case(without_stem, options=LIKE, sound=bare),
     "CK602": Case(with_more, options=LIKE, sound=bare),
