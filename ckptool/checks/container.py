@@ -158,6 +158,8 @@ def _deflated(subject: Subject) -> Iterator[DeflatedRecord]:
 
 def _shards(subject: Subject) -> Verdicts:
     """Report missing shards if the file's name says that it is one of several."""
+    if subject.like is None and any(n.rule == "CK125" for n in subject.checkpoint.notes):
+        yield NotChecked("CK104", "no file states how many shards there are")
     match = SHARD.match(subject.path.name)
     if match is None or not subject.checkpoint.is_local:
         return

@@ -20,6 +20,7 @@ for the whole.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -122,12 +123,9 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _are_averages(files: Sequence[Named]) -> bool:
-    """Return whether rank 0 and others each have a file that its name calls EMA weights."""
-    kinds: dict[str, set[int]] = {}
-    for file in files:
-        kinds.setdefault(file.kind, set()).add(file.rank)
-    ranks = [ranks for kind, ranks in kinds.items() if marker_in([kind])]
-    return any(len(found) > 1 and 0 in found for found in ranks)
+    """Return whether several ranks each have a file that its name calls EMA weights."""
+    kinds = Counter(file.kind for file in files)
+    return any(count > 1 and marker_in([kind]) for kind, count in kinds.items())
 
 
 def _files(listed: Sequence[Path]) -> Iterator[Named]:

@@ -98,6 +98,7 @@ class ZeroPlan:
         refuse_missing(self._optim_ranks, count, "the optimizer's states are of")
         if self.stage >= WHOLE_STAGE:
             refuse_missing(self._model_ranks, count, "the model's states are of")
+            refuse_copies(reader, {name: [*_frozen_parts(m)] for name, m in self.model_files})
         values = {name: [*self._flat(part)] for name, part in self.optim_files}
         refuse_copies(reader, values)
         steps = {name: _steps(part, reader) for name, part in self.optim_files}
@@ -305,6 +306,12 @@ def _masters(part: Mapping[Any, Any]) -> Iterator[TensorRef]:
     if held is None:
         raise DamagedError("the optimizer's states have no float32 weights")
     yield from (_tensor(each, "") for each in (held if isinstance(held, (list, tuple)) else ()))
+
+
+def _frozen_parts(model: Mapping[Any, Any]) -> Iterator[TensorRef]:
+    """Yield the parts that a rank holds of the parameters that are not trained."""
+    parts = fields_of(model.get("frozen_param_fragments")).values()
+    yield from (part for part in parts if isinstance(part, TensorRef))
 
 
 def _states(part: Mapping[Any, Any]) -> Mapping[Any, Any]:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from ckptool.errors import CkptError, DamagedError
 from ckptool.formats import open_checkpoint
+from ckptool.formats.ranked import rank_files
 from ckptool.formats.ranked.distributed import is_distributed
 from ckptool.tensors.as_torch import as_torch
 from ckptool.tree.nodes import CompositeTensor, TensorRef
@@ -188,7 +189,8 @@ def test_other_files_with_rank_in_their_names_are_a_run(names, tmp_path, ckptool
     assert [entry["format"] for entry in report["checkpoints"]] == ["torch-zip"] * len(names)
 
 
-def test_containers_that_hold_themselves_again_and_again_are_refused(tmp_path):
+def test_containers_that_hold_themselves_again_and_again_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(rank_files, "MAX_VISITS", 1 << 14)
     node = {}
     node.update({str(n): node for n in range(8)})
     for rank in range(2):

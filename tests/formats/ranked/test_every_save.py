@@ -1,0 +1,105 @@
+"""Every folder of many ranks in the fixtures: without one of its files, or with one too many.
+
+A save is a directory below ``fixtures/sharded`` with the numbered files of ranks or shards, so that
+fixtures which are added later are tested too.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ckptool.errors import CkptError
+from ckptool.formats import open_checkpoint
+from helpers.paths import FIXTURES
+from helpers.thinned import one_in
+
+SHARDED = FIXTURES / "sharded"
+# The number of a rank or shard in a file's name. Random states say nothing about weights.
+NUMBER = re.compile(r"(?<=rank_)\d+|(?<=__)\d+(?=_\d+\.distcp)|(?<=shard-)\d+|\d+(?=-of-\d+\.)")
+PLAIN = re.compile(r"(random_states|rng_state)_.*")
+
+
+def numbered(folder: Path) -> list[str]:
+    """The names of the files of ranks or shards in a directory."""
+    names = (path.name for path in folder.iterdir() if path.is_file())
+    return sorted(n for n in names if NUMBER.search(n) and not PLAIN.fullmatch(n))
+
+
+def saves() -> list[Path]:
+    """The directories that are one checkpoint, by the innermost that has numbered files."""
+    below = (path for path in SHARDED.rglob("*") if path.is_dir())
+    return sorted(path for path in below if len(numbered(path)) > 1)
+
+
+SAVES = saves()
+FILES = [(str(save.relative_to(SHARDED)), name) for save in SAVES for name in numbered(save)]
+
+
+def copied(save: str, tmp_path: Path) -> Path:
+    return shutil.copytree(SHARDED / save, tmp_path / Path(save).name)
+
+
+def is_refused(folder: Path, _save: str, ckptool) -> bool:
+    """Whether it does not open, so that nothing can be taken from it, and ``verify`` fails."""
+    try:
+        open_checkpoint(folder).close()
+    except CkptError:
+        return ckptool("verify", folder).exit_code in {1, 2}
+    return False
+
+
+def is_told(folder: Path, save: str, ckptool) -> bool:
+    """Whether ``verify`` says what it does not say of the whole save, or that nobody knows it."""
+    found, usual = (findings(path, ckptool) for path in (folder, SHARDED / save))
+    rules = {rule for rule, _ in found}
+    is_new = any(rule in {"CK108", "CK121"} for rule, _ in found - usual)
+    return is_new or bool(rules & {"CK114", "CK125"})
+
+
+def findings(folder: Path, ckptool) -> set[tuple[str, str]]:
+    """Rules and messages; CK125 only where it fails what asks for a whole save."""
+    verdict = ckptool("verify", folder, "--require", "intact", "--json")
+    found = {(each["rule"], each["message"]) for each in verdict.json["findings"]}
+    return {each for each in found if each[0] != "CK125" or verdict.exit_code == 1}
+
+
+def is_harmless(folder: Path, save: str, ckptool) -> bool:
+    """Whether nothing changed: the files of the ranks hold the same."""
+    return ckptool("diff", SHARDED / save, folder).exit_code == 0
+
+
+def test_there_are_enough_saves():
+    """All kinds, and none is opened that is not whole."""
+    assert len(SAVES) >= 30
+    for save in SAVES:
+        open_checkpoint(save).close()
+
+
+@pytest.mark.parametrize(("save", "name"), FILES)
+def test_without_a_file_it_is_refused_or_told(save, name, tmp_path, ckptool):
+    folder = copied(save, tmp_path)
+    (folder / name).unlink()
+    assert any(judge(folder, save, ckptool) for judge in (is_refused, is_told, is_harmless))
+
+
+@pytest.mark.parametrize(("save", "name"), one_in(2, FILES))
+def test_a_file_that_breaks_off_is_refused(save, name, tmp_path, ckptool):
+    folder = copied(save, tmp_path)
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: len(data) // 2])
+    assert is_refused(folder, save, ckptool)
+
+
+@pytest.mark.parametrize(("save", "name"), FILES)
+def test_a_copy_under_the_next_number_is_refused_or_told(save, name, tmp_path, ckptool):
+    """In the place of the next rank's file, or as one more."""
+    folder = copied(save, tmp_path)
+    number = NUMBER.search(name)
+    after = f"{int(number[0]) + 1:0{len(number[0])}d}"
+    other = name[: number.start()] + after + name[number.end() :]
+    shutil.copy(folder / name, folder / other)
+    assert any(judge(folder, save, ckptool) for judge in (is_refused, is_told, is_harmless))
