@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from ckptool.errors import CkptError
+from ckptool.errors import CkptError, DamagedError
 from ckptool.formats.pickles.calls import CALLS, FROM_TYPE, NESTED, NEWOBJ
 from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.pickles.torch_objects import TorchBuilder
+from ckptool.formats.pickles.trace import tracing
 from ckptool.formats.pickles.trust import DANGEROUS, trust_of
 from ckptool.formats.pickles.vetted import RUNS_SOURCE, VETTED
 from ckptool.sources.base import ByteSpan
@@ -50,6 +51,7 @@ from helpers.assembling import (
     text,
     torch_zip,
 )
+from helpers.held import HELD
 from helpers.output import environment
 from helpers.paths import FIXTURES
 
@@ -337,16 +339,20 @@ ATTACKS = {
         row(call("copyreg.__newobj__", name("abc.ABCMeta"), text("One"), EMPTY_TUPLE,
                  fields(__init_subclass__=T))), EMPTY_DICT,
     ),
+    **HELD,
 }  # fmt: skip
 
 QUIETLIB = """
-import enum, os
+import collections, datetime, enum, os
 import torch
 
 calls = 0
 def touch(*args, **kwargs):
     global calls
     calls += 1
+
+def stop():
+    touch(); raise StopIteration
 
 class Plain: pass
 class Base:
@@ -365,6 +371,18 @@ for name in ("iter", "len", "index", "int", "float", "complex", "str", "repr", "
              "fspath", "array", "neg", "eq", "trunc", "setitem", "enter", "length_hint"):
     setattr(Answers, f"__{name}__", touch)
 Answers.__hash__ = object.__hash__
+class Caller:
+    pass
+for name in ("iter", "eq", "hash", "str", "repr", "float", "int", "index", "array", "bool", "len",
+             "getitem"):
+    setattr(Caller, f"__{name}__", lambda self, *args: self.held())
+class Zone(datetime.tzinfo): pass
+class Apply:
+    def __new__(cls, function, *args): function(*args); return object.__new__(cls)
+class Text(str): pass
+class Set(set): pass
+class Dict(dict): pass
+Pair = collections.namedtuple("Pair", "first second")
 """
 # Loads each file in this process; whether the payload was called, and what the loader said.
 LOADER = """
@@ -597,6 +615,19 @@ def is_reported(body: bytes) -> bool:
     with suppress(CkptError):
         pickles.read(Memory(program(body)), builder)
     return any(trust_of(named) == DANGEROUS for named in pickles.globals_named)
+
+
+@pytest.mark.parametrize("attack", HELD)
+def test_a_pickle_that_is_traced_for_a_promotion_is_held_to_the_same_rules(attack):
+    with tracing():
+        assert is_reported(HELD[attack])
+
+
+def test_keys_that_may_be_one_are_refused_in_a_traced_pickle_too():
+    body = pairs((X, ONE), (call("builtins.str", X), ONE))
+    builder = TorchBuilder(lambda _key, _nbytes: None)
+    with tracing(), pytest.raises(DamagedError, match="may take for one"):
+        Pickles("data.pkl", lambda _data, _pickles: None).read(Memory(program(body)), builder)
 
 
 def test_each_vetted_call_has_a_reason():

@@ -1,34 +1,41 @@
-"""The grammar of values: what a value of a pickle can do to the code that is given it.
+"""The grammar of values: what a loader may do with a value of a pickle, by the value's grade.
 
 A loader runs code of the pickle's only by way of functions that the pickle may call: such a
 function may hash its argument, compare it, iterate it, or ask it for an attribute, and the pickle
-may have prepared the answer. Each value has a grade, which is the worst of its parts:
+may have prepared the answer. ``grades.py`` has the grades. Each use of a value has a worst grade
+that it allows, and every other use is told as dangerous.
 
-* ``DATA``: numbers, text, bytes, tensors, arrays, dtypes, vetted values made of data (a date), and
-  containers of data. Code that reads it runs nothing of the pickle's.
-* ``OBJECT``: an object of a class that is not vetted. Its own parts were graded when it was built.
-* ``NAME``: the name of a class or a function, a prepared call (``functools.partial``), a method.
-* ``TRAP``: a container that calls when it is asked: a defaultdict whose factory is not vetted, an
-  object of torch's that calls what it holds when it is iterated.
-* ``ARMED``: a function of ``VETTED`` as a value. It is harmless only while its arguments are
-  checked, and a call by another way is not seen.
-
-Objects of Python's, torch's and numpy's classes that are not vetted hold no names, unless the class
-is known to do nothing with them; so their methods can reach no function of the pickle's.
+Python's, torch's and numpy's classes that are not vetted, and those of packages that torch brings
+along, get no names, and no objects that hold names, unless the class is known to do nothing with
+them: not by their constructor, not as their state, and not to hash. So their methods can reach no
+function of the pickle's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, repeat
 from typing import Any
 
+from ckptool.formats.pickles.grades import (
+    ARMED,
+    DATA,
+    NAME,
+    OBJECT,
+    SCALARS,
+    TRAP,
+    Grades,
+    is_function,
+)
+from ckptool.formats.pickles.subclasses import NO_SUBCLASS
 from ckptool.formats.pickles.torch_calls import is_object_state
-from ckptool.formats.pickles.trust import OWN_PACKAGES, STDLIB, TORCH_VALUES
+from ckptool.formats.pickles.trust import is_own
 from ckptool.formats.pickles.vetted import (
     ARRAYS,
-    FACTORIES,
+    BASED,
     FUNCTIONS,
+    HANDLES,
     HOLDERS,
     KEEPERS,
     LOOKS_UP,
@@ -41,37 +48,30 @@ from ckptool.formats.pickles.vetted import (
     Vetted,
 )
 from ckptool.tree.nodes import (
-    ArrayRef,
     BytesRef,
     CompositeTensor,
     GlobalRef,
     NotedDict,
     NotedList,
     Opaque,
-    PathText,
-    SpannedBytes,
-    StorageRef,
     TensorRef,
 )
 
-DATA, OBJECT, NAME, TRAP, ARMED = range(5)
-MAX_HELD = 1 << 21  # values in objects of the user's own classes that are looked at
-Parts = Iterable[Any]
-
-_SCALARS = frozenset({
-    str, int, float, bool, complex, bytes, bytearray, type(None), SpannedBytes, BytesRef,
-    PathText, StorageRef,
-})  # fmt: skip
 _ROWS = (list, tuple, set, frozenset)
 _MOST = {  # the worst grade that an argument of a kind may have
     Kind.DATA: DATA, Kind.OBJECT: OBJECT, Kind.TENSOR: NAME, Kind.HELD: TRAP, Kind.FACTORY: TRAP,
 }  # fmt: skip
-_LOOKUPS = frozenset({"builtins.getattr", "__builtin__.getattr"})
+# What ``copyreg._reconstructor`` gives to a base: others ask it to be a number, a text or nothing.
+_OF_BASES = {
+    "list": Kind.ROW, "tuple": Kind.ROW, "dict": Kind.PAIRS, "set": Kind.KEYS,
+    "frozenset": Kind.KEYS, "Exception": Kind.HELD,
+}  # fmt: skip
 
-# The attributes in which torch's modules look for others.
+# The attributes in which torch's modules look for others: they hold any object and any hook.
 _LOOKED_IN = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
-# Attributes that pickle itself asks of any object.
-_BY_PICKLE = frozenset({"__setstate__", "__class__", "__dict__", "__reduce__", "__reduce_ex__"})
+_HOOKS = re.compile(r"_\w*_hooks(_with_kwargs|_always_called)?|qconfig")
+# Methods by which pickle itself fills any object.
+_BY_PICKLE = frozenset({"append", "extend", "add"})
 # Attributes by which Python's functions, numpy's and torch's read their arguments.
 _BY_READERS = frozenset(
     name
@@ -85,69 +85,23 @@ _BY_READERS = frozenset(
 })  # fmt: skip
 
 
-def is_own(qualname: str) -> bool:
-    """Return whether a name is Python's, torch's or numpy's."""
-    root = qualname.partition(".")[0]
-    return root in STDLIB or root in OWN_PACKAGES
-
-
 class Grammar:
-    """The grades of the values of one pickle; it looks at a bounded number of them."""
+    """The rules on the uses of the values of one pickle."""
 
     def __init__(self) -> None:
-        self.looks_left = 1 << 24  # values that may be looked at; a larger pickle allows more
-        self._held_left = MAX_HELD
-
-    def grade(self, value: Any) -> int:
-        """Return the worst grade of the parts of a value.
-
-        An object of a class of the user's is graded when it is built: its own code does what it
-        likes. In other objects a name does not count, but a trap: containers may have changed.
-        """
-        if type(value) in _SCALARS:
-            return DATA
-        worst, seen, inside = DATA, set[int](), list[Any]()
-        waiting: list[Any] = [value]
-        for stack, harmless in ((waiting, DATA), (inside, NAME)):
-            while stack and worst < ARMED:
-                value = stack.pop()
-                if type(value) in _SCALARS or id(value) in seen:
-                    continue
-                seen.add(id(value))
-                least, parts = _parts(value)
-                if least > harmless:
-                    worst = max(worst, least)
-                is_object = isinstance(value, Opaque) and least in {OBJECT, TRAP}
-                onto = inside if is_object else stack
-                before = len(onto)
-                onto += parts
-                self.looks_left -= len(onto) - before
-                if self.looks_left < 0:  # too much to look at: no data, whatever it is
-                    return max(worst, TRAP)
-        return worst
-
-    def _holds(self, value: Any) -> bool:
-        """Return whether an object of a class of the user's may hold a value: nothing is armed.
-
-        Many objects may share one large container, which is not looked at again and again.
-        """
-        if self._held_left < 0:
-            return True
-        left = self.looks_left
-        grade = self.grade(value)
-        self._held_left -= left - self.looks_left
-        self.looks_left = left
-        return grade < ARMED
+        self.grades = Grades()
+        self.grade = self.grades.of
 
     # ------------------------------------------------------------------------------ arguments
 
-    def takes(self, row: Vetted, args: Iterable[Any]) -> bool:
+    def takes(self, row: Vetted, args: Sequence[Any]) -> bool:
         """Return whether each argument is of the kind of its position."""
         kinds = chain(row.takes, repeat(row.rest))
-        return all(self._is(kind, arg) for kind, arg in zip(kinds, args, strict=False))
+        given = zip(kinds, args, strict=False)
+        return all(self._is(_of_base(args) if kind is BASED else kind, arg) for kind, arg in given)
 
     def _is(self, kind: Takes, arg: Any) -> bool:
-        if type(arg) in _SCALARS or kind in {Kind.CALLED, Kind.BYTES}:
+        if type(arg) in SCALARS or kind in {Kind.CALLED, Kind.BYTES}:
             return kind is not Kind.BYTES or isinstance(arg, (bytes, bytearray, BytesRef))
         if kind in _MOST:
             is_tensor = isinstance(arg, (TensorRef, CompositeTensor))
@@ -180,8 +134,15 @@ class Grammar:
         return "class" not in value.made_with and self.grade(value.state) == DATA
 
     def is_key(self, key: Any) -> bool:
-        """Return whether a value may be hashed and compared."""
-        return type(key) in _SCALARS or self.grade(key) <= NAME
+        """Return whether a value may be hashed and compared.
+
+        Modules are hashed by their identity. Other objects ask what they hold.
+        """
+        if isinstance(key, (tuple, frozenset)):
+            return all(map(self.is_key, key))
+        grade = self.grade(key)
+        is_identity = isinstance(key, GlobalRef) or _is_module(key) or is_function(key)
+        return grade <= (NAME if is_identity else OBJECT)
 
     # -------------------------------------------------------------------------------- objects
 
@@ -193,13 +154,12 @@ class Grammar:
         row = VETTED.get(qualname)
         if row is not None:
             return self.takes(row, args) and self.grade(kwargs) == DATA
-        if [type(arg) for arg in args] == [str, tuple, dict] and (
-            is_own(qualname) or any(map(is_special, args[2]))
-        ):
-            return False
+        worst = max(self.grades.worst(args), self.grade(kwargs))
         if is_own(qualname):
-            return self.grade((args, kwargs)) <= OBJECT
-        return self._holds((args, kwargs))
+            return worst <= OBJECT and not _may_make_class(args)
+        if _may_make_class(args):
+            return worst <= OBJECT and not any(map(is_special, args[2]))
+        return worst < ARMED
 
     def is_set(self, qualname: str, state: Any) -> bool:
         """Return whether an object of a class may be given a state."""
@@ -208,19 +168,27 @@ class Grammar:
         check = next((check for is_of, check in _STATES if is_of(qualname)), None)
         if check is not None:
             return check(self, state)
-        return self._holds(state) and self._has_no_trap(state, _BY_PICKLE.__contains__)
+        return self.grade(state) < ARMED and self._has_no_trap(state, _is_asked_of_all)
 
-    def is_set_on_tensor(self, qualname: str, state: Any) -> bool:
-        """Return whether a tensor of a class may be given a state."""
-        return self._is_held(state) if is_object_state(state) else self.is_set(qualname, state)
+    def is_set_on_tensor(self, qualname: str | None, state: Any) -> bool:
+        """Return whether a tensor of a class may be given a state; torch's subclasses read it."""
+        name = qualname or "torch.Tensor"
+        if not is_object_state(state):
+            is_variable = qualname is None and type(state) is tuple and len(state) == 3
+            return (is_variable and self._is_held(state[2])) or self.is_set(name, state)
+        is_read = is_own(name) and name not in NO_SUBCLASS
+        return self._is_held(state) and self.grade(state) <= (OBJECT if is_read else TRAP)
 
     def is_set_on_array(self, state: Any) -> bool:
         """Return whether an array may be given a state; an array of objects only keeps them."""
         if not isinstance(state, tuple) or len(state) < 4:
             return self.grade(state) == DATA
         *form, data = state
-        most = TRAP if _keeps_objects(state[-3]) else DATA
-        return self.grade(form) == DATA and self.grade(data) <= most
+        if self.grade(form) > DATA or self.grade(data) >= ARMED:
+            return False
+        return self.grade(data) == DATA or all(
+            of_objects or self.grade(column) == DATA for of_objects, column in _columns(form, data)
+        )
 
     def _is_partial(self, state: Any) -> bool:
         is_sound = isinstance(state, tuple) and len(state) == 4 and type(state[1]) is tuple
@@ -234,18 +202,40 @@ class Grammar:
         return is_plain and self.grade(state) < ARMED and self._has_no_trap(state, _is_asked)
 
     def _is_kept(self, state: Any) -> bool:
+        """Return whether a state is attributes of an object that only keeps them."""
+        if not is_object_state(state):
+            return self.grade(state) == DATA
         return self.grade(state) <= TRAP and self._has_no_trap(state, is_special)
 
-    def _is_module(self, state: Any) -> bool:
-        fields = state if isinstance(state, dict) else {}
-        looked_in = [fields[name] for name in _LOOKED_IN if name in fields]
+    def _is_of_module(self, state: Any) -> bool:
+        """Return whether a state is a module's: what its code looks at is plain."""
+        if not isinstance(state, dict):
+            return self.grade(state) == DATA
+        looked_in = [state[name] for name in _LOOKED_IN if name in state]
         return (
             self.grade(state) <= NAME
             and self._has_no_trap(state, is_special)
             and all(isinstance(part, (dict, set)) and self._is_plain(part) for part in looked_in)
+            and all(
+                self.grade(value) <= OBJECT or is_function(value)
+                for name, value in state.items()
+                if name not in _LOOKED_IN and not _HOOKS.fullmatch(str(name))
+            )
         )
 
-    def _is_data(self, state: Any) -> bool:
+    def _is_of_handle(self, state: Any) -> bool:
+        """Return whether a state is that of a handle of hooks: weak references to their dicts."""
+        parts = state if type(state) is tuple else ()
+        more = [part for row in parts if type(row) is tuple for part in row]
+        held = [part for part in (*parts, *more) if type(part) is not tuple]
+        return (
+            all(isinstance(part, dict) or type(part) in SCALARS for part in held)
+            and all(map(self._is_plain, held))
+            and self.grade(state) < ARMED
+        )
+
+    def is_data(self, state: Any) -> bool:
+        """Return whether a value is data."""
         return self.grade(state) == DATA
 
     def _is_number(self, state: Any) -> bool:
@@ -259,7 +249,7 @@ class Grammar:
         if isinstance(state, tuple):
             return all(self._has_no_trap(part, asked) for part in state if isinstance(part, dict))
         for name, value in state.items() if isinstance(state, dict) else ():
-            if (type(name) is str and not asked(name)) or type(value) in _SCALARS:
+            if (type(name) is str and not asked(name)) or type(value) in SCALARS:
                 continue
             if name == "__dict__" and isinstance(value, dict):  # of pydantic
                 if not self._has_no_trap(value, asked):
@@ -278,108 +268,75 @@ def _is_asked(name: str) -> bool:
     return name in _BY_READERS or is_special(name)
 
 
+def _is_asked_of_all(name: str) -> bool:
+    """Return whether pickle or Python asks any object for a name; pydantic has its own such."""
+    return name in _BY_PICKLE or (is_special(name) and not name.startswith("__pydantic_"))
+
+
+def _is_module(key: Any) -> bool:
+    """Return whether an object is a module by its attributes, and by nothing else."""
+    return isinstance(key, Opaque) and not key.args and _LOOKED_IN - {*key.attributes} <= _LATER
+
+
+_LATER = {"_non_persistent_buffers_set"}  # since torch 1.6
+
+
+def _may_make_class(args: tuple[Any, ...]) -> bool:
+    """Return whether a metaclass would take the arguments: a name, bases and attributes."""
+    if len(args) != 3:
+        return False
+    _, bases, space = args
+    is_tuple = isinstance(bases, tuple) or (isinstance(bases, Opaque) and bool(bases.args))
+    is_object = isinstance(space, Opaque) and (space.called or space.items is not None)
+    return is_tuple and (isinstance(space, dict) or is_object)
+
+
 # Of a class of Python's, torch's or numpy's: whether it is of a family, and what its state may be.
 _STATES: tuple[tuple[Callable[[str], bool], Callable[[Grammar, Any], bool]], ...] = (
     (PARTIAL.__eq__, Grammar._is_partial),
     (HOLDERS.__contains__, Grammar._is_held),
     (lambda name: name in VETTED and VETTED[name].why == LOOKS_UP, Grammar._is_number),
-    (VETTED.__contains__, Grammar._is_data),
-    (lambda name: name.startswith(MODULES), Grammar._is_module),
+    (VETTED.__contains__, Grammar.is_data),
+    (lambda name: name.startswith(HANDLES), Grammar._is_of_handle),
+    (lambda name: name.startswith(MODULES), Grammar._is_of_module),
     (lambda name: name.startswith(KEEPERS), Grammar._is_kept),
-    (lambda name: name.startswith(OPTIMIZERS), Grammar._is_data),
+    (lambda name: name.startswith(OPTIMIZERS), Grammar.is_data),
     (is_own, Grammar._is_of_objects),
 )
 
-# ----------------------------------------------------------------------------- the parts of a value
+
+def _of_base(args: Sequence[Any]) -> Kind:
+    """Return what the base of ``copyreg._reconstructor`` takes, the argument before."""
+    base = args[1]
+    return _OF_BASES.get(base.name if isinstance(base, GlobalRef) else "", Kind.DATA)
 
 
-def _parts(value: Any) -> tuple[int, Parts]:
-    """Return the least grade that a value has, and its parts that may make it worse."""
-    kind = next((kind for kind in _PARTS if isinstance(value, kind)), None)
-    return _PARTS[kind](value) if kind is not None else (OBJECT, ())
+def _columns(form: Sequence[Any], data: Any) -> Iterator[tuple[bool, Any]]:
+    """Yield the elements of an array by the fields of its type, and whether they are only kept.
 
-
-def _parts_of_name(ref: GlobalRef) -> tuple[int, Parts]:
-    if ref.qualname in TORCH_VALUES:
-        return DATA, ()
-    return (ARMED if ref.qualname in FUNCTIONS else NAME), ()
-
-
-def _parts_of_dict(value: dict[Any, Any]) -> tuple[int, Parts]:
-    parts = [*value, *value.values()]
-    if not isinstance(value, NotedDict):
-        return DATA, parts
-    factory = value.made_with.get("default_factory")
-    is_trap = factory is not None and not _is_factory(factory)
-    return (TRAP if is_trap else DATA), [*parts, value.state]
-
-
-def _parts_of_object(made: Opaque) -> tuple[int, Parts]:
-    name = made.qualname
-    if made.called and name in _LOOKUPS:
-        return NAME, ()
-    parts = [made.kwargs, made.state, made.items, made.elements]
-    if name == PARTIAL:
-        return NAME, [*parts, made.args]
-    if name in VETTED or name in HOLDERS or name == "numpy.scalar":
-        return DATA, [*parts, *(arg for arg in made.args if not isinstance(arg, GlobalRef))]
-    if not is_own(name):
-        return OBJECT, ()
-    is_trap = name.startswith(KEEPERS) and any(map(_is_function, _attributes(made)))
-    return (TRAP if is_trap else OBJECT), [*parts, *made.args]
-
-
-def _attributes(made: Opaque) -> Parts:
-    """Return the attributes of an object, and those in a row of them."""
-    held = made.attributes.values()
-    return chain(held, *(part for part in held if isinstance(part, (list, tuple))))
-
-
-def _is_function(part: Any) -> bool:
-    is_prepared = isinstance(part, Opaque) and part.qualname in {PARTIAL, *_LOOKUPS}
-    return is_prepared or (isinstance(part, GlobalRef) and part.qualname not in TORCH_VALUES)
-
-
-_PARTS: Mapping[Any, Callable[[Any], tuple[int, Parts]]] = {
-    TensorRef: lambda value: (DATA, (value.state,)),
-    GlobalRef: _parts_of_name,
-    Opaque: _parts_of_object,
-    dict: _parts_of_dict,
-    NotedList: lambda value: (DATA, [*value, value.state]),
-    _ROWS: lambda value: (DATA, value),
-    ArrayRef: lambda value: (DATA, value.objects or ()),
-    CompositeTensor: lambda value: (DATA if value.wrapper is None else OBJECT, ()),
-    tuple(_SCALARS): lambda _: (DATA, ()),  # subclasses of them
-}
-
-
-def _is_factory(factory: Any) -> bool:
-    """Return whether a call without arguments makes an empty value."""
-    if isinstance(factory, GlobalRef):
-        return factory.qualname in FACTORIES
-    if not isinstance(factory, Opaque) or factory.qualname != PARTIAL:
-        return False
-    func, args, kwargs = (factory.state or (*factory.args[:1], factory.args[1:], None))[:3]
-    given = (*args, *(kwargs or {}).values())
-    return _is_factory(func) and all(type(x) in _SCALARS or _is_factory(x) for x in given)
-
-
-def _keeps_objects(dtype: Any) -> bool:
-    """Return whether a numpy dtype is of objects, or has fields of objects and numbers alone.
-
-    Of what is no text or number, text would be made, and an array of a field with a shape.
+    Of an element in a field of another type a number or a text would be made, by its own methods.
     """
-    if not isinstance(dtype, Opaque) or not dtype.args or type(dtype.args[0]) is not str:
-        return False
-    state = dtype.state if isinstance(dtype.state, tuple) else ()
-    fields = state[4] if len(state) > 4 and isinstance(state[4], dict) else None
-    if fields is None:
-        return dtype.args[0][:1] == "O"
-    kinds = [field[0] for field in fields.values() if isinstance(field, tuple) and field]
-    return all(
-        isinstance(kind, Opaque) and kind.args[:1] and str(kind.args[0])[:1] in "Oiufcb"
-        for kind in kinds
-    )
+    dtype = form[-2]
+    state = dtype.state if isinstance(dtype, Opaque) and isinstance(dtype.state, tuple) else ()
+    names, fields = state[3:5] if len(state) > 4 else (None, None)
+    if names is None and fields is None:
+        yield _code(dtype) == "O", data
+        return
+    rows = data if isinstance(data, list) else [data]
+    is_regular = isinstance(names, tuple) and isinstance(fields, dict)
+    if not is_regular or any(type(row) is not tuple or len(row) != len(names) for row in rows):
+        yield False, data
+        return
+    for at, name in enumerate(names):
+        field = fields.get(name)
+        kind = field[0] if isinstance(field, tuple) and field else None
+        yield _code(kind) == "O", [row[at] for row in rows]
+
+
+def _code(dtype: Any) -> str:
+    """Return the letter of a numpy type; "" if it is none."""
+    has_code = isinstance(dtype, Opaque) and dtype.args and type(dtype.args[0]) is str
+    return dtype.args[0][:1] if has_code else ""
 
 
 def _is_class(kind: Takes, name: str) -> bool:

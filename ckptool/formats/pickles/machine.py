@@ -89,6 +89,10 @@ class Builder:
         """Add elements to a set (ADDITEMS, FROZENSET), within the budget."""
         self.budget.add(target, keys)
 
+    def append(self, target: list[Any], values: list[Any]) -> None:
+        """Append elements to a list (APPEND, APPENDS)."""
+        target.extend(values)
+
     def finish(self, tree: Any) -> None:
         """Look over the tree once it is complete; this builder accepts any."""
 
@@ -559,14 +563,14 @@ def _set_items(target: Any, items: list[Any], builder: Builder) -> None:
 def _append(target: Any, items: list[Any], builder: Builder) -> None:
     if not isinstance(target, list):
         target = builder.elements_of(target, "appended")
-    target.extend(items)
+    builder.append(target, items)
 
 
 def _add(target: Any, items: list[Any], builder: Builder) -> None:
     if isinstance(target, set):
         builder.add(target, items)
     else:
-        builder.elements_of(target, "added").extend(items)
+        builder.append(builder.elements_of(target, "added"), items)
 
 
 def _args(args: Any) -> tuple[Any, ...]:

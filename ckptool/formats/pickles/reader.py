@@ -205,7 +205,7 @@ class Pickles:
         if self.depth == 0:
             self._shared.most_nested = max(self._shared.most_nested, source.size * MAX_NESTING)
             builder.budget.allow(source.size)
-        builder.grammar.looks_left = max(builder.grammar.looks_left, source.size)
+        builder.grammar.grades.allow(source.size)
         window = window or (SHORT if self.depth else WINDOW)
         return PickleMachine(source, offset, builder, window=window)
 

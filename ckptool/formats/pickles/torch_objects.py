@@ -30,7 +30,7 @@ from ckptool.formats.pickles.effects import (
     part_looked_up,
     part_of,
 )
-from ckptool.formats.pickles.grammar import ARMED, DATA, is_own
+from ckptool.formats.pickles.grades import DATA
 from ckptool.formats.pickles.keys import refuse_equal_keys
 from ckptool.formats.pickles.machine import name_of
 from ckptool.formats.pickles.python_calls import (
@@ -49,6 +49,7 @@ from ckptool.formats.pickles.torch_calls import (
     is_object_state,
     keeps_values,
 )
+from ckptool.formats.pickles.trust import is_own
 from ckptool.formats.pickles.uses import NotingBuilder
 from ckptool.formats.pickles.vetted import FUNCTIONS, RUNS_SOURCE, VETTED, Called, Vetted
 from ckptool.tree.nodes import (
@@ -72,6 +73,10 @@ _PLAIN_KEYS = PLAIN | {bytes}
 
 def _UNSEEN() -> None:  # noqa: N802
     """Mark a function that has not been looked up yet."""
+
+
+def _never(_state: Any) -> bool:
+    return False
 
 
 class TorchBuilder(NotingBuilder):
@@ -151,8 +156,9 @@ class TorchBuilder(NotingBuilder):
             self.object_to(f"{cls.qualname} is no class, and an object of it is made")
         known = self._plain(cls.qualname) if isinstance(cls, GlobalRef) else None
         name = name_of(cls)
-        if isinstance(cls, GlobalRef) and not self.grammar.is_made(name, args, kwargs):
-            self.note_misuse(cls if name in VETTED else f"{name}.__new__", args)
+        if isinstance(cls, GlobalRef):
+            what = cls if name in VETTED else f"{name}.__new__"
+            self.expect(what, partial(self.grammar.is_made, name, args, kwargs), args)
         if known is not None and not kwargs:
             return self._checked(known, cls, () if name in FILLED_LATER else args)
         if kwargs is None and isinstance(cls, GlobalRef):
@@ -164,6 +170,7 @@ class TorchBuilder(NotingBuilder):
     def build(self, obj: Any, state: Any) -> Any:
         """Set the state of an object and return the object; an array is complete only then."""
         self.is_plain &= type(obj) is NotedDict and type(state) is dict
+        self.grammar.grades.forget(obj)
         if isinstance(obj, ArrayRef):
             if not self.grammar.is_set_on_array(state):
                 self.note_misuse(f"{NDARRAY}.__setstate__", (state,))
@@ -188,19 +195,19 @@ class TorchBuilder(NotingBuilder):
     def _check_state(self, obj: Any, state: Any) -> None:
         """Note a state that runs what the pickle prepared, when it is set or afterwards."""
         name, grammar = name_of(obj), self.grammar
+        fits: Callable[[Any], bool] = grammar.is_data
         if isinstance(obj, Opaque):
-            name = obj.qualname
-            is_again = obj.state is not None and grammar.grade((obj.state, state)) > DATA
-            fits = grammar.is_set(name, state) and not is_again
+            name, fits = obj.qualname, partial(grammar.is_set, obj.qualname)
+            if obj.state is not None and grammar.grade(obj.state) > DATA:
+                fits = _never
+            elif obj.state is not None:
+                fits = grammar.is_data
         elif isinstance(obj, (NotedDict, NotedList)):
-            name, fits = "collections.OrderedDict", grammar.is_set("argparse.Namespace", state)
+            name, fits = "collections.OrderedDict", partial(grammar.is_set, "argparse.Namespace")
         elif isinstance(obj, (TensorRef, CompositeTensor)):
-            name = "torch.Tensor"
-            fits = not isinstance(state, Opaque) and grammar.grade(state) < ARMED
-        else:
-            fits = grammar.grade(state) == DATA
-        if not fits:
-            self.note_misuse(f"{name}.__setstate__", (state,))
+            cls = obj.subclass if isinstance(obj, TensorRef) else obj.layout
+            name, fits = cls or "torch.Tensor", partial(grammar.is_set_on_tensor, cls)
+        self.expect(f"{name}.__setstate__", partial(fits, state), (state,))
 
     def _both(self, obj: Opaque, state: Any) -> Any:
         """Return the state of an object that is built again, with its attributes updated."""
@@ -215,6 +222,7 @@ class TorchBuilder(NotingBuilder):
 
     def finish(self, tree: Any) -> None:
         """Refuse dicts with keys that a loader may take for one, now that they are complete."""
+        self.look_again()
         if self._has_object_keys:
             for visit in walk(tree):
                 node = visit.node.items if isinstance(visit.node, Opaque) else visit.node
@@ -223,6 +231,7 @@ class TorchBuilder(NotingBuilder):
 
     def set_items(self, target: dict[Any, Any], keys: list[Any], values: list[Any]) -> None:
         """Set items of a dict; remember whether any key is an object."""
+        self.grammar.grades.forget(target)
         super().set_items(target, keys, values)
         kinds = set(map(type, keys))
         if not kinds <= _PLAIN_KEYS:
@@ -232,8 +241,14 @@ class TorchBuilder(NotingBuilder):
 
     def add(self, target: set[Any], keys: list[Any]) -> None:
         """Add elements to a set, of which their classes compute the hashes."""
+        self.grammar.grades.forget(target)
         super().add(target, keys)
         self.hash_objects(keys)
+
+    def append(self, target: list[Any], values: list[Any]) -> None:
+        """Append elements to a list."""
+        self.grammar.grades.forget(target)
+        super().append(target, values)
 
     def items_of(self, target: Any) -> dict[Any, Any]:
         """Return the dict for the items; note a name (``os.environ``) that a loader changes."""
@@ -241,6 +256,7 @@ class TorchBuilder(NotingBuilder):
         if is_the_loaders(target):
             self.note_call(part_of(target, "__setitem__"), ())
         self._check_filled(target, "__setitem__")
+        self.grammar.grades.forget(target)
         return super().items_of(target)
 
     def elements_of(self, target: Any, how: str) -> list[Any]:
@@ -249,6 +265,7 @@ class TorchBuilder(NotingBuilder):
         if is_the_loaders(target):
             self.note_call(part_of(target, "append"), ())
         self._check_filled(target, "append")
+        self.grammar.grades.forget(target)
         return super().elements_of(target, how)
 
     def _check_filled(self, target: Any, method: str) -> None:

@@ -97,13 +97,21 @@ class Tracer(Builder):
 
     def set_items(self, target: dict[Any, Any], keys: list[Any], values: list[Any]) -> None:
         """Set items of a dict; note keys that are equal here, but are two in torch."""
-        super().set_items(target, keys, values)  # which refuses keys that take long to hash
+        self._builder.set_items(target, keys, values)  # refuses keys that take long to hash
         self._note_equal(keys)
 
     def add(self, target: set[Any], keys: list[Any]) -> None:
         """Add elements to a set; note those that are equal here, but are two in torch."""
-        super().add(target, keys)
+        self._builder.add(target, keys)
         self._note_equal(keys)
+
+    def append(self, target: list[Any], values: list[Any]) -> None:
+        """Append elements to a list."""
+        self._builder.append(target, values)
+
+    def finish(self, tree: Any) -> None:
+        """Let the builder look over the tree."""
+        self._builder.finish(tree)
 
     def _note_equal(self, keys: list[Any]) -> None:
         """Note references that are equal to others by the bytes that both view."""

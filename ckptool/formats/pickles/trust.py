@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import sys
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from functools import lru_cache
 
 from ckptool.dtypes import BY_NAME, BY_STORAGE_CLASS
 from ckptool.formats.base import NamedGlobal
@@ -168,6 +169,11 @@ _HANDLES = whole(*(f"{word}$" for word in (
 )))  # fmt: skip
 # Packages whose classes are vetted one by one.
 OWN_PACKAGES = frozenset({"torch", "numpy", "functorch", "torchgen", "torch_utils"})
+# Packages that torch brings along: whoever loads a checkpoint has their classes too.
+BROUGHT_ALONG = frozenset({
+    "cuda", "filelock", "fsspec", "jinja2", "markupsafe", "mpmath", "networkx", "nvidia",
+    "pkg_resources", "setuptools", "sympy", "triton", "typing_extensions", "_distutils_hack",
+})  # fmt: skip
 
 # The modules of Python's library that cannot run code, load code or reach the system, apart from
 # ``GADGET_NAMES``. All others can.
@@ -233,6 +239,20 @@ HARMLESS_TO_HOLD = frozenset({
     )),
 })  # fmt: skip
 
+
+@lru_cache(1 << 12)
+def is_own(qualname: str) -> bool:
+    """Return whether a name is Python's, torch's, numpy's, or of what torch brings along.
+
+    A name of Python 2 counts if it is own as Python 3 translates it: ``ConfigParser``.
+    """
+    module, _, name = qualname.rpartition(".")
+    mapped, _ = NAME_MAPPING.get((module, name), (module, name))
+    roots = {each.partition(".")[0] for each in (qualname, IMPORT_MAPPING.get(mapped, mapped))}
+    return not roots.isdisjoint(_OWN_ROOTS)
+
+
+_OWN_ROOTS = STDLIB | OWN_PACKAGES | BROUGHT_ALONG
 TORCH_VALUES = frozenset(f"torch.{name}" for name in BY_NAME) | frozenset({
     "torch.strided", "torch.sparse_coo", "torch.sparse_csr", "torch.sparse_csc", "torch.sparse_bsr",
     "torch.sparse_bsc", "torch.per_tensor_affine", "torch.per_channel_affine",

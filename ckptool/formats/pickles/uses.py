@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ckptool.formats.pickles.effects import MAX_DATA, parts_of_data
@@ -10,6 +11,7 @@ from ckptool.formats.pickles.machine import Builder, name_of
 from ckptool.formats.pickles.vetted import FUNCTIONS
 from ckptool.tree.nodes import GlobalRef, Opaque
 
+_Expected = tuple[GlobalRef | str, Callable[[], bool], tuple[Any, ...]]
 MAX_USES = 3  # calls of one name that are kept to be shown
 MAX_LOOKED = 1 << 20  # values in arguments that are looked at, of all calls together
 
@@ -26,6 +28,7 @@ class NotingBuilder(Builder):
         self.placed: set[GlobalRef] = set()  # arguments of vetted calls that take such a name
         self.looked = 0  # values in arguments that were looked at
         self.looked_up: set[GlobalRef] = set()  # called to look up parts of classes
+        self._expected: list[_Expected] = []  # uses that were sound when they were made
 
     def note_call(
         self,
@@ -59,6 +62,21 @@ class NotingBuilder(Builder):
         ref = GlobalRef("", what) if isinstance(what, str) else what
         self.misused.add(ref)
         self.note_call(ref, args)
+
+    def expect(
+        self, what: GlobalRef | str, fits: Callable[[], bool], given: tuple[Any, ...]
+    ) -> None:
+        """Note a misuse of ``what`` if it is given what does not fit."""
+        if fits():
+            self._expected.append((what, fits, given))
+        else:
+            self.note_misuse(what, given)
+
+    def look_again(self) -> None:
+        """Note misuses by containers that were filled after an object had been given them."""
+        for what, fits, given in self._expected if self.grammar.grades.have_changed else ():
+            if not fits():
+                self.note_misuse(what, given)
 
     def misplaced(self, names: Any) -> set[GlobalRef]:
         """Return the functions among the names of a pickle that it never calls, but mentions."""

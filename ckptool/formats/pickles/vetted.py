@@ -32,6 +32,7 @@ class Kind(Enum):
     FOREIGN = auto()  # as CLASS, but none of Python's, torch's or numpy's: it gets a state too
     CODE = auto()  # data, or a name, of which attributes are read
     BYTES = auto()  # followed as a file: bytes
+    BASED = auto()  # given to the base in the argument before, which decides
     CALLED = auto()  # called by the function: our builder makes that call, with its own row
 
 
@@ -54,7 +55,7 @@ class Vetted(NamedTuple):
 DATA, HELD, OBJECT, PAIRS, ROW = Kind.DATA, Kind.HELD, Kind.OBJECT, Kind.PAIRS, Kind.ROW
 KEYS, STATE, TENSOR, CLASS = Kind.KEYS, Kind.STATE, Kind.TENSOR, Kind.CLASS
 ARRAY, FACTORY, FOREIGN, CALLED = Kind.ARRAY, Kind.FACTORY, Kind.FOREIGN, Kind.CALLED
-CODE = Kind.CODE
+CODE, BASED = Kind.CODE, Kind.BASED
 
 
 def _rows(
@@ -136,7 +137,7 @@ VETTED: Mapping[str, Vetted] = {
     **_rows("optparse", "Values", "sets attributes", STATE),
     **_rows("functools", "partial", "keeps a function and its arguments", rest=HELD),
     **_rows("copyreg copy_reg", "_reconstructor", "makes an object, and initializes its base",
-            CLASS, _BASES, ROW),
+            CLASS, _BASES, BASED),
     **_rows("copyreg copy_reg", "__newobj__ __newobj_ex__", "makes an object as NEWOBJ does",
             rest=CALLED),
     # ----------------------------------------------------------------------------------- numpy
@@ -196,6 +197,8 @@ VETTED: Mapping[str, Vetted] = {
     **_rows("tensordict._reductions", "_make_td", "sets attributes", FOREIGN, STATE),
     **_rows("torch.nested._internal.nested_tensor", "_rebuild_njt NestedTensor",
             "makes a jagged tensor of its parts"),
+    **_rows("torch.ao.quantization.qconfig torch.quantization.qconfig", "QConfig QConfigDynamic",
+            HOLDS, rest=HELD),
     **_rows("torch._dynamo.decorators", "_DimRange", "makes a tuple of numbers"),
     # ------------------------------------------------------------------------------ enumerations
     **_rows("http", "HTTPStatus HTTPMethod", LOOKS_UP),
@@ -289,8 +292,9 @@ HOLDERS = frozenset({
 MODULES = (
     "torch.nn.modules.", "torch.nn.parallel.data_parallel.", "torch.nn.utils.",
     "torch.nn.quantized.", "torch.nn.quantizable.", "torch.nn.intrinsic.", "torch.nn.qat.",
-    "torch.ao.", "torch.optim.swa_utils.AveragedModel", "torch.utils.hooks.",
+    "torch.ao.", "torch.optim.swa_utils.AveragedModel",
 )  # fmt: skip
+HANDLES = "torch.utils.hooks."  # weak references to dicts of hooks
 # torch's classes without a __setstate__: they keep what they are given, and call it later.
 KEEPERS = (
     "torch.optim.lr_scheduler.", "torch.optim.swa_utils.", "torch.utils.data.dataset.",
