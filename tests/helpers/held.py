@@ -123,6 +123,9 @@ HELD = {
     "state-filled-later": build(
         new("quietlib.Plain") + MEMO, row(NONE, fields(__dict__=EMPTY_DICT + MEMO))
     ) + b"0" + got(1) + text("append") + T + b"s0" + got(0) + X + b"a",
+    # --------------------------------------------------------- classes that act by themselves
+    "finalizer": instance("numpy.lib._npyio_impl.NpzFile", zip=new("quietlib.Closes"), fid=NONE),
+    "constructor": new("numpy.matrixlib.defmatrix.matrix", new("quietlib.Answers")),
     # ------------------------------------------------------------------------ what is exhausted
     "armed-after-much-sharing": listed(
         LARGE, *SHARING, call(LOADB, data(legacy_file(NONE))), new("quietlib.Apply", LOADB, EVIL)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, repeat
 from typing import Any
 
+from ckptool.formats.pickles.acting import acts_when_dropped, acts_when_made
 from ckptool.formats.pickles.grades import (
     ARMED,
     DATA,
@@ -156,7 +157,7 @@ class Grammar:
             return self.takes(row, args) and self.grade(kwargs) == DATA
         worst = max(self.grades.worst(args), self.grade(kwargs))
         if is_own(qualname):
-            return worst <= OBJECT and not _may_make_class(args)
+            return worst <= OBJECT and not (_may_make_class(args) or acts_when_made(qualname))
         if _may_make_class(args):
             return worst <= OBJECT and not any(map(is_special, args[2]))
         return worst < ARMED
@@ -347,5 +348,5 @@ def _is_class(kind: Takes, name: str) -> bool:
         return True
     if kind is Kind.ARRAY:
         return name in ARRAYS
-    is_vetted = name in VETTED or name.startswith("torch.")
+    is_vetted = name in VETTED or (name.startswith("torch.") and not acts_when_dropped(name))
     return kind is Kind.CLASS and is_vetted and name not in FUNCTIONS

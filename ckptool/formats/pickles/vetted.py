@@ -199,6 +199,7 @@ VETTED: Mapping[str, Vetted] = {
             "makes a jagged tensor of its parts"),
     **_rows("torch.ao.quantization.qconfig torch.quantization.qconfig", "QConfig QConfigDynamic",
             HOLDS, rest=HELD),
+    **_rows("torch.nn.utils.rnn", "PackedSequence", "makes a tuple of tensors"),
     **_rows("torch._dynamo.decorators", "_DimRange", "makes a tuple of numbers"),
     # ------------------------------------------------------------------------------ enumerations
     **_rows("http", "HTTPStatus HTTPMethod", LOOKS_UP),

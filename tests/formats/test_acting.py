@@ -1,0 +1,45 @@
+"""Classes of torch and numpy that act when they are made or dropped: the tables are complete."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from ckptool.formats.pickles.acting import DROPPED, MADE, REVIEWED, acts_when_made
+from ckptool.formats.pickles.vetted import VETTED
+from helpers.own_classes import classes, with_method
+
+
+@pytest.fixture(scope="module")
+def installed():
+    """All classes in the sources of torch and numpy."""
+    return classes()
+
+
+@pytest.mark.parametrize(("method", "table"), [("__new__", MADE), ("__del__", DROPPED)])
+def test_the_table_has_every_class_that_is_installed(method, table: Mapping[str, str], installed):
+    listed = {f"{module}.{name}" for module, names in table.items() for name in names.split()}
+    missing = with_method(installed, method, harmless=set(VETTED)) - listed - VETTED.keys()
+    assert len(listed) > 20
+    assert not missing
+
+
+def test_what_was_reviewed_is_in_a_table():
+    listed = {f"{module}.{name}" for module, names in DROPPED.items() for name in names.split()}
+    assert REVIEWED.keys() <= listed
+
+
+@pytest.mark.parametrize(
+    ("name", "acts"),
+    [
+        ("numpy.lib._datasource.DataSource", True),
+        ("numpy.lib.npyio.DataSource", True),  # handed out by another module
+        ("torch.cuda.streams.ExternalStream", True),
+        ("torch.distributed._shard.sharded_tensor.api.ShardedTensor", True),  # it has a __new__ too
+        ("torch.nn.modules.linear.Linear", False),
+        ("somelib.DataSource", False),
+    ],
+)
+def test_a_class_is_known_by_its_own_name_in_its_package(name, acts):
+    assert acts_when_made(name) is acts
