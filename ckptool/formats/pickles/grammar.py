@@ -139,11 +139,19 @@ class Grammar:
 
         Modules are hashed by their identity. Other objects ask what they hold.
         """
-        if isinstance(key, (tuple, frozenset)):
-            return all(map(self.is_key, key))
-        grade = self.grade(key)
-        is_identity = isinstance(key, GlobalRef) or _is_module(key) or is_function(key)
-        return grade <= (NAME if is_identity else OBJECT)
+        if self.grade(key) <= OBJECT:
+            return True
+        waiting, seen = [key], set[int]()
+        while waiting:
+            part = waiting.pop()
+            if not isinstance(part, (tuple, frozenset)):
+                is_identity = isinstance(part, GlobalRef) or _is_module(part) or is_function(part)
+                if self.grade(part) > (NAME if is_identity else OBJECT):
+                    return False
+            elif id(part) not in seen:
+                seen.add(id(part))
+                waiting += part
+        return True
 
     # -------------------------------------------------------------------------------- objects
 
