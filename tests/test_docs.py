@@ -81,6 +81,7 @@ ANSWERS = {
     "inspect last.ckpt": (0, "ema_state_dict"),
     "inspect last.ckpt --tensors": (0, "model.encoder.0.weight"),
     "inspect last.ckpt --stats": (0, "mean"),
+    "inspect last.ckpt --format html": (0, "<svg"),
     "inspect last.ckpt --json": (0, '"schema": "ckptool/inspect/1"'),
     "inspect runs/": (0, "checkpoint_e150"),
     "extract-ema": (0, "wrote"),

@@ -50,6 +50,8 @@ def command(
     """Show what a checkpoint holds, and where its EMA is."""
     output = output_for("InspectReport", form, json=json)
     listing = Listing(tensors, tuple(match or ()), stats, digests)
+    # The treemap of an HTML document shows every tensor.
+    drawn = listing._replace(every=True) if output == "html" else listing
     reports: list[Any] = []
     unread: list[Any] = []  # the reports that stand for paths that cannot be read
     refused: list[CkptError] = []
@@ -66,7 +68,7 @@ def command(
 
                     found: Any = inspect_directory(path, layouts=layouts)
                 else:
-                    found = inspect_file(operand, listing, progress=progress, layouts=layouts)
+                    found = inspect_file(operand, drawn, progress=progress, layouts=layouts)
                 reports.append(with_config(found, settings))
             except CkptError as error:
                 refused.append(error)

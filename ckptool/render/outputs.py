@@ -58,7 +58,12 @@ RENDERERS: Mapping[str, Mapping[str, str]] = {
         "RulesReport": "markdown.text_to_markdown",
         "LayoutsReport": "markdown.text_to_markdown",
     },
-    "html": {"DiffReport": "html.diffs_to_html"},
+    "html": {
+        "InspectReport": "html_inspect.inspects_to_html",
+        "RunReport": "html_inspect.inspects_to_html",
+        **_verdicts("html_verify.verdicts_to_html"),
+        "DiffReport": "html_diff.diffs_to_html",
+    },
     "github": {
         **_verdicts("github.verdicts_to_github"),
         "DiffReport": "github.diffs_to_github",

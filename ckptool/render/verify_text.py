@@ -79,7 +79,7 @@ def _verdicts(
         yield _headline(report, tells=len(reports) > 1)
         if report.required and (is_long or len(reports) == 1):
             yield line(f"required: {', '.join(map(words.printable, report.required))}")
-        yield from _certificate(report.resume)
+        yield from certificate(report.resume)
         yield from _findings(findings)
         was_long = is_long
     if common:
@@ -131,7 +131,7 @@ def _summary(reports: Sequence[VerifyReport], hint: str = "") -> Page:
 # --------------------------------------------------------------------------------------- to resume
 
 
-def _certificate(report: ResumeReport | None) -> Page:
+def certificate(report: ResumeReport | None) -> Page:
     """Yield whether the run goes on from here, then a line for each loss and condition."""
     if report is None:
         return

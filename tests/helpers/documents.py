@@ -71,10 +71,14 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def typed(line: str) -> Output:
-    """Run one command line, ``ckptool …``."""
-    program, *args = shlex.split(line, comments=True)
+    """Run one command line, ``ckptool …``, maybe with ``> FILE`` at its end."""
+    command, _, file = line.partition(" > ")
+    program, *args = shlex.split(command, comments=True)
     assert program == "ckptool", line
-    return run_inside(*args)
+    output = run_inside(*args)
+    if file:
+        Path(file).write_text(output)
+    return output
 
 
 def with_outputs(text: str) -> str:
@@ -100,7 +104,8 @@ def _played(block: str) -> str:
             continue
         assert not code, f"exit code {code} is not shown before: {line}"
         output = typed(line.removeprefix(PROMPT))
-        lines += (output + output.stderr).rstrip("\n").splitlines()
+        on_screen = output.stderr if " > " in line else output + output.stderr
+        lines += on_screen.rstrip("\n").splitlines()
         code = output.exit_code
     assert not code, f"exit code {code} is not shown after: {lines}"
     return "".join(f"{line}\n" for line in lines)

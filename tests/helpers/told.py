@@ -60,10 +60,17 @@ def _outcome(case: ET.Element) -> str:
     return {"failure": "failed", "skipped": "not-checked", "system-out": "failed"}[case[0].tag]
 
 
+def in_html(text: str) -> States:
+    """The rows of the part with all checks."""
+    rows = re.findall(r"<tr><td>(CK\d+) [\w-]+</td><td[^>]*><span[^>]*>(.*?)</span>", text)
+    return {rule: state.replace(" ", "-") for rule, state in rows}
+
+
 READERS: dict[str, Callable[[str], States]] = {
     "json": in_json,
     "md": in_markdown,
     "github": in_log,
     "sarif": in_sarif,
     "junit": in_junit,
+    "html": in_html,
 }

@@ -1,0 +1,110 @@
+"""The report of ``ckptool diff`` as HTML: drift by layer, a histogram, and the worst tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ckptool.render.diff_text import (
+    UNUSED,
+    answer_lines,
+    fold_layers,
+    listed,
+    measured,
+    number,
+)
+from ckptool.render.facts import TOP
+from ckptool.render.html_charts import Bar, axis_of, bar_chart, histogram
+from ckptool.render.html_document import document, folding, shown, table
+from ckptool.reports.diff import DiffReport, GroupDistance
+
+ROWS = 200  # tensors and values that are listed
+BARS = 80  # layers that are drawn
+TITLES = {"tensor": "Tensors, the worst first", "setting": "Settings"}
+SCALE = (
+    "Relative change: the norm of the difference over that of the larger side; 10⁻² is 1 %. "
+    "The scale is logarithmic."
+)
+
+
+def diffs_to_html(reports: Sequence[DiffReport]) -> str:
+    """Return one document with all reports."""
+    title = "; ".join(f"{_word(report)}: {report.a} and {report.b}" for report in reports)
+    return document(title, (line for report in reports for line in _article(report)))
+
+
+def _word(report: DiffReport) -> str:
+    return "equal" if report.equal else "different"
+
+
+def _article(report: DiffReport) -> Iterator[str]:
+    kind = "good" if report.equal else "error"
+    yield f'<article><h1><span class="{kind}">{_word(report)}</span> '
+    yield f'<span class="name">{shown(report.a)}</span> and '
+    yield f'<span class="name">{shown(report.b)}</span></h1>'
+    yield from (f"<p>{shown(line)}</p>" for line in answer_lines(report))
+    yield from (f"<p>not compared: {shown(said)}</p>" for said in report.summary.not_compared)
+    yield from (
+        f'<p>fits nothing: <span class="name">{shown(option)}</span>{shown(UNUSED)}</p>'
+        for option in report.unused
+    )
+    yield from _charts(report)
+    yield from _sections(report.sections)
+    for what, heads, rows, total in listed(report, ROWS):
+        cells = ([_name(name), *map(shown, row)] for name, *row in rows)
+        numbers = range(2, len(heads)) if what == "tensor" else ()
+        body = table(("key path", *heads), cells, total - ROWS, right=numbers)
+        yield from folding(f"{TITLES[what]} ({total:,})", body)
+    yield f"<footer>{_tolerances(report)}</footer></article>"
+
+
+def _name(text: str) -> str:
+    return f'<span class="name">{shown(text or TOP)}</span>'
+
+
+def _tolerances(report: DiffReport) -> str:
+    rows = [
+        f"<code>{shown(row['match'])}</code> {row['atol']:g} absolute, {row['rtol']:g} relative"
+        for row in report.tolerances
+    ]
+    return f"Tolerances: {'; '.join(rows)}. Relative numbers are relative to the larger side."
+
+
+# ------------------------------------------------------------------------------------------- charts
+
+
+def _charts(report: DiffReport) -> Iterator[str]:
+    layers = [each for each in fold_layers(report.layers) if _is_measured(each.worst)]
+    known = [drift for each in layers if (drift := each.worst.relative_l2)]
+    if known or any(each.worst.nonfinite for each in layers):
+        axis = axis_of(known or [1.0])
+        bars = [_drift(folded.label, folded.worst) for folded in layers[:BARS]]
+        left = f" {len(layers) - BARS:,} more layers are not drawn." if len(layers) > BARS else ""
+        yield from folding("Drift by layer", bar_chart(bars, axis, SCALE + left))
+    changes = [row.distance.relative_l2 for row in measured(report) if row.distance]
+    if values := [change for change in changes if change]:
+        caption = "Tensors by their relative change: the number in each decade."
+        yield from folding("Histogram of relative change", histogram(values, caption))
+
+
+def _is_measured(group: GroupDistance) -> bool:
+    return group.relative_l2 is not None or group.nonfinite > 0
+
+
+def _drift(label: str, group: GroupDistance) -> Bar:
+    """Return the bar of a layer; one of full length for non-finite values."""
+    if group.nonfinite:
+        return Bar(label, 1.0, f"{group.nonfinite:,} NOT FINITE", "failed")
+    change = group.relative_l2 or 0.0
+    return Bar(label, change, f"{100 * change:.3g} %" if change else "0")
+
+
+def _sections(sections: Sequence[GroupDistance]) -> Iterator[str]:
+    rows = [
+        (_name(s.address), shown(s.role), f"{s.differing:,} of {s.tensors:,}",
+         f"{s.values_differing:,}", number(s.max_abs), number(s.relative_l2), f"{s.nonfinite:,}")
+        for s in sections
+    ]  # fmt: skip
+    if rows:
+        heads = ("section", "role", "tensors differ", "values differ", "max abs", "relative",
+                 "non-finite")  # fmt: skip
+        yield from folding("Sections", table(heads, rows, right=range(2, 7)))

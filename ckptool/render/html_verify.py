@@ -1,0 +1,103 @@
+"""The verdicts of ``ckptool verify`` as HTML: checks by family, findings, and every check."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ckptool.render.html_charts import shares
+from ckptool.render.html_document import document, folding, page_as_html, shown, table
+from ckptool.render.states import (
+    NOUNS,
+    STATES,
+    counts,
+    findings_by_check,
+    named,
+    path_of,
+    remedy,
+    sentence,
+    verdict,
+    verdicts_of,
+)
+from ckptool.render.verify_text import certificate
+from ckptool.reports.base import Severity
+from ckptool.reports.rules import FAMILIES
+from ckptool.reports.verify import ChoiceReport, State, VerifyReport
+
+# State -> class of the bar, and of the word.
+KINDS = {State.PASSED: ("passed", "good"), State.FAILED: ("failed", "error"),
+         State.NOT_CHECKED: ("unchecked", "quiet")}  # fmt: skip
+# Severity -> class of the word.
+SEVERITIES = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "info"}
+
+
+def verdicts_to_html(reports: Sequence[VerifyReport | ChoiceReport]) -> str:
+    """Return one document with all verdicts."""
+    verdicts = verdicts_of(reports)
+    passed = sum(report.ok for report in verdicts)
+    title = f"{passed} of {len(verdicts)} passed"
+    chosen = (_choice(report) for report in reports if isinstance(report, ChoiceReport))
+    body = (line for report in verdicts for line in _article(report))
+    return document(title, (*chosen, *body))
+
+
+def _choice(report: ChoiceReport) -> str:
+    found = f'<span class="name">{shown(report.path)}</span>' if report.path else "none passes"
+    return f"<p>{found}: {shown(report.why)}</p>"
+
+
+def _article(report: VerifyReport) -> Iterator[str]:
+    state = verdict(report)
+    yield f'<article><h1><span class="{KINDS[state][1]}">{state}</span> '
+    yield f'<span class="name">{shown(path_of(report))}</span></h1>'
+    yield f"<p>{shown(counts(report))}</p>"
+    if report.required:
+        yield f"<p>required: {shown(', '.join(report.required))}</p>"
+    yield from page_as_html(certificate(report.resume))
+    if rows := _families(report):
+        yield from shares(rows)
+    if report.findings:
+        yield from folding("Findings", _findings(report))
+    yield from folding("All checks", _checks(report), is_open=False)
+    yield "</article>"
+
+
+def _families(report: VerifyReport) -> list[tuple[str, list[tuple[str, str, int]]]]:
+    rows = []
+    for prefix, name in FAMILIES.items():
+        states = [check.state for check in report.checks if check.rule.startswith(prefix)]
+        if states:
+            parts = [
+                (KINDS[state][0], STATES[state], states.count(state))
+                for state in (State.PASSED, State.FAILED, State.NOT_CHECKED)
+            ]
+            rows.append((name, parts))
+    return rows
+
+
+def _findings(report: VerifyReport) -> Iterator[str]:
+    ordered = sorted(report.findings, key=lambda found: list(Severity).index(found.severity))
+    rows = (
+        (
+            _marked(f"{found.rule} {NOUNS[found.severity]}", SEVERITIES[found.severity]),
+            shown(sentence(found)),
+            shown(remedy(found)),
+        )
+        for found in ordered
+    )
+    yield from table(("rule", "finding", "what to do"), rows)
+
+
+def _checks(report: VerifyReport) -> Iterator[str]:
+    rows = (
+        (
+            shown(named(check)),
+            _marked(STATES[State(check.state)], KINDS[State(check.state)][1]),
+            shown(check.reason),
+        )
+        for check, _ in findings_by_check(report)
+    )
+    yield from table(("rule", "state", "why not"), rows)
+
+
+def _marked(text: str, kind: str) -> str:
+    return f'<span class="{kind}">{shown(text)}</span>'

@@ -1,0 +1,235 @@
+"""HTML documents: they stand alone, can be read in both schemes, and say what the reports say."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptool.render.html_charts import Box, DecadeAxis, Part, axis_of, power, squarified, treemap
+from ckptool.render.html_document import COLORS, STYLE, TEXTS, page_as_html
+from ckptool.render.html_verify import verdicts_to_html
+from ckptool.render.page import Grid, line
+from helpers import verdicts
+from helpers.paths import FIXTURES
+
+EVIL = '</title><script>alert("x")</script><img src=x onerror=alert(1)>\x1b[31m'
+VOID = {"meta", "line", "rect"}
+KINDS = {
+    "inspect": ("inspect", "{a}"),
+    "inspect, several": ("inspect", "{a}", "{b}"),
+    "inspect, a run": ("inspect", FIXTURES / "resume"),
+    "inspect, a part": ("inspect", "{a}#model"),
+    "verify": ("verify", "{a}", "--require", "resume"),
+    "verify, several": ("verify", "{a}", "{b}"),
+    "verify, the best": ("verify", FIXTURES / "resume", "--best", "val_stats/loss:min"),
+    "diff": ("diff", "{a}", "{b}"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two checkpoints with names that would break out of a document."""
+    folder = tmp_path_factory.mktemp("html")
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        model = {f"blocks.{i}.weight": torch.full((8, 8), value + i) for i in range(4)}
+        tree = {"model": {**model, EVIL: torch.full((64, 64), value)}, "ema": model, EVIL: EVIL}
+        torch.save(tree | {"epoch": int(value)}, folder / f"{name}.pt")
+    return folder
+
+
+@pytest.fixture
+def page(ckptool, folder):
+    """``page("inspect")``: the document of a row of ``KINDS``."""
+
+    def run(kind: str) -> str:
+        names = {name: str(folder / f"{name}.pt") for name in ("a", "b")}
+        args = [str(arg).format(**names) for arg in KINDS[kind]]
+        done = ckptool(*args, "--format", "html")
+        assert done.exit_code in {0, 1}, done
+        return str(done)
+
+    return run
+
+
+class Elements(HTMLParser):
+    """Checks that every element is closed, and collects names and attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open, self.seen, self.attributes = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_documents_stand_alone_and_escape_everything(kind, page):
+    text = page(kind)
+    read = Elements()
+    read.feed(text.replace("/>", ">"))
+    assert not {"script", "link", "img", "iframe", "object"} & set(read.seen)
+    assert read.seen.count("style") == 1
+    assert not [name for name, _ in read.attributes if name in {"src", "href"} or name[:2] == "on"]
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert "\x1b" not in text
+    assert all(row.isprintable() for row in text.split("\n"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_documents_fit_a_phone_and_a_sheet_of_paper(kind, page):
+    text = page(kind)
+    assert 'name="viewport" content="width=device-width' in text
+    assert not re.search(r'<svg[^>]* width="\d{3,}"', text), "wider than a phone"
+    assert text.count("<figcaption>") <= text.count("<figure>")
+
+
+def test_inspect_shows_sizes_roles_training_and_findings(page):
+    text = page("inspect")
+    assert text.index("<h1>") < text.index("<figure>") < text.index("<h2>Sections</h2>")
+    for said in ("model weights", "EMA weights", "<h2>EMA</h2>", "<h2>Tensors</h2>", "epoch 1"):
+        assert said in text
+    assert "<title>blocks: 1 KiB</title>" in text, "a rectangle for the layers of the model"
+    assert "CK" in text.partition("<h2>Findings</h2>")[2]
+
+
+def test_inspect_lists_in_html_what_it_lists_in_text(ckptool, folder):
+    """The treemap needs the tensors; other forms and the JSON are as before."""
+    assert "entries" not in ckptool("inspect", folder / "a.pt", "--json").json
+    assert "blocks.0.weight" not in ckptool("inspect", folder / "a.pt")
+
+
+def test_verify_draws_the_checks_of_each_family_in_words_and_in_bars():
+    text = verdicts_to_html([verdicts.bad(), verdicts.good()])
+    assert text.count("<article>") == 2
+    assert "<title>1 of 2 passed</title>" in text
+    assert 'aria-label="container: 1 passed, 1 failed, 1 not checked"' in text
+    assert text.count('<rect class="failed"') == text.count('<rect class="passed"') == 3
+    assert text.index("CK102 error") < text.index("CK404 warning") < text.index("CK409 note")
+
+
+@pytest.mark.parametrize("second", ["same", "nan"])
+def test_diff_draws_what_is_not_finite_and_nothing_for_equal_files(second, ckptool, tmp_path):
+    values = torch.arange(4.0)
+    torch.save({"layer.w": values}, tmp_path / "a.pt")
+    torch.save({"layer.w": values.clone().fill_(float("nan"))}, tmp_path / "nan.pt")
+    torch.save({"layer.w": values}, tmp_path / "same.pt")
+    done = ckptool("diff", tmp_path / "a.pt", tmp_path / f"{second}.pt", "--format", "html")
+    assert (done.count("<figure>") > 0) == (second == "nan")
+    assert ("NOT FINITE" in done) == (second == "nan")
+
+
+@pytest.mark.parametrize("kind", ["inspect", "verify", "diff"])
+def test_the_exit_code_is_that_of_the_text(kind, ckptool, folder):
+    args = [str(arg).format(a=folder / "a.pt", b=folder / "b.pt") for arg in KINDS[kind]]
+    assert ckptool(*args, "--format", "html").exit_code == ckptool(*args).exit_code
+
+
+# ----------------------------------------------------------------------------------------- colours
+
+
+def luminance(color: str) -> float:
+    """Relative luminance, https://www.w3.org/TR/WCAG22/#dfn-relative-luminance."""
+    shares = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    return sum(weight * s for weight, s in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one: str, other: str) -> float:
+    darker, lighter = sorted(map(luminance, (one, other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_contrast_is_that_of_the_standard():
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+@pytest.mark.parametrize("scheme", COLORS)
+def test_text_and_charts_have_enough_contrast(scheme):
+    """4.5 for text and 3 for what charts are made of: WCAG 2.2, levels AA of 1.4.3 and 1.4.11."""
+    colors = COLORS[scheme]
+    tiles = [color for use, color in colors.items() if use.startswith("tile-")]
+    texts = [(colors[use], colors["paper"]) for use in TEXTS]
+    texts += [(colors["ink"], tile) for tile in tiles]
+    shapes = [(colors[use], colors["paper"]) for use in ("bar", "good", "error", "edge")]
+    shapes += [(colors["edge"], tile) for tile in tiles]
+    assert [pair for pair in texts if contrast(*pair) < 4.5] == []
+    assert [pair for pair in shapes if contrast(*pair) < 3] == []
+
+
+def test_both_schemes_have_the_same_colours_and_the_style_no_other():
+    assert COLORS["light"].keys() == COLORS["dark"].keys()
+    known = {color for colors in COLORS.values() for color in colors.values()}
+    assert set(re.findall(r"#[0-9a-f]{3,8}\b", STYLE)) == known
+    used = set(re.findall(r"var\(--([\w-]+)\)", STYLE))
+    assert used == COLORS["light"].keys() - {"paper", "ink"} | {"paper", "ink"}
+
+
+# ------------------------------------------------------------------------------------------ charts
+
+
+@given(st.lists(st.floats(1, 1e6), min_size=1, max_size=30))
+def test_areas_of_a_treemap_are_the_sizes(sizes):
+    parts = [Part(str(i), size, "") for i, size in enumerate(sizes)]
+    tiles = list(squarified(parts, Box(0, 0, 100, 380)))
+    assert len(tiles) == len(parts)
+    whole = sum(sizes)
+    for part, tile in tiles:
+        assert tile.width * tile.height / (100 * 380) == pytest.approx(part.size / whole, rel=1e-6)
+        assert tile.x >= -1e-6
+        assert tile.y >= -1e-6
+        assert tile.x + tile.width <= 100 + 1e-6
+        assert tile.y + tile.height <= 380 + 1e-6
+    for (_, one), (_, other) in itertools.combinations(tiles, 2):
+        across = min(one.x + one.width, other.x + other.width) - max(one.x, other.x)
+        down = min(one.y + one.height, other.y + other.height) - max(one.y, other.y)
+        assert across < 1e-6 or down < 1e-6, "two rectangles overlap"
+
+
+def test_the_smallest_of_many_parts_are_one_rectangle():
+    drawn = "".join(treemap([Part(f"t{i}", 1 + i, "1 B") for i in range(200)], "sizes"))
+    assert drawn.count("<rect") == 61
+    assert "and 140 more" in drawn
+    assert ">t199<" in drawn
+    assert ">t139<" not in drawn
+
+
+@given(st.lists(st.floats(1e-300, 2, allow_subnormal=False), min_size=1, max_size=20))
+def test_an_axis_of_decades_holds_its_values_in_order(values):
+    axis = axis_of(values)
+    places = [axis.at(value) for value in sorted(values)]
+    assert places == sorted(places)
+    assert all(0 <= place <= 100 for place in places)
+    assert 2 <= len(axis.ticks) <= 7
+    assert axis.ticks[0] == axis.last
+
+
+def test_ticks_are_at_their_powers_of_ten():
+    axis = DecadeAxis(-4, 0)
+    assert [axis.at(10.0**tick) for tick in axis.ticks] == pytest.approx([100, 75, 50, 25, 0])
+    assert [power(tick) for tick in axis.ticks] == ["1", "10⁻¹", "10⁻²", "10⁻³", "10⁻⁴"]
+
+
+def test_a_page_of_text_keeps_its_titles_columns_and_meanings():
+    grid = Grid("left", "right", title="Parts", heads=("size",))
+    grid.add_row(line("  ", ("a<b", "name")), "3 KiB")
+    grid.add_note("and more")
+    html = "\n".join(page_as_html(iter([line(("f.pt", "title"), "  zip"), grid])))
+    assert html.startswith('<p><span class="title">f.pt</span>  zip</p>')
+    assert "<summary><h2>Parts</h2></summary>" in html
+    assert '<th class="right">size</th>' in html
+    assert '<td><span class="name">a&lt;b</span></td>' in html
+    assert '<td class="right" data-label="size">3 KiB</td>' in html
+    assert html.index("</table>") < html.index("<p>and more</p>")
