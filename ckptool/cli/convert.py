@@ -38,7 +38,7 @@ def command(
             "--only",
             metavar="GLOB",
             help="Write only tensors whose name in the output matches GLOB. The words model and "
-            "ema stand for #@model and #@ema.",
+            "ema stand for #@model and #@ema; both together keep these parts of the checkpoint.",
         ),
     ] = None,
     drop: Annotated[
@@ -46,7 +46,8 @@ def command(
         typer.Option(
             "--drop",
             metavar="GLOB",
-            help="Leave out tensors whose name in the output matches GLOB.",
+            help="Leave out tensors whose name in the output matches GLOB; or, of a whole "
+            "checkpoint, the parts with this role or top-level key, such as optimizer.",
         ),
     ] = None,
     dtype: shared.Dtypes = None,
@@ -60,7 +61,10 @@ def command(
     json: shared.Json = False,
     color: shared.Color = "auto",
 ) -> None:
-    """Write a state dict in another format, dtype, or under other names."""
+    """Write a state dict in another form, or a checkpoint without some of its parts.
+
+    Without --drop optimizer and the like, the output holds the weights alone.
+    """
     from ckptool.contents.selection import parse_operand
 
     output_format = output_for("ConvertReport", form, json=json)

@@ -1,4 +1,4 @@
-"""Conversion of a state dict: another container, dtype, names, or a choice of its tensors."""
+"""Conversion of a state dict, or of a whole checkpoint without some of its parts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptool.commands.origin import converted_from, kind_at, kind_taken
+from ckptool.commands.parts import drop_parts, read_parts
 from ckptool.commands.writing import (
     WriteOptions,
     choose_form,
@@ -14,7 +15,7 @@ from ckptool.commands.writing import (
     report_shards,
     write_output,
 )
-from ckptool.contents.inventory import is_state_dict
+from ckptool.contents.inventory import Table, is_state_dict
 from ckptool.contents.renames import parse_rename, renamed_by
 from ckptool.contents.selection import EMA_ROLE, MODEL_ROLE, ROLES, select_table
 from ckptool.ema.candidates import EmaLocation, table_address
@@ -60,7 +61,8 @@ def convert(
 
     A state dict at a key path is taken as it is stored. ``@ema`` and ``@model`` are what
     ``extract-ema`` takes for them. Without an address, the checkpoint may hold only one state dict
-    of weights, and no optimizer.
+    of weights, and no optimizer. Where parts are dropped, the whole checkpoint is written without
+    them, in the container that it has.
 
     Args:
         path: the checkpoint.
@@ -78,10 +80,21 @@ def convert(
             written as plain tensors.
         OutputError: the output exists or cannot be written.
     """
-    form = choose_form(path, output, options, path.resolve().stem + ".safetensors")
     with open_checkpoint(path) as checkpoint:
-        address, globs = _asked(options)
         location = locate_ema(checkpoint, layouts=layouts)
+        dropped = _dropped_parts(checkpoint, location, options)
+        if dropped:
+            return drop_parts(
+                checkpoint,
+                output,
+                dropped,
+                progress,
+                force=options.force,
+                dry_run=options.dry_run,
+                made_at=made_at,
+            )
+        form = choose_form(path, output, options, path.resolve().stem + ".safetensors")
+        address, globs = _asked(options)
         if address is None:
             address = _only_state_dict(checkpoint, location)
         taken, kind, plan = _taken(checkpoint, location, address, layouts)
@@ -110,6 +123,36 @@ def convert(
         )
 
 
+def _dropped_parts(
+    checkpoint: Checkpoint, location: EmaLocation, options: ConvertOptions
+) -> set[str]:
+    """Return the top-level keys that a whole checkpoint is written without; empty: weights only.
+
+    A word of ``--drop`` that is a role or a top-level key means a part, and so do two roles of
+    ``--only``, since one state dict cannot hold both.
+
+    Raises:
+        UsageError: a word names no part, beside one that does, or an option is for weights alone.
+    """
+    several = len({name for name in options.only if name in ROLE_NAMES}) > 1
+    if options.address is not None or not (options.drop or several):
+        return set()
+    parts = read_parts(checkpoint, location)
+    names_parts = any(map(parts.named, options.drop)) or len(_state_dicts(location)) > 1
+    if not several and (options.only or not names_parts):
+        return set()
+    given = {"--map": options.renames, "--dtype": options.dtype, "--wrap": options.wrap,
+             "--max-shard-size": options.max_shard_size}  # fmt: skip
+    misfit = next((name for name, value in given.items() if value), None)
+    if misfit:
+        raise UsageError(
+            f"{misfit} is for weights, and a whole checkpoint is written here",
+            hint="drop parts first, and convert the weights of the result",
+        )
+    kept = parts.all_named(options.only) if options.only else set(parts.keys)
+    return {key for key in parts.keys if key not in kept} | parts.all_named(options.drop)
+
+
 def _asked(options: ConvertOptions) -> tuple[str | None, Sequence[str]]:
     """Return the address and the globs of ``--only``, which may also name a role.
 
@@ -119,7 +162,7 @@ def _asked(options: ConvertOptions) -> tuple[str | None, Sequence[str]]:
     roles = [name for name in options.only if name in ROLE_NAMES]
     if not roles:
         return options.address, options.only
-    if options.address is not None or len(set(roles)) > 1:
+    if options.address is not None:
         raise UsageError(
             f"--only {roles[-1]} names a state dict, and there is another one",
             hint="one output holds one state dict: run convert for each",
@@ -133,8 +176,7 @@ def _only_state_dict(checkpoint: Checkpoint, location: EmaLocation) -> str:
     Raises:
         AddressError: there are others, or an optimizer, which the output would silently lack.
     """
-    optimizers = location.inventory.optimizers
-    weights = [table for table in location.inventory.weights if is_state_dict(table.node)]
+    weights, optimizers = _state_dicts(location), location.inventory.optimizers
     if len(weights) == 1 and not optimizers:
         return table_address(weights[0])
     places = [f"#{table_address(table) or '*'}" for table in weights[:5]]
@@ -147,6 +189,11 @@ def _only_state_dict(checkpoint: Checkpoint, location: EmaLocation) -> str:
         path=checkpoint.path,
         hint=f"name it behind the path: {', '.join([*roles, *places])}" if weights else None,
     )
+
+
+def _state_dicts(location: EmaLocation) -> list[Table]:
+    """Return the state dicts of weights; a lone tensor beside other things is none."""
+    return [table for table in location.inventory.weights if is_state_dict(table.node)]
 
 
 def _roles_there(location: EmaLocation) -> list[str]:

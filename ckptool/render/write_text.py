@@ -121,6 +121,10 @@ def show_convert(report: ConvertReport) -> Page:
 
 def _convert_lines(report: ConvertReport) -> Iterator[Fact]:
     tensors = f"{words.plural(report.tensors, 'tensor')}, {words.size(report.bytes)}"
+    if report.kind == "checkpoint":
+        yield "kept", line(tensors, ", and everything else as it was")
+        yield "dropped", line(words.some(report.beside))
+        return
     kind = "" if report.kind == "table" else f", the {_KINDS.get(report.kind, report.kind)}"
     yield "tensors", line(tensors, " from ", (place(report.address), "name"), kind)
     if report.renamed:

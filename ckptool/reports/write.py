@@ -96,7 +96,7 @@ class ConvertReport:
     format: str  # safetensors | torch-zip
     written: bool
     address: str  # key path of the state dict
-    kind: str  # raw, ema, swa, teacher, …; table: nothing tells
+    kind: str  # raw, ema, swa, teacher, …; table: nothing tells; checkpoint: a whole one
     tensors: int
     bytes: int
     tied: Mapping[str, str]

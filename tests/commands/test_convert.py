@@ -79,9 +79,7 @@ def test_the_only_state_dict_needs_no_name(tmp_path, converted):
     assert_same_tensors(converted(tmp_path / "net.pt"), load(tmp_path / "net.pt")["net"])
 
 
-def test_two_roles_do_not_fit_one_output(path, refused, tmp_path):
-    error = refused(path, "-o", tmp_path / "out.pt", "--only", "model", "--only", "ema")
-    assert "one output holds one state dict" in error["hint"]
+def test_an_address_and_a_role_do_not_fit_one_output(path, refused, tmp_path):
     error = refused(f"{path}#state_dict", "-o", tmp_path / "out.pt", "--only", "model")
     assert "one output holds one state dict" in error["hint"]
 
