@@ -11,13 +11,14 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
 from ckptool import __version__
+from ckptool.cli.catalogue import COMMANDS, spelled_out
 from ckptool.cli.output import ExitCode, own_place, used_color
 from ckptool.errors import CkptError, UsageError, as_ckpt_error
 from ckptool.process.signals import INTERRUPTED, end_cleanly
@@ -25,41 +26,40 @@ from ckptool.reports.base import ErrorReport
 
 ClickError: type[Exception] = typer.BadParameter.__mro__[2]  # click's own, in whichever package
 
-# Module and function of each command, in the order of the help. A module is imported when its
-# command runs, and all for the help.
-COMMANDS: Mapping[str, str] = {
-    "inspect": "inspect.command",
-    "extract-ema": "extract_ema.command",
-    "promote-ema": "promote_ema.command",
-    "convert": "convert.command",
-    "verify": "verify.command",
-    "diff": "diff.command",
-    "rule": "tables.rule",
-    "layouts": "tables.layouts",
-    "textconv": "tables.textconv",
-}
+COMPLETES = "_CKPTOOL_COMPLETE"  # set by the shell that asks for completions
+WORDS = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")  # what was typed, as the shells pass it
 
 
-def _app(names: Iterable[str]) -> typer.Typer:
+def _app(loaded: Iterable[str]) -> typer.Typer:
+    """Return the program; of the other commands only the name and the help."""
     app = typer.Typer(
         name="ckptool",
         help="Look into training checkpoints, find the EMA weights, get them out.",
+        epilog="ckptool FILE is short for ckptool inspect FILE. Example: ckptool last.ckpt",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,
+        rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_root)
-    for name in names:
-        module, _, function = COMMANDS[name].partition(".")
-        app.command(name)(getattr(import_module(f"ckptool.cli.{module}"), function))
+    for name, row in COMMANDS.items():
+        module, _, function = row.at.partition(".")
+        command: Callable[..., None] = _unloaded
+        if name in loaded:
+            command = getattr(import_module(f"ckptool.cli.{module}"), function)
+        help_text = None if name in loaded else row.help
+        epilog = f"Example: {row.example}"
+        app.command(name, help=help_text, epilog=epilog, rich_help_panel=row.panel)(command)
     return app
+
+
+def _unloaded() -> None:
+    """Stand for a command that is only listed."""
 
 
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version of ckptool.")
+        bool, typer.Option("--version", "-V", help="Show the version of ckptool.")
     ] = False,
 ) -> None:
     if version:
@@ -71,10 +71,13 @@ def _root(
 
 def main(args: Sequence[str]) -> int:
     """Run one command and return its exit code; turn every error into text or a document."""
-    app = _app(args[:1] if args and args[0] in COMMANDS else COMMANDS)
+    if COMPLETES in os.environ:
+        return _complete()
+    args = spelled_out(args)
+    app = _app(args[:1])
     try:
         # A command returns None when it succeeds, and exits with a code when the answer is no.
-        code = app(args=list(args) or ["--help"], standalone_mode=False, prog_name="ckptool")
+        code = app(args=args, standalone_mode=False, prog_name="ckptool")
     except typer.Exit as stop:
         return int(stop.exit_code)
     except (typer.Abort, KeyboardInterrupt):
@@ -86,6 +89,14 @@ def main(args: Sequence[str]) -> int:
         return _refuse(next(made), args)
     else:
         return code if isinstance(code, int) else ExitCode.DONE
+    return ExitCode.DONE
+
+
+def _complete() -> int:
+    """Print the words that may come next, for a shell; typer reads what was typed."""
+    typed = " ".join(os.environ.get(name, "") for name in WORDS).split()
+    with contextlib.suppress(SystemExit):
+        _app(typed)(args=[], prog_name="ckptool")
     return ExitCode.DONE
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ckptool.cli import completion
 from ckptool.cli import options as shared
 from ckptool.cli.config import read_settings
 from ckptool.cli.output import (
@@ -28,9 +29,13 @@ Operand = Annotated[
     str,
     typer.Argument(
         metavar="PATH[#ADDRESS]",
+        autocompletion=completion.operands,
         help="A checkpoint, a part of it (a/b, @ema or @model), or a document of digests.",
     ),
 ]
+
+EQUAL = "What counts as equal"  # panel of the help
+WHICH = "What is compared"  # panel of the help
 
 
 def command(
@@ -38,33 +43,50 @@ def command(
     b: Operand,
     atol: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Accept absolute differences of floats up to X."),
+        typer.Option(
+            metavar="X",
+            rich_help_panel=EQUAL,
+            help="Accept absolute differences of floats up to X.",
+        ),
     ] = None,
     rtol: Annotated[
         float | None,
-        typer.Option(metavar="X", help="Accept differences up to X times the larger magnitude."),
+        typer.Option(
+            metavar="X",
+            rich_help_panel=EQUAL,
+            help="Accept differences up to X times the larger magnitude.",
+        ),
     ] = None,
     ulp: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Accept differences of up to N representable floats (ULP)."),
+        typer.Option(
+            metavar="N",
+            rich_help_panel=EQUAL,
+            help="Accept differences of up to N representable floats (ULP).",
+        ),
     ] = None,
     tolerance: Annotated[
         shared.Globs | None,
         typer.Option(
             metavar="GLOB=ATOL[,RTOL]",
+            rich_help_panel=EQUAL,
             help="Use these tolerances for key paths that match GLOB; the most specific wins.",
         ),
     ] = None,
     match: Annotated[
         shared.Globs | None,
         typer.Option(
-            metavar="GLOB", help="Compare only tensors and values whose key path matches GLOB."
+            metavar="GLOB",
+            rich_help_panel=WHICH,
+            help="Compare only tensors and values whose key path matches GLOB.",
         ),
     ] = None,
     ignore: Annotated[
         shared.Globs | None,
         typer.Option(
-            metavar="GLOB", help="Leave out tensors and values whose key path matches GLOB."
+            metavar="GLOB",
+            rich_help_panel=WHICH,
+            help="Leave out tensors and values whose key path matches GLOB.",
         ),
     ] = None,
     renames: Annotated[
@@ -72,24 +94,36 @@ def command(
         typer.Option(
             "--map",
             metavar="REGEX=REPL",
+            rich_help_panel=WHICH,
             help="Rename key paths on both sides by a regular expression, before pairing.",
         ),
     ] = None,
     strict: Annotated[
         bool,
         typer.Option(
-            "--strict", help="Compare strides, sharing, devices, gradient flags and versions, too."
+            "--strict",
+            rich_help_panel=EQUAL,
+            help="Compare strides, sharing, devices, gradient flags and versions, too.",
         ),
     ] = False,
     any_dtype: Annotated[
         bool,
         typer.Option(
-            "--any-dtype", help="Compare values only, not the dtypes that they are stored in."
+            "--any-dtype",
+            rich_help_panel=EQUAL,
+            help="Compare values only, not the dtypes that they are stored in.",
         ),
     ] = False,
-    stat: Annotated[bool, typer.Option("--stat", help="Print only the summary.")] = False,
+    stat: Annotated[
+        bool, typer.Option("--stat", rich_help_panel=shared.OUTPUT, help="Print only the summary.")
+    ] = False,
     name_only: Annotated[
-        bool, typer.Option("--name-only", help="Print only the key paths that differ.")
+        bool,
+        typer.Option(
+            "--name-only",
+            rich_help_panel=shared.OUTPUT,
+            help="Print only the key paths that differ.",
+        ),
     ] = False,
     device: Annotated[
         str,

@@ -7,7 +7,11 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
+from ckptool.cli import completion
+
 Globs = list[str]
+OUTPUT = "Output and settings"  # panel of the help
+
 ColorName = Literal["auto", "always", "never"]
 FormatName = Literal["text", "json", "md", "html", "github", "sarif", "code-scanning", "junit"]
 
@@ -15,6 +19,7 @@ Operand = Annotated[
     str,
     typer.Argument(
         metavar="PATH[#ADDRESS]",
+        autocompletion=completion.operands,
         help="The checkpoint, or the part of it at a key path: a/b, prefix*, @ema or @model.",
     ),
 ]
@@ -22,17 +27,22 @@ Operands = Annotated[
     list[str],
     typer.Argument(
         metavar="PATH[#ADDRESS]...",
+        autocompletion=completion.operands,
         help="Checkpoints, parts of them, or directories of checkpoints.",
     ),
 ]
 Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document; short for --format json.")
+    bool,
+    typer.Option(
+        "--json", rich_help_panel=OUTPUT, help="Print one JSON document; short for --format json."
+    ),
 ]
 Format = Annotated[
     FormatName,
     typer.Option(
         "--format",
         metavar="FORMAT",
+        rich_help_panel=OUTPUT,
         help=f"Print the answer as {', '.join(get_args(FormatName))}; no command has all of them.",
     ),
 ]
@@ -41,12 +51,17 @@ Reports = Annotated[
     typer.Option(
         "--report",
         metavar="FORMAT=FILE",
+        rich_help_panel=OUTPUT,
         help="Write the answer to FILE in FORMAT, too; can be given several times.",
     ),
 ]
 Color = Annotated[
     ColorName,
-    typer.Option(metavar="WHEN", help="Color the output: auto (on a terminal), always or never."),
+    typer.Option(
+        metavar="WHEN",
+        rich_help_panel=OUTPUT,
+        help="Color the output: auto (on a terminal), always or never.",
+    ),
 ]
 Ema = Annotated[
     str | None,
@@ -112,6 +127,7 @@ Config = Annotated[
     typer.Option(
         "--config",
         metavar="FILE",
+        rich_help_panel=OUTPUT,
         help="Read this configuration, wherever it lies, instead of the nearest one.",
     ),
 ]

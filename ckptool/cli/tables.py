@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ckptool.cli import completion
 from ckptool.cli import options as shared
 from ckptool.cli.output import answer, output_for
 from ckptool.errors import UsageError
@@ -14,7 +15,11 @@ from ckptool.errors import UsageError
 def rule(
     rule: Annotated[
         str | None,
-        typer.Argument(metavar="[RULE]", help="Show this rule, CK404, or a family of rules, CK4."),
+        typer.Argument(
+            metavar="[RULE]",
+            autocompletion=completion.rules,
+            help="Show this rule, CK404, or a family of rules, CK4.",
+        ),
     ] = None,
     form: shared.Format = "text",
     json: shared.Json = False,

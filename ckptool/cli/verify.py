@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ckptool.cli import completion
 from ckptool.cli import options as shared
 from ckptool.cli.config import read_settings
 from ckptool.cli.output import (
@@ -35,6 +36,10 @@ from ckptool.reports.verify import ChoiceReport, VerifyReport
 Names = list[str] | None
 LONG = 600  # characters of a path or a reason
 
+MUST = "What must hold"  # panel of the help
+READS = "What is read"  # panel of the help
+CHOICE = "The best of a run"  # panel of the help
+
 
 def command(
     paths: shared.Operands,
@@ -42,6 +47,8 @@ def command(
         Names,
         typer.Option(
             metavar="NAME,...",
+            autocompletion=completion.requirements,
+            rich_help_panel=MUST,
             help="Require that the checkpoint is what NAME says: ema, resume, finite, safe, "
             "intact, loads or provenance.",
         ),
@@ -49,11 +56,20 @@ def command(
     rules: Annotated[
         Names,
         typer.Option(
-            metavar="RULE,...", help="Check only these rules; CK404 is a rule, CK4 a family."
+            metavar="RULE,...",
+            autocompletion=completion.rules,
+            rich_help_panel=MUST,
+            help="Check only these rules; CK404 is a rule, CK4 a family.",
         ),
     ] = None,
     ignore_rules: Annotated[
-        Names, typer.Option(metavar="RULE,...", help="Leave out these rules or families of rules.")
+        Names,
+        typer.Option(
+            metavar="RULE,...",
+            autocompletion=completion.rules,
+            rich_help_panel=MUST,
+            help="Leave out these rules or families of rules.",
+        ),
     ] = None,
     select: Annotated[Names, typer.Option(hidden=True)] = None,  # old name of --rules
     ignore: Annotated[Names, typer.Option(hidden=True)] = None,  # old name of --ignore-rules
@@ -61,6 +77,8 @@ def command(
         str | None,
         typer.Option(
             metavar="OPERAND",
+            autocompletion=completion.operands,
+            rich_help_panel=MUST,
             help="Check that a model with the names and shapes of OPERAND can load the weights.",
         ),
     ] = None,
@@ -68,37 +86,66 @@ def command(
         str | None,
         typer.Option(
             metavar="OPERAND",
+            autocompletion=completion.operands,
+            rich_help_panel=MUST,
             help="Check that the weights are the EMA weights of OPERAND, or those at its address.",
         ),
     ] = None,
     bytes_: Annotated[
         bool | None,
-        typer.Option("--bytes/--no-bytes", help="Read every byte and compare the checksums."),
+        typer.Option(
+            "--bytes/--no-bytes",
+            rich_help_panel=READS,
+            help="Read every byte and compare the checksums.",
+        ),
     ] = None,
     values: Annotated[
         bool | None,
         typer.Option(
-            "--values/--no-values", help="Read every value and look for NaN, infinity, constants."
+            "--values/--no-values",
+            rich_help_panel=READS,
+            help="Read every value and look for NaN, infinity, constants.",
         ),
     ] = None,
     strict: Annotated[
-        bool | None, typer.Option("--strict/--no-strict", help="Count warnings as failures.")
+        bool | None,
+        typer.Option(
+            "--strict/--no-strict", rich_help_panel=MUST, help="Count warnings as failures."
+        ),
     ] = None,
     latest: Annotated[
-        bool, typer.Option("--latest-valid", help="Print the path of the newest that passes.")
+        bool,
+        typer.Option(
+            "--latest-valid",
+            rich_help_panel=CHOICE,
+            help="Print the path of the newest that passes.",
+        ),
     ] = False,
     best: Annotated[
         str | None,
         typer.Option(
             metavar="METRIC[:min|max]",
+            rich_help_panel=CHOICE,
             help="Print the path of the checkpoint with the best METRIC that passes.",
         ),
     ] = None,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="List the checks that were not made, and why.")
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            rich_help_panel=shared.OUTPUT,
+            help="List the checks that were not made, and why.",
+        ),
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Print only the files that fail, and why.")
+        bool,
+        typer.Option(
+            "--quiet",
+            "-q",
+            rich_help_panel=shared.OUTPUT,
+            help="Print only the files that fail, and why.",
+        ),
     ] = False,
     config: shared.Config = None,
     form: shared.Format = "text",

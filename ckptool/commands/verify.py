@@ -74,6 +74,11 @@ class Request(NamedTuple):
     ranks: Ranks = Ranks()  # the processes that share what is read in full
 
 
+def requirement_names() -> tuple[str, ...]:
+    """Return the names that can be required."""
+    return tuple(REQUIREMENTS)
+
+
 def chosen_rules(
     options: Mapping[str, Any], *, like: bool = False, against: bool = False
 ) -> Selection:

@@ -1,14 +1,22 @@
-"""Help fits a terminal of 80 columns, and says what each option does."""
+"""Help fits a terminal of 80 columns, says what each option does, and shows an example."""
 
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
 
 import pytest
 
+from ckptool import cli
 from ckptool.cli import COMMANDS
+from helpers.output import run_inside
+from helpers.paths import FIXTURES
 
 COLUMNS = 80
+EMA = FIXTURES / "ema" / "emacallback"
+PANEL = re.compile(r"╭─ (?P<title>.*?) ─+╮\n(?P<rows>.*?)╰─+╯", re.DOTALL)
+NO_OPTIONS = {"Arguments", *(row.panel for row in COMMANDS.values())}
 
 
 @pytest.fixture(params=["", *COMMANDS], ids=lambda name: name or "ckptool")
@@ -18,7 +26,7 @@ def shown(request, ckptool, monkeypatch):
 
 
 def test_no_line_is_wider_than_a_terminal(shown):
-    assert max(map(len, shown.splitlines())) < COLUMNS
+    assert max(map(len, shown.splitlines())) <= COLUMNS
 
 
 def test_nothing_is_cut_short(shown):
@@ -27,15 +35,63 @@ def test_nothing_is_cut_short(shown):
 
 
 def test_every_option_is_explained_by_a_sentence(shown):
-    options = shown.partition("\nOptions:\n")[2].partition("\nCommands:\n")[0]
-    entries = re.split(r"\n  (?=-)", options.strip("\n"))
-    for entry in entries:
-        text = " ".join(re.split(r"\s{2,}|\n\s*", entry.strip())[1:])
-        assert re.match(r"[A-Z][^.]* ", text), entry
-        assert re.search(r"\.(  ?\[default: [^]]*\])?$|Show this message and exit\.$", text), entry
+    panels = [m for m in PANEL.finditer(shown) if m["title"] not in NO_OPTIONS]
+    assert panels
+    for panel in panels:
+        rows = [row.strip("│").rstrip() for row in panel["rows"].splitlines()]
+        entries = re.split(r"\n(?=[ *] {0,4}-)", "\n".join(rows))
+        for entry in entries:
+            at = max(row.rfind("  ") for row in entry.splitlines()[:1]) + 2
+            text = " ".join(row[at:].strip() for row in entry.splitlines()).strip()
+            text = re.sub(r" *\[(default: [^]]*|required)\]$", "", text)
+            assert re.match(r"[A-Z][^.]* ", text), entry
+            assert text.endswith("."), entry
 
 
 def test_the_old_names_of_rules_are_not_advertised(ckptool):
     shown = ckptool("verify", "--help")
     assert "--select" not in shown
     assert not re.search(r"--ignore\b(?!-)", shown)
+
+
+# --------------------------------------------------------------------------------- the catalogue
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_catalogue_says_what_the_commands_say(name, ckptool):
+    module, _, function = COMMANDS[name].at.partition(".")
+    command = getattr(cli.import_module(f"ckptool.cli.{module}"), function)
+    assert command.__doc__.splitlines()[0] == COMMANDS[name].help
+    assert f"Example: {COMMANDS[name].example}" in " ".join(ckptool(name, "--help").split())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_work(name, tmp_path, monkeypatch):
+    shutil.copy(EMA / "exported.ckpt", tmp_path / "last.ckpt")
+    monkeypatch.chdir(tmp_path)
+    program, *args = shlex.split(COMMANDS[name].example)
+    assert program == "ckptool"
+    output = run_inside(*args)
+    assert output.exit_code in ({0, 1} if name in {"verify", "diff"} else {0}), output
+
+
+# ------------------------------------------------------------------------------------- short forms
+
+
+def test_a_file_alone_is_inspected(ckptool):
+    file = EMA / "exported.ckpt"
+    assert ckptool(file) == ckptool("inspect", file)
+    assert ckptool(f"{file}#hyper_parameters", "--json").json["address"] == "hyper_parameters"
+    assert "no such file" in ckptool("missing.pt").stderr
+
+
+def test_a_mistyped_command_is_no_file(ckptool):
+    output = ckptool("inspekt", "a.pt")
+    assert output.exit_code == 2
+    assert "No such command 'inspekt'" in output.stderr
+
+
+def test_help_and_version_have_the_usual_names(ckptool):
+    assert ckptool("help") == ckptool("--help") == ckptool()
+    assert ckptool("help", "diff") == ckptool("diff", "--help")
+    assert ckptool("-V") == ckptool("--version")

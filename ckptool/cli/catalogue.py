@@ -1,0 +1,79 @@
+"""The commands: where each one is, what the help says of it, and an example.
+
+The help of ``ckptool`` and completion read this table instead of the modules of the commands, which
+would take longer to import than any of them takes to answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os.path import lexists
+from typing import NamedTuple
+
+
+class Command(NamedTuple):
+    """A command of the program."""
+
+    at: str  # module and function
+    help: str  # the first line of the function's docstring
+    panel: str  # under which the help lists it
+    example: str
+
+
+LOOK, WRITE, MORE = "Look", "Write", "More"
+
+COMMANDS: Mapping[str, Command] = {
+    "inspect": Command(
+        "inspect.command", "Show what a checkpoint holds, and where its EMA is.",
+        LOOK, "ckptool inspect last.ckpt --tensors",
+    ),
+    "verify": Command(
+        "verify.command", "Check that a checkpoint is intact, safe and complete.",
+        LOOK, "ckptool verify last.ckpt --require ema,resume",
+    ),
+    "diff": Command(
+        "diff.command", "Compare two checkpoints.",
+        LOOK, "ckptool diff 'last.ckpt#@model' 'last.ckpt#@ema'",
+    ),
+    "extract-ema": Command(
+        "extract_ema.command", "Write the EMA weights to a file of their own.",
+        WRITE, "ckptool extract-ema last.ckpt -o ema.safetensors",
+    ),
+    "promote-ema": Command(
+        "promote_ema.command", "Copy the EMA weights into the model's state dict.",
+        WRITE, "ckptool promote-ema last.ckpt -o promoted.ckpt",
+    ),
+    "convert": Command(
+        "convert.command", "Write a state dict in another form, or a checkpoint without some of its parts.",
+        WRITE, "ckptool convert 'last.ckpt#@model' -o weights.safetensors",
+    ),
+    "rule": Command(
+        "tables.rule", "Explain a rule and its remedy, or list all rules.",
+        MORE, "ckptool rule CK404",
+    ),
+    "layouts": Command(
+        "tables.layouts", "List the layouts in which frameworks store EMA weights.",
+        MORE, "ckptool layouts",
+    ),
+    "textconv": Command(
+        "tables.textconv", "Print one line for each tensor and value, for git diff.",
+        MORE, "ckptool textconv last.ckpt",
+    ),
+}  # fmt: skip
+
+
+def spelled_out(args: Sequence[str]) -> list[str]:
+    """Return the arguments with the short forms written out.
+
+    ``ckptool FILE`` is ``inspect``, ``help COMMAND`` is ``--help``, and nothing at all is, too.
+    """
+    first, *rest = args or ["help"]
+    if first == "help":
+        return [*rest[:1], "--help"]
+    is_path = first not in COMMANDS and not first.startswith("-") and _may_be_path(first)
+    return ["inspect", *args] if is_path else list(args)
+
+
+def _may_be_path(text: str) -> bool:
+    """Return whether a word is a path, existing or mistyped, and no mistyped command."""
+    return lexists(text) or bool(set(text) & set("/.#"))

@@ -1,0 +1,83 @@
+"""Completion: commands, options, rules, and places in a checkpoint; nothing that shells run."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+import torch
+
+from ckptool.cli import completion
+from helpers.output import run_process
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+def completed(*words, **options):
+    """Return what bash is offered for the last of the words."""
+    env = {
+        "_CKPTOOL_COMPLETE": "complete_bash",
+        "COMP_WORDS": " ".join(["ckptool", *map(str, words)]),
+        "COMP_CWORD": str(len(words)),
+    }
+    return run_process(env=env, **options).split()
+
+
+@pytest.fixture
+def file(tmp_path):
+    state = {"model": {"bn.weight": torch.ones(2), "bn.bias": torch.ones(2)}, "epoch": 3}
+    torch.save({**state, "args": {"lr": 0.1}, "$(touch x)": 1, "a b": 2}, tmp_path / "a.pt")
+    return tmp_path / "a.pt"
+
+
+def test_commands_and_options_are_completed():
+    assert {"inspect", "verify", "diff"} <= set(completed(""))
+    assert completed("ver") == ["verify"]
+    assert completed("verify", "--req") == ["--require"]
+    assert completed("inspect", "--color", "al") == ["always"]
+
+
+def test_rules_and_requirements_are_completed_behind_a_comma_too():
+    assert "CK404" in completed("rule", "CK40")
+    assert completed("verify", "--require", "ema,fin") == ["ema,finite"]
+    assert "CK1,CK404" in completed("verify", "--rules", "CK1,CK40")
+
+
+def test_places_in_a_checkpoint_are_completed(file):
+    assert completed("inspect", f"{file}#") == [
+        f"{file}#{key}" for key in ("@ema", "@model", "model/", "epoch", "args/")
+    ]
+    assert completed("diff", f"{file}#model/bn.w") == [f"{file}#model/bn.weight"]
+    assert completed("extract-ema", f"{file}#ar") == [f"{file}#args/"]
+
+
+def test_a_path_is_left_to_the_shell_and_an_error_completes_nothing(file):
+    assert completed("inspect", str(file)) == []
+    assert completed("inspect", f"{file}x#") == []
+    assert completed("inspect", f"{file}#none/") == []
+
+
+def test_words_that_a_shell_would_evaluate_are_not_offered(file):
+    words = completion.operands(f"{file}#")
+    assert not any(set(word) & set("$`();&|<>'\"\\ \n") for word in words)
+    folder = file.parent / "$(x)"
+    folder.mkdir()
+    shutil.copy(file, folder)
+    assert completion.operands(f"{folder / 'a.pt'}#") == []
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_scripts_for_the_shells_are_shown(shell):
+    env = {"_CKPTOOL_COMPLETE": f"source_{shell}"}
+    script = run_process(env=env)
+    assert "ckptool" in script
+    assert f"complete_{shell}" in script
+
+
+def test_bash_takes_the_script(tmp_path):
+    bash = shutil.which("bash")
+    assert bash
+    script = tmp_path / "completion.sh"
+    script.write_text(run_process(env={"_CKPTOOL_COMPLETE": "source_bash"}))
+    subprocess.run([bash, "--norc", "-n", str(script)], check=True)
