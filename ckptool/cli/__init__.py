@@ -73,6 +73,8 @@ def main(args: Sequence[str]) -> int:
     """Run one command and return its exit code; turn every error into text or a document."""
     if COMPLETES in os.environ:
         return _complete()
+    if not os.environ.get("FORCE_COLOR"):  # typer colours help in the logs of GitHub's jobs
+        os.environ.setdefault("_TYPER_FORCE_DISABLE_TERMINAL", _is_plain())
     args = spelled_out(args)
     app = _app(args[:1])
     try:
@@ -90,6 +92,11 @@ def main(args: Sequence[str]) -> int:
     else:
         return code if isinstance(code, int) else ExitCode.DONE
     return ExitCode.DONE
+
+
+def _is_plain() -> str:
+    """Return "1" if stdout is no terminal; the empty text is no setting."""
+    return "" if sys.stdout is not None and sys.stdout.isatty() else "1"
 
 
 def _complete() -> int:
