@@ -50,7 +50,8 @@ def _weights(report: InspectReport) -> Iterator[Piece | str]:
     ema, model = report.ema, report.model
     at: Piece = (place(model.address) if model else "", "name")
     chosen = next((c for c in ema.candidates if c.address == ema.selected), None)
-    if ema.main_slot is MainSlot.AVERAGED or (chosen and model and chosen.address == model.address):
+    is_own = chosen and model and chosen.address == model.address and not chosen.file
+    if ema.main_slot is MainSlot.AVERAGED or is_own:
         raw = next((c for c in ema.candidates if c.kind == "raw"), None)
         yield from ("EMA in ", at, _ages(chosen))
         yield from (

@@ -54,6 +54,14 @@ def test_it_says_which_weights_are_raw_and_where_the_ema_is(file, said, ckptool)
     assert f"\n  {said}\n" in top(ckptool("inspect", EMA / file)) + "\n"
 
 
+def test_an_ema_in_another_file_has_the_same_key_path(ckptool, tmp_path):
+    """The weights in the file itself are the raw ones all the same."""
+    path = training(tmp_path)
+    average = {n: t * 0.9 if t.is_floating_point() else t for n, t in net().state_dict().items()}
+    torch.save({"model": average}, tmp_path / "a_ema.pt")
+    assert "raw weights in model, EMA in model of " in top(ckptool("inspect", path))
+
+
 def test_it_says_that_there_is_no_ema(ckptool, tmp_path):
     said = top(ckptool("inspect", training(tmp_path)))
     assert "weights in model, no EMA in this file; these may be raw or averaged weights" in said
