@@ -44,7 +44,8 @@ COMMANDS: Mapping[str, Command] = {
         WRITE, "ckptool promote-ema last.ckpt -o promoted.ckpt",
     ),
     "convert": Command(
-        "convert.command", "Write a state dict in another form, or a checkpoint without some of its parts.",
+        "convert.command",
+        "Write a state dict in another form, or a checkpoint without some of its parts.",
         WRITE, "ckptool convert 'last.ckpt#@model' -o weights.safetensors",
     ),
     "rule": Command(
