@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +20,7 @@ import layouts_table
 import package_tree
 import rules_page
 from ckptool.cli import COMMANDS
+from ckptool.cli.config import read_settings
 from helpers.documents import (
     BLOCK,
     DOCS,
@@ -164,10 +166,40 @@ def test_every_page_is_in_the_navigation():
     )
 
 
+CODE = re.compile(r"(?<=^```python\n)(?P<text>.*?)(?=^```$)", re.DOTALL | re.MULTILINE)
+SETTINGS = re.compile(r"(?<=^```toml\n)(?P<text>.*?)(?=^```$)", re.DOTALL | re.MULTILINE)
+
+
+def test_python_of_the_documentation_runs(capsys):
+    """The model of the reader takes the weights that it has by their names."""
+    text = (DOCS / "python.md").read_text()
+    taken = []
+    known = {"model": SimpleNamespace(load_state_dict=taken.append)}
+    with reader_of(text):
+        for block in CODE.findall(text):
+            exec(block, known)
+    assert "backbone.conv1.weight" in taken[0]
+    assert capsys.readouterr().out.startswith("torch-zip ")
+
+
+@pytest.mark.parametrize("command", ["verify", "diff", "inspect"])
+def test_settings_of_the_documentation_are_taken(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = SETTINGS.findall((DOCS / "configuration.md").read_text())
+    (tmp_path / "ckptool.toml").write_text("\n".join(blocks))
+    settings = read_settings(command, [])
+    assert [layout.name for layout in settings.layouts] == ["ours"]
+    assert bool(settings.options) == (command != "inspect")
+
+
 def test_every_file_of_a_page_is_used():
     for page in pages():
         text = page.read_text()
-        lines = [*BLOCK.findall(text), *(match["line"] for match in WISH.finditer(text))]
+        lines = [
+            *BLOCK.findall(text),
+            *CODE.findall(text),
+            *(match["line"] for match in WISH.finditer(text)),
+        ]
         assert [name for name in files_of(text) if name not in "\n".join(lines)] == [], page
 
 

@@ -53,6 +53,7 @@ def test_what_reads_gives_the_same_answer(args, ckptool):
         ("extract-ema", LATE, "-o", "ema.pt", "--dry-run"),
         ("promote-ema", LATE, "-o", "promoted.pt"),
         ("promote-ema", LATE, "--in-place"),
+        ("convert", f"{LATE}#@model", "-o", "model.safetensors"),
     ],
     ids=lambda args: "-".join(map(str, args[::3])),
 )

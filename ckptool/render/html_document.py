@@ -51,7 +51,8 @@ body {{ margin: 0 auto; padding: 1rem; max-width: 64rem; background: var(--paper
 h1 {{ font-size: 1.3rem; overflow-wrap: anywhere; margin: .5rem 0; }}
 h2 {{ font-size: 1.05rem; display: inline; }} h3 {{ font-size: .95rem; margin: 1rem 0 .25rem; }}
 p {{ margin: .15rem 0; white-space: pre-line; overflow-wrap: anywhere; }}
-details {{ margin-top: 1.2rem; }} summary {{ cursor: pointer; margin-bottom: .4rem; }}
+details {{ margin-top: 1.2rem; }}
+summary {{ cursor: pointer; margin-bottom: .4rem; break-after: avoid; }}
 article + article {{ margin-top: 3rem; border-top: 2px solid var(--line); padding-top: 1rem; }}
 .name, code {{ font-family: ui-monospace, monospace; font-size: .88em; overflow-wrap: anywhere; }}
 .title {{ font-weight: 600; }} .label, .quiet {{ color: var(--quiet); }}
@@ -60,7 +61,7 @@ article + article {{ margin-top: 3rem; border-top: 2px solid var(--line); paddin
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; font-size: .9rem; white-space: pre-line; overflow-wrap: anywhere; }}
+  vertical-align: top; font-size: .9rem; white-space: pre-line; overflow-wrap: break-word; }}
 th {{ color: var(--quiet); font-weight: normal; }}
 td.right, th.right {{ text-align: right; white-space: nowrap; }}
 figure {{ margin: .5rem 0 1rem; }} svg {{ display: block; overflow: hidden; }}
@@ -90,7 +91,7 @@ footer {{ margin-top: 2rem; color: var(--quiet); font-size: .85rem; }}
   ol.bars li {{ grid-template-columns: 1fr 5rem; }}
   ol.bars li > .name {{ grid-column: 1 / -1; }} ol.shares li {{ grid-template-columns: 1fr; }} }}
 @media print {{ body {{ max-width: none; padding: 0; font-size: 10pt; }}
-  .wide {{ overflow: visible; }} tr, figure, ol.bars li {{ break-inside: avoid; }}
+  .wide {{ overflow: visible; }} tr, svg, ol.bars li {{ break-inside: avoid; }}
   ::details-content {{ content-visibility: visible; block-size: auto; }} }}
 """
 
@@ -193,9 +194,15 @@ def _table_of(grid: Grid, rows: Sequence[tuple[Line, ...]]) -> Iterator[str]:
     heads = ["", *grid.heads] if grid.title else list(grid.heads)
     heads += [""] * (len(grid.sides) - len(heads))
     columns = [i for i in range(len(heads)) if heads[i] or any(row[i].text.strip() for row in rows)]
-    cells = ([_pieces(row[i].pieces) for i in columns] for row in rows)
+    cells = ([_indent(row[0]) * (i == 0) + _pieces(row[i].pieces) for i in columns] for row in rows)
     right = [place for place, i in enumerate(columns) if grid.sides[i] == "right"]
     yield from table([heads[i] for i in columns], cells, right=right)
+
+
+def _indent(cell: Line) -> str:
+    """Return the blanks at the beginning of a name in a tree, but for those that every row has."""
+    blanks = len(cell.text) - len(cell.text.lstrip(" "))
+    return "&emsp;" * (blanks // 2 - 1)
 
 
 def _pieces(pieces: Sequence[Piece]) -> str:

@@ -26,6 +26,7 @@ STREAMS = {
 COMMANDS = (
     "inspect a.pt", "inspect a.pt b.pt", "inspect a.pt --tensors --stats", "diff a.pt b.pt",
     "diff a.pt b.pt --stat", "diff a.pt b.pt --name-only", "diff a.pt b.pt --format md",
+    "inspect a.pt --format html", "verify a.pt b.pt --format html",
     "diff a.pt b.pt --format html", "diff a.pt b.pt --format junit",
     "diff a.pt b.pt --format github", "diff a.pt b.pt --json", "verify a.pt b.pt",
     "verify a.pt --format md", "verify a.pt --format junit", "verify a.pt --format github",

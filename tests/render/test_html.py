@@ -225,6 +225,7 @@ def test_ticks_are_at_their_powers_of_ten():
 def test_a_page_of_text_keeps_its_titles_columns_and_meanings():
     grid = Grid("left", "right", title="Parts", heads=("size",))
     grid.add_row(line("  ", ("a<b", "name")), "3 KiB")
+    grid.add_row(line("      ", ("deeper", "name")))
     grid.add_note("and more")
     html = "\n".join(page_as_html(iter([line(("f.pt", "title"), "  zip"), grid])))
     assert html.startswith('<p><span class="title">f.pt</span>  zip</p>')
@@ -232,4 +233,5 @@ def test_a_page_of_text_keeps_its_titles_columns_and_meanings():
     assert '<th class="right">size</th>' in html
     assert '<td><span class="name">a&lt;b</span></td>' in html
     assert '<td class="right" data-label="size">3 KiB</td>' in html
+    assert '<td>&emsp;&emsp;<span class="name">deeper</span></td>' in html
     assert html.index("</table>") < html.index("<p>and more</p>")
