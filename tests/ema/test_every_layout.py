@@ -143,7 +143,7 @@ def test_nothing_is_made_up(ckptool, tmp_path):
     path = save(tmp_path / "plain.pt", weights())
     (candidate,) = ckptool("inspect", path, "--json").json["ema"]["candidates"]
     assert candidate["meta"] == {}
-    assert "decay not stored" in ckptool("inspect", path)
+    assert "decay unknown" in ckptool("inspect", path)
 
 
 @pytest.mark.parametrize(
