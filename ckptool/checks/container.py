@@ -238,7 +238,16 @@ def _beside(subject: Subject) -> Verdicts:
 
 def found_beside(subject: Subject) -> tuple[Finding, ...]:
     """Return all findings in files of the directory that are no part of the checkpoint."""
-    return tuple(beside(unopened_files(subject.checkpoint)))
+    return tuple(beside(subject.once(_others)))
+
+
+def not_looked_at(subject: Subject) -> str:
+    """Return the parts of the directory that were not looked at, with the reasons; "" if none."""
+    return named([f"{file.name} ({file.error})" for file in subject.once(_others) if file.error])
+
+
+def _others(subject: Subject) -> list[Unopened]:
+    return unopened_files(subject.checkpoint)
 
 
 # Settings that no trainer reads when it resumes: a run goes on although they are damaged.

@@ -6,12 +6,12 @@ can do, and ``weights_only.py`` the names and steps that torch allows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
-from ckptool.checks.container import found_beside, noted
+from ckptool.checks.container import found_beside, not_looked_at, noted
 from ckptool.checks.weights_only import (
     LAST_PROTOCOL,
     Refusal,
@@ -37,7 +37,14 @@ NESTED = "bytes inside"  # pickles within pickles: a loader returns them as byte
 
 def _has_pickles(subject: Subject) -> str | None:
     kind = subject.checkpoint.format
-    has_pickles = kind.is_pickle or subject.checkpoint.globals_named  # by another reading
+    has_pickles = any(
+        (
+            kind.is_pickle,
+            subject.checkpoint.globals_named,  # by another reading
+            subject.once(found_beside),
+            not_looked_at(subject),
+        )
+    )
     return None if has_pickles else f"{kind.name} files hold no pickle"
 
 
@@ -65,9 +72,11 @@ def _archive_code(subject: Subject) -> Verdicts:
     yield from _beside(subject, "CK204")
 
 
-def _beside(subject: Subject, rule: str) -> Iterator[Finding]:
+def _beside(subject: Subject, rule: str) -> Verdicts:
     """Yield a rule's findings in other files, which a load of the whole directory may load too."""
-    return (found for found in subject.once(found_beside) if found.rule == rule)
+    yield from (found for found in subject.once(found_beside) if found.rule == rule)
+    if left := not_looked_at(subject):
+        yield NotChecked(rule, f"not everything in the directory was looked at: {left}")
 
 
 # ----------------------------------------------------------------------------------- weights_only

@@ -65,7 +65,6 @@ OWN = re.compile(  # the parts of the layouts, with a number of rank or shard
     r"|rng_state|sampler|scaler|scheduler)"
     r"([_-]\d+(-of-\d+)?)?\.(bin|pkl|pt|pth|safetensors)|.+\.ckpt"
 )
-MAX_FILES = 1_000
 MAX_TEXT = 64 << 20  # bytes, of a log of a million steps
 SMALL = 1 << 12  # bytes of a file that may be a counter in text
 
@@ -166,7 +165,7 @@ def part_of_folder(path: Path) -> UnknownFormatError | None:
 
 def _listed(folder: Path) -> list[Path]:
     try:
-        return sorted(folder.iterdir())[:MAX_FILES]
+        return sorted(folder.iterdir())
     except OSError:
         return []
 

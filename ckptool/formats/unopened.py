@@ -2,7 +2,7 @@
 
 A directory holds more than its checkpoint: configurations, logs, and now and then a second set of
 weights. A file that was not opened was neither checked nor compared, so a verdict on a directory
-has to name these files.
+has to name these files. Whatever their number, those with the suffix of a checkpoint are all named.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ckptool.formats.folders import WEIGHTS
 CHECKPOINT_SUFFIXES = WEIGHTS | {".pkl", ".tar", ".pyt", ".model", ".th", ".t7"}
 # Other programs use these suffixes too: SentencePiece, dumps of raw bytes, archives.
 SHARED_SUFFIXES = frozenset({".model", ".bin", ".tar"})
-MAX_FILES = 10_000  # that are listed below one directory
+MAX_FILES = 10_000  # without such a suffix that are listed below one directory
 
 
 class Unopened(NamedTuple):
@@ -49,18 +49,20 @@ def unopened_files(checkpoint: Checkpoint) -> list[Unopened]:
 def files_below(folder: Path, opened: Collection[Path]) -> Iterator[Unopened]:
     """Yield the files below a directory, without those in ``opened``, in the order of names."""
     failed: list[OSError] = []
-    left = MAX_FILES
+    others = 0
     for place, folders, names in os.walk(folder, onerror=failed.append):
         folders.sort()
         for name in sorted(names):
             path = Path(place, name)
-            if path not in opened:
-                left -= 1
-                if left < 0:
-                    error = f"more than {MAX_FILES:,} files"
-                    yield Unopened(str(Path(place).relative_to(folder)), Path(place), error)
-                    return
-                yield Unopened(str(path.relative_to(folder)), path)
+            if path in opened:
+                continue
+            file = Unopened(str(path.relative_to(folder)), path)
+            others += not file.says_checkpoint
+            if file.says_checkpoint or others <= MAX_FILES:
+                yield file
+    if others > MAX_FILES:
+        error = f"more than {MAX_FILES:,} files: {others - MAX_FILES:,} were not looked at"
+        yield Unopened("other files", folder, error)
     for refusal in failed:
         path = Path(refusal.filename or folder)
         yield Unopened(str(path.relative_to(folder)), path, (refusal.strerror or "").lower())

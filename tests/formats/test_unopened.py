@@ -30,10 +30,11 @@ def test_all_but_the_opened_are_listed_in_order(folder):
 
 
 def test_too_many_are_told_as_a_part_that_was_not_looked_at(folder, monkeypatch):
-    monkeypatch.setattr(unopened, "MAX_FILES", 2)
+    """Those with the suffix of a checkpoint are all listed."""
+    monkeypatch.setattr(unopened, "MAX_FILES", 1)
     *some, last = files_below(folder, ())
-    assert [each.name for each in some] == ["a.json", "b.pt"]
-    assert "more than 2 files" in last.error
+    assert [each.name for each in some] == ["a.json", "b.pt", "logs/old/y.bin"]
+    assert last.error == "more than 1 files: 1 were not looked at"
 
 
 def test_a_folder_that_cannot_be_listed_is_told(folder, monkeypatch):
