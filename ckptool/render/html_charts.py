@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ckptool.render.html_document import shown
 
-SMALLEST, LARGEST = -12, 0  # decades of the values that are told apart
+SMALLEST = -12  # the lowest decade that is told from those below
 TICKS = 7  # at most, on an axis
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -32,6 +32,8 @@ class DecadeAxis(NamedTuple):
 
     def at(self, value: float) -> float:
         """Return the place of a positive value, in percent of the axis."""
+        if math.isinf(value):
+            return 100.0
         share = (math.log10(value) - self.first) / (self.last - self.first)
         return 100 * max(0.0, min(1.0, share))
 
@@ -50,8 +52,8 @@ def axis_of(values: Sequence[float]) -> DecadeAxis:
 
 
 def decade_of(value: float) -> int:
-    """Return the power of ten at or below a positive value, within what an axis can show."""
-    return max(SMALLEST, min(LARGEST, math.floor(math.log10(value))))
+    """Return the power of ten at or below a positive value, or the lowest that is told apart."""
+    return max(SMALLEST, math.floor(math.log10(value)))
 
 
 class Bar(NamedTuple):

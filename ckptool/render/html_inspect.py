@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import inf
 from pathlib import Path
 
 from ckptool.render import text as words
 from ckptool.render.facts import place
-from ckptool.render.html_charts import Part, treemap
-from ckptool.render.html_document import document, page_as_html, shown
+from ckptool.render.html_charts import Bar, Part, axis_of, bar_chart, treemap
+from ckptool.render.html_document import document, folding, page_as_html, shown
 from ckptool.render.inspect_text import show_inspect
 from ckptool.render.page import Line, Page
+from ckptool.reports.base import TensorStats
 from ckptool.reports.inspect import InspectReport, TensorEntry
 from ckptool.reports.run import RunReport
 
 MAX_DEPTH = 12  # of rectangles in one another
+BARS = 200  # tensors whose spread is drawn
 
 # Role of a section -> class of its rectangle, and what people call it; the others are "other".
 TILES = {
@@ -43,6 +46,7 @@ def _article(report: InspectReport | RunReport) -> Iterator[str]:
         if parts:
             yield from _legend(parts)
             yield from treemap(parts, "Each rectangle is as large as the bytes of its tensors.")
+        yield from _spreads(report)
         yield from blocks[folds:]
     else:
         yield from page_as_html(_run_page(report))
@@ -59,6 +63,24 @@ def _run_page(report: RunReport) -> Page:
     from ckptool.render.run_text import show_run  # noqa: PLC0415 - only for the runs
 
     return show_run([report])
+
+
+def _spreads(report: InspectReport) -> Iterator[str]:
+    """Yield the standard deviation of each tensor whose values were read, for ``--stats``."""
+    measured = [(entry, entry.stats) for entry in report.entries or () if entry.stats]
+    bars = [_spread(entry.address, stats) for entry, stats in measured[:BARS]]
+    values = [bar.value for bar in bars if bar.value and bar.kind == "bar"]
+    if bars:
+        left = f" {len(measured) - BARS:,} more are not drawn." if len(measured) > BARS else ""
+        caption = f"Standard deviation of the finite values, on a logarithmic scale.{left}"
+        yield from folding("Spread of the values", bar_chart(bars, axis_of(values or [1]), caption))
+
+
+def _spread(address: str, stats: TensorStats) -> Bar:
+    """Return the bar of a tensor; one of full length for non-finite values."""
+    if stats.nonfinite:
+        return Bar(address, inf, f"{stats.nonfinite:,} NOT FINITE", "failed")
+    return Bar(address, stats.std or 0.0, f"{stats.std:.3g}" if stats.std else "0")
 
 
 def _legend(parts: Iterable[Part]) -> Iterator[str]:
