@@ -95,14 +95,20 @@ def diff(
     """
     strict = options.strict
     with Side(a, layouts, strict=strict) as one, Side(b, layouts, strict=strict) as other:
-        report = _compared(one, other, options, progress, ranks)
+        left_out = [*_only_weights(one, other, layouts), *_of_single_ranks(one, other)]
+        report = _compared(one, other, options, progress, ranks, left_out)
         one.refuse_changed()
         other.refuse_changed()
         return report
 
 
 def _compared(
-    one: Side, other: Side, options: DiffOptions, progress: Progress, ranks: Ranks
+    one: Side,
+    other: Side,
+    options: DiffOptions,
+    progress: Progress,
+    ranks: Ranks,
+    left_out: Sequence[str],
 ) -> DiffReport:
     by_digest = one.is_manifest or other.is_manifest
     unread = hold_files(one, other)
@@ -128,13 +134,43 @@ def _compared(
     values = compare_values(left, right, rest, kept, roles, any_dtype=any_dtype)
     rows = [(each.pair, each.row) for each in judged if each.row and each.row.is_counter]
     counters = tuple(counter_changes(rows, left, right))
-    found = _Evidence(pairs, judged, values, judge.unread, roles, counters, unread)
+    found = _Evidence(pairs, judged, values, judge.unread, roles, counters, (*left_out, *unread))
     for side, names, at in ((one, left, 0), (other, right, 1)):
         if side.checkpoint is not None:
             values_differ = any(row.kind in {"value", "type"} for row in values)
             suspects = _suspects(found, names, at)
             refuse_damaged(side.checkpoint, suspects, values_differ=values_differ)
     return _report(one, other, options, found)
+
+
+def _only_weights(one: Side, other: Side, layouts: Layouts) -> Iterator[str]:
+    """Take the model's weights alone of a directory that is compared with a file of weights.
+
+    Yields:
+        What is not compared for that reason.
+    """
+    for whole, bare in ((one, other), (other, one)):
+        has_other_names = bare.is_manifest and not bare.leaves.keys() & whole.leaves.keys()
+        is_bare = "" in bare.roles or has_other_names
+        is_whole = bool(whole.roles) and "" not in whole.roles and whole.is_folder
+        if is_bare and is_whole and whole.take_weights(layouts):
+            yield f"all of {whole.text} but its model weights: {bare.text} holds weights alone"
+
+
+def _of_single_ranks(one: Side, other: Side) -> Iterator[str]:
+    """Leave out what single processes keep, if other numbers of them saved the two sides.
+
+    Yields:
+        What is not compared for that reason.
+    """
+    sides = [side.checkpoint for side in (one, other)]
+    worlds = [side.world for side in sides if side and side.world and not side.is_part]
+    if len(worlds) == 2 and worlds[0] != worlds[1] and one.roles and other.roles:
+        for side in (one, other):
+            if side.checkpoint and (count := side.leave_out(side.checkpoint.of_one_rank)):
+                kept = "1 value" if count == 1 else f"{count:,} values"
+                world = side.checkpoint.world
+                yield f"{kept} that single ranks keep in {side.text}, of which there are {world}"
 
 
 def _nothing_left(options: DiffOptions, names: Sequence[str]) -> UsageError:

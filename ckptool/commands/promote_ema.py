@@ -20,7 +20,13 @@ from ckptool.formats import fits, open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.pickles.trace import tracing
 from ckptool.formats.provenance import as_text
-from ckptool.plans.promotion import Promotion, check_slot, optimizers, plan_promotion
+from ckptool.plans.promotion import (
+    Promotion,
+    check_slot,
+    optimizers,
+    plan_promotion,
+    refuse_unpatchable,
+)
 from ckptool.plans.validation import validation, warnings
 from ckptool.plans.weights import take_weights
 from ckptool.process.progress import Progress, no_progress
@@ -128,6 +134,8 @@ def _target(path: Path, output: str | Path | None, *, in_place: bool, backup: bo
     if in_place:
         return path
     if output is None:
+        with open_checkpoint(path) as checkpoint:
+            refuse_unpatchable(checkpoint)  # no place to write would help
         raise UsageError(
             "nothing says where to write",
             path=path,

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ckptool.comparison.leaves import Digest, Leaf, TensorLeaf, flatten
 from ckptool.contents.sections import sections
-from ckptool.contents.selection import entries_at, parse_operand
+from ckptool.contents.selection import MODEL_ROLE, entries_at, parse_operand
 from ckptool.ema.layouts import Layouts
 from ckptool.ema.locate import locate_ema
 from ckptool.errors import CkptError, DamagedError
@@ -25,7 +26,7 @@ from ckptool.plans.weights import select_part
 from ckptool.sources.base import Closing
 from ckptool.sources.local import LocalFile
 from ckptool.tree.addresses import format_address
-from ckptool.tree.nodes import Tree
+from ckptool.tree.nodes import Address, Tree
 from ckptool.tree.walking import tensors
 
 MAX_MANIFEST = 1 << 30  # bytes
@@ -76,6 +77,29 @@ class Side(Closing):
             said = flatten({METADATA: self.checkpoint.metadata}, self.checkpoint.reader)
             self.leaves |= said if self.checkpoint.metadata else {}
 
+    @property
+    def is_folder(self) -> bool:
+        """True if it is a whole checkpoint in a directory."""
+        return self.operand.address is None and os.path.isdir(self.operand.path)  # noqa: PTH112
+
+    def take_weights(self, layouts: Layouts) -> bool:
+        """Keep the model's weights alone, as ``#@model``; return whether there are such weights."""
+        if self.checkpoint is None:
+            return False
+        try:
+            self.tree = select_part(self.checkpoint, MODEL_ROLE, layouts)
+        except CkptError:
+            return False
+        self.roles, self.leaves = {"": "model"}, flatten(self.tree, self.checkpoint.reader)
+        return True
+
+    def leave_out(self, places: Iterable[Address]) -> int:
+        """Leave out all below the key paths; return the number of leaves."""
+        below = tuple(format_address(address) for address in places)
+        kept = {name: leaf for name, leaf in self.leaves.items() if not _is_below(name, below)}
+        left_out, self.leaves = len(self.leaves) - len(kept), kept
+        return left_out
+
     def tensors_once(self) -> dict[str, Leaf]:
         """Return the tensors alone, each container once, as a document of digests lists them."""
         if self.checkpoint is None:
@@ -101,6 +125,10 @@ class Side(Closing):
         """Close the files."""
         if self.checkpoint is not None:
             self.checkpoint.close()
+
+
+def _is_below(name: str, places: Sequence[str]) -> bool:
+    return any(name == place or name.startswith(f"{place}/") for place in places)
 
 
 # ---------------------------------------------------------------------------------------- manifests

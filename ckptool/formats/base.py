@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.sources.base import ByteSpan, Closing, Source
-from ckptool.tree.nodes import GlobalRef, Opaque, Tree
+from ckptool.tree.nodes import Address, GlobalRef, Opaque, Tree
 
 MAX_UNPACKED = 1 << 29  # bytes that the compressed records of a checkpoint may unpack to
 
@@ -178,6 +178,8 @@ class Checkpoint(Closing):
     parts: tuple[Path, ...] = ()  # files that were read and closed again
     storage_bytes: int | None = None  # of the storages that tensors view; None: there are none
     is_part: bool = False  # the tree is only the part that an operand names
+    world: int | None = None  # processes that saved it, where the files say so
+    of_one_rank: tuple[Address, ...] = ()  # key paths of what single processes keep
 
     @property
     def format_name(self) -> str:

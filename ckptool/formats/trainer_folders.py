@@ -36,7 +36,7 @@ Source: transformers 5.24 ``trainer.py``, accelerate 1.15 ``checkpointing.py``, 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ from ckptool.sources.local import LocalFile
 from ckptool.tree.nodes import Tree
 
 SPEECHBRAIN = "CKPT.yaml"
+OF_RANK = re.compile(r"(random_states|rng_state)(_\d+)?\.(pkl|pth)")
 STATES = frozenset({"train_state.json", "trainer_state.json", "training_state.json"})
 TEXTS = frozenset({SPEECHBRAIN, *STATES})  # always read as text
 OF_ACCELERATE = re.compile(r"random_states_\d+\.pkl")
@@ -134,6 +135,7 @@ class TrainerFolders(FolderFormat):
             {name: part.tree for name, part in parts.items()} | tree,
             globals_named=globals_by_file(parts),
             parts=(*texts, *(path for part in parts.values() for path in part.parts)),
+            **_of_ranks(parts),
         )
         return replace(whole, notes=(*closed, *whole.notes))
 
@@ -151,6 +153,14 @@ class TrainerFolders(FolderFormat):
             if isinstance(error, UnknownFormatError) and not error.rule:
                 return []  # a file of another program
             return [Note("CK121", path.name, f"it was left closed: {error.message}")]
+
+
+def _of_ranks(parts: Mapping[str, Checkpoint]) -> dict[str, Any]:
+    """Return the fields on the processes: those of a part, or one for each random state."""
+    states = [(name,) for name in parts if OF_RANK.fullmatch(name)]
+    worlds = [part.world for part in parts.values() if part.world is not None]
+    inside = ((name, *at) for name, part in parts.items() for at in part.of_one_rank)
+    return {"world": max(worlds, default=len(states) or None), "of_one_rank": (*states, *inside)}
 
 
 def part_of_folder(path: Path) -> UnknownFormatError | None:

@@ -55,6 +55,25 @@ class Promotion(NamedTuple):
         return sum(patch.target.nbytes for patch in self.patches)
 
 
+def refuse_unpatchable(checkpoint: Checkpoint) -> None:
+    """Refuse a container whose values cannot be overwritten in place.
+
+    Raises:
+        UnsupportedError: it is several files, or another container than those of ``writers``.
+    """
+    kind = checkpoint.format
+    if kind.is_patchable:
+        return
+    is_one = checkpoint.path.is_file() and not kind.is_of_parts
+    why = "its values cannot be overwritten" if is_one else "it is several files"
+    raise UnsupportedError(
+        f"a {kind.name} checkpoint cannot be patched: {why}",
+        path=checkpoint.path,
+        hint=f"ckptool extract-ema '{checkpoint.path}' -o model.safetensors writes the EMA "
+        "weights to one file",
+    )
+
+
 def plan_promotion(
     checkpoint: Checkpoint,
     trace: Trace,
@@ -73,13 +92,7 @@ def plan_promotion(
         EmaRefusedError: no model's state dict that they fit, or weights that share memory and
             whose EMA weights differ.
     """
-    if not checkpoint.format.is_patchable:
-        raise UnsupportedError(
-            f"a {checkpoint.format_name} checkpoint cannot be patched: it is several files",
-            path=checkpoint.path,
-            hint=f"ckptool extract-ema '{checkpoint.path}' -o model.safetensors writes the EMA "
-            "weights to one file",
-        )
+    refuse_unpatchable(checkpoint)
     model, alignment = location.model, candidate.alignment
     if model is None or alignment is None or not alignment.pairs:
         raise EmaRefusedError(

@@ -24,6 +24,7 @@ from ckptool.tree.geometry import contiguous_strides
 from ckptool.tree.nodes import Chunk, TensorRef, Tree
 
 Sizes = tuple[int, ...]
+FETCH = "fetch the files of all ranks again: one is missing, or is of another save"
 
 
 class Box(NamedTuple):
@@ -58,9 +59,10 @@ def held_boxes(boxes: Sequence[Box], shape: Sizes, name: str) -> list[Box]:
     held = [box for box in boxes if prod(box.sizes)] or list(dict.fromkeys(boxes))
     covered = sum(prod(box.sizes) for box in held) == prod(shape)
     if not covered or (len(held) == 1 and held[0].sizes != shape):
-        raise DamagedError(f"its chunks do not cover its shape {list(shape)}", address=name)
+        said = f"its chunks do not cover its shape {list(shape)}"
+        raise DamagedError(said, address=name, hint=FETCH)
     if prod(shape) and not _are_separate(held, len(shape)):
-        raise DamagedError("its chunks overlap", address=name)
+        raise DamagedError("its chunks overlap", address=name, hint=FETCH)
     return held
 
 
@@ -121,6 +123,7 @@ def from_runs(name: str, shape: Sizes, runs: Iterable[Run]) -> TensorRef:
         raise DamagedError(
             f"its parts have {end:,} elements, and its shape {list(shape)} {prod(shape):,}",
             address=name,
+            hint=FETCH,
         )
     if not chunks:  # without elements; no chunk at all would say that nothing is stored
         begin = ByteSpan(first.chunks[0].span.source, first.chunks[0].span.offset, 0)

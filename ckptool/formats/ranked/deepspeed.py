@@ -44,6 +44,7 @@ from ckptool.sources.local import LocalFile
 from ckptool.tree.nodes import Tree, fields_of
 
 LATEST = "latest"
+WORLD = "dp_world_size"  # a field of the model's file
 MAX_TAG = 255  # bytes of a file name
 FILE = re.compile(
     r"(?:(?:bf16_|fp16_)?zero_pp_rank_(?P<rank>\d{1,9})_)?mp_rank_(?P<mp>\d{1,9})"
@@ -87,6 +88,8 @@ class DeepSpeedFolder(FolderFormat):
             parts,
             tree,
             globals_named=globals_by_file(parts),
+            world=len({file.rank for file in files if file.kind == "optim"}) or None,
+            of_one_rank=(*((f.path.name,) for f in files if f.rank is not None), (WORLD,)),
         )
 
 
@@ -140,7 +143,10 @@ def _files(folder: Path) -> list[Named]:
     files = sorted((file for _, file in found), key=lambda f: (f.kind, f.rank or 0, f.path.name))
     for one, other in pairwise(files):
         if (one.kind, one.rank) == (other.kind, other.rank):
-            raise DamagedError(f"{one.path.name} and {other.path.name} are of the same rank")
+            raise DamagedError(
+                f"{one.path.name} and {other.path.name} are of the same rank",
+                hint="files of two saves are in one folder: fetch it again",
+            )
     return files
 
 
@@ -168,7 +174,10 @@ def _tree(trees: Sequence[tuple[Named, Tree]], reader: TensorReader) -> Tree:
         if f.kind == "optim"
     }
     if not models:
-        raise DamagedError("there is no file of the model's states, only of the optimizer's")
+        raise DamagedError(
+            "there is no file of the model's states, only of the optimizer's",
+            hint="fetch *_model_states.pt from where the others came from",
+        )
     plan = ZeroPlan(models, optims)
     plan.refuse_mixed(reader)
     _, first = plan.model_files[0]

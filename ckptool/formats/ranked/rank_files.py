@@ -112,6 +112,8 @@ class RankFolder(FolderFormat):
             parts,
             tree,
             globals_named=globals_by_file(parts),
+            world=len({file.rank for file in files}),
+            of_one_rank=tuple((name,) for name in parts),
         )
 
 
@@ -162,7 +164,8 @@ def _tree(files: Sequence[Named], parts: Mapping[str, Checkpoint], reader: Tenso
         if stated > count:
             raise DamagedError(
                 f"{ranks[0].path.name} is of {count:,} ranks by its name, and of {stated:,} by its "
-                "tensors"
+                "tensors",
+                hint="give the files their names back, or fetch them again",
             )
         joining = _Joining(reader, {file.path.name: file.rank for file in ranks})
         joined_trees[kind or "model"] = joining.joined([*trees.items()], "", 0)
@@ -282,6 +285,7 @@ class _Joining:
                 f"{file} holds another copy of a replicated part than a rank before it: "
                 "they are from two saves",
                 address=name,
+                hint="fetch all files of one save again",
             )
 
     def _beginning(self, ref: TensorRef) -> bytes:
