@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -16,30 +16,83 @@ from ckptool.cli.output import (
     tell_config,
     with_config,
 )
-from ckptool.commands.inspect import Listing, inspect_file, refuse_unused
+from ckptool.commands.inspect import inspect_file, refuse_unused
+from ckptool.commands.listing import Listing
 from ckptool.commands.operands import checkpoint_files, is_run
 from ckptool.contents.selection import Operand, parse_operand
 from ckptool.errors import CkptError
 from ckptool.reports.inspect import InspectReport
 
+TENSORS = "Tensors"  # panel of the help
+
 
 def command(
     paths: shared.Operands,
     tensors: Annotated[
-        bool, typer.Option("--tensors", help="List every tensor with its dtype, shape and size.")
+        bool,
+        typer.Option(
+            "--tensors",
+            rich_help_panel=TENSORS,
+            help="List every tensor with its dtype, shape and size.",
+        ),
     ] = False,
     match: Annotated[
         shared.Globs | None,
-        typer.Option(metavar="GLOB", help="List only tensors whose key path matches GLOB."),
+        typer.Option(
+            metavar="GLOB",
+            rich_help_panel=TENSORS,
+            help="List only tensors whose key path matches GLOB, or holds this word; can be given "
+            "several times.",
+        ),
     ] = None,
+    only: Annotated[
+        shared.Globs | None,
+        typer.Option(
+            metavar="ROLE",
+            rich_help_panel=TENSORS,
+            help="List only tensors of this role, such as model, ema or optimizer; can be given "
+            "several times.",
+        ),
+    ] = None,
+    sort: Annotated[
+        Literal["size", "name"] | None,
+        typer.Option(
+            metavar="ORDER",
+            rich_help_panel=TENSORS,
+            help="List tensors by size, the largest first, or by name.",
+        ),
+    ] = None,
+    top: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            rich_help_panel=TENSORS,
+            help="List the N largest tensors, or the first N by name with --sort name.",
+        ),
+    ] = None,
+    flat: Annotated[
+        bool,
+        typer.Option(
+            "--flat",
+            rich_help_panel=TENSORS,
+            help="List every tensor by its whole key path, without folding layers.",
+        ),
+    ] = False,
     stats: Annotated[
         bool,
-        typer.Option("--stats", help="Show range, mean and norm of the values of each tensor."),
+        typer.Option(
+            "--stats",
+            rich_help_panel=TENSORS,
+            help="Show range, mean and norm of the values of each tensor.",
+        ),
     ] = False,
     digests: Annotated[
         bool,
         typer.Option(
-            "--digests", help="Show the SHA-256 of each tensor, the same in every format."
+            "--digests",
+            rich_help_panel=TENSORS,
+            help="Show the SHA-256 of each tensor, the same in every format.",
         ),
     ] = False,
     config: shared.Config = None,
@@ -49,7 +102,10 @@ def command(
 ) -> None:
     """Show what a checkpoint holds, and where its EMA is."""
     output = output_for("InspectReport", form, json=json)
-    listing = Listing(tensors, tuple(match or ()), stats, digests)
+    listing = Listing(
+        tensors or flat, tuple(match or ()), stats, digests, tuple(only or ()), sort, top
+    )
+    is_list = output == "text" and (flat or listing.is_chosen)
     # The treemap of an HTML document shows every tensor.
     drawn = listing._replace(every=True) if output == "html" else listing
     reports: list[Any] = []
@@ -77,16 +133,14 @@ def command(
 
                     unread.append(unreadable_entry(path, error))
                     reports.append(unread[-1])
-    refuse_unused(
-        listing.match, [one for one in reports if isinstance(one, InspectReport)], layouts
-    )
+    refuse_unused(listing, [one for one in reports if isinstance(one, InspectReport)], layouts)
     shown = [one for one in reports if not any(one is entry for entry in unread)]
     if shown and not (refused and output == "json"):
         if len(reports) > 1 and not (output == "json" or listing.is_wanted):
             from ckptool.commands.runs import in_a_table
 
             shown = list(in_a_table(reports))
-        answer(shown, output, color=color)
+        answer(shown, "list" if is_list else output, color=color)
     if refused:  # only the first is shown; the others show once it is fixed
         raise refused[0]
 

@@ -7,23 +7,22 @@ It reads headers and pickles, and a few values to compare the EMA weights with t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from ckptool.commands.listing import Listing, fits, list_tensors
 from ckptool.commands.operands import as_operand, open_part
 from ckptool.contents.dangers import trust_findings
-from ckptool.contents.globs import fits_one, meant
+from ckptool.contents.globs import meant
 from ckptool.contents.optimizers import kind_of as kind_of_optimizer
-from ckptool.contents.optimizers import read_optimizers
+from ckptool.contents.optimizers import model_parameters, read_optimizers
 from ckptool.contents.sections import sections, totals
 from ckptool.contents.selection import Operand
 from ckptool.contents.training import TrainingState, read_training_state
-from ckptool.ema.buffers import is_buffer
 from ckptool.ema.candidates import RAW_KIND, Candidate, EmaLocation, table_address
-from ckptool.ema.findings import ema_findings, kind_of, unplain_findings, unplain_state_dicts
+from ckptool.ema.findings import ema_findings, unplain_findings
 from ckptool.ema.layouts import Layouts
 from ckptool.ema.locate import locate_ema
 from ckptool.errors import UsageError
@@ -39,35 +38,13 @@ from ckptool.reports.inspect import (
     InspectReport,
     ModelReport,
     OptimizerReport,
-    TensorEntry,
 )
 from ckptool.reports.rules import finding
 from ckptool.tensors.sample import beginning, is_readable, scalar_value
-from ckptool.tensors.statistics import tensor_stats
-from ckptool.tensors.volume import refuse_repetition
 from ckptool.tree.addresses import format_address
-from ckptool.tree.nodes import Address, CompositeTensor, TensorRef, is_plain, is_real
-from ckptool.tree.walking import tensors, whole_tensors
+from ckptool.tree.nodes import Address, TensorRef, is_plain, is_real
 
 MAX_GROUPS = 1_000  # of an optimizer, whose learning rates are read
-
-
-class Listing(NamedTuple):
-    """Options of the list of tensors: its entries, and what is read of each."""
-
-    every: bool = False
-    match: tuple[str, ...] = ()  # those whose key path matches one of these globs
-    stats: bool = False  # read their values
-    digests: bool = False  # read their bytes, and give the digest of each
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether any are listed."""
-        return bool(self.every or self.match or self.stats or self.digests)
-
-    def takes(self, address: str) -> bool:
-        """Return whether the tensor at a key path is listed."""
-        return not self.match or any(fnmatchcase(address, glob) for glob in self.match)
 
 
 def inspect_file(
@@ -106,16 +83,16 @@ def inspect_checkpoint(
     location = locate_ema(checkpoint, layouts=layouts)
     training = read_training_state(checkpoint.tree, checkpoint.reader)
     origin = read_provenance(checkpoint.metadata)
-    kinds = _kinds(location) if listing.is_wanted else {}
-    entries: Iterable[TensorEntry] = _entries(checkpoint, listing, progress, kinds)
-    if listing.digests:
-        entries = _digested(checkpoint, list(entries))
+    parts = sections(checkpoint.tree, location.roles, training.rng)
+    entries = None
+    if listing.is_wanted:
+        entries = list_tensors(checkpoint, location, parts, listing, progress)
     return InspectReport(
         path=str(checkpoint.path),
         format=checkpoint.format_name,
         size_bytes=checkpoint.size_bytes,
         tensors=replace(totals(location.inventory), storage_bytes=checkpoint.storage_bytes),
-        sections=sections(checkpoint.tree, location.roles, training.rng),
+        sections=parts,
         ema=describe_ema(location),
         training=_training(training),
         pickle={"globals": _globals(checkpoint)},
@@ -124,7 +101,7 @@ def inspect_checkpoint(
         findings=tuple(_findings(checkpoint, location)),
         model=_model(location),
         optimizers=tuple(_optimizers(checkpoint, location)),
-        entries=tuple(entries) if listing.is_wanted else None,
+        entries=entries,
     )
 
 
@@ -150,65 +127,29 @@ def _values(checkpoint: Checkpoint) -> dict[str, Any]:
     return {at: leaf if is_plain(leaf) else value_text(leaf) for at, leaf in plain.items()}
 
 
-def _entries(
-    checkpoint: Checkpoint, listing: Listing, progress: Progress, kinds: Mapping[Address, str]
-) -> Iterator[TensorEntry]:
-    if listing.stats:
-        listed = (ref for at, ref in tensors(checkpoint.tree) if listing.takes(format_address(at)))
-        refuse_repetition(listed)
-    for address, ref in whole_tensors(checkpoint.tree):
-        text = format_address(address)
-        if not listing.takes(text):
-            continue
-        kind = kinds.get(address)
-        if isinstance(ref, CompositeTensor):  # its parts are listed too, with their bytes
-            kind = kind or ref.layout
-            yield TensorEntry(text, str(ref.dtype), ref.shape, 0, "cpu", kind=kind)
-        else:
-            numbers = tensor_stats(checkpoint.reader, ref) if listing.stats else None
-            progress(ref.nbytes)
-            yield TensorEntry(
-                text, str(ref.dtype), ref.shape, ref.nbytes, ref.device, numbers, kind=kind
-            )
-
-
-def _kinds(location: EmaLocation) -> dict[Address, str]:
-    """Return the kinds of the tensors that are not plain, by their key paths."""
-    return {
-        (*table.address, table.prefix + name): kind_of(table.entries[name], why)
-        for table, refused in unplain_state_dicts(location)
-        for name, why in refused.items()
-        if name in table.entries
-    }
-
-
 def refuse_unused(
-    globs: Sequence[str], reports: Sequence[InspectReport], layouts: Layouts = ()
+    listing: Listing, reports: Sequence[InspectReport], layouts: Layouts = ()
 ) -> None:
-    """Refuse globs that match no tensor of any of the files: they are typing errors.
+    """Refuse globs and roles that fit no tensor of any of the files: they are typing errors.
 
     Raises:
         UsageError: there is one.
     """
+    roles = list(dict.fromkeys(part.role for report in reports for part in report.sections))
+    for role in listing.only if reports else ():
+        if role not in roles:
+            known = ", ".join(roles) or "none"
+            raise UsageError(f"--only {role!r} is the role of no section", hint=f"roles: {known}")
+    if not (listing.match and reports):
+        return
     listed = [entry.address for report in reports for entry in report.entries or ()]
-    for glob in globs if reports else ():
-        if not fits_one(glob, listed):
+    for glob in listing.match:
+        if not any(fits(glob, address) for address in listed):
             operand = Operand(Path(reports[0].path), reports[0].address)
             whole = inspect_file(operand, Listing(every=True), layouts=layouts)
             names = [entry.address for entry in whole.entries or ()]
-            raise UsageError(f"--match {glob!r} fits no tensor", hint=meant(glob, names))
-
-
-def _digested(checkpoint: Checkpoint, entries: list[TensorEntry]) -> Iterator[TensorEntry]:
-    from ckptool.comparison.digests import tensor_digests  # noqa: PLC0415 - hashlib, 6 ms
-
-    refs = {format_address(address): ref for address, ref in tensors(checkpoint.tree)}
-    listed = [entry for entry in entries if entry.address in refs]
-    found = tensor_digests(checkpoint.reader, [refs[entry.address] for entry in listed])
-    digests = {entry.address: digest for entry, digest in zip(listed, found, strict=True)}
-    for entry in entries:
-        if entry.address in digests:  # else it is composite, and its parts have digests
-            yield replace(entry, sha256=digests[entry.address])
+            if not any(fits(glob, name) for name in names):
+                raise UsageError(f"--match {glob!r} fits no tensor", hint=meant(glob, names))
 
 
 def describe_ema(location: EmaLocation) -> EmaReport:
@@ -260,13 +201,9 @@ def _model(location: EmaLocation) -> ModelReport | None:
     table = location.weights
     if table is None:
         return None
-    seen: set[Any] = set()
     dtypes = Counter[str]()
-    for name, ref in table.tensors.items():
-        place = [(id(c.span.source), c.span.offset, c.shape, c.strides) for c in ref.chunks[:1]]
-        if not is_buffer(name, ref) and not seen.issuperset(place):
-            dtypes[ref.dtype.name] += ref.numel
-            seen.update(place)
+    for ref in model_parameters(table).values():
+        dtypes[ref.dtype.name] += ref.numel
     named = tuple(name for name, _ in dtypes.most_common())
     return ModelReport(table_address(table), dtypes.total(), named)
 

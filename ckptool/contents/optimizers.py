@@ -6,12 +6,14 @@ differ from those of the others: :data:`KINDS`.
 
 from __future__ import annotations
 
+import re
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
-from ckptool.contents.inventory import Inventory, is_flat_optimizer
-from ckptool.tree.nodes import Address, Opaque, Tree, fields_of
+from ckptool.contents.inventory import Inventory, Table, is_flat_optimizer
+from ckptool.tree.nodes import Address, Opaque, TensorRef, Tree, fields_of
 
+BUFFERS = re.compile(r"(running_mean|running_var|num_batches_tracked)$")
 MAX_PARAMETERS = 1 << 20  # a hostile file lists one group a million times
 
 
@@ -91,6 +93,42 @@ def _elements(value: Any) -> list[Any]:
     if isinstance(value, dict) and all(type(key) is int for key in value):
         return [value[key] for key in sorted(value)]
     return []
+
+
+def parameter_names(optimizer: OptimizerState, model: Table | None) -> dict[Any, str]:
+    """Return the names of the parameters by their keys in the optimizer; nothing if in doubt.
+
+    A state dict numbers the parameters in the order in which the optimizer got them. That is the
+    model's order if there is one group, as many parameters, and every moment has the shape of its
+    parameter. Several groups seldom keep the order.
+    """
+    if optimizer.names or model is None or len(optimizer.groups) != 1:
+        return optimizer.names
+    shapes = {name: ref.shape for name, ref in model_parameters(model).items()}
+    names = list(shapes)
+    if len(names) != len(optimizer.parameters):
+        return {}
+    paired = dict(zip(optimizer.parameters, names, strict=True))
+    moments = (
+        (key, moment)
+        for key, state in optimizer.states.items()
+        for moment in state.values()
+        if isinstance(moment, TensorRef) and moment.shape not in {(), (1,)}
+    )
+    return paired if all(m.shape == shapes.get(paired.get(k, "")) for k, m in moments) else {}
+
+
+def model_parameters(model: Table) -> dict[str, TensorRef]:
+    """Return the parameters of a state dict: without buffers, and of tied ones the first."""
+    parameters: dict[str, TensorRef] = {}
+    seen: set[Any] = set()
+    for name, ref in model.tensors.items():
+        places = [(id(c.span.source), c.span.offset, c.shape, c.strides) for c in ref.chunks[:1]]
+        is_parameter = ref.dtype.is_floating and not BUFFERS.search(name)
+        if is_parameter and not (places and seen.issuperset(places)):
+            parameters[name] = ref
+            seen.update(places)
+    return parameters
 
 
 # Kind of optimizer -> settings that its groups have and those of the rows below lack. Sources: the

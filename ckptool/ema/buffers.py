@@ -156,7 +156,7 @@ def without_buffers(candidate: Candidate, model: Table, reader: TensorReader) ->
     dropped = {
         name: other
         for name, other in alignment.pairs.items()
-        if name in initial or is_buffer(name, model.entries[name])
+        if name in initial or _is_buffer(name, model.entries[name])
     }
     others = set(dropped.values())
     entries = {n: ref for n, ref in candidate.table.entries.items() if n not in others}
@@ -169,6 +169,5 @@ def without_buffers(candidate: Candidate, model: Table, reader: TensorReader) ->
     )
 
 
-def is_buffer(name: str, ref: Leaf) -> bool:
-    """Return whether a tensor is a buffer, by its dtype or by the names of batch statistics."""
+def _is_buffer(name: str, ref: Leaf) -> bool:
     return not ref.dtype.is_floating or STATISTICS.search(name) is not None

@@ -32,6 +32,10 @@ class Row(NamedTuple):
     label: str
     entry: TensorEntry | None
     times: int  # number of equal layers that share this line, not multiplied by folds around it
+    slots: tuple[
+        str, ...
+    ] = ()  # of an optimizer's states, which share a line whatever their shapes
+    bytes: int = 0  # of all these states
 
 
 def fold(entries: Iterable[TensorEntry]) -> Iterator[Row]:
@@ -63,10 +67,33 @@ def _sign(node: Node) -> int:
 
 
 def _rows(node: Node, depth: int) -> Iterator[Row]:
+    if states := _states(node):
+        yield states._replace(depth=depth)
+        return
     for names, child in _runs(node.children):
         label, child, times = _joined(names, child)  # noqa: PLW2901
         yield Row(depth, label, child.entry, times)
         yield from _rows(child, depth + 1)
+
+
+FEW = 4  # states of an optimizer that are listed one by one
+
+
+def _states(node: Node) -> Row | None:
+    """Return one line for the states of an optimizer: numbered parts with the same moments."""
+    parts = node.children
+    if len(parts) <= FEW or not all(name.rstrip("/").isdigit() for name in parts):
+        return None
+    slots = tuple(next(iter(parts.values())).children)
+    leaves = [leaf.entry for part in parts.values() for leaf in part.children.values()]
+    is_alike = all(tuple(part.children) == slots for part in parts.values())
+    found = [entry for entry in leaves if entry is not None and entry.parameter is not None]
+    if not (slots and is_alike and len(found) == len(leaves)):
+        return None
+    if any(entry.stats or entry.sha256 for entry in found):
+        return None
+    first, *_, last = (name.rstrip("/") for name in parts)
+    return Row(0, f"{first}…{last}", None, len(parts), slots, sum(e.bytes for e in found))
 
 
 def _joined(names: list[str], child: Node) -> tuple[str, Node, int]:

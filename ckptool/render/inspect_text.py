@@ -14,12 +14,12 @@ from ckptool.render import text as words
 from ckptool.render.facts import MAIN_SLOT, TOP, Fact, facts, finding_row, place, short
 from ckptool.render.headline import headline
 from ckptool.render.page import Grid, Line, Page, line, one_by_one
+from ckptool.render.tensors_text import tensor_list, tensor_tree
 from ckptool.reports.base import DECAYS, UPDATES, EmaStatus, Section, TensorTotals
 from ckptool.reports.inspect import (
     CandidateReport,
     InspectReport,
     OptimizerReport,
-    TensorEntry,
 )
 
 _TRUST_STYLE = {"known": "quiet", "unknown": "warning", "dangerous": "error"}
@@ -47,7 +47,14 @@ def show_inspect(report: InspectReport) -> Page:
         if rows:
             yield facts(title, rows)
     if report.entries is not None:
-        yield _tensor_tree(report.entries)
+        yield (tensor_list if words.is_whole() else tensor_tree)(report.entries)
+
+
+@one_by_one
+def show_list(report: InspectReport) -> Page:
+    """Yield the file, and a line for each tensor that was asked for."""
+    yield next(headline(report))
+    yield tensor_list(report.entries or ())
 
 
 MAX_VALUES = 200
@@ -233,43 +240,3 @@ def _pickle_lines(report: InspectReport) -> Iterator[Fact]:
         if names:
             limit = 3 if trust == "known" else 12
             yield trust, line((words.some(names, limit), _TRUST_STYLE[trust]))
-
-
-def _tensor_tree(entries: tuple[TensorEntry, ...]) -> Grid:
-    """Return all tensors: as a tree of folded layers on a terminal, a line each in a pipe."""
-    grid = Grid("left", "left", "left", "right", "right", "text", title="Tensors", drops=(1,),
-                names=words.is_whole())  # fmt: skip
-    if words.is_whole():
-        for entry in entries:
-            grid.add_row(line((f"  {place(entry.address)}", "name")), *_tensor_cells(entry, 1))
-        return grid
-    from ckptool.render.folding import fold  # noqa: PLC0415 - only with --tensors
-
-    for row in fold(entries):
-        label = "  " * (row.depth + 1) + words.printable(row.label, 80)
-        if row.entry is None:
-            times = f"×{row.times}" if row.times > 1 else ""
-            grid.add_row(line((label, "name")), "", "", times)
-        else:
-            grid.add_row(line((label, "name")), *_tensor_cells(row.entry, row.times))
-    return grid
-
-
-def _tensor_cells(entry: TensorEntry, times: int) -> tuple[str, ...]:
-    shape = f"[{', '.join(map(str, entry.shape))}]"
-    folded = f"×{times}" if times > 1 else ""
-    numbers = "  ".join(part for part in (_range(entry), entry.sha256) if part)
-    return entry.dtype, shape, folded, words.size(entry.bytes * times), numbers
-
-
-def _range(entry: TensorEntry) -> str:
-    stats = entry.stats
-    if stats is None:
-        return words.printable(entry.kind, 80) if entry.kind else ""
-    if stats.min is None:
-        return f"nothing finite, {stats.nonfinite} not" if stats.nonfinite else "empty"
-    numbers = (
-        f"{stats.min:.4g} … {stats.max:.4g}  mean {stats.mean:.4g}  std {stats.std:.4g}"
-        f"  norm {stats.norm:.4g}"
-    )
-    return numbers + (f"  {stats.nonfinite} NOT FINITE" if stats.nonfinite else "")

@@ -18,7 +18,14 @@ from ckptool.render.page import Page, line
 from ckptool.render.text import unshortened
 from ckptool.reports.base import SCHEMAS
 
-TEXTS = ("text", "stat", "names", "verbose", "quiet")  # pages; options choose all but the first
+TEXTS = (
+    "text",
+    "stat",
+    "names",
+    "verbose",
+    "quiet",
+    "list",
+)  # pages; options choose all but the first
 
 
 def _verdicts(function: str) -> dict[str, str]:
@@ -45,6 +52,7 @@ RENDERERS: Mapping[str, Mapping[str, str]] = {
     "stat": {"DiffReport": "diff_text.show_stat"},
     "names": {"DiffReport": "diff_text.show_names"},
     "verbose": {"VerifyReport": "verify_text.show_everything"},
+    "list": {"InspectReport": "inspect_text.show_list"},
     "quiet": {"VerifyReport": "verify_text.show_quietly"},
     "json": dict.fromkeys(SCHEMAS, "as_json.to_documents"),
     "md": {

@@ -98,6 +98,8 @@ class TensorEntry:
     sha256: str | None = field(default=None, metadata=MAY_BE_ABSENT)
     # Class and parts of a tensor that is not plain; or "no values".
     kind: str | None = field(default=None, metadata=MAY_BE_ABSENT)
+    # The model's parameter to which a tensor in the state of an optimizer belongs.
+    parameter: str | None = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ckptool.cli import completion
+from ckptool.commands.places import keys_at
 from helpers.output import run_process
 
 SHELLS = ("bash", "zsh", "fish")
@@ -50,6 +51,12 @@ def test_places_in_a_checkpoint_are_completed(file):
     ]
     assert completed("diff", f"{file}#model/bn.w") == [f"{file}#model/bn.weight"]
     assert completed("extract-ema", f"{file}#ar") == [f"{file}#args/"]
+
+
+def test_keys_are_escaped_as_in_key_paths(tmp_path):
+    torch.save({"a/b": {"c*": 1}, 0: []}, tmp_path / "a.pt")
+    assert keys_at(str(tmp_path / "a.pt"), "") == ["@ema", "@model", "a~1b/", "0"]
+    assert keys_at(str(tmp_path / "a.pt"), "a~1b") == ["c~2"]
 
 
 def test_a_path_is_left_to_the_shell_and_an_error_completes_nothing(file):

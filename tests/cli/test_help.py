@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from ckptool import cli
-from ckptool.cli import COMMANDS
+from ckptool.cli.catalogue import COMMANDS, spelled_out
 from helpers.output import run_inside
 from helpers.paths import FIXTURES
 
@@ -89,6 +89,21 @@ def test_a_mistyped_command_is_no_file(ckptool):
     output = ckptool("inspekt", "a.pt")
     assert output.exit_code == 2
     assert "No such command 'inspekt'" in output.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ([], ["--help"]),
+        (["help", "diff"], ["diff", "--help"]),
+        (["a.pt", "--json"], ["inspect", "a.pt", "--json"]),
+        (["runs/"], ["inspect", "runs/"]),
+        (["diff", "a.pt"], ["diff", "a.pt"]),
+        (["--version"], ["--version"]),
+    ],
+)
+def test_short_forms_are_written_out(typed, meant):
+    assert spelled_out(typed) == meant
 
 
 def test_help_and_version_have_the_usual_names(ckptool):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 
 import pytest
@@ -164,7 +165,7 @@ def test_match_takes_the_addresses_that_fit(ckptool):
 @pytest.mark.parametrize(
     ("glob", "hint"),
     [
-        ("head", "a glob fits whole key paths: try '*head*'"),
+        ("ead*", "a glob fits whole key paths: try '*ead*'"),
         ("model_state_dict/haed.bias", "key paths nearby: model_state_dict/head.bias"),
     ],
 )
@@ -220,7 +221,7 @@ LONG = "x0_very_long_parameter_name_without_any_dot_" * 5
 def test_a_pipe_gets_every_key_path_whole_on_a_line_of_its_own(options, ckptool, tmp_path):
     layers = {f"blocks.{i}.weight": torch.ones(2, 2) for i in range(12)} | {LONG: torch.ones(1)}
     shown = ckptool("inspect", save(tmp_path / "deep.pt", layers), *options)
-    listed = [line.split()[0] for line in shown.partition("\nTensors\n")[2].splitlines()]
+    listed = [line.split()[0] for line in re.split(r"\nTensors.*\n", shown)[1].splitlines()]
     assert listed == [f"{part}/{n}" for part in ("state_dict", "ema_state_dict") for n in layers]
 
 
@@ -325,7 +326,7 @@ def test_several_paths_are_a_table(ckptool):
 
 def test_several_paths_are_shown_one_after_the_other_where_tensors_are_asked_for(ckptool):
     shown = ckptool("inspect", EXPORTED, LATE, "--tensors")
-    assert shown.count("\nTensors\n") == 2
+    assert shown.count("\nTensors") == 2
     assert shown.index("exported.ckpt") < shown.index("late.pt")
 
 
@@ -340,7 +341,7 @@ def test_a_path_that_cannot_be_read_is_a_row_and_an_error(ckptool, tmp_path):
 
 @pytest.mark.parametrize("option", ["--tensors", "--stats", "--digests", "--match=*"])
 def test_the_tensors_of_a_folder_are_listed_file_by_file(option, run, ckptool):
-    assert ckptool("inspect", run, option).count("\nTensors\n") == 3
+    assert ckptool("inspect", run, option).count("\nTensors") == 3
     reports = ckptool("inspect", run, option, "--json").json
     assert [report["path"] for report in reports] == [str(path) for path in sorted(run.iterdir())]
     assert all(len(report["entries"]) == 10 for report in reports)

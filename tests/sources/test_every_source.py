@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from ckptool import sources
-from ckptool.commands.inspect import Listing, inspect_checkpoint
+from ckptool.commands.inspect import inspect_checkpoint
+from ckptool.commands.listing import Listing
 from ckptool.errors import DamagedError
 from ckptool.formats import open_checkpoint
 from ckptool.sources.base import Source

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ckptool.commands.inspect import Listing, inspect_checkpoint
+from ckptool.commands.inspect import inspect_checkpoint
+from ckptool.commands.listing import Listing
 from ckptool.errors import CkptError
 from ckptool.formats import open_checkpoint
 from ckptool.sources.memory import Memory
