@@ -49,7 +49,8 @@ def trained(steps, *, scheduler=None):
 
 def random_states():
     return {
-        "torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate(),
+        "torch": torch.get_rng_state(), "numpy": np.random.get_state(),  # noqa: NPY002
+        "python": random.getstate(),
     }  # fmt: skip
 
 
@@ -239,7 +240,7 @@ def test_an_ema_in_a_folder_beside_the_model(tmp_path, ckptool):
 def test_a_random_state_that_was_moved_to_the_gpu(tmp_path, ckptool):
     """pytorch/ignite 2076, lanl/hippynn 12; ignite keeps the three states as a list."""
     model, optimizer, _ = trained(5)
-    states = [random.getstate(), torch.get_rng_state(), np.random.get_state()]
+    states = [random.getstate(), torch.get_rng_state(), np.random.get_state()]  # noqa: NPY002
     content = {
         "model": model.state_dict(), "optimizer": optimizer.state_dict(),
         "trainer": {"iteration": 5, "max_epochs": 9, "epoch_length": 5, "rng_states": states},
@@ -287,7 +288,7 @@ def test_the_index_of_the_last_iteration(tmp_path, ckptool):
     assert (done.exit_code, "CK506" in told(done)) == (0, False)
 
 
-# --------------------------------------------------------------------------------- names, containers
+# ------------------------------------------------------------------------------- names, containers
 
 
 def test_wrappers_in_any_order(tmp_path, ckptool):
