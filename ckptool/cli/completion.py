@@ -27,6 +27,13 @@ def requirements(incomplete: str) -> list[str]:
     return _listed(incomplete, requirement_names())
 
 
+def forms(incomplete: str) -> list[str]:
+    """Return the forms of answers that ``--format`` takes."""
+    from ckptool.render.outputs import FORMS
+
+    return [form for form in FORMS if form.startswith(incomplete)]
+
+
 def _listed(incomplete: str, words: Iterable[str]) -> list[str]:
     before, comma, last = incomplete.rpartition(",")
     fits = [word for word in words if word.startswith(last)]

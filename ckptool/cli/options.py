@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import typer
 
 from ckptool.cli import completion
+from ckptool.render.outputs import FORMS
 
 Globs = list[str]
 OUTPUT = "Output and settings"  # panel of the help
 
 ColorName = Literal["auto", "always", "never"]
-FormatName = Literal["text", "json", "md", "html", "github", "sarif", "code-scanning", "junit"]
 
 Operand = Annotated[
     str,
@@ -38,12 +38,13 @@ Json = Annotated[
     ),
 ]
 Format = Annotated[
-    FormatName,
+    str,
     typer.Option(
         "--format",
         metavar="FORMAT",
+        autocompletion=completion.forms,
         rich_help_panel=OUTPUT,
-        help=f"Print the answer as {', '.join(get_args(FormatName))}; no command has all of them.",
+        help=f"Print the answer as {', '.join(FORMS)}; no command has all of them.",
     ),
 ]
 Reports = Annotated[

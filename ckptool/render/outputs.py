@@ -83,12 +83,12 @@ RENDERERS: Mapping[str, Mapping[str, str]] = {
 }
 
 
+FORMS = tuple(name for name in RENDERERS if name not in TEXTS[1:])  # that --format takes
+
+
 def outputs_of(report: str) -> tuple[str, ...]:
     """Return the names of the outputs that a class of reports has, for ``--format``."""
-    chosen_by_options = TEXTS[1:]
-    return tuple(
-        name for name, rows in RENDERERS.items() if report in rows and name not in chosen_by_options
-    )
+    return tuple(name for name in FORMS if report in RENDERERS[name])
 
 
 def rendered(reports: Sequence[Any], output: str) -> str:

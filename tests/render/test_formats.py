@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
-from typing import get_args
 
 import pytest
 from hypothesis import given
 
-from ckptool.cli.options import FormatName
-from ckptool.render.outputs import RENDERERS, TEXTS, outputs_of, rendered
+from ckptool.render.outputs import FORMS, RENDERERS, TEXTS, outputs_of, rendered
 from ckptool.reports.verify import VerifyReport
 from helpers import verdicts
 from helpers.published import OURS, assert_ours
@@ -37,7 +35,7 @@ def test_code_scanning_tells_failures_alone():
 
 def test_every_format_is_read_here_and_can_be_asked_for():
     assert {*READERS, "code-scanning"} == set(FORMATS)
-    assert set(get_args(FormatName)) == RENDERERS.keys() - TEXTS[1:]
+    assert set(FORMS) == RENDERERS.keys() - TEXTS[1:]
 
 
 @pytest.mark.parametrize("name", FORMATS)
