@@ -14,6 +14,7 @@ from string import digits
 from typing import NamedTuple, TypeVar
 
 from ckptool.render import text as words
+from ckptool.render.diff_values import number, percent, value_text
 from ckptool.render.facts import TOP
 from ckptool.render.page import Grid, Line, Page, Piece, one_by_one
 from ckptool.render.page import line as _text
@@ -25,10 +26,11 @@ from ckptool.reports.diff import (
     ValueDifference,
 )
 
-TEXT = 60  # characters of a text that are shown
 WORST = 20  # tensors and values that are listed
 LINES = 12  # for the layers of one kind
 BAR = 16  # characters
+AXIS = "1e-6 %  0.01 %  100 %"  # above the bars, a decade for two characters
+NO_LAYERS = {"optimizer", "rng"}  # roles of sections whose parts are no layers
 SMALLEST = -8  # the decade of the shortest bar
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -45,7 +47,7 @@ def show_diff(report: DiffReport) -> Page:
     """Yield everything: the answer, sections, layers, the worst tensors, values."""
     yield from show_stat([report])
     if tensors := measured(report):
-        yield _tensors(tensors)
+        yield _tensors(worst_first(tensors, report.sections))
     if values := settings(report):
         yield _values(values)
 
@@ -63,8 +65,10 @@ def show_stat(report: DiffReport) -> Page:
     changed = [g for g in report.sections if g.differing or g.values_differing]
     if report.sections and (changed or any(g.relative_l2 for g in report.sections)):
         yield _groups("Sections", [(_name(g), g) for g in report.sections], "sections")
-    layers = [folded for folded in fold_layers(report.layers) if _drifted(folded.worst)]
-    if layers and len(report.layers) > 1:
+    others = tuple(f"{g.address}/" for g in report.sections if g.role in NO_LAYERS)
+    of_model = [each for each in report.layers if not f"{each.address}/".startswith(others)]
+    layers = [folded for folded in fold_layers(of_model) if _drifted(folded.worst)]
+    if layers and len(of_model) > 1:
         yield _groups("Layers", [(f.label, f.worst) for f in layers], "layers")
 
 
@@ -99,16 +103,16 @@ def answer_lines(report: DiffReport) -> Iterator[str]:
         section = words.printable(first.section) or "the weights"
         role = f" ({first.role})" if first.role and first.role != first.section else ""
         at = words.printable(first.address or TOP)
-        yield f"first in {section}{role}: {at} {KINDS[first.kind]}"
+        yield f"first difference in {section}{role}: {at} {KINDS[first.kind]}"
     yield f"tensors: {_counts(report.summary.tensors)}"
     if report.summary.values.get("compared"):
         yield f"other values: {_counts(report.summary.values)}"
     for group in report.summary.roles:
         if group.max_abs and group.role != "rng":  # the distance of its bytes means nothing
             change = group.relative_l2
-            relative = f", {change:.3g} of the norm of what differs" if change else ""
+            relative = f"{percent(change)} (relative L2), " if change else ""
             role = f"{words.printable(group.role)}: " if group.role else ""
-            yield f"{role}largest difference {number(group.max_abs)}{relative}"
+            yield f"{role}{relative}max abs {number(group.max_abs)}"
     if report.summary.nonfinite:
         places = words.plural(report.summary.nonfinite, "element")
         yield f"NaN or infinite, and not the same: {places}"
@@ -119,7 +123,7 @@ KINDS = {
     "removed": "is only in the first",
     "added": "is only in the second",
     "shape": "has another shape",
-    "dtype": "has another type",
+    "dtype": "has another dtype",
     "type": "is of another type",
     "value": "has another value",
     "renamed": "has another name",
@@ -130,17 +134,10 @@ KINDS = {
 
 def _counts(counts: Mapping[str, int]) -> str:
     labels = {"compared": "compared", "value": "differ in value", "shape": "in shape",
-              "dtype": "in type", "type": "in type", "within": "within tolerance",
+              "dtype": "in dtype", "type": "in type", "within": "within tolerance",
               "removed": "only in the first", "added": "only in the second",
               "layout": "in storage"}  # fmt: skip
     return ", ".join(f"{n:,} {labels.get(kind, kind)}" for kind, n in counts.items())
-
-
-def number(value: float | None) -> str:
-    """Return a number of a report in few digits; a dash for None."""
-    if value is None:
-        return "–"
-    return str(value) if isinstance(value, int) and abs(value) < 10**15 else f"{value:.4g}"
 
 
 # ------------------------------------------------------------------------------------------- groups
@@ -191,18 +188,21 @@ def _drifted(group: GroupDistance) -> bool:
 
 
 def _groups(title: str, rows: Sequence[tuple[str, GroupDistance]], kind: str) -> Grid:
-    heads = ("role" if kind == "sections" else "", "differ", "relative", "")
+    heads = ("role" if kind == "sections" else "", "differ", "rel. L2", AXIS)
     grid = Grid("left", "left", "right", "right", "left", title=title, heads=heads,
                 drops=(4, 1), names=kind == "layers")  # fmt: skip
     for label, group in rows:
         differ = f"{group.differing:,} of {group.tensors:,}" if group.tensors else ""
         if group.values_differing:
             differ += f"{' and ' if differ else ''}{words.plural(group.values_differing, 'value')}"
-        change = f"{group.relative_l2:.2g}" if group.relative_l2 else ""
+        is_measured = group.role != "rng"  # the distance of random states means nothing
+        change = percent(group.relative_l2) if is_measured else ""
+        drawn = bar(group.relative_l2) if is_measured else ""
+        role = "" if group.role == group.address else group.role
         style = "warning" if group.differing or group.values_differing else "quiet"
         grid.add_row(
-            _text("  ", (label, "name")), group.role, _text((differ, style)), change,
-            _text((bar(group.relative_l2), "info"), *_strange(group.nonfinite)),
+            _text("  ", (label, "name")), role, _text((differ, style)), change,
+            _text((drawn, "info"), *_strange(group.nonfinite)),
         )  # fmt: skip
     return grid
 
@@ -240,9 +240,22 @@ def settings(report: DiffReport) -> list[ValueDifference]:
     return [*report.values, *counted]
 
 
-def worst_first(rows: Sequence[TensorDifference]) -> list[TensorDifference]:
-    """Sort by relative change; rows without numbers come first, those within tolerance last."""
-    return sorted(rows, key=_badness, reverse=True)
+def worst_first(
+    rows: Sequence[TensorDifference], sections: Sequence[GroupDistance]
+) -> list[TensorDifference]:
+    """Sort by role, weights first, and by relative change.
+
+    Of one role, rows without numbers come first; those within the tolerance come last of all.
+    """
+    roles = {group.address: group.role for group in sections}
+    ranks = {row.section: rank_of(roles.get(row.section, "")) for row in rows}
+    worst = sorted(rows, key=_badness, reverse=True)
+    return sorted(worst, key=lambda row: (row.kind == "within", ranks[row.section]))
+
+
+def rank_of(role: str) -> int:
+    """Return the place of a role in a list: weights, EMA, others, then the optimizer's state."""
+    return {"model": 0, "": 0, "ema": 1, "optimizer": 3, "rng": 4}.get(role, 2)
 
 
 def _badness(row: TensorDifference) -> tuple[bool, bool, bool, float]:
@@ -252,7 +265,7 @@ def _badness(row: TensorDifference) -> tuple[bool, bool, bool, float]:
     return (row.kind != "within", distance is None, strange, math.inf if change is None else change)
 
 
-HEADS = ("", "max abs", "max rel", "rms", "relative", "differ", "worst at")  # of tensors
+HEADS = ("", "max abs", "max rel", "RMS", "rel. L2", "differ", "largest at")  # of tensors
 
 
 class Listed(NamedTuple):
@@ -267,7 +280,7 @@ class Listed(NamedTuple):
 def listed(report: DiffReport, most: int) -> Iterator[Listed]:
     """Yield the tables of a report that have rows, with at most so many; the worst come first."""
     if tensors := measured(report):
-        worst = worst_first(tensors)[:most]
+        worst = worst_first(tensors, report.sections)[:most]
         cells = [(row.address, row.kind, *tensor_cells(row)) for row in worst]
         yield Listed("tensor", HEADS, cells, len(tensors))
     if values := settings(report):
@@ -276,9 +289,10 @@ def listed(report: DiffReport, most: int) -> Iterator[Listed]:
 
 
 def _tensors(rows: Sequence[TensorDifference]) -> Grid:
+    """Return the table of tensors that differ, from rows in the order of the list."""
     sides = ("left", "right", "right", "right", "right", "right", "text")
     grid = Grid("left", *sides, title="Tensors", heads=HEADS, drops=(7, 4, 3, 6), names=True)
-    _list(grid, [(row, tensor_cells(row)) for row in _worst(worst_first(rows))], len(rows))
+    _list(grid, [(row, tensor_cells(row)) for row in _worst(rows)], len(rows))
     return grid
 
 
@@ -298,9 +312,10 @@ def _list(grid: Grid, rows: Sequence[tuple[Row, list[str]]], total: int) -> None
     for row, cells in rows:
         style = _KIND_STYLE.get(row.kind, "error")
         name = words.printable(row.address or TOP, 100)
-        grid.add_row(_text("  ", (name, "name")), _text((row.kind, style)), *cells)
+        kind = "" if row.kind == "value" else row.kind
+        grid.add_row(_text("  ", (name, "name")), _text((kind, style)), *cells)
     if total > len(rows):
-        grid.add_note((f"  and {total - len(rows):,} more", "quiet"))
+        grid.add_note((f"  and {total - len(rows):,} more; a pipe gets all", "quiet"))
 
 
 def tensor_cells(row: TensorDifference) -> list[str]:
@@ -311,7 +326,8 @@ def tensor_cells(row: TensorDifference) -> list[str]:
     share = f"{d.differing:,} of {d.elements:,}"
     where = f"[{', '.join(map(str, d.worst_at))}]" + (f" {form_of(row)}" if form_of(row) else "")
     strange = f"  {d.nonfinite:,} NOT FINITE" if d.nonfinite else ""
-    cells = [number(d.max_abs), f"{d.max_rel:.3g}", f"{d.rms:.3g}", number(d.relative_l2)]
+    change = percent(d.relative_l2) or number(d.relative_l2)
+    cells = [number(d.max_abs), f"{d.max_rel:.3g}", f"{d.rms:.3g}", change]
     return [*cells, share, where + strange]
 
 
@@ -323,41 +339,15 @@ def form_of(row: TensorDifference) -> str:
         for dtype, shape in zip(row.dtype, row.shape, strict=True)
     )
     if one != other:
-        said.append(f"{one} → {other}")
+        said.append({"added": other, "removed": one}.get(row.kind, f"{one} → {other}"))
     if row.other is not None:
         said.append(f"→ {words.printable(row.other, 100)}")
     return "; ".join([*said, *([words.printable(row.note, 300)] if row.note else [])])
 
 
-def value_text(row: ValueDifference) -> str:
-    """Return ``3 → 4``, and the remark."""
-    skipped = _common_start(row.a, row.b)
-    one = "–" if row.kind == "added" else exactly(row.a, skipped)
-    other = "–" if row.kind == "removed" else exactly(row.b, skipped)
-    return f"{one} → {other}" + (f"  {words.printable(row.note, 200)}" if row.note else "")
-
-
-def exactly(value: object, skipped: int = 0) -> str:
-    """Return a value so that different ones look different; skip characters of a text."""
-    if isinstance(value, str):
-        shown = value[skipped : skipped + TEXT]
-        cut = len(value) > skipped + TEXT
-        return f"'{'…' if skipped else ''}{words.printable(shown)}{'…' if cut else ''}'"
-    return repr(value) if isinstance(value, float) else words.value(value)
-
-
-def _common_start(one: object, other: object) -> int:
-    """Return how many characters to skip in two long texts so that their difference shows."""
-    if not (isinstance(one, str) and isinstance(other, str)) or max(len(one), len(other)) <= TEXT:
-        return 0
-    pairs = enumerate(zip(one, other, strict=False))
-    same = next((i for i, (x, y) in pairs if x != y), min(len(one), len(other)))
-    return max(0, same - TEXT // 3)
-
-
 def counted(report: DiffReport) -> list[Row]:
     """Return the rows that count as different, the worst first."""
-    rows: list[Row] = [*worst_first(measured(report)), *settings(report)]
+    rows: list[Row] = [*worst_first(measured(report), report.sections), *settings(report)]
     return [row for row in rows if row.kind != "within"]
 
 

@@ -10,8 +10,8 @@ from ckptool.render.diff_text import (
     fold_layers,
     listed,
     measured,
-    number,
 )
+from ckptool.render.diff_values import number
 from ckptool.render.facts import TOP
 from ckptool.render.html_charts import Bar, axis_of, bar_chart, histogram
 from ckptool.render.html_document import document, folding, shown, table

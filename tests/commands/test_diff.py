@@ -550,8 +550,8 @@ def test_swapping_the_sides_swaps_the_report(compare):
 def test_the_answer_comes_first(ckptool, tmp_path):
     done = ckptool("diff", *pair(tmp_path, trained(), trained(lambda t: t.update(epoch=8))))
     assert done.startswith("different  ")
-    assert done.splitlines()[1] == "first in epoch: epoch has another value"
-    assert done.splitlines()[-1].split() == ["epoch", "value", "7", "→", "8"]
+    assert done.splitlines()[1] == "first difference in epoch: epoch has another value"
+    assert done.splitlines()[-1].split() == ["epoch", "7", "→", "8"]
 
 
 def test_names_only_and_stat(ckptool, tmp_path):
@@ -563,7 +563,7 @@ def test_names_only_and_stat(ckptool, tmp_path):
     assert ckptool("diff", *paths, "--name-only").split() == ["state_dict/stem.bias", "epoch"]
     stat = ckptool("diff", *paths, "--stat")
     assert "Sections" in stat
-    assert "worst at" not in stat
+    assert "largest at" not in stat
 
 
 def test_where_long_texts_differ_is_shown(ckptool, tmp_path):

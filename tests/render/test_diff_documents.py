@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ckptool.render.diff_text import bar, fold_layers
-from ckptool.reports.diff import GroupDistance
+from ckptool.render.diff_values import value_text
+from ckptool.reports.diff import GroupDistance, ValueDifference
 from helpers.published import assert_junit
 
 EVIL = '<script>alert("x")</script>|`x`\x1b[31m&::error::%'
@@ -183,3 +184,29 @@ def test_folding_layers_takes_no_square_of_the_length_of_a_name():
     begun = time.process_time()
     assert len(list(fold_layers(layers))) == 2
     assert time.process_time() - begun < 5
+
+
+def test_numbers_have_as_few_digits_as_tell_them_apart():
+    def told(one, other):
+        return value_text(ValueDifference("lr", "value", "", one, other))
+
+    assert told(0.0005, 0.00034549150281252633) == "0.0005 → 0.000345492"
+    assert told(1.0, 1.0 + 1e-8) == "1 → 1.00000001"
+    assert told(0.1, 0.1 + 2**-56) == f"0.1 → {0.1 + 2**-56!r}"
+
+
+def test_weights_come_first_and_the_state_of_the_optimizer_later(ckptool, tmp_path):
+    state = {"state": {i: {"exp_avg": torch.ones(2)} for i in range(6)},
+             "param_groups": [{"params": list(range(6))}]}  # fmt: skip
+    one = {"optimizer": state, "model": {f"h.{i}.w": torch.ones(2) for i in range(2)}}
+    other = {
+        "optimizer": state | {"state": {i: {"exp_avg": torch.ones(2) * 9} for i in range(6)}},
+        "model": {f"h.{i}.w": torch.ones(2) * 1.01 for i in range(2)},
+    }
+    torch.save(one, tmp_path / "a.pt")
+    torch.save(other, tmp_path / "b.pt")
+    said = ckptool("diff", tmp_path / "a.pt", tmp_path / "b.pt")
+    layers, tensors = re.split(r"\nTensors.*\n", said)
+    assert tensors.split()[0] == "model/h.0.w"
+    assert "optimizer/state" not in layers.partition("\nLayers")[2]
+    assert "model: 0.99 % (relative L2), max abs 0.01" in said
