@@ -20,6 +20,14 @@ from ckptool.tree.nodes import Address, GlobalRef, Opaque, Tree
 
 MAX_UNPACKED = 1 << 29  # bytes that the compressed records of a checkpoint may unpack to
 
+MAX_TENSORS = 1 << 18  # that are always read one by one,
+A_TENSOR = 1 << 11  # or one for so many bytes of values: each takes time of its own
+
+
+def are_too_many(tensors: int, nbytes: int) -> bool:
+    """Return whether tensors are so many, with so few bytes, that each would take too long."""
+    return tensors > max(MAX_TENSORS, nbytes // A_TENSOR)
+
 
 def check_unpacked(last: str, total: int) -> None:
     """Refuse compressed records that unpack to too much memory; ``last`` names one of them.

@@ -40,7 +40,7 @@ from typing import Any, NamedTuple
 
 from ckptool.dtypes import BY_SAFETENSORS_TAG, DType
 from ckptool.errors import DamagedError, UnsupportedError
-from ckptool.formats.base import Checkpoint, FileFormat, TensorReader
+from ckptool.formats.base import Checkpoint, FileFormat, TensorReader, are_too_many
 from ckptool.formats.ranked.sharding_info import as_parts
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.tree.geometry import contiguous_strides
@@ -125,6 +125,12 @@ def read_header(file: Source) -> Header:
     length = header_length(file)
     fields = parse_json(file.read(LENGTH_BYTES, length))
     metadata = _metadata(fields.pop(METADATA, None))
+    if are_too_many(len(fields), file.size):  # stricter than the library too
+        raise DamagedError(
+            f"the header has {len(fields):,} tensors of next to no values, which would take too "
+            "long to look at",
+            hint="write the tensors to several files",
+        )
     entries = tuple(_entry(name, value) for name, value in fields.items())
     data_offset = LENGTH_BYTES + length
     check_cover(entries, file.size - data_offset)

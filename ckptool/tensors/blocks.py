@@ -18,7 +18,7 @@ from ckptool.dtypes import DType
 from ckptool.errors import DamagedError, RepetitionError, UnsupportedError
 from ckptool.formats.base import TensorReader
 from ckptool.sources.base import ByteSpan
-from ckptool.tree.geometry import contiguous_strides
+from ckptool.tree.geometry import contiguous_strides, numpy_shape
 from ckptool.tree.nodes import Chunk, TensorRef, longest_axis, narrowed
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def _assembled(
     import numpy as np
 
     dtype = element_dtype(ref)
-    box = np.empty(sizes, dtype)
+    box = np.empty(numpy_shape(sizes), dtype)
     for chunk in ref.chunks:
         lows = [max(a, b) for a, b in zip(offsets, chunk.offsets, strict=True)]
         highs = [
@@ -254,7 +254,7 @@ def gather(reader: TensorReader, chunk: Chunk, dtype: np.dtype[Any]) -> np.ndarr
     """Return a strided chunk as a contiguous array of its shape, without the bytes in between."""
     import numpy as np
 
-    values = np.empty(chunk.shape, dtype)
+    values = np.empty(numpy_shape(chunk.shape), dtype)
     _gather(reader, chunk, values)
     return values
 
@@ -280,7 +280,7 @@ def strided(
     import numpy as np
 
     strides = tuple(stride * dtype.itemsize for stride in chunk.strides)
-    return np.ndarray(chunk.shape, dtype, data, strides=strides)
+    return np.ndarray(numpy_shape(chunk.shape), dtype, data, strides=strides)
 
 
 def chunk_values(

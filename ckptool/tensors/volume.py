@@ -3,7 +3,8 @@
 A tensor is a view, so a small file can hold a hundred thousand tensors that each view all of it, or
 one that repeats a single value a billion times. The values of an honest file come to a few times
 its size at most, where several names share them. So the volume of all tensors that a command is
-about to read is held against the bytes that they view.
+about to read is held against the bytes that they view. Each tensor takes time of its own, however
+few values it has, so their number is held against the bytes too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable
 from math import prod
 
 from ckptool.errors import RepetitionError
+from ckptool.formats.base import are_too_many
 from ckptool.sources.base import Source
 from ckptool.tensors.blocks import refuse_unfolding
 from ckptool.tree.nodes import TensorRef, stored_bytes
@@ -34,6 +36,10 @@ def refuse_repetition(tensors: Iterable[TensorRef]) -> None:
         RepetitionError: to read all of them would take too long.
     """
     refs = list(tensors)
+    if are_too_many(len(refs), stored_bytes(refs)):
+        raise RepetitionError(
+            f"{len(refs):,} tensors of next to no values: to read each of them would take too long"
+        )
     total = sum(map(volume, refs))
     if total <= MAX_VOLUME:
         return

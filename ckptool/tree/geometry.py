@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import prod
+from typing import TypeVar
 
 from ckptool.dtypes import DType
+from ckptool.errors import UnsupportedError
+
+Shape = TypeVar("Shape", tuple[int, ...], list[int])
 
 # --------------------------------------------------------------------------------------- geometry
 
@@ -45,3 +49,21 @@ def joined_runs(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             joined.append((start, end))
     return joined
+
+
+MAX_DIMENSIONS = 64  # of an array of numpy
+
+
+def numpy_shape(shape: Shape) -> Shape:
+    """Return the shape of an array, if numpy has so many dimensions; torch has any number.
+
+    Raises:
+        UnsupportedError: it has more.
+    """
+    if len(shape) > MAX_DIMENSIONS:
+        raise UnsupportedError(
+            f"the values of a tensor of {len(shape)} dimensions cannot be read: numpy has at most "
+            f"{MAX_DIMENSIONS}",
+            hint="drop its dimensions of size 1 and save it again",
+        )
+    return shape

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ckptool.dtypes import BY_SAFETENSORS_TAG, DTYPES
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError, UnsupportedError
-from ckptool.formats import open_checkpoint
+from ckptool.formats import base, open_checkpoint
 from helpers import samples, strategies
 from helpers.conformance import FormatTests
 from helpers.judge import assert_reads_like
@@ -332,3 +332,14 @@ def test_does_not_need_the_library(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_header_of_very_many_tensors_without_values_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "MAX_TENSORS", 10)
+    few, many = ({str(i): torch.zeros(1) for i in range(count)} for count in (10, 11))
+    safetensors.torch.save_file(few, tmp_path / "few.safetensors")
+    safetensors.torch.save_file(many, tmp_path / "many.safetensors")
+    with open_checkpoint(tmp_path / "few.safetensors") as checkpoint:
+        assert len(checkpoint.tree) == 10
+    with pytest.raises(DamagedError, match="11 tensors of next to no values"):
+        open_checkpoint(tmp_path / "many.safetensors")

@@ -57,3 +57,16 @@ def test_a_view_that_repeats_one_value_a_billion_times_is_refused(ckptool, tmp_p
     done = ckptool("inspect", path, "--stats")
     assert done.exit_code == 2
     assert done.stderr.startswith("error: a view repeats 4 bytes")
+
+
+@pytest.mark.parametrize("options", [("inspect", "--stats"), ("inspect", "--digests")])
+def test_more_dimensions_than_numpy_has_are_refused_as_such(options, ckptool, tmp_path):
+    """Torch makes such tensors. In C order they are read, since no array of them is made."""
+    path = tmp_path / "many.pt"
+    turned = torch.arange(6.0).as_strided((2, *[1] * 63, 3), (1, *[1] * 63, 2))
+    torch.save({"w": turned}, path)
+    done = ckptool(*options, path)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("error: the values of a tensor of 65 dimensions cannot be read")
+    torch.save({"w": turned.contiguous()}, path)
+    assert ckptool(*options, path).exit_code == 0

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ckptool.errors import RepetitionError
-from ckptool.formats import open_checkpoint
+from ckptool.formats import base, open_checkpoint
 from ckptool.tensors.volume import MAX_VOLUME, REPEATS, refuse_repetition, volume
 from ckptool.tree.walking import leaves
 from helpers import bombs
@@ -65,3 +65,17 @@ def test_what_names_share_is_read_however_large_it_is(tmp_path):
         refuse_repetition(refs * (MAX_VOLUME // weight.nbytes // REPEATS))
         with pytest.raises(RepetitionError):
             refuse_repetition(refs * (MAX_VOLUME // weight.nbytes))
+
+
+def test_very_many_tensors_are_read_only_where_they_have_values(monkeypatch, tmp_path):
+    """Each tensor takes time of its own, however few values it has."""
+    monkeypatch.setattr(base, "MAX_TENSORS", 10)
+    for numel in (1, base.A_TENSOR // 4):
+        torch.save({str(i): torch.zeros(numel) for i in range(20)}, tmp_path / f"{numel}.pt")
+    with open_checkpoint(tmp_path / "512.pt") as checkpoint:
+        refuse_repetition(leaves(checkpoint.tree))
+    with (
+        open_checkpoint(tmp_path / "1.pt") as checkpoint,
+        pytest.raises(RepetitionError, match="20 tensors of next to no values"),
+    ):
+        refuse_repetition(leaves(checkpoint.tree))
