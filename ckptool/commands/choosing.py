@@ -7,6 +7,7 @@ passed over with the reason: a damaged file, a directory without the files that 
 
 from __future__ import annotations
 
+import gc
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,11 +17,10 @@ from typing import Any, NamedTuple
 
 from ckptool.checks.parts import number
 from ckptool.commands.operands import checkpoint_files, is_run
-from ckptool.commands.runs import checkpoint_entry, inspect_directory
+from ckptool.commands.runs import progress_entry
 from ckptool.commands.verify import Request, verify_all
 from ckptool.contents.metrics import is_of_training
 from ckptool.contents.monitors import Monitors, numbers_called
-from ckptool.ema.layouts import Layouts
 from ckptool.errors import UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.reports.run import RunEntry
@@ -36,7 +36,7 @@ def latest_valid(folders: Sequence[Path], request: Request) -> ChoiceReport:
     Raises:
         CkptError: a directory cannot be listed, or a file cannot be read.
     """
-    ordered = sorted(_entries(folders, request.layouts), key=_age, reverse=True)
+    ordered = sorted(_entries(folders), key=_age, reverse=True)
     return _first_passing(ordered, folders, request, "the newest that passes")
 
 
@@ -51,7 +51,7 @@ def best_by(metric: str, folders: Sequence[Path], request: Request) -> ChoiceRep
             name state the direction that is better.
     """
     name, sign = _parsed(metric)
-    entries = _entries(folders, request.layouts)
+    entries = _entries(folders)
     rated = [row for entry in entries if (row := _rated(entry, name)) is not None]
     if not rated:
         raise UsageError(f"no checkpoint has the metric {name!r}", hint=_known(entries, name))
@@ -105,15 +105,18 @@ def _direction(name: str, rated: Sequence[_Rated]) -> int:
     )
 
 
-def _entries(folders: Iterable[Path], layouts: Layouts) -> Entries:
-    """Return the checkpoints of runs; a directory that is one checkpoint is its own entry."""
+def _entries(folders: Iterable[Path]) -> Entries:
+    """Return the checkpoints of runs, in the order of their steps.
+
+    A directory that is one checkpoint is its own entry.
+    """
     found: Entries = []
     for folder in folders:
-        if folder.is_dir() and not is_run(folder):
-            found.append(checkpoint_entry(folder, layouts))
-        else:
-            found += inspect_directory(folder, layouts=layouts).checkpoints
-    return found
+        is_one = folder.is_dir() and not is_run(folder)
+        for path in [folder] if is_one else checkpoint_files(folder):
+            found.append(progress_entry(path))
+            gc.collect()  # the program runs without: trees of a hundred files would stay
+    return sorted(found, key=lambda e: (e.global_step or 0, e.epoch or 0, e.path))
 
 
 def _age(entry: RunEntry) -> tuple[float, float, float]:
@@ -134,6 +137,7 @@ def _rated(entry: RunEntry, metric: str) -> _Rated | None:
     found = _called(values, metric)
     if not found and entry.error is None:
         values, better = _any_numbers(Path(entry.path), metric)
+        gc.collect()
         found = _called(values, metric) or list(values)
     if len(found) > 1:
         places = ", ".join(found)
@@ -166,6 +170,7 @@ def _first_passing(
     reports: list[VerifyReport] = []
     for entry in ordered:
         reports += [looked.report for looked in verify_all([Path(entry.path)], request)]
+        gc.collect()
         if reports[-1].ok:
             break
     chosen = reports[-1].path if reports and reports[-1].ok else None

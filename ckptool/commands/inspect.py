@@ -94,7 +94,7 @@ def inspect_checkpoint(
         tensors=replace(totals(location.inventory), storage_bytes=checkpoint.storage_bytes),
         sections=parts,
         ema=describe_ema(location),
-        training=_training(training),
+        training=training_facts(training),
         pickle={"globals": _globals(checkpoint)},
         metadata={k: v for k, v in checkpoint.metadata.items() if k != KEY},
         provenance=origin._asdict() if origin else None,
@@ -224,7 +224,8 @@ def _optimizers(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Optim
         )
 
 
-def _training(state: TrainingState) -> dict[str, Any]:
+def training_facts(state: TrainingState) -> dict[str, Any]:
+    """Return the state of a training run as reports have it, without what is empty."""
     parts: dict[str, Mapping[str, Any]] = {
         "best": state.best,
         "early_stopping": state.early_stopping,

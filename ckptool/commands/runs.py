@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ckptool.commands.inspect import inspect_file
+from ckptool.commands.inspect import inspect_file, training_facts
 from ckptool.commands.operands import checkpoint_files
 from ckptool.contents.metrics import is_best, is_of_training
+from ckptool.contents.training import read_training_state
 from ckptool.ema.layouts import Layouts
 from ckptool.errors import CkptError
+from ckptool.formats import open_checkpoint
 from ckptool.reports.inspect import InspectReport
 from ckptool.reports.run import BestReport, RunEntry, RunReport
 
@@ -21,7 +23,7 @@ def inspect_directory(path: Path, *, layouts: Layouts = ()) -> RunReport:
     Raises:
         UnreadableError: it cannot be listed, or there are none.
     """
-    return run_report(str(path), (checkpoint_entry(p, layouts) for p in checkpoint_files(path)))
+    return run_report(str(path), (_run_entry(p, layouts) for p in checkpoint_files(path)))
 
 
 def run_report(path: str, entries: Iterable[RunEntry]) -> RunReport:
@@ -37,8 +39,7 @@ def run_report(path: str, entries: Iterable[RunEntry]) -> RunReport:
     )
 
 
-def checkpoint_entry(path: Path, layouts: Layouts) -> RunEntry:
-    """Return the line of a table for a checkpoint, or for a file that cannot be read."""
+def _run_entry(path: Path, layouts: Layouts) -> RunEntry:
     try:
         return run_entry(inspect_file(path, layouts=layouts))
     except CkptError as error:
@@ -56,18 +57,34 @@ def unreadable_entry(path: Path, error: CkptError) -> RunEntry:
     return RunEntry(str(path), size, None, None, None, {}, None, error=message)
 
 
+def progress_entry(path: Path) -> RunEntry:
+    """Return the line of a table without the EMA weights, whose search takes most of the time."""
+    try:
+        with open_checkpoint(path) as checkpoint:
+            state = read_training_state(checkpoint.tree, checkpoint.reader)
+            size, name = checkpoint.size_bytes, checkpoint.format_name
+    except CkptError as error:
+        return unreadable_entry(path, error)
+    return RunEntry(str(path), size, name, ema=None, **_progress(training_facts(state)))
+
+
+def _progress(training: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "epoch": training.get("epoch"),
+        "global_step": training.get("global_step"),
+        "metrics": {**training.get("metrics", {}), **training.get("best", {})},
+        "better": training.get("better", {}),
+    }
+
+
 def run_entry(report: InspectReport) -> RunEntry:
     """Return the line of a table for a report."""
-    training = report.training
     return RunEntry(
         path=report.path if report.address is None else f"{report.path}#{report.address}",
         size_bytes=report.size_bytes,
         format=report.format,
-        epoch=training.get("epoch"),
-        global_step=training.get("global_step"),
-        metrics={**training.get("metrics", {}), **training.get("best", {})},
         ema=report.ema.selected if report.ema.selected is not None else report.ema.status,
-        better=training.get("better", {}),
+        **_progress(report.training),
         main_slot=report.ema.main_slot,
         made_by=report.provenance["command"] if report.provenance else None,
     )
