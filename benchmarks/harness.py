@@ -119,13 +119,15 @@ def make(kind: str, path: Path) -> Path:
 # ------------------------------------------------------------------------------------------ running
 
 
-def arguments(description: str | None, runs: int) -> argparse.Namespace:
-    """The options that every benchmark has."""
+def arguments(description: str | None, runs: int, gb: float | None = None) -> argparse.Namespace:
+    """The options that every benchmark has; with ``gb`` that of the size of its files."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--dir", type=Path, help="folder for the files (several GB), e.g. a disk")
     parser.add_argument(
         "--runs", type=int, default=runs, help="counted rounds (default %(default)s)"
     )
+    if gb is not None:
+        parser.add_argument("--gb", type=float, default=gb, help="size (default %(default)s)")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a limit is exceeded")
     return parser.parse_args()
 
