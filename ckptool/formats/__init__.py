@@ -25,6 +25,7 @@ from ckptool.formats.plain_pickle import PlainPickle
 from ckptool.formats.ranked.dcp_safetensors import DcpSafetensorsFolder
 from ckptool.formats.ranked.deepspeed import DeepSpeedFolder
 from ckptool.formats.ranked.rank_files import RankFolder
+from ckptool.formats.ranked.universal import UniversalFolder
 from ckptool.formats.readings import with_other_readings
 from ckptool.formats.safetensors_file import SafetensorsFile
 from ckptool.formats.sharded import ShardFolder, ShardIndex
@@ -131,6 +132,7 @@ FORMATS: tuple[FileFormat, ...] = (ShardIndex(_open_shard), *WHOLE_FORMATS)
 OF_RANKS: tuple[FolderFormat, ...] = (
     LightningFolder(_open_file),
     DcpFolder(),
+    UniversalFolder(_open_file),
     DeepSpeedFolder(_open_file),
     RankFolder(_open_file),
     DcpSafetensorsFolder(_open_file),

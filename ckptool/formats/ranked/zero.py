@@ -57,7 +57,7 @@ class ZeroPlan:
         self.world = len(self.optim_files)
         self._uncut: set[Any] = set()  # states that are not as long as the weights; kept by rank
         self.stage = self._stage()
-        self._groups = [_shapes(g) for g in _list(self._first, "param_shapes")]
+        self._groups = [shapes_of(g) for g in _list(self._first, "param_shapes")]
         names = [name for group in self._groups for name in group]
         if len(set(names)) < len(names):
             raise DamagedError("param_shapes has a parameter in two groups")
@@ -145,7 +145,7 @@ class ZeroPlan:
         """Yield what :meth:`assembled` and the fields of the first file leave out, by file."""
         for name, model in self.model_files:
             saved = fields_of(model.get(MODULE))
-            buffers = _names(model, "buffer_names")
+            buffers = names_of(model, "buffer_names")
             if not self.optim_files or self.stage < WHOLE_STAGE:
                 yield name, {MODULE: saved} if self.optim_files else {}
             elif model is not self._first:
@@ -165,7 +165,7 @@ class ZeroPlan:
         """Return the buffers, frozen parameters and master weights by name, then tied ones."""
         saved = fields_of(self._first.get(MODULE))
         tree: dict[Any, Tree] = {
-            name: saved[name] for name in _names(self._first, "buffer_names") if name in saved
+            name: saved[name] for name in names_of(self._first, "buffer_names") if name in saved
         }
         tree |= self._frozen()
         tree |= self._assembled([[*_masters(part)] for _, part in self.optim_files])
@@ -176,7 +176,7 @@ class ZeroPlan:
         return {name: tree.get(name, saved.get(name)) for name in dict.fromkeys((*saved, *tree))}
 
     def _frozen(self) -> dict[Any, Tree]:
-        shapes = _shapes(self._first.get("frozen_param_shapes") or {})
+        shapes = shapes_of(self._first.get("frozen_param_shapes") or {})
         held = [fields_of(model.get("frozen_param_fragments")) for _, model in self.model_files]
         if self.stage < WHOLE_STAGE:
             return {name: _tensor(held[0].get(name), name) for name in shapes}
@@ -208,9 +208,9 @@ class ZeroPlan:
                     value = rows[0][number] if number < len(rows[0]) else rows[0][0]
                     for name in group if value is not None else ():
                         by_name[name][key] = value
-        groups = fields_of(_base(self.optim_files[0][1])).get("param_groups") or []
+        groups = param_groups(_base(self.optim_files[0][1]))
         named = [
-            {**fields_of(groups[n] if n < len(groups) else {}), "params": [*names]}
+            {**(groups[n] if n < len(groups) else {}), "params": [*names]}
             for n, names in enumerate(self._groups)
         ]
         return {"state": by_name, "param_groups": named}
@@ -327,6 +327,12 @@ def _base(part: Mapping[Any, Any]) -> Any:
     return next((part[key] for key in STATES if key in part), None)
 
 
+def param_groups(optimizer: Any) -> list[dict[Any, Any]]:
+    """Return the settings of each group in the state dict of an optimizer."""
+    groups = fields_of(optimizer).get("param_groups")
+    return [fields_of(group) for group in groups] if isinstance(groups, (list, tuple)) else []
+
+
 def _steps(part: Mapping[Any, Any], reader: TensorReader) -> tuple[int | float, ...]:
     """Return the counts of steps in a rank's states."""
     found = (fields_of(state).get(STEP) for state in _states(part).values())
@@ -334,7 +340,7 @@ def _steps(part: Mapping[Any, Any], reader: TensorReader) -> tuple[int | float, 
     return tuple(number for number in numbers if isinstance(number, (int, float)))
 
 
-def _shapes(group: Any) -> dict[Any, tuple[int, ...]]:
+def shapes_of(group: Any) -> dict[Any, tuple[int, ...]]:
     """Return the shapes of a group's parameters by name.
 
     Raises:
@@ -371,7 +377,8 @@ def _list(fields: Mapping[Any, Any], name: str) -> Sequence[Any]:
     return value
 
 
-def _names(fields: Mapping[Any, Any], name: str) -> list[str]:
+def names_of(fields: Mapping[Any, Any], name: str) -> list[str]:
+    """Return the names in a list that DeepSpeed writes."""
     return [each for each in _list(fields, name) if isinstance(each, str)]
 
 
