@@ -9,7 +9,7 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from enum import IntEnum
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ckptool.errors import UsageError
+from ckptool.process.progress import Meter, Progress
 from ckptool.process.signals import undone_at_end
 from ckptool.render.outputs import TEXTS, outputs_of, rendered
 
@@ -113,29 +114,60 @@ def write_reports(
         write_report_file(path, rendered(reports, name), force=force)
 
 
-@contextlib.contextmanager
-def progressing(verb: str) -> Iterator[Callable[[int], None]]:
-    """Show bytes and rate on stderr, on a terminal only, once the work takes over a second."""
-    done, begun, shown = 0, time.monotonic(), 0.0
-    is_terminal = sys.stderr.isatty()
+class _Shown(Meter):
+    """A line on stderr with bytes, rate and the time that is left."""
 
-    def advance(nbytes: int) -> None:
-        nonlocal done, shown
-        done += nbytes
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+        self.done = self.total = 0
+        self.begun, self.shown = time.monotonic(), 0.0
+        self.is_terminal = sys.stderr.isatty()
+
+    def expect(self, nbytes: int) -> None:
+        self.total += nbytes
+
+    def __call__(self, nbytes: int) -> None:
+        self.done += nbytes
         now = time.monotonic()
-        if is_terminal and now - begun > PROGRESS_AFTER and now - shown > PROGRESS_EVERY:
-            shown = now
-            rate = done / (now - begun) / 2**20
-            sys.stderr.write(f"\r{verb}: {done / 2**20:,.0f} MiB, {rate:,.0f} MiB/s ")
+        is_due = now - self.begun > PROGRESS_AFTER and now - self.shown > PROGRESS_EVERY
+        if self.is_terminal and is_due:
+            self.shown = now
+            sys.stderr.write(f"\r{self.verb}: {self._text(now - self.begun)}\x1b[K")
             sys.stderr.flush()
 
-    def wipe() -> None:
-        if shown:
+    def _text(self, seconds: float) -> str:
+        rate = self.done / seconds
+        done, speed = f"{self.done / MIB:,.0f} MiB", f"{rate / MIB:,.0f} MiB/s"
+        if not rate or self.done > self.total:  # a part of the work was not announced
+            return f"{done}, {speed} "
+        share, left = self.done / self.total, (self.total - self.done) / rate
+        return f"{share:.0%}, {done} of {self.total / MIB:,.0f} MiB, {speed}, {_time(left)} left "
+
+    def wipe(self) -> None:
+        """Remove the line."""
+        if self.shown:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
-    with undone_at_end(wipe):
-        yield advance
+
+MIB = 1 << 20
+
+
+def _time(seconds: float) -> str:
+    """Return ``42 s``, ``3:05`` or ``1:00:00``."""
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+@contextlib.contextmanager
+def progressing(verb: str) -> Iterator[Progress]:
+    """Show share, bytes, rate and time left on a terminal, once the work takes over a second."""
+    shown = _Shown(verb)
+    with undone_at_end(shown.wipe):
+        yield shown
 
 
 def used_color(asked: str) -> str:

@@ -11,7 +11,7 @@ from ckptool.contents.optimizers import parameter_names, read_optimizers
 from ckptool.ema.candidates import EmaLocation
 from ckptool.ema.findings import kind_of, unplain_state_dicts
 from ckptool.formats.base import Checkpoint
-from ckptool.process.progress import Progress
+from ckptool.process.progress import Progress, announce
 from ckptool.reports.base import Section
 from ckptool.reports.inspect import TensorEntry
 from ckptool.tensors.statistics import tensor_stats
@@ -121,6 +121,7 @@ def _with_stats(
         text: ref for at, ref in tensors(checkpoint.tree) if (text := format_address(at)) in listed
     }
     refuse_repetition(refs.values())
+    announce(progress, sum(entry.bytes for entry in entries))
     for entry in entries:
         ref = refs.get(entry.address)
         stats = tensor_stats(checkpoint.reader, ref) if ref is not None else None

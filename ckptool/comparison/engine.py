@@ -22,7 +22,7 @@ from ckptool.comparison.devices import Device
 from ckptool.comparison.kernels import Partial, Sums, merged
 from ckptool.comparison.measuring import measured, measured_by_counts, worst_place
 from ckptool.comparison.values import Job, Run, bytes_of, pieces_of
-from ckptool.process.progress import Progress, no_progress
+from ckptool.process.progress import Progress, announce, no_progress
 from ckptool.process.ranks import Ranks
 from ckptool.tensors.blocks import in_batches
 
@@ -73,6 +73,8 @@ class Engine:
             DamagedError: a file ends too soon.
         """
         runs = (run for at, job in enumerate(jobs) for run in self._runs(at, job))
+        width = sum(job.width * (job.a.nbytes // job.a.dtype.itemsize) for job in jobs)
+        announce(self._progress, width // self._ranks.world)
         results = self._all(jobs, runs, self._progress)
         differing = {run.job for run, partial in results if partial is not None}
         equal = [run for run, partial in results if partial is None and run.job in differing]

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from ckptool.formats.base import TensorReader
 from ckptool.formats.zips.checksums import Checksummed, checksummed_records, is_storage
-from ckptool.process.progress import Progress
+from ckptool.process.progress import Progress, announce
 from ckptool.process.ranks import Ranks
 from ckptool.reports.rules import BYTES, VALUES
 from ckptool.sources.base import ByteSpan, Source
@@ -238,6 +238,7 @@ def _nbytes(batch: Batch) -> int:
 def _seen(progress: Progress, batches: Sequence[Batch]) -> list[list[Seen]]:
     """Read the batches in threads; return the results of each."""
     seen: list[list[Seen]] = []
+    announce(progress, sum(region.nbytes for batch in batches for region in batch))
     with ThreadPoolExecutor(THREADS) as pool:
         results = pool.map(lambda batch: list(map(_read, batch)), batches)
         for batch, found in zip(batches, results, strict=True):

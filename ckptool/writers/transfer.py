@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ckptool.dtypes import DType
 from ckptool.formats.base import TensorReader
-from ckptool.process.progress import Progress, no_progress
+from ckptool.process.progress import Progress, announce, no_progress
 from ckptool.sources.base import ByteSpan
 from ckptool.tensors.blocks import Part, bytes_of, numpy_dtype, parts, room
 from ckptool.tensors.casting import Casting, Losses, converted, side_by_side
@@ -73,6 +73,7 @@ def transfer(
         DamagedError: a source ends before its last byte.
         OSError: the output cannot be written.
     """
+    announce(progress, sum(move.ref.numel * casting.dtype_of(move.ref).itemsize for move in moves))
     totals = [_Done(at) for at in range(len(moves))]
 
     def take(given: _Given) -> _Done:

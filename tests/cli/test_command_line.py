@@ -12,6 +12,8 @@ import torch
 
 import ckptool as library
 from ckptool.cli import output as streams
+from ckptool.process.progress import announce
+from helpers.making import average_of, save, weights
 from helpers.output import environment
 from helpers.paths import FIXTURES
 from helpers.thinned import slow
@@ -132,6 +134,46 @@ def test_progress_is_shown_on_a_terminal_and_wiped(slow, monkeypatch):
     shown = sys.stderr.getvalue()
     assert "copying: 3 MiB" in shown
     assert shown.endswith("\r\x1b[K")
+
+
+def test_progress_of_known_work_shows_its_share_and_the_time_left(slow, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with streams.progressing("copying") as advance:
+        announce(advance, 1000 << 20)
+        for _ in range(4):
+            advance(1 << 20)
+    assert "copying: 0%, 4 MiB of 1,000 MiB, 1 MiB/s, 16:36 left" in sys.stderr.getvalue()
+
+
+def test_more_than_was_announced_has_no_share(slow, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with streams.progressing("copying") as advance:
+        announce(advance, 1 << 20)
+        for _ in range(4):
+            advance(1 << 20)
+    assert "copying: 4 MiB, 1 MiB/s " in sys.stderr.getvalue()
+
+
+COMMANDS_OF_VALUES = {
+    "extracting": ("extract-ema", "{}", "-o", "{}.safetensors"),
+    "extracting to half": ("extract-ema", "{}", "--dtype", "float16", "-o", "{}.safetensors"),
+    "promoting": ("promote-ema", "{}", "-o", "{}.promoted.pt"),
+    "verifying": ("verify", "{}", "--bytes", "--values"),
+    "comparing": ("diff", "{}#@model", "{}#@ema"),
+    "reading": ("inspect", "{}", "--stats"),
+}
+
+
+@pytest.mark.parametrize("args", COMMANDS_OF_VALUES.values(), ids=COMMANDS_OF_VALUES)
+def test_commands_announce_the_bytes_that_they_do(args, ckptool, tmp_path, monkeypatch):
+    path = save(tmp_path / "a.pt", model := weights(w=torch.ones(300, 500)), average_of(model))
+    meters = []
+    real = streams._Shown
+    monkeypatch.setattr(streams, "_Shown", lambda verb: meters.append(real(verb)) or meters[-1])
+    ckptool(*(arg.format(path) for arg in args))
+    (meter,) = meters
+    assert meter.done > 250_000
+    assert abs(meter.done - meter.total) < 0.01 * meter.total
 
 
 def test_progress_is_not_shown_elsewhere(slow, monkeypatch):

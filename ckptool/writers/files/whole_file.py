@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ckptool.errors import CkptError, DamagedError, OutputError
 from ckptool.formats.base import TensorReader
-from ckptool.process.progress import Progress, no_progress
+from ckptool.process.progress import Progress, announce, no_progress
 from ckptool.process.signals import held, undone_at_end
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.writers.files.attributes import take_after
@@ -111,6 +111,7 @@ class PartialFile:
 
         Runs that are written ``later``, as a whole, need not be copied.
         """
+        announce(progress, file.size)
         descriptor = file.fileno()
         if descriptor is not None and clone(descriptor, self.fd):
             progress(file.size - sum(span.nbytes for span in later))
