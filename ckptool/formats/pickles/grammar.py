@@ -38,11 +38,14 @@ from ckptool.formats.pickles.vetted import (
     FUNCTIONS,
     HANDLES,
     HOLDERS,
+    HOOK,
     KEEPERS,
     LOOKS_UP,
     MODULES,
     OPTIMIZERS,
     PARTIAL,
+    READER_NAMES,
+    READERS,
     VETTED,
     Kind,
     Takes,
@@ -167,7 +170,10 @@ class Grammar:
         if is_own(qualname):
             return worst <= OBJECT and not (_may_make_class(args) or acts_when_made(qualname))
         if _may_make_class(args):
-            return worst <= OBJECT and not any(map(is_special, args[2]))
+            *_, bases, space = args
+            names = (space.items or {}) if isinstance(space, Opaque) else space
+            is_harmless = self.grade(bases) <= OBJECT and not any(map(is_special, names))
+            return is_harmless and worst < ARMED
         return worst < ARMED
 
     def is_set(self, qualname: str, state: Any) -> bool:
@@ -216,6 +222,14 @@ class Grammar:
             return self.grade(state) == DATA
         return self.grade(state) <= TRAP and self._has_no_trap(state, is_special)
 
+    def _is_of_reader(self, state: Any) -> bool:
+        """Return whether a state is a module's, and its other attributes hold no names."""
+        return self._is_of_module(state) and all(
+            self.grade(value) <= OBJECT or is_function(value)
+            for name, value in (state.items() if isinstance(state, dict) else ())
+            if name not in _LOOKED_IN and not _HOOKS.fullmatch(str(name))
+        )
+
     def _is_of_module(self, state: Any) -> bool:
         """Return whether a state is a module's: what its code looks at is plain."""
         if not isinstance(state, dict):
@@ -225,11 +239,6 @@ class Grammar:
             self.grade(state) <= NAME
             and self._has_no_trap(state, is_special)
             and all(isinstance(part, (dict, set)) and self._is_plain(part) for part in looked_in)
-            and all(
-                self.grade(value) <= OBJECT or is_function(value)
-                for name, value in state.items()
-                if name not in _LOOKED_IN and not _HOOKS.fullmatch(str(name))
-            )
         )
 
     def _is_of_handle(self, state: Any) -> bool:
@@ -273,6 +282,11 @@ def is_special(name: Any) -> bool:
     return isinstance(name, str) and len(name) > 4 and name[:2] == name[-2:] == "__"
 
 
+def _is_reader(qualname: str) -> bool:
+    is_rnn = qualname.rpartition(".")[2] in READER_NAMES and qualname.startswith(MODULES)
+    return is_rnn or qualname.startswith(READERS)
+
+
 def _is_asked(name: str) -> bool:
     return name in _BY_READERS or is_special(name)
 
@@ -306,7 +320,9 @@ _STATES: tuple[tuple[Callable[[str], bool], Callable[[Grammar, Any], bool]], ...
     (HOLDERS.__contains__, Grammar._is_held),
     (lambda name: name in VETTED and VETTED[name].why == LOOKS_UP, Grammar._is_number),
     (VETTED.__contains__, Grammar.is_data),
+    (HOOK.__eq__, Grammar._is_kept),
     (lambda name: name.startswith(HANDLES), Grammar._is_of_handle),
+    (_is_reader, Grammar._is_of_reader),
     (lambda name: name.startswith(MODULES), Grammar._is_of_module),
     (lambda name: name.startswith(KEEPERS), Grammar._is_kept),
     (lambda name: name.startswith(OPTIMIZERS), Grammar.is_data),

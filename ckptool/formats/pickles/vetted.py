@@ -286,7 +286,7 @@ FACTORIES = frozenset({
 # Classes that only keep the attributes that a state gives them.
 HOLDERS = frozenset({
     "argparse.Namespace", "types.SimpleNamespace", "optparse.Values", "collections.UserDict",
-    "collections.UserList",
+    "collections.UserList", "UserDict.IterableUserDict", "UserDict.UserDict", "UserList.UserList",
     *(name for name, row in VETTED.items() if row.why == HOLDS),
 })  # fmt: skip
 # torch's modules: __setstate__ updates the attributes, and asks whether some are there.
@@ -295,6 +295,10 @@ MODULES = (
     "torch.nn.quantized.", "torch.nn.quantizable.", "torch.nn.intrinsic.", "torch.nn.qat.",
     "torch.ao.", "torch.optim.swa_utils.AveragedModel",
 )  # fmt: skip
+# Those whose __setstate__ iterates or asks what other attributes hold, also under other modules.
+READERS = ("torch.ao.", "torch.nn.quantized.", "torch.nn.quantizable.", "torch.nn.qat.")
+READER_NAMES = frozenset({"RNNBase", "RNN", "LSTM", "GRU"})
+HOOK = "torch.nn.modules.module._WrappedHook"  # it keeps a function and its module
 HANDLES = "torch.utils.hooks."  # weak references to dicts of hooks
 # torch's classes without a __setstate__: they keep what they are given, and call it later.
 KEEPERS = (
