@@ -41,6 +41,7 @@ from ckptool.formats.ranked.zero import (
     ZeroPlan,
 )
 from ckptool.sources.local import LocalFile
+from ckptool.tree.describing import named
 from ckptool.tree.nodes import Tree, fields_of
 
 LATEST = "latest"
@@ -51,6 +52,9 @@ FILE = re.compile(
     r"_(?P<kind>model|optim)_states\.pt"
 )
 PARALLEL = re.compile(r"(layer_\d+|expp?)[-_].*_states\.pt")  # of pipelines and of experts
+
+
+JOIN = "convert it with DeepSpeed's ds_to_universal.py; or name a single file to see what is in it"
 
 
 class Named(NamedTuple):
@@ -122,25 +126,14 @@ def _files(folder: Path) -> list[Named]:
         DamagedError: two files are of one rank.
         UnsupportedError: the model is cut among pipeline stages, experts or by tensor parallelism.
     """
-    found = []
-    for path in _listed(folder):
-        if PARALLEL.fullmatch(path.name):
-            raise UnsupportedError(
-                f"{path.name} is a part of a pipeline or of experts, and the files do not say how "
-                "the parts are joined",
-                hint="name a single file to see what is in it",
-            )
-        match = FILE.fullmatch(path.name)
-        if match:
-            rank = None if match["rank"] is None else int(match["rank"])
-            found.append((int(match["mp"]), Named(match["kind"], rank, path)))
-    if {mp for mp, _ in found} - {0}:
-        raise UnsupportedError(
-            f"tensor parallelism: {len({mp for mp, _ in found})} files hold slices of the model, "
-            "and do not say how they are joined",
-            hint="name a single file to see what is in it",
-        )
-    files = sorted((file for _, file in found), key=lambda f: (f.kind, f.rank or 0, f.path.name))
+    listed = _listed(folder)
+    _refuse_unjoinable(listed)
+    found = [
+        Named(match["kind"], None if match["rank"] is None else int(match["rank"]), path)
+        for path in listed
+        if (match := FILE.fullmatch(path.name))
+    ]
+    files = sorted(found, key=lambda f: (f.kind, f.rank or 0, f.path.name))
     for one, other in pairwise(files):
         if (one.kind, one.rank) == (other.kind, other.rank):
             raise DamagedError(
@@ -148,6 +141,29 @@ def _files(folder: Path) -> list[Named]:
                 hint="files of two saves are in one folder: fetch it again",
             )
     return files
+
+
+def _refuse_unjoinable(listed: Sequence[Path]) -> None:
+    """Refuse the parts of a model that the files do not say how to join, all by name.
+
+    Raises:
+        UnsupportedError: there are pipeline stages, experts, or slices of tensor parallelism.
+    """
+    parallel = [path.name for path in listed if PARALLEL.fullmatch(path.name)]
+    if parallel:
+        are = "are parts" if len(parallel) > 1 else "is a part"
+        raise UnsupportedError(
+            f"{named(parallel)} {are} of a pipeline or of experts, and the files do not say how "
+            "the parts are joined",
+            hint=JOIN,
+        )
+    slices = [path.name for path in listed if (m := FILE.fullmatch(path.name)) and int(m["mp"])]
+    if slices:
+        raise UnsupportedError(
+            f"tensor parallelism: {named(slices)} hold slices of the model beside those of rank 0, "
+            "and the files do not say how they are joined",
+            hint=JOIN,
+        )
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -134,18 +134,28 @@ def test_a_file_of_another_step_is_refused(case, name, tmp_path, ckptool):
         assert ckptool("verify", folder, "--json").exit_code == 1
 
 
+def copied_as(names, tmp_path):
+    folder = copied("stage2_bf16", tmp_path)
+    for name in names:
+        shutil.copy(folder / "mp_rank_00_model_states.pt", folder / name)
+    return folder
+
+
 def test_slices_of_tensor_parallelism_are_not_joined(tmp_path):
-    folder = copied("stage2_bf16", tmp_path)
-    shutil.copy(folder / "mp_rank_00_model_states.pt", folder / "mp_rank_01_model_states.pt")
-    with pytest.raises(UnsupportedError, match="tensor parallelism"):
-        open_checkpoint(folder).close()
+    names = [f"mp_rank_0{rank}_model_states.pt" for rank in (1, 2)]
+    with pytest.raises(UnsupportedError, match=f"tensor parallelism: {', '.join(names)} hold"):
+        open_checkpoint(copied_as(names, tmp_path)).close()
 
 
-def test_experts_are_not_joined(tmp_path):
-    folder = copied("stage2_bf16", tmp_path)
-    shutil.copy(
-        folder / "mp_rank_00_model_states.pt",
-        folder / "layer_0_expert_0_mp_rank_00_model_states.pt",
-    )
-    with pytest.raises(UnsupportedError, match="experts"):
-        open_checkpoint(folder).close()
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["layer_0_expert_0_mp_rank_00_model_states.pt"],
+        ["layer_00-model_states.pt", "layer_01-model_states.pt"],
+        [f"layer_{n:02d}-model_00-model_states.pt" for n in range(2)],
+    ],
+)
+def test_stages_and_experts_are_not_joined(names, tmp_path):
+    with pytest.raises(UnsupportedError, match=f"{', '.join(names)} (is a|are) part") as caught:
+        open_checkpoint(copied_as(names, tmp_path)).close()
+    assert "ds_to_universal" in caught.value.hint
