@@ -19,6 +19,7 @@ import formats_table
 import layouts_table
 import package_tree
 import rules_page
+import trainers_table
 from ckptool.cli import COMMANDS
 from ckptool.cli.config import read_settings
 from helpers.documents import (
@@ -47,6 +48,7 @@ WISH = re.compile(r"^\| (?P<wish>[^|]+) \| `(?P<line>ckptool [^`]+)` \|$", re.MU
 GENERATED: dict[Path, Callable[[str], str]] = {
     formats_table.PAGE: formats_table.with_table,
     layouts_table.PAGE: layouts_table.with_table,
+    trainers_table.PAGE: trainers_table.with_table,
     rules_page.PAGE: lambda _: rules_page.page(),
     package_tree.PAGE: package_tree.page,
 }
