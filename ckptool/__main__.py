@@ -6,6 +6,7 @@ tenth of the start, and a fifth of the reading of a large pickle.
 
 import gc
 
+from ckptool.process.limits import allow_many_files
 from ckptool.process.signals import end_cleanly
 
 
@@ -13,6 +14,7 @@ def run() -> None:
     """Run the console script."""
     end_cleanly()
     gc.disable()
+    allow_many_files()
     from ckptool import cli  # noqa: PLC0415 - takes most of the start
 
     cli.run()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,7 @@ from ckptool.formats.safetensors_file import SafetensorsFile
 from ckptool.formats.torch_zip import TorchZip
 from ckptool.tree.nodes import Tree
 
-try:
-    import resource
-except ImportError:  # Windows, which sets no such limit
-    resource = None  # type: ignore[assignment]
-
 WEIGHTS = frozenset({*SafetensorsFile.suffixes, *TorchZip.suffixes})  # suffixes of weights files
-
-MANY_FILES = 1 << 16  # open at a time; a save of more ranks has several files each
 
 OpenFile = Callable[[Path], Checkpoint]  # its errors name the file
 
@@ -27,21 +20,9 @@ OpenFile = Callable[[Path], Checkpoint]  # its errors name the file
 @contextmanager
 def all_or_none() -> Iterator[ExitStack]:
     """Keep the checkpoints that are entered in the block open, unless the block fails."""
-    _allow_many_files()
     with ExitStack() as opened:
         yield opened
         opened.pop_all()
-
-
-def _allow_many_files() -> None:
-    """Raise the soft limit of open files, often 1,024, to what the system allows this process."""
-    if resource is None:
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and (soft < hard or hard == resource.RLIM_INFINITY):
-        wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, MANY_FILES)
-        with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def globals_by_file(files: Mapping[str, Checkpoint]) -> tuple[NamedGlobal, ...]:

@@ -13,6 +13,7 @@ path out of it.
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -100,6 +101,8 @@ class _Files:
         try:
             file = self.opened(self._folder / DATA / name)
         except UnreadableError as error:
+            if os.path.lexists(self._folder / DATA / name):
+                raise  # it is there: permissions, or too many open files
             said = f"the file {DATA}/{name:.80} is missing, {nbytes} bytes of values with it"
             raise DamagedError(said, path=error.path) from error
         if file.size < nbytes:

@@ -22,6 +22,10 @@ _REASONS = {
     errno.ENOTDIR: ("no such file", "a part of the path is a file, not a directory"),
     errno.EACCES: ("permission denied", "ls -l shows who may read it"),
     errno.ELOOP: ("a loop of symbolic links", "readlink -f shows where it leads"),
+    errno.EMFILE: (
+        "too many open files",
+        "ulimit -n shows the limit of this process, and ulimit -n 4096 raises it",
+    ),
     errno.ENAMETOOLONG: ("the path is too long for the file system", None),
 }
 HAS_READS_AT_OFFSETS = hasattr(os, "preadv")  # Windows has none

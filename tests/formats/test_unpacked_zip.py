@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import zipfile
@@ -73,17 +74,41 @@ def test_another_pickle_is_read_too(folder, ckptool):
 MANY = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 4096))
+sys.argv = ["ckptool", "inspect", sys.argv[1], "--json"]
+from ckptool.__main__ import run
+run()
+"""
+AS_LIBRARY = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 4096))
+from ckptool.errors import UnreadableError
 from ckptool.formats import open_checkpoint
-with open_checkpoint(sys.argv[1]) as checkpoint:
-    print(len(checkpoint.tree))
+try:
+    open_checkpoint(sys.argv[1])
+except UnreadableError as error:
+    print(error.message, error.hint)
+print(resource.getrlimit(resource.RLIMIT_NOFILE))
 """
 
 
-def test_more_files_than_are_allowed_at_first(tmp_path):
+def of_many_files(tmp_path):
     torch.save({str(n): torch.full((1,), n) for n in range(200)}, tmp_path / "whole.pt")
     with zipfile.ZipFile(tmp_path / "whole.pt") as archive:
         archive.extractall(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", MANY, tmp_path / "whole"], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "200\n"
+    return tmp_path / "whole"
+
+
+def run(code, folder) -> str:
+    command = [sys.executable, "-c", code, folder]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_command_line_opens_more_files_than_are_allowed_at_first(tmp_path):
+    assert json.loads(run(MANY, of_many_files(tmp_path)))["tensors"]["count"] == 200
+
+
+def test_the_library_leaves_the_limits_of_its_process_alone(tmp_path):
+    said = run(AS_LIBRARY, of_many_files(tmp_path))
+    assert "too many open files" in said
+    assert "ulimit -n 4096" in said
+    assert said.endswith("(64, 4096)\n")
