@@ -132,7 +132,7 @@ def _partial(subject: Subject) -> Verdicts:
 def _flags(subject: Subject) -> Verdicts:
     said = scalars_in(subject.checkpoint.tree)
     if not any(isinstance(said.get(flag), bool) for flag in FLAGS):
-        yield NotChecked("CK403", "the file declares nothing of an EMA", is_absent=True)
+        yield NotChecked("CK403", "no EMA flag in the file", is_absent=True)
     yield from flag_findings(subject.checkpoint, subject.location)
 
 
@@ -223,7 +223,7 @@ def _copies(subject: Subject) -> Verdicts:
             message = f"differs from {other.what} in {differing} of {len(other.pairs)} tensors"
             yield finding("CK412", candidate.address, message)
     if not assumed and not any(c.aliases for c in subject.location.candidates):
-        yield NotChecked("CK412", "there is one copy", is_absent=True)
+        yield NotChecked("CK412", "only one EMA copy", is_absent=True)
 
 
 def _precision(subject: Subject) -> Verdicts:
@@ -243,7 +243,7 @@ def _main_slot(subject: Subject) -> Verdicts:
     if slot is MainSlot.AVERAGED:
         yield finding("CK414", _slot(subject), "these are the EMA weights")
     elif slot is MainSlot.UNKNOWN:
-        yield NotChecked("CK414", "this file does not tell")
+        yield NotChecked("CK414", "cannot tell from this file")
 
 
 def _slot(subject: Subject) -> str:
@@ -266,7 +266,7 @@ def _raw_weights(subject: Subject) -> Verdicts:
         message = f"these are the EMA weights{source}; the raw ones are not in this file"
         yield finding("CK419", _slot(subject), message)
     elif location.told_slot is MainSlot.UNKNOWN:
-        yield NotChecked("CK419", "this file does not tell", is_absent=True)
+        yield NotChecked("CK419", "cannot tell from this file", is_absent=True)
 
 
 def _sidecars(subject: Subject) -> Verdicts:

@@ -56,7 +56,7 @@ def _forms(subject: Subject) -> Verdicts:
         if wrong:
             yield finding("CK512", format_address(address), wrong)
     if not found:
-        yield NotChecked("CK512", "there are no states of random generators", is_absent=True)
+        yield NotChecked("CK512", "no RNG state", is_absent=True)
 
 
 def _named_states(tree: Tree) -> Iterator[tuple[Address, Tree]]:

@@ -112,7 +112,7 @@ def _best_present(subject: Subject) -> Verdicts:
     state = subject.training
     results = [at for at in state.metrics if is_held_out(at)]
     if not state.best and results:
-        yield finding("CK515", results[0], "a validation result, but no best value beside it")
+        yield finding("CK515", results[0], "a validation result is saved, but no best value")
     elif not state.best:
         yield NotChecked("CK515", "there are no validation results", is_absent=True)
 
@@ -225,7 +225,7 @@ def _file_name(subject: Subject) -> Verdicts:
             message = f"the name says {what} {claimed}, which the content does not"
             yield finding("CK518", "", message)
     if not said:
-        yield NotChecked("CK518", "the name says nothing that the content says too", is_absent=True)
+        yield NotChecked("CK518", "the file name has no epoch or step", is_absent=True)
 
 
 def _said_by_name(subject: Subject) -> Iterator[tuple[str, str, bool]]:

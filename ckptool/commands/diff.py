@@ -182,7 +182,7 @@ def _nothing_left(options: DiffOptions, names: Sequence[str]) -> UsageError:
     globs = options.selection.match
     if globs and not any(fits_one(glob, names) for glob in globs):
         hint = meant(globs[0], names)
-    return UsageError("no address of either side is left to compare", hint=hint)
+    return UsageError("no tensor or value is left to compare", hint=hint)
 
 
 def _suspects(found: _Evidence, leaves: Leaves, at: int) -> Iterator[TensorRef]:

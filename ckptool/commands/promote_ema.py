@@ -137,7 +137,7 @@ def _target(path: Path, output: str | Path | None, *, in_place: bool, backup: bo
         with open_checkpoint(path) as checkpoint:
             refuse_unpatchable(checkpoint)  # no place to write would help
         raise UsageError(
-            "nothing says where to write",
+            "no output: use -o FILE or --in-place",
             path=path,
             hint=f"-o {quote(path.stem + '.promoted' + path.suffix)}, or --in-place --backup",
         )

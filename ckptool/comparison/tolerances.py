@@ -76,7 +76,7 @@ def merge_tolerances(
     rtol = settings.get("rtol", 0.0) if rtol is None else rtol
     ulp = settings.get("ulp", 0) if ulp is None else ulp
     if not (atol >= 0 and rtol >= 0 and ulp >= 0):
-        raise UsageError("a tolerance is not negative")
+        raise UsageError("a tolerance must be 0 or more")
     rows = [tolerance_row(glob, value) for glob, value in settings.get("tolerance", {}).items()]
     rows += map(parse_tolerance, special)
     return choose_tolerances(Tolerance("*", atol, rtol, ulp), rows)

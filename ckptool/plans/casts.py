@@ -57,7 +57,7 @@ def parse_dtype(name: str) -> DType:
     found = CASTABLE.get(ALSO.get(of_torch, of_torch))
     if found is None:
         hint = f"one of: {' '.join(CASTABLE)}; or fp16, bf16 and the like"
-        raise UsageError(f"{name!r} is no floating type", hint=hint)
+        raise UsageError(f"{name!r} is no floating-point dtype", hint=hint)
     return found
 
 

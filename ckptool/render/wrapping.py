@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from ckptool.render.page import Line, Piece
 
-BREAKS = "/._-,:="  # behind which a word that is too wide may break
+BREAKS = ("/.", "_-,:=")  # behind which a word that is too wide may break, the best first
 ELLIPSIS = "…"
 UNIT = re.compile(r"\d (?:[KMGTP]iB|[BKMT%])\b|\d %")  # a number and its unit stay together
 
@@ -90,8 +90,11 @@ def _break(text: str, start: int, room: int) -> tuple[int, int]:
         blank = text.rfind(" ", start, blank)
     if blank > start and text[start:blank].strip():
         return len(text[:blank].rstrip(" ")), blank + 1
-    sign = max(text.rfind(sign, start, end) for sign in BREAKS) + 1
-    end = max(sign if sign > start + room // 2 else end, start + 1)
+    for signs in BREAKS:
+        behind = max(text.rfind(sign, start, end) for sign in signs) + 1
+        if behind > start + room // 3:
+            return behind, behind
+    end = max(end, start + 1)
     return end, end
 
 

@@ -155,7 +155,7 @@ _ONE_IN_MEMORY = "the EMA weights are the very tensors of the model's state dict
 
 def _done(report: PromoteReport) -> str:
     if report.in_place and not report.bytes:
-        return "left"
+        return "unchanged:"
     verbs = ("replaced", "would replace") if report.in_place else ("wrote", "would write")
     return verbs[0] if report.written else verbs[1]
 
@@ -189,7 +189,7 @@ def _promote_lines(report: PromoteReport) -> Iterator[Fact]:
         where = words.some(report.optimizers)
         yield (
             "optimizer",
-            line(f"{where} still fits the raw weights: resume from the original"),
+            line(f"{where} belongs to the raw weights: do not resume from this file"),
         )
     if report.backup:
         yield "backup", line((words.printable(report.backup), "name"))

@@ -158,7 +158,7 @@ def test_maps_come_first_then_the_choice(path, converted):
         (("--drop", "nothing"), "no tensor's name fits 'nothing'"),
         (("--drop", "*"), "--drop leaves no tensor"),
         (("--dtype", "nothing=bf16"), "no tensor's name fits 'nothing'"),
-        (("--dtype", "*=int8"), "'int8' is no floating type"),
+        (("--dtype", "*=int8"), "'int8' is no floating-point dtype"),
         (("--dtype", "bf16", "--dtype", "fp16"), "two dtypes for all tensors"),
         (("--wrap", "model"), "nothing to --wrap"),
     ],
@@ -202,7 +202,7 @@ def test_tensors_that_share_bytes_are_cast_alike(tmp_path, refused, converted):
 
 def test_a_dtype_by_all_its_names():
     assert parse_dtype("torch.bfloat16") is parse_dtype("BF16") is parse_dtype("bfloat16")
-    with pytest.raises(UsageError, match="no floating type"):
+    with pytest.raises(UsageError, match="no floating-point dtype"):
         parse_dtype("int8")
 
 

@@ -263,7 +263,7 @@ def test_averages_that_are_the_slot_itself_are_said_to_be_so(to, ckptool, tmp_pa
     torch.save({"model": model, "ema": dict(model)}, path)
     before = path.read_bytes()
     done = ckptool("promote-ema", path, *((to, output) if to == "-o" else (to, "--backup")))
-    assert done.startswith("wrote " if to == "-o" else "left ")
+    assert done.startswith("wrote " if to == "-o" else "unchanged: ")
     assert "the very tensors" in done
     assert set(tmp_path.iterdir()) == ({path, output} if to == "-o" else {path})
     assert all(each.read_bytes() == before for each in tmp_path.iterdir())

@@ -98,7 +98,7 @@ def test_the_text_says_what_the_json_says(path, ckptool, tmp_path):
     for cast, count in plan["casts"].items():
         assert re.search(rf"cast {count} tensors? from {cast}", text)
     assert "shared 1 elsewhere change too: best/embed" in text
-    assert "optimizer optimizer still fits the raw weights" in text
+    assert "optimizer optimizer belongs to the raw weights" in text
 
 
 def test_what_would_be_refused_is_refused_by_the_plan(path, ckptool, tmp_path):
@@ -120,7 +120,7 @@ def test_the_plan_for_a_slot_that_is_averaged_already(where, path, ckptool, tmp_
     target = (where, tmp_path / "out.pt") if where == "-o" else (where,)
     plan = ckptool("promote-ema", first, *target, "--dry-run")
     done = ckptool("promote-ema", first, *target)
-    verb = "would write" if where == "-o" else "left"
+    verb = "would write" if where == "-o" else "unchanged:"
     assert plan.startswith(f"{verb} ")
     assert done == plan.replace("would write", "wrote", 1)
     assert "already holds the EMA weights" in done

@@ -71,7 +71,7 @@ def test_a_reason_stands_once_with_all_the_rules_it_holds_for(ckptool):
     """So a reason does not name its rule."""
     shown = ckptool("verify", AVERAGED, "--verbose")
     _, _, unchecked = shown.partition("\nNot checked\n")
-    assert len(re.findall("only when asked for", unchecked)) == 1
+    assert len(re.findall("off by default", unchecked)) == 1
 
 
 @pytest.mark.parametrize("name", [*FORMATS, "text"])

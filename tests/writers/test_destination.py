@@ -41,6 +41,6 @@ def test_the_suffix_chooses_the_format(name, chosen):
 
 @pytest.mark.parametrize("name", ["a", "a.npz", "a.pt.gz"])
 def test_another_suffix_chooses_none(name):
-    with pytest.raises(UsageError, match="chooses no format") as refused:
+    with pytest.raises(UsageError, match="no output format") as refused:
         format_of(Path(name))
     assert ".safetensors" in refused.value.hint

@@ -64,8 +64,11 @@ def format_of(output: Path) -> str:
     kind = FORMAT_OF_SUFFIX.get(output.suffix.lower())
     if kind is None:
         known = " ".join(FORMAT_OF_SUFFIX)
+        suffix = f"its suffix {output.suffix!r} is none" if output.suffix else "it has no suffix"
         raise UsageError(
-            f"the suffix {output.suffix!r} chooses no format", path=output, hint=f"one of: {known}"
+            f"no output format: {suffix} of those that choose one",
+            path=output,
+            hint=f"one of: {known}",
         )
     return kind
 
