@@ -189,7 +189,13 @@ def test_files_of_tests_have_names_of_their_own():
 HOMES = {
     "rich": {"render.terminal"},
     # The kernels of the comparison are given numpy or torch as a namespace.
-    "numpy": {"tensors.blocks", "tensors.casting", "tensors.statistics", "comparison.arrays"},
+    "numpy": {
+        "tensors.blocks",
+        "tensors.casting",
+        "tensors.mean",
+        "tensors.statistics",
+        "comparison.arrays",
+    },
     "ml_dtypes": {"tensors.blocks", "tensors.casting", "comparison.arrays"},
     "torch": {"tensors.as_torch", "api", "comparison.devices", "process.ranks"},
     "safetensors": {"writers.safetensors_file"},

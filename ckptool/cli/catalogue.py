@@ -48,6 +48,10 @@ COMMANDS: Mapping[str, Command] = {
         "Write a state dict in another form, or a checkpoint without some of its parts.",
         WRITE, "ckptool convert 'last.ckpt#@model' -o weights.safetensors",
     ),
+    "average": Command(
+        "average.command", "Write the mean of the same weights in several checkpoints.",
+        WRITE, "ckptool average runs/ --only model --last 5 -o mean.safetensors",
+    ),
     "rule": Command(
         "tables.rule", "Explain a rule and its remedy, or list all rules.",
         MORE, "ckptool rule CK404",

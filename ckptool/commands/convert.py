@@ -6,8 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ckptool.commands.origin import converted_from, kind_at, kind_taken
+from ckptool.commands.origin import converted_from
 from ckptool.commands.parts import drop_parts, read_parts
+from ckptool.commands.state_dicts import (
+    ROLE_NAMES,
+    only_state_dict,
+    state_dicts,
+    take_state_dict,
+)
 from ckptool.commands.writing import (
     WriteOptions,
     choose_form,
@@ -15,27 +21,20 @@ from ckptool.commands.writing import (
     report_shards,
     write_output,
 )
-from ckptool.contents.inventory import Table, is_state_dict
 from ckptool.contents.renames import parse_rename, renamed_by
-from ckptool.contents.selection import EMA_ROLE, MODEL_ROLE, ROLES, select_table
-from ckptool.ema.candidates import EmaLocation, table_address
+from ckptool.ema.candidates import EmaLocation
 from ckptool.ema.layouts import Layouts
 from ckptool.ema.locate import locate_ema
-from ckptool.errors import AddressError, UsageError
+from ckptool.errors import UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.provenance import as_text
-from ckptool.plans.extraction import Extraction, complete, plan_extraction, plan_model, renamed
+from ckptool.plans.extraction import Extraction, complete, renamed
 from ckptool.plans.renaming import only_matching, without_matching
 from ckptool.plans.validation import names_to_note
-from ckptool.plans.weights import take_weights
 from ckptool.process.progress import Progress, no_progress
 from ckptool.reports.write import ConvertReport
-from ckptool.tensors.volume import refuse_repetition
-from ckptool.tree.addresses import refuse_ambiguous
 from ckptool.tree.walking import children
-
-ROLE_NAMES = {role.removeprefix("@"): role for role in ROLES}  # ema -> @ema, as --only takes it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +95,8 @@ def convert(
         form = choose_form(path, output, options, path.resolve().stem + ".safetensors")
         address, globs = _asked(options)
         if address is None:
-            address = _only_state_dict(checkpoint, location)
-        taken, kind, plan = _taken(checkpoint, location, address, layouts)
+            address = only_state_dict(checkpoint, location)
+        taken, kind, plan = take_state_dict(checkpoint, location, address, layouts)
         before = set(plan.tensors)
         plan = complete(_chosen(plan, options, globs), checkpoint.path)
         note = as_text(converted_from(path, taken, kind, made_at))
@@ -138,7 +137,7 @@ def _dropped_parts(
     if options.address is not None or not (options.drop or several):
         return set()
     parts = read_parts(checkpoint, location)
-    names_parts = any(map(parts.named, options.drop)) or len(_state_dicts(location)) > 1
+    names_parts = any(map(parts.named, options.drop)) or len(state_dicts(location)) > 1
     if not several and (options.only or not names_parts):
         return set()
     given = {"--map": options.renames, "--dtype": options.dtype, "--wrap": options.wrap,
@@ -168,56 +167,6 @@ def _asked(options: ConvertOptions) -> tuple[str | None, Sequence[str]]:
             hint="one output holds one state dict: run convert for each",
         )
     return ROLE_NAMES[roles[0]], [name for name in options.only if name not in ROLE_NAMES]
-
-
-def _only_state_dict(checkpoint: Checkpoint, location: EmaLocation) -> str:
-    """Return the key path of the only state dict of weights.
-
-    Raises:
-        AddressError: there are others, or an optimizer, which the output would silently lack.
-    """
-    weights, optimizers = _state_dicts(location), location.inventory.optimizers
-    if len(weights) == 1 and not optimizers:
-        return table_address(weights[0])
-    places = [f"#{table_address(table) or '*'}" for table in weights[:5]]
-    roles = [f"#{role}" for role in _roles_there(location)]
-    others = ", and an optimizer" if optimizers else ""
-    raise AddressError(
-        f"the checkpoint holds {len(weights)} state dicts{others}: which one is to be converted?"
-        if weights
-        else "the checkpoint holds no state dict of weights",
-        path=checkpoint.path,
-        hint=f"name it behind the path: {', '.join([*roles, *places])}" if weights else None,
-    )
-
-
-def _state_dicts(location: EmaLocation) -> list[Table]:
-    """Return the state dicts of weights; a lone tensor beside other things is none."""
-    return [table for table in location.inventory.weights if is_state_dict(table.node)]
-
-
-def _roles_there(location: EmaLocation) -> list[str]:
-    found = {MODEL_ROLE: location.model, EMA_ROLE: location.selected}
-    return [role for role, table in found.items() if table is not None]
-
-
-def _taken(
-    checkpoint: Checkpoint, location: EmaLocation, address: str, layouts: Layouts
-) -> tuple[str, str, Extraction]:
-    """Return the key path of the state dict that is taken, its kind, and the plan to write it."""
-    if address in ROLES:
-        weights = take_weights(checkpoint, ema=address, layouts=layouts, command=None)
-        plan = plan_extraction(*weights, "model")
-        model, candidate = weights.location.model, weights.candidate
-        place = candidate.address if candidate else table_address(model) if model else ""
-        is_ema = address == EMA_ROLE
-        kind = kind_taken(weights.location) if is_ema else kind_at(location, place, checkpoint)
-        return place, kind, plan
-    table = select_table(location.inventory, address)
-    refuse_ambiguous(checkpoint.tree, table.address)
-    refuse_repetition(table.tensors.values())
-    place = table_address(table)
-    return place, kind_at(location, place, checkpoint), plan_model(table, "model", location)
 
 
 def _chosen(plan: Extraction, options: ConvertOptions, globs: Sequence[str]) -> Extraction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -43,6 +44,20 @@ def converted_from(path: Path, address: str, kind: str, made_at: float | None = 
         layout=None,
         time=_when(made_at),
         kind=kind,
+    )
+
+
+def averaged_from(paths: Sequence[Path], made_at: float | None = None) -> Provenance:
+    """Return the record of ``average``, whose result is a stochastic weight average (SWA)."""
+    return Provenance(
+        version=__version__,
+        command="average",
+        source=", ".join(path.name for path in paths),
+        ema="",
+        model=None,
+        layout=None,
+        time=_when(made_at),
+        kind="swa",
     )
 
 

@@ -17,7 +17,12 @@ from ckptool.names import AVERAGES, marker_in
 KEY = "ckptool"  # in the metadata of a checkpoint
 
 
-DONE = {"promote-ema": "promoted", "extract-ema": "extracted", "convert": "converted"}
+DONE = {
+    "promote-ema": "promoted",
+    "extract-ema": "extracted",
+    "convert": "converted",
+    "average": "averaged",
+}
 OPTIONAL = {"model", "layout", "kind"}  # fields that may be None
 
 
@@ -25,7 +30,7 @@ class Provenance(NamedTuple):
     """A note on the command that made a file."""
 
     version: str  # of ckptool
-    command: str  # extract-ema | promote-ema | convert
+    command: str  # extract-ema | promote-ema | convert | average
     source: str  # the file's name, without its directory
     ema: str  # key path of the EMA weights in the source
     model: str | None  # key path of the state dict that they average

@@ -109,7 +109,12 @@ def _ages(candidate: CandidateReport | None) -> str:
     return f" ({', '.join(told)})" if told else ""
 
 
-_MADE_BY = {"promote-ema": "promoted", "extract-ema": "extracted", "convert": "converted"}
+_MADE_BY = {
+    "promote-ema": "promoted",
+    "extract-ema": "extracted",
+    "convert": "converted",
+    "average": "averaged",
+}
 
 
 def _origin(origin: Mapping[str, Any]) -> str:

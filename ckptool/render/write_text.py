@@ -1,4 +1,4 @@
-"""The text of ``ckptool extract-ema``, ``promote-ema`` and ``convert``: output and sources."""
+"""The text of the commands that write weights: the output and its sources."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from ckptool.render import text as words
 from ckptool.render.facts import MAIN_SLOT, Fact, facts, file_kind, finding_row, place, short
 from ckptool.render.page import Line, Page, line, one_by_one
 from ckptool.reports.base import Finding, MainSlot
-from ckptool.reports.write import CastReport, ConvertReport, ExtractReport, PromoteReport
+from ckptool.reports.write import (
+    AverageReport,
+    CastReport,
+    ConvertReport,
+    ExtractReport,
+    PromoteReport,
+)
+
+_Written = ExtractReport | ConvertReport | AverageReport
 
 
 @one_by_one
@@ -65,13 +73,13 @@ def _extract_lines(report: ExtractReport) -> Iterator[Fact]:
         yield "main slot", line(MAIN_SLOT[MainSlot.AVERAGED])
 
 
-def _tie_lines(report: ExtractReport | ConvertReport) -> Iterator[Fact]:
+def _tie_lines(report: _Written) -> Iterator[Fact]:
     if report.tied:
         ties = ", ".join(f"{short(a)} = {short(b)}" for a, b in list(report.tied.items())[:3])
         yield "tied", line(ties, (_TIES[report.ties], "quiet"))
 
 
-def _output_lines(report: ExtractReport | ConvertReport) -> Iterator[Fact]:
+def _output_lines(report: _Written) -> Iterator[Fact]:
     if report.left_out:
         values = [f"{name} ({what})" for name, what in report.left_out.items()]
         yield "no weights", line(f"{len(values)} left out: {words.some(values)}")
@@ -80,7 +88,7 @@ def _output_lines(report: ExtractReport | ConvertReport) -> Iterator[Fact]:
     yield from _shard_lines(report)
 
 
-def _shard_lines(report: ExtractReport | ConvertReport) -> Iterator[Fact]:
+def _shard_lines(report: _Written) -> Iterator[Fact]:
     if report.shards:
         yield "shards", line(words.plural(len(report.shards), "file"))
     for shard in report.shards:
@@ -133,6 +141,34 @@ def _convert_lines(report: ConvertReport) -> Iterator[Fact]:
     yield from _output_lines(report)
     if report.beside:
         yield "not taken", line(words.some(report.beside))
+
+
+@one_by_one
+def show_average(report: AverageReport) -> Page:
+    """Yield the output, and each checkpoint with its weight."""
+    done = "wrote" if report.written else "would write"
+    path = (words.printable(report.output), "title")
+    yield line(f"{done} ", path, f"  {file_kind(report.format)}")
+    yield facts("From", _average_lines(report))
+    yield from _findings(report.findings)
+
+
+def _average_lines(report: AverageReport) -> Iterator[Fact]:
+    for source in report.sources:
+        counters = {"epoch": source.epoch, "step": source.step}
+        step = "".join(f"  {name} {n:g}" for name, n in counters.items() if n is not None)
+        at = (f"#{words.printable(source.address)}", "quiet") if source.address else ""
+        yield f"{source.weight:.6g}", line((words.printable(source.path), "name"), at, step)
+    tensors = f"{words.plural(report.averaged, 'tensor')} averaged"
+    yield "tensors", line(f"{tensors}, {words.size(report.bytes)} in all")
+    if report.newest:
+        kept = words.some(report.newest)
+        yield "newest", line(f"{len(report.newest)} of the newest checkpoint: {kept}")
+    if report.statistics:
+        told = f"{len(report.statistics)} batch statistics averaged"
+        yield "buffers", line(f"{told}: torch.optim.swa_utils.update_bn makes better ones")
+    yield from _tie_lines(report)
+    yield from _output_lines(report)
 
 
 _KINDS = {"raw": "raw weights", "ema": "EMA weights", "swa": "SWA weights"}

@@ -50,6 +50,7 @@ SCHEMAS: Mapping[str, str] = {
     "ExtractReport": "ckptool/extract-ema/1",
     "PromoteReport": "ckptool/promote-ema/1",
     "ConvertReport": "ckptool/convert/1",
+    "AverageReport": "ckptool/average/1",
     "VerifyReport": "ckptool/verify/1",
     "ChoiceReport": "ckptool/verify-choice/1",
     "RulesReport": "ckptool/rules/1",

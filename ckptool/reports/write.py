@@ -1,4 +1,4 @@
-"""Reports of ``ckptool extract-ema``, ``promote-ema`` and ``convert``; see ``base.py``."""
+"""Reports of the commands that write weights; see ``base.py``."""
 
 from __future__ import annotations
 
@@ -105,6 +105,42 @@ class ConvertReport:
     # Name of each other value in the state dict -> the kind of value.
     left_out: Mapping[str, str] = field(default_factory=dict)
     renamed: int = 0  # tensors that --map gives another name
+    casts: CastReport | None = None  # with --dtype
+    shards: tuple[ShardReport, ...] = ()  # with several files, of which ``output`` is the index
+    removed: tuple[str, ...] = ()  # shards of the replaced set that the new set lacks
+    findings: tuple[Finding, ...] = ()
+    # Configuration files beside the checkpoint, which may not loosen checks.
+    config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
+
+
+@dataclass(frozen=True, slots=True)
+class AverageSource:
+    """One of the checkpoints that are averaged."""
+
+    path: str
+    address: str  # key path of its state dict
+    weight: float  # in the mean; all come to 1
+    step: float | None  # the global step that the file states
+    epoch: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class AverageReport:
+    """The result of ``ckptool average``, or the plan with ``--dry-run``."""
+
+    sources: tuple[AverageSource, ...]  # the newest last
+    output: str
+    format: str  # safetensors | torch-zip
+    written: bool
+    tensors: int
+    bytes: int
+    averaged: int  # tensors that are means
+    newest: tuple[str, ...]  # names of tensors that are those of the newest checkpoint
+    statistics: tuple[str, ...]  # batch statistics that were averaged
+    tied: Mapping[str, str]
+    ties: str  # how shared tensors are written: shared | once | each
+    # Name of each other value in the state dict -> the kind of value.
+    left_out: Mapping[str, str] = field(default_factory=dict)
     casts: CastReport | None = None  # with --dtype
     shards: tuple[ShardReport, ...] = ()  # with several files, of which ``output`` is the index
     removed: tuple[str, ...] = ()  # shards of the replaced set that the new set lacks

@@ -56,7 +56,7 @@ def converted(ckptool, tmp_path):
 
 def test_of_several_state_dicts_none_is_chosen(path, refused, tmp_path):
     error = refused(path, "-o", tmp_path / "out.safetensors")
-    assert error["message"].startswith("the checkpoint holds 2 state dicts, and an optimizer")
+    assert error["message"].startswith("the checkpoint holds 2 state dicts and an optimizer")
     for place in ("#@model", "#@ema", "#state_dict", "#ema_state_dict"):
         assert place in error["hint"]
 

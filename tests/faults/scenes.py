@@ -136,6 +136,7 @@ SCENES = (
           again=2, report="out.json"),
     Scene("configuration-found", ("extract-ema", INPUT, "-o", "out.pt"),
           {"ckptool.toml": b'[verify]\nrequire = ["ema"]\n'}, again=2),
+    Scene("average", ("average", INPUT, INPUT, "--only", "ema", "-o", "out.safetensors"), again=2),
     Scene("drop", ("convert", INPUT, "--drop", "optimizer", "-o", "out.ckpt"), again=2),
     Scene("convert", ("convert", INPUT, "--only", "model", "-o", "out.pt", "--dtype", "*=float16"),
           again=2),

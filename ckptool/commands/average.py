@@ -1,0 +1,237 @@
+"""The mean of the same weights in several checkpoints: plain, weighted, or as an EMA would be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ckptool.commands.operands import checkpoint_files, is_run
+from ckptool.commands.origin import averaged_from
+from ckptool.commands.state_dicts import ROLE_NAMES, Taken, only_state_dict, take_state_dict
+from ckptool.commands.writing import (
+    WriteOptions,
+    choose_form,
+    report_shards,
+    write_output,
+)
+from ckptool.contents.selection import Operand
+from ckptool.contents.training import read_training_state
+from ckptool.ema.layouts import Layouts
+from ckptool.ema.locate import locate_ema
+from ckptool.errors import CkptError, UsageError
+from ckptool.formats import open_checkpoint
+from ckptool.formats.base import Checkpoint, TensorReader
+from ckptool.formats.provenance import as_text
+from ckptool.plans.averaging import Combined, Member, combine, ema_weights, given_weights
+from ckptool.plans.casts import plan_casting
+from ckptool.plans.extraction import Extraction, complete
+from ckptool.plans.validation import refuse_unsound
+from ckptool.process.progress import Progress, no_progress
+from ckptool.reports.rules import BYTES
+from ckptool.reports.write import AverageReport, AverageSource, CastReport
+from ckptool.tensors.scan import scan
+from ckptool.tree.nodes import Address, TensorRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AverageOptions(WriteOptions):
+    """Options of ``average``: what is averaged, with which weights, and how it is written."""
+
+    role: str | None = None  # ``model`` or ``ema``, where an operand names no key path
+    weights: str | None = None  # ``1,1,2``: one for each checkpoint, in the order of the operands
+    ema_decay: float | None = None  # of one step: the EMA of the checkpoints in order of their step
+    last: int | None = None  # only the newest so many
+    buffers: str = "average"  # ``newest``: take batch statistics from the newest checkpoint
+
+
+class _Opened(NamedTuple):
+    """A checkpoint, and the state dict that is taken from it."""
+
+    checkpoint: Checkpoint
+    taken: Taken
+    tensors: Mapping[str, TensorRef]
+    facts: Mapping[str, Any]  # global_step, epoch
+
+
+def average(
+    operands: Sequence[Operand],
+    output: str | Path,
+    options: AverageOptions = AverageOptions(),
+    *,
+    progress: Progress = no_progress,
+    layouts: Layouts = (),
+    made_at: float | None = None,
+) -> AverageReport:
+    """Write the mean of the same weights in several checkpoints.
+
+    Values are added in float64 and rounded once. Tensors that are not floating (counters, masks)
+    are those of the newest checkpoint: the last by step, or by the operands where a file states no
+    step.
+
+    Args:
+        operands: checkpoints, and directories of checkpoints, which stand for all in them.
+        output: its suffix chooses the format.
+        options: what is averaged, and how it is written.
+        progress: called with the bytes written.
+        layouts: custom layouts of the configuration, tried before the known ones.
+        made_at: seconds since 1970 for the record of provenance; by default now.
+
+    Raises:
+        AddressError: a checkpoint holds several state dicts, and none is named.
+        UsageError: options exclude each other, the checkpoints hold different weights, or there
+            are less than two.
+        UnsupportedError: a part of what is taken is no plain tensor.
+        DamagedError: bytes of a source do not fit their checksum.
+        EmaRefusedError: values are non-finite.
+        OutputError: the output exists or cannot be written.
+    """
+    if options.weights is not None and options.ema_decay is not None:
+        raise UsageError("--weights and --ema-decay exclude each other")
+    form = choose_form(operands[0].path, output, options, "average.safetensors")
+    with ExitStack() as stack:
+        opened = [_open(stack, operand, options, layouts) for operand in _single(operands)]
+        counter = _counter(opened)
+        opened = _in_order(opened, counter, options)
+        weights = _weights(opened, options)
+        newest = opened[-1]
+        casting = plan_casting(newest.tensors, options.dtype)
+        members = [
+            Member(str(each.checkpoint.path), each.checkpoint.reader, each.tensors)
+            for each in opened
+        ]
+        combined = combine(members, weights, casting, buffers=options.buffers)
+        for each in opened:
+            _refuse_damage(each, progress=no_progress, force=options.force)
+        note = as_text(averaged_from([each.checkpoint.path for each in opened], made_at))
+        plan = Extraction(combined.tensors, frozenset(combined.averaged), (), ())
+        outcome = write_output(
+            _together(opened), plan, form, options, note, progress, finite=combined.averaged
+        )
+        report = AverageReport(
+            sources=tuple(
+                AverageSource(
+                    str(each.checkpoint.path),
+                    each.taken.address,
+                    weight,
+                    each.facts.get("global_step"),
+                    each.facts.get("epoch"),
+                )
+                for each, weight in zip(opened, weights, strict=True)
+            ),
+            output=outcome.named,
+            format=form.kind,
+            written=not options.dry_run,
+            tensors=outcome.tensors,
+            bytes=outcome.state_dict.nbytes,
+            averaged=len(combined.averaged),
+            newest=combined.newest,
+            statistics=combined.statistics,
+            tied=plan.tied,
+            ties="shared" if form.kind == "torch-zip" else options.ties,
+            casts=_casts(newest, combined) if options.dtype else None,
+            shards=report_shards(outcome),
+            removed=outcome.removed,
+            findings=outcome.findings,
+        )
+        return replace(report, left_out=newest.taken.plan.left_out)
+
+
+def _casts(newest: _Opened, combined: Combined) -> CastReport:
+    """Return the effect of ``--dtype``, to which means are rounded at once."""
+    cast = [
+        ref.dtype.name
+        for name, ref in combined.tensors.items()
+        if ref.dtype is not newest.tensors[name].dtype
+    ]
+    return CastReport(", ".join(dict.fromkeys(cast)), len(cast), 0, 0, {})
+
+
+def _single(operands: Sequence[Operand]) -> list[Operand]:
+    """Return the operands, with the checkpoints of directories instead of these."""
+    return [
+        Operand(path, operand.address)
+        for operand in operands
+        for path in (checkpoint_files(operand.path) if is_run(operand.path) else [operand.path])
+    ]
+
+
+def _open(stack: ExitStack, operand: Operand, options: AverageOptions, layouts: Layouts) -> _Opened:
+    checkpoint = stack.enter_context(open_checkpoint(operand.path))
+    try:
+        location = locate_ema(checkpoint, layouts=layouts)
+        address = operand.address
+        if address is None and options.role is not None:
+            address = ROLE_NAMES[options.role]
+        if address is None:
+            address = only_state_dict(checkpoint, location, beside_optimizer=True)
+        taken = take_state_dict(checkpoint, location, address, layouts)
+        tensors = complete(taken.plan, operand.path).tensors
+    except CkptError as error:
+        raise error.at(operand.path) from error.__cause__
+    facts = read_training_state(checkpoint.tree, checkpoint.reader).facts
+    return _Opened(checkpoint, taken, tensors, facts)
+
+
+COUNTERS = ("global_step", "epoch")
+
+
+def _counter(opened: Sequence[_Opened]) -> str | None:
+    """Return a counter that all checkpoints have and that tells them apart; None: there is none."""
+    for name in COUNTERS:
+        counts = [each.facts.get(name) for each in opened]
+        if None not in counts and len(set(counts)) == len(counts):
+            return name
+    return None
+
+
+def _in_order(opened: list[_Opened], counter: str | None, options: AverageOptions) -> list[_Opened]:
+    """Return the checkpoints in the order of their steps or epochs; only the last so many.
+
+    With weights they stay in the order of the operands.
+
+    Raises:
+        UsageError: the order is needed and not known, or too few are left.
+    """
+    is_unknown = options.last is not None and counter is None
+    if is_unknown or (options.ema_decay is not None and counter != COUNTERS[0]):
+        raise UsageError(
+            "the order is not known: not every checkpoint states a step of its own",
+            hint="name the checkpoints, and their weights by --weights",
+        )
+    if counter is not None and options.weights is None:
+        opened = sorted(opened, key=lambda each: float(each.facts[counter]))
+    opened = opened[-options.last :] if options.last else opened
+    if len(opened) < 2:
+        raise UsageError("an average takes at least two checkpoints")
+    return opened
+
+
+def _weights(opened: Sequence[_Opened], options: AverageOptions) -> tuple[float, ...]:
+    if options.weights is not None:
+        return given_weights(options.weights, len(opened))
+    if options.ema_decay is not None:
+        steps = [float(each.facts[COUNTERS[0]]) for each in opened]
+        return ema_weights(steps, options.ema_decay)
+    return (1 / len(opened),) * len(opened)
+
+
+def _refuse_damage(each: _Opened, progress: Progress, *, force: bool) -> None:
+    """Compare the records that hold the weights with their checksums.
+
+    Raises:
+        DamagedError: one does not fit, without ``force``.
+    """
+    tensors: dict[Address, TensorRef] = {(name,): ref for name, ref in each.tensors.items()}
+    reader = each.checkpoint.reader
+    found = scan(reader, tensors, frozenset({BYTES}), progress, elsewhere=False)
+    refuse_unsound(each.checkpoint, found, (), force=force)
+
+
+def _together(opened: Sequence[_Opened]) -> Checkpoint:
+    """Return the newest checkpoint with the sources and files of all: none may be written over."""
+    sources = [source for each in opened for source in each.checkpoint.reader.opened]
+    files = tuple(path for each in opened for path in each.checkpoint.files)
+    return replace(opened[-1].checkpoint, reader=TensorReader(*sources), parts=files)

@@ -1,0 +1,87 @@
+"""The state dict that a command takes from a checkpoint: by key path, by role, or the only one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ckptool.commands.origin import kind_at, kind_taken
+from ckptool.contents.inventory import Table, is_state_dict
+from ckptool.contents.selection import EMA_ROLE, MODEL_ROLE, ROLES, select_table
+from ckptool.ema.candidates import EmaLocation, table_address
+from ckptool.ema.layouts import Layouts
+from ckptool.errors import AddressError
+from ckptool.formats.base import Checkpoint
+from ckptool.plans.extraction import Extraction, plan_extraction, plan_model
+from ckptool.plans.weights import take_weights
+from ckptool.tensors.volume import refuse_repetition
+from ckptool.tree.addresses import refuse_ambiguous
+
+ROLE_NAMES = {role.removeprefix("@"): role for role in ROLES}  # ema -> @ema, as --only takes it
+
+
+class Taken(NamedTuple):
+    """A state dict that is taken."""
+
+    address: str  # its key path
+    kind: str  # raw, ema, …; see ``ConvertReport``
+    plan: Extraction
+
+
+def only_state_dict(
+    checkpoint: Checkpoint, location: EmaLocation, *, beside_optimizer: bool = False
+) -> str:
+    """Return the key path of the only state dict of weights.
+
+    Raises:
+        AddressError: there are others, or, unless ``beside_optimizer``, an optimizer, which the
+            output would silently lack.
+    """
+    weights, optimizers = state_dicts(location), location.inventory.optimizers
+    if len(weights) == 1 and (beside_optimizer or not optimizers):
+        return table_address(weights[0])
+    places = [f"#{table_address(table) or '*'}" for table in weights[:5]]
+    roles = [f"#{role}" for role in _roles_there(location)]
+    counted = f"{len(weights)} state dicts" if len(weights) != 1 else "a state dict"
+    others = " and an optimizer" if optimizers else ""
+    raise AddressError(
+        f"the checkpoint holds {counted}{others}: which one is meant?"
+        if weights
+        else "the checkpoint holds no state dict of weights",
+        path=checkpoint.path,
+        hint=f"name it behind the path: {', '.join([*roles, *places])}" if weights else None,
+    )
+
+
+def state_dicts(location: EmaLocation) -> list[Table]:
+    """Return the state dicts of weights; a lone tensor beside other things is none."""
+    return [table for table in location.inventory.weights if is_state_dict(table.node)]
+
+
+def _roles_there(location: EmaLocation) -> list[str]:
+    found = {MODEL_ROLE: location.model, EMA_ROLE: location.selected}
+    return [role for role, table in found.items() if table is not None]
+
+
+def take_state_dict(
+    checkpoint: Checkpoint, location: EmaLocation, address: str, layouts: Layouts
+) -> Taken:
+    """Return the state dict at a key path, or the one that a role means.
+
+    Raises:
+        AddressError: there is none.
+        EmaNotFoundError, EmaAmbiguousError, EmaRefusedError: a role that the file does not have.
+    """
+    if address in ROLES:
+        weights = take_weights(checkpoint, ema=address, layouts=layouts, command=None)
+        plan = plan_extraction(*weights, "model")
+        model, candidate = weights.location.model, weights.candidate
+        place = candidate.address if candidate else table_address(model) if model else ""
+        is_ema = address == EMA_ROLE
+        kind = kind_taken(weights.location) if is_ema else kind_at(location, place, checkpoint)
+        return Taken(place, kind, plan)
+    table = select_table(location.inventory, address)
+    refuse_ambiguous(checkpoint.tree, table.address)
+    refuse_repetition(table.tensors.values())
+    place = table_address(table)
+    kind = kind_at(location, place, checkpoint)
+    return Taken(place, kind, plan_model(table, "model", location))

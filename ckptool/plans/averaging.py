@@ -1,0 +1,148 @@
+"""The mean of several state dicts: the weight of each, and how each tensor is combined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from math import isfinite
+from typing import NamedTuple
+
+from ckptool.contents.globs import nearby
+from ckptool.errors import UsageError
+from ckptool.formats.base import TensorReader
+from ckptool.tensors.casting import CASTABLE, Casting
+from ckptool.tensors.mean import Mean, Weighted
+from ckptool.tree.nodes import TensorRef
+
+# Last parts of the names of batch statistics, which the forward passes of training update.
+STATISTICS = frozenset({"running_mean", "running_var"})
+
+
+class Member(NamedTuple):
+    """A state dict that goes into the mean."""
+
+    name: str  # for messages
+    reader: TensorReader
+    tensors: Mapping[str, TensorRef]
+
+
+class Combined(NamedTuple):
+    """The state dict that is written."""
+
+    tensors: Mapping[str, TensorRef]
+    averaged: tuple[str, ...]
+    newest: tuple[str, ...]  # taken from the last member: integers, flags, and the like
+    statistics: tuple[str, ...]  # batch statistics among the averaged
+
+
+def given_weights(text: str, count: int) -> tuple[float, ...]:
+    """Return the weights that were typed, ``1,1,2``, with a sum of 1.
+
+    Raises:
+        UsageError: they are no numbers, too many or too few, or come to nothing.
+    """
+    try:
+        weights = [float(each) for each in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--weights {text!r} are no numbers", hint="like 1,1,2") from error
+    if len(weights) != count:
+        raise UsageError(f"{len(weights)} weights for {count} checkpoints")
+    total = sum(weights)
+    if not all(map(isfinite, weights)) or total == 0:
+        raise UsageError(f"--weights {text!r} come to {total}", hint="their sum must not be 0")
+    return tuple(weight / total for weight in weights)
+
+
+def ema_weights(steps: Sequence[float], decay: float) -> tuple[float, ...]:
+    """Return the weights of an EMA that begins at the first state dict and then meets the others.
+
+    ``decay`` is that of one step, as in training: over a gap of n steps the EMA keeps decay ** n.
+
+    Raises:
+        UsageError: the decay is not between 0 and 1, or two state dicts are of one step.
+    """
+    if not 0 < decay < 1:
+        raise UsageError(f"--ema-decay {decay} is not between 0 and 1")
+    weights = [1.0]
+    for before, after in pairwise(steps):
+        if after <= before:
+            raise UsageError(f"two of the checkpoints are of step {after:g}")
+        kept = decay ** (after - before)
+        weights = [*(weight * kept for weight in weights), 1 - kept]
+    return tuple(weights)
+
+
+def combine(
+    members: Sequence[Member], weights: Sequence[float], casting: Casting, *, buffers: str
+) -> Combined:
+    """Return the mean of state dicts with the same names and shapes, the newest last.
+
+    Floating tensors are averaged. All others are those of the newest; with ``buffers="newest"``
+    batch statistics are, too. Tensors that are one in all state dicts stay one.
+
+    Raises:
+        UsageError: a tensor is missing in one of them, or has another shape.
+    """
+    newest = members[-1]
+    for member in members:
+        _refuse_other(member, newest)
+    tensors: dict[str, TensorRef] = {}
+    averaged: list[str] = []
+    means: dict[tuple[object, ...], TensorRef] = {}
+    for name, ref in newest.tensors.items():
+        is_kept = buffers == "newest" and _is_statistic(name)
+        if ref.dtype.name not in CASTABLE or is_kept or not ref.numel:
+            tensors[name] = ref
+            continue
+        averaged.append(name)
+        refs = [member.tensors[name] for member in members]
+        place = tuple((each.chunks, each.dtype.name, each.lazy) for each in refs)
+        if place not in means:
+            series = [
+                Weighted(member.reader, each, weight)
+                for member, each, weight in zip(members, refs, weights, strict=True)
+            ]
+            means[place] = Mean(name, series, casting.dtype_of(ref)).as_tensor(ref.shape)
+        tensors[name] = means[place]
+    return Combined(
+        tensors,
+        tuple(averaged),
+        tuple(name for name in tensors if name not in set(averaged)),
+        tuple(filter(_is_statistic, averaged)),
+    )
+
+
+def _is_statistic(name: str) -> bool:
+    return name.rpartition(".")[2] in STATISTICS
+
+
+def _refuse_other(member: Member, newest: Member) -> None:
+    """Refuse a state dict with other names or shapes than the newest.
+
+    Raises:
+        UsageError: it has.
+    """
+    for one, other in ((newest, member), (member, newest)):
+        missing = next((name for name in one.tensors if name not in other.tensors), None)
+        if missing is not None:
+            raise UsageError(
+                f"the checkpoints hold different weights: {other.name} has no {missing}, which "
+                f"{one.name} has",
+                hint=nearby(missing, other.tensors, "names"),
+            )
+    for name, ref in newest.tensors.items():
+        found = member.tensors[name]
+        if (found.shape, _kind(found)) != (ref.shape, _kind(ref)):
+            raise UsageError(
+                f"the checkpoints hold different weights: {name} is {_told(found)} in "
+                f"{member.name} and {_told(ref)} in {newest.name}"
+            )
+
+
+def _kind(ref: TensorRef) -> object:
+    """Return what must be equal: floating dtypes may differ, others are taken as they are."""
+    return "floating" if ref.dtype.name in CASTABLE else ref.dtype.name
+
+
+def _told(ref: TensorRef) -> str:
+    return f"{ref.dtype.name} {list(ref.shape)}"

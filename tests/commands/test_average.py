@@ -1,0 +1,323 @@
+"""``ckptool average``: the judge is float64 arithmetic of torch, rounded once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from ckptool import open_checkpoint
+from ckptool.commands.average import AverageOptions, average
+from ckptool.commands.state_dicts import only_state_dict
+from ckptool.contents.selection import Operand
+from ckptool.dtypes import BY_NAME
+from ckptool.ema.locate import locate_ema
+from ckptool.errors import AddressError, UsageError
+from ckptool.formats.base import TensorReader
+from ckptool.plans.averaging import ema_weights, given_weights
+from ckptool.sources.memory import Memory
+from ckptool.tensors.mean import Mean, Weighted
+from ckptool.tree.nodes import Chunk, TensorRef
+from helpers.making import average_of, resumable, save, weights
+from helpers.paths import contents
+from helpers.tensors import assert_same_tensors, load
+from helpers.thinned import examples
+
+FLOATS = (
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn,
+    torch.float8_e5m2,
+)  # fmt: skip
+
+
+def noisy(seed: int, like: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: (tensor + torch.randn(tensor.shape, generator=generator)).to(tensor.dtype)
+        if tensor.is_floating_point()
+        else tensor + seed
+        for name, tensor in (like or weights()).items()
+    }
+
+
+def mean(state_dicts, shares=None, dtype=None) -> dict[str, torch.Tensor]:
+    """In float64, rounded once; integers of the last."""
+    shares = shares or [1 / len(state_dicts)] * len(state_dicts)
+    newest = state_dicts[-1]
+    return {
+        name: sum(
+            (each[name].double() * share for each, share in zip(state_dicts, shares, strict=True)),
+            torch.zeros(newest[name].shape, dtype=torch.float64),
+        ).to(dtype or newest[name].dtype)
+        if newest[name].is_floating_point()
+        else newest[name]
+        for name in newest
+    }
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Four checkpoints of a run, whose names are not in the order of their steps."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name, step in (("d", 100), ("a", 200), ("c", 300), ("b", 500)):
+        model = noisy(step)
+        content = resumable(model) | {"global_step": step, "epoch": step // 100}
+        save(folder / f"{name}.ckpt", model, average_of(model), **content)
+    return folder
+
+
+@pytest.fixture
+def averaged(ckptool, tmp_path):
+    """Run, and load what was written."""
+
+    def run(*args, name="out.safetensors") -> dict:
+        output = tmp_path / name
+        done = ckptool("average", *args, "-o", output)
+        assert done.exit_code == 0, done.stderr
+        return load_file(output) if output.suffix == ".safetensors" else load(output)
+
+    return run
+
+
+@pytest.fixture
+def refused(ckptool, tmp_path):
+    def run(*args) -> dict:
+        before = contents(tmp_path)
+        output = ckptool("average", *args, "-o", tmp_path / "out.pt", "--json")
+        assert output.exit_code == 2
+        assert contents(tmp_path) == before
+        return output.json["error"]
+
+    return run
+
+
+def of_steps(*steps: int) -> list[dict[str, torch.Tensor]]:
+    return [noisy(step) for step in steps]
+
+
+# ------------------------------------------------------------------------------- what is averaged
+
+
+@pytest.mark.parametrize("name", ["out.safetensors", "out.pt"])
+def test_the_mean_of_a_run(run, averaged, name):
+    assert_same_tensors(
+        averaged(run, "--only", "model", name=name), mean(of_steps(100, 200, 300, 500))
+    )
+
+
+def test_the_newest_by_their_steps(run, averaged):
+    found = averaged(run, "--only", "model", "--last", "2")
+    assert_same_tensors(found, mean(of_steps(300, 500)))
+
+
+def test_weights_in_the_order_of_the_operands(run, averaged):
+    found = averaged(
+        run / "b.ckpt", run / "d.ckpt", "--only", "model", "--weights", "3,1", name="out.pt"
+    )
+    assert_same_tensors(found, mean(of_steps(500, 100), [0.75, 0.25]))
+
+
+def test_the_ema_weights_of_each(run, averaged):
+    found = averaged(f"{run / 'a.ckpt'}#@ema", f"{run / 'b.ckpt'}#ema_state_dict")
+    assert_same_tensors(found, mean([average_of(each) for each in of_steps(200, 500)]))
+
+
+def test_an_ema_respects_the_gaps(run, averaged):
+    decay = 0.995
+    found = averaged(run, "--only", "model", "--ema-decay", str(decay), name="out.pt")
+    first, *others = of_steps(100, 200, 300, 500)
+    shares = [1.0]
+    for gap in (100, 100, 200):
+        shares = [share * decay**gap for share in shares] + [1 - decay**gap]
+    assert_same_tensors(found, mean([first, *others], shares))
+
+
+def test_torch_averages_alike(run, averaged):
+    """AveragedModel's running mean rounds at each step; ours rounds once."""
+    module = torch.nn.Linear(4, 3)
+    swa = torch.optim.swa_utils.AveragedModel(module)
+    files = []
+    for seed in range(5):
+        module.load_state_dict(noisy(seed, module.state_dict()))
+        swa.update_parameters(module)
+        files.append(run.parent / f"{seed}.pt")
+        torch.save(module.state_dict(), files[-1])
+    found = averaged(*files, name="swa.pt")
+    for name, tensor in swa.module.state_dict().items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-6, atol=1e-6)
+
+
+def test_dtypes_are_rounded_to_once(run, averaged):
+    found = averaged(run, "--only", "model", "--dtype", "bf16", "--dtype", "*bias=float64")
+    members = of_steps(100, 200, 300, 500)
+    half, double = mean(members, dtype=torch.bfloat16), mean(members, dtype=torch.float64)
+    wanted = {name: double[name] if name.endswith("bias") else half[name] for name in half}
+    assert_same_tensors(found, wanted)
+
+
+def test_batch_statistics(tmp_path, averaged, ckptool):
+    for seed in range(3):
+        norm = torch.nn.BatchNorm1d(4)
+        norm.load_state_dict(noisy(seed + 1, norm.state_dict()))
+        torch.save(norm.state_dict(), tmp_path / f"{seed}.pt")
+    files = [tmp_path / f"{seed}.pt" for seed in range(3)]
+    members = [load(path) for path in files]
+    assert_same_tensors(averaged(*files, name="all.pt"), mean(members))
+    kept = averaged(*files, "--buffers", "newest", name="newest.pt")
+    assert torch.equal(kept["running_var"], members[-1]["running_var"])
+    assert torch.equal(kept["weight"], mean(members)["weight"])
+    report = ckptool("average", *files, "-o", tmp_path / "x.pt", "--json").json
+    assert report["statistics"] == ["running_mean", "running_var"]
+    assert report["newest"] == ["num_batches_tracked"]
+
+
+def test_ties_stay(tmp_path, averaged):
+    for seed in (1, 2):
+        tied = torch.full((3, 2), float(seed))
+        torch.save({"embed": tied, "head": tied, "own": tied.clone()}, tmp_path / f"{seed}.pt")
+    found = averaged(tmp_path / "1.pt", tmp_path / "2.pt", name="out.pt")
+    pointers = {name: tensor.untyped_storage().data_ptr() for name, tensor in found.items()}
+    assert pointers["embed"] == pointers["head"] != pointers["own"]
+
+
+def test_any_strides_dtypes_and_containers(tmp_path, averaged):
+    wide = torch.arange(600_000.0).reshape(1000, 600) / 8192
+    torch.save({"w": wide.t(), "s": torch.tensor(2.0)}, tmp_path / "a.pt")
+    save_file(
+        {"w": (wide.t() * 2).contiguous(), "s": torch.tensor(4.0)}, tmp_path / "b.safetensors"
+    )
+    torch.save({"w": wide.t().half(), "s": torch.tensor(6.0)}, tmp_path / "c.pt")
+    files = [tmp_path / name for name in ("a.pt", "b.safetensors", "c.pt")]
+    found = averaged(*files, "--weights", "1,1,0")
+    assert torch.equal(found["w"], (wide.t() * 1.5).half())
+    assert found["s"] == 3
+
+
+def test_the_report(run, ckptool, tmp_path):
+    done = ckptool("average", run, "--only", "model", "-o", tmp_path / "out.pt", "--json")
+    report = done.json
+    assert report["schema"] == "ckptool/average/1"
+    assert [source["step"] for source in report["sources"]] == [100, 200, 300, 500]
+    assert [source["weight"] for source in report["sources"]] == [0.25] * 4
+    assert report["newest"] == ["steps"]
+    made = ckptool("inspect", tmp_path / "out.pt", "--json").json["provenance"]
+    assert (made["command"], made["kind"]) == ("average", "swa")
+
+
+def test_from_python(run, tmp_path):
+    steps: list[int] = []
+    report = average(
+        [Operand(run)], tmp_path / "out.pt", AverageOptions(role="ema", last=3),
+        progress=steps.append, made_at=0,
+    )  # fmt: skip
+    assert [source.step for source in report.sources] == [200, 300, 500]
+    assert sum(steps) == report.bytes
+
+
+def test_the_only_state_dict(tmp_path):
+    torch.save({"net": weights(), **resumable(weights())}, tmp_path / "a.pt")
+    with open_checkpoint(tmp_path / "a.pt") as checkpoint:
+        location = locate_ema(checkpoint)
+        assert only_state_dict(checkpoint, location, beside_optimizer=True) == "net"
+        with pytest.raises(AddressError, match="a state dict and an optimizer"):
+            only_state_dict(checkpoint, location)
+
+
+# -------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ((), "2 state dicts and an optimizer: which one is meant?"),
+        (("--only", "model", "--weights", "1,2"), "2 weights for 4 checkpoints"),
+        (("--only", "model", "--weights", "1,2,x,3"), "are no numbers"),
+        (("--only", "model", "--weights", "1,-1,1,-1"), "come to 0"),
+        (("--only", "model", "--ema-decay", "1.5"), "not between 0 and 1"),
+        (("--only", "model", "--weights", "1,1,1,1", "--ema-decay", "0.5"), "exclude each other"),
+    ],
+)
+def test_options_that_do_not_fit(run, refused, more, message):
+    assert message in refused(run, *more)["message"]
+
+
+def test_one_is_no_average(run, refused):
+    assert "at least two" in refused(run / "a.ckpt", "--only", "model")["message"]
+
+
+def test_other_weights_are_refused_by_name(tmp_path, refused):
+    torch.save(weights(), tmp_path / "a.pt")
+    torch.save(weights(more=torch.ones(2)), tmp_path / "b.pt")
+    torch.save(weights() | {"scale": torch.ones(3)}, tmp_path / "c.pt")
+    error = refused(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert "a.pt has no more, which" in error["message"]
+    error = refused(tmp_path / "b.pt", tmp_path / "a.pt")
+    assert "a.pt has no more, which" in error["message"]
+    error = refused(tmp_path / "a.pt", tmp_path / "c.pt")
+    assert "scale is float32 [] in" in error["message"]
+
+
+def test_an_order_that_nothing_states(tmp_path, refused):
+    torch.save(weights(), tmp_path / "a.pt")
+    torch.save(weights(), tmp_path / "b.pt")
+    error = refused(tmp_path / "a.pt", tmp_path / "b.pt", "--ema-decay", "0.9")
+    assert "the order is not known" in error["message"]
+    assert "--weights" in error["hint"]
+
+
+def test_nan_and_damage_are_refused(tmp_path, refused, ckptool):
+    torch.save(weights(), tmp_path / "a.pt")
+    torch.save(weights(scale=torch.tensor(float("nan"))), tmp_path / "b.pt")
+    error = refused(tmp_path / "a.pt", tmp_path / "b.pt")
+    assert "non-finite" in error["message"]
+    assert "scale" in error["message"]
+    data = bytearray((tmp_path / "a.pt").read_bytes())
+    data[data.index(weights()["stem.weight"].numpy().tobytes())] ^= 1
+    (tmp_path / "c.pt").write_bytes(data)
+    error = refused(tmp_path / "a.pt", tmp_path / "c.pt")
+    assert "do not fit its checksum" in error["message"]
+
+
+def test_no_source_is_written_over(run, refused, ckptool, tmp_path):
+    before = contents(run)
+    done = ckptool("average", run, "--only", "model", "-o", run / "a.ckpt", "--force")
+    assert done.exit_code == 2
+    assert contents(run) == before
+
+
+# ------------------------------------------------------------------------------------ the numbers
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@given(
+    shares=st.lists(st.floats(-2, 2), min_size=1, max_size=5), start=st.integers(0, 40),
+    nbytes=st.integers(0, 60), seed=st.integers(0, 1000),
+)  # fmt: skip
+@examples(30)
+def test_any_bytes_of_a_mean(dtype, shares, start, nbytes, seed):
+    """Also those that begin or end inside a value."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [torch.randn(5, 7, generator=generator).to(dtype) for _ in shares]
+    row = BY_NAME[str(dtype).removeprefix("torch.")]
+    series = []
+    for tensor, share in zip(tensors, shares, strict=True):
+        memory = Memory(tensor.view(torch.uint8).numpy().tobytes())
+        chunk = Chunk(memory.span(0, memory.size), (0, 0), (5, 7), (7, 1))
+        series.append(Weighted(TensorReader(memory), TensorRef(row, (5, 7), (chunk,)), share))
+    total = torch.zeros(5, 7, dtype=torch.float64)
+    for tensor, share in zip(tensors, shares, strict=True):
+        total += tensor.double() * share
+    wanted = total.to(dtype).view(torch.uint8).numpy().tobytes()
+    found = Mean("w", series, row)
+    assert found.size == len(wanted)
+    end = min(start + nbytes, found.size)
+    assert found.read(min(start, end), end - min(start, end)) == wanted[min(start, end) : end]
+
+
+def test_shares():
+    assert given_weights("1,1,2", 3) == (0.25, 0.25, 0.5)
+    assert ema_weights([1, 2, 4], 0.5) == (0.125, 0.125, 0.75)
+    with pytest.raises(UsageError, match="of step 2"):
+        ema_weights([1, 2, 2], 0.5)
