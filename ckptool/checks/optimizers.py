@@ -30,7 +30,7 @@ from ckptool.reports.rules import finding
 from ckptool.tensors.sample import scalar_value
 from ckptool.tree.addresses import format_address
 from ckptool.tree.describing import named
-from ckptool.tree.nodes import Address, fields_of
+from ckptool.tree.nodes import Address, Tree, fields_of
 
 WARM_UP = whole("warmup", "warm_up")
 SAME_RATE = 1e-6  # relative
@@ -284,12 +284,27 @@ def _present(subject: Subject) -> Verdicts:
 def _begun(subject: Subject) -> float | None:
     """Return the number of steps done, else of epochs; None if the file does not state it.
 
-    An epoch of 1 may be the first one, just begun, so it counts as not stated.
+    An epoch of 1 may be the first one, just begun, so it counts as not stated. Steps in an
+    environment come before the first update of an agent that collects experience at first.
     """
     facts = facts_of(subject)
+    if _awaits_first_update(subject.checkpoint.tree):
+        return 0
     if "global_step" in facts:
         return facts["global_step"]
     return None if facts.get("epoch") == 1 else facts.get("epoch")
+
+
+UPDATE_COUNTS = ("_n_updates", "n_updates")  # of stable-baselines3
+
+
+def _awaits_first_update(tree: Tree) -> bool:
+    """Return whether the file, or one of its parts, counts no update of the weights yet."""
+    parts = (tree, *tree.values()) if isinstance(tree, dict) else ()
+    counts = [
+        part[n] for part in parts if isinstance(part, dict) for n in UPDATE_COUNTS if n in part
+    ]
+    return bool(counts) and all(type(count) is int and count == 0 for count in counts)
 
 
 def _empty(subject: Subject) -> Verdicts:

@@ -482,3 +482,15 @@ def test_what_sound_runs_say_of_their_results(name, state, tmp_path, ckptool):
     path = runs.save(state | QUIET[name], tmp_path, "last.pt")
     output = ckptool("verify", path, "--select", "CK502,CK514,CK516", "--strict", "--json")
     assert output.json["findings"] == []
+
+
+@pytest.mark.parametrize(("updates", "is_told"), [(0, False), (3, True)])
+def test_an_agent_that_has_only_collected_experience_has_no_moments_yet(
+    updates, is_told, state, tmp_path, ckptool
+):
+    """stable-baselines3 counts steps in the environment, and the updates of the weights apart."""
+    state["optimizer"]["state"] = {}
+    more = {"global_step": 20, "data": {"_n_updates": updates, "learning_starts": 100}}
+    path = runs.save(state | more, tmp_path, "last.pt")
+    output = ckptool("verify", path, "--rules", "CK502", "--json")
+    assert bool(output.json["findings"]) == is_told
