@@ -242,6 +242,30 @@ def test_a_program_of_no_pickler_is_over_within_the_limits(name, tmp_path):
     assert float(seconds) < SECONDS
 
 
+# What reads, compares or spells out more than inspect does.
+OTHERS = (
+    ("verify", "{}"),
+    ("diff", "{}", "{}"),
+    ("inspect", "--stats", "{}"),
+    ("inspect", "--digests", "{}"),
+    ("verify", "--against", "{}", "{}"),
+    ("verify", "--like", "{}", "{}"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("at", "name"), [*enumerate(bombs.ALL)])
+def test_other_commands_are_over_within_the_limits_too(at, name, tmp_path):
+    """Each bomb is given to one of them; ``diff`` reads two files."""
+    path = tmp_path / "bomb.pt"
+    path.write_bytes(bombs.ALL[name](1_000_000))
+    command = OTHERS[at % len(OTHERS)]
+    code, peak, seconds = measured(*(word.format(path) for word in command))
+    assert code in {"0", "1", "2"}
+    assert int(peak) < MEMORY
+    assert float(seconds) < SECONDS * command.count("{}")
+
+
 def alternating(path: Path, mebibytes: int) -> None:
     """Eighty tensors that lie in turn in two storages, compressed to next to nothing."""
     one, other = (torch.zeros(mebibytes << 18) for _ in range(2))

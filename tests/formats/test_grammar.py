@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from ckptool.errors import CkptError, DamagedError
+from ckptool.formats.pickles import grades
 from ckptool.formats.pickles.calls import CALLS, FROM_TYPE, NESTED, NEWOBJ
 from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.pickles.torch_objects import TorchBuilder
@@ -654,6 +655,15 @@ def test_vetted_calls_with_what_they_take_are_not_reported():
     always = {*RUNS_SOURCE, "copyreg.__newobj_ex__", "copy_reg.__newobj_ex__"}
     reported = {q for q in VETTED if is_reported(call(q, *taken(q)))}
     assert reported - always == set()
+
+
+def test_rows_of_names_that_many_keys_share_are_not_looked_at_without_end(monkeypatch):
+    monkeypatch.setattr(grades, "MIN_LOOKS", 10_000)
+    shared = row(*[name("quietlib.Plain")] * 1000) + b"\x94"
+    body = listed(shared, *[call("builtins.set", listed(row(b"h\x00", ONE)))] * 20)
+    pickles = Pickles("data.pkl", lambda _data, _pickles: None)
+    with pytest.raises(DamagedError, match="shared and changed"):
+        pickles.read(Memory(program(body)), TorchBuilder(lambda _key, _nbytes: None))
 
 
 def test_objects_may_share_one_large_container():

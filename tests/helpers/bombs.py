@@ -210,7 +210,31 @@ def pages_of(parts: Iterable[bytes]) -> bytes:
     return program(b"}(", *parts, b"u")
 
 
+def shared_state(size: int) -> bytes:
+    """Objects that are all given one large dict as their state."""
+    state = b"}(" + b"".join(text(f"{i:06}") + NONE for i in range(20_000)) + b"u" + put(0)
+    head = state + b"ca\nB\n" + put(1) + b"0]("
+    return repeated(get(1) + b")\x81" + get(0) + b"b", size, head=head, tail=b"e")
+
+
+def shared_names(size: int) -> bytes:
+    """Sets of one large tuple of names."""
+    names = b"(ca\nB\n" + put(1) + (get(1) + b"\x85") * 20_000 + b"t" + put(0)
+    head = names + b"cbuiltins\nset\n" + put(2) + b"0]("
+    return repeated(get(2) + b"](" + get(0) + b"e\x85R", size, head=head, tail=b"e")
+
+
+def changed(size: int) -> bytes:
+    """A list of lists that is given to an object, changed, and given to the next one."""
+    head = b"](" + b"](]e" * 5_000 + b"e" + put(0) + b"0citertools\nproduct\n" + put(1) + b"0"
+    unit = get(0) + NONE + b"a0" + get(1) + get(0) + b"\x85\x810"
+    return repeated(unit, size, head=head, tail=NONE)
+
+
 VALUES: dict[str, Callable[[int], bytes]] = {
+    "objects that share a state": shared_state,
+    "sets that share a row of names": shared_names,
+    "a list that is changed and given again": changed,
     "tuples doubled": lambda n: pages_of([text("a"), doubled(60)]),
     "a thousand graphs of tuples": lambda n: pages_of(
         part for i in range(min(1000, n // 700)) for part in (text(f"k{i}"), doubled(40))),

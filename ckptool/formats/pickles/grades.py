@@ -125,7 +125,7 @@ class Grades:
             elif at in met:
                 node.lowest = min(node.lowest, met[at])
             elif type(part) in _FLAT and SCALARS.issuperset(map(type, part)):
-                self._count(1 + len(part) // PARTS)
+                self.count(1 + len(part) // PARTS)
                 known[at] = part, DATA
             else:
                 return part
@@ -144,12 +144,17 @@ class Grades:
 
     def _enter(self, value: Any, met: dict[int, int], waiting: list[_Node]) -> _Node:
         node = _Node(value, len(met), len(waiting))
-        self._count(A_NODE + node.count // PARTS)
+        self.count(A_NODE + node.count // PARTS)
         met[id(value)] = node.number
         waiting.append(node)
         return node
 
-    def _count(self, looks: int) -> None:
+    def count(self, looks: int) -> None:
+        """Count looks at values; refuse a pickle that needs too many.
+
+        Raises:
+            DamagedError: it does.
+        """
         self.looks_left -= looks
         if self.looks_left < 0:
             raise DamagedError("values are shared and changed again and again before they are used")

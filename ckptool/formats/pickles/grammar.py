@@ -61,6 +61,7 @@ from ckptool.tree.nodes import (
     TensorRef,
 )
 
+NAMES = 1 << 2  # names of attributes that are looked at in the time of one look
 _ROWS = (list, tuple, set, frozenset)
 _MOST = {  # the worst grade that an argument of a kind may have
     Kind.DATA: DATA, Kind.OBJECT: OBJECT, Kind.TENSOR: NAME, Kind.HELD: TRAP, Kind.FACTORY: TRAP,
@@ -153,6 +154,7 @@ class Grammar:
                     return False
             elif id(part) not in seen:
                 seen.add(id(part))
+                self.grades.count(1 + len(part))
                 waiting += part
         return True
 
@@ -266,6 +268,8 @@ class Grammar:
         """Return whether no function stands under an asked name, or under a computed one."""
         if isinstance(state, tuple):
             return all(self._has_no_trap(part, asked) for part in state if isinstance(part, dict))
+        if isinstance(state, dict):
+            self.grades.count(len(state) // NAMES)
         for name, value in state.items() if isinstance(state, dict) else ():
             if (type(name) is str and not asked(name)) or type(value) in SCALARS:
                 continue
@@ -298,10 +302,11 @@ def _is_asked_of_all(name: str) -> bool:
 
 def _is_module(key: Any) -> bool:
     """Return whether an object is a module by its attributes, and by nothing else."""
-    return isinstance(key, Opaque) and not key.args and _LOOKED_IN - {*key.attributes} <= _LATER
+    state = key.state if isinstance(key, Opaque) and not key.args else None
+    return isinstance(state, dict) and all(name in state for name in _OF_ANY_MODULE)
 
 
-_LATER = {"_non_persistent_buffers_set"}  # since torch 1.6
+_OF_ANY_MODULE = _LOOKED_IN - {"_non_persistent_buffers_set"}  # which is there since torch 1.6
 
 
 def _may_make_class(args: tuple[Any, ...]) -> bool:
