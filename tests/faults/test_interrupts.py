@@ -124,7 +124,9 @@ WIPED = "\r\x1b[K"
 
 def assert_shown_and_wiped(shown, verb):
     lines = shown.split("\r")
-    assert re.fullmatch(rf"{verb}: [\d,]+ MiB, [\d,]+ MiB/s ", lines[1])
+    share, whole, left = r"(\d+%, )?", r"( of [\d,]+ MiB)?", r"(, [\d:]+( s)? left)?"
+    line = rf"{verb}: {share}[\d,]+ MiB{whole}, [\d,]+ MiB/s{left} \x1b\[K"
+    assert re.fullmatch(line, lines[1])
     assert shown.endswith(WIPED)
     assert shown.count(WIPED) == 1
 
