@@ -1,4 +1,4 @@
-"""Writes the table of ``docs/resuming.md`` from ``TRAINERS``: ``python tests/trainers_table.py``."""
+"""Writes the table of ``docs/resuming.md`` from TRAINERS: ``python tests/trainers_table.py``."""
 
 from __future__ import annotations
 

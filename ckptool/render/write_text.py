@@ -70,7 +70,7 @@ def _extract_lines(report: ExtractReport) -> Iterator[Fact]:
         yield "left out", line(f"{len(report.dropped)}: {words.some(report.dropped)}")
     yield from _output_lines(report)
     if report.main_slot is MainSlot.AVERAGED:
-        yield "main slot", line(MAIN_SLOT[MainSlot.AVERAGED])
+        yield "model", line(MAIN_SLOT[MainSlot.AVERAGED])
 
 
 def _tie_lines(report: _Written) -> Iterator[Fact]:

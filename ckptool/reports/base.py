@@ -88,7 +88,7 @@ class EmaStatus(StrEnum):
 
 
 class MainSlot(StrEnum):
-    """The kind of weights in the main slot, which is the model's own state dict."""
+    """The kind of weights in the model's own state dict, which the JSON calls the main slot."""
 
     RAW = "raw"
     AVERAGED = "averaged"
