@@ -94,6 +94,8 @@ def average(
     with ExitStack() as stack:
         opened = [_open(stack, operand, options, layouts) for operand in _single(operands)]
         counter = _counter(opened)
+        if options.weights is None and any(is_run(each.path) for each in operands):
+            _refuse_strays(opened)
         opened = _in_order(opened, counter, options)
         weights = _weights(opened, options)
         newest = opened[-1]
@@ -187,6 +189,24 @@ def _counter(opened: Sequence[_Opened]) -> str | None:
     return None
 
 
+def _refuse_strays(opened: Sequence[_Opened]) -> None:
+    """Refuse a directory in which weights without a step lie beside checkpoints of a run.
+
+    They are often the EMA or a mean that was written there, and no checkpoint of the run.
+
+    Raises:
+        UsageError: some checkpoints state a step or an epoch, and others do not.
+    """
+    without = [each for each in opened if not any(name in each.facts for name in COUNTERS)]
+    if 0 < len(without) < len(opened):
+        path = without[0].checkpoint.path
+        more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
+        raise UsageError(
+            f"{path} states no step{more}, other checkpoints here do: does it belong to the run?",
+            hint="name the checkpoints that count, instead of their directory",
+        )
+
+
 def _in_order(opened: list[_Opened], counter: str | None, options: AverageOptions) -> list[_Opened]:
     """Return the checkpoints in the order of their steps or epochs; only the last so many.
 
@@ -198,8 +218,8 @@ def _in_order(opened: list[_Opened], counter: str | None, options: AverageOption
     is_unknown = options.last is not None and counter is None
     if is_unknown or (options.ema_decay is not None and counter != COUNTERS[0]):
         raise UsageError(
-            "the order is not known: not every checkpoint states a step of its own",
-            hint="name the checkpoints, and their weights by --weights",
+            f"the order is not known: {_disorder(opened)}",
+            hint="name the checkpoints that count, without --last; --weights has their weights",
         )
     if counter is not None and options.weights is None:
         opened = sorted(opened, key=lambda each: float(each.facts[counter]))
@@ -207,6 +227,19 @@ def _in_order(opened: list[_Opened], counter: str | None, options: AverageOption
     if len(opened) < 2:
         raise UsageError("an average takes at least two checkpoints")
     return opened
+
+
+def _disorder(opened: Sequence[_Opened]) -> str:
+    """Return the reason why steps do not order the checkpoints."""
+    first: dict[object, _Opened] = {}
+    for each in opened:
+        step = next((each.facts[name] for name in COUNTERS if name in each.facts), None)
+        if step is None:
+            return f"{each.checkpoint.path} states no step"
+        other = first.setdefault(step, each)
+        if other is not each:
+            return f"{other.checkpoint.path} and {each.checkpoint.path} state the same step, {step}"
+    return "not every checkpoint states a step of its own"
 
 
 def _weights(opened: Sequence[_Opened], options: AverageOptions) -> tuple[float, ...]:

@@ -37,7 +37,7 @@ def latest_valid(folders: Sequence[Path], request: Request) -> ChoiceReport:
         CkptError: a directory cannot be listed, or a file cannot be read.
     """
     ordered = sorted(_entries(folders), key=_age, reverse=True)
-    return _first_passing(ordered, folders, request, "the newest that passes")
+    return _first_passing(ordered, ordered, folders, request, "the newest that passes")
 
 
 def best_by(metric: str, folders: Sequence[Path], request: Request) -> ChoiceReport:
@@ -58,7 +58,7 @@ def best_by(metric: str, folders: Sequence[Path], request: Request) -> ChoiceRep
     direction = sign or _direction(name, rated)
     rated.sort(key=lambda row: row.value * direction, reverse=True)
     ordered = [row.entry for row in rated]
-    return _first_passing(ordered, folders, request, f"the best {name} that passes")
+    return _first_passing(ordered, entries, folders, request, f"the best {name} that passes")
 
 
 SIGNS = {"min": -1, "max": 1}
@@ -165,8 +165,9 @@ def _any_numbers(path: Path, metric: str) -> tuple[dict[str, Any], dict[str, str
 
 
 def _first_passing(
-    ordered: Entries, folders: Sequence[Path], request: Request, why: str
+    ordered: Entries, entries: Entries, folders: Sequence[Path], request: Request, why: str
 ) -> ChoiceReport:
+    """Return the first of ``ordered`` that passes; ``entries`` has the unreadable ones, too."""
     reports: list[VerifyReport] = []
     for entry in ordered:
         reports += [looked.report for looked in verify_all([Path(entry.path)], request)]
@@ -174,7 +175,7 @@ def _first_passing(
         if reports[-1].ok:
             break
     chosen = reports[-1].path if reports and reports[-1].ok else None
-    passed_over = {entry.path: entry.error for entry in ordered if entry.error is not None}
+    passed_over = {entry.path: entry.error for entry in entries if entry.error is not None}
     passed_over |= {report.path: _reason(report) for report in reports if not report.ok}
     passed_over |= {str(path): UNFINISHED for folder in folders for path in _unfinished(folder)}
     return ChoiceReport(

@@ -46,7 +46,10 @@ def given_weights(text: str, count: int) -> tuple[float, ...]:
     except ValueError as error:
         raise UsageError(f"--weights {text!r} are no numbers", hint="like 1,1,2") from error
     if len(weights) != count:
-        raise UsageError(f"{len(weights)} weights for {count} checkpoints")
+        raise UsageError(
+            f"--weights has {len(weights)} numbers for {count} checkpoints",
+            hint="give one number for each checkpoint, in their order",
+        )
     total = sum(weights)
     if not all(map(isfinite, weights)) or total == 0:
         raise UsageError(f"--weights {text!r} come to {total}", hint="their sum must not be 0")

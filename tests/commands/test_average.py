@@ -232,7 +232,7 @@ def test_the_only_state_dict(tmp_path):
     ("more", "message"),
     [
         ((), "2 state dicts and an optimizer: which one is meant?"),
-        (("--only", "model", "--weights", "1,2"), "2 weights for 4 checkpoints"),
+        (("--only", "model", "--weights", "1,2"), "--weights has 2 numbers for 4 checkpoints"),
         (("--only", "model", "--weights", "1,2,x,3"), "are no numbers"),
         (("--only", "model", "--weights", "1,-1,1,-1"), "come to 0"),
         (("--only", "model", "--ema-decay", "1.5"), "not between 0 and 1"),
@@ -264,7 +264,24 @@ def test_an_order_that_nothing_states(tmp_path, refused):
     torch.save(weights(), tmp_path / "b.pt")
     error = refused(tmp_path / "a.pt", tmp_path / "b.pt", "--ema-decay", "0.9")
     assert "the order is not known" in error["message"]
+    assert "the order is not known: " + str(tmp_path / "a.pt") in error["message"]
     assert "--weights" in error["hint"]
+
+
+def test_a_copy_of_the_last_checkpoint_is_named(run, refused):
+    """Trainers write last.ckpt beside the same step: it must not count as two."""
+    (run / "last.ckpt").write_bytes((run / "b.ckpt").read_bytes())
+    message = refused(run, "--only", "model", "--last", "2")["message"]
+    assert f"{run / 'b.ckpt'} and {run / 'last.ckpt'} state the same step, 500" in message
+
+
+@pytest.mark.parametrize("more", [(), ("--last", "2"), ("--ema-decay", "0.9")])
+def test_weights_that_were_written_into_the_run_are_named(run, refused, ckptool, more):
+    """The mean of a run must not take its extracted EMA for a checkpoint."""
+    assert ckptool("extract-ema", run / "a.ckpt").exit_code == 0
+    error = refused(run, "--only", "model", *more)
+    assert f"{run / 'a.ema.safetensors'} states no step, other" in error["message"]
+    assert "instead of their directory" in error["hint"]
 
 
 def test_nan_and_damage_are_refused(tmp_path, refused, ckptool):

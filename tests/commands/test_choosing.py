@@ -131,3 +131,5 @@ def test_a_checkpoint_that_cannot_be_read_at_all_is_passed_over(tmp_path, ckptoo
     name, told = chosen(ckptool, *LATEST, tmp_path)
     assert name == "step1.pt"
     assert told.startswith(f"passed over {tmp_path / 'step2.pt'}: ")
+    best = ("verify", "--best", "epoch:max", "--require", "resume", tmp_path)
+    assert chosen(ckptool, *best) == (name, told)
