@@ -7,6 +7,7 @@ import shlex
 import shutil
 
 import pytest
+import torch
 
 from ckptool import cli
 from ckptool.cli.catalogue import COMMANDS, spelled_out
@@ -67,6 +68,10 @@ def test_the_catalogue_says_what_the_commands_say(name, ckptool):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_examples_work(name, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    for step in range(1, 6):
+        state = {"model": {"w": torch.ones(2, 2) * step, "b": torch.ones(2)}, "global_step": step}
+        torch.save(state, tmp_path / f"runs/{step}.ckpt")
     shutil.copy(EMA / "exported.ckpt", tmp_path / "last.ckpt")
     monkeypatch.chdir(tmp_path)
     program, *args = shlex.split(COMMANDS[name].example)

@@ -58,7 +58,7 @@ def test_one_when_one_of_several_fails(path, broken, ckptool):
         (("--latest-valid", "--best", "loss"), "give one"),
         (("--like", "nothing.pt"), "check the spelling"),
         (("--against", "nothing.pt"), "check the spelling"),
-        (("--format", "xml"), "--help"),
+        (("--format", "xml"), "it has: text, json"),
     ],
 )
 def test_two_when_it_could_not_be_done(options, hint, path, ckptool):
