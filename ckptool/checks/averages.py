@@ -27,6 +27,7 @@ from ckptool.ema.findings import (
     unread_findings,
 )
 from ckptool.ema.metadata import FLAGS
+from ckptool.ema.ties import half_averaged, half_averaged_message
 from ckptool.formats.provenance import read_provenance
 from ckptool.reports.base import DECAYS, UPDATES, EmaStatus, MainSlot
 from ckptool.reports.rules import finding
@@ -126,6 +127,8 @@ def _partial(subject: Subject) -> Verdicts:
     if weights:
         total = len(chosen.alignment.pairs) + len(missing)
         message = f"{len(weights)} of the model's {total} tensors have none: {named(weights)}"
+        half = half_averaged(chosen, model, subject.checkpoint.reader)
+        message += f"; {half_averaged_message(half)}" if half else ""
         yield finding("CK409", chosen.address, message)
 
 

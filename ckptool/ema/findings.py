@@ -25,6 +25,7 @@ from ckptool.ema.candidates import RAW_KIND, Candidate, EmaLocation, table_addre
 from ckptool.ema.direction import direction_cosine
 from ckptool.ema.evidence import Agreement, compare_sample
 from ckptool.ema.metadata import FLAGS, first_of, varies_decay
+from ckptool.ema.ties import half_averaged, half_averaged_message
 from ckptool.errors import CkptError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint, TensorReader
@@ -191,6 +192,8 @@ def stale_findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Fi
                 yield finding(question.rule, chosen.address, message + more)
         if not from_slot and first_of(UPDATES, chosen.meta) == 0:
             yield finding("CK411", chosen.address, NEVER_UPDATED)
+        if half := half_averaged(chosen, location.model, checkpoint.reader):
+            yield finding("CK409", chosen.address, half_averaged_message(half))
     if location.without_raw and chosen is not None:
         message = "these are the EMA weights: the raw ones are not in this file"
         yield finding("CK414", chosen.address, message)
