@@ -14,6 +14,7 @@ from ckptool.commands.state_dicts import ROLE_NAMES, Taken, only_state_dict, tak
 from ckptool.commands.writing import (
     WriteOptions,
     choose_form,
+    report_casts,
     report_shards,
     write_output,
 )
@@ -25,13 +26,13 @@ from ckptool.errors import CkptError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint, TensorReader
 from ckptool.formats.provenance import as_text
-from ckptool.plans.averaging import Combined, Member, combine, ema_weights, given_weights
+from ckptool.plans.averaging import Member, combine, ema_weights, given_weights
 from ckptool.plans.casts import plan_casting
 from ckptool.plans.extraction import Extraction, complete
 from ckptool.plans.validation import refuse_unsound
 from ckptool.process.progress import Progress, no_progress
 from ckptool.reports.rules import BYTES
-from ckptool.reports.write import AverageReport, AverageSource, CastReport
+from ckptool.reports.write import AverageReport, AverageSource
 from ckptool.tensors.scan import scan
 from ckptool.tree.nodes import Address, TensorRef
 
@@ -88,16 +89,19 @@ def average(
         EmaRefusedError: values are non-finite.
         OutputError: the output exists or cannot be written.
     """
-    if options.weights is not None and options.ema_decay is not None:
-        raise UsageError("--weights and --ema-decay exclude each other")
+    _refuse_contradictions(options)
     form = choose_form(operands[0].path, output, options, "average.safetensors")
     with ExitStack() as stack:
         opened = [_open(stack, operand, options, layouts) for operand in _single(operands)]
         counter = _counter(opened)
         if options.weights is None and any(is_run(each.path) for each in operands):
             _refuse_strays(opened)
-        opened = _in_order(opened, counter, options)
-        weights = _weights(opened, options)
+        typed = given_weights(options.weights, len(opened)) if options.weights is not None else ()
+        order = _order(opened, counter, options)
+        opened = [opened[at] for at in order]
+        if len(opened) < 2:
+            raise UsageError("an average takes at least two checkpoints")
+        weights = tuple(typed[at] for at in order) if typed else _weights(opened, options)
         newest = opened[-1]
         casting = plan_casting(newest.tensors, options.dtype)
         members = [
@@ -107,7 +111,8 @@ def average(
         combined = combine(members, weights, casting, buffers=options.buffers)
         for each in opened:
             _refuse_damage(each, progress=no_progress, force=options.force)
-        note = as_text(averaged_from([each.checkpoint.path for each in opened], made_at))
+        paths = [each.checkpoint.path for each in opened]
+        note = as_text(averaged_from(paths, _kind(weights, options), made_at))
         plan = Extraction(combined.tensors, frozenset(combined.averaged), (), ())
         outcome = write_output(
             _together(opened), plan, form, options, note, progress, finite=combined.averaged
@@ -133,7 +138,7 @@ def average(
             statistics=combined.statistics,
             tied=plan.tied,
             ties="shared" if form.kind == "torch-zip" else options.ties,
-            casts=_casts(newest, combined) if options.dtype else None,
+            casts=report_casts(outcome),
             shards=report_shards(outcome),
             removed=outcome.removed,
             findings=outcome.findings,
@@ -141,14 +146,19 @@ def average(
         return replace(report, left_out=newest.taken.plan.left_out)
 
 
-def _casts(newest: _Opened, combined: Combined) -> CastReport:
-    """Return the effect of ``--dtype``, to which means are rounded at once."""
-    cast = [
-        ref.dtype.name
-        for name, ref in combined.tensors.items()
-        if ref.dtype is not newest.tensors[name].dtype
-    ]
-    return CastReport(", ".join(dict.fromkeys(cast)), len(cast), 0, 0, {})
+def _refuse_contradictions(options: AverageOptions) -> None:
+    """Refuse options that exclude each other.
+
+    Raises:
+        UsageError: two of them do.
+    """
+    given = {"--ema-decay": options.ema_decay, "--last": options.last}
+    other = next((name for name, value in given.items() if value is not None), None)
+    if options.weights is not None and other is not None:
+        raise UsageError(
+            f"--weights and {other} exclude each other",
+            hint="name the checkpoints in the order of their weights",
+        )
 
 
 def _single(operands: Sequence[Operand]) -> list[Operand]:
@@ -158,6 +168,14 @@ def _single(operands: Sequence[Operand]) -> list[Operand]:
         for operand in operands
         for path in (checkpoint_files(operand.path) if is_run(operand.path) else [operand.path])
     ]
+
+
+COUNTERS = ("global_step", "epoch")
+MAX_COUNT = 1 << 53  # no run counts further, and floats are exact up to it
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, (int, float)) and -MAX_COUNT < value < MAX_COUNT  # NaN is not
 
 
 def _open(stack: ExitStack, operand: Operand, options: AverageOptions, layouts: Layouts) -> _Opened:
@@ -173,11 +191,9 @@ def _open(stack: ExitStack, operand: Operand, options: AverageOptions, layouts: 
         tensors = complete(taken.plan, operand.path).tensors
     except CkptError as error:
         raise error.at(operand.path) from error.__cause__
-    facts = read_training_state(checkpoint.tree, checkpoint.reader).facts
+    stated = read_training_state(checkpoint.tree, checkpoint.reader).facts
+    facts = {name: stated[name] for name in COUNTERS if _is_count(stated.get(name))}
     return _Opened(checkpoint, taken, tensors, facts)
-
-
-COUNTERS = ("global_step", "epoch")
 
 
 def _counter(opened: Sequence[_Opened]) -> str | None:
@@ -207,13 +223,13 @@ def _refuse_strays(opened: Sequence[_Opened]) -> None:
         )
 
 
-def _in_order(opened: list[_Opened], counter: str | None, options: AverageOptions) -> list[_Opened]:
-    """Return the checkpoints in the order of their steps or epochs; only the last so many.
-
-    With weights they stay in the order of the operands.
+def _order(
+    opened: Sequence[_Opened], counter: str | None, options: AverageOptions
+) -> Sequence[int]:
+    """Return the numbers of the checkpoints, the newest last; only the last so many.
 
     Raises:
-        UsageError: the order is needed and not known, or too few are left.
+        UsageError: the order is needed and not known.
     """
     is_unknown = options.last is not None and counter is None
     if is_unknown or (options.ema_decay is not None and counter != COUNTERS[0]):
@@ -221,12 +237,10 @@ def _in_order(opened: list[_Opened], counter: str | None, options: AverageOption
             f"the order is not known: {_disorder(opened)}",
             hint="name the checkpoints that count, without --last; --weights has their weights",
         )
-    if counter is not None and options.weights is None:
-        opened = sorted(opened, key=lambda each: float(each.facts[counter]))
-    opened = opened[-options.last :] if options.last else opened
-    if len(opened) < 2:
-        raise UsageError("an average takes at least two checkpoints")
-    return opened
+    order = range(len(opened))
+    if counter is None:
+        return order
+    return sorted(order, key=lambda at: opened[at].facts[counter])[-(options.last or 0) :]
 
 
 def _disorder(opened: Sequence[_Opened]) -> str:
@@ -243,12 +257,18 @@ def _disorder(opened: Sequence[_Opened]) -> str:
 
 
 def _weights(opened: Sequence[_Opened], options: AverageOptions) -> tuple[float, ...]:
-    if options.weights is not None:
-        return given_weights(options.weights, len(opened))
     if options.ema_decay is not None:
         steps = [float(each.facts[COUNTERS[0]]) for each in opened]
         return ema_weights(steps, options.ema_decay)
     return (1 / len(opened),) * len(opened)
+
+
+def _kind(weights: Sequence[float], options: AverageOptions) -> str:
+    """Return the kind of the result for its note; weights such as 1,0 or 2,-1 give no average."""
+    if options.ema_decay is not None:
+        return "ema"
+    is_average = min(weights) >= 0 and max(weights) < 1
+    return "swa" if is_average else "table"
 
 
 def _refuse_damage(each: _Opened, progress: Progress, *, force: bool) -> None:

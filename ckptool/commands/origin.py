@@ -47,8 +47,8 @@ def converted_from(path: Path, address: str, kind: str, made_at: float | None = 
     )
 
 
-def averaged_from(paths: Sequence[Path], made_at: float | None = None) -> Provenance:
-    """Return the record of ``average``, whose result is a stochastic weight average (SWA)."""
+def averaged_from(paths: Sequence[Path], kind: str, made_at: float | None = None) -> Provenance:
+    """Return the record of ``average``: usually a stochastic weight average (``swa``)."""
     return Provenance(
         version=__version__,
         command="average",
@@ -57,7 +57,7 @@ def averaged_from(paths: Sequence[Path], made_at: float | None = None) -> Proven
         model=None,
         layout=None,
         time=_when(made_at),
-        kind="swa",
+        kind=kind,
     )
 
 

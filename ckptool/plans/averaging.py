@@ -8,6 +8,7 @@ from math import isfinite
 from typing import NamedTuple
 
 from ckptool.contents.globs import nearby
+from ckptool.dtypes import BY_NAME
 from ckptool.errors import UsageError
 from ckptool.formats.base import TensorReader
 from ckptool.tensors.casting import CASTABLE, Casting
@@ -51,7 +52,7 @@ def given_weights(text: str, count: int) -> tuple[float, ...]:
             hint="give one number for each checkpoint, in their order",
         )
     total = sum(weights)
-    if not all(map(isfinite, weights)) or total == 0:
+    if not all(map(isfinite, (*weights, total))) or total == 0:
         raise UsageError(f"--weights {text!r} come to {total}", hint="their sum must not be 0")
     return tuple(weight / total for weight in weights)
 
@@ -105,7 +106,9 @@ def combine(
                 Weighted(member.reader, each, weight)
                 for member, each, weight in zip(members, refs, weights, strict=True)
             ]
-            means[place] = Mean(name, series, casting.dtype_of(ref)).as_tensor(ref.shape)
+            is_cast = casting.is_cast(ref)  # by those who write: they count what is lost
+            dtype = BY_NAME["float64"] if is_cast else ref.dtype
+            means[place] = Mean(name, series, dtype).as_tensor(ref.shape)
         tensors[name] = means[place]
     return Combined(
         tensors,

@@ -15,15 +15,17 @@ from __future__ import annotations
 import pickletools
 from array import array
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ckptool.errors import AddressError, UnsupportedError
 
 Run = tuple[int, int]  # numbers of instructions: from, to
-MAX_PICKLE = 32 << 20  # bytes; each takes some tens of bytes of memory here
+MAX_PICKLE = 16 << 20  # bytes
+MAX_VALUES = 1 << 20  # in the memo, and on the stack: each takes some hundred bytes of memory here
 MAX_PLACE = (1 << 32) - 1  # of the memo
+NO_PLACE = -1
 OTHERWISE = "load and save it again with torch, without these parts"
 
 
@@ -36,7 +38,7 @@ def without_items(pickle: bytes, dropped: Sequence[tuple[str, ...]]) -> bytes:
     """
     if len(pickle) > MAX_PICKLE:
         raise UnsupportedError(f"a pickle of {len(pickle):,} bytes", hint=OTHERWISE)
-    program = _Program(pickle)
+    program = _Program(pickle, {key for path in dropped for key in path})
     return _Cut(pickle, program, [program.run_of(path) for path in dropped]).result()
 
 
@@ -47,24 +49,24 @@ class _Value:
     begin: int
     end: int
     text: str | None = None  # of a text, which may be a key
-    items: dict[str, tuple[Run, _Value]] = field(default_factory=dict)  # of a dict, by text keys
-    twice: set[str] = field(default_factory=set)  # keys that are set again
     is_shared: bool = False  # fetched from the memo
+    items: dict[str, tuple[Run, _Value] | None] | None = None  # of a dict; None: a key set twice
 
 
 class _Program:
     """The runs of all values in a pickle, found by following its stack without making any value."""
 
-    def __init__(self, pickle: bytes) -> None:
-        self.offsets = array("Q")  # of each instruction, and of the end
-        self.put: dict[int, int] = {}  # instruction -> the place of the memo that it fills
-        self.get: dict[int, int] = {}  # instruction -> the place that it fetches
+    def __init__(self, pickle: bytes, keys: Collection[str]) -> None:
+        self._keys = keys  # that matter: the items of others are not noted
+        self.offsets = array("I")  # of each instruction, and of the end
+        self.places = array("q")  # of the memo, that each instruction fills or fetches; or NO_PLACE
         self.described: dict[int, _Value] = {}  # place of the memo -> its value
         self._stack: list[_Value] = []
         self._marks: list[Run] = []  # (values under the mark, instruction)
         try:
             for op, arg, at in pickletools.genops(pickle):
                 self.offsets.append(at or 0)
+                self.places.append(NO_PLACE)
                 self._follow(op.name, arg, len(self.offsets) - 1)
         except (ValueError, UnicodeError) as error:
             raise _unusual("cannot be read") from error
@@ -80,8 +82,8 @@ class _Program:
         """
         (value,), run = self._stack, (0, 0)
         for at, key in enumerate(path):
-            found = value.items.get(key)
-            if found is None or value.is_shared or key in value.twice:
+            found = (value.items or {}).get(key)
+            if found is None or value.is_shared:
                 raise AddressError(
                     "no item of a dict of its own, so it cannot be left out",
                     address="/".join(path[: at + 1]),
@@ -109,19 +111,21 @@ class _Program:
             self._marks.append((len(self._stack), at))
         elif name not in _NOTHING:
             raise _unusual(f"uses {name}")
+        if max(len(self._stack), len(self.described)) > MAX_VALUES:
+            raise _unusual(f"holds more than {MAX_VALUES:,} values at once")
 
     def _fetch(self, place: int, at: int) -> None:
         found = self.described.get(place)
         if found is None:
             raise _unusual("refers to nothing in the memo")
-        self.get[at] = place
+        self.places[at] = place
         self._stack.append(_Value(at, at + 1, text=found.text, is_shared=True))
 
     def _memorize(self, place: int, at: int) -> None:
         value = self._pop(1)[0]
         if place in self.described or value.is_shared or not 0 <= place <= MAX_PLACE:
             raise _unusual("fills a place of the memo twice")
-        self.put[at], self.described[place] = place, value
+        self.places[at], self.described[place] = place, value
         value.end = at + 1
         self._stack.append(value)
 
@@ -150,22 +154,21 @@ class _Program:
         if holder.is_shared:
             raise _unusual("changes a value by way of the memo")
         if name in _SETTERS:
-            _set_items(holder, values, at + 1 if count else at)
+            self._set_items(holder, values, at + 1 if count else at)
         holder.end = at + 1
         self._stack.append(holder)
 
-
-def _set_items(holder: _Value, values: Sequence[_Value], last: int) -> None:
-    """Note the run of each item: up to the key of the next one, or to ``last``."""
-    keys = values[::2]
-    ends = [*(key.begin for key in keys[1:]), last]
-    if len(values) % 2:
-        raise _unusual("sets a key without a value")
-    for key, value, end in zip(keys, values[1::2], ends, strict=True):
-        if key.text is not None:
-            if key.text in holder.items:
-                holder.twice.add(key.text)
-            holder.items[key.text] = (key.begin, end), value
+    def _set_items(self, holder: _Value, values: Sequence[_Value], last: int) -> None:
+        """Note the run of each item: up to the key of the next one, or to ``last``."""
+        keys = values[::2]
+        ends = [*(key.begin for key in keys[1:]), last]
+        if len(values) % 2:
+            raise _unusual("sets a key without a value")
+        for key, value, end in zip(keys, values[1::2], ends, strict=True):
+            if key.text is not None and key.text in self._keys:
+                holder.items = {} if holder.items is None else holder.items
+                is_new = key.text not in holder.items
+                holder.items[key.text] = ((key.begin, end), value) if is_new else None
 
 
 class _Cut:
@@ -173,11 +176,10 @@ class _Cut:
 
     def __init__(self, pickle: bytes, program: _Program, runs: Sequence[Run]) -> None:
         self._pickle, self._program, self._runs = pickle, program, sorted(runs)
-        self._begun: dict[int, list[tuple[int, int]]] = defaultdict(list)  # -> (end, place)
-        for place, value in program.described.items():
-            self._begun[value.begin].append((value.end, place))
+        # The descriptions that were moved: begin -> (end, place).
+        self._moved: dict[int, list[tuple[int, int]]] = defaultdict(list)
         self._filled: set[int] = set()  # places of the memo that the output fills
-        self._parts: list[bytes] = []
+        self._output = bytearray()
 
     def result(self) -> bytes:
         at = 0
@@ -185,7 +187,7 @@ class _Cut:
             self._copy(at, begin)
             at = max(at, end)
         self._copy(at, len(self._program.offsets) - 1)
-        return b"".join(self._parts)
+        return bytes(self._output)
 
     def _copy(self, begin: int, end: int) -> None:
         """Copy instructions; instead of a reference to nothing, copy the description."""
@@ -194,38 +196,40 @@ class _Cut:
             at, end = waiting.pop()
             if at >= end:
                 continue
-            place = self._program.get.get(at)
             known = self._filled_from(at, end)
             if known is not None:  # it was moved to an earlier place
                 after, place = known
-                self._parts.append(_fetch(place))
+                self._output += _fetch(place)
                 waiting.append((after, end))
                 continue
             waiting.append((at + 1, end))
-            if place is not None and place not in self._filled:
+            place = self._program.places[at]
+            start, after = self._program.offsets[at : at + 2]
+            is_fetched = self._pickle[start] in _FETCHES
+            if is_fetched and place not in self._filled:
                 value = self._program.described[place]
+                self._moved[value.begin].append((value.end, place))
                 waiting.append((value.begin, value.end))
-            elif place is not None:
-                self._parts.append(_fetch(place))
-            elif at in self._program.put:
-                self._filled.add(self._program.put[at])
-                self._parts.append(_memorize(self._program.put[at]))
-            elif self._pickle[self._program.offsets[at]] != _FRAME:
-                self._parts.append(
-                    self._pickle[self._program.offsets[at] : self._program.offsets[at + 1]]
-                )
+            elif is_fetched:
+                self._output += _fetch(place)
+            elif place != NO_PLACE:
+                self._filled.add(place)
+                self._output += _memorize(place)
+            elif self._pickle[start] != _FRAME:
+                self._output += self._pickle[start:after]
 
     def _filled_from(self, at: int, end: int) -> tuple[int, int] | None:
         """Return the end and the place of the longest run from here that was copied already."""
         known = [
             (after, place)
-            for after, place in self._begun.get(at, ())
+            for after, place in self._moved.get(at, ())
             if after <= end and place in self._filled
         ]
         return max(known, default=None)
 
 
 _FRAME = 0x95  # announces the length of what follows, which is another now
+_FETCHES = b"ghj"  # GET, BINGET, LONG_BINGET
 
 
 def _fetch(place: int) -> bytes:

@@ -6,13 +6,15 @@ records of other kinds. Two records are left out, since they state where torch p
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from ckptool.dtypes import BY_NAME
-from ckptool.errors import CkptError, DamagedError, UnsupportedError
+from ckptool.errors import AddressError, CkptError, DamagedError, UnsupportedError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.nested import pickles_of
@@ -74,7 +76,9 @@ def plan_stripped(checkpoint: Checkpoint, dropped: Sequence[Address]) -> Strippe
     spans = {record.name: archive.span(record, record.size) for record in archive.records}
     _refuse_odd(checkpoint, archive)
     paths = [tuple(map(str, address)) for address in dropped]
-    pickle = without_items(archive.read(records.pickle), paths)
+    program = archive.read(records.pickle)
+    _refuse_damaged(checkpoint, records.pickle, program)
+    pickle = without_items(program, paths)
     used: set[str] = set()
 
     def locate(key: StorageKey, nbytes: int) -> ByteSpan | None:
@@ -84,6 +88,7 @@ def plan_stripped(checkpoint: Checkpoint, dropped: Sequence[Address]) -> Strippe
     pickles = pickles_of("data.pkl")
     builder = TorchBuilder(locate, pickles.open_nested, records.byteorder)
     tree, _ = pickles.read(Memory(pickle), builder)
+    _refuse_other_keys(checkpoint, tree, paths)
     _refuse_other_tensors(checkpoint.tree, tree, dropped)
     storages = folded(f"{records.folder}data/")
     left_out = {records.folder + name for name in OF_PLACES} | {records.pickle.name}
@@ -112,6 +117,39 @@ def _refuse_odd(checkpoint: Checkpoint, archive: ZipArchive) -> None:
             path=checkpoint.path,
             hint=OTHERWISE,
         )
+
+
+def _refuse_damaged(checkpoint: Checkpoint, record: ZipRecord, pickle: bytes) -> None:
+    """Refuse a pickle that does not fit its checksum: the copy would have one that fits.
+
+    Raises:
+        DamagedError: it does not fit.
+    """
+    if record.crc not in {NO_CRC, zlib.crc32(pickle)}:
+        raise DamagedError(
+            f"the bytes of the record {record.name} do not fit its checksum",
+            path=checkpoint.path,
+            hint="get the file again or take an earlier one",
+        )
+
+
+def _refuse_other_keys(
+    checkpoint: Checkpoint, new: Tree, dropped: Sequence[tuple[str, ...]]
+) -> None:
+    """Refuse a pickle that sets a key in several ways, of which one was cut.
+
+    Raises:
+        UnsupportedError: a key is still there.
+    """
+    for path in dropped:
+        with suppress(AddressError):
+            node_at(new, path)
+            raise UnsupportedError(
+                "the pickle sets this key in several ways, so it cannot be left out",
+                path=checkpoint.path,
+                address=format_address(path),
+                hint=OTHERWISE,
+            )
 
 
 def _refuse_other_tensors(old: Tree, new: Tree, dropped: Sequence[Address]) -> None:

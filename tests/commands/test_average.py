@@ -16,6 +16,7 @@ from ckptool.dtypes import BY_NAME
 from ckptool.ema.locate import locate_ema
 from ckptool.errors import AddressError, UsageError
 from ckptool.formats.base import TensorReader
+from ckptool.formats.provenance import read_provenance
 from ckptool.plans.averaging import ema_weights, given_weights
 from ckptool.sources.memory import Memory
 from ckptool.tensors.mean import Mean, Weighted
@@ -115,8 +116,8 @@ def test_the_newest_by_their_steps(run, averaged):
 def test_weights_in_the_order_of_the_operands(run, averaged):
     found = averaged(
         run / "b.ckpt", run / "d.ckpt", "--only", "model", "--weights", "3,1", name="out.pt"
-    )
-    assert_same_tensors(found, mean(of_steps(500, 100), [0.75, 0.25]))
+    )  # and integers of the newest, wherever it stands
+    assert_same_tensors(found, mean(of_steps(100, 500), [0.25, 0.75]))
 
 
 def test_the_ema_weights_of_each(run, averaged):
@@ -206,6 +207,25 @@ def test_the_report(run, ckptool, tmp_path):
     assert (made["command"], made["kind"]) == ("average", "swa")
 
 
+@pytest.mark.parametrize(
+    ("more", "kind"),
+    [
+        ((), "swa"),
+        (("--weights", "1,3,0,0"), "swa"),
+        (("--ema-decay", "0.99"), "ema"),
+        (("--weights", "0,1,0,0"), "table"),  # a copy of one
+        (("--weights", "2,-1,0,0"), "table"),  # an extrapolation
+    ],
+)
+def test_only_averages_count_as_such(run, ckptool, tmp_path, more, kind):
+    output = tmp_path / "out.pt"
+    ckptool("average", run, "--only", "model", *more, "-o", output)
+    with open_checkpoint(output) as checkpoint:
+        note = read_provenance(checkpoint.metadata)
+    assert note.kind == kind
+    assert ckptool("verify", output, "--require", "ema").exit_code == (kind == "table")
+
+
 def test_from_python(run, tmp_path):
     steps: list[int] = []
     report = average(
@@ -237,6 +257,8 @@ def test_the_only_state_dict(tmp_path):
         (("--only", "model", "--weights", "1,-1,1,-1"), "come to 0"),
         (("--only", "model", "--ema-decay", "1.5"), "not between 0 and 1"),
         (("--only", "model", "--weights", "1,1,1,1", "--ema-decay", "0.5"), "exclude each other"),
+        (("--only", "model", "--weights", "1,1", "--last", "2"), "exclude each other"),
+        (("--only", "model", "--weights", "1e308,1e308,1,1"), "come to inf"),
     ],
 )
 def test_options_that_do_not_fit(run, refused, more, message):
@@ -282,6 +304,39 @@ def test_weights_that_were_written_into_the_run_are_named(run, refused, ckptool,
     error = refused(run, "--only", "model", *more)
     assert f"{run / 'a.ema.safetensors'} states no step, other" in error["message"]
     assert "instead of their directory" in error["hint"]
+
+
+@pytest.mark.parametrize("step", [10**400, float("nan"), float("inf")], ids=["1e400", "nan", "inf"])
+def test_a_step_that_no_run_reaches_gives_no_order(tmp_path, refused, averaged, step):
+    for name, each in (("a", step), ("b", 3)):
+        torch.save({"state_dict": weights(), "global_step": each}, tmp_path / f"{name}.pt")
+    files = tmp_path / "a.pt", tmp_path / "b.pt"
+    assert "the order is not known" in refused(*files, "--last", "2")["message"]
+    assert averaged(*files)
+
+
+def test_epochs_are_an_order_but_no_steps_of_an_ema(tmp_path, refused, averaged):
+    for epoch in (2, 1):
+        content = {"state_dict": noisy(epoch), "epoch": epoch}
+        torch.save(content, tmp_path / f"{epoch}.pt")
+    files = tmp_path / "2.pt", tmp_path / "1.pt"
+    assert_same_tensors(averaged(*files, name="mean.pt"), mean(of_steps(1, 2)))
+    (tmp_path / "mean.pt").unlink()
+    assert "the order is not known" in refused(*files, "--ema-decay", "0.9")["message"]
+
+
+@pytest.mark.parametrize(("value", "lost"), [(1e-9, "vanished"), (1e6, "overflowed")])
+def test_losses_of_a_cast_are_counted(tmp_path, ckptool, value, lost):
+    for name in ("a", "b"):
+        torch.save({"w": torch.full((4,), value), "v": torch.ones(2)}, tmp_path / f"{name}.pt")
+    files = tmp_path / "a.pt", tmp_path / "b.pt"
+    for more in (("--dry-run",), ()):
+        done = ckptool("average", *files, "--dtype", "fp16", "--force", "-o", tmp_path / "o.pt",
+                       "--json", *more)  # fmt: skip
+        assert done.json["casts"][lost] == 4
+        assert done.json["casts"]["tensors"] == 2
+    refusal = ckptool("average", *files, "--dtype", "fp16", "-o", tmp_path / "n.pt")
+    assert refusal.exit_code == (2 if lost == "overflowed" else 0)
 
 
 def test_nan_and_damage_are_refused(tmp_path, refused, ckptool):

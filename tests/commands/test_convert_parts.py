@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import zipfile
 from types import SimpleNamespace
 
@@ -91,6 +92,44 @@ def test_from_then_on_it_says_where_it_comes_from(path, ckptool, tmp_path):
     assert '"source": "last.ckpt"' in notes["one"]
     assert notes["two"] == notes["one"]  # the first one stays
     assert '"command": "promote-ema"' in notes["p"]
+
+
+OTHERWISE = b"U\x09optimizerU\x05ghost"  # the key as a text of Python 2, and a value
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"}q\0(", b"}q\0(" + OTHERWISE),
+        (b"}q\0(", b"(" + OTHERWISE + b"dq\0("),  # in the instruction that makes the dict
+        (b"u.", OTHERWISE + b"u."),
+    ],
+    ids=["before", "made with", "after"],
+)
+def test_a_part_that_would_still_be_there(path, ckptool, tmp_path, old, new):
+    with zipfile.ZipFile(path) as given, zipfile.ZipFile(tmp_path / "odd.pt", "w") as odd:
+        for info in given.infolist():
+            data = given.read(info)
+            if info.filename.endswith("/data.pkl"):
+                at = data.index(old) if old != b"u." else data.rindex(old)
+                data = data[:at] + new + data[at + len(old) :]
+            odd.writestr(info.filename, data)
+    assert "optimizer" in load(tmp_path / "odd.pt")
+    done = ckptool("convert", tmp_path / "odd.pt", "--drop", "optimizer", "-o", tmp_path / "out.pt")
+    assert done.exit_code == 2
+    assert "sets this key in several ways" in done.stderr
+    assert not (tmp_path / "out.pt").exists()
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)], ids=["", "force"])
+def test_a_damaged_pickle_gets_no_new_checksum(path, ckptool, tmp_path, force):
+    data = bytearray(path.read_bytes())
+    data[data.index(struct.pack(">d", 0.25)) + 7] ^= 1  # one of the losses
+    path.write_bytes(data)
+    done = ckptool("convert", path, "--drop", "optimizer", "-o", tmp_path / "out.pt", *force)
+    assert done.exit_code == 2
+    assert "data.pkl do not fit its checksum" in done.stderr
+    assert not (tmp_path / "out.pt").exists()
 
 
 # ------------------------------------------------------------------------------ torch is the judge

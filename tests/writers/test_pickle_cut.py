@@ -129,6 +129,13 @@ def test_a_pickle_of_any_length_is_not_taken(monkeypatch):
         without_items(pickle.dumps({"a": "long enough"}), [("a",)])
 
 
+@pytest.mark.parametrize("many", [b"(" + b"N" * 5, b"]q\1]q\2]q\3]q\4]q\5"], ids=["stack", "memo"])
+def test_a_pickle_of_any_memory_is_not_taken(monkeypatch, many):
+    monkeypatch.setattr(pickle_cut, "MAX_VALUES", 4)
+    with pytest.raises(UnsupportedError, match="more than 4 values"):
+        without_items(b"}" + many, [("a",)])
+
+
 def test_a_key_that_is_set_twice():
     program = b"}(X\x01\0\0\0aNX\x01\0\0\0a}u."
     with pytest.raises(AddressError):
