@@ -103,7 +103,7 @@ def answer_lines(report: DiffReport) -> Iterator[str]:
         section = words.printable(first.section) or "the weights"
         role = f" ({first.role})" if first.role and first.role != first.section else ""
         at = words.printable(first.address or TOP)
-        yield f"first difference in {section}{role}: {at} {KINDS[first.kind]}"
+        yield f"first in {section}{role}: {at} {KINDS[first.kind]}"
     yield f"tensors: {_counts(report.summary.tensors)}"
     if report.summary.values.get("compared"):
         yield f"other values: {_counts(report.summary.values)}"

@@ -550,7 +550,7 @@ def test_swapping_the_sides_swaps_the_report(compare):
 def test_the_answer_comes_first(ckptool, tmp_path):
     done = ckptool("diff", *pair(tmp_path, trained(), trained(lambda t: t.update(epoch=8))))
     assert done.startswith("different  ")
-    assert done.splitlines()[1] == "first difference in epoch: epoch has another value"
+    assert done.splitlines()[1] == "first in epoch: epoch has another value"
     assert done.splitlines()[-1].split() == ["epoch", "7", "→", "8"]
 
 
