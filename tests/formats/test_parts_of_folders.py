@@ -56,6 +56,7 @@ FOLDERS: dict[str, Callable[[Path], Path]] = {
     "ranks": fixture("sharded", "ranks", "columns"),
     "zero": fixture("genuine", "deepspeed", "zero1"),
     "lightning": lightning,
+    "universal": fixture("sharded", "universal", "stage2_many"),
 }
 
 
