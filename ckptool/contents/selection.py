@@ -7,6 +7,7 @@ top, or a role: ``@ema`` and ``@model`` stand for the state dicts that the searc
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from ckptool.contents.finder import tensors_in
 from ckptool.contents.globs import typable
 from ckptool.contents.inventory import Inventory, Leaf, Table, join_tables
 from ckptool.contents.unplain import refuse_incomplete
-from ckptool.errors import AddressError
+from ckptool.errors import AddressError, UsageError
 from ckptool.tree.addresses import format_address, parse_address, resolve
 from ckptool.tree.nodes import Address, CompositeTensor, Key, TensorRef, Tree
 from ckptool.tree.walking import children
@@ -33,8 +34,17 @@ class Operand(NamedTuple):
     address: str | None = None  # None: none was given; empty: the top
 
 
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
 def parse_operand(text: str) -> Operand:
-    """Parse ``PATH[#ADDRESS]``; an existing path is taken as a whole."""
+    """Parse ``PATH[#ADDRESS]``; an existing path is taken as a whole.
+
+    Raises:
+        UsageError: the text is a URL.
+    """
+    if URL.match(text) and not os.path.lexists(text):
+        raise UsageError(f"{text}: ckptool reads no URLs", hint="download the file and name it")
     cuts = [at for at, char in enumerate(text) if char == "#" and at]
     if os.path.lexists(text) or not cuts:
         return Operand(Path(text))
@@ -57,8 +67,8 @@ def select_table(inventory: Inventory, text: str) -> Table:
     if table is None:
         near = unlisted(node)
         refuse_incomplete(near, len(near))
-        below = len(tensors_in(node))
-        message = f"no state dict itself, with {below} tensors below it" if below else ""
+        below = tensors_in(node)
+        message = "no state dict itself, with tensors below it" if below else ""
         raise AddressError(
             message or "this place holds no tensors",
             address=text,

@@ -6,6 +6,7 @@ In the log of a job people read the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from ckptool.render import text as words
@@ -164,9 +165,19 @@ def _findings(findings: Iterable[Finding]) -> Page:
     for severity, alike in groupby(findings, key=lambda found: found.severity):
         yield line((f"\n{_HEADS[severity]}", "title"))
         grid = Grid("left", "text")
-        for found in alike:
+        for found in _merged(alike):
             _add(grid, found)
         yield grid
+
+
+def _merged(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Yield the findings; of those that differ only in the rule, the first names the others."""
+    alike: dict[tuple[str, str, str | None], list[Finding]] = {}
+    for found in findings:
+        alike.setdefault((found.address, found.message, found.remedy), []).append(found)
+    for first, *others in alike.values():
+        more = f" (also {', '.join(other.rule for other in others)})" if others else ""
+        yield replace(first, message=first.message + more)
 
 
 def _add(grid: Grid, found: Finding, where: str = "") -> None:

@@ -131,6 +131,13 @@ def test_no_name_at_all(refuse, tmp_path, monkeypatch):
     assert "a directory" in refuse("")["message"]
 
 
+@pytest.mark.parametrize("url", ["https://a.example/b.pt", "hf://owner/repo/model.safetensors"])
+def test_a_url_is_told_to_be_one(url, refuse):
+    error = refuse(url)
+    assert error["message"] == f"{url}: ckptool reads no URLs"
+    assert "download" in error["hint"]
+
+
 @pytest.mark.parametrize("name", ["a\nb.ckpt", "\x1b[31mred.ckpt", "[bold]b.ckpt", "\u202egpj.exe"])
 def test_a_name_that_would_steer_the_terminal_is_escaped(name, refuse, tmp_path):
     assert refuse(tmp_path / name)["path"] == str(tmp_path / name)

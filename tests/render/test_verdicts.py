@@ -60,6 +60,16 @@ def test_quiet_tells_of_files_that_fail_and_only_why():
     assert re.findall(r"CK\d+", said) == ["CK102"]
 
 
+def test_rules_with_one_message_are_one_finding():
+    why = "required, but not checked: the file cannot be opened"
+    same = tuple(Finding(f"CK{n}", Severity.ERROR, "", why) for n in (103, 104, 501))
+    cut = Finding("CK102", Severity.ERROR, "", "truncated")
+    said = shown(replace(verdicts.bad(), findings=(same[0], cut, *same[1:])))
+    assert said.count("required, but not checked") == 1
+    assert f"  CK103  {why} (also CK104, CK501)\n  CK102  truncated\n" in said
+    assert "failed: 4 errors" in said
+
+
 def test_a_note_that_several_files_share_is_told_once():
     one, other = verdicts.bad(), replace(verdicts.bad(), path="runs/other.ckpt")
     said = shown([one, other])
