@@ -113,7 +113,7 @@ def test_weights_equal_those_that_were_saved(case, member, ckptool, tmp_path):
 def test_verify_passes_and_the_file_is_closed(case, ckptool):
     before = open_files()
     assert ckptool("verify", file_of(case), "--bytes", "--values").exit_code == 0
-    assert open_files() == before
+    assert open_files() <= before
 
 
 def test_an_agent_has_its_parts_and_its_progress(ckptool):

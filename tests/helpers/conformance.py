@@ -6,6 +6,7 @@ happens to a file, a damaged one is an error of ours and nothing else.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from contextlib import suppress
@@ -119,11 +120,16 @@ class FormatTests:
         before = open_files()
         with pytest.raises(CkptError):
             open_checkpoint(path)
-        assert open_files() == before
+        assert open_files() <= before
 
 
 def open_files() -> int:
-    """How many this process has; the one that lists them included."""
+    """How many this process has; the one that lists them included.
+
+    Another test may have left one in a circle of objects, which is closed whenever Python collects
+    it. So what is there before is collected, and fewer after than before are no fault.
+    """
+    gc.collect()
     return len(list(Path("/dev/fd").iterdir()))
 
 
