@@ -113,7 +113,7 @@ def combine(
     return Combined(
         tensors,
         tuple(averaged),
-        tuple(name for name in tensors if name not in set(averaged)),
+        tuple(name for name, ref in tensors.items() if ref is newest.tensors[name]),
         tuple(filter(_is_statistic, averaged)),
     )
 
