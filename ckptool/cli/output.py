@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from ckptool.errors import UsageError
 from ckptool.process.progress import Meter, Progress
@@ -39,12 +39,14 @@ PROGRESS_AFTER = 1.0  # seconds
 PROGRESS_EVERY = 0.1
 
 
-def answer(reports: Sequence[Any], output: str, *, color: str) -> None:
-    """Print the reports of a command, as text or as one document."""
+def answer(
+    reports: Sequence[Any], output: str, *, color: str, stream: TextIO | None = None
+) -> None:
+    """Print the reports of a command: as text, on stdout or ``stream``, or as one document."""
     if output in TEXTS:
         from ckptool.render.terminal import show
 
-        show(reports, sys.stdout, used_color(color), output)
+        show(reports, stream or sys.stdout, used_color(color), output)
     else:
         write_document(rendered(reports, output), output)
 

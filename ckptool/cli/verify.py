@@ -200,7 +200,9 @@ def command(
             write_reports(files, answers, force=force)
             if not (refused and tells_alone):
                 with concluding():
-                    answer(answers, text, color=color)
+                    # A script takes stdout as a path, so that stays empty where none passes.
+                    aside = any(isinstance(a, ChoiceReport) and a.path is None for a in answers)
+                    answer(answers, text, color=color, stream=sys.stderr if aside else None)
                 if shown == "text":
                     _tell_passed_over(answers)
     if refused and (tells_alone or shown == "text"):
