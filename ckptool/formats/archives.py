@@ -33,7 +33,6 @@ from abc import abstractmethod
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -108,10 +107,11 @@ class Archive(FileFormat):
         tree |= {name: plan.tree for name, plan in saved.items()}
         if SB3_SIGN in members and (data := members.get(SB3_DATA)):
             tree[SB3_DATA] = _plain_values(data, pickles)
-        others = (n for n in members if n not in parts and not n.endswith(SHARD))
-        for name in islice(others, MAX_LISTENED):
-            if (source := members[name]) is not None:
-                pickles.listen_aside(source, 0, name, SHORT)
+        others = [n for n in members if n not in parts and not n.endswith(SHARD)]
+        if len(others) > MAX_LISTENED:  # one of them could be a pickle that nobody looked at
+            raise UnsupportedError(f"an archive with more than {MAX_LISTENED:,} other files")
+        for name in others:
+            pickles.listen_aside(self._in_place(name, members[name], file), 0, name, SHORT)
         named = (
             *globals_by_file(parts),
             *(n for plan in saved.values() for n in plan.globals_named),
@@ -135,19 +135,27 @@ class Archive(FileFormat):
         Raises:
             CkptError: it is damaged, or it cannot be read in place.
         """
+        try:
+            return self._open_source(self._in_place(name, source, file))
+        except CkptError as error:
+            if isinstance(error, UnknownFormatError) and not error.rule:
+                return None
+            error.address = f"{name}: {error.address}" if error.address else name
+            raise
+
+    def _in_place(self, name: str, source: Source | None, file: Source) -> Source:
+        """Return the bytes of a member.
+
+        Raises:
+            UnsupportedError: it is compressed, or a link.
+        """
         if source is None:
             raise UnsupportedError(
                 "it is compressed or a link in its archive, so that it cannot be read in place",
                 address=name,
                 hint=f"{self.unpacking} '{file.name}' unpacks it; name the files inside",
             )
-        try:
-            return self._open_source(source)
-        except CkptError as error:
-            if isinstance(error, UnknownFormatError) and not error.rule:
-                return None
-            error.address = f"{name}: {error.address}" if error.address else name
-            raise
+        return source
 
 
 class TarArchive(Archive):
@@ -165,8 +173,9 @@ class TarArchive(Archive):
 
     def members(self, file: Source) -> Iterator[Member]:
         """Yield the files in a tar, in their order."""
-        for name, is_file, offset, size in tar_members(file):
-            yield Member(name, Window(file, offset, size) if is_file else None)
+        for name, is_file, offset, size, is_directory in tar_members(file):
+            if not is_directory:
+                yield Member(name, Window(file, offset, size) if is_file else None)
 
 
 class ZipOfCheckpoints(Archive):

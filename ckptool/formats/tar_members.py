@@ -57,6 +57,7 @@ class TarMember(NamedTuple):
     is_file: bool
     offset: int  # of its data
     size: int  # bytes of its data
+    is_directory: bool = False
 
 
 class _Header(NamedTuple):
@@ -126,7 +127,8 @@ def _member(header: _Header, at: int, extensions: list[_Extension]) -> TarMember
     if header.kind == b"5":
         name = name.rstrip("/")
     has_data = header.kind not in _WITHOUT_DATA
-    return TarMember(name, has_data, at, size if has_data else 0)
+    is_directory = header.kind == b"5"
+    return TarMember(name, has_data, at, size if has_data else 0, is_directory)
 
 
 def _padded(size: int) -> int:

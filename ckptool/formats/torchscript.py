@@ -36,8 +36,8 @@ ROOT = "__torch__"
 
 _CLASS = re.compile(
     r"^class (?P<name>\w+)\(Module\):\n"
-    r"  __parameters__ = \[(?P<parameters>[^\]]*)\]\n"
-    r"  __buffers__ = \[(?P<buffers>[^\]]*)\]$",
+    r"  __parameters__ = \[(?P<parameters>[^\]\n]*)\]\n"
+    r"  __buffers__ = \[(?P<buffers>[^\]\n]*)\]$",
     re.MULTILINE,
 )
 _NAME = re.compile(r'"((?:[^"\\]|\\.)*)"')

@@ -17,7 +17,7 @@ import os
 from contextlib import ExitStack
 from pathlib import Path
 
-from ckptool.errors import CkptError, DamagedError, UnreadableError
+from ckptool.errors import CkptError, DamagedError, UnreadableError, UnsupportedError
 from ckptool.formats.base import Checkpoint, FolderFormat, Note, TensorReader
 from ckptool.formats.folders import all_or_none
 from ckptool.formats.nested import pickles_of
@@ -28,6 +28,7 @@ from ckptool.sources.base import ByteSpan, Source
 from ckptool.sources.local import LocalFile
 
 PICKLE, VERSION, BYTEORDER, DATA = "data.pkl", "version", "byteorder", "data"
+CODE = ("constants.pkl", "code")  # of TorchScript
 MAX_WORD = 16  # bytes of a record that holds one word
 
 
@@ -43,6 +44,12 @@ class UnpackedZip(FolderFormat):
 
     def open(self, folder: Path) -> Checkpoint:
         """Return the checkpoint; read only the pickles."""
+        if any((folder / name).exists() for name in CODE):
+            raise UnsupportedError(
+                "an unpacked TorchScript archive, whose code runs when it is loaded",
+                path=folder,
+                hint=f"zip -0 -r model.pt '{folder}' packs it; ckptool reads the file",
+            )
         pickles = pickles_of(PICKLE)
         with all_or_none() as opened:
             files = _Files(folder, opened)

@@ -22,7 +22,7 @@ from typing import Any
 from ckptool.errors import AddressError, UnsupportedError
 
 Run = tuple[int, int]  # numbers of instructions: from, to
-MAX_PICKLE = 16 << 20  # bytes
+MAX_PICKLE = 8 << 20  # bytes
 MAX_VALUES = 1 << 20  # in the memo, and on the stack: each takes some hundred bytes of memory here
 MAX_PLACE = (1 << 32) - 1  # of the memo
 NO_PLACE = -1

@@ -197,6 +197,37 @@ def test_a_link_is_not_followed(tmp_path):
         open_checkpoint(tmp_path / "a.nemo")
 
 
+def test_what_is_not_looked_at_is_refused(tmp_path, monkeypatch):
+    """A loader may unpickle any member: one that is compressed, a link, or the thousandth."""
+    path = zipped(tmp_path / "agent.zip", {"policy.pth": saved({"w": torch.ones(2)})})
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data", pickle.dumps(print) * 100)
+    with pytest.raises(UnsupportedError, match="compressed"):
+        open_checkpoint(path)
+    path = tar(tmp_path / "hard.nemo", {MEMBER: saved({"w": torch.ones(2)})})
+    with tarfile.open(path, "a:") as archive:
+        link = tarfile.TarInfo("model_config.yaml")
+        link.type, link.linkname = tarfile.LNKTYPE, MEMBER
+        archive.addfile(link)
+    with pytest.raises(UnsupportedError, match="a link"):
+        open_checkpoint(path)
+    monkeypatch.setattr("ckptool.formats.archives.MAX_LISTENED", 3)
+    others = {f"{i}.txt": b"text" for i in range(4)}
+    path = tar(tmp_path / "many.nemo", {MEMBER: saved({"w": torch.ones(2)})} | others)
+    with pytest.raises(UnsupportedError, match="more than 3 other files"):
+        open_checkpoint(path)
+
+
+def test_directories_in_a_tar_are_passed_over(tmp_path):
+    path = tar(tmp_path / "a.nemo", {MEMBER: saved({"w": torch.ones(2)})})
+    with tarfile.open(path, "a:") as archive:
+        folder = tarfile.TarInfo("weights")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+    with open_checkpoint(path) as checkpoint:
+        assert list(checkpoint.tree) == [MEMBER]
+
+
 def test_a_compressed_tar_is_told_with_the_command(tmp_path):
     path = tmp_path / "model.nemo"
     path.write_bytes(gzip.compress(file_of("weights").read_bytes()))

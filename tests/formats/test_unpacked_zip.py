@@ -10,7 +10,7 @@ import zipfile
 import pytest
 import torch
 
-from ckptool.errors import DamagedError
+from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats import open_checkpoint
 from helpers.judge import assert_reads_like
 
@@ -112,3 +112,11 @@ def test_the_library_leaves_the_limits_of_its_process_alone(tmp_path):
     assert "too many open files" in said
     assert "ulimit -n 4096" in said
     assert said.endswith("(64, 4096)\n")
+
+
+@pytest.mark.parametrize("name", ["constants.pkl", "code"])
+def test_code_of_torchscript_is_not_passed_over(folder, name):
+    (folder / name).mkdir()
+    with pytest.raises(UnsupportedError, match="TorchScript") as caught:
+        open_checkpoint(folder)
+    assert "zip -0 -r" in caught.value.hint

@@ -41,7 +41,8 @@ KNOWN, UNKNOWN, DANGEROUS = "known", "unknown", "dangerous"
 GADGET_MODULES = frozenset({
     # packages that others bring along
     "IPython", "_cffi_backend", "_pytest", "aiohttp", "cffi", "cloudpickle", "dill",
-    "fsspec", "httpx", "huggingface_hub", "ipykernel", "joblib", "jsonpickle", "paramiko",
+    "filelock", "fsspec", "httpx", "huggingface_hub", "ipykernel", "jinja2", "joblib",
+    "jsonpickle", "paramiko",
     "pexpect", "pip", "pkg_resources", "psutil", "pytest", "requests", "setuptools",
     "tornado", "virtualenv", "yaml",
     # torch and numpy
@@ -208,6 +209,7 @@ _MODULES = frozenset({
 
 # Single names in modules that are otherwise harmless.
 GADGET_NAMES = frozenset({
+    "argparse.FileType",  # opens a file for writing as soon as it is called
     "torch.distributed.distributed_c10d._tensor_to_object",
     "torch.load", "torch.save", "torch.serialization.load", "torch.serialization._load",
     "torch.serialization._legacy_load", "torch.serialization.add_safe_globals",
