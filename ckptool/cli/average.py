@@ -21,16 +21,7 @@ from ckptool.commands.average import AverageOptions, average
 
 def command(
     paths: shared.Operands,
-    output: Annotated[
-        str,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="OUT",
-            help="Write to this file, in the format of its suffix: .safetensors, or .pt, .pth, "
-            ".ckpt or .bin for torch.",
-        ),
-    ],
+    output: shared.Output,
     only: Annotated[
         Literal["model", "ema"] | None,
         typer.Option(

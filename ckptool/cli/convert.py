@@ -21,16 +21,7 @@ from ckptool.commands.convert import ConvertOptions, convert
 
 def command(
     path: shared.Operand,
-    output: Annotated[
-        str,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="OUT",
-            help="Write to this file, in the format of its suffix: .safetensors, or .pt, .pth, "
-            ".ckpt or .bin for torch.",
-        ),
-    ],
+    output: shared.Output,
     renames: shared.Maps = None,
     only: Annotated[
         shared.Globs | None,

@@ -87,6 +87,16 @@ Buffers = Annotated[
         help="Take buffers, such as batch statistics, from the ema or from the model.",
     ),
 ]
+Output = Annotated[
+    str,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="OUT",
+        help="Write to this file, in the format of its suffix: .safetensors, or .pt, .pth, "
+        ".ckpt or .bin for torch.",
+    ),
+]
 Dtypes = Annotated[
     Globs | None,
     typer.Option(
