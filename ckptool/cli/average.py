@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 import typer
 
 from ckptool.cli import options as shared
-from ckptool.cli.config import read_settings
-from ckptool.cli.output import (
-    answer,
-    output_for,
-    progressing,
-    source_date,
-    tell_config,
-    with_config,
-)
+from ckptool.cli.writing import write_and_answer
 from ckptool.commands.average import AverageOptions, average
+from ckptool.contents.selection import parse_operand
 
 
 def command(
@@ -70,23 +64,13 @@ def command(
     color: shared.Color = "auto",
 ) -> None:
     """Write the mean of the same weights in several checkpoints."""
-    from ckptool.contents.selection import parse_operand
-
-    output_format = output_for("AverageReport", form, json=json)
-    settings = read_settings("average", paths, config)
-    tell_config(settings)
+    operands = [parse_operand(path) for path in paths]
     options = AverageOptions(
         role=only, weights=weights, ema_decay=ema_decay, last=last, buffers=buffers,
         dtype=dtype or (), ties=ties, wrap=wrap, max_shard_size=max_shard_size,
         force=force, dry_run=dry_run,
     )  # fmt: skip
-    with progressing("averaging") as progress:
-        report = average(
-            [parse_operand(path) for path in paths],
-            output,
-            options,
-            progress=progress,
-            layouts=settings.layouts,
-            made_at=source_date(),
-        )
-    answer([with_config(report, settings)], output_format, color=color)
+    write_and_answer(
+        "average", "AverageReport", paths, partial(average, operands, output, options),
+        verb="averaging", config=config, form=form, json=json, color=color,
+    )  # fmt: skip

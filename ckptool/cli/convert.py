@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from ckptool.cli import options as shared
-from ckptool.cli.config import read_settings
-from ckptool.cli.output import (
-    answer,
-    output_for,
-    progressing,
-    source_date,
-    tell_config,
-    with_config,
-)
+from ckptool.cli.writing import write_and_answer
 from ckptool.commands.convert import ConvertOptions, convert
+from ckptool.contents.selection import parse_operand
 
 
 def command(
@@ -56,24 +50,13 @@ def command(
 
     Without --drop optimizer and the like, the output holds the weights alone.
     """
-    from ckptool.contents.selection import parse_operand
-
-    output_format = output_for("ConvertReport", form, json=json)
     operand = parse_operand(path)
-    settings = read_settings("convert", [path], config)
-    tell_config(settings)
     options = ConvertOptions(
         address=operand.address, renames=renames or (), only=only or (), drop=drop or (),
         dtype=dtype or (), ties=ties, wrap=wrap, max_shard_size=max_shard_size,
         force=force, dry_run=dry_run,
     )  # fmt: skip
-    with progressing("converting") as progress:
-        report = convert(
-            operand.path,
-            output,
-            options,
-            progress=progress,
-            layouts=settings.layouts,
-            made_at=source_date(),
-        )
-    answer([with_config(report, settings)], output_format, color=color)
+    write_and_answer(
+        "convert", "ConvertReport", [path], partial(convert, operand.path, output, options),
+        verb="converting", config=config, form=form, json=json, color=color,
+    )  # fmt: skip

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Literal
 
 import typer
 
 from ckptool.cli import options as shared
-from ckptool.cli.config import read_settings
-from ckptool.cli.output import (
-    answer,
-    output_for,
-    place_named,
-    progressing,
-    source_date,
-    tell_config,
-    with_config,
-)
+from ckptool.cli.output import place_named
+from ckptool.cli.writing import write_and_answer
 from ckptool.commands.extract_ema import ExtractOptions, extract_ema
 
 
@@ -65,22 +58,13 @@ def command(
     color: shared.Color = "auto",
 ) -> None:
     """Write the EMA weights to a file of their own."""
-    output_format = output_for("ExtractReport", form, json=json)
     operand = place_named(path, ema)
-    settings = read_settings("extract-ema", [path], config)
-    tell_config(settings)
     options = ExtractOptions(
         ema=operand.address, model=model, names=names, strip=strip_prefix, match=match or (),
         dtype=dtype or (), ties=ties, wrap=wrap, max_shard_size=max_shard_size, buffers=buffers,
         force=force, dry_run=dry_run,
     )  # fmt: skip
-    with progressing("extracting") as progress:
-        report = extract_ema(
-            operand.path,
-            output,
-            options,
-            progress=progress,
-            layouts=settings.layouts,
-            made_at=source_date(),
-        )
-    answer([with_config(report, settings)], output_format, color=color)
+    write_and_answer(
+        "extract-ema", "ExtractReport", [path], partial(extract_ema, operand.path, output, options),
+        verb="extracting", config=config, form=form, json=json, color=color,
+    )  # fmt: skip

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from ckptool.cli import options as shared
-from ckptool.cli.config import read_settings
-from ckptool.cli.output import (
-    answer,
-    output_for,
-    place_named,
-    progressing,
-    source_date,
-    tell_config,
-    with_config,
-)
+from ckptool.cli.output import place_named
+from ckptool.cli.writing import write_and_answer
 from ckptool.commands.promote_ema import promote_ema
 
 
@@ -62,24 +55,12 @@ def command(
     Everything else stays as it is. The result is a copy, or with --in-place replaces the file. The
     state of the optimizer still belongs to the raw weights: resume training from the original.
     """
-    output_format = output_for("PromoteReport", form, json=json)
     operand = place_named(path, ema)
-    settings = read_settings("promote-ema", [path], config)
-    tell_config(settings)
-    with progressing("promoting") as progress:
-        report = promote_ema(
-            operand.path,
-            output,
-            in_place=in_place,
-            backup=backup,
-            ema=operand.address,
-            model=model,
-            allow_shared=allow_shared,
-            buffers=buffers,
-            force=force,
-            dry_run=dry_run,
-            progress=progress,
-            layouts=settings.layouts,
-            made_at=source_date(),
-        )
-    answer([with_config(report, settings)], output_format, color=color)
+    writing = partial(
+        promote_ema, operand.path, output, in_place=in_place, backup=backup, ema=operand.address,
+        model=model, allow_shared=allow_shared, buffers=buffers, force=force, dry_run=dry_run,
+    )  # fmt: skip
+    write_and_answer(
+        "promote-ema", "PromoteReport", [path], writing,
+        verb="promoting", config=config, form=form, json=json, color=color,
+    )  # fmt: skip
