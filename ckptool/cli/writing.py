@@ -1,4 +1,4 @@
-"""What the commands that write have in common: settings, progress, and the answer in a report."""
+"""The shared end of the commands that write: settings, progress, and the answer in a report."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import struct
 import zipfile
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -235,15 +236,8 @@ def test_classes_that_nobody_has_stay_as_they_are(ckptool, tmp_path):
 
 
 @pytest.fixture
-def refused(ckptool, tmp_path):
-    def run(*args) -> dict:
-        before = contents(tmp_path)
-        output = ckptool("convert", *args, "--json")
-        assert output.exit_code == 2
-        assert contents(tmp_path) == before
-        return output.json["error"]
-
-    return run
+def refused(refusing):
+    return partial(refusing, "convert")
 
 
 @pytest.mark.parametrize(
