@@ -22,7 +22,8 @@ def command(
             "--output",
             metavar="OUT",
             help="Write to this file, in the format of its suffix: .safetensors, or .pt, .pth, "
-            ".ckpt or .bin for torch. The default is PATH with .ema.safetensors.",
+            ".ckpt or .bin for torch; NAME.dcp is a directory of torch.distributed.checkpoint. "
+            "The default is PATH with .ema.safetensors.",
         ),
     ] = None,
     ema: shared.Ema = None,
@@ -57,7 +58,10 @@ def command(
     json: shared.Json = False,
     color: shared.Color = "auto",
 ) -> None:
-    """Write the EMA weights to a file of their own."""
+    """Write the EMA weights to a file of their own.
+
+    For any other weights, names or dtypes, and to drop the optimizer, see ckptool convert.
+    """
     operand = place_named(path, ema)
     options = ExtractOptions(
         ema=operand.address, model=model, names=names, strip=strip_prefix, match=match or (),

@@ -94,7 +94,7 @@ Output = Annotated[
         "--output",
         metavar="OUT",
         help="Write to this file, in the format of its suffix: .safetensors, or .pt, .pth, "
-        ".ckpt or .bin for torch.",
+        ".ckpt or .bin for torch; NAME.dcp is a directory of torch.distributed.checkpoint.",
     ),
 ]
 Dtypes = Annotated[
@@ -123,7 +123,7 @@ Ties = Annotated[
 ]
 Wrap = Annotated[
     str | None,
-    typer.Option(metavar="KEY", help="Put the state dict under this key of a torch file."),
+    typer.Option(metavar="KEY", help="Put the state dict under this key of a torch file or .dcp."),
 ]
 Maps = Annotated[
     list[str] | None,

@@ -54,6 +54,7 @@ def command(
 
     Everything else stays as it is. The result is a copy, or with --in-place replaces the file. The
     state of the optimizer still belongs to the raw weights: resume training from the original.
+    For a file of weights alone, or without the optimizer, see ckptool convert.
     """
     operand = place_named(path, ema)
     writing = partial(

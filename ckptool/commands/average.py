@@ -16,6 +16,7 @@ from ckptool.commands.writing import (
     choose_form,
     report_casts,
     report_shards,
+    ties_in,
     write_output,
 )
 from ckptool.contents.selection import Operand
@@ -137,7 +138,7 @@ def average(
             newest=combined.newest,
             statistics=combined.statistics,
             tied=plan.tied,
-            ties="shared" if form.kind == "torch-zip" else options.ties,
+            ties=ties_in(form.kind, options.ties),
             casts=report_casts(outcome),
             shards=report_shards(outcome),
             removed=outcome.removed,

@@ -19,6 +19,7 @@ from ckptool.commands.writing import (
     choose_form,
     report_casts,
     report_shards,
+    ties_in,
     write_output,
 )
 from ckptool.contents.renames import parse_rename, renamed_by
@@ -111,7 +112,7 @@ def convert(
             tensors=outcome.tensors,
             bytes=outcome.state_dict.nbytes,
             tied=plan.tied,
-            ties="shared" if form.kind == "torch-zip" else options.ties,
+            ties=ties_in(form.kind, options.ties),
             renamed=len(plan.tensors.keys() - before),
             left_out=plan.left_out,
             beside=_beside(checkpoint, taken),

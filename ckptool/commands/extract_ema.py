@@ -13,6 +13,7 @@ from ckptool.commands.writing import (
     choose_form,
     report_casts,
     report_shards,
+    ties_in,
     write_output,
 )
 from ckptool.ema.candidates import table_address
@@ -127,7 +128,7 @@ def _report(
         dropped=plan.dropped,
         file=str(chosen.file) if chosen and chosen.file else None,
         kind=kind_taken(location),
-        ties="shared" if outcome.state_dict.kind == "torch-zip" else options.ties,
+        ties=ties_in(outcome.state_dict.kind, options.ties),
         casts=report_casts(outcome),
         shards=report_shards(outcome),
         removed=outcome.removed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,13 @@ from ckptool.process.progress import Progress
 from ckptool.reports.base import Finding
 from ckptool.reports.write import CastReport, ShardReport
 from ckptool.tensors.casting import Losses
-from ckptool.writers.files.destination import check_output, format_of, output_path
+from ckptool.writers.files.destination import (
+    check_folder,
+    check_output,
+    format_of,
+    output_path,
+)
+from ckptool.writers.files.whole_file import folder_for
 from ckptool.writers.shards import (
     FOLDER_NAME,
     index_path,
@@ -36,18 +43,23 @@ class WriteOptions:
 
     dtype: Sequence[str] = ()  # of floating tensors: see :func:`~ckptool.plans.casts.plan_casting`
     ties: str = "once"  # ``once`` or ``each``: see ``extract_ema``
-    wrap: str | None = None  # put the state dict under this key (torch files only)
+    wrap: str | None = None  # put the state dict under this key (not in safetensors)
     max_shard_size: str | None = None  # like ``5GB``: several files and an index (safetensors only)
     force: bool = False  # replace files; write values that are damaged or overflow the dtype
     dry_run: bool = False  # only report what would be written
 
 
 class Form(NamedTuple):
-    """The file that is asked for."""
+    """The output that is asked for."""
 
     output: Path
-    kind: str  # safetensors | torch-zip
+    kind: str  # safetensors | torch-zip | dcp
     limit: int | None  # bytes of a shard
+
+
+def ties_in(kind: str, asked: str) -> str:
+    """Return how shared tensors are written in a format: ``asked`` is for safetensors."""
+    return {"torch-zip": "shared", "dcp": "each"}.get(kind, asked)
 
 
 def choose_form(
@@ -94,8 +106,10 @@ class Outcome(NamedTuple):
 
     @property
     def named(self) -> str:
-        """The file to name to a loader: the index if there are shards."""
-        return str(self.state_dict.index_file or self.state_dict.output)
+        """The path to name to a loader: the index if there are shards."""
+        state_dict = self.state_dict
+        is_set = state_dict.index_file is not None and not state_dict.is_folder
+        return str(state_dict.index_file if is_set else state_dict.output)
 
 
 def write_output(
@@ -127,14 +141,14 @@ def write_output(
         form.kind,
         plan.tensors,
         plan_casting(plan.tensors, options.dtype),
-        noted=plan.tied if form.kind == "safetensors" and options.ties == "once" else {},
+        noted=plan.tied if ties_in(form.kind, options.ties) == "once" else {},
         wrap=options.wrap,
         max_shard=form.limit,
         damaged=options.force,
     )
     reader, account = checkpoint.reader, Account()
     if not options.dry_run:
-        tidy(index_path(form.output), state_dict.paths, checkpoint.files)
+        tidy(state_dict.index_file or index_path(form.output), state_dict.paths, checkpoint.files)
     targets = _targets(checkpoint, state_dict, force=options.force)
     gone = state_dict.left_over
     removed = tuple(path.name for path in gone)
@@ -152,7 +166,10 @@ def write_output(
         if options.dry_run:
             count_losses(state_dict, reader, account, progress)
             return Outcome(state_dict, account, judge(), removed)
-        with whole_files(targets, force=options.force, gone=gone) as files:
+        with (
+            folder_for(form.output) if state_dict.is_folder else nullcontext(),
+            whole_files(targets, force=options.force, gone=gone) as files,
+        ):
             write(state_dict, files, reader, account, note, progress)
             found = judge()  # a refusal discards the files
             reader.refuse_changed()
@@ -162,7 +179,10 @@ def write_output(
 def _targets(checkpoint: Checkpoint, state_dict: StateDict, *, force: bool) -> list[Path]:
     """Return the paths of the files; check that they may replace existing ones."""
     inputs = checkpoint.files
-    refuse_other_form(state_dict.output, sharded=state_dict.index_file is not None)
+    if not state_dict.is_folder:
+        refuse_other_form(state_dict.output, sharded=state_dict.index_file is not None)
+    elif not check_folder(state_dict.output):
+        return list(state_dict.paths)  # nothing can be there
     for path in state_dict.left_over:
         check_output(path, inputs, force=force)
     return [check_output(path, inputs, force=force) for path in state_dict.paths]
@@ -196,7 +216,7 @@ def report_casts(outcome: Outcome) -> CastReport | None:
 def report_shards(outcome: Outcome) -> tuple[ShardReport, ...]:
     """Return the files of a set with an index; an empty tuple if there is one file."""
     state_dict = outcome.state_dict
-    if state_dict.index_file is None:
+    if state_dict.index_file is None or state_dict.is_folder:
         return ()
     return tuple(
         ShardReport(

@@ -33,11 +33,12 @@ from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.pickles.storages import StorageKey
 from ckptool.formats.pickles.tensor_views import as_text, dtype_of
 from ckptool.formats.pickles.torch_objects import TorchBuilder
+from ckptool.formats.provenance import KEY
 from ckptool.formats.ranked.assembly import Box, from_boxes, held_boxes
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.sources.local import LocalFile
 from ckptool.sources.window import Window
-from ckptool.tree.nodes import MAX_DEPTH, Opaque, Tree
+from ckptool.tree.nodes import MAX_DEPTH, Opaque, Tree, fields_of
 
 METADATA = ".metadata"
 SHARD = ".distcp"  # the suffix of files with chunks
@@ -53,6 +54,7 @@ class DcpFolder(FolderFormat):
 
     name = "dcp"
     written_by = "`torch.distributed.checkpoint`: a folder with `.metadata` and `.distcp` files"
+    suffixes = (".dcp",)
     unread_checksums = "the checksums of the zips inside shards are not read"
     may_trail = True
 
@@ -72,6 +74,7 @@ class DcpFolder(FolderFormat):
             tree=saved.tree,
             reader=TensorReader(*saved.files.values()),
             globals_named=saved.globals_named,
+            metadata=saved.metadata,
             parts=(folder / METADATA,),
             notes=_left_out(folder, saved.files),
         )
@@ -83,6 +86,7 @@ class Saved(NamedTuple):
     tree: Tree
     files: Mapping[str, Source]  # that hold chunks, by name
     globals_named: tuple[NamedGlobal, ...]
+    metadata: dict[str, Any]  # the note of ckptool, if it wrote the plan
 
 
 def read_plan(metadata: Source, open_file: Callable[[str], Source]) -> Saved:
@@ -97,7 +101,8 @@ def read_plan(metadata: Source, open_file: Callable[[str], Source]) -> Saved:
         plan, _ = pickles.read(metadata, TorchBuilder(_no_storage, pickles.open_nested))
         shards = _Shards(open_file)
         tree = _tree(plan, shards)
-    return Saved(tree, shards.files, (*pickles.globals_named, *shards.globals_named))
+    note = {KEY: fields_of(plan)[KEY]} if KEY in fields_of(plan) else {}
+    return Saved(tree, shards.files, (*pickles.globals_named, *shards.globals_named), note)
 
 
 class _Shards:

@@ -93,7 +93,7 @@ class ConvertReport:
 
     path: str
     output: str
-    format: str  # safetensors | torch-zip
+    format: str  # safetensors | torch-zip | dcp
     written: bool
     address: str  # key path of the state dict
     kind: str  # raw, ema, swa, teacher, …; table: nothing tells; checkpoint: a whole one

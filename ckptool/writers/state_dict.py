@@ -1,4 +1,4 @@
-"""A planned state dict and the files that it becomes: one file, or shards with their index.
+"""A planned state dict and the files that it becomes: one, shards with their index, or a directory.
 
 The plan is made before anything is written. ``--dry-run`` reports it: the files, the tensors in
 each, their dtypes, and the shared tensors. safetensors has no way to say that two names share their
@@ -13,22 +13,23 @@ from typing import NamedTuple
 
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import TensorReader
+from ckptool.formats.dcp import METADATA, DcpFolder
 from ckptool.formats.provenance import KEY
 from ckptool.process.progress import Progress, no_progress
 from ckptool.tensors.casting import Casting
 from ckptool.tree.nodes import TensorRef
-from ckptool.writers import safetensors_file, torch_zip
+from ckptool.writers import dcp_folder, safetensors_file, torch_zip
 from ckptool.writers.files.whole_file import PartialFile, expect
 from ckptool.writers.shards import Shard, index_of, index_path, left_over, plan_shards
 from ckptool.writers.transfer import Move, transfer
-from ckptool.writers.values import Account, WrittenRun, check_runs
+from ckptool.writers.values import Account, check_runs
 
 
 class StateDict(NamedTuple):
     """The plan of an output: its files, and the tensors in each."""
 
-    output: Path  # as it was named; none of the files if there are several shards
-    kind: str  # safetensors | torch-zip
+    output: Path  # as it was named; none of the files if there are several
+    kind: str  # safetensors | torch-zip | dcp
     shards: tuple[Shard, ...]
     casting: Casting
     noted: Mapping[str, str]  # names that are not written, since they share another name's tensor
@@ -36,8 +37,15 @@ class StateDict(NamedTuple):
     damaged: bool = False  # the source may be damaged, and is taken all the same
 
     @property
+    def is_folder(self) -> bool:
+        """Whether ``output`` is a directory that holds the files."""
+        return self.kind == DcpFolder.name
+
+    @property
     def index_file(self) -> Path | None:
-        """The index file, which says which shard has which tensor; None if there is one file."""
+        """The file that says which file has which tensor; None if there is one file."""
+        if self.is_folder:
+            return self.output / METADATA
         return index_path(self.output) if len(self.shards) > 1 else None
 
     @property
@@ -49,6 +57,8 @@ class StateDict(NamedTuple):
     @property
     def left_over(self) -> tuple[Path, ...]:
         """Shards of an earlier set under this name, which would stay beside the new set."""
+        if self.is_folder:
+            return dcp_folder.left_over(self.output)
         shards = (shard.path for shard in self.shards)
         return left_over(self.index_file, shards) if self.index_file else ()
 
@@ -87,7 +97,10 @@ def plan_state_dict(
         UnsupportedError: a dtype or a name that the format cannot hold.
     """
     written = {name: ref for name, ref in tensors.items() if name not in noted}
-    shards = plan_shards(output, written, casting, max_shard)
+    if kind == DcpFolder.name:
+        shards: tuple[Shard, ...] = (Shard(output / dcp_folder.CHUNKS, written),)
+    else:
+        shards = plan_shards(output, written, casting, max_shard)
     for shard in shards:
         FORMATS[kind].refuse(shard.tensors, casting)
     return StateDict(output, kind, shards, casting, noted, wrap, damaged)
@@ -108,12 +121,7 @@ def write(
         OutputError: there is no room.
     """
     files[0].need(plan.nbytes)
-    how = FORMATS[plan.kind]
-    for shard, file in zip(plan.shards, files, strict=False):
-        runs = how.write(plan, shard, file, reader, account, note, progress)
-        how.check(plan, shard, file.path, runs)
-    if plan.index_file:
-        files[-1].write(index_of(plan.shards, plan.casting, plan.noted))
+    FORMATS[plan.kind].write(plan, files, reader, account, note, progress)
 
 
 def count_losses(
@@ -128,11 +136,7 @@ class Format(NamedTuple):
     """The functions that write a state dict in one format: a row of ``FORMATS``."""
 
     refuse: Callable[[Mapping[str, TensorRef], Casting], object]  # raises if it cannot hold them
-    write: Callable[
-        [StateDict, Shard, PartialFile, TensorReader, Account, str, Progress],
-        tuple[WrittenRun, ...],
-    ]
-    check: Callable[[StateDict, Shard, Path, tuple[WrittenRun, ...]], None]
+    write: Callable[[StateDict, Sequence[PartialFile], TensorReader, Account, str, Progress], None]
     values: Callable[[Mapping[str, TensorRef], Casting], Iterable[tuple[str, TensorRef]]]
 
 
@@ -142,48 +146,58 @@ def _refuse_safetensors(tensors: Mapping[str, TensorRef], casting: Casting) -> o
 
 def _write_safetensors(
     plan: StateDict,
-    shard: Shard,
-    file: PartialFile,
+    files: Sequence[PartialFile],
     reader: TensorReader,
     account: Account,
     note: str,
     progress: Progress,
-) -> tuple[WrittenRun, ...]:
+) -> None:
     noted = {} if plan.index_file else plan.noted  # the index of shards has them
     metadata = {**noted, "format": "pt", KEY: note}  # transformers requires the format
-    return safetensors_file.write(
-        file, shard.tensors, reader, metadata, plan.casting, account, progress
-    )
-
-
-def _check_safetensors(
-    plan: StateDict, shard: Shard, path: Path, runs: tuple[WrittenRun, ...]
-) -> None:
-    safetensors_file.check_written(path, shard.tensors, plan.casting, runs)
+    for shard, file in zip(plan.shards, files, strict=False):
+        runs = safetensors_file.write(
+            file, shard.tensors, reader, metadata, plan.casting, account, progress
+        )
+        safetensors_file.check_written(file.path, shard.tensors, plan.casting, runs)
+    if plan.index_file:
+        files[-1].write(index_of(plan.shards, plan.casting, plan.noted))
 
 
 def _write_torch(
     plan: StateDict,
-    shard: Shard,
-    file: PartialFile,
+    files: Sequence[PartialFile],
     reader: TensorReader,
     account: Account,
     note: str,
     progress: Progress,
-) -> tuple[WrittenRun, ...]:
-    return torch_zip.write(
+) -> None:
+    (shard,), (file,) = plan.shards, files
+    runs = torch_zip.write(
         file, shard.tensors, reader, plan.wrap, plan.casting, account, progress, note,
         damaged=plan.damaged,
     )  # fmt: skip
-
-
-def _check_torch(plan: StateDict, shard: Shard, path: Path, runs: tuple[WrittenRun, ...]) -> None:
-    with open_checkpoint(path) as written:
+    with open_checkpoint(file.path) as written:
         tree = written.tree if plan.wrap is None else written.tree[plan.wrap]
         found = {name: (ref.dtype, ref.shape) for name, ref in tree.items()}
     wanted = {name: (plan.casting.dtype_of(ref), ref.shape) for name, ref in shard.tensors.items()}
-    expect(found == wanted, "other names, types or shapes", path)
-    check_runs(path, runs)
+    expect(found == wanted, "other names, types or shapes", file.path)
+    check_runs(file.path, runs)
+
+
+def _write_dcp(
+    plan: StateDict,
+    files: Sequence[PartialFile],
+    reader: TensorReader,
+    account: Account,
+    note: str,
+    progress: Progress,
+) -> None:
+    (shard,), (chunks, metadata) = plan.shards, files
+    tensors = shard.tensors
+    places = dcp_folder.write(chunks, tensors, reader, plan.casting, account, progress)
+    content = dcp_folder.plan(tensors, plan.casting, places, plan.wrap, note)
+    dcp_folder.check(content, chunks.path, tensors, plan.casting, plan.wrap)
+    metadata.write(content)
 
 
 def _each_tensor(
@@ -200,8 +214,7 @@ def _each_storage(
 
 
 FORMATS: Mapping[str, Format] = {
-    "safetensors": Format(
-        _refuse_safetensors, _write_safetensors, _check_safetensors, _each_tensor
-    ),
-    "torch-zip": Format(torch_zip.plan_storages, _write_torch, _check_torch, _each_storage),
+    "safetensors": Format(_refuse_safetensors, _write_safetensors, _each_tensor),
+    "torch-zip": Format(torch_zip.plan_storages, _write_torch, _each_storage),
+    "dcp": Format(dcp_folder.refuse, _write_dcp, _each_tensor),
 }

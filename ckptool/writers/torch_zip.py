@@ -24,6 +24,7 @@ from ckptool.tensors.casting import Casting
 from ckptool.tree.geometry import contiguous_strides, extent
 from ckptool.tree.nodes import Chunk, TensorRef
 from ckptool.writers.files.whole_file import PartialFile
+from ckptool.writers.pickle_writer import PickleWriter
 from ckptool.writers.transfer import Move, to_read_back, transfer
 from ckptool.writers.values import Account, WrittenRun
 from ckptool.writers.zip_archive import ArchiveWriter
@@ -130,9 +131,18 @@ def plan_storages(tensors: Mapping[str, TensorRef], casting: Casting) -> list[St
     return storages
 
 
-def _keeps_bytes(name: str, ref: TensorRef, casting: Casting) -> bool:
+def refuse_unplain(name: str, ref: TensorRef) -> None:
+    """Refuse a tensor without plain stored values.
+
+    Raises:
+        UnsupportedError: it is one.
+    """
     if not ref.chunks or ref.quantizer is not None:
         raise UnsupportedError("only tensors with plain stored values can be written", address=name)
+
+
+def _keeps_bytes(name: str, ref: TensorRef, casting: Casting) -> bool:
+    refuse_unplain(name, ref)
     swapped = ref.byteorder == "big" and ref.dtype.itemsize > 1
     in_place = len(ref.chunks) == 1 and not ref.lazy and not swapped
     return in_place and (not casting.is_cast(ref) or _is_dense(ref.chunks[0]))
@@ -193,20 +203,21 @@ def _pickle(tensors: Mapping[str, TensorRef], storages: list[Storage], wrap: str
     home = {
         name: (storage, offset) for storage in storages for name, offset in storage.views.items()
     }
-    out = _PickleWriter()
+    out = PickleWriter()
     if wrap is not None:
         out.raw(b"}").text(wrap)
     out.named("collections", "OrderedDict").raw(b")R(")
     for name, ref in tensors.items():
         out.text(name)
-        _pickle_tensor(out, ref, *home[name])
+        add_tensor(out, ref, *home[name])
     out.raw(b"u")
     if wrap is not None:
         out.raw(b"s")
     return out.finish()
 
 
-def _pickle_tensor(out: _PickleWriter, ref: TensorRef, storage: Storage, offset: int) -> None:
+def add_tensor(out: PickleWriter, ref: TensorRef, storage: Storage, offset: int = 0) -> None:
+    """Pickle a tensor that is a view of a storage, ``offset`` elements from its beginning."""
     dtype = storage.dtype
     strides = ref.chunks[0].strides if storage.is_run else contiguous_strides(ref.shape)
     out.named("torch._utils", "_rebuild_tensor_v2" if dtype.storage_class else "_rebuild_tensor_v3")
@@ -222,43 +233,3 @@ def _pickle_tensor(out: _PickleWriter, ref: TensorRef, storage: Storage, offset:
     if not dtype.storage_class:
         out.named("torch", dtype.name)
     out.raw(b"tR")
-
-
-class _PickleWriter:
-    """A writer of the few instructions of protocol 2 that a state dict needs."""
-
-    def __init__(self) -> None:
-        self._parts = [b"\x80\x02"]
-        self._memo: dict[tuple[str, str], bytes] = {}
-
-    def raw(self, code: bytes) -> _PickleWriter:
-        self._parts.append(code)
-        return self
-
-    def text(self, text: str) -> _PickleWriter:
-        data = text.encode("utf-8", "surrogatepass")
-        return self.raw(b"X" + len(data).to_bytes(4, "little") + data)
-
-    def named(self, module: str, name: str) -> _PickleWriter:
-        """Write a class or function: by its name the first time, from the memo afterwards."""
-        if (module, name) in self._memo:
-            return self.raw(b"h" + self._memo[module, name])
-        index = bytes([len(self._memo)])
-        self._memo[module, name] = index
-        return self.raw(f"c{module}\n{name}\n".encode() + b"q" + index)
-
-    def integer(self, number: int) -> _PickleWriter:
-        if 0 <= number < 1 << 8:
-            return self.raw(b"K" + bytes([number]))
-        if number < 1 << 31:
-            return self.raw(b"J" + number.to_bytes(4, "little"))
-        return self.raw(b"\x8a\x09" + number.to_bytes(9, "little"))
-
-    def integers(self, numbers: tuple[int, ...]) -> _PickleWriter:
-        self.raw(b"(")
-        for number in numbers:
-            self.integer(number)
-        return self.raw(b"t")
-
-    def finish(self) -> bytes:
-        return b"".join([*self._parts, b"."])

@@ -7,7 +7,7 @@ field 0x0001; the padding up to the alignment is an extra field called ``FB``, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from struct import Struct
@@ -47,11 +47,16 @@ _CENTRAL64 = Struct("<2H3Q")
 
 
 class ArchiveWriter:
-    """A writer of stored records one after the other, and then of the directory."""
+    """A writer of stored records one after the other, and then of the directory.
 
-    def __init__(self, output: PartialFile) -> None:
+    The archive begins at ``base`` in the output: its own offsets count from there.
+    """
+
+    def __init__(self, output: PartialFile, base: int = 0) -> None:
         self._output = output
+        self._base = base
         self._records: list[_Record] = []
+        self._end: int | None = None  # where the directory begins, once its space is left
 
     def add_bytes(self, name: str, data: bytes) -> None:
         """Append a whole record."""
@@ -101,14 +106,27 @@ class ArchiveWriter:
             crc = record.checksum()
             local = self._local(record.name, crc, record.size, record.offset)
             self._output.patch(local, record.offset)
-            entries.append(_central(record, crc))
+            entries.append(_central(record, crc, self._base))
         return entries
+
+    def leave_end(self) -> None:
+        """Leave space for the directory and the end records: more may follow in the output."""
+        self._end = self._output.position
+        entries = [_central(record, 0, self._base) for record in self._records]
+        self._output.skip(len(_ending(entries, self._end - self._base)))
 
     def finish(self) -> None:
         """Write the local headers, the central directory and the end records."""
-        entries, start = self.complete(), self._output.position
-        self._output.write(b"".join(entries))
-        write_end(self._output, start, len(entries))
+        if self._end is None:
+            self.leave_end()
+        assert self._end is not None
+        self._output.patch(_ending(self.complete(), self._end - self._base), self._end)
+
+
+def _ending(entries: Sequence[bytes], start: int) -> bytes:
+    """Return the directory, which begins at ``start`` in the archive, with the end records."""
+    directory = b"".join(entries)
+    return directory + end_records(start, len(directory), len(entries))
 
 
 def add_record(output: PartialFile, name: str, content: bytes) -> bytes:
@@ -118,27 +136,27 @@ def add_record(output: PartialFile, name: str, content: bytes) -> bytes:
     return archive.complete()[0]
 
 
-def write_end(output: PartialFile, start: int, count: int) -> None:
-    """Write the end records, behind a directory of ``count`` entries that began at ``start``."""
-    size = output.position - start
+def end_records(start: int, size: int, count: int) -> bytes:
+    """Return the records behind a directory of ``count`` entries in ``size`` bytes at ``start``."""
+    large = b""
     if count >= UINT16_MAX or start >= ZIP64_FROM or size >= ZIP64_FROM:
-        at = output.position
-        output.write(ZIP64_END.pack(b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start))
-        output.write(ZIP64_LOCATOR.pack(b"PK\x06\x07", 0, at, 1))
+        large = ZIP64_END.pack(b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start)
+        large += ZIP64_LOCATOR.pack(b"PK\x06\x07", 0, start + size, 1)
     ends = (
         min(count, UINT16_MAX),
         min(count, UINT16_MAX),
         size if size < ZIP64_FROM else IN_EXTRA,
         start if start < ZIP64_FROM else IN_EXTRA,
     )
-    output.write(END.pack(b"PK\x05\x06", 0, 0, *ends, 0))
+    return large + END.pack(b"PK\x05\x06", 0, 0, *ends, 0)
 
 
-def _central(record: _Record, crc: int) -> bytes:
-    is_large = record.size >= ZIP64_FROM or record.offset >= ZIP64_FROM
-    extra = _CENTRAL64.pack(1, 24, record.size, record.size, record.offset) if is_large else b""
+def _central(record: _Record, crc: int, base: int) -> bytes:
+    at = record.offset - base
+    is_large = record.size >= ZIP64_FROM or at >= ZIP64_FROM
+    extra = _CENTRAL64.pack(1, 24, record.size, record.size, at) if is_large else b""
     size = IN_EXTRA if is_large else record.size
-    offset = IN_EXTRA if is_large else record.offset
+    offset = IN_EXTRA if is_large else at
     fixed = CENTRAL.pack(
         b"PK\x01\x02", 45, 45, UTF8_NAME, 0, 0, DOS_DATE, crc, size, size,
         len(record.name), len(extra), 0, 0, 0, 0, offset,

@@ -24,7 +24,7 @@ from ckptool.sources.base import Source
 from ckptool.tensors.crc import checksum
 from ckptool.writers.files.whole_file import PartialFile
 from ckptool.writers.patched_copy import Patch
-from ckptool.writers.zip_archive import add_record, write_end
+from ckptool.writers.zip_archive import add_record, end_records
 
 CENTRAL_CRC = 16  # offsets of the checksum in each structure
 LOCAL_CRC = 14
@@ -138,8 +138,8 @@ def _append(output: PartialFile, archive: ZipArchive, note: bytes) -> None:
     output.cut(last.header_offset if last.name == name else directory)
     entry = add_record(output, name, note)
     start = output.position
-    output.write(entries + entry)
-    write_end(output, start, len(kept) + 1)
+    entries += entry
+    output.write(entries + end_records(start, len(entries), len(kept) + 1))
 
 
 def _entry(output: PartialFile, record: ZipRecord) -> bytes:

@@ -226,12 +226,12 @@ def test_a_round_trip_through_each_form_keeps_all(ckptool, tmp_path_factory, sta
     folder = tmp_path_factory.mktemp("trip")
     torch.save(state_dict, folder / "a.pt")
     source, digests = "a.pt", []
-    for output in ("b.safetensors", "c.pth", "d.safetensors", "e.ckpt"):
+    for output in ("b.safetensors", "c.pth", "d.safetensors", "e.dcp", "f.ckpt"):
         more = ("--max-shard-size", "60B") if output == "d.safetensors" else ()
         done = ckptool("convert", folder / source, "-o", folder / output, *more, "--json")
         assert done.exit_code == 0, done.stdout
         source = done.json["output"]  # the index, if there are shards
         rows = ckptool("inspect", source, "--digests", "--json").json["entries"]
         digests.append({row["address"]: row["sha256"] for row in rows})
-    assert_same_tensors(load(folder / "e.ckpt"), state_dict)
+    assert_same_tensors(load(folder / "f.ckpt"), state_dict)
     assert all(each == digests[0] for each in digests)

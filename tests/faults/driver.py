@@ -50,7 +50,7 @@ CALLS = {
     os: (
         "open", "close", "pread", "preadv", "pwrite", "copy_file_range", "sendfile",
         "posix_fallocate", "posix_fadvise", "fsync", "ftruncate", "fchmod", "fchown", "rename",
-        "link", "unlink",
+        "link", "unlink", "mkdir", "rmdir",
         "lseek", "stat", "lstat", "fstat", "statvfs", "access", "readlink", "umask", "listxattr",
         "getxattr", "setxattr",
     ),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -104,6 +105,8 @@ class Scene:
     @property
     def index(self) -> str | None:
         """The file without which the others are nothing yet."""
+        if "out.dcp" in self.args:
+            return "out.dcp/.metadata"
         return "out.safetensors.index.json" if "--max-shard-size" in self.args else None
 
 
@@ -140,6 +143,9 @@ SCENES = (
     Scene("drop", ("convert", INPUT, "--drop", "optimizer", "-o", "out.ckpt"), again=2),
     Scene("convert", ("convert", INPUT, "--only", "model", "-o", "out.pt", "--dtype", "*=float16"),
           again=2),
+    Scene("dcp", ("convert", INPUT, "--only", "model", "-o", "out.dcp"), again=2),
+    Scene("dcp-force", ("convert", INPUT, "--only", "model", "-o", "out.dcp", "--force"),
+          {"out.dcp/.metadata": b"an older one", "out.dcp/__1_0.distcp": b"an older one"}),
 )  # fmt: skip
 BY_NAME = {scene.name: scene for scene in SCENES}
 
@@ -164,8 +170,9 @@ def make_inputs(folder: Path) -> State:
 
 
 def state_of(folder: Path) -> State:
-    """Names and contents."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """Names and contents of all files."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 class Stage:
@@ -206,8 +213,9 @@ class Stage:
 
     def _run(self, scene: Scene, **fault: Any) -> Try:
         for path in self.folder.iterdir():
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         for name, content in self.before(scene).items():
+            (self.folder / name).parent.mkdir(exist_ok=True)
             (self.folder / name).write_bytes(content)
         return self.driver(self.folder, scene.args, **fault)
 

@@ -18,6 +18,7 @@ from scenes import BY_NAME, SCENES, Scene, Stage
 CHANGING = {
     "open", "close", "pwrite", "copy_file_range", "sendfile", "posix_fallocate", "fsync", "flock",
     "ftruncate", "fchmod", "fchown", "rename", "link", "unlink", "setxattr", "ioctl", "umask",
+    "mkdir",
 }  # fmt: skip
 CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 KILLED = {"before", "after", "before + partial", "after + partial", "backup", "backup + partial",
@@ -38,7 +39,7 @@ def points(calls: list[str], often: int | None = None) -> Iterator[Point]:
         if often is None or seen[name] <= often:
             if name in CHANGING:
                 yield {"at": at}
-            if name in {"open", "rename", "link", "unlink", "fsync"}:
+            if name in {"open", "rename", "link", "unlink", "fsync", "mkdir"}:
                 yield {"at": at, "after": True}
 
 

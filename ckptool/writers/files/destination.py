@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ckptool.errors import OutputError, UsageError
+from ckptool.formats.dcp import DcpFolder
 from ckptool.formats.safetensors_file import SafetensorsFile
 from ckptool.formats.torch_zip import TorchZip
 from ckptool.writers.files.partial import (
@@ -24,7 +25,9 @@ DEFAULT_SUFFIX = ".ema.safetensors"
 
 # The format that each suffix of an output chooses.
 FORMAT_OF_SUFFIX: Mapping[str, str] = {
-    suffix: known.name for known in (SafetensorsFile, TorchZip) for suffix in known.suffixes
+    suffix: known.name
+    for known in (SafetensorsFile, TorchZip, DcpFolder)
+    for suffix in known.suffixes
 }
 
 
@@ -33,8 +36,15 @@ def output_path(source: Path, output: str | Path | None, name: str | None = None
 
     ``name`` is that of the file in a directory, by default the same as beside the source.
     """
+    if output is not None and is_folder_name(output):
+        return Path(output)
     beside = _beside(source)
     return beside if output is None else in_folder(output, name or beside.name)
+
+
+def is_folder_name(output: str | Path) -> bool:
+    """Return whether the suffix chooses a format that is a directory."""
+    return Path(output).suffix.lower() in DcpFolder.suffixes
 
 
 def in_folder(output: str | Path, name: str) -> Path:
@@ -135,6 +145,20 @@ def check_output(path: Path, inputs: Collection[Path], *, force: bool) -> Path:
             "the file exists", path=path, hint="--force replaces it; or name another file"
         )
     return target
+
+
+def check_folder(folder: Path) -> bool:
+    """Return whether the directory of an output is there; otherwise it can be made.
+
+    Raises:
+        OutputError: something else is there, or its own directory does not exist.
+    """
+    if folder.is_dir():
+        return True
+    if os.path.lexists(folder):
+        raise OutputError("not a directory, which this format is", path=folder, hint="name another")
+    check_output(folder, (), force=False)
+    return False
 
 
 def check_in_place(path: Path, backup: Path | None, *, force: bool) -> Path:

@@ -13,7 +13,8 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from ckptool.errors import CkptError, DamagedError, OutputError
@@ -214,6 +215,27 @@ def whole_file(
         with held():
             _publish(file, target, force=force, backup=backup)
     sync_folder(target.parent)
+
+
+@contextmanager
+def folder_for(folder: Path) -> Iterator[None]:
+    """Make the directory of an output, unless it is there; remove it if nothing is put into it.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    with ExitStack() as ends:
+        if not folder.is_dir():
+            with _told_as_output_errors(folder), held():
+                folder.mkdir()
+                sync_folder(folder.parent)
+                ends.enter_context(undone_at_end(partial(_remove_empty, folder)))
+        yield
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # what was written is in it
+        folder.rmdir()
 
 
 @contextmanager
