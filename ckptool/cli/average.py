@@ -33,6 +33,14 @@ def command(
             "plain mean.",
         ),
     ] = None,
+    schedule: Annotated[
+        Literal["linear", "cosine", "inverse-sqrt", "minus-sqrt"] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Weigh the checkpoints of a constant learning rate as its decay would: linear, "
+            "cosine, inverse-sqrt, minus-sqrt.",
+        ),
+    ] = None,
     ema_decay: Annotated[
         float | None,
         typer.Option(
@@ -40,9 +48,23 @@ def command(
             help="Weigh the checkpoints as an EMA with this decay per training step would.",
         ),
     ] = None,
+    between: Annotated[
+        bool,
+        typer.Option(
+            "--between",
+            help="Take the mean of all steps between two checkpoints, from the running mean of the "
+            "whole run that each holds (icefall's model_avg).",
+        ),
+    ] = False,
     last: Annotated[
         int | None,
         typer.Option(metavar="N", min=2, help="Take only the newest N checkpoints, by their step."),
+    ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K", min=1, help="Take only every K-th checkpoint, and always the newest."
+        ),
     ] = None,
     buffers: Annotated[
         Literal["average", "newest"],
@@ -66,7 +88,8 @@ def command(
     """Write the mean of the same weights in several checkpoints."""
     operands = [parse_operand(path) for path in paths]
     options = AverageOptions(
-        role=only, weights=weights, ema_decay=ema_decay, last=last, buffers=buffers,
+        role=only, weights=weights, schedule=schedule, ema_decay=ema_decay, between=between,
+        last=last, every=every, buffers=buffers,
         dtype=dtype or (), ties=ties, wrap=wrap, max_shard_size=max_shard_size,
         force=force, dry_run=dry_run,
     )  # fmt: skip

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from ckptool.commands.operands import checkpoint_files, is_run
+from ckptool.commands.members import (
+    STEP,
+    Members,
+    Opened,
+    open_members,
+    refuse_disorder,
+    refuse_strays,
+)
 from ckptool.commands.origin import averaged_from
-from ckptool.commands.state_dicts import ROLE_NAMES, Taken, only_state_dict, take_state_dict
+from ckptool.commands.state_dicts import ROLE_NAMES
 from ckptool.commands.writing import (
     WriteOptions,
     choose_form,
@@ -20,17 +26,22 @@ from ckptool.commands.writing import (
     write_output,
 )
 from ckptool.contents.selection import Operand
-from ckptool.contents.training import read_training_state
+from ckptool.contents.training import steps_in_running_mean
 from ckptool.ema.layouts import Layouts
-from ckptool.ema.locate import locate_ema
-from ckptool.errors import CkptError, UsageError
-from ckptool.formats import open_checkpoint
+from ckptool.errors import UsageError
 from ckptool.formats.base import Checkpoint, TensorReader
 from ckptool.formats.provenance import as_text
-from ckptool.plans.averaging import Member, combine, ema_weights, given_weights
+from ckptool.plans.averaging import Member, combine
 from ckptool.plans.casts import plan_casting
-from ckptool.plans.extraction import Extraction, complete
+from ckptool.plans.extraction import Extraction
 from ckptool.plans.validation import refuse_unsound
+from ckptool.plans.weighing import (
+    ema_weights,
+    equal_weights,
+    given_weights,
+    schedule_weights,
+    weights_between,
+)
 from ckptool.process.progress import Progress, no_progress
 from ckptool.reports.rules import BYTES
 from ckptool.reports.write import AverageReport, AverageSource
@@ -44,18 +55,12 @@ class AverageOptions(WriteOptions):
 
     role: str | None = None  # ``model`` or ``ema``, where an operand names no key path
     weights: str | None = None  # ``1,1,2``: one for each checkpoint, in the order of the operands
+    schedule: str | None = None  # a name in ``weighing.SCHEDULES``
     ema_decay: float | None = None  # of one step: the EMA of the checkpoints in order of their step
+    between: bool = False  # the mean of the steps between two running means of the whole run
     last: int | None = None  # only the newest so many
+    every: int | None = None  # of each so many, the newest
     buffers: str = "average"  # ``newest``: take batch statistics from the newest checkpoint
-
-
-class _Opened(NamedTuple):
-    """A checkpoint, and the state dict that is taken from it."""
-
-    checkpoint: Checkpoint
-    taken: Taken
-    tensors: Mapping[str, TensorRef]
-    facts: Mapping[str, Any]  # global_step, epoch
 
 
 def average(
@@ -70,8 +75,8 @@ def average(
     """Write the mean of the same weights in several checkpoints.
 
     Values are added in float64 and rounded once. Tensors that are not floating (counters, masks)
-    are those of the newest checkpoint: the last by step, or by the operands where a file states no
-    step.
+    are those of the newest checkpoint: the last by step, or by the operands where nothing states an
+    order.
 
     Args:
         operands: checkpoints, and directories of checkpoints, which stand for all in them.
@@ -93,26 +98,19 @@ def average(
     _refuse_contradictions(options)
     form = choose_form(operands[0].path, output, options, "average.safetensors")
     with ExitStack() as stack:
-        opened = [_open(stack, operand, options, layouts) for operand in _single(operands)]
-        counter = _counter(opened)
-        if options.weights is None and any(is_run(each.path) for each in operands):
-            _refuse_strays(opened)
-        typed = given_weights(options.weights, len(opened)) if options.weights is not None else ()
-        order = _order(opened, counter, options)
-        opened = [opened[at] for at in order]
-        if len(opened) < 2:
-            raise UsageError("an average takes at least two checkpoints")
-        weights = tuple(typed[at] for at in order) if typed else _weights(opened, options)
+        members, weights = _weighed(open_members(stack, operands, _role(options), layouts), options)
+        opened = members.opened
         newest = opened[-1]
         casting = plan_casting(newest.tensors, options.dtype)
-        members = [
-            Member(str(each.checkpoint.path), each.checkpoint.reader, each.tensors)
-            for each in opened
-        ]
-        combined = combine(members, weights, casting, buffers=options.buffers)
+        combined = combine(
+            [Member(str(each.path), each.checkpoint.reader, each.tensors) for each in opened],
+            weights,
+            casting,
+            buffers=options.buffers,
+        )
         for each in opened:
             _refuse_damage(each, progress=no_progress, force=options.force)
-        paths = [each.checkpoint.path for each in opened]
+        paths = [each.path for each in opened]
         note = as_text(averaged_from(paths, _kind(weights, options), made_at))
         plan = Extraction(combined.tensors, frozenset(combined.averaged), (), ())
         outcome = write_output(
@@ -121,11 +119,8 @@ def average(
         report = AverageReport(
             sources=tuple(
                 AverageSource(
-                    str(each.checkpoint.path),
-                    each.taken.address,
-                    weight,
-                    each.facts.get("global_step"),
-                    each.facts.get("epoch"),
+                    str(each.path), each.taken.address, weight,
+                    each.facts.get("global_step"), each.facts.get("epoch"),
                 )
                 for each, weight in zip(opened, weights, strict=True)
             ),
@@ -143,8 +138,18 @@ def average(
             shards=report_shards(outcome),
             removed=outcome.removed,
             findings=outcome.findings,
+        )  # fmt: skip
+        return replace(
+            report,
+            left_out=newest.taken.plan.left_out,
+            order=members.order,
+            copies=members.copies,
         )
-        return replace(report, left_out=newest.taken.plan.left_out)
+
+
+# Options that give the weights, and options that choose checkpoints.
+WEIGHING = ("weights", "schedule", "ema_decay", "between")
+CHOOSING = ("last", "every")
 
 
 def _refuse_contradictions(options: AverageOptions) -> None:
@@ -153,126 +158,88 @@ def _refuse_contradictions(options: AverageOptions) -> None:
     Raises:
         UsageError: two of them do.
     """
-    given = {"--ema-decay": options.ema_decay, "--last": options.last}
-    other = next((name for name, value in given.items() if value is not None), None)
-    if options.weights is not None and other is not None:
-        raise UsageError(
-            f"--weights and {other} exclude each other",
-            hint="name the checkpoints in the order of their weights",
-        )
+    given = [name for name in (*WEIGHING, *CHOOSING) if getattr(options, name) not in {None, False}]
+    ways = [name for name in given if name in WEIGHING]
+    chosen = [name for name in given if name in CHOOSING]
+    if len(ways) > 1:
+        one, other = ways[:2]
+    elif chosen and ways and ways[0] in {"weights", "between"}:
+        one, other = ways[0], chosen[0]
+    else:
+        return
+    raise UsageError(
+        f"--{one.replace('_', '-')} and --{other.replace('_', '-')} exclude each other",
+        hint="name the checkpoints in the order of their weights"
+        if one == "weights"
+        else "leave out one of them",
+    )
 
 
-def _single(operands: Sequence[Operand]) -> list[Operand]:
-    """Return the operands, with the checkpoints of directories instead of these."""
-    return [
-        Operand(path, operand.address)
-        for operand in operands
-        for path in (checkpoint_files(operand.path) if is_run(operand.path) else [operand.path])
-    ]
+def _role(options: AverageOptions) -> str | None:
+    """Return the role to take: a running mean of the whole run is found as its EMA."""
+    role = options.role or ("ema" if options.between else None)
+    return ROLE_NAMES[role] if role is not None else None
 
 
-COUNTERS = ("global_step", "epoch")
-MAX_COUNT = 1 << 53  # no run counts further, and floats are exact up to it
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, (int, float)) and -MAX_COUNT < value < MAX_COUNT  # NaN is not
-
-
-def _open(stack: ExitStack, operand: Operand, options: AverageOptions, layouts: Layouts) -> _Opened:
-    checkpoint = stack.enter_context(open_checkpoint(operand.path))
-    try:
-        location = locate_ema(checkpoint, layouts=layouts)
-        address = operand.address
-        if address is None and options.role is not None:
-            address = ROLE_NAMES[options.role]
-        if address is None:
-            address = only_state_dict(checkpoint, location, beside_optimizer=True)
-        taken = take_state_dict(checkpoint, location, address, layouts)
-        tensors = complete(taken.plan, operand.path).tensors
-    except CkptError as error:
-        raise error.at(operand.path) from error.__cause__
-    stated = read_training_state(checkpoint.tree, checkpoint.reader).facts
-    facts = {name: stated[name] for name in COUNTERS if _is_count(stated.get(name))}
-    return _Opened(checkpoint, taken, tensors, facts)
-
-
-def _counter(opened: Sequence[_Opened]) -> str | None:
-    """Return a counter that all checkpoints have and that tells them apart; None: there is none."""
-    for name in COUNTERS:
-        counts = [each.facts.get(name) for each in opened]
-        if None not in counts and len(set(counts)) == len(counts):
-            return name
-    return None
-
-
-def _refuse_strays(opened: Sequence[_Opened]) -> None:
-    """Refuse a directory in which weights without a step lie beside checkpoints of a run.
-
-    They are often the EMA or a mean that was written there, and no checkpoint of the run.
+def _weighed(members: Members, options: AverageOptions) -> tuple[Members, tuple[float, ...]]:
+    """Return the checkpoints that count, and their weights.
 
     Raises:
-        UsageError: some checkpoints state a step or an epoch, and others do not.
+        UsageError: they do not fit the options.
     """
-    without = [each for each in opened if not any(name in each.facts for name in COUNTERS)]
-    if 0 < len(without) < len(opened):
-        path = without[0].checkpoint.path
-        more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
-        raise UsageError(
-            f"{path} states no step{more}, other checkpoints here do: does it belong to the run?",
-            hint="name the checkpoints that count, instead of their directory",
-        )
+    if options.weights is not None:
+        typed = given_weights(options.weights, len(members.opened))
+        return _enough(members), tuple(typed[at] for at in members.places)
+    refuse_strays(members)
+    is_ordered = (options.schedule, options.ema_decay, options.last, options.every)
+    if any(each is not None for each in is_ordered):
+        refuse_disorder(members, by_step=options.ema_decay is not None)
+    places = range(len(members.opened))[:: -(options.every or 1)][: options.last or None]
+    members = _enough(members.only(places[::-1]))
+    return members, _weights(members, options)
 
 
-def _order(
-    opened: Sequence[_Opened], counter: str | None, options: AverageOptions
-) -> Sequence[int]:
-    """Return the numbers of the checkpoints, the newest last; only the last so many.
-
-    Raises:
-        UsageError: the order is needed and not known.
-    """
-    is_unknown = options.last is not None and counter is None
-    if is_unknown or (options.ema_decay is not None and counter != COUNTERS[0]):
-        raise UsageError(
-            f"the order is not known: {_disorder(opened)}",
-            hint="name the checkpoints that count, without --last; --weights has their weights",
-        )
-    order = range(len(opened))
-    if counter is None:
-        return order
-    return sorted(order, key=lambda at: opened[at].facts[counter])[-(options.last or 0) :]
+def _enough(members: Members) -> Members:
+    if len(members.opened) < 2:
+        raise UsageError("an average takes at least two checkpoints")
+    return members
 
 
-def _disorder(opened: Sequence[_Opened]) -> str:
-    """Return the reason why steps do not order the checkpoints."""
-    first: dict[object, _Opened] = {}
-    for each in opened:
-        step = next((each.facts[name] for name in COUNTERS if name in each.facts), None)
-        if step is None:
-            return f"{each.checkpoint.path} states no step"
-        other = first.setdefault(step, each)
-        if other is not each:
-            return f"{other.checkpoint.path} and {each.checkpoint.path} state the same step, {step}"
-    return "not every checkpoint states a step of its own"
-
-
-def _weights(opened: Sequence[_Opened], options: AverageOptions) -> tuple[float, ...]:
+def _weights(members: Members, options: AverageOptions) -> tuple[float, ...]:
+    count = len(members.opened)
     if options.ema_decay is not None:
-        steps = [float(each.facts[COUNTERS[0]]) for each in opened]
+        steps = [float(each.facts[STEP]) for each in members.opened]
         return ema_weights(steps, options.ema_decay)
-    return (1 / len(opened),) * len(opened)
+    if options.between:
+        if count != 2:
+            raise UsageError(f"--between takes two checkpoints, and there are {count}")
+        return weights_between(*map(_steps_in_mean, members.opened))
+    if options.schedule is not None:
+        return schedule_weights(options.schedule, count)
+    return equal_weights(count)
+
+
+def _steps_in_mean(each: Opened) -> int:
+    checkpoint = each.checkpoint
+    steps = steps_in_running_mean(checkpoint.tree, checkpoint.reader)
+    if steps is None:
+        raise UsageError(
+            "it states no batch_idx_train and average_period: --between takes running means of all "
+            "steps, as icefall saves them in model_avg",
+            path=each.path,
+        )
+    return steps
 
 
 def _kind(weights: Sequence[float], options: AverageOptions) -> str:
     """Return the kind of the result for its note; weights such as 1,0 or 2,-1 give no average."""
     if options.ema_decay is not None:
         return "ema"
-    is_average = min(weights) >= 0 and max(weights) < 1
+    is_average = options.between or (min(weights) >= 0 and max(weights) < 1)
     return "swa" if is_average else "table"
 
 
-def _refuse_damage(each: _Opened, progress: Progress, *, force: bool) -> None:
+def _refuse_damage(each: Opened, progress: Progress, *, force: bool) -> None:
     """Compare the records that hold the weights with their checksums.
 
     Raises:
@@ -284,7 +251,7 @@ def _refuse_damage(each: _Opened, progress: Progress, *, force: bool) -> None:
     refuse_unsound(each.checkpoint, found, (), force=force)
 
 
-def _together(opened: Sequence[_Opened]) -> Checkpoint:
+def _together(opened: Sequence[Opened]) -> Checkpoint:
     """Return the newest checkpoint with the sources and files of all: none may be written over."""
     sources = [source for each in opened for source in each.checkpoint.reader.opened]
     files = tuple(path for each in opened for path in each.checkpoint.files)

@@ -40,7 +40,7 @@ FACTS: Mapping[str, tuple[str, ...]] = {
         "global_iteration",
         "current_step", "train_step", "n_iter", "iter_num", "steps_run", "total_batch_idx",
         "current_iter", "current_iteration", "iterations", "cur_iter", "batch",
-        "num_timesteps",
+        "num_timesteps", "batch_idx_train",
     ),
 }  # fmt: skip
 
@@ -135,6 +135,22 @@ def step_counters(tree: Tree, reader: TensorReader) -> list[StepCounter]:
         for name in FACTS["global_step"]
         if is_real(value := scalar_value(reader, fields.get(name)))
     ]
+
+
+def steps_in_running_mean(tree: Tree, reader: TensorReader) -> int | None:
+    """Return the number of steps that icefall's ``model_avg`` is the mean of; None: it has none.
+
+    ``update_averaged_model`` takes every ``average_period``-th step into a mean of the whole run.
+    https://github.com/k2-fsa/icefall/blob/master/icefall/checkpoint.py
+    """
+    if not isinstance(tree, dict):
+        return None
+    steps, period = (
+        scalar_value(reader, tree.get(name)) for name in ("batch_idx_train", "average_period")
+    )
+    if not (isinstance(steps, int) and isinstance(period, int) and 0 < period <= steps):
+        return None
+    return steps // period * period
 
 
 def _holders(tree: Tree) -> list[tuple[Address, dict[Any, Any]]]:

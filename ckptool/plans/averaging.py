@@ -1,10 +1,8 @@
-"""The mean of several state dicts: the weight of each, and how each tensor is combined."""
+"""The mean of several state dicts: how each tensor is combined, with the weights of each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
-from math import isfinite
 from typing import NamedTuple
 
 from ckptool.contents.globs import nearby
@@ -34,46 +32,6 @@ class Combined(NamedTuple):
     averaged: tuple[str, ...]
     newest: tuple[str, ...]  # taken from the last member: integers, flags, and the like
     statistics: tuple[str, ...]  # batch statistics among the averaged
-
-
-def given_weights(text: str, count: int) -> tuple[float, ...]:
-    """Return the weights that were typed, ``1,1,2``, with a sum of 1.
-
-    Raises:
-        UsageError: they are no numbers, too many or too few, or come to nothing.
-    """
-    try:
-        weights = [float(each) for each in text.split(",")]
-    except ValueError as error:
-        raise UsageError(f"--weights {text!r} are no numbers", hint="like 1,1,2") from error
-    if len(weights) != count:
-        raise UsageError(
-            f"--weights has {len(weights)} numbers for {count} checkpoints",
-            hint="give one number for each checkpoint, in their order",
-        )
-    total = sum(weights)
-    if not all(map(isfinite, (*weights, total))) or total == 0:
-        raise UsageError(f"--weights {text!r} come to {total}", hint="their sum must not be 0")
-    return tuple(weight / total for weight in weights)
-
-
-def ema_weights(steps: Sequence[float], decay: float) -> tuple[float, ...]:
-    """Return the weights of an EMA that begins at the first state dict and then meets the others.
-
-    ``decay`` is that of one step, as in training: over a gap of n steps the EMA keeps decay ** n.
-
-    Raises:
-        UsageError: the decay is not between 0 and 1, or two state dicts are of one step.
-    """
-    if not 0 < decay < 1:
-        raise UsageError(f"--ema-decay {decay} is not between 0 and 1")
-    weights = [1.0]
-    for before, after in pairwise(steps):
-        if after <= before:
-            raise UsageError(f"two of the checkpoints are of step {after:g}")
-        kept = decay ** (after - before)
-        weights = [*(weight * kept for weight in weights), 1 - kept]
-    return tuple(weights)
 
 
 def combine(

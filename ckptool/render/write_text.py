@@ -159,6 +159,11 @@ def _average_lines(report: AverageReport) -> Iterator[Fact]:
         step = "".join(f"  {name} {n:g}" for name, n in counters.items() if n is not None)
         at = (f"#{words.printable(source.address)}", "quiet") if source.address else ""
         yield f"{source.weight:.6g}", line((words.printable(source.path), "name"), at, step)
+    if report.order == "name":
+        yield "order", line("by the numbers in the names: the files state no step")
+    for copy, original in report.copies.items():
+        same = f" holds the weights of {words.printable(original)}, which count once"
+        yield "copy", line((words.printable(copy), "name"), same)
     tensors = f"{words.plural(report.averaged, 'tensor')} averaged"
     yield "tensors", line(f"{tensors}, {words.size(report.bytes)} in all")
     if report.newest:

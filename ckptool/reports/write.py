@@ -128,7 +128,7 @@ class AverageSource:
 class AverageReport:
     """The result of ``ckptool average``, or the plan with ``--dry-run``."""
 
-    sources: tuple[AverageSource, ...]  # the newest last
+    sources: tuple[AverageSource, ...]  # the newest last, if the order is known
     output: str
     format: str  # safetensors | torch-zip
     written: bool
@@ -145,5 +145,8 @@ class AverageReport:
     shards: tuple[ShardReport, ...] = ()  # with several files, of which ``output`` is the index
     removed: tuple[str, ...] = ()  # shards of the replaced set that the new set lacks
     findings: tuple[Finding, ...] = ()
+    order: str = "operands"  # global_step | epoch | name (numbers in it) | operands
+    # Path of a copy in a directory -> path of the checkpoint that it repeats and that counts.
+    copies: Mapping[str, str] = field(default_factory=dict)
     # Configuration files beside the checkpoint, which may not loosen checks.
     config: Configured = field(default=None, metadata=MAY_BE_ABSENT)

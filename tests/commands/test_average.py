@@ -19,7 +19,7 @@ from ckptool.ema.locate import locate_ema
 from ckptool.errors import AddressError, UsageError
 from ckptool.formats.base import TensorReader
 from ckptool.formats.provenance import read_provenance
-from ckptool.plans.averaging import ema_weights, given_weights
+from ckptool.plans.weighing import ema_weights, given_weights
 from ckptool.sources.memory import Memory
 from ckptool.tensors.mean import Mean, Weighted
 from ckptool.tree.nodes import Chunk, TensorRef
@@ -283,13 +283,6 @@ def test_an_order_that_nothing_states(tmp_path, refused):
     assert "the order is not known" in error["message"]
     assert "the order is not known: " + str(tmp_path / "a.pt") in error["message"]
     assert "--weights" in error["hint"]
-
-
-def test_a_copy_of_the_last_checkpoint_is_named(run, refused):
-    """Trainers write last.ckpt beside the same step: it must not count as two."""
-    (run / "last.ckpt").write_bytes((run / "b.ckpt").read_bytes())
-    message = refused(run, "--only", "model", "--last", "2")["message"]
-    assert f"{run / 'b.ckpt'} and {run / 'last.ckpt'} state the same step, 500" in message
 
 
 @pytest.mark.parametrize("more", [(), ("--last", "2"), ("--ema-decay", "0.9")])

@@ -1,0 +1,234 @@
+"""The checkpoints that ``average`` combines: opened, without copies, in order, and chosen from.
+
+The order is that of the steps that the files state, else of their epochs, else of the numbers in
+their names, as wenet and espnet write them (``epoch_3.pt``, ``12epoch.pth``), else of the operands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ckptool.commands.operands import checkpoint_files, is_run
+from ckptool.commands.state_dicts import Taken, only_state_dict, take_state_dict
+from ckptool.contents.selection import Operand
+from ckptool.contents.training import read_training_state
+from ckptool.ema.layouts import Layouts
+from ckptool.ema.locate import locate_ema
+from ckptool.errors import CkptError, UsageError
+from ckptool.formats import open_checkpoint
+from ckptool.formats.base import Checkpoint
+from ckptool.plans.extraction import complete
+from ckptool.tensors.blocks import same_values
+from ckptool.tree.nodes import TensorRef
+
+STEP, EPOCH = COUNTERS = ("global_step", "epoch")
+NAME, OPERANDS = "name", "operands"  # orders that no counter in the files gives
+MAX_COUNT = 1 << 53  # no run counts further, and floats are exact up to it
+
+
+class Opened(NamedTuple):
+    """A checkpoint, and the state dict that is taken from it."""
+
+    checkpoint: Checkpoint
+    taken: Taken
+    tensors: Mapping[str, TensorRef]
+    facts: Mapping[str, Any]  # global_step, epoch
+    is_listed: bool  # found in a directory, not named itself
+
+    @property
+    def path(self) -> Path:
+        """The path of the checkpoint."""
+        return self.checkpoint.path
+
+
+class Members(NamedTuple):
+    """The checkpoints, the newest last where the order is known."""
+
+    opened: tuple[Opened, ...]
+    order: str  # global_step | epoch | name | operands
+    places: tuple[int, ...]  # of each among the operands without the copies
+    copies: Mapping[str, str]  # path of a copy in a directory -> path of its original
+
+    def only(self, places: Sequence[int]) -> Members:
+        """Return these members alone, in the order of their places."""
+        return self._replace(
+            opened=tuple(self.opened[at] for at in places),
+            places=tuple(self.places[at] for at in places),
+        )
+
+
+def open_members(
+    stack: ExitStack, operands: Sequence[Operand], role: str | None, layouts: Layouts
+) -> Members:
+    """Open the checkpoints and those in directories; ``stack`` closes them.
+
+    Args:
+        stack: closes the files.
+        operands: checkpoints, and directories of checkpoints.
+        role: the state dict to take where an operand has no address: ``@model`` or ``@ema``.
+        layouts: custom layouts of the configuration, tried before the known ones.
+
+    Raises:
+        CkptError: a checkpoint cannot be read, or it is not clear what to take from it.
+        UsageError: a directory holds weights that may not belong to its run.
+    """
+    opened = [
+        _open(stack, each, role, layouts, is_listed=is_listed)
+        for each, is_listed in _single(operands)
+    ]
+    copies: dict[str, str] = {}
+    kept: list[Opened] = []
+    for each in opened:
+        original = next((other for other in kept if _is_copy(each, other)), None)
+        if original is None:
+            kept.append(each)
+        else:
+            copies[str(each.path)] = str(original.path)
+    order, places = _order(kept)
+    members = Members(tuple(kept), order, tuple(range(len(kept))), copies)
+    return members.only(places)
+
+
+def _single(operands: Sequence[Operand]) -> list[tuple[Operand, bool]]:
+    """Return the operands, with the checkpoints of directories instead of these."""
+    return [
+        (Operand(path, operand.address), is_listed)
+        for operand in operands
+        for is_listed in (is_run(operand.path),)
+        for path in (checkpoint_files(operand.path) if is_listed else [operand.path])
+    ]
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, (int, float)) and -MAX_COUNT < value < MAX_COUNT  # NaN is not
+
+
+def _open(
+    stack: ExitStack, operand: Operand, role: str | None, layouts: Layouts, *, is_listed: bool
+) -> Opened:
+    checkpoint = stack.enter_context(open_checkpoint(operand.path))
+    try:
+        location = locate_ema(checkpoint, layouts=layouts)
+        address = operand.address if operand.address is not None else role
+        if address is None:
+            address = only_state_dict(checkpoint, location, beside_optimizer=True)
+        taken = take_state_dict(checkpoint, location, address, layouts)
+        tensors = complete(taken.plan, operand.path).tensors
+    except CkptError as error:
+        raise error.at(operand.path) from error.__cause__
+    stated = read_training_state(checkpoint.tree, checkpoint.reader).facts
+    facts = {name: stated[name] for name in COUNTERS if _is_count(stated.get(name))}
+    return Opened(checkpoint, taken, tensors, facts, is_listed)
+
+
+def _is_copy(each: Opened, other: Opened) -> bool:
+    """Return whether a file in a directory repeats another: ``last.ckpt`` beside the same step.
+
+    Raises:
+        UsageError: the two state one step, and hold different weights.
+    """
+    are_of_one_run = each.is_listed and other.is_listed and each.path.parent == other.path.parent
+    if not are_of_one_run or each.facts != other.facts:
+        return False
+    if _are_equal(each, other):
+        return True
+    if STEP in each.facts:
+        raise UsageError(
+            f"{other.path} and {each.path} state the same step, {each.facts[STEP]}, and hold "
+            "different weights",
+            hint="name the checkpoints that count, instead of their directory",
+        )
+    return False
+
+
+def _are_equal(one: Opened, other: Opened) -> bool:
+    return one.tensors.keys() == other.tensors.keys() and all(
+        same_values(one.checkpoint.reader, ref, other.tensors[name])
+        for name, ref in one.tensors.items()
+    )
+
+
+# -------------------------------------------------------------------------------------------- order
+
+
+def refuse_strays(members: Members) -> None:
+    """Refuse a directory in which weights without a step lie beside checkpoints of a run.
+
+    They are often the EMA or a mean that was written there, and no checkpoint of the run.
+
+    Raises:
+        UsageError: some checkpoints state a step or an epoch, and others do not.
+    """
+    without = [each for each in members.opened if not each.facts]
+    if any(each.is_listed for each in members.opened) and 0 < len(without) < len(members.opened):
+        more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
+        raise UsageError(
+            f"{without[0].path} states no step{more}, other checkpoints here do: does it belong to "
+            "the run?",
+            hint="name the checkpoints that count, instead of their directory",
+        )
+
+
+def refuse_disorder(members: Members, *, by_step: bool) -> None:
+    """Refuse checkpoints whose order is not known, or, if ``by_step``, not by steps.
+
+    Raises:
+        UsageError: the order is needed and not known.
+    """
+    if members.order == OPERANDS or (by_step and members.order != STEP):
+        raise UsageError(
+            f"the order is not known: {_disorder(members.opened)}",
+            hint="name the checkpoints that count, without --last; --weights has their weights",
+        )
+
+
+def _disorder(opened: Sequence[Opened]) -> str:
+    """Return the reason why steps do not order the checkpoints."""
+    first: dict[object, Opened] = {}
+    for each in opened:
+        step = next((each.facts[name] for name in COUNTERS if name in each.facts), None)
+        if step is None:
+            return f"{each.path} states no step"
+        other = first.setdefault(step, each)
+        if other is not each:
+            return f"{other.path} and {each.path} state the same step, {step}"
+    return "not every checkpoint states a step of its own"
+
+
+def _order(opened: Sequence[Opened]) -> tuple[str, list[int]]:
+    """Return what orders the checkpoints, and their places from the oldest to the newest."""
+    places = range(len(opened))
+    for name in COUNTERS:
+        counts = [each.facts[name] for each in opened if name in each.facts]
+        if len(set(counts)) == len(opened):
+            return name, [at for _, at in sorted(zip(counts, places, strict=True))]
+    by_name = ordered_by_name([each.path.name for each in opened])
+    return (NAME, by_name) if by_name else (OPERANDS, [*places])
+
+
+NUMBER = re.compile(r"(\d+)")
+
+
+def ordered_by_name(names: Sequence[str]) -> list[int] | None:
+    """Return the places of names that differ in numbers alone, in the order of these numbers.
+
+    None if they differ otherwise, are equal, or if one number orders them unlike another.
+    """
+    parts = [NUMBER.split(name) for name in names]
+    if len({tuple(each[::2]) for each in parts}) != 1 or len(names) < 2:
+        return None
+    columns = [tuple(map(int, column)) for column in zip(*(p[1::2] for p in parts), strict=True)]
+    telling = [column for column in columns if len(set(column)) > 1]
+    orders = [sorted(range(len(names)), key=column.__getitem__) for column in telling]
+    rising = all(
+        column[before] < column[after]
+        for column, order in zip(telling, orders, strict=True)
+        for before, after in pairwise(order)
+    )
+    is_one = rising and len({tuple(order) for order in orders}) == 1
+    return orders[0] if is_one else None
