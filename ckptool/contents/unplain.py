@@ -69,7 +69,9 @@ DIFFERENT = Kind(
 FLATTENED = Kind(
     "flattened",
     "flattened FSDP parameters (many weights in one tensor, without their names)",
-    "save with StateDictType.FULL_STATE_DICT, on rank 0 after all ranks have gathered",
+    "name the directory with the files of all ranks, which ckptool joins if they have fairscale's "
+    "shard_metadata; of torch's FSDP, load the files in as many processes as saved them, and save "
+    "with StateDictType.FULL_STATE_DICT",
 )
 QUANTIZED = Kind(
     "wrapped",
@@ -166,7 +168,8 @@ COMPOSITES: tuple[tuple[str, Kind], ...] = (
     (r"", SUBCLASS),
 )
 FLAT = "flat_param"
-_FLAT = re.compile(r"(^|\.)_?flat_param(_\d+)?$")
+SHARDED_XLA = "_fsdp_shard"  # in the names of torch_xla's FSDP
+_FLAT = re.compile(rf"(^|\.)(_?flat_param(_\d+)?$|{SHARDED_XLA})")
 _WEIGHT = re.compile(r"(^|\.)(weight|bias)$|lora_")  # names of tensors that are never empty
 
 
@@ -235,12 +238,16 @@ def unplain_entries(entries: Mapping[str, Leaf]) -> dict[str, Unplain]:
     empty = frozenset(placeholders(entries))
     found: dict[str, Unplain] = {}
     for name, leaf in entries.items():
-        if type(leaf) is TensorRef and leaf.chunks and not empty and FLAT not in name:
+        if type(leaf) is TensorRef and leaf.chunks and not empty and not _may_be_flat(name):
             continue  # mostly all of them, and there may be 100,000
         why = Unplain(PLACEHOLDER) if name in empty else unplain(name, leaf)
         if why is not None:
             found[name] = why
     return found
+
+
+def _may_be_flat(name: str) -> bool:
+    return FLAT in name or SHARDED_XLA in name
 
 
 # ---------------------------------------------------------------------------------------- in words
@@ -270,8 +277,12 @@ def refuse_incomplete(refused: Mapping[str, Unplain], total: int, path: Path | N
 
 
 def grouped(refused: Mapping[str, Unplain]) -> dict[Kind, dict[str, Unplain]]:
-    """Group the refused entries by their kinds, in the order of the first of each."""
-    groups: dict[Kind, dict[str, Unplain]] = {}
+    """Group the refused entries by their kinds: flattened ones, then in the order of the first.
+
+    What is in a flat parameter may be there by name too, cut by rank.
+    """
+    is_flat = any(why.kind is FLATTENED for why in refused.values())
+    groups: dict[Kind, dict[str, Unplain]] = {FLATTENED: {}} if is_flat else {}
     for name, why in refused.items():
         groups.setdefault(why.kind, {})[name] = why
     return groups

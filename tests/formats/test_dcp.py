@@ -6,11 +6,14 @@ import pickle
 import random
 import socket
 from contextlib import suppress
+from itertools import pairwise
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -21,6 +24,7 @@ from ckptool.errors import CkptError, DamagedError, UnsupportedError
 from ckptool.formats import open_checkpoint
 from ckptool.tensors.blocks import value_bytes
 from helpers.judge import assert_reads_like, tensor_bytes
+from helpers.thinned import examples
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -99,6 +103,42 @@ def test_chunks_are_put_together(corners, tmp_path):
     with open_checkpoint(tmp_path) as checkpoint:
         stored = b"".join(value_bytes(checkpoint.reader, checkpoint.tree["weight"]))
     assert stored == tensor_bytes(wanted)
+
+
+@st.composite
+def cut_anywhere(draw):
+    """(shape, chunks): slabs of the first dimension, each cut in its own way along the second."""
+    rows, columns = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    found = []
+    for top, bottom in pairwise(draw(cuts(rows))):
+        for left, right in pairwise(draw(cuts(columns))):
+            found.append(((top, left), (bottom - top, right - left)))
+    return (rows, columns), draw(st.permutations(found))
+
+
+def cuts(size):
+    inside = st.lists(st.integers(1, size), max_size=3, unique=True)
+    return inside.map(lambda ends: [0, *sorted({*ends, size})])
+
+
+@examples(50)
+@given(cut_anywhere())
+def test_chunks_cut_anywhere_are_the_tensor(tmp_path_factory, case):
+    """As any mesh and any planner cuts; without one of them there is a hole."""
+    shape, corners = case
+    folder = tmp_path_factory.mktemp("plan")
+    in_chunks(folder, corners, shape)
+    wanted = torch.empty(shape)
+    for i, ((row, column), (rows, columns)) in enumerate(corners):
+        wanted[row : row + rows, column : column + columns] = i
+    with open_checkpoint(folder) as checkpoint:
+        stored = b"".join(value_bytes(checkpoint.reader, checkpoint.tree["weight"]))
+    assert stored == tensor_bytes(wanted)
+    if len(corners) > 1:
+        folder = tmp_path_factory.mktemp("hole")
+        in_chunks(folder, corners[1:], shape)
+        with pytest.raises(DamagedError):
+            open_checkpoint(folder)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ Source: DeepSpeed 0.19.8 ``utils/zero_to_fp32.py``, ``runtime/engine.py``, ``run
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,11 +77,11 @@ class DeepSpeedFolder(FolderFormat):
 
     def matches(self, folder: Path) -> bool:
         """Return whether it is a save, or holds only one, which ``latest`` in it names."""
-        return _save_in(folder) is not None
+        return save_named(folder, LATEST, _has_save) is not None
 
     def open(self, folder: Path) -> Checkpoint:
         """Return the save as one checkpoint; read the pickle of each file, and no values."""
-        files = _files(_save_in(folder) or folder)
+        files = _files(save_named(folder, LATEST, _has_save) or folder)
         with all_or_none() as opened:
             parts = {f.path.name: opened.enter_context(self._open_file(f.path)) for f in files}
             reader = TensorReader(*(f for part in parts.values() for f in part.reader.opened))
@@ -97,21 +97,26 @@ class DeepSpeedFolder(FolderFormat):
         )
 
 
-def _save_in(folder: Path) -> Path | None:
+def save_named(folder: Path, latest: str, is_save: Callable[[Path], bool]) -> Path | None:
     """Return the directory of the save: the given one, or the one that ``latest`` in it names.
 
     With several saves below it, a directory is a run.
+
+    Args:
+        folder: the directory that was named.
+        latest: the name of the file in it with the tag of the last save.
+        is_save: whether a directory holds the files of a save.
     """
-    if _has_save(folder):
+    if is_save(folder):
         return folder
-    latest = folder / LATEST
-    if not latest.is_file():
+    file = folder / latest
+    if not file.is_file():
         return None
-    with LocalFile(latest) as file:
-        tag = file.read(0, min(file.size, MAX_TAG)).decode(errors="replace").strip()
-    if tag in {"", ".", ".."} or "/" in tag or "\0" in tag or not _has_save(folder / tag):
+    with LocalFile(file) as opened:
+        tag = opened.read(0, min(opened.size, MAX_TAG)).decode(errors="replace").strip()
+    if tag in {"", ".", ".."} or "/" in tag or "\0" in tag or not is_save(folder / tag):
         return None
-    saves = [path for path in folder.iterdir() if path.is_dir() and _has_save(path)]
+    saves = [path for path in _listed(folder) if path.is_dir() and is_save(path)]
     return saves[0] if len(saves) == 1 else None
 
 

@@ -5,6 +5,7 @@ Layout, with any text before the rank::
     model_world_size_8_rank_3.pt      DTensors (FSDP2 and tensor parallelism) or ShardedTensors
     optim_world_size_8_rank_3.pt      (FSDP1), and plain values that every rank has
     rank3.pt, checkpoint_rank_3.pt    the same, without the number of ranks in the name
+    checkpoint-shard3.pt              flattened parameters of fairscale; see flattened.py
     ema_rank_3.safetensors            the EMA weights of each rank as plain tensors
 
 Each kind of file is joined into one tree, under its name if there are several: tensors that are
@@ -12,9 +13,9 @@ cut are assembled, everything else is rank 0's. Values of other ranks that diffe
 (random states, statistics of a normalisation) stay in the tree under the name of their file.
 
 Rules: all ranks of one save are there, once. Counters that every rank has are equal. Copies of a
-replicated part begin alike. A flattened parameter of FSDP1 does not say what is in it, and stays
-with its rank. Plain EMA weights that differ from rank to rank may be slices, and are never taken
-for the whole.
+replicated part begin alike. A flattened parameter of torch's FSDP1 does not say what is in it, and
+nothing is taken from it. Plain EMA weights that differ from rank to rank may be slices, and are
+never taken for the whole.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from ckptool.formats.base import Checkpoint, FolderFormat, TensorReader
 from ckptool.formats.folders import OpenFile, all_or_none, globals_by_file, joined
 from ckptool.formats.ranked.assembly import Box, from_boxes, held_boxes
 from ckptool.formats.ranked.distributed import is_distributed, parts_of, rank_of, world_of
+from ckptool.formats.ranked.flattened import is_flattened, unflattened
 from ckptool.formats.ranked.ranks import PREFIX, refuse_different, refuse_missing, scalar
 from ckptool.formats.ranked.sharding_info import DIFFERING
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES
@@ -38,7 +40,7 @@ from ckptool.names import marker_in
 from ckptool.tree.nodes import CompositeTensor, TensorRef, Tree
 
 FILE = re.compile(
-    r"((?P<kind>.*?)[_.-])?(world_size_(?P<world>\d{1,9})_)?rank[_-]?(?P<rank>\d{1,9})"
+    r"((?P<kind>.*?)[_.-])?(world_size_(?P<world>\d{1,9})_)?(rank|shard)[_-]?(?P<rank>\d{1,9})"
     r"\.(pt|pth|bin|ckpt|safetensors)"
 )
 SERIES = re.compile(r"\d+|latest|last|best")  # what differs between the saves of a run
@@ -70,7 +72,7 @@ class RankFolder(FolderFormat):
     """See the module's docstring."""
 
     name = "ranks"
-    written_by = "`torch.save` of each rank: FSDP2, FSDP1 (sharded), tensor parallelism"
+    written_by = "`torch.save` of each rank: FSDP2, FSDP1 (sharded), fairscale, tensor parallelism"
     is_of_parts = True
 
     def __init__(self, open_file: OpenFile) -> None:
@@ -95,7 +97,7 @@ class RankFolder(FolderFormat):
     def _is_cut(self, path: Path) -> bool:
         try:
             with self._open_file(path) as first:
-                return _world(first.tree) is not None
+                return is_flattened(first.tree) or _world(first.tree) is not None
         except CkptError:
             return False
 
@@ -167,6 +169,8 @@ def _tree(files: Sequence[Named], parts: Mapping[str, Checkpoint], reader: Tenso
                 "tensors",
                 hint="give the files their names back, or fetch them again",
             )
+        if any(map(is_flattened, trees.values())):
+            trees = unflattened(trees, reader)
         joining = _Joining(reader, {file.path.name: file.rank for file in ranks})
         joined_trees[kind or "model"] = joining.joined([*trees.items()], "", 0)
         first, *others = trees

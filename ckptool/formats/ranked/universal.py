@@ -8,6 +8,7 @@ Layout, as ``ds_to_universal.py`` writes it::
     zero/optimizer_state.pt           what the optimizer keeps besides
     mp_rank_00_model_states.pt        the model's file of the save that it was made of; of stage 3
                                       zero_pp_rank_<r>_mp_rank_00_model_states.pt of each rank
+    latest_universal                  beside the directory: its name
 
 The tree is that of ``deepspeed.py``: ``module``, ``optimizer``, then the fields of the model's
 file, and what is left of each file under its name.
@@ -32,6 +33,7 @@ from ckptool.errors import DamagedError
 from ckptool.formats.base import Checkpoint, FolderFormat
 from ckptool.formats.folders import OpenFile, all_or_none, globals_by_file, joined
 from ckptool.formats.ranked.assembly import Run, from_runs
+from ckptool.formats.ranked.deepspeed import save_named
 from ckptool.formats.ranked.ranks import refuse_missing
 from ckptool.formats.ranked.zero import (
     MODULE,
@@ -44,6 +46,7 @@ from ckptool.formats.ranked.zero import (
 from ckptool.tree.nodes import TensorRef, Tree, fields_of
 
 ZERO, WEIGHT, PARAM = "zero", "fp32", "param"
+LATEST_UNIVERSAL = "latest_universal"
 MODEL_FILES = "*mp_rank_*_model_states.pt"
 RANK = re.compile(r"zero_pp_rank_(\d{1,9})_")
 COMMON = "optimizer_state.pt"
@@ -63,14 +66,12 @@ class UniversalFolder(FolderFormat):
         self._open_file = open_file
 
     def matches(self, folder: Path) -> bool:
-        """Return whether there are the files of parameters beside that of the model."""
-        try:
-            return any(folder.glob(MODEL_FILES)) and any(folder.glob(f"{ZERO}/*/{WEIGHT}.pt"))
-        except OSError:
-            return False
+        """Return whether it is a save, or holds only one, which ``latest_universal`` names."""
+        return save_named(folder, LATEST_UNIVERSAL, _is_save) is not None
 
     def open(self, folder: Path) -> Checkpoint:
         """Return one checkpoint of all files; read the pickle of each, and no values."""
+        named, folder = folder, save_named(folder, LATEST_UNIVERSAL, _is_save) or folder
         paths = sorted(islice((folder / ZERO).glob("**/*.pt"), MAX_FILES))
         model, *others = sorted(folder.glob(MODEL_FILES))
         ranks = {int(m[1]): p.name for p in (model, *others) if (m := RANK.search(p.name))}
@@ -93,7 +94,15 @@ class UniversalFolder(FolderFormat):
             settings = param_groups(rest.get(COMMON))
             tree = _tree(fields, states, settings)
         tree[model.name] = {MODULE: fields.get(MODULE)}
-        return joined(self, folder, parts, {**tree, **rest}, globals_named=globals_by_file(parts))
+        return joined(self, named, parts, {**tree, **rest}, globals_named=globals_by_file(parts))
+
+
+def _is_save(folder: Path) -> bool:
+    """Return whether there are the files of parameters beside that of the model."""
+    try:
+        return any(folder.glob(MODEL_FILES)) and any(folder.glob(f"{ZERO}/*/{WEIGHT}.pt"))
+    except OSError:
+        return False
 
 
 def _tree(

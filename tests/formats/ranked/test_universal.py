@@ -61,3 +61,17 @@ def test_a_weight_of_another_shape_is_refused(case, tmp_path):
     torch.save({"param": torch.ones(3)}, folder / ZERO / "embed.weight" / "fp32.pt")
     with pytest.raises(DamagedError, match="not of the shape"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_folder_with_latest_universal_is_its_only_save(case, tmp_path, ckptool):
+    shutil.copytree(ROOT / case, tmp_path / "run" / "global_step2_universal")
+    (tmp_path / "run" / "latest_universal").write_text("global_step2_universal")
+    one, other = (
+        ckptool("inspect", path, "--json").json for path in (tmp_path / "run", ROOT / case)
+    )
+    assert one["format"] == "deepspeed-universal"
+    assert one["sections"] == other["sections"]
+    shutil.copytree(ROOT / case, tmp_path / "run" / "global_step4_universal")
+    entries = ckptool("inspect", tmp_path / "run", "--json").json["checkpoints"]
+    assert [entry["format"] for entry in entries] == ["deepspeed-universal"] * 2

@@ -1,0 +1,118 @@
+"""ZeRO's flat buffers: of any parameters, groups and number of ranks, cut, they are the whole."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import prod
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptool.dtypes import BY_NAME
+from ckptool.formats.base import TensorReader
+from ckptool.formats.ranked.zero import ZeroPlan
+from ckptool.sources.base import ByteSpan
+from ckptool.sources.memory import Memory
+from ckptool.tensors.blocks import value_bytes
+from ckptool.tree.nodes import Chunk, TensorRef
+
+FLOAT32 = BY_NAME["float32"]
+
+shapes = st.lists(st.integers(0, 5), max_size=3).map(tuple)
+# The shapes of the parameters in each group. A group without elements is not trained.
+groups = st.lists(
+    st.lists(shapes, min_size=1, max_size=4).filter(lambda row: any(map(prod, row))),
+    min_size=1,
+    max_size=3,
+)
+
+
+def held(values: np.ndarray) -> TensorRef:
+    """A flat tensor in a file of its own."""
+    data = values.astype("<f4").tobytes()
+    span = ByteSpan(Memory(data), 0, len(data))
+    return TensorRef(FLOAT32, values.shape, (Chunk(span, (0,), values.shape, (1,)),))
+
+
+def read(ref: TensorRef) -> np.ndarray:
+    return np.frombuffer(b"".join(value_bytes(TensorReader(), ref)), "<f4").reshape(ref.shape)
+
+
+def padded(values: np.ndarray, multiple: int) -> np.ndarray:
+    return np.pad(values, (0, -len(values) % multiple), constant_values=-1)
+
+
+def named(rows) -> list[dict[str, np.ndarray]]:
+    """The parameters of each group by name; no two values are alike."""
+    numbers = iter(range(1, 1 << 20))
+
+    def values(shape):
+        return np.fromiter((next(numbers) for _ in range(prod(shape))), float).reshape(shape)
+
+    return [
+        {f"g{g}.p{n}": values(shape) for n, shape in enumerate(row)} for g, row in enumerate(rows)
+    ]
+
+
+def save(stage: int, parameters, flats) -> ZeroPlan:
+    """The fields of the files of all ranks, given the flat buffers of each."""
+    model = {
+        "param_shapes": [{name: p.shape for name, p in group.items()} for group in parameters],
+        "module": {},
+        "global_steps": 1,
+    }
+    optims = {
+        rank: (
+            f"optim{rank}",
+            {
+                "zero_stage": stage,
+                "partition_count": len(flats),
+                ("fp32_flat_groups" if stage == 3 else "single_partition_of_fp32_groups"): buffers,
+                "base_optimizer_state": {
+                    "state": {n: {"exp_avg": buffer} for n, buffer in enumerate(buffers)}
+                },
+            },
+        )
+        for rank, buffers in enumerate(flats)
+    }
+    models = {r: (f"model{r}", model) for r in range(len(flats))} if stage == 3 else {
+        None: ("model", model)
+    }  # fmt: skip
+    return ZeroPlan(models, optims)
+
+
+def assert_whole(plan: ZeroPlan, parameters) -> None:
+    plan.refuse_mixed(TensorReader())
+    tree = plan.assembled()
+    wanted = {name: p for group in parameters for name, p in group.items()}
+    assert tree["module"].keys() == wanted.keys()
+    for name, values in wanted.items():
+        assert np.array_equal(read(tree["module"][name]), values)
+        assert np.array_equal(read(tree["optimizer"]["state"][name]["exp_avg"]), values)
+
+
+@given(groups, st.integers(1, 8), st.sampled_from([1, 2]))
+def test_groups_cut_in_equal_parts_are_the_parameters(rows, world, stage):
+    """Stages 1 and 2: a group is joined, padded to a multiple of twice the ranks, and cut."""
+    parameters = named(rows)
+    joined = [
+        padded(np.concatenate([p.ravel() for p in group.values()]), 2 * world)
+        for group in parameters
+    ]
+    flats = [[held(np.split(flat, world)[rank]) for flat in joined] for rank in range(world)]
+    assert_whole(save(stage, parameters, flats), parameters)
+
+
+@given(groups, st.integers(1, 8), st.data())
+def test_parameters_cut_one_by_one_are_whole(rows, world, data):
+    """Stage 3: each parameter is padded and cut; a rank's parts are joined, and cut anywhere."""
+    parameters = named(rows)
+    each = [padded(p.ravel(), world) for group in parameters for p in group.values()]
+    joined = [
+        np.concatenate([np.split(flat, world)[rank] for flat in each]) for rank in range(world)
+    ]
+    inside = data.draw(st.lists(st.integers(0, len(joined[0])), max_size=3))
+    ends = [0, *sorted(inside), len(joined[0])]
+    flats = [[held(flat[a:b]) for a, b in pairwise(ends)] for flat in joined]
+    assert_whole(save(3, parameters, flats), parameters)
