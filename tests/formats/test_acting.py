@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from ckptool.formats.pickles.acting import DROPPED, MADE, REVIEWED, acts_when_made
+from ckptool.formats.pickles.grammar import is_inert
 from ckptool.formats.pickles.vetted import VETTED
 from helpers.own_classes import classes, with_method
 
@@ -43,3 +44,20 @@ def test_what_was_reviewed_is_in_a_table():
 )
 def test_a_class_is_known_by_its_own_name_in_its_package(name, acts):
     assert acts_when_made(name) is acts
+
+
+@pytest.mark.parametrize(
+    ("name", "is_inert_class"),
+    [
+        ("torch.distributed.checkpoint.metadata.MetadataIndex", True),
+        ("numpy.polynomial.polynomial.Polynomial", True),
+        ("networkx.classes.reportviews.OutEdgeDataView", False),
+        ("mpmath.ctx_mp_python._mpf", False),
+        ("string.Template", True),  # listed
+        ("string.Formatter", False),
+        ("ConfigParser.RawConfigParser", False),  # of Python 2
+        ("torch.cuda.streams.ExternalStream", False),
+    ],
+)
+def test_only_listed_classes_and_those_of_scanned_sources_are_taken_for_inert(name, is_inert_class):
+    assert is_inert(name) is is_inert_class

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import calendar
 import collections
 import datetime as dt
+import statistics
+import string
+import textwrap
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -126,8 +130,15 @@ EVERYDAY = {
     "user dict": lambda: collections.UserDict(function=activation),
     "exception": lambda: ValueError("x", Settings()),
     "distance": lambda: nn.TripletMarginWithDistanceLoss(distance_function=activation),
+    "Python's objects of data": lambda: [
+        collections.ChainMap({"a": 1}), collections.UserString("a"), string.Template("a"),
+        calendar.Calendar(), statistics.NormalDist(), textwrap.TextWrapper(),
+    ],
+    "quantized network": lambda: torch.ao.quantization.quantize_dynamic(
+        nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2)), {nn.Linear, nn.LSTM}
+    ),
     "packed sequence": lambda: nn.utils.rnn.pack_sequence([torch.ones(3), torch.ones(2)]),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", EVERYDAY)

@@ -8,12 +8,22 @@ import pytest
 
 from ckptool.errors import DamagedError
 from ckptool.formats.pickles import grades
-from ckptool.formats.pickles.grades import ARMED, DATA, HOLDING, NAME, OBJECT, TRAP, Grades
+from ckptool.formats.pickles.grades import (
+    ARMED,
+    DATA,
+    FOREIGN,
+    HOLDING,
+    NAME,
+    NESTED,
+    OBJECT,
+    TRAP,
+    Grades,
+)
 from ckptool.tree.nodes import GlobalRef, NotedDict, Opaque
 
 FUNCTION = GlobalRef("quietlib", "touch")
 LOADS = GlobalRef("torch.storage", "_load_from_bytes")
-OWN, FOREIGN, HOLDER = "itertools.product", "quietlib.Plain", "argparse.Namespace"
+OWN, USERS, HOLDER = "torch.fx.Graph", "quietlib.Plain", "argparse.Namespace"
 
 
 def trap() -> NotedDict:
@@ -27,15 +37,21 @@ def trap() -> NotedDict:
     ("value", "grade"),
     [
         ([1, {"a": (2, b"c")}], DATA),
-        (Opaque(FOREIGN, state={"a": 1}), OBJECT),
-        ([Opaque(FOREIGN, state={"a": [FUNCTION]})], HOLDING),
-        (Opaque(OWN, (Opaque(FOREIGN, state=FUNCTION),)), HOLDING),
-        (Opaque(FOREIGN, state={"a": trap()}), HOLDING),
+        (Opaque(USERS, state={"a": 1}), FOREIGN),
+        (Opaque(USERS, state=[Opaque(USERS)]), FOREIGN),
+        (Opaque(OWN, state={"a": 1}), OBJECT),
+        (Opaque(USERS, state=Opaque(OWN, state={"a": 1})), OBJECT),
+        (Opaque(OWN, state=[Opaque(USERS)]), NESTED),
+        ([Opaque(OWN, (Opaque(OWN),))], NESTED),
+        (Opaque(USERS, state=Opaque(OWN, (Opaque(OWN),))), NESTED),
+        ([Opaque(USERS, state={"a": [FUNCTION]})], HOLDING),
+        (Opaque(OWN, (Opaque(USERS, state=FUNCTION),)), HOLDING),
+        (Opaque(USERS, state={"a": trap()}), HOLDING),
         (Opaque(OWN, (trap(),)), TRAP),
         (Opaque(HOLDER, state={"a": FUNCTION}), NAME),
         ({"a": {FUNCTION}}, NAME),
         ([trap()], TRAP),
-        (Opaque(FOREIGN, state=[LOADS]), ARMED),
+        (Opaque(USERS, state=[LOADS]), ARMED),
     ],
 )
 def test_the_grade_is_that_of_the_worst_part(value, grade):
@@ -43,18 +59,25 @@ def test_the_grade_is_that_of_the_worst_part(value, grade):
 
 
 def test_the_members_of_a_circle_have_the_grade_of_what_they_reach():
-    one, other = Opaque(FOREIGN), Opaque(FOREIGN)
+    one, other = Opaque(USERS), Opaque(USERS)
     one.state, other.state = {"next": other}, {"next": one, "call": FUNCTION}
     outside = [one]
     known = Grades()
     assert [known.of(value) for value in (outside, one, other)] == [HOLDING] * 3
 
 
+@pytest.mark.parametrize("between", [lambda own: own, lambda own: [own], lambda own: {"a": (own,)}])
+def test_an_own_object_in_a_circle_holds_an_object(between):
+    own = Opaque(OWN)
+    own.state = between(own)
+    assert Grades().of([own]) == NESTED
+
+
 def test_a_value_is_graded_anew_after_a_part_of_it_was_changed():
     inner: list[object] = [1]
-    value = {"a": (inner, Opaque(FOREIGN, state=inner))}
+    value = {"a": (inner, Opaque(USERS, state=inner))}
     known = Grades()
-    assert known.of(value) == OBJECT
+    assert known.of(value) == FOREIGN
     known.forget(inner)
     inner.append(FUNCTION)
     assert known.of(value) == NAME
@@ -70,7 +93,7 @@ def drawn(chance: random.Random, depth: int) -> object:
     parts = [shared, *(drawn(chance, depth - 1) for _ in range(chance.randrange(3))), shared]
     kind = chance.randrange(5)
     made = (
-        parts, tuple(parts), dict(enumerate(parts)), Opaque(FOREIGN, state=parts),
+        parts, tuple(parts), dict(enumerate(parts)), Opaque(USERS, state=parts),
         Opaque(OWN, tuple(parts)),
     )  # fmt: skip
     return made[kind]
@@ -80,8 +103,10 @@ def by_definition(value: object) -> int:
     """The grade by walking through all parts again and again."""
     if isinstance(value, Opaque):
         worst = by_definition([value.args, value.state])
-        inside = {DATA: OBJECT, OBJECT: OBJECT, HOLDING: HOLDING, NAME: HOLDING, ARMED: ARMED}
-        return inside[worst]
+        held = {HOLDING: HOLDING, NAME: HOLDING, NESTED: NESTED, ARMED: ARMED}
+        of_own = {DATA: OBJECT, FOREIGN: NESTED, OBJECT: NESTED}
+        of_users = {DATA: FOREIGN, FOREIGN: FOREIGN, OBJECT: OBJECT}
+        return (held | (of_own if value.qualname == OWN else of_users))[worst]
     if isinstance(value, GlobalRef):
         return ARMED if value is LOADS else NAME
     parts = value.values() if isinstance(value, dict) else value
@@ -95,7 +120,7 @@ def test_grades_are_those_of_the_definition():
     values = [drawn(chance, n % 5) for n in range(300)]
     found = [known.of(value) for value in values]
     assert found == [by_definition(value) for value in values]
-    assert set(found) >= {DATA, OBJECT, HOLDING, NAME, ARMED}
+    assert set(found) >= {DATA, FOREIGN, OBJECT, NESTED, HOLDING, NAME, ARMED}
 
 
 def test_what_was_not_looked_at_does_not_pass(monkeypatch):
@@ -116,5 +141,5 @@ def test_a_value_that_many_share_is_looked_at_once():
     large = [[i] for i in range(1000)]
     known = Grades()
     for _ in range(100):
-        known.of(Opaque(FOREIGN, state={"large": large}))
+        known.of(Opaque(USERS, state={"large": large}))
     assert grades.MIN_LOOKS - known.looks_left < 3000

@@ -52,6 +52,7 @@ from helpers.assembling import (
     text,
     torch_zip,
 )
+from helpers.callables import CALLABLE
 from helpers.held import HELD
 from helpers.output import environment
 from helpers.paths import FIXTURES
@@ -341,6 +342,7 @@ ATTACKS = {
                  fields(__init_subclass__=T))), EMPTY_DICT,
     ),
     **HELD,
+    **CALLABLE,
 }  # fmt: skip
 
 QUIETLIB = """
@@ -386,6 +388,11 @@ class Text(str): pass
 class Set(set): pass
 class Dict(dict): pass
 Pair = collections.namedtuple("Pair", "first second")
+def tested(self, *args, **kwargs):
+    touch()
+    return iter(())
+import numpy._pytesttester
+numpy._pytesttester.PytestTester.__call__ = tested  # instead of the tests of a package
 """
 # Loads each file in this process; whether the payload was called, and what the loader said.
 LOADER = """

@@ -2,8 +2,11 @@
 
 * ``DATA``: numbers, text, bytes, tensors, arrays, dtypes, vetted values made of data (a date), and
   containers of data. Code that reads it runs nothing of the pickle's.
-* ``OBJECT``: an object of a class that is not vetted, and that holds no names: its class's own code
-  answers, and calls nothing that the pickle chose.
+* ``FOREIGN``: an object of the user's own class, which may hold others of the kind, but no names.
+* ``OBJECT``: an object of an own class that is not vetted, which holds data alone: the class's own
+  code answers, and has nothing else to ask.
+* ``NESTED``: an own object that holds objects. Their methods, and they themselves where their class
+  can be called, are what its class's code asks: a loader of batches calls its ``collate_fn``.
 * ``HOLDING``: an object that holds names, at any depth. Its class may call them: a stream of
   jinja2 calls its attribute ``_next`` when it is iterated.
 * ``NAME``: the name of a class or a function, a prepared call (``functools.partial``), a method.
@@ -41,7 +44,7 @@ from ckptool.tree.nodes import (
     TensorRef,
 )
 
-DATA, OBJECT, HOLDING, NAME, TRAP, ARMED = range(6)
+DATA, FOREIGN, OBJECT, NESTED, HOLDING, NAME, TRAP, ARMED = range(8)
 MIN_LOOKS = 1 << 24  # looks at rows of plain values that there may be; a larger pickle allows more
 LOOKS_A_BYTE = 1 / 4
 A_NODE = 4  # looks at such rows in the time of one look at another container, or at an object,
@@ -52,9 +55,9 @@ SCALARS: frozenset[type] = frozenset({
 })  # fmt: skip
 LOOKUPS = frozenset({"builtins.getattr", "__builtin__.getattr"})
 # The grade of an object by the worst of its parts: its class decides what it does with them.
-_OWN = (OBJECT, OBJECT, HOLDING, HOLDING, TRAP, ARMED)
-_FOREIGN = (OBJECT, OBJECT, HOLDING, HOLDING, HOLDING, ARMED)
-_CONTAINER = tuple(range(6))
+_OWN = (OBJECT, NESTED, NESTED, NESTED, HOLDING, HOLDING, TRAP, ARMED)
+_USERS = (FOREIGN, FOREIGN, OBJECT, NESTED, HOLDING, HOLDING, HOLDING, ARMED)
+_CONTAINER = tuple(range(8))
 Parts = Iterable[Any]
 _Looked = tuple[int, tuple[int, ...], Parts]  # the least grade, by the worst part, the parts
 
@@ -124,6 +127,7 @@ class Grades:
                 node.worst = max(node.worst, known[at][1])
             elif at in met:
                 node.lowest = min(node.lowest, met[at])
+                node.holds_itself |= part is node.value
             elif type(part) in _FLAT and SCALARS.issuperset(map(type, part)):
                 self.count(1 + len(part) // PARTS)
                 known[at] = part, DATA
@@ -132,9 +136,12 @@ class Grades:
         return None
 
     def _close(self, node: _Node, waiting: list[_Node]) -> None:
-        """Remember the grades of a circle, or of a single value."""
-        for each in waiting[node.at :]:
-            grade = max(each.least, each.by_worst[node.worst])
+        """Remember the grades of a circle, whose values hold each other, or of a single value."""
+        circle = waiting[node.at :]
+        is_circle = len(circle) > 1 or node.holds_itself
+        worst = max(node.worst, *(each.least for each in circle)) if is_circle else node.worst
+        for each in circle:
+            grade = max(each.least, each.by_worst[worst])
             self.known[id(each.value)] = each.value, grade
         del waiting[node.at :]
 
@@ -163,7 +170,10 @@ class Grades:
 class _Node:
     """A value on the way of a walk; it is also the last of its circle until one is found."""
 
-    __slots__ = ("at", "by_worst", "count", "least", "lowest", "number", "parts", "value", "worst")
+    __slots__ = (
+        "at", "by_worst", "count", "holds_itself", "least", "lowest", "number", "parts", "value",
+        "worst",
+    )  # fmt: skip
 
     def __init__(self, value: Any, number: int, at: int) -> None:
         self.value, self.number, self.lowest, self.at = value, number, number, at
@@ -171,6 +181,7 @@ class _Node:
         self.count = len(value) if isinstance(value, _SIZED) else 0
         self.parts: Iterator[Any] = iter(parts)
         self.worst = DATA
+        self.holds_itself = False
 
 
 _FLAT = frozenset({list, tuple, set, frozenset})
@@ -185,7 +196,7 @@ def looked(value: Any) -> _Looked:
     kind = _KINDS.get(type(value)) or next(
         (kind for known, kind in _KINDS.items() if isinstance(value, known)), None
     )
-    return kind(value) if kind is not None else (OBJECT, _FOREIGN, ())
+    return kind(value) if kind is not None else (OBJECT, _USERS, ())
 
 
 def _name(ref: GlobalRef) -> _Looked:
@@ -225,7 +236,7 @@ def _object(made: Opaque) -> _Looked:
         given = (arg for arg in made.args if not isinstance(arg, GlobalRef))
         return DATA, _CONTAINER, chain(more, given)
     if not is_own(name):
-        return OBJECT, _FOREIGN, chain(more, made.args)
+        return FOREIGN, _USERS, chain(more, made.args)
     is_trap = name.startswith(KEEPERS) and any(map(is_function, _attributes(made)))
     return (TRAP if is_trap else OBJECT), _OWN, chain(more, made.args)
 

@@ -5,10 +5,11 @@ function may hash its argument, compare it, iterate it, or ask it for an attribu
 may have prepared the answer. ``grades.py`` has the grades. Each use of a value has a worst grade
 that it allows, and every other use is told as dangerous.
 
-Python's, torch's and numpy's classes that are not vetted, and those of packages that torch brings
-along, get no names, and no objects that hold names, unless the class is known to do nothing with
-them: not by their constructor, not as their state, and not to hash. So their methods can reach no
-function of the pickle's.
+Classes of torch and numpy that are not vetted get data alone: by their constructor, as their state,
+as items, and as what their hash reads. So their methods can reach no function of the pickle's, and
+no object whose class acts when it is called, iterated or asked. Classes of which it is known that
+nothing asks their attributes get more (``_STATES``). Of Python's own classes, and of those in
+packages that torch brings along, no object is made at all unless the class is vetted.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from ckptool.formats.pickles.acting import acts_when_dropped, acts_when_made
 from ckptool.formats.pickles.grades import (
     ARMED,
     DATA,
+    FOREIGN,
     NAME,
+    NESTED,
     OBJECT,
     SCALARS,
     TRAP,
@@ -31,7 +34,7 @@ from ckptool.formats.pickles.grades import (
 )
 from ckptool.formats.pickles.subclasses import NO_SUBCLASS
 from ckptool.formats.pickles.torch_calls import is_object_state
-from ckptool.formats.pickles.trust import is_own
+from ckptool.formats.pickles.trust import is_own, is_scanned
 from ckptool.formats.pickles.vetted import (
     ARRAYS,
     BASED,
@@ -42,10 +45,14 @@ from ckptool.formats.pickles.vetted import (
     KEEPERS,
     LOOKS_UP,
     MODULES,
+    NESTERS,
     OPTIMIZERS,
     PARTIAL,
+    PLAIN,
+    READ_STATES,
     READER_NAMES,
     READERS,
+    SCRIPTED,
     VETTED,
     Kind,
     Takes,
@@ -170,11 +177,12 @@ class Grammar:
             return self.takes(row, args) and self.grade(kwargs) == DATA
         worst = max(self.grades.worst(args), self.grade(kwargs))
         if is_own(qualname):
-            return worst <= OBJECT and not (_may_make_class(args) or acts_when_made(qualname))
+            is_data = worst == DATA and not _may_make_class(args)
+            return qualname in HOLDERS or (is_data and is_inert(qualname))
         if _may_make_class(args):
             *_, bases, space = args
             names = (space.items or {}) if isinstance(space, Opaque) else space
-            is_harmless = self.grade(bases) <= OBJECT and not any(map(is_special, names))
+            is_harmless = self.grade(bases) <= NESTED and not any(map(is_special, names))
             return is_harmless and worst < ARMED
         return worst < ARMED
 
@@ -194,7 +202,7 @@ class Grammar:
             is_variable = qualname is None and type(state) is tuple and len(state) == 3
             return (is_variable and self._is_held(state[2])) or self.is_set(name, state)
         is_read = is_own(name) and name not in NO_SUBCLASS
-        return self._is_held(state) and self.grade(state) <= (OBJECT if is_read else TRAP)
+        return self._is_held(state) and self.grade(state) <= (NESTED if is_read else TRAP)
 
     def is_set_on_array(self, state: Any) -> bool:
         """Return whether an array may be given a state; an array of objects only keeps them."""
@@ -227,7 +235,7 @@ class Grammar:
     def _is_of_reader(self, state: Any) -> bool:
         """Return whether a state is a module's, and its other attributes hold no names."""
         return self._is_of_module(state) and all(
-            self.grade(value) <= OBJECT or is_function(value)
+            self.grade(value) <= NESTED or is_function(value)
             for name, value in (state.items() if isinstance(state, dict) else ())
             if name not in _LOOKED_IN and not _HOOKS.fullmatch(str(name))
         )
@@ -262,10 +270,28 @@ class Grammar:
         return type(state) is int  # members belong to the loader: only their number is set
 
     def _is_of_objects(self, state: Any) -> bool:
-        return self.grade(state) <= OBJECT
+        return self.grade(state) <= NESTED
+
+    def _is_of_scripts(self, state: Any) -> bool:
+        """Return whether a state is data and TorchScript's own objects, in plain containers."""
+        waiting, seen = [state], set[int]()
+        while waiting:
+            part = waiting.pop()
+            if self.grade(part) == DATA or id(part) in seen:
+                continue
+            if isinstance(part, (tuple, list, dict)) and self._is_plain(part):
+                seen.add(id(part))
+                self.grades.count(1 + len(part))
+                waiting += [*part, *part.values()] if isinstance(part, dict) else part
+            elif not (isinstance(part, Opaque) and part.qualname == SCRIPTED):
+                return False
+        return True
 
     def _has_no_trap(self, state: Any, asked: Callable[[str], bool]) -> bool:
-        """Return whether no function stands under an asked name, or under a computed one."""
+        """Return whether nothing own or prepared has an asked name, or a computed one.
+
+        An object of an own class may be called, too.
+        """
         if isinstance(state, tuple):
             return all(self._has_no_trap(part, asked) for part in state if isinstance(part, dict))
         if isinstance(state, dict):
@@ -276,7 +302,7 @@ class Grammar:
             if name == "__dict__" and isinstance(value, dict):  # of pydantic
                 if not self._has_no_trap(value, asked):
                     return False
-            elif isinstance(name, (str, Opaque)) and self.grade(value) > OBJECT:
+            elif isinstance(name, (str, Opaque)) and self.grade(value) > FOREIGN:
                 return False
         return True
 
@@ -284,6 +310,11 @@ class Grammar:
 def is_special(name: Any) -> bool:
     """Return whether a name is in two underscores on both sides, as those that Python asks for."""
     return isinstance(name, str) and len(name) > 4 and name[:2] == name[-2:] == "__"
+
+
+def is_inert(qualname: str) -> bool:
+    """Return whether a class that is own and not vetted does nothing when it is given data."""
+    return qualname in PLAIN or (is_scanned(qualname) and not acts_when_made(qualname))
 
 
 def _is_reader(qualname: str) -> bool:
@@ -331,7 +362,10 @@ _STATES: tuple[tuple[Callable[[str], bool], Callable[[Grammar, Any], bool]], ...
     (lambda name: name.startswith(MODULES), Grammar._is_of_module),
     (lambda name: name.startswith(KEEPERS), Grammar._is_kept),
     (lambda name: name.startswith(OPTIMIZERS), Grammar.is_data),
-    (is_own, Grammar._is_of_objects),
+    (READ_STATES.__contains__, Grammar.is_data),
+    (SCRIPTED.__eq__, Grammar._is_of_scripts),
+    (lambda name: name.startswith(NESTERS), Grammar._is_of_objects),
+    (is_own, Grammar.is_data),
 )
 
 

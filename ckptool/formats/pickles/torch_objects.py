@@ -198,10 +198,9 @@ class TorchBuilder(NotingBuilder):
         fits: Callable[[Any], bool] = grammar.is_data
         if isinstance(obj, Opaque):
             name, fits = obj.qualname, partial(grammar.is_set, obj.qualname)
-            if obj.state is not None and grammar.grade(obj.state) > DATA:
-                fits = _never
-            elif obj.state is not None:
-                fits = grammar.is_data
+            if obj.state is not None:  # which is asked for the __setstate__ of the second
+                is_asked = grammar.grade(obj.state) > DATA or is_own(name)
+                fits = _never if is_asked else grammar.is_data
         elif isinstance(obj, (NotedDict, NotedList)):
             name, fits = "collections.OrderedDict", partial(grammar.is_set, "argparse.Namespace")
         elif isinstance(obj, (TensorRef, CompositeTensor)):
@@ -269,13 +268,15 @@ class TorchBuilder(NotingBuilder):
         return super().elements_of(target, how)
 
     def _check_filled(self, target: Any, method: str) -> None:
-        """Note an object that is filled by a method that its state may have replaced or directed.
+        """Note an object that a method of an own class fills, or one of which its state decides.
 
-        A pickle that Python wrote fills an object before it sets its state.
+        A pickle that Python wrote fills an object before it sets its state. The own classes that
+        are filled are made as containers.
         """
-        if not isinstance(target, Opaque) or target.state is None:
+        if not isinstance(target, Opaque):
             return
-        if is_own(target.qualname) or self.grammar.grade(target.state) > DATA:
+        is_directed = target.state is not None and self.grammar.grade(target.state) > DATA
+        if is_own(target.qualname) or is_directed:
             self.note_misuse(f"{target.qualname}.{method}", ())
 
     def persistent(self, saved_id: Any) -> Any:

@@ -254,6 +254,11 @@ def is_own(qualname: str) -> bool:
     return not roots.isdisjoint(_OWN_ROOTS)
 
 
+def is_scanned(qualname: str) -> bool:
+    """Return whether a name is torch's or numpy's own, whose sources were scanned (``acting``)."""
+    return qualname.partition(".")[0] in OWN_PACKAGES
+
+
 _OWN_ROOTS = STDLIB | OWN_PACKAGES | BROUGHT_ALONG
 TORCH_VALUES = frozenset(f"torch.{name}" for name in BY_NAME) | frozenset({
     "torch.strided", "torch.sparse_coo", "torch.sparse_csr", "torch.sparse_csc", "torch.sparse_bsr",

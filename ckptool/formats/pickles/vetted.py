@@ -289,14 +289,23 @@ HOLDERS = frozenset({
     "collections.UserList", "UserDict.IterableUserDict", "UserDict.UserDict", "UserList.UserList",
     *(name for name, row in VETTED.items() if row.why == HOLDS),
 })  # fmt: skip
+# Classes of Python that are made without a call: no method of theirs is one that pickle calls.
+PLAIN = frozenset({
+    "calendar.Calendar", "calendar.TextCalendar", "collections.ChainMap", "collections.UserString",
+    "UserString.UserString", "statistics.NormalDist", "string.Template", "textwrap.TextWrapper",
+})  # fmt: skip
+SCRIPTED = "torch.ScriptObject"  # its __setstate__ iterates, and makes an object of a class in C++
 # torch's modules: __setstate__ updates the attributes, and asks whether some are there.
 MODULES = (
     "torch.nn.modules.", "torch.nn.parallel.data_parallel.", "torch.nn.utils.",
     "torch.nn.quantized.", "torch.nn.quantizable.", "torch.nn.intrinsic.", "torch.nn.qat.",
-    "torch.ao.", "torch.optim.swa_utils.AveragedModel",
+    "torch.ao.", "torch.quantization.", "torch.optim.swa_utils.AveragedModel",
 )  # fmt: skip
 # Those whose __setstate__ iterates or asks what other attributes hold, also under other modules.
-READERS = ("torch.ao.", "torch.nn.quantized.", "torch.nn.quantizable.", "torch.nn.qat.")
+READERS = (
+    "torch.ao.", "torch.quantization.", "torch.nn.quantized.", "torch.nn.quantizable.",
+    "torch.nn.qat.",
+)  # fmt: skip
 READER_NAMES = frozenset({"RNNBase", "RNN", "LSTM", "GRU"})
 HOOK = "torch.nn.modules.module._WrappedHook"  # it keeps a function and its module
 HANDLES = "torch.utils.hooks."  # weak references to dicts of hooks
@@ -308,3 +317,14 @@ KEEPERS = (
 )  # fmt: skip
 # torch's optimizers: __setstate__ looks up, and sets, items of the parts of the state.
 OPTIMIZERS = "torch.optim."
+# Distributed tensors and plans of checkpoints: their classes keep what they are given, apart from
+# ``READ_STATES``, whose __setstate__ compares it.
+NESTERS = (
+    "torch.distributed.device_mesh.", "torch.distributed._mesh_layout.",
+    "torch.distributed.tensor.", "torch.distributed._tensor.", "torch.distributed._shard.",
+    "torch.distributed.checkpoint.", "torch.nn.parallel.distributed.DistributedDataParallel",
+)  # fmt: skip
+READ_STATES = frozenset({
+    "torch.distributed._shard.sharded_tensor.metadata.TensorProperties",
+    "torch.distributed.checkpoint.metadata.TensorProperties",
+})  # fmt: skip
