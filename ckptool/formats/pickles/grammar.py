@@ -20,6 +20,7 @@ from itertools import chain, repeat
 from typing import Any
 
 from ckptool.formats.pickles.acting import acts_when_dropped, acts_when_made
+from ckptool.formats.pickles.asked import is_asked, is_asked_of_all, is_special
 from ckptool.formats.pickles.grades import (
     ARMED,
     DATA,
@@ -82,19 +83,6 @@ _OF_BASES = {
 # The attributes in which torch's modules look for others: they hold any object and any hook.
 _LOOKED_IN = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
 _HOOKS = re.compile(r"_\w*_hooks(_with_kwargs|_always_called)?|qconfig")
-# Methods by which pickle itself fills any object.
-_BY_PICKLE = frozenset({"append", "extend", "add"})
-# Attributes by which Python's functions, numpy's and torch's read their arguments.
-_BY_READERS = frozenset(
-    name
-    for kind in (dict, list, set, str, bytes, int, float, complex, slice, range)
-    for name in dir(kind)
-) | frozenset({
-    "_get_args", "_get_kwargs", "add_", "appendleft", "as_subclass", "clone", "cpu", "cuda",
-    "default_factory", "detach", "detach_", "device", "dtype", "elements", "extendleft",
-    "is_leaf", "move_to_end", "new", "numpy", "requires_grad_", "set_", "shape", "size", "storage",
-    "stride", "to", "type", "untyped_storage", "_untyped_storage", "view",
-})  # fmt: skip
 
 
 class Grammar:
@@ -193,7 +181,7 @@ class Grammar:
         check = next((check for is_of, check in _STATES if is_of(qualname)), None)
         if check is not None:
             return check(self, state)
-        return self.grade(state) < ARMED and self._has_no_trap(state, _is_asked_of_all)
+        return self.grade(state) < ARMED and self._has_no_trap(state, is_asked_of_all)
 
     def is_set_on_tensor(self, qualname: str | None, state: Any) -> bool:
         """Return whether a tensor of a class may be given a state; torch's subclasses read it."""
@@ -217,14 +205,14 @@ class Grammar:
 
     def _is_partial(self, state: Any) -> bool:
         is_sound = isinstance(state, tuple) and len(state) == 4 and type(state[1]) is tuple
-        return is_sound and self._has_no_trap(state[3], _is_asked) and self.grade(state) < ARMED
+        return is_sound and self._has_no_trap(state[3], is_asked) and self.grade(state) < ARMED
 
     def _is_held(self, state: Any) -> bool:
         """Return whether a state is attributes that are only kept, none under an asked name."""
         if not is_object_state(state):
             return self.grade(state) == DATA
         is_plain = all(map(self._is_plain, state if isinstance(state, tuple) else (state,)))
-        return is_plain and self.grade(state) < ARMED and self._has_no_trap(state, _is_asked)
+        return is_plain and self.grade(state) < ARMED and self._has_no_trap(state, is_asked)
 
     def _is_kept(self, state: Any) -> bool:
         """Return whether a state is attributes of an object that only keeps them."""
@@ -307,11 +295,6 @@ class Grammar:
         return True
 
 
-def is_special(name: Any) -> bool:
-    """Return whether a name is in two underscores on both sides, as those that Python asks for."""
-    return isinstance(name, str) and len(name) > 4 and name[:2] == name[-2:] == "__"
-
-
 def is_inert(qualname: str) -> bool:
     """Return whether a class that is own and not vetted does nothing when it is given data."""
     return qualname in PLAIN or (is_scanned(qualname) and not acts_when_made(qualname))
@@ -320,15 +303,6 @@ def is_inert(qualname: str) -> bool:
 def _is_reader(qualname: str) -> bool:
     is_rnn = qualname.rpartition(".")[2] in READER_NAMES and qualname.startswith(MODULES)
     return is_rnn or qualname.startswith(READERS)
-
-
-def _is_asked(name: str) -> bool:
-    return name in _BY_READERS or is_special(name)
-
-
-def _is_asked_of_all(name: str) -> bool:
-    """Return whether pickle or Python asks any object for a name; pydantic has its own such."""
-    return name in _BY_PICKLE or (is_special(name) and not name.startswith("__pydantic_"))
 
 
 def _is_module(key: Any) -> bool:
