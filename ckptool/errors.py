@@ -7,6 +7,7 @@ exit codes.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Self
@@ -103,6 +104,7 @@ class UnsupportedError(CkptError):
     """A request that cannot be carried out although the file is in order."""
 
     code = "unsupported"
+    default_hint = "load it with the library that wrote it, and save what you need as a state dict"
 
 
 class RepetitionError(UnsupportedError):
@@ -151,16 +153,30 @@ class UsageError(CkptError):
     code = "usage"
 
 
+MORE_ROOM = "make room, or name a file on another disk"
+# Number of an error of the system, met while writing -> what to do.
+SYSTEM_HINTS: Mapping[int, str] = {
+    errno.ENOSPC: MORE_ROOM,
+    errno.EDQUOT: MORE_ROOM,
+    errno.EFBIG: "ulimit -f shows the limit; --max-shard-size writes several files",
+    errno.EROFS: "name a file on another disk",
+    errno.EACCES: "ls -ld shows who may write there",
+}
+
+
 def as_ckpt_error(error: Exception) -> CkptError:
     """Return an error of the system as one of ckptool; raise any other again."""
     if isinstance(error, CkptError):
         return error
     if isinstance(error, MemoryError):
-        return CkptError("not enough memory")
+        return CkptError("not enough memory", hint="free -h shows how much there is")
     if isinstance(error, RecursionError):
-        return CkptError("nested too deep to be read")
+        return CkptError(
+            "nested too deep to be read", hint="such a file was made by hand or is damaged"
+        )
     if isinstance(error, OSError):
-        return CkptError(error.strerror or str(error), path=error.filename)
+        reason = error.strerror or str(error)
+        return CkptError(reason, path=error.filename, hint=SYSTEM_HINTS.get(error.errno or 0))
     raise error
 
 

@@ -136,7 +136,7 @@ TRANSLATIONS: dict[type[Exception], Callable[[Any], CkptError]] = {
 
 
 def _refuse(error: CkptError, args: Sequence[str]) -> int:
-    report = ErrorReport(error.document | {"hint": error.hint or "ckptool --help"})
+    report = ErrorReport(error.document | {"hint": error.hint or _help_of(args)})
     with contextlib.suppress(OSError, AttributeError):  # without output the exit code reports it
         name = "json" if "--json" in args else _asked(args, "--format", "text")
         name = name if own_place().speaks else "text"  # one document for all processes
@@ -149,6 +149,11 @@ def _refuse(error: CkptError, args: Sequence[str]) -> int:
 
             show([report], sys.stderr, used_color(_asked(args, "--color", "auto")))
     return ExitCode.CANNOT
+
+
+def _help_of(args: Sequence[str]) -> str:
+    """Return what to type for the help of the command."""
+    return f"ckptool {args[0]} --help" if args and args[0] in COMMANDS else "ckptool --help"
 
 
 def _asked(args: Sequence[str], option: str, default: str) -> str:

@@ -41,8 +41,13 @@ def parse_operand(text: str) -> Operand:
     """Parse ``PATH[#ADDRESS]``; an existing path is taken as a whole.
 
     Raises:
-        UsageError: the text is a URL.
+        UsageError: the text is empty, or a URL.
     """
+    if not text:  # as a path it would be the working directory
+        raise UsageError(
+            "an operand is empty, as of a variable that is not set",
+            hint="name a file; the working directory is .",
+        )
     if URL.match(text) and not os.path.lexists(text):
         raise UsageError(f"{text}: ckptool reads no URLs", hint="download the file and name it")
     cuts = [at for at, char in enumerate(text) if char == "#" and at]

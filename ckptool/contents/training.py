@@ -40,7 +40,7 @@ FACTS: Mapping[str, tuple[str, ...]] = {
         "global_iteration",
         "current_step", "train_step", "n_iter", "iter_num", "steps_run", "total_batch_idx",
         "current_iter", "current_iteration", "iterations", "cur_iter", "batch",
-        "num_timesteps", "batch_idx_train",
+        "num_timesteps", "batch_idx_train", "num_steps", "it",
     ),
 }  # fmt: skip
 

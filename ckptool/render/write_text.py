@@ -187,7 +187,7 @@ def show_promote(report: PromoteReport) -> Page:
         (words.printable(report.output), "title"),
         f"  {file_kind(report.format)}",
     )
-    yield facts("Promoted", _promote_lines(report))
+    yield facts("Promotion", _promote_lines(report))
     yield from _findings(report.findings)
 
 
@@ -210,7 +210,7 @@ def _promote_lines(report: PromoteReport) -> Iterator[Fact]:
         return
     replaced = f"{words.plural(report.tensors, 'tensor')}, {words.size(report.bytes)}"
     yield (
-        "replaced",
+        "replaces",
         line(replaced, " at ", (place(report.model), "name")),
     )
     yield "with", line((place(report.ema), "name"))

@@ -28,6 +28,13 @@ _REASONS = {
     ),
     errno.ENAMETOOLONG: ("the path is too long for the file system", None),
 }
+# Test of a file's mode -> what the file is, and what to do instead; the last one is any other.
+_IRREGULAR = (
+    (stat.S_ISDIR, "a directory", "ckptool inspect shows the checkpoints in it"),
+    (stat.S_ISFIFO, "a pipe", "write it to a file first"),
+    (stat.S_ISSOCK, "a socket", None),
+    (bool, "a device", None),
+)
 HAS_READS_AT_OFFSETS = hasattr(os, "preadv")  # Windows has none
 _moving = threading.Lock()  # held where there are none: descriptors have one position
 
@@ -50,7 +57,7 @@ class LocalFile(Source):
         self.status = os.fstat(self.fd)
         if not stat.S_ISREG(self.status.st_mode):
             os.close(self.fd)
-            raise UnreadableError(_kind(self.status.st_mode), path=path)
+            raise _irregular(path, self.status.st_mode)
         super().__init__(str(path), self.status.st_size)
 
     def fetch(self, offset: int, nbytes: int) -> bytes:
@@ -143,10 +150,6 @@ def _unreadable(path: Path, error: OSError | ValueError) -> UnreadableError:
     return UnreadableError(reason, path=path, hint=hint)
 
 
-def _kind(mode: int) -> str:
-    kinds = (
-        (stat.S_ISDIR, "a directory, not a checkpoint file"),
-        (stat.S_ISFIFO, "a pipe, not a regular file"),
-        (stat.S_ISSOCK, "a socket, not a regular file"),
-    )
-    return next((text for test, text in kinds if test(mode)), "a device, not a regular file")
+def _irregular(path: Path, mode: int) -> UnreadableError:
+    kind, hint = next(row for test, *row in _IRREGULAR if test(mode))
+    return UnreadableError(f"{kind}, not a regular file", path=path, hint=hint)

@@ -125,10 +125,17 @@ def test_a_name_too_long(refuse, tmp_path):
     assert "too long" in refuse(tmp_path / ("x" * 300))["message"]
 
 
-def test_no_name_at_all(refuse, tmp_path, monkeypatch):
-    """An unset variable of a shell: it stands for the directory that one is in."""
-    monkeypatch.chdir(tmp_path)
-    assert "a directory" in refuse("")["message"]
+@pytest.mark.parametrize(
+    "args",
+    [("inspect", ""), ("verify", ""), ("extract-ema", ""), ("diff", EXPORTED, "")],
+    ids=lambda args: f"{args[0]} {len(args) - 1}",
+)
+def test_no_name_at_all_is_not_the_working_directory(args, ckptool, monkeypatch):
+    """An unset variable of a shell, in a directory where there is a checkpoint."""
+    monkeypatch.chdir(EXPORTED.parent)
+    error = ckptool(*args, "--json").json["error"]
+    assert error["code"] == "usage"
+    assert "empty" in error["message"]
 
 
 @pytest.mark.parametrize("url", ["https://a.example/b.pt", "hf://owner/repo/model.safetensors"])
@@ -160,7 +167,9 @@ def test_a_directory_without_checkpoints(refuse, tmp_path):
 
 @pytest.mark.parametrize("command", ["extract-ema", "promote-ema"])
 def test_a_directory_is_no_file_to_take_from(command, ckptool, tmp_path):
-    assert_two_lines(ckptool(command, EXPORTED.parent, "-o", tmp_path / "out.pt"))
+    output = ckptool(command, EXPORTED.parent, "-o", tmp_path / "out.pt")
+    assert_two_lines(output)
+    assert "hint: ckptool inspect shows the checkpoints in it" in output.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -342,6 +351,13 @@ def test_a_folder_shows_its_bad_files_beside_the_good_ones(ckptool, tmp_path):
 def test_wrong_usage(args, ckptool):
     assert_two_lines(ckptool(*args))
     assert_document(ckptool(*args, "--json"))
+
+
+@pytest.mark.parametrize("more", [("--atol", "-1"), ("--tolerance", "x"), ("--no-such-option",)])
+def test_wrong_usage_names_the_help_of_the_command(more, ckptool):
+    output = ckptool("diff", EXPORTED, EXPORTED, *more)
+    assert_two_lines(output)
+    assert output.stderr.endswith("hint: ckptool diff --help\n")
 
 
 # --------------------------------------------------------------------------------------------- bugs

@@ -91,7 +91,7 @@ def test_what_is_planned_for_the_file_itself_is_done(path, ckptool, tmp_path):
 def test_the_text_says_what_the_json_says(path, ckptool, tmp_path):
     args = ("promote-ema", path, "-o", tmp_path / "out.pt", "--dry-run", *ALLOWED)
     text, plan = re.sub(r"\s+", " ", ckptool(*args)), ckptool(*args, "--json").json
-    assert f"replaced {plan['tensors']} tensors, {plan['bytes']} B at {plan['model']}" in text
+    assert f"replaces {plan['tensors']} tensors, {plan['bytes']} B at {plan['model']}" in text
     assert f"with {plan['ema']}" in text
     assert f"kept {len(plan['kept'])} that the EMA lacks: {', '.join(plan['kept'])}" in text
     assert "left out 1: extra" in text

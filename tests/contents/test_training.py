@@ -31,7 +31,7 @@ def test_epoch_has_many_names(key, training):
     assert training(**{key: 7}) == {"epoch": 7}
 
 
-@pytest.mark.parametrize("key", ["global_step", "step", "iteration", "iter", "train_step"])
+@pytest.mark.parametrize("key", ["global_step", "step", "iteration", "iter", "train_step", "it"])
 def test_step_has_many_names(key, training):
     assert training(**{key: 700}) == {"global_step": 700}
 

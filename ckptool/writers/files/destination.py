@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from ckptool.errors import OutputError, UsageError
+from ckptool.errors import SYSTEM_HINTS, OutputError, UsageError
 from ckptool.formats.dcp import DcpFolder
 from ckptool.formats.safetensors_file import SafetensorsFile
 from ckptool.formats.torch_zip import TorchZip
@@ -95,13 +95,6 @@ REASONS = {
     errno.EFBIG: "the file would be larger than the file system or a limit allows",
 }
 
-MORE_ROOM = "make room, or name a file on another disk"
-HINTS = {
-    errno.ENOSPC: MORE_ROOM,
-    errno.EDQUOT: MORE_ROOM,
-    errno.EFBIG: "ulimit -f shows the limit; --max-shard-size writes several files",
-}
-
 
 def reason_of(error: OSError) -> str:
     """Return the reason why a file cannot be written."""
@@ -121,7 +114,9 @@ def check_output(path: Path, inputs: Collection[Path], *, force: bool) -> Path:
         has_folder = target.parent.is_dir()
         status = target.stat() if target.exists() else None
     except OSError as error:
-        raise OutputError(reason_of(error), path=path) from error
+        raise OutputError(
+            reason_of(error), path=path, hint=SYSTEM_HINTS.get(error.errno or 0)
+        ) from error
     if not has_folder:
         hint = f"mkdir -p {shlex.quote(str(path.parent))}"
         raise OutputError("the directory does not exist", path=path, hint=hint)
@@ -196,7 +191,9 @@ def _check_backup(backup: Path, status: os.stat_result) -> None:
         is_taken = False
     except OSError as error:
         raise OutputError(
-            f"no backup can be made there: {reason_of(error)}", path=backup
+            f"no backup can be made there: {reason_of(error)}",
+            path=backup,
+            hint=SYSTEM_HINTS.get(error.errno or 0),
         ) from error
     if is_taken:
         raise OutputError(

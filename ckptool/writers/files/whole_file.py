@@ -17,14 +17,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from ckptool.errors import CkptError, DamagedError, OutputError
+from ckptool.errors import MORE_ROOM, SYSTEM_HINTS, CkptError, DamagedError, OutputError
 from ckptool.formats.base import TensorReader
 from ckptool.process.progress import Progress, announce, no_progress
 from ckptool.process.signals import held, undone_at_end
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.writers.files.attributes import take_after
 from ckptool.writers.files.copying import STEP, Pace, clone, copy_bytes
-from ckptool.writers.files.destination import HINTS, MORE_ROOM, is_backup, reason_of
+from ckptool.writers.files.destination import is_backup, reason_of
 from ckptool.writers.files.partial import create, in_use, is_at, partial_beside, remove
 
 
@@ -243,7 +243,7 @@ def _told_as_output_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = HINTS.get(error.errno or 0)
+        hint = SYSTEM_HINTS.get(error.errno or 0)
         raise OutputError(reason_of(error), path=target, hint=hint) from error
 
 
