@@ -27,6 +27,7 @@ from ckptool.ema.layouts import Layouts
 from ckptool.ema.locate import locate_ema
 from ckptool.errors import UsageError
 from ckptool.formats.base import Checkpoint
+from ckptool.formats.file_kinds import file_kinds
 from ckptool.formats.pickles.trust import trust_of
 from ckptool.formats.provenance import KEY, read_provenance
 from ckptool.process.progress import Progress, no_progress
@@ -34,10 +35,12 @@ from ckptool.reports.base import Finding
 from ckptool.reports.inspect import (
     CandidateReport,
     EmaReport,
+    FilesReport,
     GlobalReport,
     InspectReport,
     ModelReport,
     OptimizerReport,
+    SharingReport,
 )
 from ckptool.reports.rules import finding
 from ckptool.tensors.sample import beginning, is_readable, scalar_value
@@ -101,8 +104,17 @@ def inspect_checkpoint(
         findings=tuple(_findings(checkpoint, location)),
         model=_model(location),
         optimizers=tuple(_optimizers(checkpoint, location)),
+        sharing=_sharing(checkpoint),
         entries=entries,
     )
+
+
+def _sharing(checkpoint: Checkpoint) -> SharingReport | None:
+    """Return the files of a checkpoint of several; None for a file, and for a part."""
+    if checkpoint.is_part or not checkpoint.path.is_dir():
+        return None
+    files = (FilesReport(*kind) for kind in file_kinds(checkpoint))
+    return SharingReport(checkpoint.world, checkpoint.strategy, tuple(files))
 
 
 SHOWN_OF_A_TENSOR = 64  # values

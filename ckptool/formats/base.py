@@ -187,6 +187,7 @@ class Checkpoint(Closing):
     storage_bytes: int | None = None  # of the storages that tensors view; None: there are none
     is_part: bool = False  # the tree is only the part that an operand names
     world: int | None = None  # processes that saved it, where the files say so
+    strategy: str | None = None  # how they shared the tensors among them
     of_one_rank: tuple[Address, ...] = ()  # key paths of what single processes keep
 
     @property

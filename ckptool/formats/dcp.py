@@ -20,7 +20,8 @@ Source: torch 2.13 ``torch/distributed/checkpoint/metadata.py``, ``filesystem.py
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ from ckptool.tree.nodes import MAX_DEPTH, Opaque, Tree, fields_of
 
 METADATA = ".metadata"
 SHARD = ".distcp"  # the suffix of files with chunks
+OF_RANK = re.compile(r"__(\d+)_\d+\.distcp")
 TENSOR = "TensorStorageMetadata"  # the class of the entry of a tensor
 SHOWN = 4  # names in a message
 MAX_NDIM, MAX_SIZE = 64, 2**63 - 1  # the limits of torch
@@ -77,7 +79,16 @@ class DcpFolder(FolderFormat):
             metadata=saved.metadata,
             parts=(folder / METADATA,),
             notes=_left_out(folder, saved.files),
+            strategy=_strategy(saved.files),
         )
+
+
+def _strategy(names: Iterable[str]) -> str:
+    """Return how ranks shared the tensors; a rank that had nothing to write is not counted."""
+    ranks = {match[1] for name in names if (match := OF_RANK.match(name))}
+    return f"parts by the offsets in the plan, in the files of {len(ranks):,} " + (
+        "ranks" if len(ranks) != 1 else "rank"
+    )
 
 
 class Saved(NamedTuple):

@@ -56,4 +56,4 @@ class LightningFolder(FolderFormat):
         parts = {folder.name: tensors, META: meta}
         whole = joined(self, folder, parts, {**tensors.tree, **meta.tree}, parts=tensors.parts)
         named = (*tensors.globals_named, *globals_by_file({META: meta}))
-        return replace(whole, globals_named=named)
+        return replace(whole, globals_named=named, strategy=tensors.strategy)

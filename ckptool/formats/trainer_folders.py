@@ -160,7 +160,12 @@ def _of_ranks(parts: Mapping[str, Checkpoint]) -> dict[str, Any]:
     states = [(name,) for name in parts if OF_RANK.fullmatch(name)]
     worlds = [part.world for part in parts.values() if part.world is not None]
     inside = ((name, *at) for name, part in parts.items() for at in part.of_one_rank)
-    return {"world": max(worlds, default=len(states) or None), "of_one_rank": (*states, *inside)}
+    ways = [f"{name}: {part.strategy}" for name, part in parts.items() if part.strategy]
+    return {
+        "world": max(worlds, default=len(states) or None),
+        "of_one_rank": (*states, *inside),
+        "strategy": "; ".join(ways) or None,
+    }
 
 
 def part_of_folder(path: Path) -> UnknownFormatError | None:

@@ -21,6 +21,7 @@ FORMATS: Mapping[str, str] = {
     "dcp": "torch.distributed.checkpoint",
     "dcp-safetensors": "torch.distributed.checkpoint (safetensors)",
     "deepspeed": "DeepSpeed",
+    "deepspeed-universal": "DeepSpeed (universal)",
     "ranks": "torch.save of each rank",
     "unpacked-zip": "unzipped torch.save",
 }

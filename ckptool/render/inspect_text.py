@@ -35,6 +35,7 @@ def show_inspect(report: InspectReport) -> Page:
     if slices := _slices(report):
         yield line((slices, "warning"))
     blocks = (
+        ("Files", _file_lines(report)),
         ("Values", _value_lines(report)),
         ("EMA", _ema_lines(report)),
         ("Training", _training_lines(report)),
@@ -71,6 +72,21 @@ def _slices(report: InspectReport) -> str:
         f"these are slices: they show {words.size(used)} of {words.size(whole)} of storages, "
         "which torch.save writes whole; clone() each before saving"
     )
+
+
+def _file_lines(report: InspectReport) -> Iterator[Fact]:
+    """Yield the processes that saved a checkpoint of several files, and what its files are."""
+    sharing = report.sharing
+    if sharing is None:
+        return
+    if sharing.world_size or sharing.strategy:
+        world = words.plural(sharing.world_size, "rank") if sharing.world_size else ""
+        told = filter(None, (world, words.printable(sharing.strategy or "")))
+        yield "saved by" if world else "shared as", line(", ".join(told))
+    for kind in sharing.files:
+        count = f"{kind.count:,} files: " if kind.count > 1 else ""
+        holds = kind.holds or ("other files" if kind.count > 1 else "another file")
+        yield line((f"  {short(kind.name)}", "name")), line(count + holds)
 
 
 def _sections(report: InspectReport) -> Grid:

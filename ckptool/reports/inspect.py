@@ -85,6 +85,24 @@ class GlobalReport:
 
 
 @dataclass(frozen=True, slots=True)
+class FilesReport:
+    """Files of one kind in a checkpoint of several files."""
+
+    name: str  # of several files, with * for the numbers in which they differ
+    count: int
+    holds: str | None  # None: the name does not tell
+
+
+@dataclass(frozen=True, slots=True)
+class SharingReport:
+    """The files of a checkpoint of several files, and how processes shared its tensors."""
+
+    world_size: int | None  # processes that saved it; None: the files do not say
+    strategy: str | None  # None: nothing is cut
+    files: tuple[FilesReport, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TensorEntry:
     """One tensor of ``--tensors``."""
 
@@ -118,6 +136,8 @@ class InspectReport:
     findings: tuple[Finding, ...]
     model: ModelReport | None
     optimizers: tuple[OptimizerReport, ...]
+    # Of a checkpoint of several files.
+    sharing: SharingReport | None = field(default=None, metadata=MAY_BE_ABSENT)
     # With --tensors, --stats or --digests.
     entries: tuple[TensorEntry, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
     # The metadata that ckptool left in a file that it wrote.

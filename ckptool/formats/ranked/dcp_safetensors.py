@@ -47,7 +47,10 @@ class DcpSafetensorsFolder(FolderFormat):
             tree = _tree(parts)
         ranks = sorted({int(match["rank"]) for name in parts if (match := SHARD.fullmatch(name))})
         said = f"shards of {len(ranks):,} ranks were found, and no file states how many there are"
-        whole = joined(self, folder, parts, tree, notes=(Note("CK125", "", said),))
+        strategy = f"parts by their offsets, in the files of {len(ranks):,} ranks"
+        whole = joined(
+            self, folder, parts, tree, notes=(Note("CK125", "", said),), strategy=strategy
+        )
         metadata = next(iter(parts.values())).metadata
         whole.metadata.update({k: v for k, v in metadata.items() if k != KEY})
         return whole

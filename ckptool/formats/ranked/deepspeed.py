@@ -85,14 +85,16 @@ class DeepSpeedFolder(FolderFormat):
         with all_or_none() as opened:
             parts = {f.path.name: opened.enter_context(self._open_file(f.path)) for f in files}
             reader = TensorReader(*(f for part in parts.values() for f in part.reader.opened))
-            tree = _tree([(file, parts[file.path.name].tree) for file in files], reader)
+            plan = _plan([(file, parts[file.path.name].tree) for file in files], reader)
+            tree = _tree(plan)
         return joined(
             self,
             folder,
             parts,
             tree,
             globals_named=globals_by_file(parts),
-            world=len({file.rank for file in files if file.kind == "optim"}) or None,
+            world=plan.world or None,
+            strategy=f"ZeRO stage {plan.stage}" if plan.world else "without ZeRO",
             of_one_rank=(*((f.path.name,) for f in files if f.rank is not None), (WORLD,)),
         )
 
@@ -181,8 +183,8 @@ def _listed(folder: Path) -> list[Path]:
 # -------------------------------------------------------------------------------------------- tree
 
 
-def _tree(trees: Sequence[tuple[Named, Tree]], reader: TensorReader) -> Tree:
-    """Return the tree of a save.
+def _plan(trees: Sequence[tuple[Named, Tree]], reader: TensorReader) -> ZeroPlan:
+    """Return the plan of a save, all of whose files are there.
 
     Raises:
         DamagedError: a rank is missing, doubled or of another save, or a field is not as DeepSpeed
@@ -201,8 +203,13 @@ def _tree(trees: Sequence[tuple[Named, Tree]], reader: TensorReader) -> Tree:
         )
     plan = ZeroPlan(models, optims)
     plan.refuse_mixed(reader)
+    return plan
+
+
+def _tree(plan: ZeroPlan) -> dict[Any, Tree]:
+    """Return the tree of a save."""
     _, first = plan.model_files[0]
-    tree = plan.assembled() if optims else {k: first.get(k) for k in (MODULE, OPTIMIZER)}
+    tree = plan.assembled() if plan.world else {k: first.get(k) for k in (MODULE, OPTIMIZER)}
     tree |= {key: value for key, value in first.items() if key not in PLAN and key not in tree}
     return tree | {name: part for name, part in plan.left() if part}
 

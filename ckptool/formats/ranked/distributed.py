@@ -51,6 +51,21 @@ def rank_of(node: CompositeTensor | TensorRef) -> int | None:
     return _integer(_mesh(node).get("_rank", _group(node).get("global_rank")))
 
 
+def strategy_of(node: CompositeTensor | TensorRef) -> str:
+    """Return how a tensor is shared: ``DTensor on a mesh of 2 × 4: Replicate, Shard(0)``."""
+    name = (node.layout if isinstance(node, CompositeTensor) else node.subclass or "").split(".")
+    sizes = _mesh_sizes(_mesh(node))
+    placements = fields_of(_attributes(node).get("_spec")).get("placements")
+    if sizes is None or not isinstance(placements, (tuple, list)):
+        return name[-1]
+    mesh = " × ".join(map(str, sizes))
+    cuts = ", ".join(
+        f"Shard({axis})" if type(axis := fields_of(each).get("dim")) is int else _kind(each)
+        for each in placements
+    )
+    return f"{name[-1]} on a mesh of {mesh}: {cuts}"
+
+
 def _group(node: CompositeTensor | TensorRef) -> Mapping[Any, Any]:
     """Return the state of a ShardedTensor's group of processes."""
     return next((f for f in map(fields_of, _states(node)) if "global_world_size" in f), {})

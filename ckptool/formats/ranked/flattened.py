@@ -31,6 +31,7 @@ from ckptool.tree.nodes import TensorRef, Tree, fields_of
 
 MODEL, METADATA = "model", "shard_metadata"
 PARAMS, SHARED = "param_metadata", "shared_param_info"
+FLATTENED = "flattened parameters, cut into equal runs (fairscale's FSDP)"
 
 
 class Flat(NamedTuple):

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +31,14 @@ from ckptool.errors import CkptError, DamagedError
 from ckptool.formats.base import Checkpoint, FolderFormat, TensorReader
 from ckptool.formats.folders import OpenFile, all_or_none, globals_by_file, joined
 from ckptool.formats.ranked.assembly import Box, from_boxes, held_boxes
-from ckptool.formats.ranked.distributed import is_distributed, parts_of, rank_of, world_of
-from ckptool.formats.ranked.flattened import is_flattened, unflattened
+from ckptool.formats.ranked.distributed import (
+    is_distributed,
+    parts_of,
+    rank_of,
+    strategy_of,
+    world_of,
+)
+from ckptool.formats.ranked.flattened import FLATTENED, is_flattened, unflattened
 from ckptool.formats.ranked.ranks import PREFIX, refuse_different, refuse_missing, scalar
 from ckptool.formats.ranked.sharding_info import DIFFERING
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES
@@ -44,6 +50,7 @@ FILE = re.compile(
     r"\.(pt|pth|bin|ckpt|safetensors)"
 )
 SERIES = re.compile(r"\d+|latest|last|best")  # what differs between the saves of a run
+SHOWN = 4  # ways of sharing that are named
 MAX_VISITS = 1 << 22  # values of all ranks that are looked at
 MAX_NESTING = 16  # levels at which tensors are joined; state dicts of optimizers have three
 # Keys of counts that are equal in all ranks of one save.
@@ -115,6 +122,7 @@ class RankFolder(FolderFormat):
             tree,
             globals_named=globals_by_file(parts),
             world=len({file.rank for file in files}),
+            strategy=_strategy(part.tree for part in parts.values()),
             of_one_rank=tuple((name,) for name in parts),
         )
 
@@ -182,18 +190,31 @@ def _tree(files: Sequence[Named], parts: Mapping[str, Checkpoint], reader: Tenso
 
 def _world(tree: Tree) -> int | None:
     """Return the number of ranks that share the first tensor that says it; None if none does."""
+    return next((world for node in _distributed(tree) if (world := world_of(node))), None)
+
+
+def _distributed(tree: Tree) -> Iterator[CompositeTensor | TensorRef]:
+    """Yield the tensors of a tree of which each rank may hold a part."""
     waiting, visits = [(tree, 0)], 0
     while waiting and visits < MAX_VISITS:
         node, depth = waiting.pop()
         visits += 1
         if is_distributed(node):
-            world = world_of(node)
-            if world:
-                return world
+            yield node
         elif depth < MAX_NESTING and isinstance(node, (dict, list)):
             parts = node.values() if isinstance(node, dict) else node
             waiting += [(part, depth + 1) for part in parts]
-    return None
+
+
+def _strategy(trees: Iterable[Tree]) -> str:
+    """Return how the ranks share tensors, by those of the first file that has any."""
+    for tree in trees:
+        if is_flattened(tree):
+            return FLATTENED
+        if found := sorted({strategy_of(node) for node in _distributed(tree)}):
+            more = f" and {len(found) - SHOWN:,} more" if len(found) > SHOWN else ""
+            return "; ".join(found[:SHOWN]) + more
+    return "plain tensors, which do not say how they are shared"
 
 
 class _Joining:

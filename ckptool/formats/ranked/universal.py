@@ -94,7 +94,14 @@ class UniversalFolder(FolderFormat):
             settings = param_groups(rest.get(COMMON))
             tree = _tree(fields, states, settings)
         tree[model.name] = {MODULE: fields.get(MODULE)}
-        return joined(self, named, parts, {**tree, **rest}, globals_named=globals_by_file(parts))
+        return joined(
+            self,
+            named,
+            parts,
+            {**tree, **rest},
+            globals_named=globals_by_file(parts),
+            strategy="whole parameters, a file for each state of each",
+        )
 
 
 def _is_save(folder: Path) -> bool:
