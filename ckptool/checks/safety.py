@@ -12,7 +12,13 @@ from pathlib import Path
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
 from ckptool.checks.container import found_beside, not_looked_at, noted
-from ckptool.checks.weights_only import (
+from ckptool.contents.dangers import built_by_calls, trust_findings, unknown_classes
+from ckptool.formats import open_checkpoint
+from ckptool.formats.base import Checkpoint
+from ckptool.formats.dcp import SHARD
+from ckptool.formats.pickles.trust import DANGEROUS, trust_of
+from ckptool.formats.pickles.vetted import PLAIN_DATA
+from ckptool.formats.pickles.weights_only import (
     LAST_PROTOCOL,
     Refusal,
     allowing_line,
@@ -20,12 +26,6 @@ from ckptool.checks.weights_only import (
     pickle_protocol,
     refused,
 )
-from ckptool.contents.dangers import built_by_calls, trust_findings, unknown_classes
-from ckptool.formats import open_checkpoint
-from ckptool.formats.base import Checkpoint
-from ckptool.formats.dcp import SHARD
-from ckptool.formats.pickles.trust import DANGEROUS, trust_of
-from ckptool.formats.pickles.vetted import PLAIN_DATA
 from ckptool.formats.sharded import INDEX
 from ckptool.reports.base import Finding
 from ckptool.reports.rules import finding

@@ -35,6 +35,21 @@ def command(
             "checkpoint, the parts with this role or top-level key, such as optimizer.",
         ),
     ] = None,
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--whole",
+            help="Write the whole checkpoint as a zip of torch.save, also from its older formats.",
+        ),
+    ] = False,
+    safe: Annotated[
+        bool,
+        typer.Option(
+            "--safe",
+            help="Write the whole checkpoint as plain data that torch.load(weights_only=True) "
+            "reads; refuse it if that would lose something.",
+        ),
+    ] = False,
     dtype: shared.Dtypes = None,
     max_shard_size: shared.MaxShardSize = None,
     ties: shared.Ties = "once",
@@ -53,7 +68,8 @@ def command(
     operand = parse_operand(path)
     options = ConvertOptions(
         address=operand.address, renames=renames or (), only=only or (), drop=drop or (),
-        dtype=dtype or (), ties=ties, wrap=wrap, max_shard_size=max_shard_size,
+        whole=whole, safe=safe, dtype=dtype or (), ties=ties, wrap=wrap,
+        max_shard_size=max_shard_size,
         force=force, dry_run=dry_run,
     )  # fmt: skip
     write_and_answer(

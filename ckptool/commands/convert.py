@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ckptool.commands.origin import converted_from
-from ckptool.commands.parts import drop_parts, read_parts
+from ckptool.commands.parts import read_parts, write_whole
 from ckptool.commands.state_dicts import (
     ROLE_NAMES,
     only_state_dict,
@@ -46,6 +46,8 @@ class ConvertOptions(WriteOptions):
     renames: Sequence[str] = ()  # ``REGEX=REPL``, applied to each name in this order
     only: Sequence[str] = ()  # globs; one must match the name that results; or ``ema``, ``model``
     drop: Sequence[str] = ()  # globs; none may match it
+    whole: bool = False  # write the whole checkpoint, in a torch zip
+    safe: bool = False  # the whole checkpoint as plain data, for torch.load(weights_only=True)
 
 
 def convert(
@@ -83,12 +85,13 @@ def convert(
     with open_checkpoint(path) as checkpoint:
         location = locate_ema(checkpoint, layouts=layouts)
         dropped = _dropped_parts(checkpoint, location, options)
-        if dropped:
-            return drop_parts(
+        if dropped is not None:
+            return write_whole(
                 checkpoint,
                 output,
                 dropped,
                 progress,
+                safe=options.safe,
                 force=options.force,
                 dry_run=options.dry_run,
                 made_at=made_at,
@@ -125,8 +128,8 @@ def convert(
 
 def _dropped_parts(
     checkpoint: Checkpoint, location: EmaLocation, options: ConvertOptions
-) -> set[str]:
-    """Return the top-level keys that a whole checkpoint is written without; empty: weights only.
+) -> set[str] | None:
+    """Return the top-level keys that a whole checkpoint is written without; None: weights only.
 
     A word of ``--drop`` that is a role or a top-level key means a part, and so do two roles of
     ``--only``, since one state dict cannot hold both.
@@ -134,13 +137,31 @@ def _dropped_parts(
     Raises:
         UsageError: a word names no part, beside one that does, or an option is for weights alone.
     """
-    several = len({name for name in options.only if name in ROLE_NAMES}) > 1
-    if options.address is not None or not (options.drop or several):
-        return set()
+    roles = {name for name in options.only if name in ROLE_NAMES}
+    is_part, is_whole = options.address is not None or len(roles) == 1, options.whole
+    if is_whole and is_part:
+        raise UsageError(
+            "--whole writes all parts, and a part is named", hint="leave out one of the two"
+        )
+    if options.safe and not is_part:  # a state dict alone is plain data in any form
+        is_whole = is_whole or checkpoint.format.is_rewritable
+    if options.address is not None or not (is_whole or options.drop or len(roles) > 1):
+        return None
     parts = read_parts(checkpoint, location)
     names_parts = any(map(parts.named, options.drop)) or len(state_dicts(location)) > 1
-    if not several and (options.only or not names_parts):
-        return set()
+    if not is_whole and len(roles) < 2 and (options.only or not names_parts):
+        return None
+    _refuse_for_weights(options)
+    kept = parts.all_named(options.only) if options.only else set(parts.keys)
+    return {key for key in parts.keys if key not in kept} | parts.all_named(options.drop)
+
+
+def _refuse_for_weights(options: ConvertOptions) -> None:
+    """Refuse options that a whole checkpoint has no use for.
+
+    Raises:
+        UsageError: one is given.
+    """
     given = {"--map": options.renames, "--dtype": options.dtype, "--wrap": options.wrap,
              "--max-shard-size": options.max_shard_size}  # fmt: skip
     misfit = next((name for name, value in given.items() if value), None)
@@ -149,8 +170,6 @@ def _dropped_parts(
             f"{misfit} is for weights, and a whole checkpoint is written here",
             hint="drop parts first, and convert the weights of the result",
         )
-    kept = parts.all_named(options.only) if options.only else set(parts.keys)
-    return {key for key in parts.keys if key not in kept} | parts.all_named(options.drop)
 
 
 def _asked(options: ConvertOptions) -> tuple[str | None, Sequence[str]]:

@@ -1,4 +1,4 @@
-"""Conversion of a whole checkpoint without some of its parts: all else stays as it was."""
+"""Conversion of a whole checkpoint: without some parts, into a newer container, to plain data."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ from ckptool.commands.origin import converted_from
 from ckptool.contents.sections import sections
 from ckptool.contents.training import read_training_state
 from ckptool.ema.candidates import EmaLocation
-from ckptool.errors import UsageError
+from ckptool.errors import CkptError, UnsupportedError, UsageError
 from ckptool.formats.base import Checkpoint
+from ckptool.formats.pickles.literal import Made
 from ckptool.formats.provenance import as_text
 from ckptool.formats.torch_zip import TorchZip
+from ckptool.plans.plain_data import as_plain_data
 from ckptool.plans.validation import names_to_note
 from ckptool.process.progress import Progress
-from ckptool.reports.write import ConvertReport
+from ckptool.reports.write import ConvertReport, PlainReport
 from ckptool.tree.addresses import parse_address
-from ckptool.tree.nodes import Tree
+from ckptool.tree.nodes import Address, Tree, fields_of
 from ckptool.tree.walking import tensors
+from ckptool.writers.archive_copy import ArchiveCopy, check_copy, write_copy
 from ckptool.writers.files.destination import check_output, in_folder
 from ckptool.writers.files.whole_file import whole_file
-from ckptool.writers.stripped_zip import Stripped, check_stripped, plan_stripped, write_stripped
+from ckptool.writers.rewritten_zip import plan_rewritten, refuse_unsafe
+from ckptool.writers.stripped_zip import plan_stripped
 
 WHOLE = "checkpoint"  # the kind of what is written
 
@@ -67,35 +71,89 @@ def read_parts(checkpoint: Checkpoint, location: EmaLocation) -> Parts:
     return Parts(tuple(key for key in tree if isinstance(key, str)), roles)
 
 
-def drop_parts(
+def write_whole(
     checkpoint: Checkpoint,
     output: str | Path,
     dropped: Collection[str],
     progress: Progress,
     *,
+    safe: bool,
     force: bool,
     dry_run: bool,
     made_at: float | None,
 ) -> ConvertReport:
-    """Write the checkpoint without its items at these top-level keys.
+    """Write the checkpoint as a torch zip, without its items at these top-level keys.
+
+    With ``safe``, values that ``torch.load(weights_only=True)`` refuses become plain data.
 
     Raises:
-        UnsupportedError: the container or its pickle cannot be cut.
+        UnsupportedError: the container or its pickle cannot be written again, or values are no
+            plain data.
         UsageError: the suffix of the output is not one of a torch file.
         DamagedError: a record does not fit its checksum.
         OutputError: the output exists or cannot be written.
     """
     path = checkpoint.path
-    plan = plan_stripped(checkpoint, [(key,) for key in sorted(dropped)])
-    named = _torch_file(in_folder(output, path.name))
+    gone: list[Address] = [(key,) for key in sorted(dropped)]
+    try:
+        if isinstance(checkpoint.format, TorchZip) and not safe:
+            made = PlanOfWhole(plan_stripped(checkpoint, gone))
+        else:
+            made = _anew(checkpoint, gone, safe)
+    except CkptError as error:
+        raise error.at(path) from error.__cause__
+    plan = made.copy
+    named = _torch_file(in_folder(output, path.stem + TorchZip.suffixes[0] if safe else path.name))
     target = check_output(named, checkpoint.files, force=force)
     note = as_text(converted_from(path, "", WHOLE, made_at))
     if not dry_run:
         with whole_file(target, force=force) as file:
-            write_stripped(plan, file, checkpoint, note, progress, force=force)
-            check_stripped(plan, file.path)
+            write_copy(plan, file, checkpoint, note, progress, force=force)
+            check_copy(plan, file.path)
             checkpoint.reader.refuse_changed()
-    return _report(checkpoint, named, plan, dropped, is_written=not dry_run)
+    held = [ref for _, ref in tensors(plan.tree)]
+    return ConvertReport(
+        path=str(path),
+        output=str(named),
+        format=TorchZip.name,
+        written=not dry_run,
+        address="",
+        kind=WHOLE,
+        tensors=len(held),
+        bytes=sum(ref.nbytes for ref in held),
+        tied={},
+        ties="shared",
+        beside=tuple(key for key in map(str, fields_of(checkpoint.tree)) if key in dropped),
+        plain=made.plain,
+        findings=() if safe else tuple(names_to_note(checkpoint)),
+    )
+
+
+class PlanOfWhole(NamedTuple):
+    """The plan of the output, and the values that became plain data."""
+
+    copy: ArchiveCopy
+    plain: tuple[PlainReport, ...] = ()
+
+
+def _anew(checkpoint: Checkpoint, dropped: list[Address], safe: bool) -> PlanOfWhole:  # noqa: FBT001
+    """Return the plan of a new pickle of the object without some of its items.
+
+    Raises:
+        UnsupportedError: the object cannot be written again, or is no plain data.
+    """
+    literal = checkpoint.format.literal(checkpoint.source)
+    items = literal.tree.items if isinstance(literal.tree, Made) else literal.tree
+    for (key,) in dropped:
+        del items[key]
+    if not safe:
+        return PlanOfWhole(plan_rewritten(checkpoint, literal, literal.tree, {}, dropped))
+    data = as_plain_data(literal.tree, literal.storages)
+    if data.storages and literal.byteorder != "little":
+        raise UnsupportedError("numpy arrays in a file with big-endian tensors")
+    plan = plan_rewritten(checkpoint, literal, data.tree, data.storages, dropped)
+    refuse_unsafe(plan.pickle)
+    return PlanOfWhole(plan, tuple(PlainReport(*each) for each in data.replaced))
 
 
 def _torch_file(output: Path) -> Path:
@@ -110,29 +168,4 @@ def _torch_file(output: Path) -> Path:
         "only a torch file holds a whole checkpoint",
         path=output,
         hint=f"-o {output.stem}.pt; or write the weights alone: --only model",
-    )
-
-
-def _report(
-    checkpoint: Checkpoint,
-    named: Path,
-    plan: Stripped,
-    dropped: Collection[str],
-    *,
-    is_written: bool,
-) -> ConvertReport:
-    held = [ref for _, ref in tensors(plan.tree)]
-    return ConvertReport(
-        path=str(checkpoint.path),
-        output=str(named),
-        format=TorchZip.name,
-        written=is_written,
-        address="",
-        kind=WHOLE,
-        tensors=len(held),
-        bytes=sum(ref.nbytes for ref in held),
-        tied={},
-        ties="shared",
-        beside=tuple(key for key in map(str, checkpoint.tree) if key in dropped),
-        findings=tuple(names_to_note(checkpoint)),
     )

@@ -15,6 +15,7 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 from ckptool.errors import DamagedError, UnsupportedError
+from ckptool.formats.pickles.literal import Literal
 from ckptool.sources.base import ByteSpan, Closing, Source
 from ckptool.tree.nodes import Address, GlobalRef, Opaque, Tree
 
@@ -167,6 +168,20 @@ class Format:
     begins_as_pickle = False  # its first bytes are a pickle, which is read
     begins_as_tar = False  # torch.load takes it for a tar too
     keeps_order = False  # its state dicts have the key order of the model
+
+    is_rewritable = False  # it holds one object of torch.save; see :meth:`literal`
+
+    def literal(self, file: Source) -> Literal:
+        """Return the one object in a file, so that it can be written again.
+
+        Raises:
+            UnsupportedError: there are several, or none; or it is not as ``torch.save`` writes it.
+        """
+        raise UnsupportedError(
+            f"a file of torch.save can be written again whole, and this is {self.name}",
+            path=file.path,
+            hint="name the state dict that you want: --only model, or PATH#ADDRESS",
+        )
 
 
 @dataclass(frozen=True, slots=True)

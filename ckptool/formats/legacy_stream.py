@@ -30,7 +30,15 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ckptool.dtypes import DType
-from ckptool.errors import CkptError, DamagedError
+from ckptool.errors import CkptError, DamagedError, UnsupportedError
+from ckptool.formats.pickles.literal import (
+    OTHERWISE,
+    Literal,
+    Made,
+    Persisted,
+    made_in,
+    read_literal,
+)
 from ckptool.formats.pickles.machine import Builder, PickleMachine
 from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.pickles.storages import LocateStorage, StorageKey, Storages, storage_key
@@ -77,6 +85,44 @@ def read_stream(source: Source, pickles: Pickles) -> LegacyStream:
     builder = TorchBuilder(storages, pickles.open_nested, has_views=True)
     tree, _ = pickles.read(source, builder, begin)
     return LegacyStream(tree, end)
+
+
+def literal_stream(source: Source, pickles: Pickles) -> Literal:
+    """Return the object in a stream so that it can be written again.
+
+    Raises:
+        UnsupportedError: keys of storages differ in their type alone, or parts of storages are
+            used for something else than tensors.
+    """
+    begin = _object_offset(source, pickles)
+    spans, _ = _find_storages(source, pickles, begin)
+    tree, _ = read_literal(source, begin)
+    storages = {str(key): span for key, span in spans.items()}
+    if len(storages) < len(spans):
+        raise UnsupportedError("keys of storages that differ in their type alone", hint=OTHERWISE)
+    for made in made_in(tree):
+        _whole_storages(made)
+    return Literal(tree, storages)
+
+
+def _whole_storages(made: Made) -> None:
+    """Make a tensor one of the whole storage instead of a part, as torch 0.3 wrote it.
+
+    Raises:
+        UnsupportedError: something else than a tensor has a part of a storage.
+    """
+    is_set = isinstance(made.state, tuple) and made.name.endswith("Tensor")
+    values = made.state if is_set else made.args
+    part = values[0] if values else None
+    if not isinstance(part, Persisted) or not part.offset:
+        return
+    if not is_set and not made.name.startswith("torch._utils._rebuild_tensor"):
+        raise UnsupportedError("a part of a storage that is no tensor's", hint=OTHERWISE)
+    moved = (Persisted(part.saved_id), part.offset + values[1], *values[2:])
+    if is_set:
+        made.state = moved
+    else:
+        made.args = moved
 
 
 def stream_end(source: Source, begin: int) -> int | None:

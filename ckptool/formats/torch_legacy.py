@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ckptool.formats.base import Checkpoint, FileFormat, TensorReader
 from ckptool.formats.behind import listen_behind
-from ckptool.formats.legacy_stream import is_legacy, read_stream
+from ckptool.formats.legacy_stream import is_legacy, literal_stream, read_stream
 from ckptool.formats.nested import pickles_of
+from ckptool.formats.pickles.literal import Literal
 from ckptool.sources.base import Source
 
 
@@ -20,11 +21,15 @@ class TorchLegacy(FileFormat):
 
     name = "torch-legacy"
     written_by = "`torch.save` before 1.6, and since with `_use_new_zipfile_serialization=False`"
-    is_patchable = is_weights_only = keeps_order = begins_as_pickle = True
+    is_patchable = is_rewritable = is_weights_only = keeps_order = begins_as_pickle = True
 
     def matches(self, head: bytes) -> bool:
         """Return whether ``head`` begins with a pickle of the magic number, at any protocol."""
         return is_legacy(head)
+
+    def literal(self, file: Source) -> Literal:
+        """Return the object in the stream, and the places of its storages."""
+        return literal_stream(file, pickles_of("the object"))
 
     def open(self, file: Source) -> Checkpoint:
         """Return the checkpoint in a stream; read only the pickles and the element counts."""

@@ -26,10 +26,12 @@ from typing import Any
 
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError, UnsupportedError
 from ckptool.formats.base import Note
+from ckptool.formats.pickles.literal import Literal, read_literal
 from ckptool.formats.pickles.reader import SHORT, Pickles
 from ckptool.formats.pickles.storages import StorageKey
 from ckptool.formats.pickles.torch_objects import TorchBuilder
 from ckptool.formats.script_code import NO_CODE, read_code
+from ckptool.formats.zips.checksums import known_crc
 from ckptool.formats.zips.deflated import DeflatedRecord
 from ckptool.formats.zips.directory import ZipRecord
 from ckptool.formats.zips.records import DEFLATED, NO_CRC, STORED, ZipArchive, folded
@@ -39,6 +41,11 @@ from ckptool.sources.window import Window
 
 PROVENANCE = "ckptool.json"  # the record that ckptool adds to what it writes; torch ignores it
 MAX_PROVENANCE = 1 << 16  # bytes of it that are read
+STORAGE = "data/"  # how the names of storages begin
+OF_TORCH = frozenset({  # records that torch makes anew with each archive
+    "data.pkl", "byteorder", "version", ".format_version", ".storage_alignment",
+    ".data/serialization_id",
+})  # fmt: skip
 OPENED_BY_TORCH = (".format_version", ".data/serialization_id", "byteorder")
 MAX_ID = 1 << 16  # bytes of the serialization id
 MAX_WORD = 64  # bytes of records that hold a number
@@ -118,6 +125,35 @@ class TorchRecords:
             raise
         self.storage_bytes = builder.storages.nbytes
         return tree
+
+    def literal(self) -> Literal:
+        """Return the object in ``data.pkl`` so that it can be written again, and the records.
+
+        Raises:
+            DamagedError: the pickle does not fit its checksum.
+        """
+        if self._pickle_is_as_written is False:
+            raise DamagedError(
+                f"the bytes of the record {self.pickle.name} do not fit its checksum",
+                hint="get the file again or take an earlier one",
+            )
+        tree, _ = read_literal(self._source(self.pickle))
+        spans: dict[str, ByteSpan] = {}
+        checksums: dict[ByteSpan, int] = {}
+        for record in self.archive.records:
+            span = self._unpacked_span(record)
+            spans[record.name.removeprefix(self.folder)] = span
+            crc = known_crc(record)
+            if crc is not None:
+                checksums[span] = crc
+        storages = {n.removeprefix(STORAGE): s for n, s in spans.items() if n.startswith(STORAGE)}
+        others = {n: s for n, s in spans.items() if not n.startswith(STORAGE) and n not in OF_TORCH}
+        return Literal(tree, storages, self.byteorder, others, checksums)
+
+    def _unpacked_span(self, record: ZipRecord) -> ByteSpan:
+        if record.method == STORED:
+            return self.archive.span(record, record.size)
+        return ByteSpan(self._unpacked(record) if record.size else Memory(b""), 0, record.size)
 
     def _date(self, error: DamagedError) -> None:
         """Add to the error whether the pickle was damaged after it was written, by its checksum."""

@@ -25,13 +25,15 @@ Source: torch 2.13 ``torch/serialization.py``, ``legacy_load``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from struct import Struct
 from typing import Any
 
-from ckptool.errors import DamagedError, UnknownFormatError
+from ckptool.errors import DamagedError, UnknownFormatError, UnsupportedError
 from ckptool.formats.base import Checkpoint, FileFormat, TensorReader
 from ckptool.formats.nested import pickles_of
+from ckptool.formats.pickles.literal import OTHERWISE, Literal, Made, Persisted, read_literal
 from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.pickles.storages import StorageKey, storage_key
 from ckptool.formats.pickles.tensor_views import (
@@ -44,7 +46,7 @@ from ckptool.formats.pickles.torch_objects import TorchBuilder
 from ckptool.formats.tar_members import TarMember, is_tar, tar_members
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.sources.window import Window
-from ckptool.tree.nodes import MAX_DIGITS, StorageRef, TensorRef
+from ckptool.tree.nodes import MAX_DIGITS, GlobalRef, StorageRef, TensorRef
 
 MEMBERS = ("sys_info", "pickle", "tensors", "storages")
 MAX_SHOWN = 4  # names of other members in a message
@@ -57,11 +59,27 @@ class TorchTar(FileFormat):
 
     name = "torch-tar"
     written_by = "torch 0.1"
-    is_patchable = may_trail = keeps_order = begins_as_tar = True
+    is_patchable = is_rewritable = may_trail = keeps_order = begins_as_tar = True
 
     def matches(self, head: bytes) -> bool:
         """Return whether a tar begins, by its magic word or (older) its first header's checksum."""
         return head[257:262] == b"ustar" or is_tar(head)
+
+    def literal(self, file: Source) -> Literal:
+        """Return the object, with each tensor as newer torch pickles it, and the storages."""
+        members, objects = torch_members(file), dict[StorageKey, StorageRef | TensorRef]()
+        pickles = pickles_of("pickle")
+        _read_storages(_Cursor(members["storages"], pickles, "storages"), objects)
+        roots = _Roots(each for each in objects.values() if isinstance(each, StorageRef))
+        _read_tensors(_Cursor(members["tensors"], pickles, "tensors"), objects)
+
+        def found(saved_id: Any) -> Any:
+            if isinstance(saved_id, tuple) and saved_id:
+                return saved_id[0]
+            return roots.pickled(objects.get(_number(saved_id)))
+
+        tree, _ = read_literal(members["pickle"], 0, found)
+        return Literal(tree, roots.spans)
 
     def open(self, file: Source) -> Checkpoint:
         """Return the checkpoint in a tar; read everything but the values of storages."""
@@ -193,6 +211,48 @@ def _read_tensors(cursor: _Cursor, objects: Objects) -> None:
         if not sizes and not storage.nbytes:  # torch 0.1 had no 0-dim tensors: it is empty
             sizes, strides = (0,), (1,)
         objects[storage_key(key)] = tensor_view(storage, offset, sizes, strides)
+
+
+class _Roots:
+    """The storages of a file that are no parts of others, in the order of the file."""
+
+    def __init__(self, storages: Iterable[StorageRef]) -> None:
+        self.spans: dict[str, ByteSpan] = {}
+        self._storages: dict[str, StorageRef] = {}
+        self._made: dict[int, Made] = {}  # by the id of the tensor: one tensor stays one
+        end = 0
+        placed = [(each.span, each) for each in storages if each.span is not None]
+        for span, each in sorted(placed, key=lambda p: (p[0].offset, -p[0].nbytes)):
+            if span.offset + span.nbytes > end or not self.spans:
+                key, end = str(len(self.spans)), span.offset + span.nbytes
+                self.spans[key], self._storages[key] = span, each
+
+    def pickled(self, tensor: StorageRef | TensorRef | None) -> Made:
+        """Return the call that makes a tensor, as torch has pickled it since 0.4.
+
+        Raises:
+            UnsupportedError: a storage without a tensor, or of a dtype that had no storages.
+        """
+        if not isinstance(tensor, TensorRef) or tensor.dtype.storage_class is None:
+            raise UnsupportedError("a storage that is no tensor's", hint=OTHERWISE)
+        if id(tensor) in self._made:
+            return self._made[id(tensor)]
+        chunk = tensor.chunks[0]
+        key = next(k for k, s in self.spans.items() if _holds(s, chunk.span))
+        storage, span = self._storages[key], self.spans[key]
+        width = tensor.dtype.itemsize
+        cls = GlobalRef("torch", tensor.dtype.storage_class)
+        saved_id = ("storage", cls, key, storage.device, span.nbytes // width)
+        offset = (chunk.span.offset - span.offset) // width
+        hooks = Made(GlobalRef("collections", "OrderedDict"), ())
+        args = (Persisted(saved_id), offset, tensor.shape, chunk.strides, False, hooks)
+        made = self._made[id(tensor)] = Made(GlobalRef("torch._utils", "_rebuild_tensor_v2"), args)
+        return made
+
+
+def _holds(storage: ByteSpan, part: ByteSpan) -> bool:
+    begins = storage.offset <= part.offset
+    return begins and part.offset + part.nbytes <= storage.offset + storage.nbytes
 
 
 def _storage(objects: Objects, key: Any) -> StorageRef:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ckptool.formats.base import Checkpoint, FileFormat, Format, TensorReader
 from ckptool.formats.nested import pickles_of
+from ckptool.formats.pickles.literal import Literal
 from ckptool.formats.script_code import is_torchscript
 from ckptool.formats.torch_records import TorchRecords
 from ckptool.formats.torchscript import name_modules, read_classes
@@ -34,11 +35,16 @@ class TorchZip(FileFormat):
     name = "torch-zip"
     written_by = "`torch.save` since 1.6, whatever the suffix"
     suffixes = (".pt", ".pth", ".ckpt", ".bin")
-    is_patchable = is_weights_only = has_checksums = keeps_order = True
+    is_patchable = is_rewritable = is_weights_only = has_checksums = keeps_order = True
 
     def matches(self, head: bytes) -> bool:
         """Return whether a zip begins, by its first four bytes, as in torch."""
         return is_zip(head)
+
+    def literal(self, file: Source) -> Literal:
+        """Return the object in the pickle, and the records of its storages."""
+        archive = ZipArchive(file)
+        return TorchRecords(archive).literal()
 
     def open(self, file: Source) -> Checkpoint:
         """Return the checkpoint in a zip; read only the directory, the pickle and the headers."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ckptool.render import text as words
@@ -14,6 +15,7 @@ from ckptool.reports.write import (
     CastReport,
     ConvertReport,
     ExtractReport,
+    PlainReport,
     PromoteReport,
 )
 
@@ -131,7 +133,9 @@ def _convert_lines(report: ConvertReport) -> Iterator[Fact]:
     tensors = f"{words.plural(report.tensors, 'tensor')}, {words.size(report.bytes)}"
     if report.kind == "checkpoint":
         yield "kept", line(tensors, ", and everything else as it was")
-        yield "dropped", line(words.some(report.beside))
+        yield from _plain_lines(report.plain)
+        if report.beside:
+            yield "dropped", line(words.some(report.beside))
         return
     kind = "" if report.kind == "table" else f", the {_KINDS.get(report.kind, report.kind)}"
     yield "tensors", line(tensors, " from ", (place(report.address), "name"), kind)
@@ -141,6 +145,14 @@ def _convert_lines(report: ConvertReport) -> Iterator[Fact]:
     yield from _output_lines(report)
     if report.beside:
         yield "not taken", line(words.some(report.beside))
+
+
+def _plain_lines(plain: Sequence[PlainReport]) -> Iterator[Fact]:
+    """Yield each class whose values became plain data."""
+    counts = Counter((each.was, each.became) for each in plain)
+    for at, ((was, became), count) in enumerate(counts.items()):
+        changed = f"{words.plural(count, 'value')} of {short(was)} to {became}"
+        yield "plain" if not at else "", line(changed)
 
 
 @one_by_one

@@ -88,6 +88,15 @@ class PromoteReport:
 
 
 @dataclass(frozen=True, slots=True)
+class PlainReport:
+    """A value of a checkpoint that became plain data."""
+
+    address: str  # its key path
+    was: str  # its class
+    became: str  # dict, list, str, int, float, …
+
+
+@dataclass(frozen=True, slots=True)
 class ConvertReport:
     """The result of ``ckptool convert``, or the plan with ``--dry-run``."""
 
@@ -105,6 +114,7 @@ class ConvertReport:
     # Name of each other value in the state dict -> the kind of value.
     left_out: Mapping[str, str] = field(default_factory=dict)
     renamed: int = 0  # tensors that --map gives another name
+    plain: tuple[PlainReport, ...] = ()  # with --safe
     casts: CastReport | None = None  # with --dtype
     shards: tuple[ShardReport, ...] = ()  # with several files, of which ``output`` is the index
     removed: tuple[str, ...] = ()  # shards of the replaced set that the new set lacks

@@ -143,6 +143,7 @@ SCENES = (
     Scene("drop", ("convert", INPUT, "--drop", "optimizer", "-o", "out.ckpt"), again=2),
     Scene("convert", ("convert", INPUT, "--only", "model", "-o", "out.pt", "--dtype", "*=float16"),
           again=2),
+    Scene("safe", ("convert", INPUT, "--safe", "-o", "out.ckpt"), again=2),
     Scene("dcp", ("convert", INPUT, "--only", "model", "-o", "out.dcp"), again=2),
     Scene("dcp-force", ("convert", INPUT, "--only", "model", "-o", "out.dcp", "--force"),
           {"out.dcp/.metadata": b"an older one", "out.dcp/__1_0.distcp": b"an older one"}),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from markdown_it import MarkdownIt
 
-from ckptool.checks.weights_only import allowing_line
+from ckptool.formats.pickles.weights_only import allowing_line
 from ckptool.render.markdown import MAX_ROWS, inline, remedy, verdicts_to_markdown
 from ckptool.render.text import printable
 from helpers import verdicts

@@ -55,6 +55,11 @@ def known_checksums(file: Source, archive: ZipArchive | None = None) -> dict[Byt
     }
 
 
+def known_crc(record: ZipRecord) -> int | None:
+    """Return the checksum that the bytes of a stored record should have; None: none was written."""
+    return record.crc if _has_checksum(record) else None
+
+
 def is_storage(record: Checksummed) -> bool:
     """Return whether a record of torch holds values; the others are its pickle and a few words."""
     return "/data/" in record.name

@@ -21,17 +21,17 @@ import torch
 from torch import _weights_only_unpickler, nn
 from torch._weights_only_unpickler import _get_allowed_globals
 
-from ckptool.checks.weights_only import (
+from ckptool.commands.verify import Request, chosen_rules, verify_file
+from ckptool.errors import CkptError
+from ckptool.formats import open_checkpoint
+from ckptool.formats.pickles.vetted import PLAIN_DATA
+from ckptool.formats.pickles.weights_only import (
     ALLOWED,
     Refusal,
     allowing_line,
     as_torch_reads,
     first_refusal,
 )
-from ckptool.commands.verify import Request, chosen_rules, verify_file
-from ckptool.errors import CkptError
-from ckptool.formats import open_checkpoint
-from ckptool.formats.pickles.vetted import PLAIN_DATA
 from ckptool.tree.nodes import GlobalRef
 from helpers import samples
 from helpers.faults import in_pickle, repack
