@@ -59,7 +59,7 @@ def test_floats_are_averaged_and_others_are_of_the_newest(buffers, variance):
 
 
 def test_other_names_and_kinds_are_refused():
-    with pytest.raises(UsageError, match=r"2\.pt has no v, which 1\.pt has"):
+    with pytest.raises(UsageError, match=r"1\.pt has no w, which 2\.pt has"):
         combine([member("1.pt", v=floats(1)), member("2.pt", w=floats(1))], [1, 0], Casting(),
                 buffers="average")  # fmt: skip
     with pytest.raises(UsageError, match=r"w is float32 \[1\] in 1\.pt and int64 \[1\] in 2\.pt"):
