@@ -194,6 +194,7 @@ HOMES = {
         "tensors.casting",
         "tensors.mean",
         "tensors.statistics",
+        "plans.posthoc",
         "comparison.arrays",
     },
     "ml_dtypes": {"tensors.blocks", "tensors.casting", "comparison.arrays"},

@@ -9,7 +9,8 @@ import typer
 
 from ckptool.cli import options as shared
 from ckptool.cli.writing import write_and_answer
-from ckptool.commands.average import AverageOptions, average
+from ckptool.commands.average import average
+from ckptool.commands.mixture import AverageOptions
 from ckptool.contents.selection import parse_operand
 
 
@@ -46,6 +47,22 @@ def command(
         typer.Option(
             metavar="X",
             help="Weigh the checkpoints as an EMA with this decay per training step would.",
+        ),
+    ] = None,
+    sigma_rel: Annotated[
+        float | None,
+        typer.Option(
+            metavar="X",
+            help="Make the EMA of this relative width from the snapshots of others that EDM2 and "
+            "ema-pytorch's PostHocEMA save.",
+        ),
+    ] = None,
+    widths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="W,W,...",
+            help="Give the relative widths (sigma_rels) of ema-pytorch's tracks, in their order: "
+            "the files do not state them.",
         ),
     ] = None,
     between: Annotated[
@@ -88,7 +105,8 @@ def command(
     """Write the mean of the same weights in several checkpoints."""
     operands = [parse_operand(path) for path in paths]
     options = AverageOptions(
-        role=only, weights=weights, schedule=schedule, ema_decay=ema_decay, between=between,
+        role=only, weights=weights, schedule=schedule, ema_decay=ema_decay,
+        sigma_rel=sigma_rel, widths=widths, between=between,
         last=last, every=every, buffers=buffers,
         dtype=dtype or (), ties=ties, wrap=wrap, max_shard_size=max_shard_size,
         force=force, dry_run=dry_run,

@@ -20,6 +20,7 @@ from ckptool.contents.optimizers import kind_of as kind_of_optimizer
 from ckptool.contents.optimizers import model_parameters, read_optimizers
 from ckptool.contents.sections import sections, totals
 from ckptool.contents.selection import Operand
+from ckptool.contents.snapshots import snapshots_in
 from ckptool.contents.training import TrainingState, read_training_state
 from ckptool.ema.candidates import RAW_KIND, Candidate, EmaLocation, table_address
 from ckptool.ema.findings import ema_findings, unplain_findings
@@ -31,7 +32,7 @@ from ckptool.formats.file_kinds import file_kinds
 from ckptool.formats.pickles.trust import trust_of
 from ckptool.formats.provenance import KEY, read_provenance
 from ckptool.process.progress import Progress, no_progress
-from ckptool.reports.base import Finding
+from ckptool.reports.base import Finding, SnapshotReport
 from ckptool.reports.inspect import (
     CandidateReport,
     EmaReport,
@@ -100,6 +101,7 @@ def inspect_checkpoint(
         training=training_facts(training),
         pickle={"globals": _globals(checkpoint)},
         metadata={k: v for k, v in checkpoint.metadata.items() if k != KEY},
+        snapshots=_snapshots(checkpoint),
         provenance=origin._asdict() if origin else None,
         findings=tuple(_findings(checkpoint, location)),
         model=_model(location),
@@ -162,6 +164,11 @@ def refuse_unused(
             names = [entry.address for entry in whole.entries or ()]
             if not any(fits(glob, name) for name in names):
                 raise UsageError(f"--match {glob!r} fits no tensor", hint=meant(glob, names))
+
+
+def _snapshots(checkpoint: Checkpoint) -> tuple[SnapshotReport, ...] | None:
+    found = snapshots_in(checkpoint.path.name, checkpoint.tree, checkpoint.reader)
+    return tuple(SnapshotReport(*each) for each in found) or None
 
 
 def describe_ema(location: EmaLocation) -> EmaReport:

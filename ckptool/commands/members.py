@@ -27,6 +27,7 @@ from ckptool.tensors.blocks import same_values
 from ckptool.tree.nodes import TensorRef
 
 STEP, EPOCH = COUNTERS = ("global_step", "epoch")
+WIDTH = "sigma_rel"  # of snapshots of an EMA
 NAME, OPERANDS = "name", "operands"  # orders that no counter in the files gives
 MAX_COUNT = 1 << 53  # no run counts further, and floats are exact up to it
 
@@ -37,7 +38,7 @@ class Opened(NamedTuple):
     checkpoint: Checkpoint
     taken: Taken
     tensors: Mapping[str, TensorRef]
-    facts: Mapping[str, Any]  # global_step, epoch
+    facts: Mapping[str, Any]  # global_step, epoch, sigma_rel
     is_listed: bool  # found in a directory, not named itself
 
     @property
@@ -79,7 +80,7 @@ def open_members(
     """
     opened = [
         _open(stack, each, role, layouts, is_listed=is_listed)
-        for each, is_listed in _single(operands)
+        for each, is_listed in single(operands)
     ]
     copies: dict[str, str] = {}
     kept: list[Opened] = []
@@ -94,8 +95,8 @@ def open_members(
     return members.only(places)
 
 
-def _single(operands: Sequence[Operand]) -> list[tuple[Operand, bool]]:
-    """Return the operands, with the checkpoints of directories instead of these."""
+def single(operands: Sequence[Operand]) -> list[tuple[Operand, bool]]:
+    """Return the operands; directories stand for their checkpoints, which are marked."""
     return [
         (Operand(path, operand.address), is_listed)
         for operand in operands

@@ -86,6 +86,7 @@ def run_entry(report: InspectReport) -> RunEntry:
         ema=report.ema.selected if report.ema.selected is not None else report.ema.status,
         **_progress(report.training),
         main_slot=report.ema.main_slot,
+        snapshots=report.snapshots,
         made_by=report.provenance["command"] if report.provenance else None,
     )
 

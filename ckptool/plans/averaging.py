@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from ckptool.contents.globs import nearby
@@ -15,6 +15,8 @@ from ckptool.tree.nodes import TensorRef
 
 # Last parts of the names of batch statistics, which the forward passes of training update.
 STATISTICS = frozenset({"running_mean", "running_var"})
+# The same of counters. PostHocEMA of ema-pytorch stores them in float16, too.
+COUNTERS = frozenset({"num_batches_tracked"})
 
 
 class Member(NamedTuple):
@@ -52,7 +54,7 @@ def combine(
     averaged: list[str] = []
     means: dict[tuple[object, ...], TensorRef] = {}
     for name, ref in newest.tensors.items():
-        is_kept = buffers == "newest" and _is_statistic(name)
+        is_kept = _is_called(name, COUNTERS) or (buffers == "newest" and _is_statistic(name))
         if ref.dtype.name not in CASTABLE or is_kept or not ref.numel:
             tensors[name] = ref
             continue
@@ -77,7 +79,11 @@ def combine(
 
 
 def _is_statistic(name: str) -> bool:
-    return name.rpartition(".")[2] in STATISTICS
+    return _is_called(name, STATISTICS)
+
+
+def _is_called(name: str, names: Collection[str]) -> bool:
+    return name.rpartition(".")[2] in names
 
 
 def _refuse_other(member: Member, newest: Member) -> None:

@@ -7,6 +7,7 @@ file goes through :func:`~ckptool.render.text.printable`; pages hold text, never
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from shlex import quote
 from typing import Any
 
@@ -14,6 +15,7 @@ from ckptool.render import text as words
 from ckptool.render.facts import MAIN_SLOT, TOP, Fact, facts, finding_row, place, short
 from ckptool.render.headline import headline
 from ckptool.render.page import Grid, Line, Page, line, one_by_one
+from ckptool.render.snapshots_text import post_hoc
 from ckptool.render.tensors_text import tensor_list, tensor_tree
 from ckptool.reports.base import DECAYS, UPDATES, EmaStatus, Section, TensorTotals
 from ckptool.reports.inspect import (
@@ -139,6 +141,8 @@ def _ema_lines(report: InspectReport) -> Iterator[Fact]:
         if ema.selected is None and candidate.tensors and report.address is None:
             where = f"{quote(report.path)} --ema {quote(candidate.address)}"
             yield "extract with", line(words.printable(f"ckptool extract-ema {where}"))
+    if report.snapshots:
+        yield "post-hoc", line(post_hoc(report.snapshots, Path(report.path).parent))
     in_slot = {c.address for c in ema.candidates if c.address == c.model}
     if any(found.rule == "CK417" and found.address in in_slot for found in report.findings):
         yield "model", line("its state dict holds the weights from before the averaging began")

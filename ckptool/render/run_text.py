@@ -7,6 +7,7 @@ from pathlib import Path
 from ckptool.render import text as words
 from ckptool.render.facts import TOP, short
 from ckptool.render.page import Grid, Line, Page, line, one_by_one
+from ckptool.render.snapshots_text import post_hoc
 from ckptool.reports.base import MainSlot
 from ckptool.reports.run import RunEntry, RunReport
 
@@ -33,6 +34,10 @@ def show_run(report: RunReport) -> Page:
             (words.printable(name), "good"),
             (f"  ({best.better} is better, by {short(best.because)})", "quiet"),
         )
+    snapshots = [each for entry in report.checkpoints for each in entry.snapshots or ()]
+    if snapshots and where:
+        found = words.plural(len(snapshots), "EMA snapshot")
+        yield line(f"{found} of {post_hoc(snapshots, Path(report.path))}", wraps=False)
     if report.unrated:
         names = ", ".join(map(short, report.unrated))
         ask = f"ckptool verify --best {short(report.unrated[0])}:max, or :min, takes your word"

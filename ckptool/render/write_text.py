@@ -9,7 +9,7 @@ from dataclasses import replace
 from ckptool.render import text as words
 from ckptool.render.facts import MAIN_SLOT, Fact, facts, file_kind, finding_row, place, short
 from ckptool.render.page import Line, Page, line, one_by_one
-from ckptool.reports.base import Finding, MainSlot
+from ckptool.reports.base import Finding, MainSlot, PosthocReport
 from ckptool.reports.write import (
     AverageReport,
     CastReport,
@@ -167,10 +167,12 @@ def show_average(report: AverageReport) -> Page:
 
 def _average_lines(report: AverageReport) -> Iterator[Fact]:
     for source in report.sources:
-        counters = {"epoch": source.epoch, "step": source.step}
+        counters = {"epoch": source.epoch, "step": source.step, "sigma_rel": source.sigma_rel}
         step = "".join(f"  {name} {n:g}" for name, n in counters.items() if n is not None)
         at = (f"#{words.printable(source.address)}", "quiet") if source.address else ""
         yield f"{source.weight:.6g}", line((words.printable(source.path), "name"), at, step)
+    if report.posthoc is not None:
+        yield from _posthoc_lines(report.posthoc)
     if report.order == "name":
         yield "order", line("by the numbers in the names: the files state no step")
     for copy, original in report.copies.items():
@@ -186,6 +188,19 @@ def _average_lines(report: AverageReport) -> Iterator[Fact]:
         yield "buffers", line(f"{told}: torch.optim.swa_utils.update_bn makes better ones")
     yield from _tie_lines(report)
     yield from _output_lines(report)
+
+
+def _posthoc_lines(made: PosthocReport) -> Iterator[Fact]:
+    """Yield the width, how well the snapshots make it, and which others they make."""
+    yield "width", line(f"sigma_rel {made.sigma_rel:g}, the EMA that the snapshots come nearest to")
+    yield "residual", line(f"{100 * made.residual:.3g} % of its profile (relative L2)")
+    if made.reach is not None:
+        low, high = made.reach
+        yield (
+            "in reach",
+            line(f"sigma_rel {low:.3g} to {high:.3g}, up to {100 * made.tolerance:g} % off"),
+        )
+    yield "noise", line(f"{made.noise:.3g} times the rounding of the snapshots")
 
 
 _KINDS = {"raw": "raw weights", "ema": "EMA weights", "swa": "SWA weights"}

@@ -121,6 +121,27 @@ class TensorTotals:
 
 
 @dataclass(frozen=True, slots=True)
+class SnapshotReport:
+    """A snapshot of a power-function EMA, from which EMAs of other widths can be made."""
+
+    address: str
+    time: float  # since the start of training: images for EDM2, updates for ema-pytorch
+    sigma_rel: float | None  # relative width; None: the files do not state it
+    track: int  # number of the width
+
+
+@dataclass(frozen=True, slots=True)
+class PosthocReport:
+    """An EMA of another width, made of snapshots."""
+
+    sigma_rel: float  # its relative width
+    residual: float  # relative L2 distance of its profile from the wanted one
+    noise: float  # factor by which rounding errors of the snapshots grow
+    reach: tuple[float, float] | None  # the narrowest and the widest EMA up to the tolerance
+    tolerance: float  # residual up to which an EMA is within reach
+
+
+@dataclass(frozen=True, slots=True)
 class Section:
     """A top-level part of a checkpoint."""
 

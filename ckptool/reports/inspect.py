@@ -13,6 +13,7 @@ from ckptool.reports.base import (
     Finding,
     MainSlot,
     Section,
+    SnapshotReport,
     TensorStats,
     TensorTotals,
 )
@@ -140,6 +141,8 @@ class InspectReport:
     sharing: SharingReport | None = field(default=None, metadata=MAY_BE_ABSENT)
     # With --tensors, --stats or --digests.
     entries: tuple[TensorEntry, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
+    # Snapshots of EMAs that average --sigma-rel combines.
+    snapshots: tuple[SnapshotReport, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
     # The metadata that ckptool left in a file that it wrote.
     provenance: Mapping[str, Any] | None = field(default=None, metadata=MAY_BE_ABSENT)
     # Key path of the part that was asked for; all other key paths are relative to it.

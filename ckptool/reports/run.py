@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckptool.reports.base import MAY_BE_ABSENT, Configured, MainSlot
+from ckptool.reports.base import MAY_BE_ABSENT, Configured, MainSlot, SnapshotReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,8 @@ class RunEntry:
     # Metric -> {is: lower or higher, because: …}.
     better: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     main_slot: MainSlot | None = None
+    # Snapshots of EMAs that average --sigma-rel combines.
+    snapshots: tuple[SnapshotReport, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
     made_by: str | None = None  # extract-ema | promote-ema, from ckptool's metadata in the file
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ckptool.reports.base import MAY_BE_ABSENT, Configured, Finding, MainSlot
+from ckptool.reports.base import MAY_BE_ABSENT, Configured, Finding, MainSlot, PosthocReport
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +132,7 @@ class AverageSource:
     weight: float  # in the mean; all come to 1
     step: float | None  # the global step that the file states
     epoch: float | None
+    sigma_rel: float | None = None  # relative width of a snapshot of an EMA
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,7 @@ class AverageReport:
     shards: tuple[ShardReport, ...] = ()  # with several files, of which ``output`` is the index
     removed: tuple[str, ...] = ()  # shards of the replaced set that the new set lacks
     findings: tuple[Finding, ...] = ()
+    posthoc: PosthocReport | None = field(default=None, metadata=MAY_BE_ABSENT)  # --sigma-rel
     order: str = "operands"  # global_step | epoch | name (numbers in it) | operands
     # Path of a copy in a directory -> path of the checkpoint that it repeats and that counts.
     copies: Mapping[str, str] = field(default_factory=dict)

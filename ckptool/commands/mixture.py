@@ -1,0 +1,173 @@
+"""The mixture that ``average`` writes: the checkpoints that count, and the weight of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ckptool.commands.members import (
+    STEP,
+    Members,
+    Opened,
+    open_members,
+    refuse_disorder,
+    refuse_strays,
+)
+from ckptool.commands.snapshots import open_snapshots, parse_widths
+from ckptool.commands.state_dicts import ROLE_NAMES
+from ckptool.commands.writing import WriteOptions
+from ckptool.contents.selection import Operand
+from ckptool.contents.training import steps_in_running_mean
+from ckptool.ema.layouts import Layouts
+from ckptool.errors import UsageError
+from ckptool.plans.weighing import (
+    ema_weights,
+    equal_weights,
+    given_weights,
+    schedule_weights,
+    weights_between,
+)
+from ckptool.reports.base import PosthocReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AverageOptions(WriteOptions):
+    """Options of ``average``: what is averaged, with which weights, and how it is written."""
+
+    role: str | None = None  # ``model`` or ``ema``, where an operand names no key path
+    weights: str | None = None  # ``1,1,2``: one for each checkpoint, in the order of the operands
+    schedule: str | None = None  # a name in ``weighing.SCHEDULES``
+    ema_decay: float | None = None  # of one step: the EMA of the checkpoints in order of their step
+    sigma_rel: float | None = None  # relative width: the EMA that snapshots of others make
+    widths: str | None = None  # ``0.05,0.28``: those of snapshots that do not state them
+    between: bool = False  # the mean of the steps between two running means of the whole run
+    last: int | None = None  # only the newest so many
+    every: int | None = None  # of each so many, the newest
+    buffers: str = "average"  # ``newest``: take batch statistics from the newest checkpoint
+
+
+class Mixture(NamedTuple):
+    """The checkpoints that count, the newest last, and their weights, which come to 1."""
+
+    members: Members
+    weights: tuple[float, ...]
+    kind: str  # ema | swa | table: for the note in the file
+    posthoc: PosthocReport | None = None
+
+
+# Options that give the weights, and options that choose checkpoints.
+WEIGHING = ("weights", "schedule", "ema_decay", "sigma_rel", "between")
+CHOOSING = ("role", "last", "every")
+# Of the first, those that take the checkpoints as they are named.
+ALONE = {"weights": {"last", "every"}, "between": {"last", "every"}, "sigma_rel": {*CHOOSING}}
+
+
+def refuse_contradictions(options: AverageOptions) -> None:
+    """Refuse options that exclude each other.
+
+    Raises:
+        UsageError: two of them do.
+    """
+    given = [name for name in (*WEIGHING, *CHOOSING) if getattr(options, name) not in {None, False}]
+    ways = [name for name in given if name in WEIGHING]
+    excluded = [name for name in given if ways and name in ALONE.get(ways[0], ())]
+    pair = (ways + excluded)[:2]
+    if len(pair) > 1:
+        one, other = (f"--{SPELLED.get(name, name.replace('_', '-'))}" for name in pair)
+        raise UsageError(
+            f"{one} and {other} exclude each other",
+            hint="name the checkpoints in the order of their weights"
+            if one == "--weights"
+            else "leave out one of them",
+        )
+    if options.widths is not None and options.sigma_rel is None:
+        raise UsageError("--widths are those of snapshots, for --sigma-rel")
+
+
+SPELLED = {"role": "only"}
+
+
+def choose(
+    stack: ExitStack, operands: Sequence[Operand], options: AverageOptions, layouts: Layouts
+) -> Mixture:
+    """Open the checkpoints that count, and return their weights; ``stack`` closes them.
+
+    Raises:
+        UsageError: they do not fit the options.
+        CkptError: a checkpoint cannot be read, or it is not clear what to take from it.
+    """
+    if options.sigma_rel is not None:
+        widths = parse_widths(options.widths)
+        return Mixture(
+            *open_snapshots(
+                stack, operands, options.sigma_rel, widths, layouts, force=options.force
+            )
+        )
+    members, weights = _weighed(open_members(stack, operands, _role(options), layouts), options)
+    return Mixture(members, weights, _kind(weights, options))
+
+
+def _role(options: AverageOptions) -> str | None:
+    """Return the role to take: a running mean of the whole run is found as its EMA."""
+    role = options.role or ("ema" if options.between else None)
+    return ROLE_NAMES[role] if role is not None else None
+
+
+def _weighed(members: Members, options: AverageOptions) -> tuple[Members, tuple[float, ...]]:
+    """Return the checkpoints that count, and their weights.
+
+    Raises:
+        UsageError: they do not fit the options.
+    """
+    if options.weights is not None:
+        typed = given_weights(options.weights, len(members.opened))
+        return _enough(members), tuple(typed[at] for at in members.places)
+    refuse_strays(members)
+    is_ordered = (options.schedule, options.ema_decay, options.last, options.every)
+    if any(each is not None for each in is_ordered):
+        refuse_disorder(members, by_step=options.ema_decay is not None)
+    places = range(len(members.opened))[:: -(options.every or 1)][: options.last or None]
+    members = _enough(members.only(places[::-1]))
+    return members, _weights(members, options)
+
+
+def _enough(members: Members) -> Members:
+    if len(members.opened) < 2:
+        raise UsageError("an average takes at least two checkpoints")
+    return members
+
+
+def _weights(members: Members, options: AverageOptions) -> tuple[float, ...]:
+    count = len(members.opened)
+    if options.ema_decay is not None:
+        steps = [float(each.facts[STEP]) for each in members.opened]
+        return ema_weights(steps, options.ema_decay)
+    if options.between:
+        if count != 2:
+            raise UsageError(f"--between takes two checkpoints, and there are {count}")
+        return weights_between(*map(_steps_in_mean, members.opened))
+    if options.schedule is not None:
+        return schedule_weights(options.schedule, count)
+    return equal_weights(count)
+
+
+def _steps_in_mean(each: Opened) -> int:
+    checkpoint = each.checkpoint
+    steps = steps_in_running_mean(checkpoint.tree, checkpoint.reader)
+    if steps is None:
+        raise UsageError(
+            "it states no batch_idx_train and average_period: --between takes running means of all "
+            "steps, as icefall saves them in model_avg",
+            path=each.path,
+        )
+    return steps
+
+
+def _kind(weights: Sequence[float], options: AverageOptions) -> str:
+    """Return the kind of the result for its note; weights such as 1,0 or 2,-1 give no average."""
+    if options.ema_decay is not None:
+        return "ema"
+    is_average = options.between or (min(weights) >= 0 and max(weights) < 1)
+    return "swa" if is_average else "table"

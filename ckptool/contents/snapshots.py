@@ -1,0 +1,84 @@
+"""Snapshots of power-function EMAs, from which an EMA of any width can be made after the run.
+
+Karras et al. (arXiv:2312.02696) track EMAs whose decay follows from the training time, so that the
+width of each is the same share of the run: ``sigma_rel``. Two libraries save them:
+
+    EDM2          training-state-KIMG.pt    state/cur_nimg, ema/stds, ema/emas: all widths
+    EDM2          PREFIX-KIMG-WIDTH.pkl     ema, a whole network; time and width by its name
+    ema-pytorch   TRACK.STEP.pt             ema_model.*; ``step`` is float16 there, too coarse from
+                                            2048 on, so the name counts; no width
+
+https://github.com/NVlabs/edm2/blob/main/training/phema.py
+https://github.com/lucidrains/ema-pytorch/blob/0.8.3/ema_pytorch/post_hoc_ema.py
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+from ckptool.formats.base import TensorReader
+from ckptool.tensors.sample import scalar_value
+from ckptool.tree.nodes import Tree, is_real
+from ckptool.tree.walking import children
+
+
+class Snapshot(NamedTuple):
+    """A power-function EMA as it was at one time."""
+
+    address: str  # key path of its state dict
+    time: float  # since the start of training, in any unit
+    width: float | None  # sigma_rel; None: the files do not state it
+    track: int  # number of the width, in files that do not state it
+
+
+def snapshots_in(name: str, tree: Tree, reader: TensorReader) -> tuple[Snapshot, ...]:
+    """Return the snapshots in a checkpoint, whose file is called ``name``."""
+    parts = dict(children(tree))
+    found = (tuple(look(name, parts, reader)) for look in LOOKS)
+    return next(filter(None, found), ())
+
+
+def _in_training_state(
+    _name: str, parts: dict[Any, Tree], reader: TensorReader
+) -> Iterator[Snapshot]:
+    ema, state = (dict(children(parts.get(key))) for key in ("ema", "state"))
+    time = scalar_value(reader, state.get("cur_nimg"))
+    widths = ema.get("stds")
+    tables = [table for _, table in children(ema.get("emas"))]
+    if not (is_real(time) and isinstance(widths, (list, tuple)) and len(widths) == len(tables)):
+        return
+    for number, width in enumerate(widths):
+        if is_real(width):
+            yield Snapshot(f"ema/emas/{number}", float(time), float(width), number)
+
+
+NETWORK = re.compile(r".*-(\d+)-(\d+\.\d+)\.pkl")
+KIMG, GRANULARITY = 1000, 1024  # images; networks are saved after a multiple of the second
+
+
+def _in_network(name: str, parts: dict[Any, Tree], _reader: TensorReader) -> Iterator[Snapshot]:
+    named = NETWORK.fullmatch(name)
+    if named and "ema" in parts:
+        thousands = int(named[1])
+        images = (thousands * KIMG + KIMG - 1) // GRANULARITY * GRANULARITY
+        is_exact = images // KIMG == thousands
+        yield Snapshot("ema", images if is_exact else thousands * KIMG, float(named[2]), 0)
+
+
+TRACK = re.compile(r"(\d+)\.(\d+)\.pt")
+PREFIX = "ema_model."
+
+
+def _in_track(name: str, parts: dict[Any, Tree], _reader: TensorReader) -> Iterator[Snapshot]:
+    named = TRACK.fullmatch(name)
+    if named and "step" in parts and any(str(key).startswith(PREFIX) for key in parts):
+        yield Snapshot(f"{PREFIX}*", float(named[2]), None, int(named[1]))
+
+
+LOOKS: tuple[Callable[[str, dict[Any, Tree], TensorReader], Iterator[Snapshot]], ...] = (
+    _in_training_state,
+    _in_network,
+    _in_track,
+)

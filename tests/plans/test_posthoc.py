@@ -1,0 +1,75 @@
+"""Weights of snapshots for a post-hoc EMA, against least squares on a grid of times."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptool.errors import UsageError
+from ckptool.plans.posthoc import WIDEST, Series, gamma_of
+from helpers.thinned import examples
+
+
+@given(st.floats(0.001, WIDEST))
+@examples(60)
+def test_gamma_has_the_width(width):
+    """The standard deviation of t ** gamma over the run, Equation 123 of the paper."""
+    gamma = gamma_of(width)
+    found = math.sqrt((gamma + 1) / (gamma + 2) ** 2 / (gamma + 3))
+    assert found == pytest.approx(width, rel=1e-9)
+
+
+@pytest.mark.parametrize("width", [0, -0.1, 0.3, math.nan])
+def test_no_ema_is_as_wide(width):
+    with pytest.raises(UsageError, match="a relative width is between 0 and"):
+        gamma_of(width)
+
+
+def profile(t: np.ndarray, time: float, width: float) -> np.ndarray:
+    gamma = gamma_of(width)
+    return np.where(t <= time, (gamma + 1) / time * (np.minimum(t, time) / time) ** gamma, 0)
+
+
+SNAPSHOTS = [(time, width) for time in range(10, 90, 10) for width in (0.05, 0.1)]
+
+
+@pytest.mark.parametrize("width", [0.04, 0.07, 0.15, 0.2])
+def test_weights_are_those_of_least_squares_on_a_grid(width):
+    grid = (np.arange(160_000) + 0.5) * (80 / 160_000)
+    columns = np.stack([profile(grid, *each) for each in SNAPSHOTS], 1)
+    wanted = profile(grid, 80, width)
+    found, *_ = np.linalg.lstsq(columns, wanted, rcond=None)
+    found = found / found.sum()
+    left = np.linalg.norm(columns @ found - wanted) / np.linalg.norm(wanted)
+    made = Series(*zip(*SNAPSHOTS, strict=True)).synthesis(width)
+    assert made.weights == pytest.approx(found, abs=2e-4)
+    assert made.residual == pytest.approx(left, rel=1e-3)
+    assert made.noise == pytest.approx(np.linalg.norm(found), rel=1e-3)
+    assert math.fsum(made.weights) == pytest.approx(1)
+
+
+def test_a_width_that_was_stored_is_its_snapshot():
+    made = Series(*zip(*SNAPSHOTS, strict=True)).synthesis(0.1)
+    assert made.weights == pytest.approx([0.0] * 15 + [1.0], abs=1e-9)
+    assert made.residual == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("count", "low", "high"), [(2, 0.05, 0.12), (8, 0.03, 0.2), (64, 0.01, 0.28)]
+)
+def test_more_snapshots_reach_further(count, low, high):
+    times = [time for time in range(1, count + 1) for _ in (0, 1)]
+    series = Series(times, [0.05, 0.1] * count)
+    narrow, wide = series.within_reach()
+    assert narrow <= low * 1.2
+    assert wide >= high * 0.9
+    assert series.synthesis(narrow / 2).residual > 0.1
+
+
+def test_snapshots_twice_determine_nothing():
+    with pytest.raises(UsageError, match="of one width and one time"):
+        Series([5, 5], [0.1, 0.1]).synthesis(0.2)
