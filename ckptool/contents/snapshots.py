@@ -34,10 +34,10 @@ class Snapshot(NamedTuple):
 
 
 def snapshots_in(name: str, tree: Tree, reader: TensorReader) -> tuple[Snapshot, ...]:
-    """Return the snapshots in a checkpoint, whose file is called ``name``."""
+    """Return the snapshots in a checkpoint, whose file is called ``name``; none without updates."""
     parts = dict(children(tree))
     found = (tuple(look(name, parts, reader)) for look in LOOKS)
-    return next(filter(None, found), ())
+    return tuple(each for each in next(filter(None, found), ()) if each.time > 0)
 
 
 def _in_training_state(

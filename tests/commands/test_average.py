@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ckptool import open_checkpoint
-from ckptool.commands.average import AverageOptions, average
+from ckptool.commands.average import average
+from ckptool.commands.mixture import AverageOptions
 from ckptool.commands.state_dicts import only_state_dict
 from ckptool.contents.selection import Operand
 from ckptool.dtypes import BY_NAME
