@@ -254,6 +254,17 @@ STAYS = {
     ),
     "a method": b"\x8c\x09myproject\x8c\x08Net.load\x93(" + TEXT + b"tR",
     "a part of a class of torch's": b"\x8c\x05torch\x8c\x0aTensor.Abc\x93(" + TEXT + b"tR",
+    "a class given text that the pickle decodes": call(
+        "myproject.Net", call("builtins.str", b"C\x08+AC8-tmpVutf-7\n")
+    ),
+    "a class given text by numpy": call("myproject.Net", call("numpy.str_", b"Vrun\n")),
+    "a class given text by copyreg": call(
+        "myproject.Net",
+        call("copyreg._reconstructor", b"cnumpy\nstr_\ncbuiltins\nstr\n", b"Vrun\n"),
+    ),
+    "a class given an own object": call(
+        "myproject.Net", b"ctorch.utils.data.dataset\nSubset\n)\x81}Vindices\n]sb"
+    ),
     "more than a look of its arguments": call(
         "myproject.Net", b"(" + b"K\x01" * (MAX_DATA + 1) + b"l"
     ),

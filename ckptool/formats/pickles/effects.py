@@ -9,7 +9,8 @@ from typing import Any
 from ckptool.dtypes import BY_NAME, BY_STORAGE_CLASS
 from ckptool.formats.pickles.machine import name_of
 from ckptool.formats.pickles.torch_calls import COMPRESSED
-from ckptool.formats.pickles.trust import OWN_PACKAGES, STDLIB
+from ckptool.formats.pickles.trust import OWN_PACKAGES, STDLIB, is_own
+from ckptool.formats.pickles.vetted import PLAIN_OBJECTS
 from ckptool.names import is_capital
 from ckptool.tree.nodes import (
     ArrayRef,
@@ -141,10 +142,13 @@ CHECKED: Mapping[str, Callable[[tuple[Any, ...]], bool]] = {
 def parts_of_data(value: Any) -> Collection[Any] | None:
     """Return the parts of a plain value or an object.
 
-    Return None if it is code, names something outside the file, or is too large to look through.
+    Return None if it is code, names something outside the file, is an own object that is not known
+    to be plain, or is too large to look through.
     """
     if isinstance(value, Opaque):
-        return (value.args, value.kwargs, value.state, value.items, value.elements)
+        parts = (value.args, value.kwargs, value.state, value.items, value.elements)
+        is_known = value.qualname in PLAIN_OBJECTS or not is_own(value.qualname)
+        return parts if is_known else None
     if isinstance(value, (list, tuple, set, frozenset, dict)):
         if len(value) > MAX_DATA:
             return None
