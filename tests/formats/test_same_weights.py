@@ -46,6 +46,7 @@ DATA = {str(i): struct.pack("<4f", *(i + n / 8 for n in range(4))) for i in rang
 REPLACED = "a state that may replace its values"
 ALIKE = "written alike"
 ONE_KEY = "may take for one"
+FUNCTIONAL = "torch._subclasses.functional_tensor.FunctionalTensor"
 UNTYPED = "torch.storage.UntypedStorage"
 
 
@@ -63,10 +64,31 @@ def zip_of(first: bytes, *more: tuple[bytes, bytes], top=(), byteorder: bytes = 
     return zipped(body, records, byteorder)
 
 
-def by_type(state: bytes, cls: str = "torch.Tensor") -> bytes:
-    args = tup(storage(text("0"), 4), integer(0), numbers(4), numbers(1), FALSE, HOOKS)
-    function = name("torch._utils._rebuild_tensor_v2")
-    return call("torch._tensor._rebuild_from_type_v2", function, name(cls), args, state)
+PARTS = tup(storage(text("0"), 4), integer(0), numbers(4), numbers(1), FALSE, HOOKS)
+
+
+def by_type(
+    state: bytes,
+    cls: str = "torch.Tensor",
+    function: str = "torch._utils._rebuild_tensor_v2",
+    args: bytes = PARTS,
+) -> bytes:
+    return call("torch._tensor._rebuild_from_type_v2", name(function), name(cls), args, state)
+
+
+def by_type_of_wrapper() -> bytes:
+    """A distributed tensor whose local part is the whole, as another class than it is made of."""
+    of = name("torch.distributed.tensor.DTensor")
+    layout = call("torch.serialization._get_layout", text("torch.strided"))
+    device = call("torch.device", text("cpu"))
+    args = tup(of, name("torch.float32"), numbers(4), numbers(1), integer(0), layout, device, FALSE)
+    placed = build(new("torch.distributed.tensor.placement_types.Replicate", tup()), dct())
+    spec = build(
+        new("torch.distributed.tensor._dtensor_spec.DTensorSpec", tup()),
+        attributes(placements=tup(placed)),
+    )
+    state = attributes(_local_tensor=w(), _spec=spec, elem=w(3))
+    return by_type(state, FUNCTIONAL, "torch._utils._rebuild_wrapper_subclass", args)
 
 
 def v3(of: bytes, dtype: str, numel: int = 4) -> bytes:
@@ -114,6 +136,23 @@ ROWS: dict[str, tuple[bytes, str]] = {
     "a parameter's attribute": (zip_of(parameter(attributes(tag=text("x")))), ""),
     "a tensor's data": (zip_of(by_type(attributes(data=w(3)))), "attribute 'data'"),
     "a tensor's attribute": (zip_of(by_type(attributes(tag=text("x")))), ""),
+    **{
+        f"the wrapped tensor of {cls.rpartition('.')[2]}": (
+            zip_of(by_type(attributes(**{held: w(3)}), cls)), said
+        )
+        for cls, held, said in (
+            (FUNCTIONAL, "elem", "FunctionalTensor: elem"),
+            ("torch.distributed._functional_collectives.AsyncCollectiveTensor", "elem",
+             "AsyncCollectiveTensor: elem"),
+            ("torch.masked.maskedtensor.core.MaskedTensor", "_masked_data",
+             "MaskedTensor: _masked_data"),
+            ("torch.distributed.tensor.DTensor", "_local_tensor", "partial sums"),
+        )
+    },
+    "a wrapped tensor in a list": (
+        zip_of(by_type(attributes(held=row(w(3))), "torch.nn.attention.bias.CausalBias")),
+        "CausalBias",
+    ),
     "a storage's dtype": (
         zip_of(view(build(storage(text("0"), 4), attributes(dtype=name("torch.int32"))), 4)),
         "a storage is given a state",
@@ -306,6 +345,28 @@ ROWS |= {
         tar(text("12"), views=row(tup(integer(2), integer(1), integer(0), integer(4)))), ""
     ),
 }  # fmt: skip
+
+
+# Of these torch may have no values without a mode that is set by its compiler.
+WRAPPED: dict[str, bytes] = {
+    "a wrapper of another class": zip_of(by_type_of_wrapper()),
+    "a wrapper that is a tensor again": zip_of(by_type(
+        attributes(tag=text("x")), "torch.Tensor",
+        "torch._tensor._rebuild_from_type_v2", tup(
+            name("torch._utils._rebuild_tensor_v2"),
+            name(FUNCTIONAL), PARTS,
+            attributes(elem=w(3)),
+        ),
+    )),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+def test_a_wrapper_stays_one_whatever_wraps_it(case, tmp_path):
+    path = tmp_path / "model.pt"
+    path.write_bytes(WRAPPED[case])
+    with pytest.raises(CkptError, match="a subclass that is made of several"):
+        ckptool.load_state_dict(path, "model", model="ema")
 
 
 @pytest.mark.parametrize("case", ROWS)

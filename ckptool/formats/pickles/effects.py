@@ -146,9 +146,9 @@ def parts_of_data(value: Any) -> Collection[Any] | None:
     to be plain, or is too large to look through.
     """
     if isinstance(value, Opaque):
-        parts = (value.args, value.kwargs, value.state, value.items, value.elements)
         is_known = value.qualname in PLAIN_OBJECTS or not is_own(value.qualname)
-        return parts if is_known else None
+        held = (value.args, value.kwargs, value.state, value.items, value.elements)
+        return held if is_known else None
     if isinstance(value, (list, tuple, set, frozenset, dict)):
         if len(value) > MAX_DATA:
             return None

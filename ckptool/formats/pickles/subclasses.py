@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from ckptool.formats.pickles.machine import name_of
-from ckptool.tree.nodes import CompositeTensor, Opaque, TensorRef
+from ckptool.formats.pickles.trust import is_own
+from ckptool.tree.nodes import CONTAINERS, TENSORS, CompositeTensor, Opaque, TensorRef
 from ckptool.tree.walking import children
 
 UNINITIALIZED = "uninitialized"
@@ -77,8 +78,49 @@ def as_subclass(made: Any, cls: Any) -> Any:
         made = CompositeTensor(name_of(cls), first.dtype, first.shape, {}, made)
     if not isinstance(made, CompositeTensor) or made.wrapper is None:
         return made
+    if made.layout != name_of(cls):  # the other class reads the values as it likes
+        return replace(made, layout=name_of(cls))
     parts = {str(k): v for k, v in children(made.wrapper) if isinstance(v, TensorRef)}
     return _whole(replace(made, parts=parts))
+
+
+def of_subclass(
+    made: TensorRef, cls: str, state: Any, meter: Callable[[tuple[Any, ...]], None]
+) -> TensorRef | CompositeTensor:
+    """Return a plain tensor as one of a class, with its state; ``meter`` counts what is looked at.
+
+    It is a composite where the class may read its values from other tensors in its state, as
+    ``FunctionalTensor`` does from ``elem``: they are not those of the tensor itself.
+    """
+    if not _reads_others(cls, state, meter):
+        return replace(made, subclass=None if cls in NO_SUBCLASS else cls, state=state)
+    held = Opaque("", state=state).attributes
+    parts = {str(name): part for name, part in held.items() if isinstance(part, TensorRef)}
+    return CompositeTensor(cls, made.dtype, made.shape, parts, Opaque(cls, (made,), state=state))
+
+
+def _reads_others(cls: str, state: Any, meter: Callable[[tuple[Any, ...]], None]) -> bool:
+    """Return whether a class may read its values from elsewhere than the tensor that it is made of.
+
+    Classes of torch's may, which all but ``NO_SUBCLASS`` exist for; others, if they hold a tensor,
+    or more than ``MAX_PARTS`` containers to look for one in.
+    """
+    if cls in NO_SUBCLASS:
+        return False
+    waiting, met = [state], set[int]()
+    while waiting and len(met) < MAX_PARTS:
+        node = waiting.pop()
+        if isinstance(node, TENSORS):
+            return True
+        if isinstance(node, CONTAINERS) and id(node) not in met:
+            met.add(id(node))
+            parts = children(node)
+            meter((parts,))
+            waiting += [part for _, part in parts]
+    return bool(waiting) or is_own(cls)
+
+
+MAX_PARTS = 1 << 8
 
 
 # Classes that torch saves as subclasses if the tensor has attributes.

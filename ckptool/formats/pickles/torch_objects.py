@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -41,7 +40,7 @@ from ckptool.formats.pickles.python_calls import (
     state_of,
 )
 from ckptool.formats.pickles.storages import LocateStorage, Storages
-from ckptool.formats.pickles.subclasses import NO_SUBCLASS, as_subclass
+from ckptool.formats.pickles.subclasses import NO_SUBCLASS, as_subclass, of_subclass
 from ckptool.formats.pickles.tensor_views import Call, kind_of
 from ckptool.formats.pickles.torch_calls import (
     FAULTS,
@@ -381,9 +380,8 @@ class TorchBuilder(NotingBuilder):
         if not is_object_state(state) and name_of(cls) in NO_SUBCLASS:
             self.object_to(f"a tensor is given attributes by {kind_of(state)}")
         if isinstance(made, TensorRef):
-            name = name_of(cls)
             check_attributes(state)
-            return replace(made, subclass=None if name in NO_SUBCLASS else name, state=state)
+            return of_subclass(made, name_of(cls), state, self._meter)
         if isinstance(made, CompositeTensor):
             if made.wrapper is not None:
                 self.build(made.wrapper, state)
