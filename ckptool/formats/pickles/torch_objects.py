@@ -30,6 +30,7 @@ from ckptool.formats.pickles.effects import (
     part_of,
 )
 from ckptool.formats.pickles.grades import DATA
+from ckptool.formats.pickles.grammar import is_inert
 from ckptool.formats.pickles.keys import refuse_equal_keys
 from ckptool.formats.pickles.machine import name_of
 from ckptool.formats.pickles.python_calls import (
@@ -156,7 +157,8 @@ class TorchBuilder(NotingBuilder):
         known = self._plain(cls.qualname) if isinstance(cls, GlobalRef) else None
         name = name_of(cls)
         if isinstance(cls, GlobalRef):
-            what = cls if name in VETTED else f"{name}.__new__"
+            is_named = name in VETTED or (is_own(name) and not is_inert(name))
+            what = cls if is_named else f"{name}.__new__"
             self.expect(what, partial(self.grammar.is_made, name, args, kwargs), args)
         if known is not None and not kwargs:
             return self._checked(known, cls, () if name in FILLED_LATER else args)
