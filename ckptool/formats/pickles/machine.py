@@ -93,6 +93,15 @@ class Builder:
         """Append elements to a list (APPEND, APPENDS)."""
         target.extend(values)
 
+    def read_sentence(self, window: bytes, at: int, stack: list[Any], memo: dict[int, Any]) -> int:
+        """Follow several instructions from the MARK at ``at`` on, with the same outcome.
+
+        Returns:
+            The offset behind them in the window; 0 if nothing was done.
+        """
+        del window, at, stack, memo
+        return 0
+
     def finish(self, tree: Any) -> None:
         """Look over the tree once it is complete; this builder accepts any."""
 
@@ -199,6 +208,7 @@ class PickleMachine:
         memo: dict[int, Any] = {}
         marks: list[list[Any]] = []  # the stacks below each MARK
         builder = self.builder
+        read_sentence = builder.read_sentence
         i = begin = seldom = 0
         allowed = MAX_SELDOM
         is_later = False
@@ -221,8 +231,11 @@ class PickleMachine:
                     i = self._need(window, base, start + _UINT32(window, i)[0])
                     stack.append(_text(window[start:i]))
                 elif op == 0x28:  # MARK
-                    marks.append(stack)
-                    stack = []
+                    if end := read_sentence(window, begin, stack, memo):
+                        i = end
+                    else:
+                        marks.append(stack)
+                        stack = []
                 elif op == 0x74:  # TUPLE
                     items, stack = stack, marks.pop()
                     stack.append(tuple(items))

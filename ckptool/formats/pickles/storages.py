@@ -52,14 +52,14 @@ class Storages:
         self._locate = locate
         self._byteorder = byteorder
         self._keeps_empty = keeps_empty  # the older container
-        self._known: dict[StorageKey, StorageRef] = {}  # with views, under keys of their own
+        self.known: dict[StorageKey, StorageRef] = {}  # with views, under keys of their own
         self._devices: set[str] = set()
         self.unknown_devices: dict[str, None] = {}  # tags that torch does not know
 
     @property
     def nbytes(self) -> int:
         """Bytes of all storages: ``torch.save`` writes them whole."""
-        return sum(storage.nbytes for storage in self._known.values())
+        return sum(storage.nbytes for storage in self.known.values())
 
     def get(self, cls: Any, key: Any, location: Any, numel: Any, view: Any = None) -> StorageRef:
         """Return the storage, or the view of it, that a persistent id describes.
@@ -68,9 +68,9 @@ class Storages:
             DamagedError: it is not described as torch describes it, or its bytes are not there.
         """
         key, dtype = storage_key(key), storage_dtype(cls)
-        known = self._known.get(key)
+        known = self.known.get(key)
         if known is None or not (known.nbytes or self._keeps_empty):
-            known = self._known[key] = self.make(dtype, key, as_text(location), numel)
+            known = self.add(dtype, key, as_text(location), numel)
         elif not known.nbytes:
             known = replace(known, dtype=dtype)
         if view is None:
@@ -78,9 +78,14 @@ class Storages:
         if not isinstance(view, (tuple, list)) or len(view) != 3:
             raise DamagedError("a view of a storage is not described by three values")
         name = storage_key(view[0])
-        if name not in self._known:
-            self._known[name] = storage_view(known, view, dtype)
-        return self._known[name]
+        if name not in self.known:
+            self.known[name] = storage_view(known, view, dtype)
+        return self.known[name]
+
+    def add(self, dtype: DType, key: StorageKey, location: str, numel: Any) -> StorageRef:
+        """Return a storage that is mentioned for the first time, and keep it under its key."""
+        made = self.known[key] = self.make(dtype, key, location, numel)
+        return made
 
     def make(self, dtype: DType, key: StorageKey, location: str, numel: Any) -> StorageRef:
         """Return a storage that is mentioned for the first time."""

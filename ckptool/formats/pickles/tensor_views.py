@@ -31,7 +31,7 @@ def sizes_of(values: Any) -> tuple[int, ...]:
     return sizes
 
 
-def _check_countable(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+def check_countable(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
     """Refuse sizes whose product overflows torch's 64 bits: a stride of 0 makes any of them fit."""
     if prod(size or 1 for size in shape) > MAX_INT64 or max(strides, default=0) > MAX_INT64:
         raise DamagedError(f"a tensor of shape {list(shape)} has more elements than can be counted")
@@ -54,7 +54,7 @@ def tensor_view(
     if len(shape) != len(strides):
         raise DamagedError(f"a tensor has {len(shape)} sizes but {len(strides)} strides")
     if shape and (len(shape) > 3 or max(shape) > SMALL_SIZE or max(strides) > SMALL_SIZE):
-        _check_countable(shape, strides)
+        check_countable(shape, strides)
     (offset,) = sizes_of((offset,))
     if dtype.kind == "quantized" and dtype.packed > 1:  # torch has no strided views of these
         start, nbytes = offset // dtype.packed, stored_nbytes(dtype, shape)
