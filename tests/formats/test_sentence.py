@@ -332,12 +332,11 @@ ODD = {
     "another name": sentence(BASE, function=FUNCTIONS["system"]),
     "a function that was not called yet": sentence(BASE, function=FUNCTIONS["not yet called"]),
     "hooks of another class": sentence(BASE, hooks=HOOKS["dict"]),
-    "hooks that were not called yet": sentence(BASE, hooks=HOOKS["not yet called"]),
     "the key becomes the device": sentence(BASE, puts=[8, *range(BASE, BASE + 6)]),
     "the key becomes the hooks": sentence(BASE, puts=[13, *range(BASE, BASE + 6)]),
     "the sizes become the hooks": sentence(BASE, puts=[BASE, BASE, 13, *range(BASE, BASE + 4)]),
-    "a shorter key": replacing(text("0"), b"X\x01\0\0\x0000"),
-    "a longer key": replacing(text("0"), b"X\x03\0\0\x0000"),
+    "a shorter key": replacing(text("0"), b"X\x01\0\0\x0010"),
+    "a longer key": replacing(text("0"), b"X\x03\0\0\x0010"),
     "a tuple of fewer": replacing(number(2) + number(3) + b"\x86", number(2) + number(3) + b"\x85"),
     "a tuple of more": replacing(number(2) + number(3) + b"\x86", number(2) + number(3) + b"\x87"),
     "fewer strides": sentence(BASE, strides=(1,)),
@@ -361,6 +360,13 @@ ODD = {
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 def test_what_only_looks_like_a_tensor_is_read_word_by_word(odd):
     assert same(whole(odd, odd)).taken == 0
+
+
+def test_hooks_are_recognised_once_their_class_has_been_called():
+    before = whole(sentence(BASE)).replace(b"\x89h\x0d)RtR", b"\x89}tR", 1)
+    ours = same(before)
+    assert ours.taken == 0
+    assert GlobalRef("collections", "OrderedDict") in ours.called
 
 
 def test_functions_of_the_memo_are_those_that_stand_there_now():
