@@ -22,17 +22,19 @@ the budget. Rules, each with its reason:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from struct import Struct
 from typing import Any, NamedTuple
 
 from ckptool.dtypes import DType
 from ckptool.errors import CkptError
+from ckptool.formats.pickles.machine import Builder
 from ckptool.formats.pickles.storages import Storages
 from ckptool.formats.pickles.tensor_views import check_countable, storage_dtype
+from ckptool.formats.pickles.torch_calls import TORCH_CALLS
 from ckptool.sources.base import ByteSpan
 from ckptool.tree.geometry import extent
-from ckptool.tree.nodes import Chunk, GlobalRef, StorageRef, TensorRef
+from ckptool.tree.nodes import Chunk, GlobalRef, NotedDict, StorageRef, TensorRef
 
 _GET = rb"(h.|j....)"  # BINGET, LONG_BINGET
 _PUT = rb"r(....)"  # LONG_BINPUT: all memo entries but the first 256
@@ -46,6 +48,7 @@ _SENTENCE = re.compile(
     re.DOTALL,
 ).match  # fmt: skip
 HOOKS = "collections.OrderedDict"
+_REBUILD = TORCH_CALLS["torch._utils._rebuild_tensor_v2"]
 _INTS = re.compile(_INT, re.DOTALL).findall
 _LENGTHS = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 _PUTS = {20: Struct("<5I").unpack, 28: Struct("<7I").unpack}  # by their bytes: a scalar has five
@@ -101,21 +104,13 @@ class TensorSentence:
     """Reader of the sentences in one pickle.
 
     Args:
-        storages: those of its builder.
+        builder: whose budget counts what is made.
+        storages: those of the builder.
         calls: the builder's functions that were called, by the identities of their names.
-        rebuild: the one of them that makes a tensor.
-        make_hooks: makes the empty dict of hooks, within the budget.
     """
 
-    def __init__(
-        self,
-        storages: Storages,
-        calls: Mapping[int, Any],
-        rebuild: Callable[..., Any],
-        make_hooks: Callable[[], Any],
-    ) -> None:
-        self._storages, self._calls = storages, calls
-        self._rebuild, self._make_hooks = rebuild, make_hooks
+    def __init__(self, builder: Builder, storages: Storages, calls: Mapping[int, Any]) -> None:
+        self._builder, self._storages, self._calls = builder, storages, calls
         self._numbers, self._geometries = _Numbers(), _Geometries()
         # Values of the memo that are as torch writes them, by their identities: the dtype of the
         # storage's class, and the values, so that nothing else takes their identities.
@@ -129,7 +124,7 @@ class TensorSentence:
             Then nothing has been done.
         """
         found = _SENTENCE(window, at)
-        if found is None or not stack or self._calls.get(id(stack[-1])) is not self._rebuild:
+        if found is None or not stack or self._calls.get(id(stack[-1])) is not _REBUILD:
             return 0
         (
             kind_at, class_at, length, digits, put_key, device_at, count, put_id, first,
@@ -149,9 +144,10 @@ class TensorSentence:
             geometry = self._geometries[sizes, strides]
             storage = self._storage(dtype, key, device, numbers[count])
             tensor = _view(storage, numbers[first], geometry, requires_grad=flag == b"\x88")
-            made_hooks = self._make_hooks()
+            self._builder.budget.count_copies(0)  # of the hooks
         except (_UnusualError, KeyError, CkptError):
             return 0
+        made_hooks = NotedDict()
         saved_id = kind, cls, key, device, numbers[count]
         rows = (*geometry.shape,), (*geometry.strides,)
         args = storage, numbers[first], *rows, tensor.requires_grad, made_hooks

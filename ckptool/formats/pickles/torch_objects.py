@@ -96,9 +96,7 @@ class TorchBuilder(NotingBuilder):
         self._load_nested = load_nested
         self._has_views = has_views  # the older container: a storage may name a part of another
         self._by_id: dict[int, Call | None] = {}  # the machine interns names: identity is enough
-        self._sentence = TensorSentence(
-            self.storages, self._by_id, CALLS["torch._utils._rebuild_tensor_v2"], self._make_hooks
-        )
+        self._sentence = TensorSentence(self, self.storages, self._by_id)
         self._merged: dict[int, Opaque] = {}  # objects whose state is our own copy
         self._has_object_keys = False
         self.is_plain = True  # torch's safe loader accepts all calls and states
@@ -106,10 +104,6 @@ class TorchBuilder(NotingBuilder):
     def read_sentence(self, window: bytes, at: int, stack: list[Any], memo: dict[int, Any]) -> int:
         """Follow the sentence of a tensor; the older container has longer persistent ids."""
         return 0 if self._has_views else self._sentence.read(window, at, stack, memo)
-
-    def _make_hooks(self) -> NotedDict:
-        self._meter(())
-        return NotedDict()
 
     def call(self, func: Any, args: tuple[Any, ...]) -> Any:
         """Return what the row of ``CALLS`` for ``func`` makes, or an inert object."""
