@@ -34,7 +34,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from struct import Struct
 from struct import error as StructError  # noqa: N812
-from typing import Any
+from typing import Any, Protocol
 
 from ckptool.errors import DamagedError
 from ckptool.formats.pickles.budget import Budget
@@ -64,12 +64,21 @@ _UINT64 = Struct("<Q").unpack_from
 _DOUBLE = Struct(">d").unpack_from
 
 
+class Sentences(Protocol):
+    """Reader of several instructions at once, with the outcome that each by itself has."""
+
+    def read(self, window: bytes, at: int, stack: list[Any], memo: dict[int, Any]) -> int:
+        """Return the offset behind the instructions from ``at`` on; 0 if nothing was done."""
+
+
 class Builder:
     """Maker of the values for names, calls and persistent ids; this one leaves all of them inert.
 
     The arguments of its methods are complete values, except that the contents of containers and the
     state of objects may still change while the pickle is being read (pickles hold cycles).
     """
+
+    sentences: Sentences | None = None
 
     def __init__(self) -> None:
         self.budget = Budget()  # of all pickles of the file, where it has several
@@ -94,13 +103,12 @@ class Builder:
         target.extend(values)
 
     def read_sentence(self, window: bytes, at: int, stack: list[Any], memo: dict[int, Any]) -> int:
-        """Follow several instructions from the MARK at ``at`` on, with the same outcome.
+        """Follow several instructions at once, from the MARK at ``at`` on.
 
         Returns:
             The offset behind them in the window; 0 if nothing was done.
         """
-        del window, at, stack, memo
-        return 0
+        return 0 if self.sentences is None else self.sentences.read(window, at, stack, memo)
 
     def finish(self, tree: Any) -> None:
         """Look over the tree once it is complete; this builder accepts any."""

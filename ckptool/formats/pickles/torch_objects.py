@@ -76,10 +76,6 @@ def _UNSEEN() -> None:  # noqa: N802
     """Mark a function that has not been looked up yet."""
 
 
-def _never(_state: Any) -> bool:
-    return False
-
-
 class TorchBuilder(NotingBuilder):
     """Builder that turns known calls into tensors and containers, and storages into spans."""
 
@@ -96,14 +92,11 @@ class TorchBuilder(NotingBuilder):
         self._load_nested = load_nested
         self._has_views = has_views  # the older container: a storage may name a part of another
         self._by_id: dict[int, Call | None] = {}  # the machine interns names: identity is enough
-        self._sentence = TensorSentence(self, self.storages, self._by_id)
+        if not has_views:
+            self.sentences = TensorSentence(self, self.storages, self._by_id)
         self._merged: dict[int, Opaque] = {}  # objects whose state is our own copy
         self._has_object_keys = False
         self.is_plain = True  # torch's safe loader accepts all calls and states
-
-    def read_sentence(self, window: bytes, at: int, stack: list[Any], memo: dict[int, Any]) -> int:
-        """Follow the sentence of a tensor; the older container has longer persistent ids."""
-        return 0 if self._has_views else self._sentence.read(window, at, stack, memo)
 
     def call(self, func: Any, args: tuple[Any, ...]) -> Any:
         """Return what the row of ``CALLS`` for ``func`` makes, or an inert object."""
@@ -207,7 +200,7 @@ class TorchBuilder(NotingBuilder):
             name, fits = obj.qualname, partial(grammar.is_set, obj.qualname)
             if obj.state is not None:  # which is asked for the __setstate__ of the second
                 is_asked = grammar.grade(obj.state) > DATA or is_own(name)
-                fits = _never if is_asked else grammar.is_data
+                fits = (lambda _state: False) if is_asked else grammar.is_data
         elif isinstance(obj, (NotedDict, NotedList)):
             name, fits = "collections.OrderedDict", partial(grammar.is_set, "argparse.Namespace")
         elif isinstance(obj, (TensorRef, CompositeTensor)):
