@@ -44,6 +44,9 @@ MOMENTS = frozenset({"exp", "square", "grad"})
 # Words for raw weights that were put aside during evaluation, or are kept beside their EMA.
 RAW = frozenset({"collected", "backup", "stored", "online"})
 
+# Ends of the names of batch statistics: floating-point buffers, which forward passes update.
+STATISTICS = ("running_mean", "running_var")
+
 # Directories that hold the model's weights, beside one whose whole name is a keyword (``ema/``).
 MODEL_FOLDER = re.compile(
     r"(models?|net|nets|network|unet|nnet|weights?|ckpts?|checkpoints?|generator|raw|online)",

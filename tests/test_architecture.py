@@ -35,7 +35,9 @@ ROOMS: dict[str, str] = {
     "contents": "tensors formats tree names reports errors",
     "ema": "contents tensors formats tree sources names reports errors",
     "writers": "tensors formats tree sources process dtypes errors",
-    "plans": "ema writers contents tensors formats tree sources process reports dtypes errors",
+    "plans": (
+        "ema writers contents tensors formats tree sources process names reports dtypes errors"
+    ),
     "checks": "plans ema contents tensors formats tree sources process names reports errors",
     "comparison": (
         "plans ema contents tensors formats tree sources process names reports dtypes errors"

@@ -18,6 +18,7 @@ from ckptool.contents.alignment import unwrapped
 from ckptool.contents.inventory import Table
 from ckptool.contents.optimizers import OptimizerState, parameters_of
 from ckptool.formats.base import TensorReader
+from ckptool.names import STATISTICS
 from ckptool.reports.base import Finding
 from ckptool.reports.rules import finding
 from ckptool.tensors.sample import beginning, is_readable, spread
@@ -26,7 +27,6 @@ from ckptool.tree.describing import named
 from ckptool.tree.nodes import TensorRef
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "exp_inf")
-BUFFERS = ("running_mean", "running_var")  # floating-point tensors that are no parameters
 SAMPLED = 16  # moments in the first sample
 CAREFUL = 64  # moments, and chunks, in the second sample, taken where the first is zero
 WINDOWS, WINDOW = 16, 1 << 12  # places in each of these chunks, and the bytes of a place
@@ -206,7 +206,7 @@ def _parameters(table: Table) -> list[Parameter]:
     return [
         (name, ref.shape)
         for name, ref in table.tensors.items()
-        if ref.dtype.is_floating and not name.endswith(BUFFERS)
+        if ref.dtype.is_floating and not name.endswith(STATISTICS)
     ]
 
 

@@ -6,14 +6,13 @@ differ from those of the others: :data:`KINDS`.
 
 from __future__ import annotations
 
-import re
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from ckptool.contents.inventory import Inventory, Table, is_flat_optimizer
+from ckptool.names import STATISTICS
 from ckptool.tree.nodes import Address, Opaque, TensorRef, Tree, fields_of
 
-BUFFERS = re.compile(r"(running_mean|running_var|num_batches_tracked)$")
 MAX_PARAMETERS = 1 << 20  # a hostile file lists one group a million times
 
 
@@ -124,7 +123,7 @@ def model_parameters(model: Table) -> dict[str, TensorRef]:
     seen: set[Any] = set()
     for name, ref in model.tensors.items():
         places = [(id(c.span.source), c.span.offset, c.shape, c.strides) for c in ref.chunks[:1]]
-        is_parameter = ref.dtype.is_floating and not BUFFERS.search(name)
+        is_parameter = ref.dtype.is_floating and not name.endswith(STATISTICS)
         if is_parameter and not (places and seen.issuperset(places)):
             parameters[name] = ref
             seen.update(places)

@@ -12,13 +12,11 @@ trainer's own loader reads or that only its writer makes, never the name of the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import NamedTuple
 
-from ckptool.tree.nodes import Tree, fields_of
-
-MAX_KEYS = 1_000  # of a container that are compared with a pattern
+from ckptool.tree.nodes import Tree
+from ckptool.tree.patterns import nodes_at
 
 # The parts of a run, in the order in which they are reported, as messages call them.
 PARTS: Mapping[str, str] = {
@@ -136,17 +134,4 @@ def is_there(tree: Tree, sign: str) -> bool:
 
 def count_of(tree: Tree, sign: str) -> int:
     """Return how many nodes of a tree have such a key path."""
-    nodes = [tree]
-    for pattern in sign.split("/"):
-        nodes = [part for node in nodes for part in _under(node, pattern)]
-    return len(nodes)
-
-
-def _under(node: Tree, pattern: str) -> list[Tree]:
-    """Return the parts of a node under the keys that fit a pattern."""
-    fields = fields_of(node)
-    if "*" not in pattern:
-        return [fields[pattern]] if pattern in fields else []
-    if len(fields) > MAX_KEYS:
-        return []
-    return [part for key, part in fields.items() if fnmatchcase(str(key), pattern)]
+    return len(nodes_at(tree, sign))

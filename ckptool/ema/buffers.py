@@ -21,9 +21,9 @@ from typing import NamedTuple
 from ckptool.contents.inventory import Leaf, Table
 from ckptool.ema.candidates import RAW_KIND, Candidate, EmaLocation
 from ckptool.ema.evidence import is_constant
-from ckptool.ema.ordering import STATISTICS
 from ckptool.errors import UsageError
 from ckptool.formats.base import Checkpoint, TensorReader
+from ckptool.names import STATISTICS
 from ckptool.reports.base import MainSlot
 from ckptool.tensors.sample import beginning, is_readable, scalar_value
 from ckptool.tree.describing import named
@@ -170,4 +170,4 @@ def without_buffers(candidate: Candidate, model: Table, reader: TensorReader) ->
 
 
 def _is_buffer(name: str, ref: Leaf) -> bool:
-    return not ref.dtype.is_floating or STATISTICS.search(name) is not None
+    return not ref.dtype.is_floating or name.endswith(STATISTICS)

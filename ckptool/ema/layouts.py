@@ -12,12 +12,11 @@ Key paths are patterns: ``callbacks/*/ema`` has one component that may be anythi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from ckptool.contents.inventory import scalars_in
-from ckptool.tree.nodes import Address, Tree, is_container
-from ckptool.tree.walking import children
+from ckptool.tree.nodes import Address, Tree
+from ckptool.tree.patterns import fits, nodes_at
 
 
 class EmaLayout(NamedTuple):
@@ -186,32 +185,10 @@ def _holds(row: EmaLayout, tree: Tree) -> bool:
     return any(node is wanted for node in nodes_at(tree, pattern))
 
 
-def nodes_at(tree: Tree, pattern: str) -> list[Tree]:
-    """Return the nodes, leaves included, whose key paths match a pattern."""
-    level = [tree]
-    for part in pattern.split("/"):
-        level = [
-            child
-            for node in level
-            if is_container(node)
-            for key, child in children(node)
-            if fnmatchcase(str(key), part)
-        ]
-    return level
-
-
 def metadata_at(tree: Tree, layout: EmaLayout | None) -> list[dict[str, Any]]:
     """Return the scalars at the key paths where a layout keeps its metadata."""
     patterns = layout.meta_at if layout else ()
     return [scalars_in(node) for pattern in patterns for node in nodes_at(tree, pattern)]
-
-
-def fits(pattern: str, address: str) -> bool:
-    """Return whether a key path in text matches a pattern."""
-    if pattern.count("/") != address.count("/"):
-        return False
-    parts, keys = pattern.split("/"), address.split("/")
-    return all(map(fnmatchcase, keys, parts))
 
 
 def spelled(address: Address) -> str:

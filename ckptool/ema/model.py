@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from ckptool.contents.inventory import Leaf, Table, is_row_of_bytes
+from ckptool.contents.inventory import CPU_BYTES, DEVICE_BYTES, Leaf, Table, is_row_of_bytes
 from ckptool.ema.groups import Group
 from ckptool.ema.metadata import split_counters
 from ckptool.names import AVERAGES, Marker, marker_in, unmarked
@@ -43,7 +43,7 @@ def choose_model(tables: list[Table]) -> Table | None:
 
 def _is_random_state(leaf: Leaf) -> bool:
     """Return whether a tensor has the length of the state of a random generator of torch."""
-    return is_row_of_bytes(leaf) and leaf.shape[0] in {5056, 16}
+    return is_row_of_bytes(leaf) and leaf.shape[0] in {CPU_BYTES, *DEVICE_BYTES}
 
 
 def averaged_model(plain: list[Table], proposals: list[Group]) -> Table | None:

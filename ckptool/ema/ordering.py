@@ -12,13 +12,13 @@ nearest is taken, and only if it is near: a list that fits badly everywhere is p
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ckptool.contents.inventory import Leaf
 from ckptool.ema.evidence import UNRELATED, distance
 from ckptool.formats.base import TensorReader
+from ckptool.names import STATISTICS
 from ckptool.tree.nodes import TensorRef
 
 DOUBTFUL = 0.5  # relative distance from which on a better partner is looked for
@@ -26,7 +26,6 @@ MAX_TWINS = 64  # tensors of one shape that are compared
 TIE = 1e-9  # distances that differ by less are equal
 MAX_COMPARED = 50_000  # pairs whose values are compared
 MAX_CELLS = 2_000_000  # of the table of partial pairings
-STATISTICS = re.compile(r"(running_mean|running_var|num_batches_tracked)$")
 
 
 class Ordering(NamedTuple):
@@ -120,7 +119,7 @@ def _misplaced(
 
 
 def _is_parameter(name: str, ref: Leaf) -> bool:
-    return ref.dtype.is_floating and not STATISTICS.search(name)
+    return ref.dtype.is_floating and not name.endswith(STATISTICS)
 
 
 def _monotone(

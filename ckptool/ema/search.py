@@ -11,11 +11,12 @@ from ckptool.contents.inventory import Inventory, Table
 from ckptool.ema.candidates import AVERAGED_MODEL, Candidate
 from ckptool.ema.examine import Examiner, TooManyError
 from ckptool.ema.groups import Group, by_ending, last_components, split_groups, turned_round
-from ckptool.ema.layouts import Layouts, fits, spelled
+from ckptool.ema.layouts import Layouts, spelled
 from ckptool.ema.merging import joined, merged
 from ckptool.ema.model import averaged_model, choose_model, marker_of, without, without_counters
 from ckptool.ema.optimizers import OPTIMIZERS
 from ckptool.names import AVERAGES, Marker, is_raw
+from ckptool.tree.patterns import fits
 
 MIN_SHARE = 0.3  # share of a candidate's tensors that must pair with the model's
 MIN_PART = 0.15  # share of a state dict with a keyword that a part must have to replace it

@@ -9,13 +9,12 @@ from ckptool.contents.globs import nearby
 from ckptool.dtypes import BY_NAME
 from ckptool.errors import UsageError
 from ckptool.formats.base import TensorReader
+from ckptool.names import STATISTICS
 from ckptool.tensors.casting import CASTABLE, Casting
 from ckptool.tensors.mean import Mean, Weighted
 from ckptool.tree.nodes import TensorRef
 
-# Last parts of the names of batch statistics, which the forward passes of training update.
-STATISTICS = frozenset({"running_mean", "running_var"})
-# The same of counters. PostHocEMA of ema-pytorch stores them in float16, too.
+# Last parts of the names of counters. PostHocEMA of ema-pytorch stores them in float16, too.
 COUNTERS = frozenset({"num_batches_tracked"})
 
 

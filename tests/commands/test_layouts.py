@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ckptool.ema.layouts import LAYOUTS, EmaLayout, main_slot_layout, match_layout, nodes_at
+from ckptool.ema.layouts import LAYOUTS, EmaLayout, main_slot_layout, match_layout
 from ckptool.ema.locate import locate_ema
 from ckptool.formats import open_checkpoint
+from ckptool.tree.patterns import nodes_at
 from helpers.paths import FIXTURES
 
 FIELDS = list(EmaLayout._fields)

@@ -42,7 +42,7 @@ from ckptool.formats.ranked.flattened import FLATTENED, is_flattened, unflattene
 from ckptool.formats.ranked.ranks import PREFIX, refuse_different, refuse_missing, scalar
 from ckptool.formats.ranked.sharding_info import DIFFERING
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES
-from ckptool.names import marker_in
+from ckptool.names import STATISTICS, marker_in
 from ckptool.tree.nodes import CompositeTensor, TensorRef, Tree
 
 FILE = re.compile(
@@ -59,9 +59,6 @@ COUNTERS = frozenset({
     "step", "_step_count",
 })  # fmt: skip
 
-
-# Statistics that each rank may have of its own; torch takes rank 0's.
-OF_EACH_RANK = frozenset({"running_mean", "running_var"})
 
 Held = tuple[str, Tree]  # the name of a rank's file, and what it has at a key path
 
@@ -254,7 +251,7 @@ class _Joining:
         last = re.split(r"[./]", name)[-1]
         if last in COUNTERS and len(ranks) == len(self._ranks):
             refuse_different({file: self._counted(node) for file, node in ranks}, name)
-        if last not in OF_EACH_RANK and self._is_slice(ranks):
+        if last not in STATISTICS and self._is_slice(ranks):
             refs = {file: node for file, node in ranks if isinstance(node, TensorRef)}
             return CompositeTensor(DIFFERING, first.dtype, first.shape, refs)
         return first
@@ -330,7 +327,7 @@ class _Joining:
             parts = [self.left(a, b, depth + 1) for a, b in zip(first, other, strict=True)]
             return other if any(part is not None for part in parts) else None
         if isinstance(other, TensorRef) and isinstance(first, TensorRef):
-            is_own = re.split(r"[./]", str(key))[-1] in OF_EACH_RANK
+            is_own = re.split(r"[./]", str(key))[-1] in STATISTICS
             if not is_own and self._is_slice([("", first), ("", other)]):
                 return None  # a part of the joined tree, since it may be a slice
             return None if self._is_equal(first, other) else other

@@ -1,0 +1,31 @@
+"""Patterns of key paths: ``callbacks/*/ema``, in which ``*`` stands for any text of one key."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from ckptool.tree.nodes import Tree, is_container
+from ckptool.tree.walking import children
+
+WILD = frozenset("*?[")
+
+
+def nodes_at(tree: Tree, pattern: str) -> list[Tree]:
+    """Return the nodes, leaves included, whose key paths match a pattern."""
+    level = [tree]
+    for part in pattern.split("/"):
+        level = [below for node in level if is_container(node) for below in _under(node, part)]
+    return level
+
+
+def fits(pattern: str, address: str) -> bool:
+    """Return whether a key path in text matches a pattern."""
+    if pattern.count("/") != address.count("/"):
+        return False
+    return all(map(fnmatchcase, address.split("/"), pattern.split("/")))
+
+
+def _under(node: Tree, part: str) -> list[Tree]:
+    if isinstance(node, dict) and part in node and WILD.isdisjoint(part):
+        return [node[part]]  # without a look at a hundred thousand other keys
+    return [child for key, child in children(node) if fnmatchcase(str(key), part)]
