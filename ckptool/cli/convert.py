@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +18,40 @@ def command(
     path: shared.Operand,
     output: shared.Output,
     renames: shared.Maps = None,
+    rules: Annotated[
+        Path | None,
+        typer.Option(
+            "--rules",
+            metavar="FILE",
+            help="Apply the rules of a TOML file before all other options.",
+        ),
+    ] = None,
+    split: Annotated[
+        shared.Globs | None,
+        typer.Option(
+            "--split",
+            metavar="GLOB=NAMES",
+            help="Cut each tensor whose stored name matches GLOB into parts, such as "
+            "'*.qkv.*=*.q.*,*.k.*,*.v.*'; NAME:SIZE sets a size, @DIM at the end the dimension.",
+        ),
+    ] = None,
+    join: Annotated[
+        shared.Globs | None,
+        typer.Option(
+            "--join",
+            metavar="GLOBS=NAME",
+            help="Join tensors along a dimension (@DIM behind NAME, by default 0), or stack "
+            "them along a new one (@+DIM); # takes the numbers from 0 on.",
+        ),
+    ] = None,
+    transpose: Annotated[
+        shared.Globs | None,
+        typer.Option(
+            "--transpose",
+            metavar="GLOB",
+            help="Swap the last two dimensions of the tensors whose stored name matches GLOB.",
+        ),
+    ] = None,
     only: Annotated[
         shared.Globs | None,
         typer.Option(
@@ -68,6 +103,7 @@ def command(
     operand = parse_operand(path)
     options = ConvertOptions(
         address=operand.address, renames=renames or (), only=only or (), drop=drop or (),
+        rules=rules, split=split or (), join=join or (), transpose=transpose or (),
         whole=whole, safe=safe, dtype=dtype or (), ties=ties, wrap=wrap,
         max_shard_size=max_shard_size,
         force=force, dry_run=dry_run,

@@ -32,10 +32,21 @@ from ckptool.formats.base import Checkpoint
 from ckptool.formats.provenance import as_text
 from ckptool.plans.extraction import Extraction, complete, renamed
 from ckptool.plans.renaming import only_matching, without_matching
+from ckptool.plans.rules import (
+    Rule,
+    Tensors,
+    apply_rules,
+    parse_rule,
+    parse_rule_file,
+    unfitted,
+)
 from ckptool.plans.validation import names_to_note
 from ckptool.process.progress import Progress, no_progress
 from ckptool.reports.write import ConvertReport
+from ckptool.sources.local import LocalFile
 from ckptool.tree.walking import children
+
+MAX_RULES = 1 << 22  # bytes of a file of rules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +57,10 @@ class ConvertOptions(WriteOptions):
     renames: Sequence[str] = ()  # ``REGEX=REPL``, applied to each name in this order
     only: Sequence[str] = ()  # globs; one must match the name that results; or ``ema``, ``model``
     drop: Sequence[str] = ()  # globs; none may match it
+    rules: Path | None = None  # a file of rules, which come before the options
+    split: Sequence[str] = ()  # ``GLOB=NAME,NAME``, by the names as stored
+    join: Sequence[str] = ()  # ``GLOB,GLOB=NAME``
+    transpose: Sequence[str] = ()  # ``GLOB``
     whole: bool = False  # write the whole checkpoint, in a torch zip
     safe: bool = False  # the whole checkpoint as plain data, for torch.load(weights_only=True)
 
@@ -101,7 +116,7 @@ def convert(
         if address is None:
             address = only_state_dict(checkpoint, location)
         taken, kind, plan = take_state_dict(checkpoint, location, address, layouts)
-        before = set(plan.tensors)
+        before = plan.tensors
         plan = complete(_chosen(plan, options, globs), checkpoint.path)
         note = as_text(converted_from(path, taken, kind, made_at))
         outcome = write_output(checkpoint, plan, form, options, note, progress)
@@ -116,7 +131,8 @@ def convert(
             bytes=outcome.state_dict.nbytes,
             tied=plan.tied,
             ties=ties_in(form.kind, options.ties),
-            renamed=len(plan.tensors.keys() - before),
+            renamed=_renamed(before, plan.tensors),
+            reshaped=_reshaped(before, plan.tensors),
             left_out=plan.left_out,
             beside=_beside(checkpoint, taken),
             casts=report_casts(outcome),
@@ -163,7 +179,9 @@ def _refuse_for_weights(options: ConvertOptions) -> None:
         UsageError: one is given.
     """
     given = {"--map": options.renames, "--dtype": options.dtype, "--wrap": options.wrap,
-             "--max-shard-size": options.max_shard_size}  # fmt: skip
+             "--max-shard-size": options.max_shard_size, "--rules": options.rules,
+             "--split": options.split, "--join": options.join,
+             "--transpose": options.transpose}  # fmt: skip
     misfit = next((name for name, value in given.items() if value), None)
     if misfit:
         raise UsageError(
@@ -190,7 +208,12 @@ def _asked(options: ConvertOptions) -> tuple[str | None, Sequence[str]]:
 
 
 def _chosen(plan: Extraction, options: ConvertOptions, globs: Sequence[str]) -> Extraction:
-    """Return the plan after ``--map``, ``--only`` and ``--drop``, in this order."""
+    """Return the plan after the rules, ``--map``, ``--only`` and ``--drop``, in this order."""
+    rules = _rules(plan, options)
+    if rules:
+        made = apply_rules(plan.tensors, rules)
+        averaged = frozenset(name for name in made if name in plan.averaged)
+        plan = plan._replace(tensors=made, averaged=averaged, from_model=())
     if options.renames:
         renames = [parse_rename(text) for text in options.renames]
         names = (*plan.tensors, *plan.refused)
@@ -201,6 +224,47 @@ def _chosen(plan: Extraction, options: ConvertOptions, globs: Sequence[str]) -> 
         plan = renamed(plan, lambda name: renamed_by(renames, name), "by --map", "narrow REGEX")
     plan = only_matching(plan, globs) if globs else plan
     return without_matching(plan, options.drop) if options.drop else plan
+
+
+def _rules(plan: Extraction, options: ConvertOptions) -> list[Rule]:
+    """Return the rules of the file and then of the options, in their order.
+
+    Raises:
+        UsageError: one is no rule, or the file asks for all tensors, and there is one that no rule
+            fits.
+    """
+    given = {"split": options.split, "transpose": options.transpose, "join": options.join}
+    typed = [parse_rule(option, text) for option, texts in given.items() for text in texts]
+    if options.rules is None:
+        return typed
+    try:
+        with LocalFile(options.rules) as file:
+            found = parse_rule_file(file.head(MAX_RULES).decode())
+    except UnicodeDecodeError as error:
+        raise UsageError("no TOML: it is not UTF-8", path=options.rules) from error
+    except UsageError as error:
+        raise error.at(options.rules) from error.__cause__
+    left = unfitted(plan.tensors, [*found.rules, *typed]) if found.takes_all else []
+    if left:
+        raise UsageError(
+            f"every_tensor is set, and no rule fits {len(left)} of them, such as {left[0]!r}",
+            path=options.rules,
+        )
+    return [*found.rules, *typed]
+
+
+def _renamed(before: Tensors, after: Tensors) -> int:
+    """Return the number of tensors that are the same under another name."""
+    names: dict[int, set[str]] = {}
+    for name, ref in before.items():
+        names.setdefault(id(ref), set()).add(name)
+    return sum(name not in names.get(id(ref), {name}) for name, ref in after.items())
+
+
+def _reshaped(before: Tensors, after: Tensors) -> int:
+    """Return the number of tensors that rules have made of others."""
+    known = set(map(id, before.values()))
+    return sum(id(ref) not in known for ref in after.values())
 
 
 def _beside(checkpoint: Checkpoint, taken: str) -> tuple[str, ...]:

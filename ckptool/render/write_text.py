@@ -141,6 +141,8 @@ def _convert_lines(report: ConvertReport) -> Iterator[Fact]:
     yield "tensors", line(tensors, " from ", (place(report.address), "name"), kind)
     if report.renamed:
         yield "renamed", line(words.plural(report.renamed, "tensor"))
+    if report.reshaped:
+        yield "reshaped", line(words.plural(report.reshaped, "tensor"))
     yield from _tie_lines(report)
     yield from _output_lines(report)
     if report.beside:

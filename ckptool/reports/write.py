@@ -113,7 +113,8 @@ class ConvertReport:
     beside: tuple[str, ...]  # top-level keys of the checkpoint that the output lacks
     # Name of each other value in the state dict -> the kind of value.
     left_out: Mapping[str, str] = field(default_factory=dict)
-    renamed: int = 0  # tensors that --map gives another name
+    renamed: int = 0  # tensors that have another name
+    reshaped: int = 0  # tensors that --split, --join or --transpose made of others
     plain: tuple[PlainReport, ...] = ()  # with --safe
     casts: CastReport | None = None  # with --dtype
     shards: tuple[ShardReport, ...] = ()  # with several files, of which ``output`` is the index
