@@ -73,6 +73,14 @@ def command(
             "whole run that each holds (icefall's model_avg).",
         ),
     ] = False,
+    best: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METRIC:N",
+            help="Take only the N best checkpoints by a metric in them; METRIC:min:N or "
+            "METRIC:max:N says which way is better.",
+        ),
+    ] = None,
     last: Annotated[
         int | None,
         typer.Option(metavar="N", min=2, help="Take only the newest N checkpoints, by their step."),
@@ -91,6 +99,15 @@ def command(
             "(newest).",
         ),
     ] = "average",
+    into: Annotated[
+        str | None,
+        typer.Option(
+            "--into",
+            metavar="PATH",
+            help="Write a copy of this checkpoint, with the average in its model's state dict and "
+            "all else as it was.",
+        ),
+    ] = None,
     dtype: shared.Dtypes = None,
     max_shard_size: shared.MaxShardSize = None,
     ties: shared.Ties = "once",
@@ -106,7 +123,7 @@ def command(
     operands = [parse_operand(path) for path in paths]
     options = AverageOptions(
         role=only, weights=weights, schedule=schedule, ema_decay=ema_decay,
-        sigma_rel=sigma_rel, widths=widths, between=between,
+        sigma_rel=sigma_rel, widths=widths, between=between, best=best, into=into,
         last=last, every=every, buffers=buffers,
         dtype=dtype or (), ties=ties, wrap=wrap, max_shard_size=max_shard_size,
         force=force, dry_run=dry_run,

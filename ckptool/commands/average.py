@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from ckptool.commands.into import Slot, open_slot, write_into
 from ckptool.commands.members import EPOCH, STEP, WIDTH, Opened
 from ckptool.commands.mixture import AverageOptions, Mixture, choose, refuse_contradictions
 from ckptool.commands.origin import averaged_from
@@ -19,15 +20,15 @@ from ckptool.commands.writing import (
 )
 from ckptool.contents.selection import Operand
 from ckptool.ema.layouts import Layouts
-from ckptool.formats.base import Checkpoint, TensorReader
 from ckptool.formats.provenance import as_text
-from ckptool.plans.averaging import Member, combine
+from ckptool.plans.averaging import Combined, Member, combine
 from ckptool.plans.casts import plan_casting
 from ckptool.plans.extraction import Extraction
 from ckptool.plans.validation import refuse_unsound
 from ckptool.process.progress import Progress, no_progress
 from ckptool.reports.rules import BYTES
 from ckptool.reports.write import AverageReport, AverageSource
+from ckptool.tensors.casting import Casting
 from ckptool.tensors.scan import scan
 from ckptool.tree.nodes import Address, TensorRef
 
@@ -65,55 +66,120 @@ def average(
         OutputError: the output exists or cannot be written.
     """
     refuse_contradictions(options)
-    form = choose_form(operands[0].path, output, options, "average.safetensors")
+    if options.into is None:
+        choose_form(operands[0].path, output, options, NAME)  # before anything is read
     with ExitStack() as stack:
         mixture = choose(stack, operands, options, layouts)
-        opened = mixture.members.opened
-        newest = opened[-1]
-        casting = plan_casting(newest.tensors, options.dtype)
-        combined = combine(
-            [Member(str(each.path), each.checkpoint.reader, each.tensors) for each in opened],
-            mixture.weights,
-            casting,
-            buffers=options.buffers,
-        )
-        for each in opened:
-            _refuse_damage(each, progress=no_progress, force=options.force)
-        note = as_text(averaged_from([each.path for each in opened], mixture.kind, made_at))
-        plan = Extraction(combined.tensors, frozenset(combined.averaged), (), ())
-        outcome = write_output(
-            _together(opened), plan, form, options, note, progress, finite=combined.averaged
-        )
-        return AverageReport(
-            sources=tuple(_sources(mixture)),
-            output=outcome.named,
-            format=form.kind,
-            written=not options.dry_run,
-            tensors=outcome.tensors,
-            bytes=outcome.state_dict.nbytes,
-            averaged=len(combined.averaged),
-            newest=combined.newest,
-            statistics=combined.statistics,
-            tied=plan.tied,
-            ties=ties_in(form.kind, options.ties),
-            left_out=newest.taken.plan.left_out,
-            casts=report_casts(outcome),
-            shards=report_shards(outcome),
-            removed=outcome.removed,
-            findings=outcome.findings,
-            posthoc=mixture.posthoc,
-            order=mixture.members.order,
-            copies=mixture.members.copies,
-        )
+        tensors = mixture.members.opened[-1].tensors
+        slot = open_slot(stack, Path(options.into), tensors, layouts) if options.into else None
+        casting = slot.casting(tensors) if slot else plan_casting(tensors, options.dtype)
+        combined = _combined(mixture, casting, options)
+        note = _note(mixture, made_at)
+        if slot is None:
+            made = _in_a_file(operands[0].path, output, mixture, combined, options, note, progress)
+        else:
+            made = _in_a_copy(slot, output, mixture, combined, options, note, progress)
+    return replace(
+        made,
+        sources=tuple(_sources(mixture)),
+        written=not options.dry_run,
+        posthoc=mixture.posthoc,
+        order=mixture.members.order,
+        copies=mixture.members.copies,
+    )
+
+
+NAME = "average.safetensors"  # of the output, if it is a directory
+
+
+def _combined(mixture: Mixture, casting: Casting, options: AverageOptions) -> Combined:
+    """Return the mean, if the records of its sources fit their checksums.
+
+    Raises:
+        UsageError: the checkpoints hold different weights.
+        DamagedError: a record does not fit, without ``--force``.
+    """
+    opened = mixture.members.opened
+    members = [Member(str(each.path), each.checkpoint.reader, each.tensors) for each in opened]
+    combined = combine(members, mixture.shares, casting, buffers=options.buffers)
+    for each in opened:
+        _refuse_damage(each, force=options.force)
+    return combined
+
+
+def _note(mixture: Mixture, made_at: float | None) -> str:
+    paths = [each.path for each in mixture.members.opened]
+    return as_text(averaged_from(paths, mixture.kind, made_at))
+
+
+def _in_a_file(
+    path: Path,
+    output: str | Path,
+    mixture: Mixture,
+    combined: Combined,
+    options: AverageOptions,
+    note: str,
+    progress: Progress,
+) -> AverageReport:
+    """Write the mean as a file, or as shards."""
+    form = choose_form(path, output, options, NAME)
+    *others, newest = mixture.members.opened
+    plan = Extraction(combined.tensors, frozenset(combined.averaged), (), ())
+    together = newest.checkpoint.with_files_of(each.checkpoint for each in others)
+    outcome = write_output(together, plan, form, options, note, progress, finite=combined.averaged)
+    return AverageReport(
+        output=outcome.named,
+        format=form.kind,
+        tensors=outcome.tensors,
+        bytes=outcome.state_dict.nbytes,
+        averaged=len(combined.averaged),
+        newest=combined.newest,
+        statistics=combined.statistics,
+        tied=plan.tied,
+        ties=ties_in(form.kind, options.ties),
+        left_out=newest.taken.plan.left_out,
+        casts=report_casts(outcome),
+        shards=report_shards(outcome),
+        removed=outcome.removed,
+        findings=outcome.findings,
+    )
+
+
+def _in_a_copy(
+    slot: Slot,
+    output: str | Path,
+    mixture: Mixture,
+    combined: Combined,
+    options: AverageOptions,
+    note: str,
+    progress: Progress,
+) -> AverageReport:
+    """Write the mean into a copy of a checkpoint."""
+    sources = [each.checkpoint for each in mixture.members.opened]
+    target, into, findings = write_into(
+        slot, combined, sources, Path(output), note, progress,
+        force=options.force, dry_run=options.dry_run,
+    )  # fmt: skip
+    return AverageReport(
+        output=str(target),
+        format=slot.checkpoint.format_name,
+        tensors=into.replaced,
+        bytes=into.bytes,
+        averaged=len(combined.averaged),
+        newest=combined.newest,
+        statistics=combined.statistics,
+        findings=findings,
+        into=into,
+    )
 
 
 def _sources(mixture: Mixture) -> Iterator[AverageSource]:
-    for each, weight in zip(mixture.members.opened, mixture.weights, strict=True):
+    for each, weight in zip(mixture.members.opened, mixture.shares.weights, strict=True):
         counts = (each.facts.get(name) for name in (STEP, EPOCH, WIDTH))
         yield AverageSource(str(each.path), each.taken.address, weight, *counts)
 
 
-def _refuse_damage(each: Opened, progress: Progress, *, force: bool) -> None:
+def _refuse_damage(each: Opened, *, force: bool) -> None:
     """Compare the records that hold the weights with their checksums.
 
     Raises:
@@ -121,12 +187,5 @@ def _refuse_damage(each: Opened, progress: Progress, *, force: bool) -> None:
     """
     tensors: dict[Address, TensorRef] = {(name,): ref for name, ref in each.tensors.items()}
     reader = each.checkpoint.reader
-    found = scan(reader, tensors, frozenset({BYTES}), progress, elsewhere=False)
+    found = scan(reader, tensors, frozenset({BYTES}), no_progress, elsewhere=False)
     refuse_unsound(each.checkpoint, found, (), force=force)
-
-
-def _together(opened: Sequence[Opened]) -> Checkpoint:
-    """Return the newest checkpoint with the sources and files of all: none may be written over."""
-    sources = [source for each in opened for source in each.checkpoint.reader.opened]
-    files = tuple(path for each in opened for path in each.checkpoint.files)
-    return replace(opened[-1].checkpoint, reader=TensorReader(*sources), parts=files)

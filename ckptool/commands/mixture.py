@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from ckptool.commands.members import (
@@ -15,6 +16,8 @@ from ckptool.commands.members import (
     refuse_disorder,
     refuse_strays,
 )
+from ckptool.commands.rating import rank
+from ckptool.commands.runs import progress_entry
 from ckptool.commands.snapshots import open_snapshots, parse_widths
 from ckptool.commands.state_dicts import ROLE_NAMES
 from ckptool.commands.writing import WriteOptions
@@ -23,11 +26,12 @@ from ckptool.contents.training import steps_in_running_mean
 from ckptool.ema.layouts import Layouts
 from ckptool.errors import UsageError
 from ckptool.plans.weighing import (
-    ema_weights,
-    equal_weights,
-    given_weights,
-    schedule_weights,
-    weights_between,
+    Shares,
+    ema_shares,
+    equal_shares,
+    given_shares,
+    schedule_shares,
+    shares_between,
 )
 from ckptool.reports.base import PosthocReport
 
@@ -43,25 +47,34 @@ class AverageOptions(WriteOptions):
     sigma_rel: float | None = None  # relative width: the EMA that snapshots of others make
     widths: str | None = None  # ``0.05,0.28``: those of snapshots that do not state them
     between: bool = False  # the mean of the steps between two running means of the whole run
+    best: str | None = None  # ``METRIC:N``: only the best so many
+    into: str | None = None  # the checkpoint whose model's state dict is replaced in a copy
     last: int | None = None  # only the newest so many
     every: int | None = None  # of each so many, the newest
     buffers: str = "average"  # ``newest``: take batch statistics from the newest checkpoint
 
 
 class Mixture(NamedTuple):
-    """The checkpoints that count, the newest last, and their weights, which come to 1."""
+    """The checkpoints that count, the newest last, and their shares."""
 
     members: Members
-    weights: tuple[float, ...]
+    shares: Shares
     kind: str  # ema | swa | table: for the note in the file
     posthoc: PosthocReport | None = None
 
 
 # Options that give the weights, and options that choose checkpoints.
 WEIGHING = ("weights", "schedule", "ema_decay", "sigma_rel", "between")
-CHOOSING = ("role", "last", "every")
+CHOOSING = ("role", "best", "last", "every")
 # Of the first, those that take the checkpoints as they are named.
-ALONE = {"weights": {"last", "every"}, "between": {"last", "every"}, "sigma_rel": {*CHOOSING}}
+ALONE = {
+    "weights": {"best", "last", "every"},
+    "between": {"best", "last", "every"},
+    "sigma_rel": {*CHOOSING},
+    "best": {"last", "every"},
+}
+# Options of a file of its own, which a copy of a checkpoint does not take.
+OF_A_FILE = ("dtype", "wrap", "max_shard_size")
 
 
 def refuse_contradictions(options: AverageOptions) -> None:
@@ -72,9 +85,10 @@ def refuse_contradictions(options: AverageOptions) -> None:
     """
     given = [name for name in (*WEIGHING, *CHOOSING) if getattr(options, name) not in {None, False}]
     ways = [name for name in given if name in WEIGHING]
-    excluded = [name for name in given if ways and name in ALONE.get(ways[0], ())]
-    pair = (ways + excluded)[:2]
-    if len(pair) > 1:
+    excluded = [(one, other) for one in given for other in given if other in ALONE.get(one, ())]
+    files = [("into", name) for name in OF_A_FILE if options.into and getattr(options, name)]
+    pair = next(iter((*pairwise(ways), *excluded, *files)), ())
+    if pair:
         one, other = (f"--{SPELLED.get(name, name.replace('_', '-'))}" for name in pair)
         raise UsageError(
             f"{one} and {other} exclude each other",
@@ -92,7 +106,7 @@ SPELLED = {"role": "only"}
 def choose(
     stack: ExitStack, operands: Sequence[Operand], options: AverageOptions, layouts: Layouts
 ) -> Mixture:
-    """Open the checkpoints that count, and return their weights; ``stack`` closes them.
+    """Open the checkpoints that count, and return their shares; ``stack`` closes them.
 
     Raises:
         UsageError: they do not fit the options.
@@ -105,8 +119,8 @@ def choose(
                 stack, operands, options.sigma_rel, widths, layouts, force=options.force
             )
         )
-    members, weights = _weighed(open_members(stack, operands, _role(options), layouts), options)
-    return Mixture(members, weights, _kind(weights, options))
+    members, shares = _weighed(open_members(stack, operands, _role(options), layouts), options)
+    return Mixture(members, shares, _kind(shares.weights, options))
 
 
 def _role(options: AverageOptions) -> str | None:
@@ -115,22 +129,40 @@ def _role(options: AverageOptions) -> str | None:
     return ROLE_NAMES[role] if role is not None else None
 
 
-def _weighed(members: Members, options: AverageOptions) -> tuple[Members, tuple[float, ...]]:
-    """Return the checkpoints that count, and their weights.
+def _weighed(members: Members, options: AverageOptions) -> tuple[Members, Shares]:
+    """Return the checkpoints that count, and their shares.
 
     Raises:
         UsageError: they do not fit the options.
     """
     if options.weights is not None:
-        typed = given_weights(options.weights, len(members.opened))
-        return _enough(members), tuple(typed[at] for at in members.places)
+        typed = given_shares(options.weights, len(members.opened))
+        parts = tuple(typed.parts[at] for at in members.places)
+        return _enough(members), typed._replace(parts=parts)
     refuse_strays(members)
     is_ordered = (options.schedule, options.ema_decay, options.last, options.every)
     if any(each is not None for each in is_ordered):
         refuse_disorder(members, by_step=options.ema_decay is not None)
-    places = range(len(members.opened))[:: -(options.every or 1)][: options.last or None]
-    members = _enough(members.only(places[::-1]))
-    return members, _weights(members, options)
+    members = _enough(members.only(_places(members, options)))
+    return members, _shares(members, options)
+
+
+def _places(members: Members, options: AverageOptions) -> Sequence[int]:
+    """Return the places of the members that count, the newest last."""
+    places = range(len(members.opened))
+    if options.best is None:
+        return places[:: -(options.every or 1)][: options.last or None][::-1]
+    metric, _, count = options.best.rpartition(":")
+    if not metric or not count.isdecimal() or int(count) < 2:
+        raise UsageError(f"--best {options.best!r} is not METRIC:N", hint="like val_loss:5")
+    entries = [progress_entry(each.path) for each in members.opened]
+    name, ranked = rank(metric, entries)
+    if len(ranked) < int(count):
+        raise UsageError(
+            f"{len(ranked)} of the checkpoints have {name}, and --best asks for {int(count)}"
+        )
+    best = {entry.path for entry in ranked[: int(count)]}
+    return [place for place in places if str(members.opened[place].path) in best]
 
 
 def _enough(members: Members) -> Members:
@@ -139,18 +171,18 @@ def _enough(members: Members) -> Members:
     return members
 
 
-def _weights(members: Members, options: AverageOptions) -> tuple[float, ...]:
+def _shares(members: Members, options: AverageOptions) -> Shares:
     count = len(members.opened)
     if options.ema_decay is not None:
         steps = [float(each.facts[STEP]) for each in members.opened]
-        return ema_weights(steps, options.ema_decay)
+        return ema_shares(steps, options.ema_decay)
     if options.between:
         if count != 2:
             raise UsageError(f"--between takes two checkpoints, and there are {count}")
-        return weights_between(*map(_steps_in_mean, members.opened))
+        return shares_between(*map(_steps_in_mean, members.opened))
     if options.schedule is not None:
-        return schedule_weights(options.schedule, count)
-    return equal_weights(count)
+        return schedule_shares(options.schedule, count)
+    return equal_shares(count)
 
 
 def _steps_in_mean(each: Opened) -> int:

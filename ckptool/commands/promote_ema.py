@@ -7,35 +7,29 @@ the replaced weights: resume training from the original file.
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from shlex import quote
 
 from ckptool.commands.origin import origin
-from ckptool.contents.inventory import Table
+from ckptool.commands.promoting import carry_out, check_place
 from ckptool.ema.candidates import Candidate, EmaLocation, table_address
 from ckptool.ema.layouts import Layouts
-from ckptool.errors import DamagedError, UsageError
-from ckptool.formats import fits, open_checkpoint
+from ckptool.errors import UsageError
+from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.pickles.trace import tracing
 from ckptool.formats.provenance import as_text
 from ckptool.plans.promotion import (
     Promotion,
-    check_slot,
     optimizers,
     plan_promotion,
     refuse_unpatchable,
 )
-from ckptool.plans.validation import validation, warnings
+from ckptool.plans.validation import warnings
 from ckptool.plans.weights import take_weights
 from ckptool.process.progress import Progress, no_progress
 from ckptool.reports.write import PromoteReport
-from ckptool.writers import patched_copy
-from ckptool.writers.containers import container_of
-from ckptool.writers.files.destination import check_in_place, check_output, in_folder
-from ckptool.writers.files.whole_file import PartialFile, whole_file
-from ckptool.writers.values import Account
+from ckptool.writers.files.destination import in_folder
 
 BACKUP = ".bak"
 
@@ -93,29 +87,18 @@ def promote_ema(
             plan = plan_promotion(checkpoint, trace, location, average, allow_shared=allow_shared)
         changes = bool(plan.patches) or not in_place
         kept = path.with_name(path.name + BACKUP) if backup and changes else None
-        place = _check_place(checkpoint, target, kept, in_place=in_place, force=force)
+        place = check_place(checkpoint, target, kept, in_place=in_place, force=force)
         done = changes and not dry_run
-        account = Account()
-        averages = {patch.name: patch.source for patch in plan.patches}
-        with validation(
-            checkpoint, averages, averages.keys(), account.losses, force=force
-        ) as judge:
-            if done:
-                note = as_text(origin("promote-ema", path, location, candidate, made_at))
-                unchanged = partial(_refuse_changes, checkpoint, place, in_place=in_place)
-                with whole_file(
-                    place, force=force or in_place, backup=kept, last_look=unchanged
-                ) as file:
-                    _write(checkpoint, location.model, plan, file, account, note, progress)
-                    judge()  # a refusal discards the file
-            else:
-                patched_copy.count_losses(plan.patches, checkpoint.reader, account)
-            found = (*judge(), *warnings(checkpoint, location))
+        note = as_text(origin("promote-ema", path, location, candidate, made_at))
+        found = carry_out(
+            checkpoint, location.model, plan, place, note, progress,
+            force=force, dry_run=not done, in_place=in_place, backup=kept,
+        )  # fmt: skip
         report = _report(path, target, checkpoint, location, candidate, plan)
         return replace(
             report,
             written=done,
-            findings=found,
+            findings=(*found, *warnings(checkpoint, location)),
             in_place=in_place,
             backup=str(kept) if kept else None,
         )
@@ -142,60 +125,6 @@ def _target(path: Path, output: str | Path | None, *, in_place: bool, backup: bo
             hint=f"-o {quote(path.stem + '.promoted' + path.suffix)}, or --in-place --backup",
         )
     return in_folder(output, path.name)
-
-
-def _check_place(
-    checkpoint: Checkpoint, target: Path, backup: Path | None, *, in_place: bool, force: bool
-) -> Path:
-    """Return the path behind links; check that it may be written in the format of the input."""
-    if in_place:
-        return check_in_place(target, backup, force=force)
-    if not fits(checkpoint.format, target.suffix):
-        own = checkpoint.path.suffix
-        suffix = own if fits(checkpoint.format, own) else (*checkpoint.format.suffixes, ".pt")[0]
-        raise UsageError(
-            f"promotion writes the format that it read, {checkpoint.format_name}",
-            path=target,
-            hint=f"-o {quote(target.with_suffix(suffix).name)}; or ckptool extract-ema",
-        )
-    return check_output(target, checkpoint.files, force=force)
-
-
-def _write(
-    checkpoint: Checkpoint,
-    model: Table | None,
-    plan: Promotion,
-    output: PartialFile,
-    account: Account,
-    note: str,
-    progress: Progress,
-) -> None:
-    reader, patches = checkpoint.reader, plan.patches
-    file = checkpoint.source
-    if model is None or not patches:
-        output.copy_file(file, progress)
-        return
-    container = container_of(checkpoint)
-    shift = container.copy(output, file, patched_copy.overwritten(patches), note, progress)
-    patched_copy.put(output, patches, reader, account, shift, progress)
-    container.finish(output, file, patches, account.made, note)
-    patched_copy.check(output, patches, reader, account, shift)
-    check_slot(output.path, model, shift)
-
-
-def _refuse_changes(checkpoint: Checkpoint, place: Path, *, in_place: bool) -> None:
-    """Make sure that the input has not changed and, if ``in_place``, has not been replaced.
-
-    Raises:
-        DamagedError: a job wrote to it, or put another file in its place.
-    """
-    checkpoint.reader.refuse_changed()
-    if in_place and not checkpoint.source.is_at(place):
-        raise DamagedError(
-            "another file was put in its place while it was read; that one is kept",
-            path=place,
-            hint="wait until the job that writes it has finished",
-        )
 
 
 def _report(

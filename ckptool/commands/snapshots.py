@@ -18,6 +18,7 @@ from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.plans.extraction import complete
 from ckptool.plans.posthoc import MAX_SNAPSHOTS, TOLERANCE, Series
+from ckptool.plans.weighing import Shares
 from ckptool.reports.base import PosthocReport
 from ckptool.tree.nodes import TensorRef
 
@@ -48,8 +49,8 @@ def open_snapshots(
     layouts: Layouts,
     *,
     force: bool,
-) -> tuple[Members, tuple[float, ...], str, PosthocReport]:
-    """Open the snapshots; return them, the weights for the EMA of ``width``, its kind, and how.
+) -> tuple[Members, Shares, str, PosthocReport]:
+    """Open the snapshots; return them, the shares for the EMA of ``width``, its kind, and how.
 
     Args:
         stack: closes the files.
@@ -85,7 +86,7 @@ def open_snapshots(
         )
     members = tuple(each.opened for each in found)
     places = tuple(range(len(members)))
-    return Members(members, STEP, places, copies), made.weights, "ema", report
+    return Members(members, STEP, places, copies), Shares(made.weights), "ema", report
 
 
 def _members(

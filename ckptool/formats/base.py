@@ -8,8 +8,8 @@ A format is one module with a :class:`FileFormat`, which recognises a file by it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -220,6 +220,13 @@ class Checkpoint(Closing):
         """The files that it consists of, open ones and others; nothing may be written over them."""
         opened = (source.path for source in self.reader.opened)
         return (self.path, *(path for path in opened if path is not None), *self.parts)
+
+    def with_files_of(self, others: Iterable[Checkpoint]) -> Checkpoint:
+        """Return the checkpoint with the files of others, too: of what is written from all."""
+        every = (self, *others)
+        opened = (source for each in every for source in each.reader.opened)
+        parts = tuple(path for each in every for path in each.files)
+        return replace(self, reader=TensorReader(*opened), parts=parts)
 
     @property
     def is_local(self) -> bool:

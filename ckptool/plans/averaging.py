@@ -10,6 +10,7 @@ from ckptool.dtypes import BY_NAME
 from ckptool.errors import UsageError
 from ckptool.formats.base import TensorReader
 from ckptool.names import STATISTICS
+from ckptool.plans.weighing import Shares
 from ckptool.tensors.casting import CASTABLE, Casting
 from ckptool.tensors.mean import Mean, Weighted
 from ckptool.tree.nodes import TensorRef
@@ -36,7 +37,7 @@ class Combined(NamedTuple):
 
 
 def combine(
-    members: Sequence[Member], weights: Sequence[float], casting: Casting, *, buffers: str
+    members: Sequence[Member], shares: Shares, casting: Casting, *, buffers: str
 ) -> Combined:
     """Return the mean of state dicts with the same names and shapes, the newest last.
 
@@ -62,12 +63,12 @@ def combine(
         place = tuple((each.chunks, each.dtype.name, each.lazy) for each in refs)
         if place not in means:
             series = [
-                Weighted(member.reader, each, weight)
-                for member, each, weight in zip(members, refs, weights, strict=True)
+                Weighted(member.reader, each, part)
+                for member, each, part in zip(members, refs, shares.parts, strict=True)
             ]
             is_cast = casting.is_cast(ref)  # by those who write: they count what is lost
             dtype = BY_NAME["float64"] if is_cast else ref.dtype
-            means[place] = Mean(name, series, dtype).as_tensor(ref.shape)
+            means[place] = Mean(name, series, shares.whole, dtype).as_tensor(ref.shape)
         tensors[name] = means[place]
     return Combined(
         tensors,

@@ -1,7 +1,7 @@
 """The weights of checkpoints in a mean: typed, by a schedule, as an EMA, or of two running means.
 
-Every function returns one weight for each checkpoint, the newest last; they come to 1. What is
-averaged with them is the matter of ``averaging.py``.
+Every function returns the shares of the checkpoints, the newest last. What is averaged with them is
+the matter of ``averaging.py``.
 
 A schedule gives the weights by which checkpoints at a constant learning rate come to the weights
 that a decay of the learning rate would have led to (Warmup-Stable-Merge, arXiv:2507.17634): the
@@ -15,17 +15,36 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import cos, isfinite, pi, sqrt
+from typing import NamedTuple
 
 from ckptool.errors import UsageError
 
-
-def equal_weights(count: int) -> tuple[float, ...]:
-    """Return the weights of a plain mean."""
-    return (1 / count,) * count
+LARGEST = float(1 << 20)  # of the parts of shares: products with weights stay far from infinity
 
 
-def given_weights(text: str, count: int) -> tuple[float, ...]:
-    """Return the weights that were typed, ``1,1,2``, with a sum of 1.
+class Shares(NamedTuple):
+    """The shares of checkpoints in a mean: parts of a whole.
+
+    A mean is divided by the whole at the end. So the sum of a plain mean is exact, where products
+    with 1 / 3 are not: a value that lies between two floats is rounded as the exact mean is.
+    """
+
+    parts: tuple[float, ...]
+    whole: float = 1.0
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The weights, which come to 1."""
+        return tuple(part / self.whole for part in self.parts)
+
+
+def equal_shares(count: int) -> Shares:
+    """Return the shares of a plain mean."""
+    return Shares((1.0,) * count, float(count))
+
+
+def given_shares(text: str, count: int) -> Shares:
+    """Return the weights that were typed, ``1,1,2``, as parts of their sum.
 
     Raises:
         UsageError: they are no numbers, too many or too few, or come to nothing.
@@ -42,11 +61,13 @@ def given_weights(text: str, count: int) -> tuple[float, ...]:
     total = sum(weights)
     if not all(map(isfinite, (*weights, total))) or total == 0:
         raise UsageError(f"--weights {text!r} come to {total}", hint="their sum must not be 0")
-    return tuple(weight / total for weight in weights)
+    shares = Shares(tuple(weights), total)
+    is_plain = max(map(abs, weights)) <= LARGEST and abs(total) >= 1 / LARGEST
+    return shares if is_plain else Shares(shares.weights)
 
 
-def ema_weights(steps: Sequence[float], decay: float) -> tuple[float, ...]:
-    """Return the weights of an EMA that begins at the first state dict and then meets the others.
+def ema_shares(steps: Sequence[float], decay: float) -> Shares:
+    """Return the shares of an EMA that begins at the first state dict and then meets the others.
 
     ``decay`` is that of one step, as in training: over a gap of n steps the EMA keeps decay ** n.
 
@@ -61,7 +82,7 @@ def ema_weights(steps: Sequence[float], decay: float) -> tuple[float, ...]:
             raise UsageError(f"two of the checkpoints are of step {after:g}")
         kept = decay ** (after - before)
         weights = [*(weight * kept for weight in weights), 1 - kept]
-    return tuple(weights)
+    return Shares(tuple(weights))
 
 
 # The share of the learning rate that a decay leaves after ``at`` of ``count`` intervals: 1 at the
@@ -74,14 +95,14 @@ SCHEDULES: Mapping[str, Callable[[int, int], float]] = {
 }
 
 
-def schedule_weights(name: str, count: int) -> tuple[float, ...]:
-    """Return the weights by which checkpoints at equal intervals stand for a decay."""
+def schedule_shares(name: str, count: int) -> Shares:
+    """Return the shares by which checkpoints at equal intervals stand for a decay."""
     left = [*(SCHEDULES[name](at, count) for at in range(count)), 0.0]
-    return tuple(before - after for before, after in pairwise(left))
+    return Shares(tuple(before - after for before, after in pairwise(left)))
 
 
-def weights_between(first: float, last: float) -> tuple[float, float]:
-    """Return the weights of two running means over all steps so far, for the mean in between.
+def shares_between(first: float, last: float) -> Shares:
+    """Return the shares of two running means over all steps so far, for the mean in between.
 
     That is the mean of the steps after ``first`` up to ``last``, as icefall computes it in
     ``average_checkpoints_with_averaged_model``
@@ -94,4 +115,4 @@ def weights_between(first: float, last: float) -> tuple[float, float]:
         raise UsageError(
             f"between the steps {first:g} and {last:g} of the running means lies nothing to average"
         )
-    return -first / (last - first), last / (last - first)
+    return Shares((-first, last), last - first)

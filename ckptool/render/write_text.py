@@ -15,6 +15,7 @@ from ckptool.reports.write import (
     CastReport,
     ConvertReport,
     ExtractReport,
+    IntoReport,
     PlainReport,
     PromoteReport,
 )
@@ -185,11 +186,26 @@ def _average_lines(report: AverageReport) -> Iterator[Fact]:
     if report.newest:
         kept = words.some(report.newest)
         yield "newest", line(f"{len(report.newest)} of the newest checkpoint: {kept}")
+    if report.into is not None:
+        yield from _into_lines(report.into)
     if report.statistics:
         told = f"{len(report.statistics)} batch statistics averaged"
         yield "buffers", line(f"{told}: torch.optim.swa_utils.update_bn makes better ones")
     yield from _tie_lines(report)
     yield from _output_lines(report)
+
+
+def _into_lines(into: IntoReport) -> Iterator[Fact]:
+    """Yield the checkpoint that the average was put into."""
+    at = (f"#{words.printable(into.model)}", "quiet") if into.model else ""
+    yield "into", line("a copy of ", (words.printable(into.path), "name"), at)
+    if into.kept:
+        yield "kept", line(f"{len(into.kept)} of its model: {words.some(into.kept)}")
+    for what, count in into.casts.items():
+        yield "cast", line(f"{words.plural(count, 'tensor')} from {short(what)}")
+    if into.optimizers:
+        where = words.some(into.optimizers)
+        yield "optimizer", line(f"{where} belongs to the raw weights: do not resume from this file")
 
 
 def _posthoc_lines(made: PosthocReport) -> Iterator[Fact]:

@@ -125,6 +125,19 @@ class ConvertReport:
 
 
 @dataclass(frozen=True, slots=True)
+class IntoReport:
+    """The checkpoint whose model's state dict an average replaces; all else stays."""
+
+    path: str
+    model: str  # key path of the state dict
+    replaced: int  # tensors
+    bytes: int
+    kept: tuple[str, ...]  # the model's tensors that the average lacks
+    casts: Mapping[str, int]  # "float32 to bfloat16" -> number of tensors whose dtype changes so
+    optimizers: tuple[str, ...]  # their state belongs to the weights that were replaced
+
+
+@dataclass(frozen=True, slots=True)
 class AverageSource:
     """One of the checkpoints that are averaged."""
 
@@ -140,23 +153,24 @@ class AverageSource:
 class AverageReport:
     """The result of ``ckptool average``, or the plan with ``--dry-run``."""
 
-    sources: tuple[AverageSource, ...]  # the newest last, if the order is known
     output: str
-    format: str  # safetensors | torch-zip
-    written: bool
+    format: str  # safetensors | torch-zip; with --into that of the checkpoint
     tensors: int
     bytes: int
     averaged: int  # tensors that are means
     newest: tuple[str, ...]  # names of tensors that are those of the newest checkpoint
     statistics: tuple[str, ...]  # batch statistics that were averaged
-    tied: Mapping[str, str]
-    ties: str  # how shared tensors are written: shared | once | each
+    sources: tuple[AverageSource, ...] = ()  # the newest last, if the order is known
+    written: bool = False
+    tied: Mapping[str, str] = field(default_factory=dict)
+    ties: str = "shared"  # how shared tensors are written: shared | once | each
     # Name of each other value in the state dict -> the kind of value.
     left_out: Mapping[str, str] = field(default_factory=dict)
     casts: CastReport | None = None  # with --dtype
     shards: tuple[ShardReport, ...] = ()  # with several files, of which ``output`` is the index
     removed: tuple[str, ...] = ()  # shards of the replaced set that the new set lacks
     findings: tuple[Finding, ...] = ()
+    into: IntoReport | None = field(default=None, metadata=MAY_BE_ABSENT)  # --into
     posthoc: PosthocReport | None = field(default=None, metadata=MAY_BE_ABSENT)  # --sigma-rel
     order: str = "operands"  # global_step | epoch | name (numbers in it) | operands
     # Path of a copy in a directory -> path of the checkpoint that it repeats and that counts.

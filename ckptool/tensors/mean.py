@@ -1,8 +1,8 @@
 """The weighted mean of tensors as a source of bytes: computed where it is read, never stored.
 
 Writers read a mean as they read a file, block by block, so memory does not grow with the tensors or
-their number. Values are added in float64, in the order of the tensors, and rounded once. So the
-result does not depend on the order of reading or on threads.
+their number. Values are added in float64, in the order of the tensors, divided, and rounded once.
+So the result does not depend on the order of reading or on threads.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ NO_ROOM = memoryview(b"")
 
 
 class Weighted(NamedTuple):
-    """A tensor and its weight in the mean."""
+    """A tensor and its part of the whole."""
 
     reader: TensorReader
     ref: TensorRef
-    weight: float
+    part: float
 
 
 class Mean(Source):
     """The bytes of a mean in C order, little-endian."""
 
-    def __init__(self, name: str, tensors: Sequence[Weighted], dtype: DType) -> None:
+    def __init__(self, name: str, tensors: Sequence[Weighted], whole: float, dtype: DType) -> None:
         super().__init__(name, tensors[0].ref.numel * dtype.itemsize)
         self._dtype = dtype
-        self._series = [(_Series(each.reader, each.ref), each.weight) for each in tensors]
+        self._whole = whole
+        self._series = [(_Series(each.reader, each.ref), each.part) for each in tensors]
 
     def fetch(self, offset: int, nbytes: int) -> bytes:
         """Return bytes of the mean, which may begin and end inside a value."""
@@ -56,8 +57,12 @@ class Mean(Source):
 
         total = np.zeros(count, np.float64)
         with np.errstate(all="ignore"):  # infinities and NaN are told by those who write
-            for series, weight in self._series:
-                total += series.values(start, count).astype(np.float64) * weight
+            for series, part in self._series:
+                values = series.values(start, count)
+                if part != 1:
+                    values = values.astype(np.float64) * part
+                total += values
+            total /= self._whole
             return cast(total, numpy_dtype(self._dtype))
 
     def as_tensor(self, shape: tuple[int, ...]) -> TensorRef:

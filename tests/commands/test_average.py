@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from functools import partial
 
 import pytest
@@ -20,7 +21,7 @@ from ckptool.ema.locate import locate_ema
 from ckptool.errors import AddressError, UsageError
 from ckptool.formats.base import TensorReader
 from ckptool.formats.provenance import read_provenance
-from ckptool.plans.weighing import ema_weights, given_weights
+from ckptool.plans.weighing import Shares, ema_shares, given_shares
 from ckptool.sources.memory import Memory
 from ckptool.tensors.mean import Mean, Weighted
 from ckptool.tree.nodes import Chunk, TensorRef
@@ -45,14 +46,17 @@ def noisy(seed: int, like: dict[str, torch.Tensor] | None = None) -> dict[str, t
     }
 
 
-def mean(state_dicts, shares=None, dtype=None) -> dict[str, torch.Tensor]:
+def mean(state_dicts, shares=None, dtype=None, whole=1) -> dict[str, torch.Tensor]:
     """In float64, rounded once; integers of the last."""
-    shares = shares or [1 / len(state_dicts)] * len(state_dicts)
+    if shares is None:
+        shares, whole = [1] * len(state_dicts), len(state_dicts)
     newest = state_dicts[-1]
     return {
-        name: sum(
-            (each[name].double() * share for each, share in zip(state_dicts, shares, strict=True)),
-            torch.zeros(newest[name].shape, dtype=torch.float64),
+        name: (
+            sum(
+                each[name].double() * share for each, share in zip(state_dicts, shares, strict=True)
+            )
+            / whole
         ).to(dtype or newest[name].dtype)
         if newest[name].is_floating_point()
         else newest[name]
@@ -113,7 +117,7 @@ def test_weights_in_the_order_of_the_operands(run, averaged):
     found = averaged(
         run / "b.ckpt", run / "d.ckpt", "--only", "model", "--weights", "3,1", name="out.pt"
     )  # and integers of the newest, wherever it stands
-    assert_same_tensors(found, mean(of_steps(100, 500), [0.25, 0.75]))
+    assert_same_tensors(found, mean(of_steps(100, 500), [1, 3], whole=4))
 
 
 def test_the_ema_weights_of_each(run, averaged):
@@ -353,11 +357,11 @@ def test_no_source_is_written_over(run, refused, ckptool, tmp_path):
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @given(
-    shares=st.lists(st.floats(-2, 2), min_size=1, max_size=5), start=st.integers(0, 40),
-    nbytes=st.integers(0, 60), seed=st.integers(0, 1000),
+    shares=st.lists(st.floats(-2, 2), min_size=1, max_size=5), whole=st.sampled_from([1, 3, 7.5]),
+    start=st.integers(0, 40), nbytes=st.integers(0, 60), seed=st.integers(0, 1000),
 )  # fmt: skip
 @examples(30)
-def test_any_bytes_of_a_mean(dtype, shares, start, nbytes, seed):
+def test_any_bytes_of_a_mean(dtype, shares, whole, start, nbytes, seed):
     """Also those that begin or end inside a value."""
     generator = torch.Generator().manual_seed(seed)
     tensors = [torch.randn(5, 7, generator=generator).to(dtype) for _ in shares]
@@ -370,15 +374,28 @@ def test_any_bytes_of_a_mean(dtype, shares, start, nbytes, seed):
     total = torch.zeros(5, 7, dtype=torch.float64)
     for tensor, share in zip(tensors, shares, strict=True):
         total += tensor.double() * share
-    wanted = total.to(dtype).view(torch.uint8).numpy().tobytes()
-    found = Mean("w", series, row)
+    wanted = (total / whole).to(dtype).view(torch.uint8).numpy().tobytes()
+    found = Mean("w", series, whole, row)
     assert found.size == len(wanted)
     end = min(start + nbytes, found.size)
     assert found.read(min(start, end), end - min(start, end)) == wanted[min(start, end) : end]
 
 
 def test_shares():
-    assert given_weights("1,1,2", 3) == (0.25, 0.25, 0.5)
-    assert ema_weights([1, 2, 4], 0.5) == (0.125, 0.125, 0.75)
+    assert given_shares("1,1,2", 3) == Shares((1, 1, 2), 4)
+    assert given_shares("1,1,2", 3).weights == (0.25, 0.25, 0.5)
+    assert given_shares("1e300,3e300", 2) == Shares((0.25, 0.75))
+    assert ema_shares([1, 2, 4], 0.5) == Shares((0.125, 0.125, 0.75))
     with pytest.raises(UsageError, match="of step 2"):
-        ema_weights([1, 2, 2], 0.5)
+        ema_shares([1, 2, 2], 0.5)
+
+
+def test_a_plain_mean_is_rounded_as_the_exact_one(tmp_path, averaged):
+    """It lies between two floats. A sum of products with 1 / 3 falls on the wrong side."""
+    values = [float.fromhex(each) for each in ("0x1.497b16p-1", "0x1.2740a8p-2", "-0x1.158a1cp-4")]
+    exact = torch.tensor(float(sum(map(Fraction, values)) / 3), dtype=torch.float32)
+    assert exact != torch.tensor(sum(value * (1 / 3) for value in values), dtype=torch.float32)
+    for value in values:
+        torch.save({"w": torch.tensor([value])}, tmp_path / f"{value}.pt")
+    found = averaged(*(tmp_path / f"{value}.pt" for value in values))
+    assert found["w"].item() == exact

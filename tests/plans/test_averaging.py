@@ -9,6 +9,7 @@ from ckptool.dtypes import BY_NAME
 from ckptool.errors import UsageError
 from ckptool.formats.base import TensorReader
 from ckptool.plans.averaging import Member, combine
+from ckptool.plans.weighing import Shares
 from ckptool.sources.memory import Memory
 from ckptool.tensors.blocks import value_bytes
 from ckptool.tensors.casting import Casting
@@ -48,7 +49,7 @@ TWO = member("2.pt", bn_running_var=floats(3, 5), bn_steps=np.array(2), w=floats
 
 @pytest.mark.parametrize(("buffers", "variance"), [("average", [2, 4]), ("newest", [3, 5])])
 def test_floats_are_averaged_and_others_are_of_the_newest(buffers, variance):
-    found = combine([ONE, TWO], [0.5, 0.5], Casting(), buffers=buffers)
+    found = combine([ONE, TWO], Shares((1, 1), 2), Casting(), buffers=buffers)
     assert {name: values_of(ref) for name, ref in found.tensors.items()} == {
         "bn.running_var": variance, "bn.steps": [2], "w": [2, 3],
     }  # fmt: skip
@@ -59,9 +60,9 @@ def test_floats_are_averaged_and_others_are_of_the_newest(buffers, variance):
 
 
 def test_other_names_and_kinds_are_refused():
+    one, shares = member("1.pt", v=floats(1)), Shares((1, 0))
     with pytest.raises(UsageError, match=r"1\.pt has no w, which 2\.pt has"):
-        combine([member("1.pt", v=floats(1)), member("2.pt", w=floats(1))], [1, 0], Casting(),
-                buffers="average")  # fmt: skip
-    with pytest.raises(UsageError, match=r"w is float32 \[1\] in 1\.pt and int64 \[1\] in 2\.pt"):
-        combine([member("1.pt", w=floats(1)), member("2.pt", w=np.array([1]))], [1, 0], Casting(),
-                buffers="average")  # fmt: skip
+        combine([one, member("2.pt", w=floats(1))], shares, Casting(), buffers="average")
+    counts = member("2.pt", v=np.array([1]))
+    with pytest.raises(UsageError, match=r"v is float32 \[1\] in 1\.pt and int64 \[1\] in 2\.pt"):
+        combine([one, counts], shares, Casting(), buffers="average")

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from ckptool.errors import UsageError
 from ckptool.plans.weighing import (
     SCHEDULES,
-    equal_weights,
-    given_weights,
-    schedule_weights,
-    weights_between,
+    equal_shares,
+    given_shares,
+    schedule_shares,
+    shares_between,
 )
 from helpers.making import weights
 from helpers.thinned import examples
@@ -43,15 +43,17 @@ def of_megatron(schedule, count: int) -> list[float]:
     ],
 )
 def test_weights_are_those_of_weighted_merge(name, schedule, count):
-    assert schedule_weights(name, count) == pytest.approx(of_megatron(schedule, count), abs=1e-15)
+    assert schedule_shares(name, count).weights == pytest.approx(
+        of_megatron(schedule, count), abs=1e-15
+    )
 
 
 def test_a_linear_decay_is_the_plain_mean():
-    assert schedule_weights("linear", 7) == pytest.approx(equal_weights(7))
+    assert schedule_shares("linear", 7).weights == pytest.approx(equal_shares(7).weights)
 
 
 def test_inverse_square_root():
-    assert schedule_weights("inverse-sqrt", 4) == pytest.approx([
+    assert schedule_shares("inverse-sqrt", 4).weights == pytest.approx([
         1 - 2**-0.5, 2**-0.5 - 3**-0.5, 3**-0.5 - 0.5, 0.5,
     ])  # fmt: skip
 
@@ -60,7 +62,7 @@ def test_inverse_square_root():
 @given(count=st.integers(1, 60))
 @examples(20)
 def test_weights_of_a_schedule_are_an_average(name, count):
-    found = schedule_weights(name, count)
+    found = schedule_shares(name, count).weights
     assert len(found) == count
     assert min(found) > 0
     assert math.fsum(found) == pytest.approx(1, abs=1e-12)
@@ -71,7 +73,7 @@ def test_checkpoints_of_a_constant_rate_come_to_those_of_a_decayed_one(name):
     """The theorem of Warmup-Stable-Merge, on updates that do not depend on the weights."""
     count, updates = 6, torch.randn(6, 9, dtype=torch.float64, generator=torch.Generator())
     constant = updates.cumsum(0)  # a checkpoint after each interval
-    shares = schedule_weights(name, count)
+    shares = schedule_shares(name, count).weights
     merged = sum(share * weights for share, weights in zip(shares, constant, strict=True))
     decayed = sum(SCHEDULES[name](at, count) * update for at, update in enumerate(updates))
     torch.testing.assert_close(merged, decayed)
@@ -79,13 +81,13 @@ def test_checkpoints_of_a_constant_rate_come_to_those_of_a_decayed_one(name):
 
 def test_weights_that_are_typed():
     with pytest.raises(UsageError, match="come to nan"):
-        given_weights("nan,1", 2)
+        given_shares("nan,1", 2)
 
 
 @pytest.mark.parametrize(("first", "last"), [(5, 5), (6, 5), (-1, 5)])
 def test_nothing_lies_between(first, last):
     with pytest.raises(UsageError, match="nothing to average"):
-        weights_between(first, last)
+        shares_between(first, last)
 
 
 # ------------------------------------------------------------------------------------------ icefall
