@@ -163,8 +163,8 @@ def _first_refusal(checkpoint: Checkpoint, more: Sequence[str] = ()) -> Refusal 
 
 RESAVE = "save it again with torch.save, which uses protocol 2"
 CONVERT = (
-    "take the weights alone: ckptool extract-ema 'PATH#@model' -o OUT.safetensors; or save plain "
-    "dicts, lists and numbers"
+    "ckptool convert --safe makes plain data of it, and ckptool convert 'FILE#@model' takes the "
+    "weights alone"
 )
 
 

@@ -135,7 +135,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "CK202", "not-weights-only", _INFO,
         "torch.load(weights_only=True), the default since torch 2.6, refuses the file.",
-        "take the weights alone with ckptool extract-ema, or save plain values instead of objects",
+        "write plain data with ckptool convert --safe, or the weights alone with ckptool convert",
     ),
     Rule(
         "CK203", "unknown-class", _INFO, "Unpickling would import classes that were never vetted.",

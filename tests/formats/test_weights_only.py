@@ -144,15 +144,15 @@ def test_only_plain_data_is_ever_allowed(protocol, name, tmp_path):
     torch.save({"value": ACTING[name], "at": dt.UTC}, path, pickle_protocol=protocol)
     _, (found,) = check_of(path)
     assert found.remedy.startswith("do not allow ")
-    assert "ckptool extract-ema 'PATH#@model'" in found.remedy
+    assert "ckptool convert --safe" in found.remedy
 
 
 def test_what_is_to_be_taken_instead_can_be_taken(tmp_path, ckptool):
     path, output = tmp_path / "sample.pt", tmp_path / "out.safetensors"
     torch.save(nn.Linear(2, 3), path)
     _, (found,) = check_of(path)
-    assert "take the weights alone: ckptool extract-ema" in found.remedy
-    assert ckptool("extract-ema", f"{path}#@model", "-o", output).exit_code == 0
+    assert "ckptool convert 'FILE#@model'" in found.remedy
+    assert ckptool("convert", f"{path}#@model", "-o", output).exit_code == 0
 
 
 def test_where_no_allowing_helps_that_is_said(tmp_path):
