@@ -95,6 +95,39 @@ BOMBS = {
 }  # fmt: skip
 
 
+# JSON that a directory, an index and an agent hold: what takes three bytes of text and 64 of
+# memory, and the most that is read.
+DOCUMENTS = {
+    "empty objects": b"{},",
+    "objects": b'{"a":"bcd","e":0.5,"f":"ghi"},',
+    "texts": b'"ab",',
+}
+
+
+def index(path: Path, document: bytes) -> Path:
+    (path / "model.safetensors.index.json").write_bytes(b'{"weight_map":{},"a":' + document + b"}")
+    return path / "model.safetensors.index.json"
+
+
+def trainer(path: Path, document: bytes) -> Path:
+    torch.save({"w": torch.ones(2)}, path / "pytorch_model.bin")
+    (path / "trainer_state.json").write_bytes(b'{"log_history":' + document + b"}")
+    return path
+
+
+def agent(path: Path, document: bytes) -> Path:
+    torch.save({"w": torch.ones(2)}, path / "policy.pth")
+    with zipfile.ZipFile(path / "agent.zip", "w") as archive:
+        archive.write(path / "policy.pth", "policy.pth")
+        archive.writestr("data", b'{"a":' + document + b"}")
+    return path / "agent.zip"
+
+
+def tensors(path: Path, document: bytes) -> Path:
+    (path / "model.safetensors").write_bytes(header(b'{"a":' + document + b"}"))
+    return path / "model.safetensors"
+
+
 # The most memory, the most time, and the most of a thing that takes the most time to refuse.
 HARDEST = ("a header of empty lists", "ordered dicts", "calls thrown away")
 
@@ -194,6 +227,31 @@ def test_a_bomb_is_over_within_the_limits(name, size, tmp_path):
     code, peak, seconds = measured("inspect", str(path))
     path.unlink()
     assert code in {"0", "2"}
+    assert int(peak) < MEMORY
+    assert float(seconds) < SECONDS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [index, trainer, agent, tensors])
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_document_is_read_within_the_limits(name, place, tmp_path):
+    unit = DOCUMENTS[name]
+    path = place(tmp_path, b"[" + unit * (FULL // len(unit)) + b"0]")
+    code, peak, seconds = measured("inspect", str(path))
+    assert code in {"0", "2"}
+    assert int(peak) < MEMORY
+    assert float(seconds) < SECONDS
+
+
+@pytest.mark.slow
+def test_a_crowd_of_archives_is_over_within_the_limits(tmp_path):
+    path, inner = tmp_path / "many.zip", tmp_path / "one.pt"
+    torch.save({}, inner)
+    with zipfile.ZipFile(path, "w") as archive:
+        for n in range(FULL // inner.stat().st_size):
+            archive.writestr(f"{n}.pth", inner.read_bytes())
+    code, peak, seconds = measured("verify", str(path))
+    assert code in {"1", "2"}
     assert int(peak) < MEMORY
     assert float(seconds) < SECONDS
 

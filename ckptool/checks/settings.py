@@ -8,7 +8,6 @@ Lightning in ``hparams.yaml``, others in a JSON file beside the checkpoint.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from itertools import islice
@@ -21,6 +20,7 @@ from ckptool.contents.inventory import is_optimizer, is_state_dict
 from ckptool.contents.walks import ByLevel
 from ckptool.errors import CkptError
 from ckptool.formats import open_checkpoint
+from ckptool.formats.texts import load_json
 from ckptool.sources.local import LocalFile
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import Address, GlobalRef, TensorRef, Tree, fields_of, is_container
@@ -108,7 +108,7 @@ def _of_text(path: Path) -> Iterator[Fields]:
     except CkptError:
         return
     try:
-        parsed = json.loads(text)
+        parsed = load_json(text)
     except (ValueError, RecursionError):
         yield {match["key"]: _value(match["value"]) for match in LINE.finditer(text)}
     else:

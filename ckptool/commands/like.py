@@ -7,7 +7,6 @@ kilobytes, which a repository can hold. An operand may name a key path or a role
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ckptool.ema.layouts import Layouts
 from ckptool.ema.locate import locate_ema
 from ckptool.errors import CkptError, UnknownFormatError, UsageError
 from ckptool.formats import open_checkpoint
+from ckptool.formats.texts import load_json
 from ckptool.plans.weights import select_role
 from ckptool.sources.local import LocalFile
 from ckptool.tree.addresses import parse_address
@@ -84,7 +84,7 @@ def _document(path: Path, error: CkptError) -> dict[str, Any]:
         if file.size > MAX_DOCUMENT:
             raise error
         try:
-            document = json.loads(file.read(0, file.size))
+            document = load_json(file.read(0, file.size))
         except (ValueError, RecursionError):
             raise error from None
     if not isinstance(document, dict) or document.get("schema") != "ckptool/inspect/1":

@@ -8,7 +8,6 @@ A document of ``inspect --digests --json`` is an operand too: its tensors are kn
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from ckptool.ema.locate import locate_ema
 from ckptool.errors import CkptError, DamagedError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
+from ckptool.formats.texts import load_json
 from ckptool.plans.weights import select_part
 from ckptool.sources.base import Closing
 from ckptool.sources.local import LocalFile
@@ -149,7 +149,7 @@ def read_manifest(path: Path) -> dict[str, Leaf] | None:
             raise DamagedError("larger than a document of digests can be")
         text = file.read(0, file.size)
     try:
-        entries = json.loads(text)["entries"]
+        entries = load_json(text)["entries"]
         return {str(entry["address"]): _digest(entry) for entry in entries}
     except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         raise DamagedError(

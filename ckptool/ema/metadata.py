@@ -14,7 +14,6 @@ their own and are skipped. If two settings differ in value, none is used.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -25,6 +24,7 @@ from ckptool.contents.walks import ByLevel
 from ckptool.ema.layouts import EmaLayout, metadata_at
 from ckptool.errors import CkptError
 from ckptool.formats.base import Checkpoint
+from ckptool.formats.texts import load_json
 from ckptool.names import AVERAGES, marker_in, says, whole, words
 from ckptool.reports.base import DECAYS, UPDATES
 from ckptool.sources.local import LocalFile
@@ -226,7 +226,7 @@ def config_beside(path: Path) -> dict[str, Any]:
     config = path.with_name("config.json")
     try:
         with LocalFile(config) as file:  # only regular files: a pipe would never end
-            fields = json.loads(file.head(MAX_CONFIG))
+            fields = load_json(file.head(MAX_CONFIG))
     except (CkptError, ValueError, RecursionError):
         return {}
     return fields if isinstance(fields, dict) else {}

@@ -15,8 +15,10 @@ Rules, each with its reason:
 * Nothing is extracted: values are slices of the archive, so its checkpoints must be stored.
 * A member with the suffix of a checkpoint must open, unless it begins as nothing that is known:
   other programs use the suffixes too.
-* The objects in ``data`` are unpickled by stable-baselines3, so their names are recorded; so are
-  those of every other member that begins as a pickle.
+* The objects in ``data`` are unpickled by stable-baselines3, which looks for no version first, so
+  their names are recorded in any zip; so are those of every other member that begins as a pickle.
+* Names that unpack to one file (``policy.pth`` and ``./policy.pth``) are refused: which of them is
+  meant depends on the reader. ``./`` before all names of a tar is no part of them.
 * Weights that NeMo cut among ranks (``tp_rank_01_pp_rank_000/``) are refused: the archive does not
   say how to join them.
 * An archive without checkpoints is refused as what its own reader would call it.
@@ -28,11 +30,13 @@ Source: NeMo 2.4 ``core/connectors/save_restore_connector.py``, stable-baselines
 from __future__ import annotations
 
 import binascii
+import posixpath
 import re
 from abc import abstractmethod
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from json import JSONDecodeError
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -55,6 +59,7 @@ from ckptool.tree.nodes import Tree
 
 INSIDE = CHECKPOINT_SUFFIXES - {".model"}  # a tokenizer is no checkpoint
 MAX_MEMBERS = 100_000
+MAX_CHECKPOINTS = 1000  # members that are opened as one
 MAX_LISTENED = 1 << 12  # members that are looked into for a pickle
 SB3_SIGN, SB3_DATA = "_stable_baselines3_version", "data"
 MAX_DATA = 64 << 20  # bytes of that JSON
@@ -75,6 +80,7 @@ class Archive(FileFormat):
     """An archive, of which each member with a checkpoint is a part of one tree."""
 
     unpacking: str  # the command for the hint
+    settings = ""  # the member with stable-baselines3's JSON, where it looks for one
 
     def __init__(self, open_source: OpenSource) -> None:
         self._open_source = open_source
@@ -94,37 +100,57 @@ class Archive(FileFormat):
         chunked = {str(PurePosixPath(name).parent) for name in planned}
         _refuse_ranks(members)
         parts: dict[str, Checkpoint] = {}
-        for name in members:
-            if PurePosixPath(name).suffix in INSIDE:
-                part = self._part(name, members[name], file)
-                if part is not None:
-                    parts[name] = part
+        named = [name for name in members if PurePosixPath(name).suffix in INSIDE]
+        if len(named) > MAX_CHECKPOINTS:
+            raise UnsupportedError(f"an archive with more than {MAX_CHECKPOINTS:,} checkpoints")
+        for name in named:
+            part = self._part(name, members[name], file)
+            if part is not None:
+                parts[name] = part
         saved = {name: _planned(name, members) for name in sorted(chunked)}
         if not parts and not saved:
             raise UnknownFormatError("an archive without checkpoints")
         pickles = pickles_of(SB3_DATA)
         tree: dict[Any, Tree] = {name: part.tree for name, part in parts.items()}
         tree |= {name: plan.tree for name, plan in saved.items()}
-        if SB3_SIGN in members and (data := members.get(SB3_DATA)):
-            tree[SB3_DATA] = _plain_values(data, pickles)
+        if data := members.get(self.settings):
+            values = _plain_values(data, pickles, is_certain=SB3_SIGN in members)
+            tree |= {} if values is None else {SB3_DATA: values}
         others = [n for n in members if n not in parts and not n.endswith(SHARD)]
         if len(others) > MAX_LISTENED:  # one of them could be a pickle that nobody looked at
             raise UnsupportedError(f"an archive with more than {MAX_LISTENED:,} other files")
         for name in others:
             pickles.listen_aside(self._in_place(name, members[name], file), 0, name, SHORT)
-        named = (
+        names = (
             *globals_by_file(parts),
             *(n for plan in saved.values() for n in plan.globals_named),
             *pickles.globals_named,
         )
-        whole = joined(self, Path(file.name), parts, tree, globals_named=named)
+        whole = joined(self, Path(file.name), parts, tree, globals_named=names)
         return replace(whole, size_bytes=file.size, reader=TensorReader(file))
 
     def _listed(self, file: Source) -> dict[str, Source | None]:
-        """Return the members by their names; of equal names the last, as archivers unpack them."""
+        """Return the members by their names.
+
+        Raises:
+            DamagedError: two of them unpack to one file, or one to a file outside.
+            UnsupportedError: there are more than any checkpoint has.
+        """
         members: dict[str, Source | None] = {}
+        unpacked: dict[str, str] = {}
         for name, source in self.members(file):
-            members[name.removeprefix("./")] = source
+            path = posixpath.normpath(name)
+            if path.startswith(("/", "../")):
+                raise DamagedError(
+                    "the archive has a file that unpacks outside of it", address=name
+                )
+            first = unpacked.setdefault(path.casefold(), name)
+            if len(unpacked) == len(members):
+                raise DamagedError(
+                    f"the archive has two files that unpack to one; the other is {first!r:.80}",
+                    address=name,
+                )
+            members[name] = source
             if len(members) > MAX_MEMBERS:
                 raise UnsupportedError(f"an archive of more than {MAX_MEMBERS:,} files")
         return members
@@ -175,7 +201,8 @@ class TarArchive(Archive):
         """Yield the files in a tar, in their order."""
         for name, is_file, offset, size, is_directory in tar_members(file):
             if not is_directory:
-                yield Member(name, Window(file, offset, size) if is_file else None)
+                at = Window(file, offset, size) if is_file else None
+                yield Member(name.removeprefix("./"), at)
 
 
 class ZipOfCheckpoints(Archive):
@@ -185,6 +212,7 @@ class ZipOfCheckpoints(Archive):
     written_by = "stable-baselines3: a zip with stored checkpoints in it"
     has_checksums = True
     unpacking = "unzip"
+    settings = SB3_DATA
 
     def matches(self, head: bytes) -> bool:
         """Return whether a zip begins."""
@@ -236,20 +264,22 @@ def _planned(folder: str, members: Mapping[str, Source | None]) -> Saved:
     return read_plan(opened(METADATA), opened)
 
 
-def _plain_values(source: Source, pickles: Pickles) -> Tree:
+def _plain_values(source: Source, pickles: Pickles, *, is_certain: bool) -> Tree:
     """Return the plain values of stable-baselines3's JSON; record the names in its pickles.
 
+    Returns:
+        None for a file of another program, which may have any content if not ``is_certain``.
+
     Raises:
-        DamagedError: it is no JSON object.
+        DamagedError: it is no JSON object, or a larger one than is read.
     """
-    if source.size > MAX_DATA:
-        raise DamagedError(f"{source.size:,} bytes of JSON, more than is read", address=SB3_DATA)
     try:
-        document = from_json(source.read(0, source.size).decode())
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"its JSON cannot be read: {error}", address=SB3_DATA) from error
-    if not isinstance(document, dict):
-        raise DamagedError("its JSON is no object", address=SB3_DATA)
+        document = _document(source)
+    except DamagedError as error:
+        is_json = not isinstance(error.__cause__, (JSONDecodeError, UnicodeDecodeError))
+        if is_certain or is_json:
+            raise
+        return None
     plain: dict[Any, Tree] = {}
     for key, value in document.items():
         if not isinstance(value, dict) or PICKLED not in value:
@@ -262,3 +292,15 @@ def _plain_values(source: Source, pickles: Pickles) -> Tree:
         with pickles.telling():
             pickles.listen(Memory(data), 0, f"{SB3_DATA}: {key:.80}")
     return plain
+
+
+def _document(source: Source) -> dict[str, Any]:
+    if source.size > MAX_DATA:
+        raise DamagedError(f"{source.size:,} bytes of JSON, more than is read", address=SB3_DATA)
+    try:
+        document = from_json(source.read(0, source.size).decode())
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"its JSON cannot be read: {error}", address=SB3_DATA) from error
+    if not isinstance(document, dict):
+        raise DamagedError("its JSON is no object", address=SB3_DATA)
+    return document

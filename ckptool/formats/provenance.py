@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ckptool.formats.texts import load_json
 from ckptool.names import AVERAGES, marker_in
 
 KEY = "ckptool"  # in the metadata of a checkpoint
@@ -74,7 +75,7 @@ def as_text(provenance: Provenance) -> str:
 def read_provenance(metadata: Mapping[str, Any]) -> Provenance | None:
     """Return the note in a checkpoint's metadata; None if there is none, or not one of ckptool."""
     try:
-        fields = json.loads(metadata.get(KEY, ""))
+        fields = load_json(str(metadata.get(KEY, "")))
     except (TypeError, ValueError, RecursionError):
         return None
     if not isinstance(fields, dict):

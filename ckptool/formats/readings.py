@@ -5,9 +5,12 @@ unpickles from the first byte; ``torch.jit.load`` looks for a zip from the end; 
 same file goes to safetensors. So a file of one format is looked at for the others too:
 
 =====================  ====================================================================
+checkpoints in a zip   refused: an agent's loader, or NeMo's, reads those and not the rest; in the
+or tar of torch        module of each format
 a tar from byte 0      refused: ``torch.load`` takes a file for a tar before it unpickles it
 a pickle from byte 0   CK110, if it has names: hardly a file is a pickle by accident
-a zip at the end       CK110, and everything in it that a loader would run is reported
+a zip at the end       CK110, and everything in it that a loader would run is reported; refused if
+                       it holds checkpoints
 safetensors in a zip   CK110
 =====================  ====================================================================
 """
@@ -24,7 +27,7 @@ from ckptool.formats.nested import pickles_of
 from ckptool.formats.pickles.reader import SHORT, Pickles
 from ckptool.formats.safetensors_file import SafetensorsFile, read_header
 from ckptool.formats.tar_members import is_tar
-from ckptool.formats.torch_records import TorchRecords
+from ckptool.formats.torch_records import TorchRecords, refuse_checkpoints
 from ckptool.formats.zips.directory import find_end
 from ckptool.formats.zips.records import ZipArchive, is_zip
 from ckptool.sources.base import Source
@@ -70,6 +73,7 @@ def _zip_at_end(file: Source, pickles: Pickles, is_behind: bool) -> Iterator[Not
     """Yield a note on a zip that ends another file, and record the names in its pickles."""
     archive = _archive_at_end(file, is_behind=is_behind)
     if archive is not None:
+        refuse_checkpoints(record.name for record in archive.records)
         with suppress(UnknownFormatError):  # a zip of something else
             records = TorchRecords(archive)
             records.read_tree(pickles)

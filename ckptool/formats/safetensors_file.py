@@ -33,7 +33,6 @@ Source: safetensors 0.8 ``safetensors/src/tensor.rs``, ``read_metadata`` and ``M
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +41,7 @@ from ckptool.dtypes import BY_SAFETENSORS_TAG, DType
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import Checkpoint, FileFormat, TensorReader, are_too_many
 from ckptool.formats.ranked.sharding_info import as_parts
+from ckptool.formats.texts import load_json
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.tree.geometry import contiguous_strides
 from ckptool.tree.nodes import Chunk, TensorRef
@@ -162,7 +162,7 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     if raw[:1] != b"{":
         raise DamagedError("the header does not begin with {")
     try:
-        fields: dict[str, Any] = json.loads(
+        fields: dict[str, Any] = load_json(
             raw.decode("utf-8"),
             object_pairs_hook=_without_repeats,
             parse_int=_plain_integer,

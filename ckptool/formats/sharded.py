@@ -18,7 +18,6 @@ Source: huggingface_hub ``serialization/_torch.py``, transformers ``modeling_uti
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -29,6 +28,7 @@ from ckptool.errors import AbsentError, CkptError, DamagedError, UnsupportedErro
 from ckptool.formats.base import Checkpoint, FileFormat, FolderFormat, Note, TensorReader
 from ckptool.formats.folders import WEIGHTS, OpenFile, all_or_none, joined
 from ckptool.formats.safetensors_file import noted_ties
+from ckptool.formats.texts import load_json
 from ckptool.sources.base import Source
 from ckptool.tree.nodes import Tree
 
@@ -151,7 +151,7 @@ def _read_index(file: Source) -> tuple[dict[str, str], dict[str, Any]]:
     if file.size > MAX_INDEX:
         raise DamagedError(f"an index of {file.size:,} bytes is larger than any real one")
     try:
-        fields = json.loads(file.read(0, file.size), object_pairs_hook=_without_repeats)
+        fields = load_json(file.read(0, file.size), object_pairs_hook=_without_repeats)
     except RecursionError as error:
         raise DamagedError("the index is nested without end") from error
     except ValueError as error:

@@ -1,4 +1,8 @@
-"""Text that trainers write beside weights, read as numbers, bools, words and containers of them."""
+"""Text that trainers write beside weights, read as numbers, bools, words and containers of them.
+
+All JSON of a file goes through ``load_json``: three bytes of it can be a container of 64, so that
+what fits into a limit of bytes need not fit into the memory.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,27 @@ from typing import Any
 from ckptool.tree.nodes import Tree
 
 MAX_NESTING = 100  # levels of JSON
+MAX_CONTAINERS = 3 << 20  # lists and objects in a document: a header of a million tensors has three
+MAX_VALUES = 1 << 24  # and values in them
 LINE = re.compile(r"(?P<name>[A-Za-z_][\w.\- ]*): *(?P<value>.*)")
 WORDS = {"true": True, "false": False, "null": None, "~": None}
+
+
+def load_json(text: str | bytes, **hooks: Any) -> Any:
+    """Return what ``json.loads`` makes of a text, unless that would take gigabytes.
+
+    Brackets and commas inside of strings count too: the limits are far above real documents.
+
+    Raises:
+        ValueError: the text is no JSON, or has more containers or values than any real one.
+    """
+    if isinstance(text, str):
+        containers, values = text.count("[") + text.count("{"), text.count(",")
+    else:
+        containers, values = text.count(b"[") + text.count(b"{"), text.count(b",")
+    if containers > MAX_CONTAINERS or values > MAX_VALUES:
+        raise ValueError(f"it has more than {MAX_CONTAINERS:,} containers or {MAX_VALUES:,} values")
+    return json.loads(text, **hooks)
 
 
 def from_json(text: str) -> Tree:
@@ -20,7 +43,7 @@ def from_json(text: str) -> Tree:
     Raises:
         ValueError: the text is no JSON, or nested deeper than any trainer's.
     """
-    document = json.loads(text)
+    document = load_json(text)
     level: list[Any] = [document]
     for _ in range(MAX_NESTING):
         level = [part for node in level for part in _inside(node)]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from itertools import islice
@@ -57,6 +57,8 @@ MAX_BYTEORDER = 16  # bytes of that record, which holds one word
 BLOCK = 1 << 20  # bytes of the pickle that its checksum reads at a time
 MAX_OTHERS = 64 << 20  # bytes of all other pickles together
 MAX_UNNAMED = 1 << 12  # records, neither storages nor called pickles, that are looked into
+AGENT = "data"  # stable-baselines3's JSON
+OF_ARCHIVES = (".ckpt", ".pt", ".pth", ".safetensors", ".tar", ".th")  # suffixes of what they hold
 PICKLE_SUFFIXES = (".pkl", ".pickle")
 PICKLE_ENDS = frozenset("lLeE")  # last letters, which rule out 100,000 storages fast
 
@@ -182,7 +184,11 @@ class TorchRecords:
 
         Returns:
             A note for each pickle that cannot be read.
+
+        Raises:
+            DamagedError: the archive holds other checkpoints too.
         """
+        refuse_checkpoints(r.name for r in self.archive.records if not self._is_storage(r))
         for record in self._unnamed_records():
             with suppress(CkptError):
                 pickles.listen_aside(self._source(record), 0, record.name, SHORT)
@@ -201,15 +207,21 @@ class TorchRecords:
 
     def _unnamed_records(self) -> Iterator[ZipRecord]:
         """Return the records that are neither storages nor called pickles: they could be some."""
-        storages = folded(f"{self.folder}data/")
         unnamed = (
             record
             for record in self.archive.records
-            if not folded(record.name).startswith(storages)
+            if not self._is_storage(record)
             and record is not self.pickle
             and not self._is_other_pickle(record)
         )
         return islice(unnamed, MAX_UNNAMED)
+
+    def _is_storage(self, record: ZipRecord) -> bool:
+        return folded(record.name).startswith(self._storages)
+
+    @cached_property
+    def _storages(self) -> str:
+        return folded(f"{self.folder}{STORAGE}")
 
     def _is_other_pickle(self, record: ZipRecord) -> bool:
         return record is not self.pickle and record.name.lower().endswith(PICKLE_SUFFIXES)
@@ -319,6 +331,21 @@ class TorchRecords:
             blob = self._unpacked(record)
             return ByteSpan(blob if nbytes else Memory(b""), 0, nbytes)
         return self.archive.span(record, nbytes)
+
+
+def refuse_checkpoints(names: Iterable[str]) -> None:
+    """Refuse a file of torch that is an archive of checkpoints too: its loader reads those alone.
+
+    Raises:
+        DamagedError: one of the members is called as an agent's settings, or as a checkpoint.
+    """
+    for name in names:
+        if name == AGENT or name.endswith(OF_ARCHIVES):
+            raise DamagedError(
+                f"two files in one: a file of torch.save, and an archive that holds {name!r:.80}, "
+                "which the loaders of agents and of NeMo read",
+                hint="get it from its author again; no program writes such a file by accident",
+            )
 
 
 def _can_be_text(data: bytes) -> bool:

@@ -44,6 +44,7 @@ from ckptool.formats.pickles.tensor_views import (
 )
 from ckptool.formats.pickles.torch_objects import TorchBuilder
 from ckptool.formats.tar_members import TarMember, is_tar, tar_members
+from ckptool.formats.torch_records import OF_ARCHIVES, refuse_checkpoints
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.sources.window import Window
 from ckptool.tree.nodes import MAX_DIGITS, GlobalRef, StorageRef, TensorRef
@@ -119,14 +120,15 @@ def torch_members(file: Source) -> dict[str, Window]:
     for member in tar_members(file):
         if member.name in MEMBERS:
             found[member.name] = member
-        elif len(others) < MAX_SHOWN:
+        elif len(others) < MAX_SHOWN or member.name.endswith(OF_ARCHIVES):
             others.append(member.name)
     if not found:
-        names = ", ".join(repr(name)[:40] for name in others) or "nothing"
+        names = ", ".join(repr(name)[:40] for name in others[:MAX_SHOWN]) or "nothing"
         raise UnknownFormatError(
             f"a tar archive, but not written by torch.save; it holds {names}",
             hint="unpack it and point ckptool at the checkpoint inside",
         )
+    refuse_checkpoints(others)
     missing = [name for name in MEMBERS[1:] if name not in found]
     if missing:
         raise DamagedError(f"the archive lacks its member {missing[0]!r}; it may be cut off")

@@ -10,6 +10,7 @@ import os
 import pickle
 import shutil
 import tarfile
+import warnings
 import zipfile
 
 import pytest
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError, UnsupportedError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.archives import SB3_SIGN
+from ckptool.formats.texts import MAX_NESTING
 from ckptool.tensors.as_torch import as_torch
 from helpers import samples
 from helpers.conformance import FormatTests, open_files
@@ -157,6 +159,71 @@ def test_an_object_in_the_json_of_an_agent_is_unpickled_by_its_reader(tmp_path, 
     assert any(f["rule"] == "CK201" and "system" in f["message"] for f in verdict.json["findings"])
 
 
+def agent(signed: bool = True, **settings: object) -> dict[str, bytes]:
+    """The members of an agent, whose settings hold a pickle that runs a command."""
+    payload = base64.b64encode(pickle.dumps(Shell(), 2)).decode()
+    data = json.dumps({**settings, "schedule": {":serialized:": payload}}).encode()
+    members = {"data": data, "policy.pth": saved({"w": torch.ones(2, 2)})}
+    return members | ({SB3_SIGN: b"2.9.2"} if signed else {})
+
+
+def test_an_agents_reader_looks_for_no_version(tmp_path, ckptool):
+    verdict = ckptool("verify", zipped(tmp_path / "agent.zip", agent(signed=False)), "--json")
+    assert verdict.exit_code == 1
+    assert any(f["rule"] == "CK201" and "system" in f["message"] for f in verdict.json["findings"])
+
+
+@pytest.mark.parametrize("data", [b"text", b"\xff", b""])
+def test_data_of_another_program_is_no_agents(data, tmp_path):
+    path = zipped(tmp_path / "other.zip", {"data": data, MEMBER: saved({"w": torch.ones(2)})})
+    with open_checkpoint(path) as checkpoint:
+        assert [*checkpoint.tree] == [MEMBER]
+
+
+@pytest.mark.parametrize("deep", [MAX_NESTING, 2000])
+def test_settings_that_are_not_looked_through_are_refused(deep, tmp_path):
+    """An agent's reader takes them."""
+    settings = eval("[" * deep + "]" * deep) if deep < 200 else None
+    members = agent(signed=False, deep=settings)
+    if settings is None:
+        members["data"] = b'{"a": ' + b"[" * deep + b"]" * deep + b"," + members["data"][1:]
+    with pytest.raises(DamagedError, match="JSON cannot be read"):
+        open_checkpoint(zipped(tmp_path / "agent.zip", members))
+
+
+@pytest.mark.parametrize("folder", ["archive/", ""])
+@pytest.mark.parametrize("left", ["data", "policy.pth"])
+def test_a_file_of_torch_that_is_an_agent_too_is_refused(folder, left, tmp_path):
+    """Torch and the agent's loader each read the half that the other does not."""
+    path = tmp_path / "two.zip"
+    torch.save({"w": torch.ones(2)}, tmp_path / "one.pt")
+    with zipfile.ZipFile(tmp_path / "one.pt") as whole:
+        records = {name: whole.read(name) for name in whole.namelist()}
+    root = next(iter(records)).partition("/")[0]
+    renamed = {folder + name.removeprefix(f"{root}/"): data for name, data in records.items()}
+    members = {name: data for name, data in agent().items() if name != left}
+    with pytest.raises(DamagedError, match="two files in one"):
+        open_checkpoint(zipped(path, renamed | members))
+
+
+def test_a_tar_of_torch_that_is_nemos_too_is_refused(tmp_path):
+    path = tmp_path / "two.nemo"
+    shutil.copy(FIXTURES / "hostile" / "benign" / "tar.pt", path)
+    with tarfile.open(path, "a:") as archive:
+        info, data = tarfile.TarInfo(MEMBER), saved({"w": torch.ones(2)})
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))
+    with pytest.raises(DamagedError, match="two files in one"):
+        open_checkpoint(path)
+
+
+def test_a_crowd_of_checkpoints_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("ckptool.formats.archives.MAX_CHECKPOINTS", 3)
+    members = {f"{n}.pth": saved({}) for n in range(4)}
+    with pytest.raises(UnsupportedError, match="more than 3 checkpoints"):
+        open_checkpoint(zipped(tmp_path / "many.zip", members))
+
+
 @pytest.mark.parametrize("name", ["notes", "tokenizer.pkl", "a/b.dat"])
 @pytest.mark.parametrize("pack", [tar, zipped])
 def test_a_pickle_in_another_member_is_seen(pack, name, tmp_path, ckptool):
@@ -255,16 +322,39 @@ def test_a_distributed_checkpoint_without_a_file_is_refused(left, tmp_path):
         open_checkpoint(tar(tmp_path / "a.nemo", kept))
 
 
-def test_of_two_members_of_one_name_the_last_is_unpacked(tmp_path):
-    path = tmp_path / "a.nemo"
-    with tarfile.open(path, "w:") as archive:
-        for name, value in ((f"./{MEMBER}", 1.0), (MEMBER, 2.0)):
-            data = saved({"w": torch.full((2,), value)})
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    with open_checkpoint(path) as checkpoint:
-        assert as_torch(checkpoint.tree[MEMBER], checkpoint.reader)["w"].tolist() == [2.0] * 2
+@pytest.mark.parametrize(
+    "names",
+    [
+        (f"./{MEMBER}", MEMBER), (MEMBER, MEMBER), (MEMBER, f"a/../{MEMBER}"),
+        (f"a/{MEMBER}", f"a//./{MEMBER}"), (MEMBER, MEMBER.upper()),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("suffix", ["nemo", "zip"])
+def test_members_that_unpack_to_one_file_are_refused(names, suffix, tmp_path):
+    """Which of them is meant depends on the reader."""
+    path = tmp_path / f"a.{suffix}"
+    files = [(name, saved({"w": torch.full((2,), float(i))})) for i, name in enumerate(names)]
+    if suffix == "zip":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of equal names
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, data in files:
+                    archive.writestr(name, data)
+    else:
+        with tarfile.open(path, "w:") as archive:
+            for name, data in files:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    with pytest.raises(DamagedError, match=r"unpack to one|two records"):
+        open_checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["../model.ckpt", "/model.ckpt", "a/../../model.ckpt"])
+@pytest.mark.parametrize("pack", [tar, zipped])
+def test_a_member_that_unpacks_outside_is_refused(pack, name, tmp_path):
+    with pytest.raises(DamagedError, match="outside"):
+        open_checkpoint(pack(tmp_path / "a", {MEMBER: saved({}), name: saved({})}))
 
 
 @pytest.mark.parametrize("pack", [tar, zipped])

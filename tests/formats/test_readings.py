@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+
 import pytest
 
 from ckptool.errors import DamagedError
@@ -41,6 +44,16 @@ def test_a_zip_at_the_end_is_told_and_read(begin):
     checkpoint = opened(begin + archive)
     assert [note.rule for note in checkpoint.notes if note.rule != "CK107"] == ["CK110"]
     assert "posix.mkdir" in {named.ref.qualname for named in checkpoint.globals_named}
+
+
+@pytest.mark.parametrize("name", ["data", "policy.pth"])
+def test_a_zip_of_an_agent_at_the_end_is_refused(name):
+    begin, stream = legacy(), io.BytesIO(legacy())
+    with zipfile.ZipFile(stream, "a") as archive:
+        archive.writestr(name, "{}")
+    assert stream.getvalue().startswith(begin)
+    with pytest.raises(DamagedError, match="two files in one"):
+        opened(stream.getvalue())
 
 
 def test_bytes_of_a_zip_inside_a_pickle_are_none_at_its_end():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from ckptool.formats.texts import MAX_NESTING, from_json, from_lines
+from ckptool.formats import texts
+from ckptool.formats.texts import MAX_NESTING, from_json, from_lines, load_json
 
 
 def test_json_is_values():
@@ -26,3 +29,26 @@ def test_lines_are_values():
     }  # fmt: skip
     assert from_lines("7\n") == 7
     assert from_lines("two\nlines of prose\n") == "two\nlines of prose\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["[[],[],[]]", '[{"a":0},{}]', b"[[],{},[]]", "[0,0,0,0]", b"[0,0,0,0]"]
+)
+def test_json_of_many_small_values_is_refused(text, monkeypatch):
+    """Each of its bytes could take twenty of memory."""
+    monkeypatch.setattr(texts, "MAX_CONTAINERS", 2)
+    monkeypatch.setattr(texts, "MAX_VALUES", 2)
+    with pytest.raises(ValueError, match="more than 2 containers or 2 values"):
+        load_json(text)
+    assert load_json("[1, [2]]") == [1, [2]]
+
+
+def test_all_json_of_files_is_read_within_the_limits():
+    """What a process of ckptool's own writes is not a file's."""
+    package = Path(texts.__file__).parents[1]
+    readers = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if "json.load" in path.read_text().replace("``json.loads``", "")
+    }
+    assert readers == {"formats/texts.py", "process/ranks.py"}

@@ -10,13 +10,13 @@ Source: torch 2.13 ``torch/distributed/checkpoint/_hf_utils.py``, ``hf_storage.p
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ckptool.errors import DamagedError
+from ckptool.formats.texts import load_json
 from ckptool.tree.nodes import CompositeTensor, TensorRef
 
 KEY, OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
@@ -36,7 +36,7 @@ def saved_offsets(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]] | N
     if KEY not in metadata:
         return None
     try:
-        fields = json.loads(metadata[KEY])
+        fields = load_json(metadata[KEY])
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{KEY} in its header is no JSON") from error
     if not isinstance(fields, dict):
