@@ -45,10 +45,10 @@ from ckptool.formats.base import Checkpoint, FileFormat, TensorReader
 from ckptool.formats.dcp import METADATA, SHARD, SHOWN, Saved, missing_file, read_plan
 from ckptool.formats.folders import globals_by_file, joined
 from ckptool.formats.nested import pickles_of
+from ckptool.formats.other_zips import other_zip
 from ckptool.formats.pickles.reader import SHORT, Pickles
 from ckptool.formats.tar_members import tar_members
 from ckptool.formats.texts import from_json
-from ckptool.formats.torch_records import other_zip
 from ckptool.formats.torch_tar import TorchTar
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES
 from ckptool.formats.zips.records import STORED, ZipArchive, is_zip

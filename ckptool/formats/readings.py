@@ -24,10 +24,11 @@ from dataclasses import replace
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError
 from ckptool.formats.base import Checkpoint, FileFormat, Note
 from ckptool.formats.nested import pickles_of
+from ckptool.formats.other_zips import refuse_checkpoints
 from ckptool.formats.pickles.reader import SHORT, Pickles
 from ckptool.formats.safetensors_file import SafetensorsFile, read_header
 from ckptool.formats.tar_members import is_tar
-from ckptool.formats.torch_records import TorchRecords, refuse_checkpoints
+from ckptool.formats.torch_records import TorchRecords
 from ckptool.formats.zips.directory import find_end
 from ckptool.formats.zips.records import ZipArchive, is_zip
 from ckptool.sources.base import Source

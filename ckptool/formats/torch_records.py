@@ -18,14 +18,15 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from ckptool.errors import CkptError, DamagedError, UnknownFormatError, UnsupportedError
+from ckptool.errors import CkptError, DamagedError, UnsupportedError
 from ckptool.formats.base import Note
+from ckptool.formats.other_zips import not_from_torch, refuse_checkpoints
 from ckptool.formats.pickles.literal import Literal, read_literal
 from ckptool.formats.pickles.reader import SHORT, Pickles
 from ckptool.formats.pickles.storages import StorageKey
@@ -57,8 +58,6 @@ MAX_BYTEORDER = 16  # bytes of that record, which holds one word
 BLOCK = 1 << 20  # bytes of the pickle that its checksum reads at a time
 MAX_OTHERS = 64 << 20  # bytes of all other pickles together
 MAX_UNNAMED = 1 << 12  # records, neither storages nor called pickles, that are looked into
-AGENT = "data"  # stable-baselines3's JSON
-OF_ARCHIVES = (".ckpt", ".pt", ".pth", ".safetensors", ".tar", ".th")  # suffixes of what they hold
 PICKLE_SUFFIXES = (".pkl", ".pickle")
 PICKLE_ENDS = frozenset("lLeE")  # last letters, which rule out 100,000 storages fast
 
@@ -76,7 +75,7 @@ class TorchRecords:
         self.folder = first.partition("/")[0] + "/" if "/" in first else ""
         found = self.get("data.pkl")
         if found is None:
-            raise _not_from_torch(archive)
+            raise not_from_torch(archive)
         self.pickle = found
         self.too_long: list[tuple[str, int, int]] = []  # (key, bytes of record, of storage)
         self.code = NO_CODE
@@ -333,21 +332,6 @@ class TorchRecords:
         return self.archive.span(record, nbytes)
 
 
-def refuse_checkpoints(names: Iterable[str]) -> None:
-    """Refuse a file of torch that is an archive of checkpoints too: its loader reads those alone.
-
-    Raises:
-        DamagedError: one of the members is called as an agent's settings, or as a checkpoint.
-    """
-    for name in names:
-        if name == AGENT or name.endswith(OF_ARCHIVES):
-            raise DamagedError(
-                f"two files in one: a file of torch.save, and an archive that holds {name!r:.80}, "
-                "which the loaders of agents and of NeMo read",
-                hint="get it from its author again; no program writes such a file by accident",
-            )
-
-
 def _can_be_text(data: bytes) -> bool:
     try:
         data.decode()
@@ -359,54 +343,3 @@ def _can_be_text(data: bytes) -> bool:
 def _is_utf8(name: str) -> bool:
     """Return whether the name was UTF-8; other bytes are lone surrogates in it."""
     return name.isascii() or not any("\udc80" <= char <= "\udcff" for char in name)
-
-
-_UNPACK = "unpack it and point ckptool at the checkpoint inside"
-
-# Names of records in other zips, with the kind of zip and the hint for it.
-_OTHER_ZIPS = (
-    (
-        "/archive_format",
-        "an exported program of torch.export (.pt2)",
-        "take its weights with torch: torch.save(torch.export.load(PATH).state_dict, 'weights.pt')",
-    ),
-    (
-        "serialized_exported_program.json",
-        "an exported program of torch.export (.pt2)",
-        "take its weights with torch: torch.save(torch.export.load(PATH).state_dict, 'weights.pt')",
-    ),
-    (
-        ".data/extern_modules",
-        "an archive of torch.package",
-        "take its weights with torch.package.PackageImporter(PATH).load_pickle and torch.save",
-    ),
-    (
-        "/model.json",
-        "a TorchScript archive of torch 1.0 or 1.1",
-        "load it with torch.jit.load of that time, and save the state dict",
-    ),
-    (
-        ".npy",
-        "a numpy .npz archive",
-        "numpy.load reads it",
-    ),
-    (".weights.h5", "a Keras archive", "load it with Keras and save the weights as safetensors"),
-)
-
-
-def other_zip(archive: ZipArchive) -> UnknownFormatError | None:
-    """Return the error for a zip of another program, if the names of its records tell which."""
-    names = [record.name for record in archive.records]
-    for suffix, what, hint in _OTHER_ZIPS:
-        if any(name.endswith(suffix) for name in names):
-            return UnknownFormatError(f"{what}, not a file of torch.save", hint=hint)
-    return None
-
-
-def _not_from_torch(archive: ZipArchive) -> UnknownFormatError:
-    names = [record.name for record in archive.records]
-    shown = ", ".join(repr(name)[:40] for name in names[:4]) or "nothing"
-    return other_zip(archive) or UnknownFormatError(
-        f"a zip archive without data.pkl, so not written by torch.save; it holds {shown}",
-        hint=_UNPACK,
-    )

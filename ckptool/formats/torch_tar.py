@@ -33,6 +33,7 @@ from typing import Any
 from ckptool.errors import DamagedError, UnknownFormatError, UnsupportedError
 from ckptool.formats.base import Checkpoint, FileFormat, TensorReader
 from ckptool.formats.nested import pickles_of
+from ckptool.formats.other_zips import OF_ARCHIVES, refuse_checkpoints
 from ckptool.formats.pickles.literal import OTHERWISE, Literal, Made, Persisted, read_literal
 from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.pickles.storages import StorageKey, storage_key
@@ -44,7 +45,6 @@ from ckptool.formats.pickles.tensor_views import (
 )
 from ckptool.formats.pickles.torch_objects import TorchBuilder
 from ckptool.formats.tar_members import TarMember, is_tar, tar_members
-from ckptool.formats.torch_records import OF_ARCHIVES, refuse_checkpoints
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.sources.window import Window
 from ckptool.tree.nodes import MAX_DIGITS, GlobalRef, StorageRef, TensorRef
