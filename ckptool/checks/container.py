@@ -158,7 +158,8 @@ def _deflated(subject: Subject) -> Iterator[DeflatedRecord]:
 
 def _shards(subject: Subject) -> Verdicts:
     """Report missing shards if the file's name says that it is one of several."""
-    if subject.like is None and any(n.rule == "CK125" for n in subject.checkpoint.notes):
+    noted = {note.rule for note in subject.checkpoint.notes}
+    if subject.like is None and noted & UNCOUNTED:
         yield NotChecked("CK104", "no file states how many shards there are")
     match = SHARD.match(subject.path.name)
     if match is None or not subject.checkpoint.is_local:
@@ -321,8 +322,11 @@ def noted(checkpoint: Checkpoint, rules: Container[str]) -> Iterator[Finding]:
             yield finding(note.rule, note.address, note.message)
 
 
+UNCOUNTED = frozenset({"CK125", "CK126"})  # notes that leave open whether files are missing
+
 # Rules of which the formats tell as they read; see ``Note``.
-NOTED = ("CK108", "CK110", "CK111", "CK112", "CK113", "CK122", "CK123", "CK124", "CK125")
+NOTED = ("CK108", "CK110", "CK111", "CK112", "CK113", "CK122", "CK123", "CK124", "CK125",
+         "CK126")  # fmt: skip
 
 CHECKS = (
     Check(NOTED, _notes),

@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
 from ckptool.checks.optimizers import scheduler_steps
 from ckptool.checks.parts import (
     facts_of,
     is_scaler,
+    number,
     optimizers_of,
     parts,
     schedulers_of,
@@ -23,7 +25,9 @@ from ckptool.checks.parts import (
     trainer,
 )
 from ckptool.reports.rules import finding
+from ckptool.tensors.sample import scalar_value
 from ckptool.tree.describing import named
+from ckptool.tree.nodes import TensorRef, Tree
 
 # Files with a part of the training state; the weights may be in another form at each save.
 STATE = re.compile(
@@ -33,6 +37,7 @@ STATE = re.compile(
 OF_A_RANK = re.compile(r"^(random_states|rng_state)_\d+")  # their number is that of processes
 SAVE = re.compile(r"(?P<name>.*?)(?P<number>\d+)")
 MAX_FILES = 10_000
+SHOWN = 4  # files in a message
 
 
 def _complete(subject: Subject) -> Verdicts:
@@ -78,6 +83,11 @@ def _listed(folder: Path) -> list[Path]:
 
 def _of_one_step(subject: Subject) -> Verdicts:
     """Compare the counts of optimizer, scheduler and run in trainers that keep them equal."""
+    by_file = _steps_by_file(subject)
+    if len(by_file) > 1 and len({*by_file.values()}) > 1:
+        told = ", ".join(f"{name} {step:g}" for name, step in [*by_file.items()][:SHOWN])
+        yield finding("CK526", "", f"the files count different steps of the optimizer: {told}")
+        return
     row = trainer(subject)
     if not row.in_step:
         reason = "the counts of optimizer, scheduler and run need not be equal"
@@ -93,6 +103,28 @@ def _of_one_step(subject: Subject) -> Verdicts:
     if counts and max(counts.values()) - min(counts.values()) > 1:
         made = ", ".join(f"{what} {count:g}" for what, count in counts.items())
         yield finding("CK526", "", f"the files count different steps: {made}")
+
+
+def _steps_by_file(subject: Subject) -> dict[str, float]:
+    """Return the step that the optimizer's states in each file have; none if one has several.
+
+    Parameters that began to train later have other steps, but in any of the files.
+    """
+    found: dict[str, set[float]] = {}
+    for optimizer in optimizers_of(subject):
+        for state in optimizer.states.values():
+            step = state.get("step")
+            path = step.chunks[0].span.source.path if _is_stored(step) else None
+            count = number(scalar_value(subject.checkpoint.reader, step)) if path else None
+            if path and count is not None:
+                found.setdefault(path.name, set()).add(count)
+    if any(len(steps) > 1 for steps in found.values()):
+        return {}
+    return {name: steps.pop() for name, steps in found.items()}
+
+
+def _is_stored(step: Tree) -> TypeGuard[TensorRef]:
+    return isinstance(step, TensorRef) and len(step.chunks) == 1
 
 
 def _counts(subject: Subject) -> Iterator[tuple[str, float]]:

@@ -24,6 +24,7 @@ from ckptool.formats.model_folders import ModelFolders
 from ckptool.formats.plain_pickle import PlainPickle
 from ckptool.formats.ranked.dcp_safetensors import DcpSafetensorsFolder
 from ckptool.formats.ranked.deepspeed import DeepSpeedFolder
+from ckptool.formats.ranked.lone import with_note_on_rank
 from ckptool.formats.ranked.rank_files import RankFolder
 from ckptool.formats.ranked.universal import UniversalFolder
 from ckptool.formats.readings import with_other_readings
@@ -57,7 +58,7 @@ def open_checkpoint(path: str | Path | Source) -> Checkpoint:
     path = Path(path)
     folder = folder_format(path)
     if folder is None:
-        return _open_file(path)
+        return with_note_on_rank(_open_file(path))
     try:
         return folder.open(path)
     except CkptError as error:

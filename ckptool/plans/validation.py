@@ -24,6 +24,7 @@ from ckptool.tree.nodes import Address, TensorRef
 READS = frozenset({BYTES, VALUES})
 
 
+ONE_OF_RANKS = "CK126"  # a note of the format, by the name of the file
 CAST_HINT = "ckptool extract-ema keeps the type of the averages; --force casts all the same"
 
 
@@ -159,7 +160,13 @@ def warnings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]
 
 
 def names_to_note(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Yield findings about names in the pickle, which are only data for ckptool, as warnings."""
+    """Yield findings about names in the pickle, which are only data for ckptool, as warnings.
+
+    The name of the file counts too, where it says that the weights may be parts.
+    """
+    for note in checkpoint.notes:
+        if note.rule == ONE_OF_RANKS:
+            yield finding(*note)
     for told in trust_findings(checkpoint):
         yield replace(told, severity=Severity.WARNING)
 

@@ -126,6 +126,12 @@ RULES: tuple[Rule, ...] = (
         "No file states how many shards there are, so missing last ones would not be noticed.",
         "compare the shapes with the model's: --like",
     ),
+    Rule(
+        "CK126", "one-of-ranks", _WARNING,
+        "By its name the file is of one rank of several, so its weights may be parts.",
+        "name the directory with the files of all ranks, which ckptool joins where they say how; "
+        "or compare the shapes with the model's: --like",
+    ),
     # ---------------------------------------------------------------------------------- safety
     Rule(
         "CK201", "dangerous-call", _ERROR,

@@ -441,6 +441,7 @@ CASES: dict[str, Case] = {
         file=partial(repack, change=in_pickle(b"X\x03\x00\x00\x00cpu", b"X\x03\x00\x00\x00gpu")),
         says="map_location",
     ),
+    "CK126": Case(name="ema_rank_0.pt"),
     "CK201": Case(put("args", value=Evil())),
     "CK202": Case(
         put("args", value=argparse.Namespace(lr=1)),

@@ -4,6 +4,7 @@ Layout, with any text before the rank::
 
     model_world_size_8_rank_3.pt      DTensors (FSDP2 and tensor parallelism) or ShardedTensors
     optim_world_size_8_rank_3.pt      (FSDP1), and plain values that every rank has
+    model_rank-3-of-8.pth             the same
     rank3.pt, checkpoint_rank_3.pt    the same, without the number of ranks in the name
     checkpoint-shard3.pt              flattened parameters of fairscale; see flattened.py
     ema_rank_3.safetensors            the EMA weights of each rank as plain tensors
@@ -47,7 +48,7 @@ from ckptool.tree.nodes import CompositeTensor, TensorRef, Tree
 
 FILE = re.compile(
     r"((?P<kind>.*?)[_.-])?(world_size_(?P<world>\d{1,9})_)?(rank|shard)[_-]?(?P<rank>\d{1,9})"
-    r"\.(pt|pth|bin|ckpt|safetensors)"
+    r"(-of-(?P<of>\d{1,9}))?\.(pt|pth|bin|ckpt|safetensors)"
 )
 SERIES = re.compile(r"\d+|latest|last|best")  # what differs between the saves of a run
 SHOWN = 4  # ways of sharing that are named
@@ -141,8 +142,13 @@ def _files(listed: Sequence[Path]) -> Iterator[Named]:
     for path in listed:
         match = FILE.fullmatch(path.name)
         if match:
-            world = None if match["world"] is None else int(match["world"])
-            yield Named(match["kind"] or "", world, int(match["rank"]), path)
+            yield Named(match["kind"] or "", world_by_name(match), int(match["rank"]), path)
+
+
+def world_by_name(match: re.Match[str]) -> int | None:
+    """Return the number of ranks in a file's name; None if it has none."""
+    told = match["world"] or match["of"]
+    return None if told is None else int(told)
 
 
 # -------------------------------------------------------------------------------------------- tree

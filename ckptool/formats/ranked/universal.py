@@ -34,7 +34,7 @@ from ckptool.formats.base import Checkpoint, FolderFormat
 from ckptool.formats.folders import OpenFile, all_or_none, globals_by_file, joined
 from ckptool.formats.ranked.assembly import Run, from_runs
 from ckptool.formats.ranked.deepspeed import save_named
-from ckptool.formats.ranked.ranks import refuse_missing
+from ckptool.formats.ranked.ranks import refuse_different, refuse_missing
 from ckptool.formats.ranked.zero import (
     MODULE,
     OPTIMIZER,
@@ -46,6 +46,7 @@ from ckptool.formats.ranked.zero import (
 from ckptool.tree.nodes import TensorRef, Tree, fields_of
 
 ZERO, WEIGHT, PARAM = "zero", "fp32", "param"
+STEPS = "global_steps"
 LATEST_UNIVERSAL = "latest_universal"
 MODEL_FILES = "*mp_rank_*_model_states.pt"
 RANK = re.compile(r"zero_pp_rank_(\d{1,9})_")
@@ -89,6 +90,10 @@ class UniversalFolder(FolderFormat):
                 else:
                     states.setdefault(path.parent.name, {})[path.stem] = part
             fields = fields_of(parts[model.name].tree)
+            if ranks:
+                models = {name: parts[name].tree for name in ranks.values()}
+                counts = {name: fields_of(tree).get(STEPS) for name, tree in models.items()}
+                refuse_different(counts, STEPS)
             if ranks and type(world := fields.get("dp_world_size")) is int:
                 refuse_missing(ranks, world, "the model's states are of")
             settings = param_groups(rest.get(COMMON))

@@ -1,19 +1,23 @@
-"""Every folder of many ranks in the fixtures: without one of its files, or with one too many.
+"""Every folder of many ranks in the fixtures: without a file, with one too many or of another step.
 
 A save is a directory below ``fixtures/sharded`` with the numbered files of ranks or shards, so that
-fixtures which are added later are tested too.
+fixtures which are added later are tested too. A file of another step, with all its values and
+counters changed, is refused or told wherever the files count steps or hold copies of each other;
+``SILENT`` has the others.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
 from ckptool.errors import CkptError
 from ckptool.formats import open_checkpoint
+from helpers.aged import age
 from helpers.paths import FIXTURES
 from helpers.thinned import one_in
 
@@ -103,3 +107,56 @@ def test_a_copy_under_the_next_number_is_refused_or_told(save, name, tmp_path, c
     other = name[: number.start()] + after + name[number.end() :]
     shutil.copy(folder / name, folder / other)
     assert any(judge(folder, save, ckptool) for judge in (is_refused, is_told, is_harmless))
+
+
+# Files that neither count a step nor hold a copy of what another file has, by save.
+SILENT = {
+    "dcp_safetensors/*": "parts of weights and their offsets",
+    "engines/accelerate_fsdp/checkpoint_0/pytorch_model_fsdp_0": "chunks of weights",
+    "engines/lightning/epoch=1-step=4.ckpt/__0_0.distcp": "the rank without the optimizer's steps",
+    "folders/shards/*": "an index has names and sizes",
+    "rank_ema/dcp": "chunks of weights",
+    "rank_ema/files/model_ema_rank_*": "parts of EMA weights",
+    "rank_ema/local": "slices, which are refused whatever they are",
+    "ranks/columns": "parts of weights",
+    "ranks/mesh": "parts of weights",
+    "zero/stage3_one": "one rank, whose weights are in the optimizer's file alone",
+}
+
+
+def is_silent(save: str, name: str) -> bool:
+    return any(fnmatch(f"{save}/{name}", f"{pattern}*") for pattern in SILENT)
+
+
+def is_told_of_step(folder: Path, save: str, ckptool) -> bool:
+    """Whether ``verify`` warns of something that it does not say of the whole save."""
+    found, usual = (
+        {
+            (each["rule"], each["message"])
+            for each in ckptool("verify", path, "--json").json["findings"]
+            if each["severity"] != "info"
+        }
+        for path in (folder, SHARDED / save)
+    )
+    return bool(found - usual)
+
+
+@pytest.mark.parametrize(("save", "name"), one_in(2, FILES))
+def test_a_file_of_another_step_is_refused_or_told(save, name, tmp_path, ckptool):
+    folder = copied(save, tmp_path)
+    age(folder / name, folder)
+    judges = (is_refused, is_told_of_step, is_harmless)
+    if not any(judge(folder, save, ckptool) for judge in judges):
+        assert is_silent(save, name)
+
+
+@pytest.mark.parametrize("pattern", SILENT)
+def test_what_is_silent_is_so(pattern, tmp_path, ckptool):
+    """So that no row stays when its files are told one day."""
+    rows = [(s, n) for s, n in FILES if fnmatch(f"{s}/{n}", f"{pattern}*")]
+    for number, (save, name) in enumerate(rows):
+        folder = shutil.copytree(SHARDED / save, tmp_path / str(number) / Path(save).name)
+        age(folder / name, folder)
+        if not is_refused(folder, save, ckptool) and not is_told_of_step(folder, save, ckptool):
+            return
+    pytest.fail("every file is refused or told")

@@ -55,6 +55,40 @@ def test_without_a_rank_it_is_refused(folder, tmp_path):
         open_checkpoint(copied)
 
 
+@pytest.mark.parametrize(
+    ("name", "is_told"),
+    [
+        ("ema_rank_0.safetensors", True),
+        ("model_world_size_4_rank_2.safetensors", True),
+        ("model_rank-0-of-8.safetensors", True),
+        ("model_world_size_1_rank_0.safetensors", False),
+        ("lora_rank_8.safetensors", False),
+        ("model_rank_0.safetensors", False),
+    ],
+)
+def test_a_lone_file_that_may_be_a_part_is_told(name, is_told, tmp_path, ckptool):
+    """By its name alone; what it says of itself is judged by other rules."""
+    shutil.copy(ROOT / "local" / "ema_rank_0.safetensors", tmp_path / name)
+    commands = (
+        ("inspect", tmp_path / name),
+        ("verify", tmp_path / name),
+        ("extract-ema", f"{tmp_path / name}#@model", "-o", tmp_path / "out.safetensors"),
+    )
+    for command in commands:
+        found = ckptool(*command, "--json")
+        assert found.exit_code == 0
+        assert ("CK126" in {each["rule"] for each in found.json["findings"]}) is is_told
+    required = ckptool("verify", tmp_path / name, "--require", "intact")
+    assert required.exit_code == int(is_told)
+    like = ckptool("verify", tmp_path / name, "--require", "intact", "--like", tmp_path / name)
+    assert like.exit_code == 0
+
+
+def test_in_its_folder_no_file_is_told_of_alone(ckptool):
+    found = ckptool("verify", ROOT / "copies", "--json").json["findings"]
+    assert "CK126" not in {each["rule"] for each in found}
+
+
 @pytest.mark.parametrize("names", [["ema_rank_0"], ["net_rank_0", "net_rank_1"]])
 def test_other_plain_files_with_a_rank_are_a_run(names, tmp_path):
     for name in names:
