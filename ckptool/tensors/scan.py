@@ -83,7 +83,7 @@ class Scan:
             self.records + other.records,
             self.without_checksum + other.without_checksum,
             self.broken + other.broken,
-            self.suspects + other.suspects,
+            _once(self.suspects + other.suspects),
             self.left + other.left,
         )
 
@@ -139,7 +139,12 @@ def _judged(pairs: Iterable[tuple[Region, Seen]]) -> Scan:
             broken.append(BrokenRecord(record.name, record.nbytes, record.crc, seen.crc, names))
         if region.test and not seen.is_finite:
             suspects += region.tensors
-    return Scan(records, without, tuple(broken), tuple(suspects))
+    return Scan(records, without, tuple(broken), _once(suspects))
+
+
+def _once(tensors: Iterable[tuple[Address, TensorRef]]) -> Tensors:
+    """Return each tensor once; one of several chunks is in several regions."""
+    return tuple(dict(tensors).items())
 
 
 # ------------------------------------------------------------------------------------------- plan
@@ -153,14 +158,14 @@ def _plan(
     elsewhere: bool,
 ) -> tuple[list[Region], Tensors]:
     """Return the regions to read, in the order of the files, and tensors to test one by one."""
-    held: dict[ByteSpan, list[tuple[Address, TensorRef]]] = {}
+    held: dict[ByteSpan, list[_Held]] = {}
     apart: list[tuple[Address, TensorRef]] = []
     indexes = {source: _RecordIndex(source) for source in reader.opened}
     for address, ref in tensors.items():
-        place = _place(ref, indexes)
-        if place is not None:
-            held.setdefault(place, []).append((address, ref))
-        elif ref.dtype.is_floating:
+        places = _places(ref, indexes)
+        for place, chunk in zip(places, ref.chunks, strict=False):
+            held.setdefault(place, []).append(_Held(address, ref, chunk.span.offset))
+        if not places and ref.dtype.is_floating:
             apart.append((address, ref))
     for source, index in indexes.items():
         for each in index.records:
@@ -172,10 +177,18 @@ def _plan(
         record = indexes[source].around(offset, nbytes) if BYTES in reads else None
         test = _common_test(offset, group) if VALUES in reads else None
         if test is None and VALUES in reads:
-            apart += [(address, ref) for address, ref in group if ref.dtype.is_floating]
+            apart += [(each.address, each.ref) for each in group if each.ref.dtype.is_floating]
         if record is not None or test is not None:
-            regions.append(Region(*span, record, tuple(group), test))
-    return regions, tuple(apart) if VALUES in reads else ()
+            regions.append(Region(*span, record, tuple((h.address, h.ref) for h in group), test))
+    return regions, _once(apart) if VALUES in reads else ()
+
+
+class _Held(NamedTuple):
+    """A tensor, and the place of one of its chunks."""
+
+    address: Address
+    ref: TensorRef
+    offset: int
 
 
 def _in_files(item: tuple[ByteSpan, object]) -> tuple[str, int, int]:
@@ -201,24 +214,30 @@ class _RecordIndex:
         return record if offset + nbytes <= record.offset + record.nbytes else None
 
 
-def _place(ref: TensorRef, indexes: Mapping[Source, _RecordIndex]) -> ByteSpan | None:
-    """Return the run of bytes in which a tensor is read: its record, or its own span."""
-    span = ref.chunks[0].span if len(ref.chunks) == 1 else None
-    if span is None or span.source not in indexes:
-        return None
-    record = indexes[span.source].around(span.offset, span.nbytes)
-    return ByteSpan(span.source, record.offset, record.nbytes) if record else span
+def _places(ref: TensorRef, indexes: Mapping[Source, _RecordIndex]) -> list[ByteSpan]:
+    """Return the runs of bytes in which the chunks are read: their records, or their own spans.
+
+    The list is empty if a chunk is in none of the sources.
+    """
+    spans = [chunk.span for chunk in ref.chunks]
+    if not all(span.source in indexes for span in spans):
+        return []
+    records = (indexes[span.source].around(span.offset, span.nbytes) for span in spans)
+    return [
+        ByteSpan(span.source, record.offset, record.nbytes) if record else span
+        for span, record in zip(spans, records, strict=True)
+    ]
 
 
-def _common_test(offset: int, group: Sequence[tuple[Address, TensorRef]]) -> FiniteTest | None:
+def _common_test(offset: int, group: Sequence[_Held]) -> FiniteTest | None:
     """Return a test for all values of a region, if they have one dtype and are aligned to it."""
-    refs = [ref for _, ref in group if ref.dtype.is_floating]
-    types = {(ref.dtype, ref.byteorder) for ref in refs}
+    floating = [each for each in group if each.ref.dtype.is_floating]
+    types = {(each.ref.dtype, each.ref.byteorder) for each in floating}
     if len(types) != 1:
         return None
-    width = refs[0].dtype.itemsize
-    in_step = all((ref.chunks[0].span.offset - offset) % width == 0 for ref in refs)
-    return finite_test(refs[0].dtype, refs[0].byteorder) if in_step else None
+    ref = floating[0].ref
+    in_step = all((each.offset - offset) % ref.dtype.itemsize == 0 for each in floating)
+    return finite_test(ref.dtype, ref.byteorder) if in_step else None
 
 
 # ---------------------------------------------------------------------------------------- reading

@@ -7,16 +7,18 @@ non-finite values cost no second trip to memory. Memory does not grow with the t
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from functools import cache
+from functools import cache, reduce
+from itertools import accumulate
 from typing import NamedTuple
 
 from ckptool.dtypes import DType
 from ckptool.formats.base import TensorReader
 from ckptool.process.progress import Progress, announce, no_progress
 from ckptool.sources.base import ByteSpan
-from ckptool.tensors.blocks import Part, bytes_of, numpy_dtype, parts, room
+from ckptool.tensors.blocks import Part, bytes_of, in_order, numpy_dtype, parts, room
 from ckptool.tensors.casting import Casting, Losses, converted, side_by_side
 from ckptool.tensors.crc import Seen, crc32
 from ckptool.tensors.statistics import FiniteTest, finite_test
@@ -47,13 +49,21 @@ def to_read_back(moved: Iterable[Moved]) -> tuple[WrittenRun, ...]:
 
 def passed(tensors: Iterable[TensorRef]) -> frozenset[ByteSpan]:
     """Return the runs that the statistics will cover when these tensors have been moved."""
-    return frozenset(ref.chunks[0].span for ref in tensors if _is_run(ref))
+    return frozenset(span for ref in tensors for span in _runs(ref))
 
 
-def _is_run(ref: TensorRef) -> bool:
-    """Return whether the values are bytes of a file in their order."""
-    in_order = len(ref.chunks) == 1 and ref.chunks[0].is_contiguous and not ref.lazy
-    return in_order and ref.chunks[0].span.nbytes > 0
+def _runs(ref: TensorRef) -> tuple[ByteSpan, ...]:
+    """Return the runs of bytes that are the values, in their order; none if they are in another."""
+    return tuple(c.span for c in ref.chunks if c.span.nbytes) if _is_of_runs(ref) else ()
+
+
+def _is_of_runs(ref: TensorRef) -> bool:
+    return not ref.lazy and in_order(ref) and all(chunk.is_contiguous for chunk in ref.chunks)
+
+
+def _is_copied(ref: TensorRef) -> bool:
+    """Return whether the values are written as they are stored."""
+    return _is_of_runs(ref) and (ref.byteorder == "little" or ref.dtype.itemsize == 1)
 
 
 def transfer(
@@ -74,7 +84,8 @@ def transfer(
         OSError: the output cannot be written.
     """
     announce(progress, sum(move.ref.numel * casting.dtype_of(move.ref).itemsize for move in moves))
-    totals = [_Done(at) for at in range(len(moves))]
+    runs = [_runs(move.ref) for move in moves]
+    totals = [[_Done(at)] * (len(spans) or 1) for at, spans in enumerate(runs)]
 
     def take(given: _Given) -> _Done:
         done, data = _made(given)
@@ -82,29 +93,27 @@ def transfer(
             output.patch(data, given.offset)
         return done
 
-    given = _given(moves, reader, casting, output)
+    given = _given(moves, runs, reader, casting, output)
     with closing(side_by_side(take, given, _nbytes)) as results:
         for done in results:
-            totals[done.move] = totals[done.move].then(done)
+            totals[done.move][done.run] = totals[done.move][done.run].then(done)
             progress(done.written.nbytes)
-    for move, total in zip(moves, totals, strict=True):
+    moved = []
+    for move, spans, of_runs in zip(moves, runs, totals, strict=True):
+        account.seen.update(zip(spans, (each.read for each in of_runs), strict=False))
+        total = reduce(_Done.then, of_runs)
         if total.lost:
             account.losses[move.name] = total.lost
-        if _is_run(move.ref):
-            account.seen[move.ref.chunks[0].span] = total.read
-    return [
-        Moved(
-            WrittenRun(move.offset, total.written.nbytes, total.written.crc),
-            casting.is_cast(move.ref) or not move.ref.is_stored_plainly,
-        )
-        for move, total in zip(moves, totals, strict=True)
-    ]
+        written = WrittenRun(move.offset, total.written.nbytes, total.written.crc)
+        moved.append(Moved(written, casting.is_cast(move.ref) or not _is_copied(move.ref)))
+    return moved
 
 
 class _Given(NamedTuple):
     """A part of a tensor, with its offset in the output and the dtype of its cast."""
 
     move: int  # its index
+    run: int  # the index of the run that the part belongs to, among those of the tensor
     part: Part
     offset: int  # in the output
     wanted: DType | None  # None: the values keep their dtype
@@ -113,22 +122,27 @@ class _Given(NamedTuple):
 
 class _Done(NamedTuple):
     move: int
+    run: int = 0
     read: Seen = Seen()
     written: Seen = Seen()
     lost: Losses = Losses()
 
     def then(self, other: _Done) -> _Done:
-        """Combine two adjacent parts of one move."""
+        """Combine two adjacent parts of one move; the run is the first's."""
         if not self.read.nbytes:
             return other
         read = self.read.then(other.read)
         as_it_was = self.written is self.read and other.written is other.read
         written = read if as_it_was else self.written.then(other.written)
-        return _Done(self.move, read, written, self.lost + other.lost)
+        return _Done(self.move, self.run, read, written, self.lost + other.lost)
 
 
 def _given(
-    moves: Sequence[Move], reader: TensorReader, casting: Casting, output: PartialFile | None
+    moves: Sequence[Move],
+    runs: Sequence[Sequence[ByteSpan]],
+    reader: TensorReader,
+    casting: Casting,
+    output: PartialFile | None,
 ) -> Iterator[_Given]:
     """Yield the parts of all tensors, after space for them is prepared in the output."""
     end = moves[-1].offset + casting.nbytes_of(moves[-1].ref) if moves else 0
@@ -136,13 +150,14 @@ def _given(
         written = casting.dtype_of(ref)
         wanted = written if casting.is_cast(ref) else None
         test = _finite_test(ref.dtype, ref.byteorder)
-        at = start
+        at, taken = start, 0
+        ends = [*accumulate(span.nbytes for span in runs[nth])]
         for part in parts(reader, ref):
             nbytes = part.nbytes // ref.dtype.itemsize * written.itemsize
             if output:
                 output.make_way(at, end)
-            yield _Given(nth, part, at, wanted, test)
-            at += nbytes
+            yield _Given(nth, bisect_right(ends, taken), part, at, wanted, test)
+            at, taken = at + nbytes, taken + part.nbytes
 
 
 _finite_test: Callable[[DType, str], FiniteTest | None] = cache(finite_test)
@@ -161,9 +176,10 @@ def _made(given: _Given) -> tuple[_Done, memoryview]:
         made, lost, were_finite = converted(values, numpy_dtype(given.wanted))
         data = bytes_of(made)
         written = Seen(len(data), crc32(data))
-        return _Done(given.move, Seen(nbytes, crc, were_finite), written, lost), data
+        was = Seen(nbytes, crc, were_finite)
+        return _Done(given.move, given.run, was, written, lost), data
     read = Seen(nbytes, crc, given.test is not None and given.test(as_read))
     if values.dtype.byteorder != ">":
-        return _Done(given.move, read, read), as_read
+        return _Done(given.move, given.run, read, read), as_read
     data = bytes_of(values.byteswap())
-    return _Done(given.move, read, Seen(nbytes, crc32(data))), data
+    return _Done(given.move, given.run, read, Seen(nbytes, crc32(data))), data

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ckptool.errors import CkptError
 from ckptool.formats import open_checkpoint
+from ckptool.formats.ranked.lone import RULE
 from ckptool.formats.ranked.rank_files import RankFolder
 from helpers.paths import FIXTURES
 
@@ -77,7 +78,7 @@ def test_a_lone_file_that_may_be_a_part_is_told(name, is_told, tmp_path, ckptool
     for command in commands:
         found = ckptool(*command, "--json")
         assert found.exit_code == 0
-        assert ("CK126" in {each["rule"] for each in found.json["findings"]}) is is_told
+        assert (RULE in {each["rule"] for each in found.json["findings"]}) is is_told
     required = ckptool("verify", tmp_path / name, "--require", "intact")
     assert required.exit_code == int(is_told)
     like = ckptool("verify", tmp_path / name, "--require", "intact", "--like", tmp_path / name)
@@ -86,7 +87,7 @@ def test_a_lone_file_that_may_be_a_part_is_told(name, is_told, tmp_path, ckptool
 
 def test_in_its_folder_no_file_is_told_of_alone(ckptool):
     found = ckptool("verify", ROOT / "copies", "--json").json["findings"]
-    assert "CK126" not in {each["rule"] for each in found}
+    assert RULE not in {each["rule"] for each in found}
 
 
 @pytest.mark.parametrize("names", [["ema_rank_0"], ["net_rank_0", "net_rank_1"]])

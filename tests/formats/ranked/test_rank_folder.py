@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections import Counter
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from ckptool.errors import CkptError, DamagedError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.ranked import rank_files
 from ckptool.formats.ranked.distributed import is_distributed
+from ckptool.sources.local import LocalFile
 from ckptool.tensors.as_torch import as_torch
 from ckptool.tree.nodes import CompositeTensor, TensorRef
 from helpers.paths import FIXTURES
@@ -85,6 +87,54 @@ def test_the_consolidated_file_is_equal(tmp_path, ckptool):
 @pytest.mark.parametrize("case", CASES)
 def test_verify_passes(case, ckptool):
     assert ckptool("verify", RANKS / case, "--bytes", "--values").exit_code == 0
+
+
+@pytest.mark.parametrize("case", ["fsdp2_three", "columns", "mesh", "fsdp1_sharded"])
+def test_a_changed_byte_in_any_rank_is_refused(case, tmp_path, ckptool):
+    """The checksum of each rank's storage is compared while the parts are joined."""
+    for path in sorted((RANKS / case).glob("model*")):
+        folder = shutil.copytree(RANKS / case, tmp_path / path.stem / case)
+        with open_checkpoint(RANKS / case) as checkpoint:
+            chunks = (chunk for ref in weights(checkpoint.tree).values() for chunk in ref.chunks)
+            span = next(c.span for c in chunks if c.span.source.path == path and c.span.nbytes)
+        data = bytearray(path.read_bytes())
+        data[span.offset] ^= 1
+        (folder / path.name).write_bytes(data)
+        out = tmp_path / path.stem / "out.safetensors"
+        refused = ckptool("extract-ema", f"{folder}#@model", "-o", out)
+        assert (refused.exit_code, out.exists()) == (2, False)
+        assert "do not fit its checksum" in refused.stderr
+
+
+def test_a_value_that_is_not_finite_is_told_whichever_rank_has_it(tmp_path, ckptool):
+    for rank in range(3):
+        folder = shutil.copytree(RANKS / "columns", tmp_path / f"of{rank}")
+        path = folder / f"model_world_size_3_rank_{rank}.pt"
+        state = torch.load(path, weights_only=False)
+        state["t0"]._local_tensor[0, 0] = float("nan")
+        torch.save(state, path)
+        found = ckptool("verify", folder, "--values", "--json").json["findings"]
+        assert [f["address"] for f in found if f["rule"] == "CK301"] == ["t0"]
+
+
+@pytest.mark.parametrize("case", ["ranks/fsdp1_sharded", "dcp_safetensors/rows"])
+def test_each_byte_is_read_once(case, tmp_path, ckptool, monkeypatch):
+    """Parts that follow each other are neither read again for their tests nor read back.
+
+    A part that FSDP2 padded is read again, with its padding, for the checksum.
+    """
+    taken = Counter()
+
+    def counted(self, buffer, offset, plain=LocalFile.fetch_into):
+        taken[self.path.name, offset] += 1
+        return plain(self, buffer, offset)
+
+    monkeypatch.setattr(LocalFile, "fetch_into", counted)
+    out = tmp_path / "out.safetensors"
+    assert ckptool("extract-ema", f"{RANKS.parent / case}#@model", "-o", out).exit_code == 0
+    assert taken
+    assert max(taken.values()) == 1
+    assert not [name for name, _ in taken if name == out.name]
 
 
 # ----------------------------------------------------------------------------- not the ranks of one
