@@ -11,12 +11,23 @@ import typer
 from ckptool.cli import options as shared
 from ckptool.cli.writing import write_and_answer
 from ckptool.commands.convert import ConvertOptions, convert
+from ckptool.commands.explain import explain_conversion
 from ckptool.contents.selection import parse_operand
+from ckptool.errors import UsageError
 
 
 def command(
     path: shared.Operand,
-    output: shared.Output,
+    output: shared.OutputUnless = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            "--explain",
+            metavar="SOURCE",
+            help="Write nothing; find by content of which tensors of SOURCE those of PATH are "
+            "made, and print the rules for --rules that make them.",
+        ),
+    ] = None,
     renames: shared.Maps = None,
     rules: Annotated[
         Path | None,
@@ -101,6 +112,17 @@ def command(
     Without --drop optimizer and the like, the output holds the weights alone.
     """
     operand = parse_operand(path)
+    if explain is not None:
+        if output is not None:
+            raise UsageError("--explain writes nothing, so it has no -o", hint="leave out one")
+        write_and_answer(
+            "convert", "ExplainReport", [path],
+            partial(explain_conversion, parse_operand(explain), operand),
+            verb="comparing", config=config, form=form, json=json, color=color,
+        )  # fmt: skip
+        return
+    if output is None:
+        raise UsageError("Missing option '--output' / '-o'.", hint="-o OUT names the output")
     options = ConvertOptions(
         address=operand.address, renames=renames or (), only=only or (), drop=drop or (),
         rules=rules, split=split or (), join=join or (), transpose=transpose or (),

@@ -87,16 +87,15 @@ Buffers = Annotated[
         help="Take buffers, such as batch statistics, from the ema or from the model.",
     ),
 ]
-Output = Annotated[
-    str,
-    typer.Option(
-        "-o",
-        "--output",
-        metavar="OUT",
-        help="Write to this file, in the format of its suffix: .safetensors, or .pt, .pth, "
-        ".ckpt or .bin for torch; NAME.dcp is a directory of torch.distributed.checkpoint.",
-    ),
-]
+_OUTPUT = typer.Option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    help="Write to this file, in the format of its suffix: .safetensors, or .pt, .pth, "
+    ".ckpt or .bin for torch; NAME.dcp is a directory of torch.distributed.checkpoint.",
+)
+Output = Annotated[str, _OUTPUT]
+OutputUnless = Annotated[str | None, _OUTPUT]  # another option takes its place
 Dtypes = Annotated[
     Globs | None,
     typer.Option(

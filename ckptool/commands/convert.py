@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckptool.commands.origin import converted_from
@@ -34,6 +34,7 @@ from ckptool.plans.extraction import Extraction, complete, renamed
 from ckptool.plans.renaming import only_matching, without_matching
 from ckptool.plans.rules import (
     Rule,
+    RuleFile,
     Tensors,
     apply_rules,
     parse_rule,
@@ -117,7 +118,9 @@ def convert(
             address = only_state_dict(checkpoint, location)
         taken, kind, plan = take_state_dict(checkpoint, location, address, layouts)
         before = plan.tensors
-        plan = complete(_chosen(plan, options, globs), checkpoint.path)
+        rules = _rules(plan, options)
+        plan = complete(_chosen(plan, options, globs, rules.rules), checkpoint.path)
+        options = replace(options, dtype=(*rules.dtypes, *options.dtype))
         note = as_text(converted_from(path, taken, kind, made_at))
         outcome = write_output(checkpoint, plan, form, options, note, progress)
         return ConvertReport(
@@ -207,9 +210,10 @@ def _asked(options: ConvertOptions) -> tuple[str | None, Sequence[str]]:
     return ROLE_NAMES[roles[0]], [name for name in options.only if name not in ROLE_NAMES]
 
 
-def _chosen(plan: Extraction, options: ConvertOptions, globs: Sequence[str]) -> Extraction:
+def _chosen(
+    plan: Extraction, options: ConvertOptions, globs: Sequence[str], rules: Sequence[Rule]
+) -> Extraction:
     """Return the plan after the rules, ``--map``, ``--only`` and ``--drop``, in this order."""
-    rules = _rules(plan, options)
     if rules:
         made = apply_rules(plan.tensors, rules)
         averaged = frozenset(name for name in made if name in plan.averaged)
@@ -226,7 +230,7 @@ def _chosen(plan: Extraction, options: ConvertOptions, globs: Sequence[str]) -> 
     return without_matching(plan, options.drop) if options.drop else plan
 
 
-def _rules(plan: Extraction, options: ConvertOptions) -> list[Rule]:
+def _rules(plan: Extraction, options: ConvertOptions) -> RuleFile:
     """Return the rules of the file and then of the options, in their order.
 
     Raises:
@@ -234,9 +238,9 @@ def _rules(plan: Extraction, options: ConvertOptions) -> list[Rule]:
             fits.
     """
     given = {"split": options.split, "transpose": options.transpose, "join": options.join}
-    typed = [parse_rule(option, text) for option, texts in given.items() for text in texts]
+    typed = tuple(parse_rule(option, text) for option, texts in given.items() for text in texts)
     if options.rules is None:
-        return typed
+        return RuleFile(typed)
     try:
         with LocalFile(options.rules) as file:
             found = parse_rule_file(file.head(MAX_RULES).decode())
@@ -244,13 +248,13 @@ def _rules(plan: Extraction, options: ConvertOptions) -> list[Rule]:
         raise UsageError("no TOML: it is not UTF-8", path=options.rules) from error
     except UsageError as error:
         raise error.at(options.rules) from error.__cause__
-    left = unfitted(plan.tensors, [*found.rules, *typed]) if found.takes_all else []
+    left = unfitted(plan.tensors, (*found.rules, *typed)) if found.takes_all else []
     if left:
         raise UsageError(
             f"every_tensor is set, and no rule fits {len(left)} of them, such as {left[0]!r}",
             path=options.rules,
         )
-    return [*found.rules, *typed]
+    return found._replace(rules=(*found.rules, *typed))
 
 
 def _renamed(before: Tensors, after: Tensors) -> int:

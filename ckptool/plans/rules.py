@@ -195,8 +195,53 @@ class Map(Rule):
             yield renamed_by([self._rename], name), ref
 
 
+class Rename(Rule):
+    """``GLOB=NAME``: other names, with what the stars of the glob match."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        sources, targets, axis = sides_of(text, "GLOB=NAME")
+        if len(sources) > 1 or len(targets) > 1 or axis != Axis():
+            raise UsageError("one pattern gets one name")
+        self._source, self._target = Pattern(sources[0]), Pattern(targets[0])
+        check_stars([self._source], [self._target])
+
+    def fits(self, name: str) -> bool:
+        """Return whether the tensor gets another name."""
+        return self._source.match(name) is not None
+
+    def apply(self, tensors: Tensors) -> Iterator[tuple[str, TensorRef]]:
+        """Yield the tensors."""
+        _refuse_unused(self._source, tensors)
+        for name, ref in tensors.items():
+            found = self._source.match(name)
+            yield name if found is None else self._target.filled(*found), ref
+
+
+class Drop(Rule):
+    """``GLOB,GLOB``: tensors that are left out."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._sources = list(map(Pattern, names_of(text)))
+
+    def fits(self, name: str) -> bool:
+        """Return whether the tensor is left out."""
+        return any(source.match(name) is not None for source in self._sources)
+
+    def apply(self, tensors: Tensors) -> Iterator[tuple[str, TensorRef]]:
+        """Yield the other tensors."""
+        for source in self._sources:
+            _refuse_unused(source, tensors)
+        for name, ref in tensors.items():
+            if not self.fits(name):
+                yield name, ref
+
+
+# Options, and rules that only a file has, since other options do the same.
 RULES: Mapping[str, type[Rule]] = {
-    "split": Split, "join": Join, "transpose": Transpose, "map": Map,
+    "split": Split, "join": Join, "transpose": Transpose, "map": Map, "rename": Rename,
+    "drop": Drop,
 }  # fmt: skip
 
 
@@ -217,6 +262,7 @@ class RuleFile(NamedTuple):
 
     rules: tuple[Rule, ...]
     takes_all: bool = False  # a tensor that no rule fits is refused
+    dtypes: tuple[str, ...] = ()  # as ``--dtype`` has them
 
 
 def parse_rule_file(text: str) -> RuleFile:
@@ -235,14 +281,16 @@ def parse_rule_file(text: str) -> RuleFile:
     rows, takes_all = content.pop("rule", []), content.pop("every_tensor", False)
     if content or not isinstance(takes_all, bool) or not isinstance(rows, list):
         raise UsageError("a file of rules has [[rule]] tables, and maybe every_tensor = true")
-    return RuleFile(tuple(map(_rule_of, rows)), takes_all)
+    pairs = list(map(_pair_of, rows))
+    rules = tuple(parse_rule(option, text) for option, text in pairs if option != "dtype")
+    return RuleFile(rules, takes_all, tuple(text for option, text in pairs if option == "dtype"))
 
 
-def _rule_of(row: Any) -> Rule:
+def _pair_of(row: Any) -> tuple[str, str]:
     pairs = list(row.items()) if isinstance(row, dict) else []
     if len(pairs) != 1 or not isinstance(pairs[0][1], str):
         raise UsageError('a [[rule]] has one key, such as split = "*.qkv=*.q,*.k,*.v"')
-    return parse_rule(*pairs[0])
+    return pairs[0]
 
 
 def apply_rules(tensors: Tensors, rules: Sequence[Rule]) -> dict[str, TensorRef]:
@@ -255,9 +303,11 @@ def apply_rules(tensors: Tensors, rules: Sequence[Rule]) -> dict[str, TensorRef]
     made = dict(tensors)
     for rule in rules:
         with _told(_option_of(rule), rule.text):
-            made = _unique(rule.apply(made))
-    counts = [sum(ref.nbytes for ref in each.values()) for each in (tensors, made)]
-    assert counts[0] == counts[1], "each rule makes all of what it takes"
+            after = _unique(rule.apply(made))
+        counts = [sum(ref.nbytes for ref in each.values()) for each in (made, after)]
+        is_all = counts[0] == counts[1] or isinstance(rule, Drop)
+        assert is_all, "a rule makes all of what it takes"
+        made = after
     return made
 
 

@@ -42,6 +42,7 @@ RENDERERS: Mapping[str, Mapping[str, str]] = {
         "PromoteReport": "write_text.show_promote",
         "ConvertReport": "write_text.show_convert",
         "AverageReport": "write_text.show_average",
+        "ExplainReport": "explain_text.show_explain",
         "VerifyReport": "verify_text.show_verify",
         "ChoiceReport": "verify_text.show_choice",
         "DiffReport": "diff_text.show_diff",

@@ -51,6 +51,7 @@ SCHEMAS: Mapping[str, str] = {
     "PromoteReport": "ckptool/promote-ema/1",
     "ConvertReport": "ckptool/convert/1",
     "AverageReport": "ckptool/average/1",
+    "ExplainReport": "ckptool/convert-explain/1",
     "VerifyReport": "ckptool/verify/1",
     "ChoiceReport": "ckptool/verify-choice/1",
     "RulesReport": "ckptool/rules/1",

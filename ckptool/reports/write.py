@@ -138,6 +138,33 @@ class IntoReport:
 
 
 @dataclass(frozen=True, slots=True)
+class ExplainedTensor:
+    """A tensor of a conversion's result, and the tensors of the source that it is made of."""
+
+    name: str
+    kind: str  # copy | slice | join | stack; unexplained
+    sources: tuple[str, ...]
+    transposed: bool  # or a part of it is
+    cast: str | None  # the dtype of the source, if that is another one
+    by_rules: bool  # the rules make it
+    note: str = ""  # what is known of one that is not explained, or not made by the rules
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainReport:
+    """The result of ``ckptool convert --explain``."""
+
+    source: str
+    path: str
+    tensors: tuple[ExplainedTensor, ...]
+    explained: int
+    unused: tuple[str, ...]  # names of the source that nothing is made of
+    rules: str  # TOML for ``--rules``
+    # Configuration files beside the checkpoint, which may not loosen checks.
+    config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
+
+
+@dataclass(frozen=True, slots=True)
 class AverageSource:
     """One of the checkpoints that are averaged."""
 

@@ -32,7 +32,7 @@ def transposed(ref: TensorRef) -> TensorRef:
         raise UnsupportedError(f"a tensor of shape {list(ref.shape)} has no transpose")
     chunks = tuple(
         Chunk(chunk.span, _swapped(chunk.offsets), _swapped(chunk.shape), _swapped(chunk.strides))
-        for chunk in map(_gridded, [ref] * len(ref.chunks), ref.chunks)
+        for chunk in (_gridded(ref, chunk) for chunk in ref.chunks)
     )
     return replace(ref, shape=_swapped(ref.shape), chunks=chunks)
 
@@ -46,6 +46,20 @@ def _gridded(ref: TensorRef, chunk: Chunk) -> Chunk:
     if len(chunk.offsets) == len(ref.shape):
         return chunk
     return chunk._replace(offsets=(0,) * len(ref.shape))
+
+
+def axis_first(ref: TensorRef, axis: int) -> TensorRef:
+    """Return a tensor with one dimension before all others."""
+    refuse_packed(ref)
+
+    def moved(values: tuple[int, ...]) -> tuple[int, ...]:
+        return (values[axis], *values[:axis], *values[axis + 1 :])
+
+    chunks = tuple(
+        Chunk(c.span, moved(c.offsets), moved(c.shape), moved(c.strides))
+        for c in (_gridded(ref, chunk) for chunk in ref.chunks)
+    )
+    return replace(ref, shape=moved(ref.shape), chunks=chunks)
 
 
 def sliced(ref: TensorRef, axis: int, start: int, stop: int) -> TensorRef:
