@@ -38,7 +38,7 @@ class CkptError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.path = None if path is None else Path(path)
+        self.path = Path(path) if isinstance(path, str) else path
         self.address = address
         self.hint = hint or self.default_hint
         self.dangers: tuple[str, ...] = ()

@@ -32,7 +32,7 @@ ROOMS: dict[str, str] = {
     "tree": "sources dtypes errors",
     "formats": "tree sources names dtypes errors",
     "tensors": "formats tree sources process reports dtypes errors",
-    "contents": "tensors formats tree names reports errors",
+    "contents": "tensors formats tree sources names reports errors",
     "ema": "contents tensors formats tree sources names reports errors",
     "writers": "tensors formats tree sources process dtypes errors",
     "plans": (
@@ -49,7 +49,7 @@ ROOMS: dict[str, str] = {
     ),
     "render": "reports",
     "testing": "render commands comparison contents",
-    "cli": "render commands comparison ema contents process reports errors root",
+    "cli": "render commands comparison ema contents sources process reports errors root",
     "__main__": "cli process",
     "root": "api formats errors",
 }  # fmt: skip

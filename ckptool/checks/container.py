@@ -29,7 +29,7 @@ from ckptool.formats.zips.checksums import checksummed_records, is_one_archive, 
 from ckptool.formats.zips.deflated import DeflatedRecord
 from ckptool.formats.zips.records import DEFLATED, NO_CRC, ZipArchive, is_zip
 from ckptool.reports.base import Finding, Severity
-from ckptool.reports.rules import finding
+from ckptool.reports.rules import BYTES, finding
 from ckptool.tree.addresses import format_address
 from ckptool.tree.describing import named
 from ckptool.tree.nodes import Address
@@ -313,6 +313,10 @@ def _was_read(_subject: Subject) -> Verdicts:
 def _notes(subject: Subject) -> Verdicts:
     """Report what the format noticed on opening; ``_beside`` looks at files that it left closed."""
     yield from noted(subject.checkpoint, NOTED)
+    opened = subject.checkpoint.reader.opened
+    if not all(file.is_near for file in opened) and BYTES not in subject.reads:
+        what = "the headers of records behind a URL are compared with the directory by --bytes"
+        yield NotChecked("CK111", what)
 
 
 def noted(checkpoint: Checkpoint, rules: Container[str]) -> Iterator[Finding]:

@@ -41,6 +41,7 @@ from ckptool.contents.selection import parse_operand
 from ckptool.ema.layouts import EmaLayout, Layouts
 from ckptool.errors import CkptError
 from ckptool.reports.base import ConfigUse
+from ckptool.sources.urls import RemotePath
 
 FILES = {
     "ckptool.toml": (),
@@ -118,7 +119,10 @@ def read_settings(
 
 def _homes(operand: str) -> Iterator[Path]:
     """Yield the directories that an operand lies in, or is: with links followed, and without."""
-    path = os.path.join(Path.cwd(), parse_operand(operand).path)  # noqa: PTH118 - no loops
+    named = parse_operand(operand).path
+    if isinstance(named, RemotePath):
+        return  # no directory of this machine belongs to a URL
+    path = os.path.join(Path.cwd(), named)  # noqa: PTH118 - no loops
     for each in (os.path.normpath(path), os.path.realpath(path)):
         yield Path(each) if os.path.isdir(each) else Path(each).parent  # noqa: PTH112 - no raise
 

@@ -71,6 +71,9 @@ def inspect_file(
     """
     operand = as_operand(operand)
     with open_part(operand, layouts) as checkpoint:
+        if operand.address is None and not (listing.stats or listing.digests):
+            for source in checkpoint.reader.opened:
+                source.be_frugal()
         report = inspect_checkpoint(checkpoint, listing, progress=progress, layouts=layouts)
         values = None if operand.address is None else _values(checkpoint)
     return replace(report, path=str(operand.path), address=operand.address, values=values)

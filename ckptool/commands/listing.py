@@ -122,6 +122,7 @@ def _with_stats(
     }
     refuse_repetition(refs.values())
     announce(progress, sum(entry.bytes for entry in entries))
+    checkpoint.reader.expect_values(refs.values())
     for entry in entries:
         ref = refs.get(entry.address)
         stats = tensor_stats(checkpoint.reader, ref) if ref is not None else None

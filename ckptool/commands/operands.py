@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,6 +13,7 @@ from ckptool.formats import folder_format, open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.sharded import INDEX
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES, files_below
+from ckptool.sources.places import is_folder
 
 
 def as_operand(named: Path | Operand) -> Operand:
@@ -54,10 +54,9 @@ def files_of(path: Path) -> list[Path]:
         with open_checkpoint(path) as checkpoint:
             return [*checkpoint.files]
     except (CkptError, OSError, MemoryError, RecursionError):
-        is_folder = os.path.isdir(path)  # noqa: PTH112 - never raises
-        if not is_folder and not path.name.endswith(INDEX):
+        if not is_folder(path) and not path.name.endswith(INDEX):
             return [path]
-        folder = path if is_folder else path.parent
+        folder = path if is_folder(path) else path.parent
         return [path, *(file.path for file in files_below(folder, ()))]
 
 
@@ -69,7 +68,7 @@ MAX_LOOKED = 1_000  # files below a directory that are searched for a hint
 
 def is_run(path: Path) -> bool:
     """Return whether the path is a directory, and not a checkpoint itself."""
-    return os.path.isdir(path) and folder_format(path) is None  # noqa: PTH112 - never raises
+    return is_folder(path) and folder_format(path) is None
 
 
 def checkpoint_files(path: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ckptool.commands.operands import files_of
 from ckptool.contents.selection import parse_operand
 from ckptool.errors import UsageError
+from ckptool.sources.urls import RemotePath
 from ckptool.writers.files.destination import check_output
 from ckptool.writers.files.whole_file import whole_file
 
@@ -33,6 +34,7 @@ def check_report_files(
     # What does not exist is no part of anything: the operands are opened only where they may be.
     is_needed = force and any(map(os.path.lexists, targets))
     named = [parse_operand(text).path for text in operands if text is not None]
+    named = [path for path in named if not isinstance(path, RemotePath)]
     inputs = [file for path in named for file in (path, *(files_of(path) if is_needed else ()))]
     for path in paths:
         check_output(path, inputs, force=force)

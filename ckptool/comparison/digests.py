@@ -42,7 +42,10 @@ def digest_of(leaf: Leaf) -> str:
 
 def digests_of(leaves: Sequence[Leaf]) -> list[str]:
     """Return the digests of several leaves, in order, by all CPUs: SHA-256 takes the time."""
-    refuse_repetition(leaf.ref for leaf in leaves if isinstance(leaf, TensorLeaf))
+    held = [leaf for leaf in leaves if isinstance(leaf, TensorLeaf)]
+    refuse_repetition(leaf.ref for leaf in held)
+    for reader in {leaf.reader: None for leaf in held}:
+        reader.expect_values(leaf.ref for leaf in held if leaf.reader is reader)
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - it brings logging along
 
     with ThreadPoolExecutor(usable_cpus()) as pool:

@@ -75,6 +75,9 @@ class Engine:
         runs = (run for at, job in enumerate(jobs) for run in self._runs(at, job))
         width = sum(job.width * (job.a.nbytes // job.a.dtype.itemsize) for job in jobs)
         announce(self._progress, width // self._ranks.world)
+        for job in jobs:
+            for side in job.sides:
+                side.reader.expect_values([side.ref])
         results = self._all(jobs, runs, self._progress)
         differing = {run.job for run, partial in results if partial is not None}
         equal = [run for run, partial in results if partial is None and run.job in differing]

@@ -7,7 +7,6 @@ top, or a role: ``@ema`` and ``@model`` stand for the state dicts that the searc
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,8 @@ from ckptool.contents.globs import typable
 from ckptool.contents.inventory import Inventory, Leaf, Table, join_tables
 from ckptool.contents.unplain import refuse_incomplete
 from ckptool.errors import AddressError, UsageError
+from ckptool.sources.places import as_path
+from ckptool.sources.urls import is_url
 from ckptool.tree.addresses import format_address, parse_address, resolve
 from ckptool.tree.nodes import Address, CompositeTensor, Key, TensorRef, Tree
 from ckptool.tree.walking import children
@@ -34,22 +35,20 @@ class Operand(NamedTuple):
     address: str | None = None  # None: none was given; empty: the top
 
 
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-
-
 def parse_operand(text: str) -> Operand:
-    """Parse ``PATH[#ADDRESS]``; an existing path is taken as a whole.
+    """Parse ``PATH[#ADDRESS]`` or ``URL[#ADDRESS]``; an existing path is taken as a whole.
 
     Raises:
-        UsageError: the text is empty, or a URL.
+        UsageError: the text is empty, or a URL of a scheme that ckptool does not know.
     """
     if not text:  # as a path it would be the working directory
         raise UsageError(
             "an operand is empty, as of a variable that is not set",
             hint="name a file; the working directory is .",
         )
-    if URL.match(text) and not os.path.lexists(text):
-        raise UsageError(f"{text}: ckptool reads no URLs", hint="download the file and name it")
+    if is_url(text) and not os.path.lexists(text):
+        url, mark, address = text.partition("#")
+        return Operand(as_path(url), address if mark else None)
     cuts = [at for at, char in enumerate(text) if char == "#" and at]
     if os.path.lexists(text) or not cuts:
         return Operand(Path(text))

@@ -17,7 +17,7 @@ from struct import pack, unpack
 from typing import NamedTuple
 
 from ckptool.formats.base import TensorReader
-from ckptool.tensors.sample import beginning, is_readable, spread
+from ckptool.tensors.sample import announce, beginning, gather, is_readable, spread
 from ckptool.tree.nodes import TensorRef
 
 BUDGET = 1 << 20  # bytes read from either side
@@ -72,12 +72,15 @@ def compare_sample(
     tensors, often batch statistics, still have their initial value in the second. They count as
     unequal, but not in the distance, since they say nothing about the weights.
     """
+    gather(pairs)
     usable = [pair for pair in pairs if all(map(is_readable, pair))]
+    chosen = spread(usable, tensors)
+    announce(reader, (ref for pair in chosen for ref in pair))
     compared = equal = 0
     off = norm = 0.0
     initial: list[tuple[float, float]] = []  # of tensors never updated in the EMA
     finite = True
-    for ours, theirs in spread(usable, tensors):
+    for ours, theirs in chosen:
         mine, yours = beginning(reader, ours), beginning(reader, theirs)
         compared += 1
         equal += _is_equal(mine, yours, ours.dtype.name if cast else theirs.dtype.name)

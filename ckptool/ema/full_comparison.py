@@ -18,6 +18,7 @@ def compare_in_full(checkpoint: Checkpoint, candidate: Candidate | None) -> None
     for assumed in candidate.assumed_equal if candidate else ():
         are_equal = equal_after_cast if assumed.cast else same_values
         refuse_repetition(ref for pair in assumed.pairs for ref in pair)
+        checkpoint.reader.expect_values(ref for pair in assumed.pairs for ref in pair)
         for one, other in assumed.pairs:
             if not are_equal(checkpoint.reader, one, other):
                 raise EmaAmbiguousError(

@@ -85,7 +85,6 @@ class _Budget:
         except CkptError as error:
             self.unread.append(f"{path.name}: {error.message}")
             return None
-        file.lift()
         return checkpoint
 
 

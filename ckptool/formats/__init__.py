@@ -7,7 +7,6 @@ since most are known accidents: a Git LFS pointer, a downloaded web page, an emp
 
 from __future__ import annotations
 
-import os
 import re
 from codecs import getincrementaldecoder
 from collections.abc import Iterator
@@ -36,7 +35,7 @@ from ckptool.formats.torch_zip import TorchZip
 from ckptool.formats.trainer_folders import TrainerFolders, part_of_folder
 from ckptool.formats.unpacked_zip import UnpackedZip
 from ckptool.sources.base import Source
-from ckptool.sources.local import LocalFile
+from ckptool.sources.places import as_path, is_folder, open_file
 
 HEAD_BYTES = 4096  # formats are recognised by them
 
@@ -44,8 +43,8 @@ HEAD_BYTES = 4096  # formats are recognised by them
 def open_checkpoint(path: str | Path | Source) -> Checkpoint:
     """Open the checkpoint at ``path``; close it, or use it in a ``with``.
 
-    A path leads to a file or a directory. A source of bytes is opened like a file, and belongs to
-    the checkpoint from then on.
+    A path leads to a file or a directory, here or behind a URL. A source of bytes is opened like a
+    file, and belongs to the checkpoint from then on.
 
     Raises:
         UnreadableError: there is no file that can be read.
@@ -55,7 +54,7 @@ def open_checkpoint(path: str | Path | Source) -> Checkpoint:
     """
     if isinstance(path, Source):
         return _open_as(path, FORMATS)
-    path = Path(path)
+    path = as_path(path)
     folder = folder_format(path)
     if folder is None:
         return with_note_on_rank(_open_file(path))
@@ -67,33 +66,35 @@ def open_checkpoint(path: str | Path | Source) -> Checkpoint:
 
 def folder_format(path: Path) -> FolderFormat | None:
     """Return the format of a directory that is one checkpoint; None for all other paths."""
-    if not os.path.isdir(path):  # noqa: PTH112 - unlike Path.is_dir, it raises nothing
+    if not is_folder(path):
         return None
     return next((known for known in FOLDER_FORMATS if known.matches(path)), None)
 
 
 def _open_file(path: Path) -> Checkpoint:
-    return _open_as(LocalFile(path), FORMATS)
+    return _open_as(open_file(path), FORMATS)
 
 
 def _open_shard(path: Path) -> Checkpoint:
     """Open a shard, which is never an index: indices that name indices have no end."""
-    return _open_as(LocalFile(path), WHOLE_FORMATS)
+    return _open_as(open_file(path), WHOLE_FORMATS)
 
 
 def _open_as(file: Source, formats: tuple[FileFormat, ...]) -> Checkpoint:
     try:
         known, checkpoint = _opened(file, formats)
-        return with_other_readings(checkpoint, file, known)
+        checkpoint = with_other_readings(checkpoint, file, known)
     except CkptError as error:
         file.close()
         of_folder = None
         if file.path and isinstance(error, UnknownFormatError):
             of_folder = part_of_folder(file.path)
-        raise (of_folder or error).at(Path(file.name)) from error.__cause__
+        raise (of_folder or error).at(file.place) from error.__cause__
     except BaseException:
         file.close()
         raise
+    file.lift()
+    return checkpoint
 
 
 def _open_member(file: Source) -> Checkpoint:

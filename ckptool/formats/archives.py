@@ -37,7 +37,7 @@ from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from json import JSONDecodeError
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError, UnsupportedError
@@ -126,7 +126,7 @@ class Archive(FileFormat):
             *(n for plan in saved.values() for n in plan.globals_named),
             *pickles.globals_named,
         )
-        whole = joined(self, Path(file.name), parts, tree, globals_named=names)
+        whole = joined(self, file.place, parts, tree, globals_named=names)
         return replace(whole, size_bytes=file.size, reader=TensorReader(file))
 
     def _listed(self, file: Source) -> dict[str, Source | None]:

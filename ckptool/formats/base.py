@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.pickles.literal import Literal
 from ckptool.sources.base import ByteSpan, Closing, Source
-from ckptool.tree.nodes import Address, GlobalRef, Opaque, Tree
+from ckptool.tree.nodes import Address, GlobalRef, Opaque, TensorRef, Tree
 
 MAX_UNPACKED = 1 << 29  # bytes that the compressed records of a checkpoint may unpack to
 
@@ -71,6 +71,20 @@ class TensorReader:
             self.admit(source)
         count = size - start if nbytes is None else min(nbytes, size - start)
         return source.read(offset + start, count)
+
+    def expect(self, spans: Iterable[ByteSpan]) -> None:
+        """Announce spans that will be read, about in this order, to sources that are not near."""
+        if all(source.is_near for source in self.opened):
+            return
+        runs: dict[Source, list[tuple[int, int]]] = {}
+        for source, offset, nbytes in spans:
+            runs.setdefault(source, []).append((offset, nbytes))
+        for source, own in runs.items():
+            source.expect(own)
+
+    def expect_values(self, refs: Iterable[TensorRef]) -> None:
+        """Announce all bytes of tensors."""
+        self.expect(chunk.span for ref in refs for chunk in ref.chunks)
 
     def read_into(self, room: memoryview, span: ByteSpan) -> bytes | memoryview:
         """Return all bytes of a span, in ``room`` if they fit."""
@@ -231,7 +245,7 @@ class Checkpoint(Closing):
     @property
     def is_local(self) -> bool:
         """True if it is in a directory of this machine, where other files may belong to it."""
-        return all(source.path is not None for source in self.reader.opened)
+        return all(source.path and source.is_near for source in self.reader.opened)
 
     def close(self) -> None:
         """Close the files; the tree stays usable, but its values cannot be read."""

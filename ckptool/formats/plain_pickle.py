@@ -18,7 +18,6 @@ Rules, each with its reason:
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from ckptool.errors import CkptError
 from ckptool.formats.base import Checkpoint, FileFormat, NamedGlobal, TensorReader
@@ -65,7 +64,7 @@ class PlainPickle(FileFormat):
             listen_behind(file, end, pickles)
         trailing = file.size - end
         return Checkpoint(
-            path=Path(file.name),
+            path=file.place,
             format=self,
             size_bytes=file.size,
             tree=tree,

@@ -34,7 +34,6 @@ Source: safetensors 0.8 ``safetensors/src/tensor.rs``, ``read_metadata`` and ``M
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from ckptool.dtypes import BY_SAFETENSORS_TAG, DType
@@ -79,7 +78,7 @@ class SafetensorsFile(FileFormat):
         tree = {entry.name: _tensor(file, header.data_offset, entry) for entry in header.entries}
         tree |= {name: tree[kept] for name, kept in noted_ties(header.metadata, tree)}
         return Checkpoint(
-            path=Path(file.name),
+            path=file.place,
             format=self,
             size_bytes=file.size,
             tree=as_parts(tree, header.metadata, file.name),

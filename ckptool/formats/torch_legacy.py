@@ -6,8 +6,6 @@ ignores the bytes behind the stream; their number is kept in the metadata.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ckptool.formats.base import Checkpoint, FileFormat, TensorReader
 from ckptool.formats.behind import listen_behind
 from ckptool.formats.legacy_stream import is_legacy, literal_stream, read_stream
@@ -39,7 +37,7 @@ class TorchLegacy(FileFormat):
             listen_behind(file, stream.end, pickles)
         trailing = file.size - stream.end
         return Checkpoint(
-            path=Path(file.name),
+            path=file.place,
             format=self,
             size_bytes=file.size,
             tree=stream.tree,

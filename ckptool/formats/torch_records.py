@@ -34,7 +34,7 @@ from ckptool.formats.pickles.torch_objects import TorchBuilder
 from ckptool.formats.script_code import NO_CODE, read_code
 from ckptool.formats.zips.checksums import known_crc
 from ckptool.formats.zips.deflated import DeflatedRecord
-from ckptool.formats.zips.directory import ZipRecord
+from ckptool.formats.zips.directory import AROUND, ZipRecord
 from ckptool.formats.zips.records import DEFLATED, NO_CRC, STORED, ZipArchive, folded
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.sources.memory import Memory
@@ -118,6 +118,8 @@ class TorchRecords:
         self.code = read_code(self.archive, self.folder)
         if self.code.is_run:
             pickles.add(self.code.calls)
+        begin = self.archive.data_offset(self.pickle)
+        self.archive.source.bring(begin, self.pickle.compressed_size + AROUND)
         builder = TorchBuilder(self.locate, pickles.open_nested, self.byteorder)
         try:
             tree, _ = pickles.read(self._source(self.pickle), builder)

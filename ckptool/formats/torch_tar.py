@@ -26,7 +26,6 @@ Source: torch 2.13 ``torch/serialization.py``, ``legacy_load``.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from struct import Struct
 from typing import Any
 
@@ -94,7 +93,7 @@ class TorchTar(FileFormat):
             _read_tensors(_Cursor(members["tensors"], pickles, "tensors"), objects)
             tree, _ = pickles.read(members["pickle"], TarBuilder(objects, pickles))
         return Checkpoint(
-            path=Path(file.name),
+            path=file.place,
             format=self,
             size_bytes=file.size,
             tree=tree,

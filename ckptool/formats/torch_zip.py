@@ -5,8 +5,6 @@ TorchScript archives (``torch.jit.save``) have the same records and more: see ``
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ckptool.formats.base import Checkpoint, FileFormat, Format, TensorReader
 from ckptool.formats.nested import pickles_of
 from ckptool.formats.pickles.literal import Literal
@@ -59,7 +57,7 @@ class TorchZip(FileFormat):
             made = TORCHSCRIPT
             name_modules(tree, read_classes(archive, records.folder))
         return Checkpoint(
-            path=Path(file.name),
+            path=file.place,
             format=made,
             size_bytes=file.size,
             tree=tree,

@@ -2,17 +2,19 @@
 
 A format reads a checkpoint from a :class:`Source` and describes each tensor by a :class:`ByteSpan`,
 a run of bytes of that source. The rest of the package does not know where a checkpoint is kept, but
-for two abilities of a file on this machine: its descriptor lets the kernel copy and map it, and its
-path names it in messages and finds its sidecar files.
+for two abilities: the descriptor of a file on this machine lets the kernel copy and map it, and a
+path names the source in messages and leads to the files beside it.
 
 A new kind of source defines ``fetch``, which may return fewer bytes than requested and may raise
 ``OSError``. This module turns both into complete reads or into errors that name the source.
-Readers request few large runs rather than many small ones, so a request can be expensive.
+Readers request few large runs rather than many small ones, so a request can be expensive. Where it
+is (``is_near`` is false), they announce the runs that they will read (``expect``), do without
+headers that are not at hand (``guard``), and leave out samples (``admits``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -27,6 +29,15 @@ class ByteSpan(NamedTuple):
     source: Source
     offset: int  # bytes from the start of the source
     nbytes: int
+
+
+class Guard(NamedTuple):
+    """A header that has to be checked before the bytes behind it are read."""
+
+    header: int  # offset of the header, which ends at ``start``
+    start: int  # offset of the bytes that it describes
+    stop: int
+    check: Callable[[bytes], None]  # raises DamagedError where the header is another one
 
 
 class Closing:
@@ -47,8 +58,9 @@ class Closing:
 class Source(Closing):
     """A known number of bytes, read by offset; a context manager that equals only itself."""
 
-    path: Path | None = None  # of a file on this machine
+    path: Path | None = None  # the path that leads to it, here or behind a URL
     keeps: int = 0  # bytes of memory that it takes from its first read until it is closed
+    is_near: bool = True  # a read costs about as much as copying the bytes
 
     def __init__(self, name: str, size: int) -> None:
         self.name = name  # for messages
@@ -87,7 +99,42 @@ class Source(Closing):
         """Return a descriptor from which the kernel reads the same bytes; None: there is none."""
         return None
 
+    # ------------------------------------------------ announcements, for sources that are not near
+
+    def lift(self) -> None:
+        """Let all bytes be read from now on: the checkpoint is open, so its names were read."""
+
+    def expect(self, runs: Iterable[tuple[int, int]]) -> None:
+        """Announce runs (offset, bytes) that will be read, about in this order."""
+
+    def is_at_hand(self, offset: int, nbytes: int) -> bool:  # noqa: ARG002
+        """Return whether the bytes can be read without a request to a server."""
+        return True
+
+    def guard(self, guards: Iterable[Guard]) -> None:
+        """Have headers checked before the bytes behind them are handed out, if not at hand now."""
+
+    def be_frugal(self) -> None:
+        """Admit only samples that cost few requests from now on."""
+
+    def admits(self, offset: int, nbytes: int) -> bool:  # noqa: ARG002
+        """Return whether a sample of values may be read there."""
+        return True
+
+    @property
+    def window(self) -> int:
+        """The bytes that :meth:`bring` would fetch; 0: no sample has to be fetched, or none may."""
+        return 0
+
+    def bring(self, offset: int, nbytes: int) -> None:
+        """Fetch bytes by one request if possible, and keep them; samples are admitted there."""
+
     # --------------------------------------------------------------------- methods of all sources
+
+    @property
+    def place(self) -> Path:
+        """The path that leads to it; of other sources, their name as a path."""
+        return self.path or Path(self.name)
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Return exactly ``nbytes`` bytes from ``offset``.

@@ -7,7 +7,9 @@ shared tensors have equal spans and the kernel can copy them.
 
 from __future__ import annotations
 
-from ckptool.sources.base import ByteSpan, Source
+from collections.abc import Iterable
+
+from ckptool.sources.base import ByteSpan, Guard, Source
 
 
 class Window(Source):
@@ -18,6 +20,7 @@ class Window(Source):
         source.check_place(offset, size)
         super().__init__(source.name, size)
         self._source, self._offset = source, offset
+        self.is_near = source.is_near
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Return bytes of the source, counted from the window's start."""
@@ -33,6 +36,26 @@ class Window(Source):
         """Return the place of the bytes in the outermost source."""
         self.check_place(offset, nbytes)
         return self._source.span(self._offset + offset, nbytes)
+
+    def is_at_hand(self, offset: int, nbytes: int) -> bool:
+        """Return whether the bytes can be read without a request to a server."""
+        return self._source.is_at_hand(self._offset + offset, nbytes)
+
+    def bring(self, offset: int, nbytes: int) -> None:
+        """Fetch bytes by one request if possible, and keep them."""
+        self._source.bring(self._offset + offset, nbytes)
+
+    def expect(self, runs: Iterable[tuple[int, int]]) -> None:
+        """Announce runs that will be read."""
+        self._source.expect((self._offset + offset, nbytes) for offset, nbytes in runs)
+
+    def guard(self, guards: Iterable[Guard]) -> None:
+        """Have headers checked before the bytes behind them are handed out."""
+        by = self._offset
+        self._source.guard(
+            each._replace(header=each.header + by, start=each.start + by, stop=each.stop + by)
+            for each in guards
+        )
 
 
 class Copied(Window):

@@ -7,14 +7,16 @@ without the start-up of numpy.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from struct import Struct, calcsize, unpack
 from typing import Any, TypeVar
 
 from ckptool.formats.base import TensorReader
+from ckptool.sources.base import ByteSpan
 from ckptool.tree.nodes import Chunk, TensorRef
 
 PER_TENSOR = 1 << 12  # bytes
+PLACES = 16  # that are tried for a window
 GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it spread evenly over 0 to 1
 
 _SCALAR_CODES = {
@@ -39,10 +41,58 @@ def spread(items: Sequence[Item], count: int) -> Sequence[Item]:
 def is_readable(ref: TensorRef) -> bool:
     """Return whether :func:`beginning` can read it: a real floating tensor, stored in this file.
 
-    Byte order, strides, the negative bit and several chunks are no obstacle.
+    Byte order, strides, the negative bit and several chunks are no obstacle. A source behind a URL
+    may admit no more samples.
     """
     known = ref.dtype.name in _FLOATS and not set(ref.lazy) - {"neg"}
-    return known and ref.numel > 0 and _first_chunk(ref) is not None
+    return known and ref.numel > 0 and (chunk := _first_chunk(ref)) is not None and _admits(chunk)
+
+
+def _admits(chunk: Chunk) -> bool:
+    source, offset, nbytes = chunk.span
+    return source.is_near or source.admits(offset, min(nbytes, PER_TENSOR))
+
+
+def gather(pairs: Sequence[tuple[TensorRef, TensorRef]]) -> None:
+    """Fetch a window from each side of the pairs, if the sources are frugal and can afford it.
+
+    Of a few places, that is taken where most pairs begin in both windows. The pairs that do can be
+    read from then on, see :func:`is_readable`.
+    """
+    begins = [
+        (one.chunks[0].span, other.chunks[0].span) for one, other in pairs if _have_one(one, other)
+    ]
+    if not begins or not all(span.source.window for span in begins[0]):
+        return
+    places = {(one.source, one.offset): (one, other) for one, other in begins}
+    found = max(spread(list(places.values()), PLACES), key=lambda place: _count(place, begins))
+    for span, window in [(span, span.source.window) for span in found]:
+        span.source.bring(span.offset, window)
+
+
+def _have_one(*refs: TensorRef) -> bool:
+    return all(_first_chunk(ref) is not None for ref in refs)
+
+
+def _count(place: tuple[ByteSpan, ByteSpan], begins: Sequence[tuple[ByteSpan, ByteSpan]]) -> int:
+    """Return the number of pairs that begin in the windows that start at a place."""
+    return sum(
+        all(
+            at.source is span.source
+            and 0 <= span.offset - at.offset < at.source.window - PER_TENSOR
+            for at, span in zip(place, pair, strict=True)
+        )
+        for pair in begins
+    )
+
+
+def announce(reader: TensorReader, refs: Iterable[TensorRef]) -> None:
+    """Announce what :func:`beginning` reads of each tensor."""
+    reader.expect(
+        span._replace(nbytes=min(span.nbytes, PER_TENSOR))
+        for ref in refs
+        if (chunk := _first_chunk(ref)) is not None and (span := chunk.span)
+    )
 
 
 def beginning(reader: TensorReader, ref: TensorRef, limit: int = PER_TENSOR) -> Sequence[float]:
@@ -113,6 +163,8 @@ def _numbers(dtype: str, data: bytes, byteorder: str) -> Sequence[float]:
 def scalar_value(reader: TensorReader, value: Any) -> Any:
     """Return a one-element tensor as a Python number; return anything else as it is."""
     if not isinstance(value, TensorRef) or value.numel != 1 or len(value.chunks) != 1:
+        return value
+    if not _admits(value.chunks[0]):
         return value
     code = _SCALAR_CODES.get(value.dtype.name)
     if code is None:

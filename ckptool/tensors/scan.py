@@ -113,6 +113,7 @@ def scan(
         refuse_volume(sum(region.nbytes for region in planned), allowed, planned[0].source)
     left = tuple(region for region in planned if region.span in passed)
     regions = [region for region in planned if region.span not in passed] if left else planned
+    reader.expect(region.span for region in regions)
     seen = ranks.work(list(in_batches(regions, _cost, BATCH)), partial(_seen, progress), _nbytes)
     all_seen = (Seen(*each) for each in chain.from_iterable(seen))  # tuples, from other ranks
     pairs = zip(regions, all_seen, strict=True)

@@ -84,6 +84,7 @@ def transfer(
         OSError: the output cannot be written.
     """
     announce(progress, sum(move.ref.numel * casting.dtype_of(move.ref).itemsize for move in moves))
+    reader.expect_values(move.ref for move in moves)
     runs = [_runs(move.ref) for move in moves]
     totals = [[_Done(at)] * (len(spans) or 1) for at, spans in enumerate(runs)]
 

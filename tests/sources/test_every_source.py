@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +23,14 @@ from ckptool.formats import open_checkpoint
 from ckptool.sources.base import Source
 from ckptool.sources.local import BoundedFile, LocalFile
 from ckptool.sources.memory import Memory
+from ckptool.sources.remote.file import RemoteFile
+from ckptool.sources.remote.http import HttpObject
+from ckptool.sources.remote.retries import PATIENCE
+from ckptool.sources.remote.web import Web
+from ckptool.sources.urls import RemotePath
 from ckptool.sources.window import Copied, Window
 from helpers.paths import FIXTURES
+from helpers.web import Site, serving
 
 CHECKPOINT = (FIXTURES / "formats" / "torch_zip" / "plain.pt").read_bytes()
 SIZE = len(CHECKPOINT)
@@ -35,11 +42,28 @@ def written(data: bytes, folder: Path) -> Path:
     return path
 
 
+def served(data: bytes) -> Source:
+    """From a web server, in small parts; both end with the source."""
+    stack = ExitStack()
+    site = stack.enter_context(serving(Site({"/source.pt": data})))
+    path = RemotePath(f"{site.url}/source.pt")
+    source = RemoteFile(HttpObject(path.url, Web(PATIENCE)), path, PATIENCE)
+    close = source.close
+
+    def close_both() -> None:
+        close()
+        stack.close()
+
+    source.close = close_both
+    return source
+
+
 SOURCES: dict[type[Source], Callable[[bytes, Path], Source]] = {
     LocalFile: lambda data, folder: LocalFile(written(data, folder)),
     BoundedFile: lambda data, folder: BoundedFile(written(data, folder), 1 << 30),
     Memory: lambda data, _folder: Memory(data, "source.pt"),
     Window: lambda data, _folder: Window(Memory(b"before" + data + b"behind"), 6, len(data)),
+    RemoteFile: lambda data, folder: served(data),
     Copied: lambda data, _folder: Copied(data, Memory(data).span(0, len(data))),
 }
 
@@ -53,7 +77,7 @@ def kinds(base: type[Source] = Source) -> Iterator[type[Source]]:
 
 
 def test_every_kind_of_source_has_a_row():
-    for module in pkgutil.iter_modules(sources.__path__, f"{sources.__name__}."):
+    for module in pkgutil.walk_packages(sources.__path__, f"{sources.__name__}."):
         importlib.import_module(module.name)
     assert set(kinds()) == SOURCES.keys()
 

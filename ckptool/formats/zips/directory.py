@@ -22,6 +22,7 @@ from ckptool.formats.zips.headers import (
 from ckptool.sources.base import Source
 
 WINDOW = 4096  # bytes that miniz, and so torch, reads at a time from the end on
+AROUND = 4096  # bytes of small records that are read along with what they are next to
 IS_FOLDER = 0x10  # an attribute of DOS
 MAX_DIRECTORY = 1 << 30  # bytes; a directory of 100,000 records has about ten million
 MAX_TOLD = 100  # entries that are reported as unread by torch
@@ -217,6 +218,8 @@ def find_directory(source: Source) -> Directory:
         if found.behind != found.comment
         else "",
     )
+    ahead = min(offset, AROUND)  # torch puts its last few small records there
+    source.bring(offset - ahead, size + ahead)
     directory = source.read(offset, size)
     told = tuple(filter(None, doubts))
     return Directory(count, offset, directory, told, found.disk, found.refusals)

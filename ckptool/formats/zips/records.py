@@ -25,19 +25,23 @@ Rules, each with its reason:
   encrypted or patches. Only stored records can be read in place; deflated ones are unpacked up to a
   limit, for the records that other writers compress.
 * An ordinary checkpoint of a large mixture of experts has 100,000 records, so the loop is plain.
+* Behind a URL the local headers are not at hand, and to fetch each would take a request. A record's
+  data ends where the next header begins, but for the data descriptor that torch writes (16 bytes,
+  or 24 with 64-bit sizes), so its beginning follows from its size. Each header is checked when the
+  data behind it is read, and nothing is handed out if it is another one.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from struct import Struct
 
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.zips.directory import ZipRecord, find_directory, read_directory
-from ckptool.formats.zips.headers import CENTRAL, LOCAL
-from ckptool.sources.base import ByteSpan, Source
+from ckptool.formats.zips.headers import CENTRAL, LOCAL, UINT16_MAX, UINT32_MAX
+from ckptool.sources.base import ByteSpan, Guard, Source
 
 LOOKED_AT = Struct("<4s2x2H4xI8x2H").unpack_from  # only the checked fields of 100,000 local headers
 
@@ -51,6 +55,17 @@ MAX_HEADER_WINDOW = 1 << 16  # or so many for adjacent headers
 MAX_DOUBTS = 100  # records whose local headers are described
 MAX_INFLATED = 64 << 20  # unpacked bytes of a deflated record that is read as a whole
 PIECE = 1 << 20  # bytes of a deflated record that are unpacked at a time
+
+
+FETCH_IT = "the file cannot be read by parts: download it and name it"
+
+
+def _start(record: ZipRecord, following: int) -> int:
+    """Return where the data of a record begins that ends at the offset of the next header."""
+    has_64 = max(record.size, record.header_offset) >= UINT32_MAX
+    descriptor = 0 if not record.flags & HAS_DESCRIPTOR else 24 if has_64 else 16
+    behind = descriptor if record.size else 0  # miniz writes none for an empty record
+    return following - behind - record.compressed_size
 
 
 def is_zip(head: bytes) -> bool:
@@ -74,7 +89,7 @@ class ZipArchive:
     """
 
     def __init__(self, source: Source) -> None:
-        self.source = source
+        self.source, self._is_near = source, source.is_near
         self._directory = find_directory(source)
         self.refusals = list(self._directory.refusals)  # faults for which torch refuses it
         self.records = read_directory(self._directory, self.refusals)
@@ -114,6 +129,8 @@ class ZipArchive:
             UnsupportedError: the record is encrypted, or a patch.
         """
         _, method, flags, crc, packed, plain, offset, entry = record
+        if not self._is_near and not self._is_at_hand(record):
+            return self._start_by_its_end(record)
         at = offset - self._window_offset
         if not 0 <= at <= len(self._window) - LOCAL.size:
             self._move_window(offset, is_next=0 <= at < 2 * len(self._window))
@@ -142,6 +159,7 @@ class ZipArchive:
 
     def _move_window(self, offset: int, *, is_next: bool) -> None:
         """Read the headers of many small tensors at once, and of more if the next ones follow."""
+        is_next = is_next and self._is_near
         size = min(2 * len(self._window), MAX_HEADER_WINDOW) if is_next else HEADER_WINDOW
         available = min(size, self.source.size - offset)
         self._window = self.source.read(offset, max(available, LOCAL.size))
@@ -162,6 +180,72 @@ class ZipArchive:
         ]
         if differing and len(self._differing) < MAX_DOUBTS:
             self._differing[record.name] = f"its local header has the {', the '.join(differing)}"
+
+    # ------------------------------------------------------------------------- headers not at hand
+
+    def _is_at_hand(self, record: ZipRecord) -> bool:
+        source, at = self.source, record.header_offset
+        return source.is_at_hand(at, min(HEADER_WINDOW, source.size - at))
+
+    @cached_property
+    def _starts(self) -> Mapping[int, int]:
+        """The offset of each record's data by that of its header, if nothing lies between records.
+
+        The source is given a guard for each.
+        """
+        headers = sorted(record.header_offset for record in self.records)
+        following = dict(zip(headers, [*headers[1:], self._directory.offset], strict=True))
+        starts = {r.header_offset: _start(r, following[r.header_offset]) for r in self.records}
+        self.source.guard(
+            Guard(
+                record.header_offset,
+                start := starts[record.header_offset],
+                start + record.compressed_size,
+                partial(self._check_header, record),
+            )
+            for record in self.records
+            if not self._is_at_hand(record)
+        )
+        return starts
+
+    def _start_by_its_end(self, record: ZipRecord) -> int:
+        """Return where a record's data begins, which its header has to confirm before it is read.
+
+        Raises:
+            UnsupportedError: something lies between the records, so that this cannot be known; or
+                it is encrypted.
+        """
+        if record.flags & UNREADABLE:
+            raise UnsupportedError(f"the record {record.name!r} is encrypted, or a patch")
+        if record.method == STORED and record.compressed_size != record.size:
+            raise DamagedError(f"the record {record.name!r} is stored in another size than its own")
+        start = self._starts[record.header_offset]
+        if not 0 <= start - record.header_offset - LOCAL.size <= 2 * UINT16_MAX:
+            raise UnsupportedError(f"the place of the record {record.name!r:.80}", hint=FETCH_IT)
+        return start
+
+    def _check_header(self, record: ZipRecord, header: bytes) -> None:
+        """Compare a local header, with name and extra field, with what the directory says.
+
+        Raises:
+            DamagedError: it is another one, or ends elsewhere.
+        """
+        found = LOCAL.unpack_from(header) if len(header) >= LOCAL.size else None
+        listed = record.entry_offset - self._listed_at + CENTRAL.size
+        width = len(header) if found is None else found[-2]
+        name = header[LOCAL.size : LOCAL.size + width]
+        if (
+            found is None
+            or found[0] != b"PK\x03\x04"
+            or LOCAL.size + found[-2] + found[-1] != len(header)
+            or name != self._listed[listed : listed + width]
+            or (found[2], found[3]) != (record.flags, record.method)
+            or not (record.flags & HAS_DESCRIPTOR or found[6] == record.crc)
+        ):
+            raise DamagedError(
+                f"the local header of the record {record.name!r:.80} is not as the directory says",
+                hint=FETCH_IT,
+            )
 
     def span(self, record: ZipRecord, nbytes: int) -> ByteSpan:
         """Return the place of the first ``nbytes`` bytes of a stored record."""

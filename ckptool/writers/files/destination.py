@@ -14,6 +14,7 @@ from ckptool.errors import SYSTEM_HINTS, OutputError, UsageError
 from ckptool.formats.dcp import DcpFolder
 from ckptool.formats.safetensors_file import SafetensorsFile
 from ckptool.formats.torch_zip import TorchZip
+from ckptool.sources.urls import SCHEMES, RemotePath
 from ckptool.writers.files.partial import (
     check_system,
     is_same_file,
@@ -57,7 +58,12 @@ def in_folder(output: str | Path, name: str) -> Path:
 
 
 def _beside(source: Path) -> Path:
-    """Return the path beside the checkpoint; keep a directory's name, also of ``.`` and ``..``."""
+    """Return the path beside the checkpoint; keep a directory's name, also of ``.`` and ``..``.
+
+    What comes from a URL is written to the working directory.
+    """
+    if isinstance(source, RemotePath):
+        return Path(source.stem + DEFAULT_SUFFIX)
     with suppress(OSError):  # opening the checkpoint reports the error
         if source.is_dir():
             folder = source.resolve()
@@ -109,6 +115,7 @@ def check_output(path: Path, inputs: Collection[Path], *, force: bool) -> Path:
             inputs, or exists already.
     """
     check_system(path)
+    _refuse_url(path)
     target = Path(os.path.realpath(path))
     try:
         has_folder = target.parent.is_dir()
@@ -156,6 +163,24 @@ def check_folder(folder: Path) -> bool:
     return False
 
 
+THIS_MACHINE = "outputs are files of this machine, and this is a URL"
+
+
+def _refuse_url(path: Path) -> None:
+    """Refuse a URL; as a path of this machine it has lost a slash.
+
+    Raises:
+        OutputError: it begins with a scheme of URLs, and no directory has that name.
+    """
+    first = path.parts[0] if path.parts else ""
+    if first.removesuffix(":") in SCHEMES and first.endswith(":") and not Path(first).exists():
+        raise OutputError(
+            THIS_MACHINE,
+            path=path,
+            hint="write a file here and upload it",
+        )
+
+
 def check_in_place(path: Path, backup: Path | None, *, force: bool) -> Path:
     """Return the file to replace (behind symbolic links), if it may be replaced by a rename.
 
@@ -164,6 +189,8 @@ def check_in_place(path: Path, backup: Path | None, *, force: bool) -> Path:
             old content; or the backup's name is taken.
     """
     check_system(path)
+    if isinstance(path, RemotePath):
+        raise OutputError(THIS_MACHINE, path=path, hint="-o writes another file, here")
     target = Path(os.path.realpath(path))
     remove_second_name(target)
     status = target.stat()

@@ -1,0 +1,64 @@
+"""Places of files: paths of this machine, and URLs.
+
+Nothing but a text that begins like a URL becomes one, and only then is the package ``remote``
+imported, which knows the network.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ckptool.errors import UsageError
+from ckptool.sources.base import Source
+from ckptool.sources.local import LocalFile
+from ckptool.sources.urls import SCHEMES, URL, RemotePath, shown
+
+if TYPE_CHECKING:
+    from ckptool.sources.remote.stores import Store
+
+
+def _store_of(path: RemotePath) -> Store:
+    from ckptool.sources.remote.stores import store_of  # noqa: PLC0415 - network
+
+    return store_of(path)
+
+
+RemotePath.find_store = staticmethod(_store_of)
+
+
+def as_path(text: str | Path) -> Path:
+    """Return the path that a text names: a URL only if no file has that name.
+
+    Raises:
+        UsageError: it is a URL of a scheme that ckptool does not know.
+    """
+    if isinstance(text, Path):
+        return text
+    match = URL.match(text)
+    if match is None or os.path.lexists(text):
+        return Path(text)
+    if match["scheme"].lower() not in SCHEMES:
+        raise UsageError(
+            f"{shown(text)}: ckptool reads no URLs that begin with {match['scheme']}://",
+            hint="download the file and name it; URLs that it reads begin with "
+            + ", ".join(f"{scheme}://" for scheme in SCHEMES),
+        )
+    return RemotePath(text)
+
+
+def is_folder(path: Path) -> bool:
+    """Return whether a path is a directory; never raise an error of this machine."""
+    if isinstance(path, RemotePath):
+        return path.is_dir()
+    return os.path.isdir(path)  # noqa: PTH112 - unlike Path.is_dir, it raises nothing
+
+
+def open_file(path: Path) -> Source:
+    """Open a file, here or behind a URL.
+
+    Raises:
+        UnreadableError: there is no file that can be read.
+    """
+    return path.store.open(path) if isinstance(path, RemotePath) else LocalFile(path)

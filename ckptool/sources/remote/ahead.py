@@ -1,0 +1,204 @@
+"""Bytes that will be read, fetched before they are: several large runs at once.
+
+A command announces the runs that it will read, in their order. Runs that lie close together are
+fetched as one, long ones in chunks. A few threads fetch the chunks from the first one on, as far
+ahead as the memory that they may take. A reader that comes to a chunk first fetches it itself. A
+chunk is dropped when all that was announced of it has been read.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from enum import Enum, auto
+
+CHUNK = 8 << 20  # bytes of a request
+ROOM = 96 << 20  # bytes of chunks that were fetched and not yet read
+THREADS = 12
+MAX_GAP = 1 << 16  # bytes between two runs that are fetched as one,
+SHARE = 100  # and at most one in so many of the bytes before them,
+MIN_GAP = 1 << 9  # but always so many: headers between records
+
+Fetch = Callable[[memoryview, int], None]  # fills a buffer from an offset
+
+
+class State(Enum):
+    """The states of a chunk."""
+
+    WAITING = auto()
+    COMING = auto()
+    HERE = auto()
+    GONE = auto()  # read to its end
+
+
+class Chunk:
+    """A run of bytes that is one request."""
+
+    __slots__ = ("data", "error", "left", "start", "state", "stop")
+
+    def __init__(self, start: int, stop: int, left: int) -> None:
+        self.start, self.stop = start, stop
+        self.left = left  # bytes that are still to be read
+        self.state = State.WAITING
+        self.data = bytearray()
+        self.error: OSError | None = None
+
+
+class ReadAhead:
+    """The chunks of one object, and the threads that fetch them."""
+
+    def __init__(self, fetch: Fetch, name: str) -> None:
+        self._fetch, self._name = fetch, name
+        self._chunks: list[Chunk] = []  # by offset
+        self._starts: list[int] = []
+        self._order: list[Chunk] = []  # as announced, what is still to be fetched last
+        self._held = 0  # bytes of chunks that are coming or here
+        self._changed = threading.Condition()
+        self._threads = 0
+        self._is_closed = False
+
+    def expect(self, runs: Iterable[tuple[int, int]]) -> None:
+        """Announce runs (offset, bytes) that will be read, about in this order."""
+        with self._changed:
+            new = [chunk for chunk in _chunks(runs) if self._find(chunk.start) is None]
+            new = [chunk for chunk in new if self._find(chunk.stop - 1) is None]
+            self._chunks = sorted([*self._live(), *new], key=lambda chunk: chunk.start)
+            self._starts = [chunk.start for chunk in self._chunks]
+            self._order = [*reversed(new), *self._order]
+            wanted = min(THREADS, len(self._order)) if len(new) > 1 else 0
+            for _ in range(wanted - self._threads):
+                self._threads += 1
+                threading.Thread(target=self._work, name=self._name, daemon=True).start()
+
+    def take(self, offset: int, nbytes: int) -> memoryview | None:
+        """Return bytes from ``offset``, at most ``nbytes``; None if they were not announced.
+
+        Raises:
+            OSError: they cannot be fetched.
+        """
+        with self._changed:
+            chunk = self._find(offset)
+            if chunk is None:
+                return None
+            is_first = chunk.state is State.WAITING
+            if is_first:
+                self._begin(chunk)
+        if is_first:
+            self._bring(chunk)
+        with self._changed:
+            self._changed.wait_for(lambda: chunk.state is not State.COMING)
+            if chunk.state is State.GONE:
+                return None
+            if chunk.error is not None:
+                raise chunk.error
+            data = memoryview(chunk.data)[offset - chunk.start : offset - chunk.start + nbytes]
+            chunk.left -= len(data)
+            if chunk.left <= 0:
+                self._drop(chunk)
+            return data
+
+    def close(self) -> None:
+        """Let the threads end, and drop everything."""
+        with self._changed:
+            self._is_closed = True
+            self._order.clear()
+            self._chunks.clear()
+            self._starts.clear()
+            self._changed.notify_all()
+
+    # -------------------------------------------------------------------------------- in the lock
+
+    def _live(self) -> list[Chunk]:
+        return [chunk for chunk in self._chunks if chunk.state is not State.GONE]
+
+    def _find(self, offset: int) -> Chunk | None:
+        at = bisect_right(self._starts, offset) - 1
+        chunk = self._chunks[at] if at >= 0 else None
+        return chunk if chunk is not None and offset < chunk.stop else None
+
+    def _begin(self, chunk: Chunk) -> None:
+        chunk.state = State.COMING
+        self._held += chunk.stop - chunk.start
+
+    def _drop(self, chunk: Chunk) -> None:
+        if chunk.state is State.HERE:
+            self._held -= chunk.stop - chunk.start
+            chunk.state, chunk.data = State.GONE, bytearray()
+            self._changed.notify_all()
+
+    def _next(self) -> Chunk | None:
+        """Return the next chunk to fetch ahead; wait for room; None: there is nothing to do."""
+        while True:
+            while self._order and self._order[-1].state is not State.WAITING:
+                self._order.pop()
+            if self._is_closed or not self._order:
+                return None
+            chunk = self._order[-1]
+            if self._held + chunk.stop - chunk.start <= ROOM:
+                self._begin(self._order.pop())
+                return chunk
+            self._changed.wait()
+
+    # ---------------------------------------------------------------------------------- outside it
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                chunk = self._next()
+                if chunk is None:
+                    self._threads -= 1
+                    return
+            self._bring(chunk)
+
+    def _bring(self, chunk: Chunk) -> None:
+        data = bytearray(chunk.stop - chunk.start)
+        error: OSError | None = None
+        try:
+            self._fetch(memoryview(data), chunk.start)
+        except OSError as raised:
+            error = raised
+        with self._changed:
+            chunk.data, chunk.error, chunk.state = data, error, State.HERE
+            self._changed.notify_all()
+
+
+def _chunks(runs: Iterable[tuple[int, int]]) -> list[Chunk]:
+    """Return the chunks in the order in which their first bytes are read."""
+    placed = sorted((start, start + size, nth) for nth, (start, size) in enumerate(runs) if size)
+    joined: list[_Joined] = []
+    for start, stop, nth in placed:
+        if not joined or not joined[-1].takes(start):
+            joined.append(_Joined(start))
+        joined[-1].add(start, stop, nth)
+    joined.sort(key=lambda run: run.first)
+    return [chunk for run in joined for chunk in run.chunks()]
+
+
+class _Joined:
+    """Runs that lie close together."""
+
+    def __init__(self, start: int) -> None:
+        self.start = self.stop = start
+        self.first: float = math.inf  # the place of the earliest one in the order of reading
+        self.wanted = 0  # bytes
+        self.left: Counter[int] = Counter()  # bytes to read, by the index of the chunk
+
+    def takes(self, start: int) -> bool:
+        """Return whether a run that begins there is near enough to be fetched along."""
+        return start - self.stop <= max(MIN_GAP, min(MAX_GAP, self.wanted // SHARE))
+
+    def add(self, start: int, stop: int, nth: int) -> None:
+        self.stop, self.first = max(self.stop, stop), min(self.first, nth)
+        self.wanted += stop - start
+        while start < stop:
+            index = (start - self.start) // CHUNK
+            end = min(stop, self.start + (index + 1) * CHUNK)
+            self.left[index] += end - start
+            start = end
+
+    def chunks(self) -> Iterator[Chunk]:
+        for index, at in enumerate(range(self.start, self.stop, CHUNK)):
+            yield Chunk(at, min(at + CHUNK, self.stop), self.left[index])

@@ -1,0 +1,166 @@
+"""Connections to web servers: kept open, checked, and never to a place that nobody named.
+
+The standard library's ``http.client`` does all that ranges need. TLS certificates are always
+verified. A server that a redirect leads to must have a public address, unless the server that the
+user named has a private one too: a public server must not make this machine ask its own network.
+The address that was checked is the one that is connected to.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from contextlib import suppress
+from functools import cache
+from http.client import HTTPConnection
+from ipaddress import ip_address
+from typing import NamedTuple
+from urllib.parse import SplitResult, quote, urlsplit
+
+from ckptool.sources.remote.base import TransferError
+from ckptool.sources.remote.retries import Patience
+
+PORTS = {"http": 80, "https": 443}
+KEPT = "%/:=&?~#+!$,;'@()*[]"  # characters of a URL that mean something, or are escaped already
+MAX_IDLE = 16  # connections that are kept for a server
+CHECK_HOST = "check the host name, and whether this machine reaches it: curl -I shows it"
+
+
+class Site(NamedTuple):
+    """A server: scheme, host and port."""
+
+    scheme: str
+    host: str
+    port: int
+
+
+def site_of(url: str) -> Site:
+    """Return the server of a URL.
+
+    Raises:
+        TransferError: the URL has no valid host or port.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port or PORTS[parts.scheme]
+    except (ValueError, KeyError) as error:
+        raise TransferError(f"no valid URL: {error}", "check its spelling") from error
+    if not parts.hostname:
+        raise TransferError("no valid URL: it names no host", "check its spelling")
+    return Site(parts.scheme, parts.hostname, port)
+
+
+def target_of(parts: SplitResult) -> str:
+    """Return the path and the query of a URL, as a request names them: spaces are escaped."""
+    path = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+    return quote(path, safe=KEPT)
+
+
+def is_private(address: str) -> bool:
+    """Return whether an IP address is not one of the public internet."""
+    ip = ip_address(address.partition("%")[0])
+    return not (getattr(ip, "ipv4_mapped", None) or ip).is_global
+
+
+class Connection(HTTPConnection):
+    """A connection to one server, over TLS for ``https``."""
+
+    def __init__(self, site: Site, patience: Patience, *, only_public: bool) -> None:
+        super().__init__(site.host, site.port, timeout=patience.connect)
+        self.site = site
+        self.default_port = PORTS[site.scheme]  # the Host header names other ports
+        self.is_to_private = False
+        self._patience, self._only_public = patience, only_public
+
+    def connect(self) -> None:
+        """Connect to the first address of the host that answers."""
+        sock = self._connected()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.site.scheme == "https":
+            try:
+                sock = verifying().wrap_socket(sock, server_hostname=self.site.host)
+            except ssl.SSLCertVerificationError as error:
+                sock.close()
+                raise TransferError(
+                    f"the TLS certificate of {self.site.host} does not verify: "
+                    f"{error.verify_message}",
+                    "for a certificate authority of your own set SSL_CERT_FILE; nothing turns "
+                    "the verification off",
+                ) from error
+            except OSError:
+                sock.close()
+                raise
+        sock.settimeout(self._patience.silence)
+        self.sock = sock
+
+    def _connected(self) -> socket.socket:
+        try:
+            found = socket.getaddrinfo(self.site.host, self.site.port, type=socket.SOCK_STREAM)
+        except (socket.gaierror, UnicodeError) as error:
+            is_passing = getattr(error, "errno", None) == socket.EAI_AGAIN
+            raise TransferError(
+                f"the host {self.site.host} is not known", CHECK_HOST, is_transient=is_passing
+            ) from error
+        if self._only_public and any(is_private(each[4][0]) for each in found):  # type: ignore[arg-type]
+            raise TransferError(
+                f"the server redirects to {self.site.host}, which is an address of a private "
+                "network",
+                "name that URL itself if you trust it",
+            )
+        failed: OSError = OSError("the host has no address")
+        for family, kind, protocol, _, address in found:
+            sock = socket.socket(family, kind, protocol)
+            sock.settimeout(self._patience.connect)
+            try:
+                sock.connect(address)
+            except OSError as error:
+                sock.close()
+                failed = error
+            else:
+                self.is_to_private = is_private(str(address[0]))
+                return sock
+        raise failed
+
+
+@cache
+def verifying() -> ssl.SSLContext:
+    """Return the settings of TLS: certificates are verified by the system's authorities."""
+    return ssl.create_default_context()
+
+
+class Pool:
+    """Idle connections to any number of servers; used by several threads."""
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._idle: dict[Site, list[Connection]] = {}
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def take(self, site: Site, *, only_public: bool) -> tuple[Connection, bool]:
+        """Return a connection, and whether it was used before."""
+        with self._lock:
+            idle = self._idle.get(site)
+            if idle:
+                return idle.pop(), True
+        return Connection(site, self._patience, only_public=only_public), False
+
+    def give_back(self, connection: Connection) -> None:
+        """Keep a connection whose last answer was read to its end."""
+        with self._lock:
+            idle = self._idle.setdefault(connection.site, [])
+            if len(idle) < MAX_IDLE and not self._is_closed:
+                idle.append(connection)
+                return
+        connection.close()
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        with self._lock:
+            idle = [each for some in self._idle.values() for each in some]
+            self._idle.clear()
+            self._is_closed = True
+        for connection in idle:
+            with suppress(OSError):
+                connection.close()

@@ -1,0 +1,332 @@
+"""Every command on a URL: the answer is that for the same file here, or a clear error."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+
+from ckptool.commands.inspect import inspect_file
+from ckptool.contents.selection import Operand
+from ckptool.sources.remote import ahead, file, http, retries
+from ckptool.sources.urls import RemotePath
+from helpers import web
+from helpers.output import run_inside as run
+from helpers.paths import FIXTURES
+from helpers.thinned import one_in
+from helpers.web import Site, serving
+
+SAMPLE = FIXTURES / "ema" / "emacallback" / "exported.ckpt"
+ONE_FILE = sorted(
+    path
+    for folder in ("ema", "formats", "resume")
+    for path in (FIXTURES / folder).rglob("*")
+    if path.suffix in {".ckpt", ".pt", ".pth", ".safetensors", ".pkl"}
+)
+
+
+def place(path: Path) -> str:
+    return str(path.relative_to(FIXTURES))
+
+
+@pytest.fixture
+def site():
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture
+def in_parts(monkeypatch):
+    """As if the files were large: nearly all that is read is a request."""
+    monkeypatch.setattr(file, "TAIL", 1024)
+    monkeypatch.setattr(file, "HEAD", 4096)
+    monkeypatch.setattr(file, "WINDOW", 512)
+    monkeypatch.setattr(file, "MAX_WINDOW", 4096)
+    monkeypatch.setattr(ahead, "CHUNK", 9000)
+    monkeypatch.setattr(ahead, "MIN_GAP", 0)
+    monkeypatch.setattr(http, "MAX_WHOLE", 16)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """No pauses between attempts."""
+    patience = retries.PATIENCE._replace(silence=2, sleep=lambda _seconds: None)
+    monkeypatch.setattr(retries, "PATIENCE", patience)
+
+
+def at(site: Site, path: Path) -> str:
+    """Serve a file, and return its URL."""
+    site.files[f"/{path.name}"] = path.read_bytes()
+    return f"{site.url}/{path.name}"
+
+
+def without_places(document, *texts: str):
+    """A document in which the path of its file is the same wherever it was."""
+    if isinstance(document, dict):
+        return {key: without_places(value, *texts) for key, value in document.items()}
+    if isinstance(document, list):
+        return [without_places(value, *texts) for value in document]
+    for text in texts if isinstance(document, str) else ():
+        document = document.replace(text, "HERE")
+    return document
+
+
+# ---------------------------------------------------------- the same as on the disk
+
+
+@pytest.mark.parametrize("path", one_in(3, ONE_FILE), ids=place)
+def test_inspect_says_the_same(site, tmp_path, path):
+    copy = tmp_path / path.name  # alone: a URL has no neighbours
+    copy.write_bytes(path.read_bytes())
+    ours, theirs = run("inspect", at(site, path), "--json"), run("inspect", copy, "--json")
+    assert (ours.exit_code, ours.stderr) == (theirs.exit_code, theirs.stderr.replace(str(copy), ""))
+    there = [f"{site.url}/{path.name}", str(copy)]
+    assert without_places(ours.json, *there) == without_places(theirs.json, *there)
+    assert len(site.asked) <= 4
+
+
+@pytest.mark.parametrize("path", one_in(3, ONE_FILE), ids=place)
+def test_extraction_in_parts_writes_the_same_bytes(site, tmp_path, in_parts, path, monkeypatch):
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    copy = tmp_path / path.name
+    copy.write_bytes(path.read_bytes())
+    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    ours = run("extract-ema", at(site, path), "-o", one)
+    theirs = run("extract-ema", copy, "-o", other)
+    assert ours.exit_code == theirs.exit_code
+    assert one.exists() == other.exists()
+    if one.exists():
+        assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("path", one_in(4, ONE_FILE[::3]), ids=place)
+def test_nothing_differs_from_the_file_itself(site, in_parts, path):
+    done = run("diff", at(site, path), path)
+    assert done.exit_code == run("diff", path, path).exit_code, done
+
+
+def test_verify_reads_all_bytes(site, in_parts):
+    done = run("verify", at(site, SAMPLE), "--require", "intact", "--json")
+    assert done.exit_code == run("verify", SAMPLE, "--require", "intact").exit_code == 0
+    assert site.sent >= 0.9 * SAMPLE.stat().st_size
+
+
+def test_a_changed_bit_is_found(site, in_parts):
+    data = bytearray(SAMPLE.read_bytes())
+    at_value = data.find(b"/data/0") + 200
+    data[at_value] ^= 1
+    site.files["/a.ckpt"] = bytes(data)
+    done = run("verify", f"{site.url}/a.ckpt", "--require", "intact")
+    assert done.exit_code == 1
+    assert "CK103" in done
+
+
+def test_convert_and_average(site, tmp_path, in_parts):
+    url = at(site, SAMPLE)
+    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    assert run("convert", f"{url}#@model", "-o", one).exit_code == 0
+    assert run("convert", f"{SAMPLE}#@model", "-o", other).exit_code == 0
+    assert run("diff", one, other).exit_code == 0
+    done = run("average", f"{url}#@model", f"{SAMPLE}#@model", "-o", tmp_path / "mean.safetensors")
+    assert done.exit_code == 0, done
+    assert run("diff", tmp_path / "mean.safetensors", one).exit_code == 0
+
+
+def test_a_whole_checkpoint_without_its_optimizer(site, tmp_path, in_parts):
+    path = FIXTURES / "ema" / "has_ema" / "late.pt"
+    one, other = tmp_path / "one.ckpt", tmp_path / "other.ckpt"
+    ours = run("convert", at(site, path), "--drop", "optimizer", "-o", one)
+    theirs = run("convert", path, "--drop", "optimizer", "-o", other)
+    assert ours.exit_code == theirs.exit_code == 0, ours
+    assert run("diff", one, other).exit_code == 0
+
+
+def test_promotion_writes_a_local_copy(site, tmp_path, in_parts):
+    one, other = tmp_path / "one.ckpt", tmp_path / "other.ckpt"
+    ours = run("promote-ema", at(site, SAMPLE), "-o", one)
+    theirs = run("promote-ema", SAMPLE, "-o", other)
+    assert ours.exit_code == theirs.exit_code == 0, ours
+    assert run("diff", one, other).exit_code == 0
+
+
+def test_without_an_output_it_is_written_here(site, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("extract-ema", at(site, SAMPLE)).exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["exported.ema.safetensors"]
+
+
+# ---------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("output", ["s3://bucket/ema.safetensors", "https://host/ema.safetensors"])
+def test_outputs_are_local(output):
+    done = run("extract-ema", SAMPLE, "-o", output)
+    assert done.exit_code == 2
+    assert "outputs are files of this machine" in done.stderr
+
+
+def test_in_place_is_refused(site):
+    done = run("promote-ema", at(site, SAMPLE), "--in-place")
+    assert done.exit_code == 2
+    assert "error:" in done.stderr
+
+
+def test_a_missing_file_is_said_with_its_url(site):
+    done = run("inspect", f"{site.url}/none.ckpt?sig=s3cret")
+    assert done.exit_code == 2
+    assert f"{site.url}/none.ckpt: no such file (404)" in done.stderr
+    assert "s3cret" not in done.stderr + done
+
+
+def test_a_login_page_is_said(site):
+    site.every = web.page
+    done = run("inspect", f"{site.url}/a.ckpt")
+    assert done.exit_code == 2
+    assert "web page" in done.stderr
+
+
+# ---------------------------------------------------------- faults everywhere
+
+FAULTS = {
+    "reset": web.reset,
+    "short": web.short,
+    "wrong-range": web.wrong_range,
+    "longer": web.longer,
+    "500": web.status(500),
+    "429": web.status(429, Retry_After="2"),
+    "403": web.status(403),
+    "no-ranges": web.no_ranges,
+    "compressed": web.packed,
+    "drip": web.drip,
+}
+
+
+@pytest.fixture(scope="module")
+def scattered(tmp_path_factory) -> Path:
+    """A checkpoint whose EMA lies in several places, so that it takes many requests in parts."""
+    torch.manual_seed(0)
+    state: dict = {"state_dict": {}, "ema_state_dict": {}, "epoch": 1}
+    kept = []
+    for n in range(12):
+        value = torch.randn(40, 50)
+        state["state_dict"][f"layer{n}.weight"] = value
+        state["ema_state_dict"][f"layer{n}.weight"] = value + 0.01 * torch.randn(40, 50)
+        kept.append(torch.randn(40, 50))
+    path = tmp_path_factory.mktemp("scattered") / "last.ckpt"
+    torch.save(state | {"optimizer_like": kept}, path)
+    return path
+
+
+@pytest.mark.parametrize("how", ["once", "from-then-on"])
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_fault_at_any_request_gives_the_right_weights_or_none(
+    site, tmp_path, in_parts, scattered, fault, how, monkeypatch
+):
+    url = at(site, scattered)
+    right = tmp_path / "right.safetensors"
+    assert run("extract-ema", url, "-o", right).exit_code == 0
+    count = len(site.asked)
+    assert count > 12
+    if fault is web.drip:  # each takes a while
+        monkeypatch.setattr(retries, "PATIENCE", retries.PATIENCE._replace(silence=0.05))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    few = 3 if fault is web.drip else 12
+    for number in {*range(6), *range(0, count, count // few), count - 1}:
+        site.forget()
+        last = 500 if how == "from-then-on" else number + 1
+        site.faults = dict.fromkeys(range(number, last), fault)
+        output = folder / f"{number}.safetensors"
+        done = run("extract-ema", url, "-o", output)
+        if done.exit_code == 0:
+            assert output.read_bytes()[-5000:] == right.read_bytes()[-5000:]
+            output.unlink()
+        else:
+            assert done.exit_code == 2, done
+            assert done.stderr.startswith("error:")
+            assert "hint:" in done.stderr
+        assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("has_etags", [True, False])
+def test_a_file_replaced_at_any_request_is_told_and_never_mixed(
+    site, tmp_path, in_parts, scattered, has_etags
+):
+    site.has_etags = has_etags
+    url = at(site, scattered)
+    name, data = f"/{scattered.name}", scattered.read_bytes()
+    other = bytes(byte ^ 1 if nth > 6000 else byte for nth, byte in enumerate(data))
+    other += b"" if has_etags else bytes(8)  # else only the size tells
+    right = tmp_path / "right.safetensors"
+    assert run("extract-ema", url, "-o", right).exit_code == 0
+    refused = 0
+    for number in range(1, len(site.asked), 3):
+        site.forget()
+        site.files[name] = data
+        site.faults = {number: web.replaced(other)}
+        output = tmp_path / "out.safetensors"
+        done = run("extract-ema", url, "-o", output)
+        if done.exit_code == 0:  # all that it takes was read before
+            assert output.read_bytes()[-5000:] == right.read_bytes()[-5000:]
+            output.unlink()
+        else:
+            refused += 1
+            assert "replaced" in done.stderr
+        assert not output.exists()
+    assert refused > 5
+
+
+# ---------------------------------------------------------- bytes and requests
+
+
+@pytest.fixture(scope="module")
+def large() -> bytes:
+    """A checkpoint of 100 MB, with its EMA and the state of Adam."""
+    torch.manual_seed(0)
+    model = {f"layers.{n}.weight": torch.randn(256, 1024) for n in range(24)}
+    model |= {f"layers.{n}.bias": torch.randn(1024) for n in range(24)}
+    ema = {name: value + 0.01 * torch.randn_like(value) for name, value in model.items()}
+    moments = {n: {"step": torch.tensor(5.0), "exp_avg": v, "exp_avg_sq": v * v}
+               for n, v in enumerate(model.values())}  # fmt: skip
+    groups = [{"params": list(moments), "lr": 1e-3, "betas": (0.9, 0.999)}]
+    state = {"state_dict": model, "ema_state_dict": ema, "epoch": 3,
+             "optimizer": {"state": moments, "param_groups": groups}}  # fmt: skip
+    out = io.BytesIO()
+    torch.save(state, out)
+    return out.getvalue()
+
+
+def test_inspect_takes_four_requests(site, large):
+    site.files["/last.ckpt"] = large
+    report = inspect_file(Operand(RemotePath(f"{site.url}/last.ckpt")))
+    assert report.ema.status == "found"
+    assert report.ema.main_slot == "raw"
+    assert len(site.asked) <= 4
+    assert site.sent <= 1 << 20
+
+
+def test_inspect_of_many_tensors_takes_four_requests(site):
+    """Pickle and directory are larger than what is fetched first."""
+    model = {f"blocks.{n // 10}.layer.{n % 10}.weight": torch.full((3000,), n) for n in range(6000)}
+    out = io.BytesIO()
+    torch.save({"model": model, "model_ema": {k: v + 1 for k, v in model.items()}}, out)
+    site.files["/last.ckpt"] = out.getvalue()
+    report = inspect_file(Operand(RemotePath(f"{site.url}/last.ckpt")))
+    assert report.tensors.count == 12_000
+    assert len(site.asked) <= 4
+    pickle_and_directory = 3_500_000
+    assert site.sent <= pickle_and_directory + (1 << 20)
+
+
+def test_extraction_transfers_the_ema_and_nothing_else(site, large, tmp_path):
+    site.files["/last.ckpt"] = large
+    done = run("extract-ema", f"{site.url}/last.ckpt", "-o", tmp_path / "a.safetensors", "--json")
+    assert done.exit_code == 0
+    opening = file.TAIL + file.HEAD
+    assert site.sent - opening <= 1.02 * done.json["bytes"]
+    (tmp_path / "last.ckpt").write_bytes(large)
+    other = tmp_path / "b.safetensors"
+    assert run("extract-ema", tmp_path / "last.ckpt", "-o", other).exit_code == 0
+    assert run("diff", tmp_path / "a.safetensors", other).exit_code == 0
