@@ -189,7 +189,7 @@ class TorchRecords:
         Raises:
             DamagedError: the archive holds other checkpoints too.
         """
-        refuse_checkpoints(r.name for r in self.archive.records if not self._is_storage(r))
+        refuse_checkpoints(record.name for record in self._beside_storages)
         for record in self._unnamed_records():
             with suppress(CkptError):
                 pickles.listen_aside(self._source(record), 0, record.name, SHORT)
@@ -210,15 +210,21 @@ class TorchRecords:
         """Return the records that are neither storages nor called pickles: they could be some."""
         unnamed = (
             record
-            for record in self.archive.records
-            if not self._is_storage(record)
-            and record is not self.pickle
+            for record in self._beside_storages
+            if record is not self.pickle
             and not self._is_other_pickle(record)
         )
         return islice(unnamed, MAX_UNNAMED)
 
-    def _is_storage(self, record: ZipRecord) -> bool:
-        return folded(record.name).startswith(self._storages)
+    @cached_property
+    def _beside_storages(self) -> list[ZipRecord]:
+        """The records that are no storages; nearly all are."""
+        return [
+            record
+            for record in self.archive.records
+            if not record.name.startswith(self._storages)
+            and not folded(record.name).startswith(self._storages)
+        ]
 
     @cached_property
     def _storages(self) -> str:
@@ -319,7 +325,7 @@ class TorchRecords:
             DamagedError: there is no such record, or it is too short.
         """
         name = key if isinstance(key, str) else repr(key)
-        record = self.archive.get(f"{self.folder}data/{name}")
+        record = self.archive.by_folded_name.get(f"{self._storages}{folded(name)}")
         if record is None:
             raise DamagedError(
                 f"the record data/{name} is missing, {nbytes} bytes of values with it"
@@ -331,7 +337,7 @@ class TorchRecords:
         if record.method != STORED:
             blob = self._unpacked(record)
             return ByteSpan(blob if nbytes else Memory(b""), 0, nbytes)
-        return self.archive.span(record, nbytes)
+        return ByteSpan(self.archive.source, self.archive.data_offset(record), nbytes)
 
 
 def _can_be_text(data: bytes) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from math import prod
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -203,6 +203,54 @@ class Opaque:
         """True if it was an ``nn.Module`` of any class: all of them have these dicts."""
         state = self.state
         return isinstance(state, dict) and "_parameters" in state and "_modules" in state
+
+
+def _setters(cls: type) -> Iterator[Callable[[Any, Any], None]]:
+    return (getattr(cls, part.name).__set__ for part in fields(cls))
+
+
+# The methods that a frozen class makes set each attribute by its name, which takes three times as
+# long. A checkpoint of 100,000 tensors makes as many of both.
+(
+    _DTYPE, _SHAPE, _CHUNKS, _DEVICE, _REQUIRES_GRAD, _BYTEORDER, _LAZY, _QUANTIZER, _SUBCLASS, _STATE,
+) = _setters(TensorRef)  # fmt: skip
+_OF_STORAGE = (*_setters(StorageRef),)
+_new = object.__new__
+
+
+def plain_tensor(
+    dtype: DType,
+    shape: tuple[int, ...],
+    chunk: Chunk,
+    device: str,
+    byteorder: str,
+    *,
+    requires_grad: bool,
+) -> TensorRef:
+    """Return a tensor that is stored as one block, in a third of the time of ``TensorRef(…)``."""
+    ref = _new(TensorRef)
+    _DTYPE(ref, dtype)
+    _SHAPE(ref, shape)
+    _CHUNKS(ref, (chunk,))
+    _DEVICE(ref, device)
+    _REQUIRES_GRAD(ref, requires_grad)
+    _BYTEORDER(ref, byteorder)
+    _LAZY(ref, ())
+    _QUANTIZER(ref, None)
+    _SUBCLASS(ref, None)
+    _STATE(ref, None)
+    return ref
+
+
+def plain_storage(dtype: DType, span: ByteSpan | None, device: str, byteorder: str) -> StorageRef:
+    """Return a storage, in half the time of ``StorageRef(…)``."""
+    ref = _new(StorageRef)
+    of_dtype, of_span, of_device, of_byteorder = _OF_STORAGE
+    of_dtype(ref, dtype)
+    of_span(ref, span)
+    of_device(ref, device)
+    of_byteorder(ref, byteorder)
+    return ref
 
 
 class NotedDict(dict[Any, Any]):

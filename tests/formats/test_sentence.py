@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from ckptool.errors import CkptError, DamagedError
 from ckptool.formats.pickles import machine as pickle_tree
 from ckptool.formats.pickles.machine import PickleMachine
+from ckptool.formats.pickles.memo import Memo
 from ckptool.formats.pickles.sentence import TensorSentence
 from ckptool.formats.pickles.torch_objects import TorchBuilder
 from ckptool.sources.memory import Memory
@@ -73,12 +74,13 @@ def read(data: bytes, kind: type[Watched], window: int) -> tuple[Watched, tuple[
         fault = None
     except CkptError as error:
         tree, fault = None, (type(error), str(error))
-    memo = getattr(builder, "memo", {})
+    memo = getattr(builder, "memo", Memo())
+    memo.keep()
     shapes = Shapes()
     budget = builder.budget
     return builder, (
         fault, fault or asked, machine.end, machine.is_later, list(machine.globals),
-        [shapes.of(part) for part in (tree, *memo.values())], list(memo),
+        [shapes.of(part) for part in (tree, *(memo[at] for at in sorted(memo)))], sorted(memo),
         builder.objections, builder.is_plain, sorted(map(str, builder.misused)),
         sorted((str(ref), len(uses)) for ref, uses in builder.called.items()),
         repr(builder.storages.known), builder.storages.unknown_devices,

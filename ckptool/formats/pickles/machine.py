@@ -38,6 +38,7 @@ from typing import Any, Protocol
 
 from ckptool.errors import DamagedError
 from ckptool.formats.pickles.budget import Budget
+from ckptool.formats.pickles.memo import Memo
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.tree.nodes import BytesRef, GlobalRef, Opaque, SpannedBytes
 
@@ -67,7 +68,7 @@ _DOUBLE = Struct(">d").unpack_from
 class Sentences(Protocol):
     """Reader of several instructions at once, with the outcome that each by itself has."""
 
-    def read(self, window: bytes, at: int, stack: list[Any], memo: dict[int, Any]) -> int:
+    def read(self, window: bytes, at: int, stack: list[Any], memo: Memo) -> int:
         """Return the offset behind the instructions from ``at`` on; 0 if nothing was done."""
 
 
@@ -102,7 +103,7 @@ class Builder:
         """Append elements to a list (APPEND, APPENDS)."""
         target.extend(values)
 
-    def read_sentence(self, window: bytes, at: int, stack: list[Any], memo: dict[int, Any]) -> int:
+    def read_sentence(self, window: bytes, at: int, stack: list[Any], memo: Memo) -> int:
         """Follow several instructions at once, from the MARK at ``at`` on.
 
         Returns:
@@ -213,7 +214,7 @@ class PickleMachine:
         base = self.start  # offset of window[0] in the source
         window = self._fetch(base, self.window)
         stack: list[Any] = []
-        memo: dict[int, Any] = {}
+        memo = Memo()
         marks: list[list[Any]] = []  # the stacks below each MARK
         builder = self.builder
         read_sentence = builder.read_sentence
@@ -226,7 +227,10 @@ class PickleMachine:
                 op = window[i]
                 i += 1
                 if op == 0x72:  # LONG_BINPUT
-                    memo[_UINT32(window, i)[0]] = stack[-1]
+                    (index,) = _UINT32(window, i)
+                    memo[index] = stack[-1]
+                    if index >= memo.free:
+                        memo.free = index + 1
                     i += 4
                 elif op == 0x68:  # BINGET
                     stack.append(memo[window[i]])
@@ -273,7 +277,7 @@ class PickleMachine:
                     i += 2
                 elif op == 0x94:  # MEMOIZE
                     is_later = True
-                    memo[len(memo)] = stack[-1]
+                    memo.add(stack[-1])
                 elif op == 0x8C:  # SHORT_BINUNICODE
                     is_later = True
                     start = i + 1
@@ -414,7 +418,7 @@ class PickleMachine:
                     stack.append(memo[_decimal(line)])
                 elif op == 0x70:  # PUT
                     line, i = _line(window, i)
-                    memo[_decimal(line)] = stack[-1]
+                    memo.store(_decimal(line), stack[-1])
                 elif op == 0x49:  # INT
                     line, i = _line(window, i)
                     stack.append(_BOOLEANS[line] if line in _BOOLEANS else _integer(line))
@@ -481,10 +485,11 @@ class PickleMachine:
         if self._frame_end < end:
             self._frame_end = 0
 
-    def _check_memo(self, memo: dict[int, Any]) -> None:
+    def _check_memo(self, memo: Memo) -> None:
         """Note a bad index: Python's unpickler has the memo in an array as long as the largest."""
-        if memo and (max(memo) > max(MAX_MEMO, self.end) or min(memo) < 0):
-            index = min(memo) if min(memo) < 0 else max(memo)
+        lowest, highest = memo.bounds
+        if lowest < 0 or highest > max(MAX_MEMO, self.end):
+            index = lowest if lowest < 0 else highest
             self.builder.object_to(f"a memo entry with the index {index}")
 
     def _python2(self, data: bytes) -> str | bytes:

@@ -17,6 +17,7 @@ the budget. Rules, each with its reason:
 * A sentence may store a value in the memo under an index that it reads later. The machine reads it.
 * Sizes and numbers repeat, so each spelling is decoded once. But tuples in the memo are made anew:
   a pickle may put them into its tree, where one tuple at two places is not two tuples.
+* The memo is only promised its entries (``memo.py``): almost none is ever read.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from typing import Any, NamedTuple
 from ckptool.dtypes import DType
 from ckptool.errors import CkptError
 from ckptool.formats.pickles.machine import Builder
+from ckptool.formats.pickles.memo import Memo
 from ckptool.formats.pickles.storages import Storages
 from ckptool.formats.pickles.tensor_views import check_countable, storage_dtype
 from ckptool.formats.pickles.torch_calls import TORCH_CALLS
 from ckptool.sources.base import ByteSpan
 from ckptool.tree.geometry import extent
-from ckptool.tree.nodes import Chunk, GlobalRef, NotedDict, StorageRef, TensorRef
+from ckptool.tree.nodes import Chunk, GlobalRef, NotedDict, StorageRef, TensorRef, plain_tensor
 
 _GET = rb"(h.|j....)"  # BINGET, LONG_BINGET
 _PUT = rb"r(....)"  # LONG_BINPUT: all memo entries but the first 256
@@ -100,6 +102,23 @@ def _row(spelled: bytes) -> tuple[int, ...]:
     return sizes
 
 
+def _entries(
+    head: tuple[Any, ...],
+    key: str,
+    numel: int,
+    storage: StorageRef,
+    offset: int,
+    geometry: _Geometry,
+    tensor: TensorRef,
+) -> tuple[Any, ...]:
+    """Return what a sentence puts into the memo; the empty tuple is no entry."""
+    kind, cls, device, _ = head
+    rows = (*geometry.shape,), (*geometry.strides,)
+    hooks = NotedDict()
+    args = storage, offset, *rows, tensor.requires_grad, hooks
+    return key, (kind, cls, key, device, numel), *(rows if rows[0] else ()), hooks, args, tensor
+
+
 class TensorSentence:
     """Reader of the sentences in one pickle.
 
@@ -116,7 +135,7 @@ class TensorSentence:
         # storage's class, and the values, so that nothing else takes their identities.
         self._heads: dict[tuple[int, ...], tuple[DType, tuple[Any, ...]]] = {}
 
-    def read(self, window: bytes, at: int, stack: list[Any], memo: dict[int, Any]) -> int:
+    def read(self, window: bytes, at: int, stack: list[Any], memo: Memo) -> int:
         """Put the tensor of the sentence at ``at`` in place of the function on the stack.
 
         Returns:
@@ -133,28 +152,34 @@ class TensorSentence:
         puts = b"".join((put_key, put_id, put_sizes, put_strides, put_hooks, put_args, put_made))
         indices, numbers, key = _PUTS[len(puts)](puts), self._numbers, digits.decode()
         from_device, from_hooks = numbers[device_at], numbers[hooks_at]
-        if from_device == indices[0] or from_hooks in indices[:-3] or length[0] != len(key):
+        numel, first_put = numbers[count], indices[0]
+        if (
+            from_device == first_put
+            or from_hooks in indices[:-3]
+            or length[0] != len(key)
+            or numel < 1  # a storage without bytes is made anew each time
+        ):
             return 0
         try:
             kind, cls = memo[numbers[kind_at]], memo[numbers[class_at]]
             device, hooks = memo[from_device], memo[from_hooks]
-            dtype, _ = self._heads.get((id(kind), id(cls), id(device), id(hooks))) or self._meet(
+            dtype, head = self._heads.get((id(kind), id(cls), id(device), id(hooks))) or self._meet(
                 kind, cls, device, hooks
             )
             geometry = self._geometries[sizes, strides]
-            storage = self._storage(dtype, key, device, numbers[count])
+            storage = self._storages.known.get(key)
+            if storage is None:
+                storage = self._storages.add(dtype, key, device, numel)
             tensor = _view(storage, numbers[first], geometry, requires_grad=flag == b"\x88")
             self._builder.budget.count_copies(0)  # of the hooks
         except (_UnusualError, KeyError, CkptError):
             return 0
-        made_hooks = NotedDict()
-        saved_id = kind, cls, key, device, numbers[count]
-        rows = (*geometry.shape,), (*geometry.strides,)
-        args = storage, numbers[first], *rows, tensor.requires_grad, made_hooks
-        kept_rows = rows if sizes else ()  # the empty tuple is no entry of the memo
-        memo.update(
-            zip(indices, (key, saved_id, *kept_rows, made_hooks, args, tensor), strict=True)
-        )
+        parts = head, key, numel, storage, numbers[first], geometry, tensor
+        if first_put < memo.free or indices != (*range(first_put, first_put + len(indices)),):
+            for index, value in zip(indices, _entries(*parts), strict=True):
+                memo.store(index, value)
+        else:
+            memo.promise(first_put, len(indices), (_entries, parts))
         stack[-1] = tensor
         return found.end()
 
@@ -167,13 +192,6 @@ class TensorSentence:
         met = storage_dtype(cls), (kind, cls, device, hooks)
         self._heads[id(kind), id(cls), id(device), id(hooks)] = met
         return met
-
-    def _storage(self, dtype: DType, key: str, device: str, numel: int) -> StorageRef:
-        """Return the storage of a key; one without bytes in memory is made anew each time."""
-        if numel < 1:
-            raise _UnusualError
-        known = self._storages.known.get(key)
-        return self._storages.add(dtype, key, device, numel) if known is None else known
 
 
 def _view(
@@ -189,4 +207,6 @@ def _view(
     if start or nbytes != span.nbytes:
         span = ByteSpan(span.source, span.offset + start, nbytes)
     chunk = Chunk(span, geometry.zeros, shape, geometry.strides)
-    return TensorRef(dtype, shape, (chunk,), storage.device, requires_grad, storage.byteorder)
+    return plain_tensor(
+        dtype, shape, chunk, storage.device, storage.byteorder, requires_grad=requires_grad
+    )

@@ -33,7 +33,7 @@ from ckptool.formats.pickles.tensor_views import (
     swapped_bytes,
 )
 from ckptool.sources.base import ByteSpan
-from ckptool.tree.nodes import StorageRef
+from ckptool.tree.nodes import StorageRef, plain_storage
 
 StorageKey = str | bytes | int
 LocateStorage = Callable[[StorageKey, int], ByteSpan | None]  # (key, nbytes) -> its bytes
@@ -89,14 +89,17 @@ class Storages:
 
     def make(self, dtype: DType, key: StorageKey, location: str, numel: Any) -> StorageRef:
         """Return a storage that is mentioned for the first time."""
-        (count,) = sizes_of((numel,))
-        span = self._locate(key, count * dtype.itemsize)
+        if type(numel) is not int or numel < 0:
+            sizes_of((numel,))  # which says what is wrong
+        span = self._locate(key, numel * dtype.itemsize)
         if location not in self._devices and len(self._devices) < MAX_DEVICES:
             self._devices.add(location)
             if not _DEVICE.fullmatch(location):
                 self.unknown_devices.setdefault(location)
-        order = self._byteorder if swapped_bytes(dtype) > 1 else "little"
-        return StorageRef(dtype, None if location == "meta" else span, location, order)
+        order = self._byteorder
+        if order != "little" and swapped_bytes(dtype) == 1:
+            order = "little"
+        return plain_storage(dtype, None if location == "meta" else span, location, order)
 
 
 def storage_key(value: Any) -> StorageKey:

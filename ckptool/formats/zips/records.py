@@ -104,8 +104,15 @@ class ZipArchive:
         yield from self._differing.items()
 
     @cached_property
-    def _by_name(self) -> Mapping[str, ZipRecord]:
-        by_name = {folded(record.name): record for record in self.records}
+    def by_folded_name(self) -> Mapping[str, ZipRecord]:
+        """The records by their names in lower case.
+
+        Raises:
+            DamagedError: two records of the archive have the same name.
+        """
+        names = [record.name for record in self.records]
+        fold = str.lower if "".join(names).isascii() else folded  # as for each, but at once
+        by_name = dict(zip(map(fold, names), self.records, strict=True))
         if len(by_name) != len(self.records):
             name = next(r.name for r in self.records if by_name[folded(r.name)] is not r)
             raise DamagedError(
@@ -119,7 +126,7 @@ class ZipArchive:
         Raises:
             DamagedError: two records of the archive have the same name.
         """
-        return self._by_name.get(folded(name))
+        return self.by_folded_name.get(folded(name))
 
     def data_offset(self, record: ZipRecord) -> int:
         """Return the offset of the record's bytes in the archive.
