@@ -46,7 +46,7 @@ from ckptool.reports.inspect import (
 from ckptool.reports.rules import finding
 from ckptool.tensors.sample import beginning, is_readable, scalar_value
 from ckptool.tree.addresses import format_address
-from ckptool.tree.nodes import Address, TensorRef, is_plain, is_real
+from ckptool.tree.nodes import Address, Forms, TensorRef, is_plain, is_real
 
 MAX_GROUPS = 1_000  # of an optimizer, whose learning rates are read
 
@@ -191,7 +191,6 @@ def _is_copy(candidate: Candidate) -> bool:
 
 def _candidate(candidate: Candidate, location: EmaLocation) -> CandidateReport:
     alignment, layout = candidate.alignment, candidate.layout
-    refs = candidate.table.tensors.values()
     return CandidateReport(
         address=candidate.address,
         file=str(candidate.file) if candidate.file else None,
@@ -200,7 +199,7 @@ def _candidate(candidate: Candidate, location: EmaLocation) -> CandidateReport:
         library=layout.library if layout else None,
         why=candidate.why,
         tensors=len(candidate.table.entries),
-        bytes=sum(ref.nbytes for ref in refs),
+        bytes=Forms.of(candidate.table.tensors.values()).nbytes,
         aliases=tuple(map(format_address, _aliases(candidate, location))),
         model=table_address(location.model) if location.model else None,
         naming=alignment.naming if alignment else None,
@@ -223,11 +222,10 @@ def _model(location: EmaLocation) -> ModelReport | None:
     table = location.weights
     if table is None:
         return None
-    dtypes = Counter[str]()
-    for ref in model_parameters(table).values():
-        dtypes[ref.dtype.name] += ref.numel
+    forms = Forms.of(model_parameters(table).values())
+    dtypes = Counter({dtype.name: part.elements for dtype, part in forms.by_dtype().items()})
     named = tuple(name for name, _ in dtypes.most_common())
-    return ModelReport(table_address(table), dtypes.total(), named)
+    return ModelReport(table_address(table), forms.elements, named)
 
 
 def _optimizers(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[OptimizerReport]:

@@ -13,7 +13,16 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from ckptool.tree.nodes import Address, CompositeTensor, Key, TensorRef, Tree, fields_of, is_plain
+from ckptool.tree.nodes import (
+    TENSORS,
+    Address,
+    CompositeTensor,
+    Key,
+    TensorRef,
+    Tree,
+    fields_of,
+    is_plain,
+)
 from ckptool.tree.walking import children, walk
 
 MAX_ALIASES = 16
@@ -161,6 +170,8 @@ def join_tables(address: Address, node: Tree, tables: Sequence[Table]) -> Table 
 
 def is_optimizer(node: Tree) -> bool:
     """Return whether a node has the parts of an optimizer, pickled or as its state dict."""
+    if isinstance(node, TensorRef):  # as 100,000 are
+        return False
     fields = fields_of(node)
     return ("param_groups" in fields and "state" in fields) or is_flat_optimizer(fields)
 
@@ -187,9 +198,9 @@ def is_row_of_bytes(node: Tree) -> bool:
 
 def is_state_dict(node: Tree) -> bool:
     """Return whether a node is mostly tensors, not a training state with a loose tensor."""
-    parts = children(node)
-    loose = sum(isinstance(child, (TensorRef, CompositeTensor)) for _, child in parts)
-    return isinstance(node, TensorRef) or loose * 2 > len(parts)
+    kinds = [type(child) for _, child in children(node)]
+    loose = sum(map(kinds.count, TENSORS))
+    return isinstance(node, TensorRef) or loose * 2 > len(kinds)
 
 
 def _tensor_entries(parts: list[tuple[Key, Tree]]) -> dict[str, Leaf]:

@@ -17,6 +17,7 @@ from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import (
     Address,
     ArrayRef,
+    Forms,
     Key,
     Opaque,
     TensorRef,
@@ -49,21 +50,16 @@ ROLES = tuple((whole(*words.split()), role) for words, role in WORDS)
 
 def totals(inventory: Inventory) -> TensorTotals:
     """Return counts and bytes of all tensors, together and by dtype."""
-    refs = inventory.leaves
-    by_dtype: dict[str, list[int]] = {}
-    elements = nbytes = 0
-    for ref in refs:
-        numel, size = ref.numel, ref.nbytes
-        elements, nbytes = elements + numel, nbytes + size
-        amount = by_dtype.setdefault(ref.dtype.name, [0, 0])
-        amount[0] += 1
-        amount[1] += size
+    forms = Forms.of(inventory.leaves)
     return TensorTotals(
-        count=len(refs),
-        elements=elements,
-        bytes=nbytes,
-        stored_bytes=stored_bytes(refs),
-        dtypes={name: Amount(*amount) for name, amount in by_dtype.items()},
+        count=forms.tensors,
+        elements=forms.elements,
+        bytes=forms.nbytes,
+        stored_bytes=stored_bytes(inventory.leaves),
+        dtypes={
+            dtype.name: Amount(part.tensors, part.nbytes)
+            for dtype, part in forms.by_dtype().items()
+        },
     )
 
 
@@ -106,11 +102,11 @@ class _Contents(NamedTuple):
 def _contents(node: Tree, counted: dict[int, _Contents]) -> _Contents:
     found = counted.get(id(node))
     if found is None:
-        refs = list(leaves(node))
+        forms = Forms.of(leaves(node))
         found = counted[id(node)] = _Contents(
-            tensors=len(refs),
-            elements=sum(ref.numel for ref in refs),
-            bytes=sum(ref.nbytes for ref in refs),
+            tensors=forms.tensors,
+            elements=forms.elements,
+            bytes=forms.nbytes,
             # Optimizers come alone, in a list or by name.
             holds_optimizer=is_optimizer(node) or any(map(is_optimizer, _parts(node))),
             is_weights=_is_weights(node),

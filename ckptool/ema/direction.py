@@ -41,7 +41,8 @@ class Update(NamedTuple):
 
     first: TensorRef  # exp_avg, or the momentum buffer
     second: TensorRef | None  # exp_avg_sq
-    rate: float  # learning rate; for Adam with the bias corrections of its moments
+    group: Mapping[Any, Any]  # settings: the learning rate
+    moments: Mapping[Any, Any]  # all of its state: the number of steps
 
 
 class _Overlap(NamedTuple):
@@ -62,7 +63,7 @@ def direction_cosine(
     if candidate.alignment is None:
         return None
     for node in inventory.optimizers.values():
-        names = _named(model.entries, _updates(node, reader))
+        names = _named(model.entries, _updates(node))
         overlaps = list(_overlaps(model, candidate, names, reader))
         if overlaps:
             return _cosine(overlaps)
@@ -81,7 +82,7 @@ def _cosine(overlaps: Sequence[_Overlap]) -> float | None:
     return cosine if agree and is_near and is_clear else None
 
 
-def _updates(optimizer: Tree, reader: TensorReader) -> list[Update]:
+def _updates(optimizer: Tree) -> list[Update]:
     fields = fields_of(optimizer)
     state, groups = fields.get("state"), _groups_of(fields.get("param_groups"))
     updates: list[Update] = []
@@ -91,8 +92,8 @@ def _updates(optimizer: Tree, reader: TensorReader) -> list[Update]:
         first = moments.get("exp_avg", moments.get("momentum_buffer"))
         second = moments.get("exp_avg_sq")
         if isinstance(first, TensorRef):
-            rate = _rate(groups.get(key, {}), moments, reader)
-            updates.append(Update(first, second if isinstance(second, TensorRef) else None, rate))
+            second = second if isinstance(second, TensorRef) else None
+            updates.append(Update(first, second, groups.get(key, {}), moments))
     return updates
 
 
@@ -155,14 +156,14 @@ def _overlaps(
 
 
 def _moves(reader: TensorReader, update: Update) -> list[float]:
-    """Return the last step, scaled by the learning rate."""
+    """Return the last step, scaled by the learning rate, with Adam's corrections of its bias."""
+    rate = _rate(update.group, update.moments, reader)
     moments = beginning(reader, update.first, PER_TENSOR)
     if update.second is None or not is_readable(update.second):
-        return [-update.rate * m for m in moments]
+        return [-rate * m for m in moments]
     squares = beginning(reader, update.second, PER_TENSOR)
     return [
-        -update.rate * m / (math.sqrt(max(s, 0.0)) + 1e-8)
-        for m, s in zip(moments, squares, strict=False)
+        -rate * m / (math.sqrt(max(s, 0.0)) + 1e-8) for m, s in zip(moments, squares, strict=False)
     ]
 
 

@@ -51,6 +51,16 @@ def joined_runs(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return joined
 
 
+def joined_length(runs: Iterable[tuple[int, int]]) -> int:
+    """Return the length of all runs (from, to), where they overlap once."""
+    length = free = 0
+    for start, end in sorted(runs):
+        if end > free:
+            length += end - max(start, free)
+            free = end
+    return length
+
+
 MAX_DIMENSIONS = 64  # of an array of numpy
 
 

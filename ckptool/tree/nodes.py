@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from math import prod
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ckptool.dtypes import DType
 from ckptool.sources.base import ByteSpan, Source
-from ckptool.tree.geometry import contiguous_strides, extent, joined_runs, stored_nbytes
+from ckptool.tree.geometry import contiguous_strides, extent, joined_length, stored_nbytes
 
 Key = str | int
 
@@ -212,7 +214,8 @@ def _setters(cls: type) -> Iterator[Callable[[Any, Any], None]]:
 # The methods that a frozen class makes set each attribute by its name, which takes three times as
 # long. A checkpoint of 100,000 tensors makes as many of both.
 (
-    _DTYPE, _SHAPE, _CHUNKS, _DEVICE, _REQUIRES_GRAD, _BYTEORDER, _LAZY, _QUANTIZER, _SUBCLASS, _STATE,
+    _DTYPE, _SHAPE, _CHUNKS, _DEVICE, _REQUIRES_GRAD, _BYTEORDER,
+    _LAZY, _QUANTIZER, _SUBCLASS, _STATE,
 ) = _setters(TensorRef)  # fmt: skip
 _OF_STORAGE = (*_setters(StorageRef),)
 _new = object.__new__
@@ -325,11 +328,47 @@ def narrowed(chunk: Chunk, axis: int, part: range, itemsize: int) -> Chunk:
     return Chunk(span, chunk.offsets, shape, chunk.strides)
 
 
-def stored_bytes(refs: list[TensorRef]) -> int:
+def stored_bytes(refs: Iterable[TensorRef]) -> int:
     """Return the bytes of the file that the tensors occupy, with shared bytes counted once."""
     runs: dict[Source, list[tuple[int, int]]] = {}
     for ref in refs:
-        for chunk in ref.chunks:
-            span = chunk.span
-            runs.setdefault(span.source, []).append((span.offset, span.offset + span.nbytes))
-    return sum(end - start for spans in runs.values() for start, end in joined_runs(spans))
+        for (source, offset, nbytes), *_ in ref.chunks:
+            runs.setdefault(source, []).append((offset, offset + nbytes))
+    return sum(map(joined_length, runs.values()))
+
+
+Form = tuple[DType, tuple[int, ...]]  # dtype and shape
+_form = attrgetter("dtype", "shape")
+
+
+class Forms(NamedTuple):
+    """Totals over tensors by what they have in common: most have the form of many others."""
+
+    counts: Mapping[Form, int]  # in the order of the first of each form
+
+    @classmethod
+    def of(cls, refs: Iterable[TensorRef]) -> Forms:
+        """Count the tensors of each form."""
+        return cls(Counter(map(_form, refs)))
+
+    @property
+    def tensors(self) -> int:
+        """The number of tensors."""
+        return sum(self.counts.values())
+
+    @property
+    def elements(self) -> int:
+        """The number of elements."""
+        return sum(count * prod(shape) for (_, shape), count in self.counts.items())
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the values when contiguous."""
+        return sum(count * stored_nbytes(*form) for form, count in self.counts.items())
+
+    def by_dtype(self) -> dict[DType, Forms]:
+        """Return the totals of each dtype, in the order of their first tensors."""
+        parts: dict[DType, dict[Form, int]] = {}
+        for form, count in self.counts.items():
+            parts.setdefault(form[0], {})[form] = count
+        return {dtype: Forms(counts) for dtype, counts in parts.items()}

@@ -122,13 +122,21 @@ def walk(tree: Tree, at: Address = ()) -> Iterator[Visit]:
             if parts > MAX_ADDRESS_PARTS or named > MAX_PARTS or len(seen) > MAX_CONTAINERS:
                 raise DamagedError("too many values to give them all addresses")
             yield Visit(address, node, kids, None if first is address else first)
-            if first is address and any(isinstance(child, CONTAINERS) for _, child in kids):
+            if first is address and _have_parts(kids):
                 if len(address) == MAX_DEPTH:
                     raise DamagedError(f"nested deeper than {MAX_DEPTH} levels")
                 stack.append(_inside(address, kids))
                 break
         else:
             stack.pop()
+
+
+_FLAT = PLAIN | {TensorRef}  # kinds of most children: they have no parts
+
+
+def _have_parts(kids: list[tuple[Key, Tree]]) -> bool:
+    is_flat = _FLAT.issuperset([type(child) for _, child in kids])
+    return not is_flat and any(isinstance(child, CONTAINERS) for _, child in kids)
 
 
 def _inside(address: Address, kids: list[tuple[Key, Tree]]) -> Iterator[tuple[Address, Tree]]:
@@ -169,7 +177,11 @@ def leaves(tree: Tree) -> Iterator[TensorRef]:
             seen.add(id(node))
             if len(seen) > MAX_CONTAINERS:
                 raise DamagedError("too many values to count them all")
-            waiting += [child for _, child in children(node) if isinstance(child, _DEEP)]
+            kids = [child for _, child in children(node)]
+            if _FLAT.issuperset(map(type, kids)):
+                yield from (child for child in kids if type(child) is TensorRef)
+            else:
+                waiting += [child for child in kids if isinstance(child, _DEEP)]
 
 
 _DEEP = (*CONTAINERS, TensorRef)
