@@ -211,8 +211,7 @@ class TorchRecords:
         unnamed = (
             record
             for record in self._beside_storages
-            if record is not self.pickle
-            and not self._is_other_pickle(record)
+            if record is not self.pickle and not self._is_other_pickle(record)
         )
         return islice(unnamed, MAX_UNNAMED)
 
