@@ -336,7 +336,7 @@ class TorchRecords:
         if record.method != STORED:
             blob = self._unpacked(record)
             return ByteSpan(blob if nbytes else Memory(b""), 0, nbytes)
-        return ByteSpan(self.archive.source, self.archive.data_offset(record), nbytes)
+        return self.archive.span(record, nbytes)
 
 
 def _can_be_text(data: bytes) -> bool:
