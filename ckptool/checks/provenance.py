@@ -41,7 +41,9 @@ def _is_that_average(subject: Subject) -> Verdicts:
     if differing:
         what = f"{len(differing)} of {len(fitting)} tensors differ: {named(differing)}"
         raw = _is_raw(subject, source, ours, differing)
-        yield finding("CK701", differing[0], what + raw)
+        changed = [*source.changed()]
+        other = f"; {named(changed)}: not the file that was averaged" if changed else ""
+        yield finding("CK701", differing[0], what + raw + other)
     elif not fitting:
         yield finding("CK701", "", "no tensor of the source is in the file")
 

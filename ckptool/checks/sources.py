@@ -6,7 +6,7 @@ An operand names the file alone, or with ``#@ema``, for its EMA weights. With ``
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from ckptool.ema.buffers import with_models_buffers
@@ -30,6 +30,8 @@ class Source(NamedTuple):
     plans: tuple[Tensors, ...]  # the tensors, under each kind of names that they can have
     raw: Tensors  # the raw weights, where the plans are EMA weights beside them
     buffered: tuple[Tensors, ...] = ()  # the plans with the model's buffers
+    # Names of files that are not those which a mean was made from; () where none was.
+    changed: Callable[[], Iterable[str]] = tuple
 
 
 def read_source(checkpoint: Checkpoint, address: str | None, layouts: Layouts = ()) -> Source:

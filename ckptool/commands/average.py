@@ -10,7 +10,7 @@ from pathlib import Path
 from ckptool.commands.into import Slot, open_slot, write_into
 from ckptool.commands.members import EPOCH, STEP, WIDTH, Opened
 from ckptool.commands.mixture import AverageOptions, Mixture, choose, refuse_contradictions
-from ckptool.commands.origin import averaged_from
+from ckptool.commands.sources import note_of
 from ckptool.commands.writing import (
     choose_form,
     report_casts,
@@ -20,7 +20,6 @@ from ckptool.commands.writing import (
 )
 from ckptool.contents.selection import Operand
 from ckptool.ema.layouts import Layouts
-from ckptool.formats.provenance import as_text
 from ckptool.plans.averaging import Combined, Member, combine
 from ckptool.plans.casts import plan_casting
 from ckptool.plans.extraction import Extraction
@@ -74,7 +73,7 @@ def average(
         slot = open_slot(stack, Path(options.into), tensors, layouts) if options.into else None
         casting = slot.casting(tensors) if slot else plan_casting(tensors, options.dtype)
         combined = _combined(mixture, casting, options)
-        note = _note(mixture, made_at)
+        note = note_of(mixture, combined, options.buffers, made_at)
         if slot is None:
             made = _in_a_file(operands[0].path, output, mixture, combined, options, note, progress)
         else:
@@ -93,23 +92,14 @@ NAME = "average.safetensors"  # of the output, if it is a directory
 
 
 def _combined(mixture: Mixture, casting: Casting, options: AverageOptions) -> Combined:
-    """Return the mean, if the records of its sources fit their checksums.
+    """Return the mean.
 
     Raises:
         UsageError: the checkpoints hold different weights.
-        DamagedError: a record does not fit, without ``--force``.
     """
     opened = mixture.members.opened
     members = [Member(str(each.path), each.checkpoint.reader, each.tensors) for each in opened]
-    combined = combine(members, mixture.shares, casting, buffers=options.buffers)
-    for each in opened:
-        _refuse_damage(each, force=options.force)
-    return combined
-
-
-def _note(mixture: Mixture, made_at: float | None) -> str:
-    paths = [each.path for each in mixture.members.opened]
-    return as_text(averaged_from(paths, mixture.kind, made_at))
+    return combine(members, mixture.shares, casting, buffers=options.buffers)
 
 
 def _in_a_file(
@@ -126,7 +116,11 @@ def _in_a_file(
     *others, newest = mixture.members.opened
     plan = Extraction(combined.tensors, frozenset(combined.averaged), (), ())
     together = newest.checkpoint.with_files_of(each.checkpoint for each in others)
-    outcome = write_output(together, plan, form, options, note, progress, finite=combined.averaged)
+    outcome = write_output(
+        together, plan, form, options, note, progress,
+        finite=combined.averaged,
+        inputs=[(each.checkpoint.reader, each.tensors) for each in mixture.members.opened],
+    )  # fmt: skip
     return AverageReport(
         output=outcome.named,
         format=form.kind,
@@ -155,6 +149,8 @@ def _in_a_copy(
     progress: Progress,
 ) -> AverageReport:
     """Write the mean into a copy of a checkpoint."""
+    for each in mixture.members.opened:
+        _refuse_damage(each, force=options.force)
     sources = [each.checkpoint for each in mixture.members.opened]
     target, into, findings = write_into(
         slot, combined, sources, Path(output), note, progress,

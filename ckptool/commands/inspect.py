@@ -30,7 +30,7 @@ from ckptool.errors import UsageError
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.file_kinds import file_kinds
 from ckptool.formats.pickles.trust import trust_of
-from ckptool.formats.provenance import KEY, read_provenance
+from ckptool.formats.provenance import KEY, as_fields, read_provenance
 from ckptool.process.progress import Progress, no_progress
 from ckptool.reports.base import Finding, SnapshotReport
 from ckptool.reports.inspect import (
@@ -105,7 +105,7 @@ def inspect_checkpoint(
         pickle={"globals": _globals(checkpoint)},
         metadata={k: v for k, v in checkpoint.metadata.items() if k != KEY},
         snapshots=_snapshots(checkpoint),
-        provenance=origin._asdict() if origin else None,
+        provenance=as_fields(origin) if origin else None,
         findings=tuple(_findings(checkpoint, location)),
         model=_model(location),
         optimizers=tuple(_optimizers(checkpoint, location)),

@@ -9,7 +9,7 @@ from pathlib import Path
 from ckptool import __version__
 from ckptool.ema.candidates import CHOSEN, RAW_KIND, Candidate, EmaLocation, table_address
 from ckptool.formats.base import Checkpoint
-from ckptool.formats.provenance import Provenance, read_provenance
+from ckptool.formats.provenance import AverageNote, Provenance, read_provenance
 from ckptool.reports.base import MainSlot
 
 
@@ -47,7 +47,9 @@ def converted_from(path: Path, address: str, kind: str, made_at: float | None = 
     )
 
 
-def averaged_from(paths: Sequence[Path], kind: str, made_at: float | None = None) -> Provenance:
+def averaged_from(
+    paths: Sequence[Path], kind: str, average: AverageNote, made_at: float | None = None
+) -> Provenance:
     """Return the record of ``average``: usually a stochastic weight average (``swa``)."""
     return Provenance(
         version=__version__,
@@ -58,6 +60,7 @@ def averaged_from(paths: Sequence[Path], kind: str, made_at: float | None = None
         layout=None,
         time=_when(made_at),
         kind=kind,
+        average=average,
     )
 
 

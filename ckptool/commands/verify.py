@@ -44,6 +44,7 @@ from ckptool.errors import (
 )
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
+from ckptool.formats.provenance import read_provenance
 from ckptool.formats.unopened import files_below
 from ckptool.process.progress import Progress, no_progress
 from ckptool.process.ranks import Ranks
@@ -225,7 +226,9 @@ def _subject(
         checkpoint,
         layouts=request.layouts,
         like=request.like,
-        against=_source(request.against, request.layouts, opened) if request.against else None,
+        against=_source(request.against, request.layouts, opened, checkpoint)
+        if request.against
+        else None,
         reads=request.chosen.reads,
         progress=request.progress,
         ranks=request.ranks,
@@ -233,8 +236,14 @@ def _subject(
     )
 
 
-def _source(operand: str, layouts: Layouts, opened: ExitStack) -> Source:
+def _source(operand: str, layouts: Layouts, opened: ExitStack, made: Checkpoint) -> Source:
+    """Return the weights that a checkpoint was made from; of an average, the mean, made again."""
     path, address = parse_operand(operand)
+    note = read_provenance(made.metadata)
+    if note is not None and note.average is not None and address is None and is_run(path):
+        from ckptool.commands.sources import averaged_again  # noqa: PLC0415 - for averages only
+
+        return averaged_again(opened, path, note.average, layouts)
     checkpoint = opened.enter_context(open_checkpoint(path))
     try:
         return read_source(checkpoint, address, layouts)

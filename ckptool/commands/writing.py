@@ -12,7 +12,7 @@ from ckptool.errors import UsageError
 from ckptool.formats.base import Checkpoint
 from ckptool.plans.casts import plan_casting
 from ckptool.plans.extraction import Extraction
-from ckptool.plans.validation import validation
+from ckptool.plans.validation import Inputs, validation
 from ckptool.process.progress import Progress
 from ckptool.reports.base import Finding
 from ckptool.reports.write import CastReport, ShardReport
@@ -121,6 +121,7 @@ def write_output(
     progress: Progress,
     *,
     finite: Collection[str] = (),
+    inputs: Inputs = (),
 ) -> Outcome:
     """Write the files and validate the values, or only validate them in a dry run.
 
@@ -132,6 +133,7 @@ def write_output(
         note: the record of provenance.
         progress: called with the bytes written.
         finite: names of tensors whose values must be finite.
+        inputs: tensors of which those of the plan are made.
 
     Raises:
         CkptError: see ``extract_ema``.
@@ -160,6 +162,7 @@ def write_output(
         account.losses,
         read_by_block=passed(ref for _, ref in moved),
         seen=account.seen,
+        inputs=inputs,
         force=options.force,
         hint="bfloat16 has the range of float32; --force casts all the same",
     ) as judge:

@@ -9,7 +9,8 @@ is assumed true as long as the file that it names does not contradict it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Any, NamedTuple
 
 from ckptool.formats.texts import load_json
@@ -24,7 +25,25 @@ DONE = {
     "convert": "converted",
     "average": "averaged",
 }
-OPTIONAL = {"model", "layout", "kind"}  # fields that may be None
+OPTIONAL = {"model", "layout", "kind", "average"}  # fields that may be None
+
+
+class SourceNote(NamedTuple):
+    """One of the checkpoints of a mean."""
+
+    file: str  # path below the directory that holds all of them
+    address: str  # key path of its state dict
+    part: float  # of the whole
+    step: float | None
+    digest: str  # of the tensors that were averaged: SHA-256 over their names and checksums
+
+
+class AverageNote(NamedTuple):
+    """The mean that a file holds, so that it can be made again."""
+
+    whole: float
+    buffers: str  # average | newest
+    sources: tuple[SourceNote, ...]  # the newest last
 
 
 class Provenance(NamedTuple):
@@ -38,6 +57,7 @@ class Provenance(NamedTuple):
     layout: str | None  # row of LAYOUTS
     time: str  # UTC, ISO 8601
     kind: str | None = None  # ema, swa, raw, table, …; None: written by an older ckptool
+    average: AverageNote | None = None
 
     @property
     def is_of_averages(self) -> bool:
@@ -69,7 +89,40 @@ class Provenance(NamedTuple):
 
 def as_text(provenance: Provenance) -> str:
     """Return the note as one line of JSON."""
-    return json.dumps(provenance._asdict(), ensure_ascii=True)
+    return json.dumps(as_fields(provenance), ensure_ascii=True)
+
+
+def as_fields(provenance: Provenance) -> dict[str, Any]:
+    """Return the note as plain data; without the field of a mean where there is none."""
+    fields = provenance._asdict()
+    average = fields.pop("average")
+    if average is not None:
+        sources = [each._asdict() for each in average.sources]
+        fields["average"] = {**average._asdict(), "sources": sources}
+    return fields
+
+
+class LateNote(str):
+    """A note with parts that are known only when all values have been read, of the same length."""
+
+    __slots__ = ("finish",)
+    finish: Callable[[], str]
+
+    @classmethod
+    def of(cls, text: str, finish: Callable[[], str]) -> LateNote:
+        """Return a note that holds the place of the one that ``finish`` returns."""
+        note = cls(text)
+        note.finish = finish
+        return note
+
+
+def final(note: str) -> str:
+    """Return a note as it is written, when all values have been read."""
+    if not isinstance(note, LateNote):
+        return note
+    text = note.finish()
+    assert len(text) == len(note), "its place is as long"
+    return text
 
 
 def read_provenance(metadata: Mapping[str, Any]) -> Provenance | None:
@@ -81,8 +134,26 @@ def read_provenance(metadata: Mapping[str, Any]) -> Provenance | None:
     if not isinstance(fields, dict):
         return None
     known: dict[str, Any] = {name: fields.get(name) for name in Provenance._fields}
+    average = _average_in(known.pop("average"))
     is_complete = all(
         isinstance(value, str) or (value is None and name in OPTIONAL)
         for name, value in known.items()
     )
-    return Provenance(**known) if is_complete else None
+    return Provenance(**known, average=average) if is_complete else None
+
+
+def _average_in(fields: object) -> AverageNote | None:
+    """Return the note on a mean; None if it is not one that ckptool writes."""
+    try:
+        whole, buffers, sources = (fields[name] for name in AverageNote._fields)  # type: ignore[index]
+        found = tuple(SourceNote(**each) for each in sources)
+    except (TypeError, KeyError):
+        return None
+    texts = [buffers, *(text for each in found for text in (each.file, each.address, each.digest))]
+    numbers = [whole, *(each.part for each in found)]
+    is_sound = all(isinstance(text, str) for text in texts) and all(map(_is_number, numbers))
+    return AverageNote(whole, buffers, found) if is_sound and found and whole else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)

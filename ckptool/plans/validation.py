@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from ckptool.contents.dangers import trust_findings
 from ckptool.ema.candidates import EmaLocation
 from ckptool.ema.findings import stale_findings
 from ckptool.errors import DamagedError, EmaRefusedError
-from ckptool.formats.base import Checkpoint
+from ckptool.formats.base import Checkpoint, TensorReader
 from ckptool.process.progress import no_progress
 from ckptool.reports.base import Finding, Severity
 from ckptool.reports.rules import BYTES, VALUES, finding
@@ -22,6 +22,9 @@ from ckptool.tensors.statistics import nonfinite_values
 from ckptool.tree.nodes import Address, TensorRef
 
 READS = frozenset({BYTES, VALUES})
+
+# Readers of checkpoints, each with tensors by name.
+Inputs = Sequence[tuple[TensorReader, Mapping[str, TensorRef]]]
 
 
 ONE_OF_RANKS = "CK126"  # a note of the format, by the name of the file
@@ -37,6 +40,7 @@ def validation(
     *,
     read_by_block: Collection[ByteSpan] = (),
     seen: Mapping[ByteSpan, Seen] | None = None,
+    inputs: Inputs = (),
     force: bool,
     hint: str = CAST_HINT,
 ) -> Iterator[Callable[[], tuple[Finding, ...]]]:
@@ -49,6 +53,7 @@ def validation(
         losses: the losses of the block's casts, by name; the block fills it.
         read_by_block: runs of bytes that the block reads.
         seen: the checksums and tests of these runs; the block fills it.
+        inputs: other tensors, of which what is written is made: their records are compared, too.
         force: report findings instead of refusing.
         hint: advice about casts that overflow.
 
@@ -58,17 +63,17 @@ def validation(
     """
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - it brings logging along
 
-    tensors: dict[Address, TensorRef] = {(name,): ref for name, ref in sources.items()}
-
-    def read() -> Scan:
-        reader = checkpoint.reader
-        return scan(reader, tensors, READS, no_progress, elsewhere=False, passed=read_by_block)
+    def read(reader: TensorReader, wanted: Mapping[str, TensorRef], reads: frozenset[str]) -> Scan:
+        tensors: dict[Address, TensorRef] = {(name,): ref for name, ref in wanted.items()}
+        return scan(reader, tensors, reads, no_progress, elsewhere=False, passed=read_by_block)
 
     with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(read)
+        reading = [pool.submit(read, checkpoint.reader, sources, READS)]
+        reading += [pool.submit(read, *each, frozenset({BYTES})) for each in inputs]
 
         def judge() -> tuple[Finding, ...]:
-            everything = completed(reading.result(), seen or {})
+            first, *others = (completed(each.result(), seen or {}) for each in reading)
+            everything = sum(others, first)
             return (
                 *refuse_unsound(checkpoint, everything, averaged, force=force),
                 *refuse_lossy(checkpoint, losses, force=force, hint=hint),
@@ -112,7 +117,7 @@ def _refuse_broken(
         others = f", and {len(more)} other records" if more else ""
         raise DamagedError(
             _message(first) + others,
-            path=checkpoint.path,
+            path=first.path or checkpoint.path,
             address=_hit(first) or None,
             hint="get the file again or take an earlier one; --force writes the values as they are",
         )

@@ -59,6 +59,7 @@ class Source(Closing):
     """A known number of bytes, read by offset; a context manager that equals only itself."""
 
     path: Path | None = None  # the path that leads to it, here or behind a URL
+    is_computed = False  # made from other sources when it is read
     keeps: int = 0  # bytes of memory that it takes from its first read until it is closed
     is_near: bool = True  # a read costs about as much as copying the bytes
 

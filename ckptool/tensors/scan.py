@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import NamedTuple
 
 from ckptool.formats.base import TensorReader
@@ -65,6 +66,7 @@ class BrokenRecord(NamedTuple):
     crc: int
     found: int
     tensors: tuple[str, ...]  # key paths
+    path: Path | None = None  # of its file on this machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,11 @@ def _judged(pairs: Iterable[tuple[Region, Seen]]) -> Scan:
             without += record.crc is None
         if record and record.crc is not None and seen.crc != record.crc:
             names = tuple(format_address(address) for address, _ in region.tensors)
-            broken.append(BrokenRecord(record.name, record.nbytes, record.crc, seen.crc, names))
+            broken.append(
+                BrokenRecord(
+                    record.name, record.nbytes, record.crc, seen.crc, names, region.source.path
+                )
+            )
         if region.test and not seen.is_finite:
             suspects += region.tensors
     return Scan(records, without, tuple(broken), _once(suspects))
@@ -175,7 +181,8 @@ def _plan(
     regions = []
     for span, group in sorted(held.items(), key=_in_files):
         source, offset, nbytes = span
-        record = indexes[source].around(offset, nbytes) if BYTES in reads else None
+        has_record = BYTES in reads and not source.is_computed
+        record = indexes[source].around(offset, nbytes) if has_record else None
         test = _common_test(offset, group) if VALUES in reads else None
         if test is None and VALUES in reads:
             apart += [(each.address, each.ref) for each in group if each.ref.dtype.is_floating]
@@ -218,12 +225,15 @@ class _RecordIndex:
 def _places(ref: TensorRef, indexes: Mapping[Source, _RecordIndex]) -> list[ByteSpan]:
     """Return the runs of bytes in which the chunks are read: their records, or their own spans.
 
-    The list is empty if a chunk is in none of the sources.
+    The list is empty if a chunk is in none of the sources. What is computed is in itself.
     """
     spans = [chunk.span for chunk in ref.chunks]
-    if not all(span.source in indexes for span in spans):
+    if not all(span.source in indexes or span.source.is_computed for span in spans):
         return []
-    records = (indexes[span.source].around(span.offset, span.nbytes) for span in spans)
+    records = (
+        None if span.source.is_computed else indexes[span.source].around(span.offset, span.nbytes)
+        for span in spans
+    )
     return [
         ByteSpan(span.source, record.offset, record.nbytes) if record else span
         for span, record in zip(spans, records, strict=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ckptool.formats.base import Checkpoint, Format
-from ckptool.formats.provenance import KEY
+from ckptool.formats.provenance import KEY, LateNote, final
 from ckptool.formats.safetensors_file import SafetensorsFile, read_header
 from ckptool.formats.torch_zip import TorchZip
 from ckptool.process.progress import Progress
@@ -73,8 +73,11 @@ def _check_library(
     file: Source,
     _patches: Sequence[Patch],
     _checksums: Mapping[str, int],
-    _note: str,
+    note: str,
 ) -> None:
+    if isinstance(note, LateNote):
+        header = {**read_header(file).metadata, KEY: final(note)}
+        output.patch(safetensors_file.with_metadata(file, header), 0)
     names = {entry.name for entry in read_header(file).entries}
     safetensors_file.check(output.path, names)
 

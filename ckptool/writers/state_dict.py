@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import TensorReader
 from ckptool.formats.dcp import METADATA, DcpFolder
-from ckptool.formats.provenance import KEY
+from ckptool.formats.provenance import KEY, LateNote, final
 from ckptool.process.progress import Progress, no_progress
 from ckptool.tensors.casting import Casting
 from ckptool.tree.nodes import TensorRef
@@ -154,10 +154,16 @@ def _write_safetensors(
 ) -> None:
     noted = {} if plan.index_file else plan.noted  # the index of shards has them
     metadata = {**noted, "format": "pt", KEY: note}  # transformers requires the format
-    for shard, file in zip(plan.shards, files, strict=False):
-        runs = safetensors_file.write(
+    written = [
+        safetensors_file.write(
             file, shard.tensors, reader, metadata, plan.casting, account, progress
         )
+        for shard, file in zip(plan.shards, files, strict=False)
+    ]
+    metadata[KEY] = final(note)
+    for shard, file, runs in zip(plan.shards, files, written, strict=False):
+        if isinstance(note, LateNote):
+            file.patch(safetensors_file.header(shard.tensors, metadata, plan.casting), 0)
         safetensors_file.check_written(file.path, shard.tensors, plan.casting, runs)
     if plan.index_file:
         files[-1].write(index_of(plan.shards, plan.casting, plan.noted))
@@ -195,7 +201,7 @@ def _write_dcp(
     (shard,), (chunks, metadata) = plan.shards, files
     tensors = shard.tensors
     places = dcp_folder.write(chunks, tensors, reader, plan.casting, account, progress)
-    content = dcp_folder.plan(tensors, plan.casting, places, plan.wrap, note)
+    content = dcp_folder.plan(tensors, plan.casting, places, plan.wrap, final(note))
     dcp_folder.check(content, chunks.path, tensors, plan.casting, plan.wrap)
     metadata.write(content)
 

@@ -16,6 +16,7 @@ from functools import partial
 from ckptool.dtypes import DType
 from ckptool.errors import UnsupportedError
 from ckptool.formats.base import TensorReader
+from ckptool.formats.provenance import final
 from ckptool.formats.torch_records import PROVENANCE
 from ckptool.formats.zips.checksums import known_checksums
 from ckptool.process.progress import Progress, no_progress
@@ -72,7 +73,7 @@ def write(
         checksums[storage.key] = known.get(storage.key, run.crc)
     archive.add_bytes(f"{ARCHIVE}/version", b"3\n")
     if note is not None:
-        archive.add_bytes(f"{ARCHIVE}/{PROVENANCE}", note.encode())
+        archive.add_bytes(f"{ARCHIVE}/{PROVENANCE}", final(note).encode())
     archive.finish()
     return to_read_back(moved)
 

@@ -17,10 +17,11 @@ from typing import NamedTuple
 from ckptool.dtypes import DType
 from ckptool.formats.base import TensorReader
 from ckptool.process.progress import Progress, announce, no_progress
-from ckptool.sources.base import ByteSpan
+from ckptool.sources.base import ByteSpan, Source
 from ckptool.tensors.blocks import Part, bytes_of, in_order, numpy_dtype, parts, room
 from ckptool.tensors.casting import Casting, Losses, converted, side_by_side
 from ckptool.tensors.crc import Seen, crc32
+from ckptool.tensors.mean import Mean
 from ckptool.tensors.statistics import FiniteTest, finite_test
 from ckptool.tree.nodes import TensorRef
 from ckptool.writers.files.whole_file import PartialFile
@@ -49,7 +50,9 @@ def to_read_back(moved: Iterable[Moved]) -> tuple[WrittenRun, ...]:
 
 def passed(tensors: Iterable[TensorRef]) -> frozenset[ByteSpan]:
     """Return the runs that the statistics will cover when these tensors have been moved."""
-    return frozenset(span for ref in tensors for span in _runs(ref))
+    runs = {span for ref in tensors for span in _runs(ref)}
+    means = (span.source for span in runs if isinstance(span.source, Mean))
+    return frozenset(runs).union(*(mean.plain_spans for mean in means))
 
 
 def _runs(ref: TensorRef) -> tuple[ByteSpan, ...]:
@@ -102,12 +105,24 @@ def transfer(
     moved = []
     for move, spans, of_runs in zip(moves, runs, totals, strict=True):
         account.seen.update(zip(spans, (each.read for each in of_runs), strict=False))
+        for span in spans:
+            account.seen |= _seen_in(span.source)
         total = reduce(_Done.then, of_runs)
         if total.lost:
             account.losses[move.name] = total.lost
         written = WrittenRun(move.offset, total.written.nbytes, total.written.crc)
         moved.append(Moved(written, casting.is_cast(move.ref) or not _is_copied(move.ref)))
     return moved
+
+
+def _seen_in(source: Source) -> dict[ByteSpan, Seen]:
+    """Return the checksums of the runs that a mean read."""
+    if not isinstance(source, Mean):
+        return {}
+    spans = source.plain_spans
+    return {
+        ref.chunks[0].span: found for ref, found in source.seen() if ref.chunks[0].span in spans
+    }
 
 
 class _Given(NamedTuple):

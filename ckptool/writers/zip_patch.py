@@ -15,6 +15,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 
 from ckptool.errors import DamagedError
+from ckptool.formats.provenance import final
 from ckptool.formats.torch_records import PROVENANCE, TorchRecords
 from ckptool.formats.zips.checksums import known_checksums
 from ckptool.formats.zips.directory import ZipRecord
@@ -54,7 +55,7 @@ def finish(
             whole = _whole(archive, record, inside)
             crc = made.get(whole.name, known.get(whole.source.chunks[0].span)) if whole else None
             _refresh(output, archive, record, crc)
-    _append(output, archive, note.encode())
+    _append(output, archive, final(note).encode())
 
 
 def _refuse_overlaps(archive: ZipArchive) -> None:
