@@ -24,6 +24,7 @@ from ckptool.formats.provenance import AverageNote, LateNote, SourceNote, as_tex
 from ckptool.plans.averaging import Combined, Member, combine
 from ckptool.plans.extraction import complete
 from ckptool.plans.weighing import Shares
+from ckptool.sources.urls import RemotePath
 from ckptool.tensors.casting import Casting
 from ckptool.tensors.mean import Mean
 
@@ -51,7 +52,9 @@ def note_of(mixture: Mixture, combined: Combined, buffers: str, made_at: float |
 
 
 def _below_one(paths: Sequence[Path]) -> list[str]:
-    """Return the paths below the directory that holds all of them."""
+    """Return the paths below the directory that holds all of them; of URLs, the names alone."""
+    if any(isinstance(path, RemotePath) for path in paths):
+        return [path.name for path in paths]
     places = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - links keep their names
     common = Path(os.path.commonpath([place.parent for place in places]))
     return [place.relative_to(common).as_posix() for place in places]
