@@ -86,7 +86,7 @@ HARMLESS = {
 }
 
 
-def _restricted() -> ModuleType:
+def restricted() -> ModuleType:
     """A pickle module whose unpickler looks up nothing but what is harmless."""
     from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 
@@ -127,7 +127,7 @@ def _serve() -> None:
 
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-    restricted = _restricted()
+    harmless = restricted()
 
     def safetensors(path: str) -> None:
         with safe_open(path, "pt") as file:
@@ -136,7 +136,7 @@ def _serve() -> None:
 
     def plain(path: str, map_location: str = "") -> None:
         with open(path, "rb") as file:  # noqa: PTH123
-            restricted.load(file)
+            harmless.load(file)
 
     loaders: dict[str, tuple[Any, Any]] = {
         ".safetensors": (safetensors, safetensors),
@@ -144,7 +144,7 @@ def _serve() -> None:
     }
     torch_loaders = (
         partial(torch.load, weights_only=True),
-        partial(torch.load, weights_only=False, pickle_module=restricted),
+        partial(torch.load, weights_only=False, pickle_module=harmless),
     )
     for line in sys.stdin:
         path, is_plain = json.loads(line)

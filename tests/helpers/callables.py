@@ -70,6 +70,9 @@ CALLABLE = {
             _adjdict=namespace(items=ONE), _graph=namespace(nbunch_iter=CALLED)
         ), nbunch=ONE),
     ),
+    "names-of-a-mesh": build(
+        new("torch.distributed.device_mesh.DeviceMesh"), fields(_dim_group_names=LOADER)
+    ),
     "setstate-of-a-namespace": build(namespace(__setstate__=CALLED), X),
     "append-of-a-namespace": namespace(append=CALLED) + X + b"a",
     "extend-of-a-users-object": build(new("quietlib.Plain"), fields(extend=CALLED))

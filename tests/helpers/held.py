@@ -123,6 +123,13 @@ HELD = {
     "state-filled-later": build(
         new("quietlib.Plain") + MEMO, row(NONE, fields(__dict__=EMPTY_DICT + MEMO))
     ) + b"0" + got(1) + text("append") + T + b"s0" + got(0) + X + b"a",
+    # ------------------------------------------------- states that call where a key is missing
+    "handle-of-hooks": build(
+        new("torch.utils.hooks.RemovableHandle"), call("collections.defaultdict", T)
+    ),
+    "wrapped-hook": build(
+        new("torch.nn.modules.module._WrappedHook"), call("collections.defaultdict", T)
+    ),
     # --------------------------------------------------------- classes that act by themselves
     "finalizer": instance("numpy.lib._npyio_impl.NpzFile", zip=new("quietlib.Closes"), fid=NONE),
     "constructor": new("numpy.matrixlib.defmatrix.matrix", new("quietlib.Answers")),

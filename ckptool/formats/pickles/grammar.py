@@ -15,7 +15,7 @@ packages that torch brings along, no object is made at all unless the class is v
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, repeat
 from typing import Any
 
@@ -31,8 +31,10 @@ from ckptool.formats.pickles.grades import (
     SCALARS,
     TRAP,
     Grades,
+    is_factory,
     is_function,
 )
+from ckptool.formats.pickles.python_calls import columns_of
 from ckptool.formats.pickles.subclasses import NO_SUBCLASS
 from ckptool.formats.pickles.torch_calls import is_object_state
 from ckptool.formats.pickles.trust import is_own, is_scanned
@@ -128,10 +130,16 @@ class Grammar:
         return all(map(self.is_key, keys)) and self.grade(arg) < ARMED
 
     def _is_plain(self, value: Any) -> bool:
-        """Return whether a container is Python's own, without attributes of the pickle's."""
+        """Return whether a container is Python's own, without attributes or calls of the pickle's.
+
+        A missing key of a defaultdict calls its factory.
+        """
         if not isinstance(value, (NotedDict, NotedList)):
             return not isinstance(value, Opaque)
-        return "class" not in value.made_with and self.grade(value.state) == DATA
+        factory = value.made_with.get("default_factory")
+        is_trap = factory is not None and not is_factory(factory)
+        is_own_class = "class" not in value.made_with and not is_trap
+        return is_own_class and self.grade(value.state) == DATA
 
     def is_key(self, key: Any) -> bool:
         """Return whether a value may be hashed and compared.
@@ -166,7 +174,7 @@ class Grammar:
         worst = max(self.grades.worst(args), self.grade(kwargs))
         if is_own(qualname):
             is_data = worst == DATA and not _may_make_class(args)
-            return qualname in HOLDERS or (is_data and is_inert(qualname))
+            return (qualname in HOLDERS and worst < ARMED) or (is_data and is_inert(qualname))
         if _may_make_class(args):
             *_, bases, space = args
             names = (space.items or {}) if isinstance(space, Opaque) else space
@@ -189,8 +197,9 @@ class Grammar:
         if not is_object_state(state):
             is_variable = qualname is None and type(state) is tuple and len(state) == 3
             return (is_variable and self._is_held(state[2])) or self.is_set(name, state)
-        is_read = is_own(name) and name not in NO_SUBCLASS
-        return self._is_held(state) and self.grade(state) <= (NESTED if is_read else TRAP)
+        if is_own(name) and name not in NO_SUBCLASS and not self._is_of_nesters(state):
+            return False
+        return self._is_held(state) and self.grade(state) <= TRAP
 
     def is_set_on_array(self, state: Any) -> bool:
         """Return whether an array may be given a state; an array of objects only keeps them."""
@@ -200,7 +209,8 @@ class Grammar:
         if self.grade(form) > DATA or self.grade(data) >= ARMED:
             return False
         return self.grade(data) == DATA or all(
-            of_objects or self.grade(column) == DATA for of_objects, column in _columns(form, data)
+            of_objects or self.grade(column) == DATA
+            for of_objects, column in columns_of(form, data)
         )
 
     def _is_partial(self, state: Any) -> bool:
@@ -223,7 +233,7 @@ class Grammar:
     def _is_of_reader(self, state: Any) -> bool:
         """Return whether a state is a module's, and its other attributes hold no names."""
         return self._is_of_module(state) and all(
-            self.grade(value) <= NESTED or is_function(value)
+            self.grade(value) <= OBJECT or is_function(value) or self._is_of_scripts(value)
             for name, value in (state.items() if isinstance(state, dict) else ())
             if name not in _LOOKED_IN and not _HOOKS.fullmatch(str(name))
         )
@@ -257,11 +267,17 @@ class Grammar:
     def _is_number(self, state: Any) -> bool:
         return type(state) is int  # members belong to the loader: only their number is set
 
-    def _is_of_objects(self, state: Any) -> bool:
-        return self.grade(state) <= NESTED
-
     def _is_of_scripts(self, state: Any) -> bool:
-        """Return whether a state is data and TorchScript's own objects, in plain containers."""
+        return self._is_of_objects(state, SCRIPTED)
+
+    def _is_of_nesters(self, state: Any) -> bool:
+        return self._is_of_objects(state, NESTERS)
+
+    def _is_of_objects(self, state: Any, family: str | tuple[str, ...]) -> bool:
+        """Return whether a state is data and objects of a family's classes, in plain containers.
+
+        What those hold was looked at when it was set.
+        """
         waiting, seen = [state], set[int]()
         while waiting:
             part = waiting.pop()
@@ -271,7 +287,9 @@ class Grammar:
                 seen.add(id(part))
                 self.grades.count(1 + len(part))
                 waiting += [*part, *part.values()] if isinstance(part, dict) else part
-            elif not (isinstance(part, Opaque) and part.qualname == SCRIPTED):
+            elif not isinstance(part, CompositeTensor) and not (
+                isinstance(part, Opaque) and part.qualname.startswith(family)
+            ):
                 return False
         return True
 
@@ -338,7 +356,7 @@ _STATES: tuple[tuple[Callable[[str], bool], Callable[[Grammar, Any], bool]], ...
     (lambda name: name.startswith(OPTIMIZERS), Grammar.is_data),
     (READ_STATES.__contains__, Grammar.is_data),
     (SCRIPTED.__eq__, Grammar._is_of_scripts),
-    (lambda name: name.startswith(NESTERS), Grammar._is_of_objects),
+    (lambda name: name.startswith(NESTERS), Grammar._is_of_nesters),
     (is_own, Grammar.is_data),
 )
 
@@ -347,34 +365,6 @@ def _of_base(args: Sequence[Any]) -> Kind:
     """Return what the base of ``copyreg._reconstructor`` takes, the argument before."""
     base = args[1]
     return _OF_BASES.get(base.name if isinstance(base, GlobalRef) else "", Kind.DATA)
-
-
-def _columns(form: Sequence[Any], data: Any) -> Iterator[tuple[bool, Any]]:
-    """Yield the elements of an array by the fields of its type, and whether they are only kept.
-
-    Of an element in a field of another type a number or a text would be made, by its own methods.
-    """
-    dtype = form[-2]
-    state = dtype.state if isinstance(dtype, Opaque) and isinstance(dtype.state, tuple) else ()
-    names, fields = state[3:5] if len(state) > 4 else (None, None)
-    if names is None and fields is None:
-        yield _code(dtype) == "O", data
-        return
-    rows = data if isinstance(data, list) else [data]
-    is_regular = isinstance(names, tuple) and isinstance(fields, dict)
-    if not is_regular or any(type(row) is not tuple or len(row) != len(names) for row in rows):
-        yield False, data
-        return
-    for at, name in enumerate(names):
-        field = fields.get(name)
-        kind = field[0] if isinstance(field, tuple) and field else None
-        yield _code(kind) == "O", [row[at] for row in rows]
-
-
-def _code(dtype: Any) -> str:
-    """Return the letter of a numpy type; "" if it is none."""
-    has_code = isinstance(dtype, Opaque) and dtype.args and type(dtype.args[0]) is str
-    return dtype.args[0][:1] if has_code else ""
 
 
 def _is_class(kind: Takes, name: str) -> bool:

@@ -6,6 +6,7 @@ Sources: numpy 1.26 and 2.4 ``numpy/_core/src/multiarray/methods.c`` (``array_re
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import partial
 from math import prod
@@ -222,6 +223,34 @@ def numpy_build(array: ArrayRef, shape: Any, dtype: Any, is_fortran: Any, data: 
     for part in fields(made):
         object.__setattr__(array, part.name, getattr(made, part.name))
     return array
+
+
+def columns_of(form: Sequence[Any], data: Any) -> Iterator[tuple[bool, Any]]:
+    """Yield the elements of an array by the fields of its type, and whether they are only kept.
+
+    Of an element in a field of another type a number or a text would be made, by its own methods.
+    """
+    dtype = form[-2]
+    state = dtype.state if isinstance(dtype, Opaque) and isinstance(dtype.state, tuple) else ()
+    names, fields = state[3:5] if len(state) > 4 else (None, None)
+    if names is None and fields is None:
+        yield _letter(dtype) == "O", data
+        return
+    rows = data if isinstance(data, list) else [data]
+    is_regular = isinstance(names, tuple) and isinstance(fields, dict)
+    if not is_regular or any(type(row) is not tuple or len(row) != len(names) for row in rows):
+        yield False, data
+        return
+    for at, name in enumerate(names):
+        field = fields.get(name)
+        kind = field[0] if isinstance(field, tuple) and field else None
+        yield _letter(kind) == "O", [row[at] for row in rows]
+
+
+def _letter(dtype: Any) -> str:
+    """Return the letter of a numpy type; "" if it is none."""
+    has_code = isinstance(dtype, Opaque) and dtype.args and type(dtype.args[0]) is str
+    return dtype.args[0][:1] if has_code else ""
 
 
 def _numpy_scalar(dtype: Any, data: Any = b"") -> Any:

@@ -307,11 +307,13 @@ SCRIPTED = "torch.ScriptObject"  # its __setstate__ iterates, and makes an objec
 # torch's modules: __setstate__ updates the attributes, and asks whether some are there.
 MODULES = (
     "torch.nn.modules.", "torch.nn.parallel.data_parallel.", "torch.nn.utils.",
+    "torch.nn.parallel.distributed.DistributedDataParallel",
     "torch.nn.quantized.", "torch.nn.quantizable.", "torch.nn.intrinsic.", "torch.nn.qat.",
     "torch.ao.", "torch.quantization.", "torch.optim.swa_utils.AveragedModel",
 )  # fmt: skip
 # Those whose __setstate__ iterates or asks what other attributes hold, also under other modules.
 READERS = (
+    "torch.nn.parallel.distributed.DistributedDataParallel",
     "torch.ao.", "torch.quantization.", "torch.nn.quantized.", "torch.nn.quantizable.",
     "torch.nn.qat.",
 )  # fmt: skip
@@ -326,12 +328,12 @@ KEEPERS = (
 )  # fmt: skip
 # torch's optimizers: __setstate__ looks up, and sets, items of the parts of the state.
 OPTIMIZERS = "torch.optim."
-# Distributed tensors and plans of checkpoints: their classes keep what they are given, apart from
-# ``READ_STATES``, whose __setstate__ compares it.
+# Distributed tensors and plans of checkpoints: objects of these classes hold each other, and no
+# others, which some iterate (``DeviceMesh``); ``READ_STATES`` compare what they are given.
 NESTERS = (
     "torch.distributed.device_mesh.", "torch.distributed._mesh_layout.",
     "torch.distributed.tensor.", "torch.distributed._tensor.", "torch.distributed._shard.",
-    "torch.distributed.checkpoint.", "torch.nn.parallel.distributed.DistributedDataParallel",
+    "torch.distributed.checkpoint.", "torch.distributed.remote_device.",
 )  # fmt: skip
 READ_STATES = frozenset({
     "torch.distributed._shard.sharded_tensor.metadata.TensorProperties",
