@@ -8,6 +8,8 @@ package in CONTRIBUTING.
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 
 import formats_table
 import layouts_table
+import man_page
 import package_tree
 import rules_page
 import trainers_table
@@ -51,6 +54,7 @@ GENERATED: dict[Path, Callable[[str], str]] = {
     trainers_table.PAGE: trainers_table.with_table,
     rules_page.PAGE: lambda _: rules_page.page(),
     package_tree.PAGE: package_tree.page,
+    man_page.PAGE: lambda _: man_page.page(),
 }
 
 
@@ -71,6 +75,25 @@ def test_every_command_has_a_page_with_its_help(command):
     text = (DOCS / f"commands/{command}.md").read_text()
     typed_lines = [line for block in BLOCK.findall(text) for line in block.splitlines()]
     assert f"{PROMPT}ckptool {command} --help" in typed_lines
+
+
+@pytest.mark.skipif(shutil.which("groff") is None, reason="groff is not there")
+def test_the_man_page_is_one():
+    """Without a warning, and with every command and option."""
+    done = subprocess.run(
+        ["groff", "-man", "-Tutf8", "-ww", "-rLL=200n", str(man_page.PAGE)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    shown = re.sub(r"\x1b\[[\d;]*m|.\x08", "", done.stdout).replace("‐", "-").replace("−", "-")
+    for command, row in COMMANDS.items():
+        assert f"ckptool {command} " in shown
+        assert f"Example: {row.example}" in shown
+    assert {"--require NAME,...", "--max-shard-size SIZE"} <= {
+        line.strip() for line in shown.splitlines()
+    }
 
 
 # ------------------------------------------------------------------------------------------ README

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -125,6 +125,14 @@ def command(
             help="Print only the key paths that differ.",
         ),
     ] = False,
+    sort: Annotated[
+        Literal["change", "name", "size"] | None,
+        typer.Option(
+            metavar="ORDER",
+            rich_help_panel=shared.OUTPUT,
+            help="List tensors by change, name or size, whatever their role.",
+        ),
+    ] = None,
     device: Annotated[
         str,
         typer.Option(
@@ -164,6 +172,7 @@ def command(
         asked=Asked(
             tuple(match or ()), tuple(ignore or ()), tuple(renames or ()), tuple(tolerance or ())
         ),
+        order=sort,
     )
     with joined(place) as ranks:
         with progressing("comparing") as progress:

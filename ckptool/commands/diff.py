@@ -18,6 +18,7 @@ from ckptool.comparison.differences import (
     counter_changes,
     is_tensor_pair,
     relative_l2,
+    with_parameters,
 )
 from ckptool.comparison.digests import digests_of
 from ckptool.comparison.engine import Engine
@@ -41,12 +42,12 @@ from ckptool.errors import UsageError
 from ckptool.process.cpus import usable_cpus
 from ckptool.process.progress import Progress, no_progress
 from ckptool.process.ranks import Ranks
+from ckptool.reports.base import GroupDistance
 from ckptool.reports.diff import (
     CounterDifference,
     DiffReport,
     DiffSummary,
     Divergence,
-    GroupDistance,
     RoleDistance,
     TensorDifference,
     ValueDifference,
@@ -69,6 +70,9 @@ class DiffOptions(NamedTuple):
     device: str = "cpu"
     threads: int = 0  # 0: one for each CPU, at most MAX_THREADS
     asked: Asked = Asked()  # as typed, to report those that match nothing
+    order: str | None = (
+        None  # of lists of tensors: change, name or size; None: by role, then by change
+    )
 
 
 def diff(
@@ -219,7 +223,7 @@ def _report(one: Side, other: Side, options: DiffOptions, found: _Evidence) -> D
     return DiffReport(
         equal=not counted,
         summary=_summary(one, other, found, counted),
-        tensors=found.rows,
+        tensors=with_parameters(found.rows, other.parameters | one.parameters),
         values=tuple(found.values),
         a=one.text,
         b=other.text,
@@ -233,6 +237,7 @@ def _report(one: Side, other: Side, options: DiffOptions, found: _Evidence) -> D
         hint=_hint(one, other),
         counters=found.counters,
         unused=tuple(_unused(one, other, options)),
+        order=options.order,
     )
 
 

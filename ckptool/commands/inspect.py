@@ -76,7 +76,18 @@ def inspect_file(
                 source.be_frugal()
         report = inspect_checkpoint(checkpoint, listing, progress=progress, layouts=layouts)
         values = None if operand.address is None else _values(checkpoint)
-    return replace(report, path=str(operand.path), address=operand.address, values=values)
+    layers = None
+    if listing.stats and operand.address is None and report.ema.selected is not None:
+        from ckptool.commands.ema_layers import ema_layers  # noqa: PLC0415 - it brings numpy
+
+        layers = ema_layers(operand.path, layouts, progress)
+    return replace(
+        report,
+        path=str(operand.path),
+        address=operand.address,
+        values=values,
+        ema_layers=layers,
+    )
 
 
 def inspect_checkpoint(

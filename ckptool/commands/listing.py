@@ -7,7 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from ckptool.contents.optimizers import parameter_names, read_optimizers
+from ckptool.contents.optimizers import owners
 from ckptool.ema.candidates import EmaLocation
 from ckptool.ema.findings import kind_of, unplain_state_dicts
 from ckptool.formats.base import Checkpoint
@@ -79,7 +79,7 @@ def list_tensors(
 def _entries(
     checkpoint: Checkpoint, location: EmaLocation, sections: Sequence[Section], listing: Listing
 ) -> Iterator[TensorEntry]:
-    kinds, owners = _kinds(location), _owners(location)
+    kinds, of_states = _kinds(location), owners(location.inventory, location.weights)
     roles = {section.address: section.role for section in sections}
     for address, ref in whole_tensors(checkpoint.tree):
         text = format_address(address)
@@ -90,7 +90,7 @@ def _entries(
         if isinstance(ref, CompositeTensor):  # its parts are listed too, with their bytes
             yield replace(entry, kind=entry.kind or ref.layout)
         else:
-            owner = owners.get(address[:-1])
+            owner = of_states.get(address[:-1])
             yield replace(entry, bytes=ref.nbytes, device=ref.device, parameter=owner)
 
 
@@ -101,15 +101,6 @@ def _kinds(location: EmaLocation) -> dict[Address, str]:
         for table, refused in unplain_state_dicts(location)
         for name, why in refused.items()
         if name in table.entries
-    }
-
-
-def _owners(location: EmaLocation) -> dict[Address, str]:
-    """Return the names of parameters by the key paths of their states in optimizers."""
-    return {
-        (*optimizer.address, "state", key): name
-        for optimizer in read_optimizers(location.inventory)
-        for key, name in parameter_names(optimizer, location.weights).items()
     }
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ckptool.comparison.arrays import CODES
@@ -349,3 +350,15 @@ def count_kinds(rows: Sequence[TensorDifference] | Sequence[ValueDifference]) ->
     for row in rows:
         counts[row.kind] = counts.get(row.kind, 0) + 1
     return counts
+
+
+def with_parameters(
+    rows: Sequence[TensorDifference], parameters: Mapping[str, str]
+) -> tuple[TensorDifference, ...]:
+    """Return the rows with the model's parameters, where they are of states of an optimizer."""
+    return tuple(
+        replace(row, parameter=name)
+        if (name := parameters.get(row.address.rpartition("/")[0]))
+        else row
+        for row in rows
+    )

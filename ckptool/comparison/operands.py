@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptool.comparison.leaves import Digest, Leaf, TensorLeaf, flatten
+from ckptool.contents.optimizers import owners
 from ckptool.contents.sections import sections
 from ckptool.contents.selection import MODEL_ROLE, entries_at, parse_operand
 from ckptool.ema.layouts import Layouts
@@ -47,6 +48,8 @@ class Side(Closing):
         self.checkpoint: Checkpoint | None = None
         self.tree: Tree = None
         self.roles: dict[str, str] = {}  # by top-level key, of a whole checkpoint
+        # The model's parameter by the key path of its state in an optimizer.
+        self.parameters: dict[str, str] = {}
         self.leaves: dict[str, Leaf]
         try:
             self._open(layouts)
@@ -70,8 +73,10 @@ class Side(Closing):
         if address is not None:
             self.tree = select_part(self.checkpoint, address, layouts)
         else:
-            roles = locate_ema(self.checkpoint, layouts=layouts).roles
-            self.roles = {each.address: each.role for each in sections(self.tree, roles)}
+            found = locate_ema(self.checkpoint, layouts=layouts)
+            self.roles = {each.address: each.role for each in sections(self.tree, found.roles)}
+            of_states = owners(found.inventory, found.weights)
+            self.parameters = {format_address(at): name for at, name in of_states.items()}
         self.leaves = flatten(self.tree, self.checkpoint.reader, strict=self._strict)
         if self._strict and address is None:
             said = flatten({METADATA: self.checkpoint.metadata}, self.checkpoint.reader)

@@ -117,6 +117,15 @@ def parameter_names(optimizer: OptimizerState, model: Table | None) -> dict[Any,
     return paired if all(m.shape == shapes.get(paired.get(k, "")) for k, m in moments) else {}
 
 
+def owners(inventory: Inventory, model: Table | None) -> dict[Address, str]:
+    """Return the names of parameters by the key paths of their states in optimizers."""
+    return {
+        (*optimizer.address, "state", key): name
+        for optimizer in read_optimizers(inventory)
+        for key, name in parameter_names(optimizer, model).items()
+    }
+
+
 def model_parameters(model: Table) -> dict[str, TensorRef]:
     """Return the parameters of a state dict: without buffers, and of tied ones the first."""
     parameters: dict[str, TensorRef] = {}

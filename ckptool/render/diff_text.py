@@ -14,13 +14,14 @@ from string import digits
 from typing import NamedTuple, TypeVar
 
 from ckptool.render import text as words
+from ckptool.render.diff_order import in_order
 from ckptool.render.diff_values import number, percent, value_text
 from ckptool.render.facts import TOP
 from ckptool.render.page import Grid, Line, Page, Piece, one_by_one
 from ckptool.render.page import line as _text
+from ckptool.reports.base import GroupDistance
 from ckptool.reports.diff import (
     DiffReport,
-    GroupDistance,
     TensorDifference,
     TextReport,
     ValueDifference,
@@ -47,7 +48,7 @@ def show_diff(report: DiffReport) -> Page:
     """Yield everything: the answer, sections, layers, the worst tensors, values."""
     yield from show_stat([report])
     if tensors := measured(report):
-        yield _tensors(worst_first(tensors, report.sections))
+        yield _tensors(in_order(tensors, report))
     if values := settings(report):
         yield _values(values)
 
@@ -240,32 +241,16 @@ def settings(report: DiffReport) -> list[ValueDifference]:
     return [*report.values, *counted]
 
 
-def worst_first(
-    rows: Sequence[TensorDifference], sections: Sequence[GroupDistance]
-) -> list[TensorDifference]:
-    """Sort by role, weights first, and by relative change.
-
-    Of one role, rows without numbers come first; those within the tolerance come last of all.
-    """
-    roles = {group.address: group.role for group in sections}
-    ranks = {row.section: rank_of(roles.get(row.section, "")) for row in rows}
-    worst = sorted(rows, key=_badness, reverse=True)
-    return sorted(worst, key=lambda row: (row.kind == "within", ranks[row.section]))
-
-
-def rank_of(role: str) -> int:
-    """Return the place of a role in a list: weights, EMA, others, then the optimizer's state."""
-    return {"model": 0, "": 0, "ema": 1, "optimizer": 3, "rng": 4}.get(role, 2)
-
-
-def _badness(row: TensorDifference) -> tuple[bool, bool, bool, float]:
-    distance = row.distance
-    change = distance.relative_l2 if distance else 0.0
-    strange = bool(distance and distance.nonfinite)
-    return (row.kind != "within", distance is None, strange, math.inf if change is None else change)
-
-
-HEADS = ("", "max abs", "max rel", "RMS", "rel. L2", "differ", "largest at")  # of tensors
+HEADS = (
+    "",
+    "max abs",
+    "max rel",
+    "RMS",
+    "rel. L2",
+    "differ",
+    "largest at",
+    "parameter",
+)  # of tensors
 
 
 class Listed(NamedTuple):
@@ -280,9 +265,10 @@ class Listed(NamedTuple):
 def listed(report: DiffReport, most: int) -> Iterator[Listed]:
     """Yield the tables of a report that have rows, with at most so many; the worst come first."""
     if tensors := measured(report):
-        worst = worst_first(tensors, report.sections)[:most]
-        cells = [(row.address, row.kind, *tensor_cells(row)) for row in worst]
-        yield Listed("tensor", HEADS, cells, len(tensors))
+        worst = in_order(tensors, report)[:most]
+        heads = _heads(worst)
+        cells = [(row.address, row.kind, *tensor_cells(row))[: len(heads) + 1] for row in worst]
+        yield Listed("tensor", heads, cells, len(tensors))
     if values := settings(report):
         texts = [(row.address, row.kind, value_text(row)) for row in values[:most]]
         yield Listed("setting", ("", "first → second"), texts, len(values))
@@ -290,10 +276,18 @@ def listed(report: DiffReport, most: int) -> Iterator[Listed]:
 
 def _tensors(rows: Sequence[TensorDifference]) -> Grid:
     """Return the table of tensors that differ, from rows in the order of the list."""
-    sides = ("left", "right", "right", "right", "right", "right", "text")
-    grid = Grid("left", *sides, title="Tensors", heads=HEADS, drops=(7, 4, 3, 6), names=True)
-    _list(grid, [(row, tensor_cells(row)) for row in _worst(rows)], len(rows))
+    shown = _worst(rows)
+    heads = _heads(shown)
+    sides = ("left", "right", "right", "right", "right", "right", "text", "left")[: len(heads)]
+    drops = (7, 4, 3, 6, 8)[: len(heads) - 3]
+    grid = Grid("left", *sides, title="Tensors", heads=heads, drops=drops, names=True)
+    _list(grid, [(row, tensor_cells(row)[: len(heads) - 1]) for row in shown], len(rows))
     return grid
+
+
+def _heads(rows: Sequence[TensorDifference]) -> tuple[str, ...]:
+    """Return the heads of the columns; the last is for states of an optimizer alone."""
+    return HEADS if any(row.parameter for row in rows) else HEADS[:-1]
 
 
 def _values(rows: Sequence[ValueDifference]) -> Grid:
@@ -321,14 +315,14 @@ def _list(grid: Grid, rows: Sequence[tuple[Row, list[str]]], total: int) -> None
 def tensor_cells(row: TensorDifference) -> list[str]:
     """Return the numbers of a row for the columns of the table, or its forms instead."""
     if row.distance is None:
-        return ["", "", "", "", "", form_of(row)]
+        return ["", "", "", "", "", form_of(row), words.printable(row.parameter or "", 100)]
     d = row.distance
     share = f"{d.differing:,} of {d.elements:,}"
     where = f"[{', '.join(map(str, d.worst_at))}]" + (f" {form_of(row)}" if form_of(row) else "")
     strange = f"  {d.nonfinite:,} NOT FINITE" if d.nonfinite else ""
     change = percent(d.relative_l2) or number(d.relative_l2)
     cells = [number(d.max_abs), f"{d.max_rel:.3g}", f"{d.rms:.3g}", change]
-    return [*cells, share, where + strange]
+    return [*cells, share, where + strange, words.printable(row.parameter or "", 100)]
 
 
 def form_of(row: TensorDifference) -> str:
@@ -347,7 +341,7 @@ def form_of(row: TensorDifference) -> str:
 
 def counted(report: DiffReport) -> list[Row]:
     """Return the rows that count as different, the worst first."""
-    rows: list[Row] = [*worst_first(measured(report), report.sections), *settings(report)]
+    rows: list[Row] = [*in_order(measured(report), report), *settings(report)]
     return [row for row in rows if row.kind != "within"]
 
 

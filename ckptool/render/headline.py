@@ -17,6 +17,7 @@ from ckptool.reports.base import DECAYS, UPDATES, EmaStatus, MainSlot
 from ckptool.reports.inspect import CandidateReport, InspectReport
 
 RESULTS = 2  # that the headline names
+DECIDES = "verify --require resume decides"
 
 
 def headline(report: InspectReport) -> Iterator[Line]:
@@ -141,18 +142,18 @@ def _run(report: InspectReport) -> Iterator[Piece | str]:
 
 
 def _resumable(report: InspectReport) -> str:
-    """Return whether the parts that a resume needs are there; verify checks what is in them."""
+    """Return which parts of a resume are there, in the words of the certificate, which decides."""
     stateful = [each for each in report.optimizers if each.states]
     if not stateful:
-        return "No optimizer state: not resumable."
+        return "Resume: no, there is no optimizer state."
     is_raw_gone = report.ema.main_slot is MainSlot.AVERAGED and not any(
         each.kind == "raw" for each in report.ema.candidates
     )
     if is_raw_gone:
-        return "Not resumable: the raw weights are gone."
+        return f"Resume: the raw weights are gone ({DECIDES})."
     if not report.training.keys() & {"epoch", "global_step"}:
-        return "Optimizer state, but no epoch or step."
-    return "Looks resumable."
+        return f"Resume: optimizer state, but no epoch or step ({DECIDES})."
+    return f"Resume: optimizer state and progress are there ({DECIDES})."
 
 
 def _plain(report: InspectReport) -> Piece:

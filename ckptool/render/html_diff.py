@@ -15,7 +15,8 @@ from ckptool.render.diff_values import number
 from ckptool.render.facts import TOP
 from ckptool.render.html_charts import Bar, axis_of, bar_chart, histogram
 from ckptool.render.html_document import document, folding, shown, table
-from ckptool.reports.diff import DiffReport, GroupDistance
+from ckptool.reports.base import GroupDistance
+from ckptool.reports.diff import DiffReport
 
 ROWS = 200  # tensors and values that are listed
 BARS = 80  # layers that are drawn
@@ -73,17 +74,22 @@ def _tolerances(report: DiffReport) -> str:
 
 
 def _charts(report: DiffReport) -> Iterator[str]:
-    layers = [each for each in fold_layers(report.layers) if _is_measured(each.worst)]
+    yield from drift_by_layer("Drift by layer", report.layers)
+    changes = [row.distance.relative_l2 for row in measured(report) if row.distance]
+    if values := [change for change in changes if change]:
+        caption = "Tensors by their relative change: the number in each decade."
+        yield from folding("Histogram of relative change", histogram(values, caption))
+
+
+def drift_by_layer(title: str, of_layers: Sequence[GroupDistance]) -> Iterator[str]:
+    """Yield the relative change of each layer as a bar, on an axis of decades."""
+    layers = [each for each in fold_layers(of_layers) if _is_measured(each.worst)]
     known = [drift for each in layers if (drift := each.worst.relative_l2)]
     if known or any(each.worst.nonfinite for each in layers):
         axis = axis_of(known or [1.0])
         bars = [_drift(folded.label, folded.worst) for folded in layers[:BARS]]
         left = f" {len(layers) - BARS:,} more layers are not drawn." if len(layers) > BARS else ""
-        yield from folding("Drift by layer", bar_chart(bars, axis, SCALE + left))
-    changes = [row.distance.relative_l2 for row in measured(report) if row.distance]
-    if values := [change for change in changes if change]:
-        caption = "Tensors by their relative change: the number in each decade."
-        yield from folding("Histogram of relative change", histogram(values, caption))
+        yield from folding(title, bar_chart(bars, axis, SCALE + left))
 
 
 def _is_measured(group: GroupDistance) -> bool:

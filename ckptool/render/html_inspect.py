@@ -9,6 +9,7 @@ from pathlib import Path
 from ckptool.render import text as words
 from ckptool.render.facts import place
 from ckptool.render.html_charts import Bar, Part, axis_of, bar_chart, treemap
+from ckptool.render.html_diff import drift_by_layer
 from ckptool.render.html_document import document, folding, page_as_html, shown
 from ckptool.render.inspect_text import show_inspect
 from ckptool.render.page import Line, Page
@@ -46,6 +47,7 @@ def _article(report: InspectReport | RunReport) -> Iterator[str]:
         if parts:
             yield from _legend(parts)
             yield from treemap(parts, "Each rectangle is as large as the bytes of its tensors.")
+        yield from drift_by_layer("EMA distance by layer", report.ema_layers or ())
         yield from _spreads(report)
         yield from blocks[folds:]
     else:

@@ -11,6 +11,8 @@ from ckptool.render.snapshots_text import post_hoc
 from ckptool.reports.base import MainSlot
 from ckptool.reports.run import RunEntry, RunReport
 
+ERROR_LIMIT = 400  # characters
+
 
 @one_by_one
 def show_run(report: RunReport) -> Page:
@@ -23,10 +25,15 @@ def show_run(report: RunReport) -> Page:
     heads = ("file", "epoch", "step", *map(short, metrics), "size", "EMA")
     grid = Grid("left", "right", "right", *("right" for _ in metrics), "right", "left",
                 heads=heads, drops=[*range(last - 1, 2, -1), last, 2])  # fmt: skip
+    unread = []
     for entry in report.checkpoints:
         name = Path(entry.path).name if where else entry.path
         grid.add_row(*_run_cells(name, entry, metrics))
+        if entry.error:
+            unread.append((words.printable(name), entry.error))
     yield grid
+    for name, error in unread:
+        yield line((name, "name"), ": ", (words.printable(error, ERROR_LIMIT), "error"))
     for metric, best in report.best_by.items():
         name = Path(best.path).name if where else best.path
         yield line(
@@ -49,7 +56,7 @@ def show_run(report: RunReport) -> Page:
 def _run_cells(file: str, entry: RunEntry, metrics: list[str]) -> list[Line]:
     name = line((words.printable(file), "name"))
     if entry.error:
-        return [name, *([line("")] * (len(metrics) + 3)), line((short(entry.error), "error"))]
+        return [name, *([line("")] * (len(metrics) + 3)), line(("not read", "error"))]
     numbers = (entry.epoch, entry.global_step, *(entry.metrics.get(m) for m in metrics))
     cells = [line("" if n is None else words.value(n)) for n in numbers]
     return [

@@ -70,6 +70,21 @@ class Severity(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class GroupDistance:
+    """The tensors and values of one section or layer together."""
+
+    address: str
+    role: str
+    tensors: int
+    differing: int  # tensors that count as different
+    values_differing: int
+    elements: int
+    max_abs: float  # of its floating-point tensors, or of the others if only those differ
+    relative_l2: float | None  # of its floating-point tensors that differ, as one vector
+    nonfinite: int = 0  # elements that differ, and are NaN or infinite on a side
+
+
+@dataclass(frozen=True, slots=True)
 class Finding:
     """A statement about a checkpoint, with a severity and a remedy."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ckptool.reports.base import MAY_BE_ABSENT, Configured
+from ckptool.reports.base import MAY_BE_ABSENT, Configured, GroupDistance
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,8 @@ class TensorDifference:
     rtol: float = 0.0
     note: str = ""
     is_counter: bool = False  # one element, a counter: it is in `counters`, and in no norm
+    # The model's parameter to which a tensor in the state of an optimizer belongs.
+    parameter: str | None = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,21 +80,6 @@ class Divergence:
     role: str
     address: str
     kind: str
-
-
-@dataclass(frozen=True, slots=True)
-class GroupDistance:
-    """The tensors and values of one section or layer together."""
-
-    address: str
-    role: str
-    tensors: int
-    differing: int  # tensors that count as different
-    values_differing: int
-    elements: int
-    max_abs: float  # of its floating-point tensors, or of the others if only those differ
-    relative_l2: float | None  # of its floating-point tensors that differ, as one vector
-    nonfinite: int = 0  # elements that differ, and are NaN or infinite on a side
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +128,8 @@ class DiffReport:
     hint: str | None = None  # the parts to compare instead
     counters: tuple[CounterDifference, ...] = ()
     unused: tuple[str, ...] = ()  # options of the command line that match nothing: --ignore 'x*'
+    # The order in which a list of tensors shows them: change, name or size.
+    order: str | None = field(default=None, metadata=MAY_BE_ABSENT)
     # Configuration files beside the checkpoint, which may not loosen checks.
     config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
 

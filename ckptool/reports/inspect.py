@@ -11,6 +11,7 @@ from ckptool.reports.base import (
     Configured,
     EmaStatus,
     Finding,
+    GroupDistance,
     MainSlot,
     Section,
     SnapshotReport,
@@ -143,6 +144,8 @@ class InspectReport:
     entries: tuple[TensorEntry, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
     # Snapshots of EMAs that average --sigma-rel combines.
     snapshots: tuple[SnapshotReport, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
+    # With --stats: how far the EMA weights are from the model's, by layer.
+    ema_layers: tuple[GroupDistance, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
     # The metadata that ckptool left in a file that it wrote.
     provenance: Mapping[str, Any] | None = field(default=None, metadata=MAY_BE_ABSENT)
     # Key path of the part that was asked for; all other key paths are relative to it.

@@ -314,8 +314,10 @@ def test_one_bad_path_of_several_is_an_error_behind_the_answers(ckptool, tmp_pat
     done = ckptool("inspect", EXPORTED, tmp_path / "missing")
     assert done.exit_code == 2
     assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
-    assert "no such file" in done.stdout.splitlines()[2]
-    assert done.stdout.splitlines()[3].startswith(str(EXPORTED))
+    first, second, told = done.stdout.splitlines()[2:]
+    assert first.split() == [str(tmp_path / "missing"), "not", "read"]
+    assert second.startswith(str(EXPORTED))
+    assert told.startswith(f"{tmp_path / 'missing'}: no such file")
 
 
 def test_one_bad_path_of_several_is_the_document(ckptool, tmp_path):

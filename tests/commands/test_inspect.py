@@ -333,8 +333,9 @@ def test_several_paths_are_shown_one_after_the_other_where_tensors_are_asked_for
 def test_a_path_that_cannot_be_read_is_a_row_and_an_error(ckptool, tmp_path):
     output = ckptool("inspect", EXPORTED, LATE, tmp_path / "missing.pt")
     assert output.exit_code == 2
-    (row,) = (line for line in output.splitlines() if "missing.pt" in line)
-    assert "no such file" in row
+    row, told = (line for line in output.splitlines() if "missing.pt" in line)
+    assert row.endswith("not read")
+    assert "missing.pt: no such file" in told
     assert "missing.pt" in output.stderr
     assert str(LATE) in output
 

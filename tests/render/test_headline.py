@@ -76,18 +76,20 @@ def without(path, key):
 
 def test_what_is_missing_for_a_resume_is_told(ckptool, tmp_path):
     path = training(tmp_path)
-    assert "epoch 3. Looks resumable." in top(ckptool("inspect", path))
+    assert "epoch 3. Resume: optimizer state and progress are there" in top(
+        ckptool("inspect", path)
+    )
     no_epoch = without(path, "epoch")
-    assert "Optimizer state, but no epoch or step." in top(ckptool("inspect", no_epoch))
+    assert "Resume: optimizer state, but no epoch or step" in top(ckptool("inspect", no_epoch))
     weights = without(path, "optimizer")
-    assert "No optimizer state: not resumable." in top(ckptool("inspect", weights))
+    assert "Resume: no, there is no optimizer state." in top(ckptool("inspect", weights))
 
 
 def test_promoted_weights_are_not_resumable(ckptool, tmp_path):
     out = tmp_path / "good.pt"
     ckptool("promote-ema", EMA / "has_ema" / "late.pt", "-o", out)
     said = top(ckptool("inspect", out))
-    assert "Not resumable: the raw weights are gone." in said
+    assert "Resume: the raw weights are gone" in said
     assert "promoted by ckptool" in said
 
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptool.render.facts import TOP
 from ckptool.render.html_charts import Box, DecadeAxis, Part, axis_of, power, squarified, treemap
 from ckptool.render.html_document import COLORS, STYLE, TEXTS, page_as_html
 from ckptool.render.html_verify import verdicts_to_html
@@ -140,6 +141,20 @@ def test_values_are_drawn_on_request(ckptool, tmp_path):
         assert f'aria-label="model/{name}: {said}"' in shown
     assert shown.count('<rect class="failed"') == 1
     assert "Spread" not in ckptool("inspect", tmp_path / "a.pt", "--format", "html")
+
+
+def test_the_distance_of_the_ema_is_drawn_by_layer_on_request(ckptool):
+    path = FIXTURES / "ema" / "plain_loop" / "last.pt"
+    shown = ckptool("inspect", path, "--stats", "--format", "html")
+    assert "<h2>EMA distance by layer</h2>" in shown
+    layers = ckptool("inspect", path, "--stats", "--json").json["ema_layers"]
+    far = {row["address"]: row["relative_l2"] for row in layers}
+    assert far
+    for address, distance in far.items():
+        if distance:
+            assert f'aria-label="{address or TOP}: {100 * distance:.3g} %"' in shown
+    assert "EMA distance" not in ckptool("inspect", path, "--format", "html")
+    assert "ema_layers" not in ckptool("inspect", path, "--json").json
 
 
 @pytest.mark.parametrize("kind", ["inspect", "verify", "diff"])

@@ -84,7 +84,8 @@ def format_of(output: Path) -> str:
         raise UsageError(
             f"no output format: {suffix} of those that choose one",
             path=output,
-            hint=f"one of: {known}",
+            hint=f"-o {output.name}.safetensors, or one of: {known}; a directory that exists takes "
+            "a name by itself",
         )
     return kind
 
