@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckptool.commands.into import Slot, open_slot, write_into
-from ckptool.commands.members import EPOCH, STEP, WIDTH, Opened
+from ckptool.commands.members import EPOCH, STEP, WIDTH, Opened, are_equal
 from ckptool.commands.mixture import AverageOptions, Mixture, choose, refuse_contradictions
 from ckptool.commands.sources import note_of
 from ckptool.commands.writing import (
@@ -20,12 +20,14 @@ from ckptool.commands.writing import (
 )
 from ckptool.contents.selection import Operand
 from ckptool.ema.layouts import Layouts
-from ckptool.plans.averaging import Combined, Member, combine
+from ckptool.plans.averaging import Combined, combine
+from ckptool.plans.belonging import distances, strangers
 from ckptool.plans.casts import plan_casting
 from ckptool.plans.extraction import Extraction
 from ckptool.plans.validation import refuse_unsound
 from ckptool.process.progress import Progress, no_progress
-from ckptool.reports.rules import BYTES
+from ckptool.reports.base import Finding
+from ckptool.reports.rules import BYTES, finding
 from ckptool.reports.write import AverageReport, AverageSource
 from ckptool.tensors.casting import Casting
 from ckptool.tensors.scan import scan
@@ -73,6 +75,7 @@ def average(
         slot = open_slot(stack, Path(options.into), tensors, layouts) if options.into else None
         casting = slot.casting(tensors) if slot else plan_casting(tensors, options.dtype)
         combined = _combined(mixture, casting, options)
+        apart, found = _look(mixture)
         note = note_of(mixture, combined, options.buffers, made_at)
         if slot is None:
             made = _in_a_file(operands[0].path, output, mixture, combined, options, note, progress)
@@ -80,7 +83,8 @@ def average(
             made = _in_a_copy(slot, output, mixture, combined, options, note, progress)
     return replace(
         made,
-        sources=tuple(_sources(mixture)),
+        sources=tuple(_sources(mixture, apart)),
+        findings=(*found, *made.findings),
         written=not options.dry_run,
         posthoc=mixture.posthoc,
         order=mixture.members.order,
@@ -97,9 +101,7 @@ def _combined(mixture: Mixture, casting: Casting, options: AverageOptions) -> Co
     Raises:
         UsageError: the checkpoints hold different weights.
     """
-    opened = mixture.members.opened
-    members = [Member(str(each.path), each.checkpoint.reader, each.tensors) for each in opened]
-    return combine(members, mixture.shares, casting, buffers=options.buffers)
+    return combine(mixture.state_dicts, mixture.shares, casting, buffers=options.buffers)
 
 
 def _in_a_file(
@@ -169,10 +171,36 @@ def _in_a_copy(
     )
 
 
-def _sources(mixture: Mixture) -> Iterator[AverageSource]:
-    for each, weight in zip(mixture.members.opened, mixture.shares.weights, strict=True):
-        counts = (each.facts.get(name) for name in (STEP, EPOCH, WIDTH))
-        yield AverageSource(str(each.path), each.taken.address, weight, *counts)
+def _look(mixture: Mixture) -> tuple[list[float | None], list[Finding]]:
+    """Return how far the checkpoints are apart, and warnings about those that do not belong.
+
+    Snapshots of EMAs are combined from the beginning of a run to its end: they are not looked at.
+    """
+    members = mixture.state_dicts
+    if mixture.posthoc is not None:
+        return [None] * len(members), []
+    apart = distances(members)
+    twice = [at for at, distance in enumerate(apart) if distance == 0]
+    return apart, [*strangers(members, apart), *_counted_twice(mixture, twice)]
+
+
+def _counted_twice(mixture: Mixture, places: Sequence[int]) -> Iterator[Finding]:
+    """Yield a warning for each checkpoint at these places that repeats an earlier one."""
+    opened = [mixture.members.opened[at] for at in places]
+    for nth, each in enumerate(opened):
+        first = next((other for other in opened[:nth] if are_equal(each, other)), None)
+        if first is not None:
+            told = f"{each.path} holds the weights of {first.path}, and both count"
+            yield finding("CK803", "", told)
+
+
+def _sources(mixture: Mixture, apart: Sequence[float | None]) -> Iterator[AverageSource]:
+    rows = zip(mixture.members.opened, mixture.shares.weights, apart, strict=True)
+    for each, weight, distance in rows:
+        yield AverageSource(
+            str(each.path), each.taken.address, weight,
+            each.facts.get(STEP), each.facts.get(EPOCH), each.facts.get(WIDTH), distance,
+        )  # fmt: skip
 
 
 def _refuse_damage(each: Opened, *, force: bool) -> None:

@@ -136,7 +136,7 @@ def _is_copy(each: Opened, other: Opened) -> bool:
     are_of_one_run = each.is_listed and other.is_listed and each.path.parent == other.path.parent
     if not are_of_one_run or each.facts != other.facts:
         return False
-    if _are_equal(each, other):
+    if are_equal(each, other):
         return True
     if STEP in each.facts:
         raise UsageError(
@@ -147,7 +147,8 @@ def _is_copy(each: Opened, other: Opened) -> bool:
     return False
 
 
-def _are_equal(one: Opened, other: Opened) -> bool:
+def are_equal(one: Opened, other: Opened) -> bool:
+    """Return whether two checkpoints hold the same weights, to the last bit."""
     return one.tensors.keys() == other.tensors.keys() and all(
         same_values(one.checkpoint.reader, ref, other.tensors[name])
         for name, ref in one.tensors.items()

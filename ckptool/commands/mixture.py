@@ -25,6 +25,7 @@ from ckptool.contents.selection import Operand
 from ckptool.contents.training import steps_in_running_mean
 from ckptool.ema.layouts import Layouts
 from ckptool.errors import UsageError
+from ckptool.plans.averaging import Member
 from ckptool.plans.weighing import (
     Shares,
     ema_shares,
@@ -61,6 +62,14 @@ class Mixture(NamedTuple):
     shares: Shares
     kind: str  # ema | swa | table: for the note in the file
     posthoc: PosthocReport | None = None
+
+    @property
+    def state_dicts(self) -> list[Member]:
+        """The state dicts that are combined, under the paths of their files."""
+        return [
+            Member(str(each.path), each.checkpoint.reader, each.tensors)
+            for each in self.members.opened
+        ]
 
 
 # Options that give the weights, and options that choose checkpoints.

@@ -174,6 +174,11 @@ def _average_lines(report: AverageReport) -> Iterator[Fact]:
         step = "".join(f"  {name} {n:g}" for name, n in counters.items() if n is not None)
         at = (f"#{words.printable(source.address)}", "quiet") if source.address else ""
         yield f"{source.weight:.6g}", line((words.printable(source.path), "name"), at, step)
+    apart = [source.distance for source in report.sources if source.distance is not None]
+    if apart:
+        least, most = f"{100 * min(apart):.3g} %", f"{100 * max(apart):.3g} %"
+        span = least if least == most else f"{least} to {most}"
+        yield "apart", line(f"{span} from the nearest other (relative L2, sampled)")
     if report.posthoc is not None:
         yield from _posthoc_lines(report.posthoc)
     if report.order == "name":

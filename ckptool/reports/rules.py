@@ -451,12 +451,21 @@ RULES: tuple[Rule, ...] = (
     ),
 )  # fmt: skip
 
-# Rules for the output of extract-ema and promote-ema; verify has no input to compare it with.
+# Rules for what is written from other files; verify has no input to compare it with.
 WRITING: tuple[Rule, ...] = (
     Rule(
         "CK801", "lossy-cast", _WARNING,
         "Values overflow in the type that they are cast to, or become 0 in it.",
         "keep the type of the averages, or choose one with more range: --dtype bfloat16",
+    ),
+    Rule(
+        "CK802", "stranger", _WARNING,
+        "A checkpoint is far from all others that it is averaged with.",
+        "leave it out if it is of another run, of its beginning, or has diverged",
+    ),
+    Rule(
+        "CK803", "counted-twice", _WARNING, "Two checkpoints of an average hold the same weights.",
+        "name one of them, or mean it: --weights says how often each counts",
     ),
 )  # fmt: skip
 

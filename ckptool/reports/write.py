@@ -174,6 +174,8 @@ class AverageSource:
     step: float | None  # the global step that the file states
     epoch: float | None
     sigma_rel: float | None = None  # relative width of a snapshot of an EMA
+    # From the nearest other checkpoint, in a sample; 0: the same, 1: unrelated.
+    distance: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
