@@ -11,7 +11,6 @@ import typer
 from ckptool.cli import options as shared
 from ckptool.cli.writing import write_and_answer
 from ckptool.commands.convert import ConvertOptions, convert
-from ckptool.commands.explain import explain_conversion
 from ckptool.contents.selection import parse_operand
 from ckptool.errors import UsageError
 
@@ -113,6 +112,8 @@ def command(
     """
     operand = parse_operand(path)
     if explain is not None:
+        from ckptool.commands.explain import explain_conversion
+
         if output is not None:
             raise UsageError("--explain writes nothing, so it has no -o", hint="leave out one")
         write_and_answer(

@@ -104,6 +104,7 @@ def convert(
         if dropped is not None:
             return write_whole(
                 checkpoint,
+                location,
                 output,
                 dropped,
                 progress,
@@ -167,7 +168,8 @@ def _dropped_parts(
     if options.address is not None or not (is_whole or options.drop or len(roles) > 1):
         return None
     parts = read_parts(checkpoint, location)
-    names_parts = any(map(parts.named, options.drop)) or len(state_dicts(location)) > 1
+    several = len(state_dicts(location)) + len(location.inventory.optimizers) > 1
+    names_parts = any(map(parts.named, options.drop)) or several
     if not is_whole and len(roles) < 2 and (options.only or not names_parts):
         return None
     _refuse_for_weights(options)

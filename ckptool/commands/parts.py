@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
 from ckptool.commands.origin import converted_from
+from ckptool.commands.state_dicts import state_dicts
 from ckptool.contents.sections import sections
 from ckptool.contents.training import read_training_state
 from ckptool.ema.candidates import EmaLocation
+from ckptool.ema.locate import locate_ema
 from ckptool.errors import CkptError, UnsupportedError, UsageError
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.pickles.literal import Made
@@ -19,9 +22,11 @@ from ckptool.formats.torch_zip import TorchZip
 from ckptool.plans.plain_data import as_plain_data
 from ckptool.plans.validation import names_to_note
 from ckptool.process.progress import Progress
+from ckptool.reports.base import Finding, Severity
+from ckptool.reports.rules import finding
 from ckptool.reports.write import ConvertReport, PlainReport
 from ckptool.tree.addresses import parse_address
-from ckptool.tree.nodes import Address, Tree, fields_of
+from ckptool.tree.nodes import Address, Tree, fields_of, is_container
 from ckptool.tree.walking import tensors
 from ckptool.writers.archive_copy import ArchiveCopy, check_copy, write_copy
 from ckptool.writers.files.destination import check_output, in_folder
@@ -52,9 +57,8 @@ class Parts(NamedTuple):
         for word in words:
             if not self.named(word):
                 known = sorted({*self.roles.values(), *self.keys})
-                raise UsageError(
-                    f"the checkpoint has no part {word!r}", hint=f"parts: {', '.join(known[:20])}"
-                )
+                hint = f"parts: {', '.join(known[:20])}" if known else "it is one state dict"
+                raise UsageError(f"the checkpoint has no part {word!r}", hint=hint)
         return set().union(*map(self.named, words))
 
 
@@ -65,6 +69,10 @@ def read_parts(checkpoint: Checkpoint, location: EmaLocation) -> Parts:
         return Parts((), {})
     training = read_training_state(tree, checkpoint.reader)
     found = sections(tree, location.roles, training.rng)
+    if len(state_dicts(location)) > 1 or location.inventory.optimizers:
+        # The tensors of the model may be loose at the top, beside other things.
+        others = {key: value for key, value in tree.items() if is_container(value)}
+        found = (*found, *sections(others, location.roles, training.rng))
     roles = {parse_address(each.address)[0][0]: each.role for each in found if each.address}
     if not roles:
         return Parts((), {})
@@ -73,6 +81,7 @@ def read_parts(checkpoint: Checkpoint, location: EmaLocation) -> Parts:
 
 def write_whole(
     checkpoint: Checkpoint,
+    location: EmaLocation,
     output: str | Path,
     dropped: Collection[str],
     progress: Progress,
@@ -125,8 +134,30 @@ def write_whole(
         ties="shared",
         beside=tuple(key for key in map(str, fields_of(checkpoint.tree)) if key in dropped),
         plain=made.plain,
-        findings=() if safe else tuple(names_to_note(checkpoint)),
+        findings=(
+            *_lost_ema(checkpoint, location, plan.tree, dropped),
+            *(() if safe else names_to_note(checkpoint)),
+        ),
     )
+
+
+def _lost_ema(
+    checkpoint: Checkpoint, location: EmaLocation, new: Tree, dropped: Collection[str]
+) -> Iterator[Finding]:
+    """Yield a warning if the EMA stays, and is not known as one without what is dropped.
+
+    A list of tensors without names, for example, is known by the model that it pairs with.
+    """
+    ema = location.selected
+    if ema is None or ema.file or parse_address(ema.address)[0][0] in dropped:
+        return
+    if dropped and locate_ema(replace(checkpoint, tree=new)).selected is None:
+        message = (
+            "without the model nothing shows that these are EMA weights: "
+            "extract-ema will not find them in the output"
+        )
+        remedy = "keep the model, or extract the EMA first: ckptool extract-ema"
+        yield replace(finding("CK401", ema.address, message, remedy), severity=Severity.WARNING)
 
 
 class PlanOfWhole(NamedTuple):

@@ -20,6 +20,7 @@ from ckptool.formats.provenance import KEY
 from ckptool.writers.stripped_zip import plan_stripped
 from helpers import samples, strategies
 from helpers.absent import STUBS, instances, loose, present
+from helpers.generated import Generated
 from helpers.likeness import assert_same_objects
 from helpers.making import average_of, resumable, save, weights
 from helpers.paths import FIXTURES, contents
@@ -132,6 +133,52 @@ def test_a_damaged_pickle_gets_no_new_checksum(path, ckptool, tmp_path, force):
     assert not (tmp_path / "out.pt").exists()
 
 
+# --------------------------------------------------------------------------- what is lost by it
+
+
+@pytest.mark.parametrize(
+    ("name", "address"),
+    [
+        ("torch_ema/all.pt", "ema/shadow_params"),
+        ("nemo/optimizer.ckpt", "optimizer_states/0/ema"),
+        ("fairseq/checkpoint3.pt", "extra_state/ema"),
+    ],
+)  # fmt: skip
+def test_an_ema_that_is_not_known_without_the_model(ckptool, tmp_path, name, address):
+    """Unnamed lists, and names that nothing marks: they are found by the model that they fit."""
+    path = FIXTURES / "ema" / name
+    done = ckptool("convert", path, "--drop", "model", "-o", tmp_path / "out.pt", "--json")
+    (found,) = [row for row in done.json["findings"] if row["rule"] == "CK401"]
+    assert (found["address"], found["severity"]) == (address, "warning")
+    assert ckptool("inspect", tmp_path / "out.pt", "--json").json["ema"]["selected"] is None
+    done = ckptool("convert", path, "--drop", "*epoch*", "-o", tmp_path / "2.pt", "--json")
+    assert "CK401" not in str(done.json.get("findings"))
+
+
+def test_an_ema_with_a_name_needs_no_model(path, ckptool, tmp_path):
+    done = ckptool("convert", path, "--drop", "model", "-o", tmp_path / "out.pt", "--json")
+    assert done.json["findings"] == []
+    assert ckptool("verify", tmp_path / "out.pt", "--require", "ema").exit_code == 0
+
+
+def test_tensors_that_are_loose_beside_an_optimizer(ckptool, tmp_path, refused):
+    model = weights()
+    content = {**model, "optimizer": resumable(model)["optimizer"], "epoch": 3}
+    torch.save(content, tmp_path / "loose.pt")
+    error = refused(tmp_path / "loose.pt", "--drop", "optimiser", "-o", tmp_path / "out.pt")
+    assert error["message"] == "the checkpoint has no part 'optimiser'"
+    assert "optimizer" in error["hint"]
+    done = ckptool("convert", tmp_path / "loose.pt", "--drop", "optimizer", "-o", tmp_path / "o.pt")
+    assert done.exit_code == 0
+    assert_same_objects(load(tmp_path / "o.pt"), without(tmp_path / "loose.pt", "optimizer"))
+
+
+def test_a_state_dict_has_no_parts(refused, tmp_path):
+    torch.save(weights(), tmp_path / "w.pt")
+    error = refused(tmp_path / "w.pt", "--whole", "--drop", "optimizer", "-o", tmp_path / "out.pt")
+    assert error["hint"] == "it is one state dict"
+
+
 # ------------------------------------------------------------------------------ torch is the judge
 
 
@@ -198,6 +245,20 @@ def test_any_checkpoint_stays_what_it_is(data, ckptool, tmp_path_factory):
     done = ckptool("convert", folder / "in.pt", *drops, "-o", folder / "out.pt")
     assert done.exit_code == 0, done.stderr
     assert_same_objects(load(folder / "out.pt"), without(folder / "in.pt", *dropped))
+
+
+@OWN
+@pytest.mark.parametrize("seed", one_in(12, range(200)))
+def test_what_stays_of_a_generated_checkpoint_is_what_it_was(seed, ckptool, tmp_path):
+    """Real optimizers and schedulers, ties, views, random states, objects that are met twice."""
+    made = Generated(seed)
+    torch.save(made.content, tmp_path / "in.pt", **made.how)
+    drops = [arg for key in made.drops for arg in ("--drop", key)]
+    done = ckptool("convert", tmp_path / "in.pt", *drops, "-o", tmp_path / "out.pt", "--json")
+    assert done.exit_code == 0, done.stdout
+    gone = done.json["beside"]  # a key that is a role too means all parts of that role
+    assert set(made.drops) <= set(gone)
+    assert_same_objects(load(tmp_path / "out.pt"), without(tmp_path / "in.pt", *gone))
 
 
 def test_classes_that_nobody_has_stay_as_they_are(ckptool, tmp_path):
