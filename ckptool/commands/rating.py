@@ -97,7 +97,7 @@ def _rated(entry: RunEntry, metric: str) -> _Rated | None:
     found = _called(values, metric)
     if not found and entry.error is None:
         values, better = _any_numbers(Path(entry.path), metric)
-        gc.collect()
+        gc.collect(0)
         found = _called(values, metric) or list(values)
     if len(found) > 1:
         places = ", ".join(found)

@@ -393,8 +393,8 @@ def values() -> torch.Tensor:
     return torch.arange(6.0).reshape(2, 3)
 
 
-def with_attribute() -> torch.Tensor:
-    tensor = values().as_subclass(Marked)
+def with_attribute(cls: type[torch.Tensor] = torch.Tensor) -> torch.Tensor:
+    tensor = values().as_subclass(cls)
     tensor.scale = torch.ones(2)
     return tensor
 
@@ -420,6 +420,7 @@ REFUSED = {
     "masked": lambda: torch.masked.masked_tensor(values(), values() > 1),
     "meta": lambda: torch.empty(3, device="meta"),
     "pair": lambda: Pair(values(), values()),
+    "subclass with a tensor": lambda: with_attribute(Marked),  # it may compute with both
     "parameter pair": lambda: nn.Parameter(Pair(values(), values()), requires_grad=False),
     "lazy": nn.UninitializedParameter,
     "lazy buffer": nn.UninitializedBuffer,

@@ -18,6 +18,7 @@ def installed():
     return classes()
 
 
+@pytest.mark.slow  # a look at all sources of torch
 @pytest.mark.parametrize(("method", "table"), [("__new__", MADE), ("__del__", DROPPED)])
 def test_the_table_has_every_class_that_is_installed(method, table: Mapping[str, str], installed):
     listed = {f"{module}.{name}" for module, names in table.items() for name in names.split()}

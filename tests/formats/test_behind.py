@@ -53,6 +53,7 @@ def test_a_zip_whose_directory_states_too_much_is_refused():
         names_behind(legacy() + archive)
 
 
+@pytest.mark.slow
 def test_a_row_without_end_is_refused_soon():
     started = time.process_time()
     with pytest.raises(UnsupportedError, match="more pickles"):
