@@ -202,6 +202,10 @@ HOMES = {
     "ml_dtypes": {"tensors.blocks", "tensors.casting", "comparison.arrays"},
     "torch": {"tensors.as_torch", "api", "comparison.devices", "process.ranks"},
     "safetensors": {"writers.safetensors_file"},
+    "obstore": {"sources.remote.cloud"},
+    "boto3": {"sources.remote.cloud"},
+    "socket": {"sources.remote.connections"},
+    "ssl": {"sources.remote.connections"},
     "click": set(),
     "ctypes": set(),
     "dill": set(),
@@ -264,7 +268,13 @@ def test_nothing_is_printed_or_executed(module):
         assert not [name for name in calls(source(module)) if "import_module" in name]
 
 
-@pytest.mark.parametrize("module", [m for m in PATHS if room_of(m) != "cli"])
+# Credentials are no options: they are where each ecosystem keeps them, for the library too.
+KNOWS_THE_ENVIRONMENT = {"sources.remote.credentials"}
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in PATHS if room_of(m) != "cli" and m not in KNOWS_THE_ENVIRONMENT]
+)
 def test_only_the_command_line_knows_environment_and_streams(module):
     names = {ast.unparse(n) for n in ast.walk(source(module)) if isinstance(n, ast.Attribute)}
     known = {"os.environ", "os.getenv", "sys.stdout", "sys.stderr", "sys.argv", "sys.exit"}
@@ -362,6 +372,16 @@ def test_inspect_imports_neither_torch_nor_numpy(options):
 
 def test_rich_is_for_terminals():
     assert "rich" in modules_after("inspect", EXPORTED, "--color", "always")
+
+
+NETWORK = {"http", "ssl", "socket", "_socket", "obstore"}
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "extract-ema"])
+def test_nothing_of_the_network_is_imported_for_files_of_this_machine(command, tmp_path):
+    """``ckptool.sources.remote`` would import ``socket`` at least."""
+    output = ("-o", tmp_path / "ema.safetensors") if command == "extract-ema" else ()
+    assert not modules_after(command, EXPORTED, *output) & NETWORK
 
 
 @pytest.mark.parametrize("kind", ["resume", "formats/pickle", "formats/torch_legacy"])

@@ -175,7 +175,7 @@ def command(
         order=sort,
     )
     with joined(place) as ranks:
-        with progressing("comparing") as progress:
+        with progressing("comparing", [a, b]) as progress:
             report = diff(a, b, options, progress=progress, layouts=configured.layouts, ranks=ranks)
             report = with_config(report, configured)
         if place.speaks:

@@ -20,7 +20,8 @@ Operand = Annotated[
     typer.Argument(
         metavar="PATH[#ADDRESS]",
         autocompletion=completion.operands,
-        help="The checkpoint, or the part of it at a key path: a/b, prefix*, @ema or @model.",
+        help="The checkpoint, a path or a URL, or the part of it at a key path: a/b, prefix*, "
+        "@ema or @model.",
     ),
 ]
 Operands = Annotated[
@@ -28,7 +29,7 @@ Operands = Annotated[
     typer.Argument(
         metavar="PATH[#ADDRESS]...",
         autocompletion=completion.operands,
-        help="Checkpoints, parts of them, or directories of checkpoints.",
+        help="Checkpoints, parts of them, or directories of checkpoints; paths or URLs.",
     ),
 ]
 Json = Annotated[

@@ -20,6 +20,7 @@ from ckptool.errors import UsageError
 from ckptool.process.progress import Meter, Progress
 from ckptool.process.signals import undone_at_end
 from ckptool.render.outputs import TEXTS, outputs_of, rendered
+from ckptool.sources.urls import is_url
 
 if TYPE_CHECKING:
     from ckptool.cli.config import Settings
@@ -119,14 +120,16 @@ def write_reports(
 class _Shown(Meter):
     """A line on stderr with bytes, rate and the time that is left."""
 
-    def __init__(self, verb: str) -> None:
-        self.verb = verb
+    def __init__(self, verb: str, far: Sequence[str] = ()) -> None:
+        self.verb, self.far = verb, far
         self.done = self.total = 0
         self.begun, self.shown = time.monotonic(), 0.0
         self.is_terminal = sys.stderr.isatty()
 
     def expect(self, nbytes: int) -> None:
         self.total += nbytes
+        if self.far and nbytes >= MIB:
+            sys.stderr.write(f"note: {self.verb} {nbytes / MIB:,.0f} MiB over the network\n")
 
     def __call__(self, nbytes: int) -> None:
         self.done += nbytes
@@ -165,9 +168,12 @@ def _time(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def progressing(verb: str) -> Iterator[Progress]:
-    """Show share, bytes, rate and time left on a terminal, once the work takes over a second."""
-    shown = _Shown(verb)
+def progressing(verb: str, operands: Iterable[str | None] = ()) -> Iterator[Progress]:
+    """Show share, bytes, rate and time left on a terminal, once the work takes over a second.
+
+    Where one of the operands is a URL, say before how many bytes will be transferred.
+    """
+    shown = _Shown(verb, [text for text in operands if text is not None and is_url(text)])
     with undone_at_end(shown.wipe):
         yield shown
 

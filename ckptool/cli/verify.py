@@ -179,7 +179,7 @@ def command(
     if place.speaks:
         tell_config(settings)
     with joined(place) as ranks:
-        with progressing("verifying") as progress:
+        with progressing("verifying", [*paths, like, against]) as progress:
             layouts = settings.layouts
             request = Request(
                 chosen_rules(given, **compared),

@@ -37,7 +37,7 @@ from ckptool.formats.pickles.torch_objects import TorchBuilder
 from ckptool.formats.provenance import KEY
 from ckptool.formats.ranked.assembly import Box, from_boxes, held_boxes
 from ckptool.sources.base import ByteSpan, Source
-from ckptool.sources.local import LocalFile
+from ckptool.sources.places import open_file
 from ckptool.sources.window import Window
 from ckptool.tree.nodes import MAX_DEPTH, Opaque, Tree, fields_of
 
@@ -66,7 +66,7 @@ class DcpFolder(FolderFormat):
 
     def open(self, folder: Path) -> Checkpoint:
         """Return the checkpoint in a directory; read only the plan and the header of each chunk."""
-        with LocalFile(folder / METADATA) as file, all_or_none() as opened:
+        with open_file(folder / METADATA) as file, all_or_none() as opened:
             saved = read_plan(file, lambda name: opened.enter_context(_opened(folder / name)))
             size = file.size
         return Checkpoint(
@@ -151,7 +151,7 @@ def missing_file(path: Path | str) -> DamagedError:
 
 def _opened(path: Path) -> Source:
     try:
-        return LocalFile(path)
+        return open_file(path)
     except UnreadableError as error:
         if path.exists():
             raise

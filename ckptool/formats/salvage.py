@@ -29,8 +29,8 @@ from ckptool.formats.safetensors_file import (
 from ckptool.formats.zips.headers import LOCAL
 from ckptool.formats.zips.records import STORED, ZipArchive, is_zip
 from ckptool.sources.base import ByteSpan, Source
-from ckptool.sources.local import LocalFile
 from ckptool.sources.memory import Memory
+from ckptool.sources.places import open_file
 from ckptool.sources.window import Window
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import Tree
@@ -68,7 +68,7 @@ class _Storages(NamedTuple):
 def salvage(path: Path) -> Remains | None:
     """Return what remains of a file; None if not even the names can be read."""
     try:
-        with LocalFile(path) as file:
+        with open_file(path) as file:
             head = file.head(HEAD_BYTES)
             if is_zip(head):
                 return _zip(file)

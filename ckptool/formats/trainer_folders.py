@@ -49,7 +49,7 @@ from ckptool.formats.ranked.deepspeed import LATEST
 from ckptool.formats.sharded import INDEX, MODEL
 from ckptool.formats.texts import from_json, from_lines
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES
-from ckptool.sources.local import LocalFile
+from ckptool.sources.places import open_file
 from ckptool.tree.nodes import Tree
 
 SPEECHBRAIN = "CKPT.yaml"
@@ -209,7 +209,7 @@ def _is_text(path: Path) -> bool:
     """Return whether a file has a checkpoint's suffix, but holds a little printable text."""
     if path.suffix not in CHECKPOINT_SUFFIXES:
         return False
-    with LocalFile(path) as file:
+    with open_file(path) as file:
         if not 0 < file.size <= SMALL:
             return False
         data = file.read(0, file.size)
@@ -217,7 +217,7 @@ def _is_text(path: Path) -> bool:
 
 
 def _read_text(path: Path) -> Tree:
-    with LocalFile(path) as file:
+    with open_file(path) as file:
         if file.size > MAX_TEXT:
             raise DamagedError(f"{file.size:,} bytes of text, more than is read", path=path)
         data = file.read(0, file.size)

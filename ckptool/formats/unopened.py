@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.folders import WEIGHTS
+from ckptool.sources.urls import RemotePath
 
 CHECKPOINT_SUFFIXES = WEIGHTS | {".pkl", ".tar", ".pyt", ".model", ".th", ".t7"}
 # Other programs use these suffixes too: SentencePiece, dumps of raw bytes, archives.
@@ -48,6 +49,9 @@ def unopened_files(checkpoint: Checkpoint) -> list[Unopened]:
 
 def files_below(folder: Path, opened: Collection[Path]) -> Iterator[Unopened]:
     """Yield the files below a directory, without those in ``opened``, in the order of names."""
+    if isinstance(folder, RemotePath):
+        yield from _not_fetched(folder, opened)
+        return
     failed: list[OSError] = []
     others = 0
     for place, folders, names in os.walk(folder, onerror=failed.append):
@@ -66,3 +70,10 @@ def files_below(folder: Path, opened: Collection[Path]) -> Iterator[Unopened]:
     for refusal in failed:
         path = Path(refusal.filename or folder)
         yield Unopened(str(path.relative_to(folder)), path, (refusal.strerror or "").lower())
+
+
+def _not_fetched(folder: RemotePath, opened: Collection[Path]) -> Iterator[Unopened]:
+    """Yield the other files directly in a directory behind a URL, which are not looked at."""
+    for path in sorted(folder.iterdir()):
+        if path not in opened and not any(path in file.parents for file in opened):
+            yield Unopened(path.name, path, "not fetched")

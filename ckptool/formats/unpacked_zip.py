@@ -25,7 +25,7 @@ from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.pickles.storages import StorageKey
 from ckptool.formats.pickles.torch_objects import TorchBuilder
 from ckptool.sources.base import ByteSpan, Source
-from ckptool.sources.local import LocalFile
+from ckptool.sources.places import open_file
 
 PICKLE, VERSION, BYTEORDER, DATA = "data.pkl", "version", "byteorder", "data"
 CODE = ("constants.pkl", "code")  # of TorchScript
@@ -85,7 +85,7 @@ class _Files:
     def opened(self, path: Path) -> Source:
         """Return a file, opened once."""
         if path not in self.by_path:
-            self.by_path[path] = file = LocalFile(path)
+            self.by_path[path] = file = open_file(path)
             self._stack.callback(file.close)
         return self.by_path[path]
 

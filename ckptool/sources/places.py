@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _store_of(path: RemotePath) -> Store:
-    from ckptool.sources.remote.stores import store_of  # noqa: PLC0415 - network
+    from ckptool.sources.remote.schemes import store_of  # noqa: PLC0415 - network
 
     return store_of(path)
 

@@ -40,7 +40,7 @@ from ckptool.formats.ranked.zero import (
     PLAN,
     ZeroPlan,
 )
-from ckptool.sources.local import LocalFile
+from ckptool.sources.places import open_file
 from ckptool.tree.describing import named
 from ckptool.tree.nodes import Tree, fields_of
 
@@ -114,7 +114,7 @@ def save_named(folder: Path, latest: str, is_save: Callable[[Path], bool]) -> Pa
     file = folder / latest
     if not file.is_file():
         return None
-    with LocalFile(file) as opened:
+    with open_file(file) as opened:
         tag = opened.read(0, min(opened.size, MAX_TAG)).decode(errors="replace").strip()
     if tag in {"", ".", ".."} or "/" in tag or "\0" in tag or not is_save(folder / tag):
         return None

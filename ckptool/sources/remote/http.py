@@ -14,26 +14,16 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
-from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPResponse
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from ckptool.sources.remote.base import NotThereError, RemoteObject, ReplacedError, TransferError
-from ckptool.sources.remote.web import DOWNLOAD, Answer, Web, broken
+from ckptool.sources.remote.base import RemoteObject, ReplacedError, TransferError
+from ckptool.sources.remote.web import DOWNLOAD, Answer, Web, broken, refuse_status
 
 MAX_WHOLE = 8 << 20  # bytes of a file that is read as a whole where the server knows no ranges
 PIECE = 1 << 18  # bytes of an answer that are read at a time
-TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-
-_REFUSALS = {
-    401: ("the server asks for a login (401)", "give a token or a signed URL: docs/remote.md"),
-    403: ("the server forbids it (403)", "check the token or the signed URL, which may be expired"),
-    404: ("no such file (404)", "check the URL"),
-    410: ("the file is gone (410)", "check the URL"),
-    416: ("the server has no such range (416)", DOWNLOAD),
-}
 
 
 class Validator(NamedTuple):
@@ -209,18 +199,7 @@ class HttpObject(RemoteObject):
             self._refuse_packed(answer)
             return
         self._web.discard(answer)
-        if status in TRANSIENT:
-            raise TransferError(
-                f"the server answers {status} {response.reason:.80}".rstrip(),
-                "try again later",
-                is_transient=True,
-                wait=_wait(response.headers.get("Retry-After", "")),
-            )
-        message, hint = _REFUSALS.get(
-            status, (f"the server answers {status} {response.reason:.80}".rstrip(), DOWNLOAD)
-        )
-        kind = NotThereError if status in {404, 410} else TransferError
-        raise kind(message, hint)
+        refuse_status(response, set())
 
     def _refuse_packed(self, answer: Answer) -> None:
         packing = answer.response.headers.get("Content-Encoding", "identity").strip().lower()
@@ -303,16 +282,3 @@ def _size_of_nothing(response: HTTPResponse) -> int | None:
     """Return the size that an answer without a range states."""
     match = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", "").strip())
     return int(match[1]) if match else None
-
-
-def _wait(text: str) -> float | None:
-    """Return the seconds of ``Retry-After``: a number, or a date."""
-    if not text:
-        return None
-    if text.strip().isdecimal():
-        return float(text.strip()[:9])
-    try:
-        then = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    return max(0.0, then.timestamp() - time.time())

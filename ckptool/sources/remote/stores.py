@@ -1,9 +1,8 @@
-"""Stores: the places that hold remote files, one kind for each scheme of URLs."""
+"""Stores: the places that hold remote files, such as web servers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import cache
 from typing import TYPE_CHECKING
 
 from ckptool.errors import UnreadableError
@@ -79,26 +78,3 @@ class WebStore(Store):
         from ckptool.sources.remote.web import Web  # noqa: PLC0415
 
         return HttpObject(path.url, Web(retries.PATIENCE))
-
-
-@cache
-def web_store() -> Store:
-    """Return the store of ``https://`` and ``http://``."""
-    return WebStore()
-
-
-STORES = {"https": web_store, "http": web_store}
-
-
-def store_of(path: RemotePath) -> Store:
-    """Return the store of a URL.
-
-    Raises:
-        UnreadableError: its scheme is not supported.
-    """
-    make = STORES.get(path.scheme)
-    if make is None:
-        raise UnreadableError(
-            f"{path.scheme}:// is not supported", path=path, hint="download the file and name it"
-        )
-    return make()

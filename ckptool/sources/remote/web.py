@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
+from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPResponse
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
-from ckptool.sources.remote.base import TransferError
+from ckptool.sources.remote.base import NotThereError, TransferError
 from ckptool.sources.remote.connections import (
     CHECK_HOST,
     Connection,
@@ -97,6 +99,27 @@ class Web:
                     continue  # the server closed it while it was idle
                 raise broken(error, site.host) from error
 
+    def text(self, answer: Answer, most: int) -> bytes:
+        """Return the body of an answer of an API.
+
+        Raises:
+            TransferError: the status is another one than 200, or the body is too long.
+        """
+        response = answer.response
+        try:
+            refuse_status(response, {200})
+            data = response.read(most + 1)
+        except (OSError, HTTPException) as error:
+            self.drop(answer)
+            if isinstance(error, TransferError):
+                raise
+            raise broken(error, answer.connection.site.host) from error
+        if len(data) > most:
+            self.drop(answer)
+            raise TransferError(f"an answer of more than {most:,} bytes", "name a file")
+        self.done(answer)
+        return data
+
     def discard(self, answer: Answer) -> None:
         """Read the rest of an answer of no use, and keep its connection, if the rest is short."""
         response = answer.response
@@ -158,3 +181,45 @@ def broken(error: Exception, host: str) -> TransferError:
 def _words(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return str(text)[:200]
+
+
+# --------------------------------------------------------------- refusals
+
+TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_REFUSALS = {
+    401: ("the server asks for a login (401)", "give a token or a signed URL: docs/remote.md"),
+    403: ("the server forbids it (403)", "check the token or the signed URL, which may be expired"),
+    404: ("no such file (404)", "check the URL"),
+    410: ("the file is gone (410)", "check the URL"),
+    416: ("the server has no such range (416)", DOWNLOAD),
+}
+
+
+def refuse_status(response: HTTPResponse, fine: Collection[int]) -> None:
+    """Refuse an answer whose status is none of those that are fine.
+
+    Raises:
+        TransferError: the server refuses, or will answer later.
+    """
+    status = response.status
+    if status in fine:
+        return
+    plain = f"the server answers {status} {response.reason:.80}".rstrip()
+    if status in TRANSIENT:
+        wait = _wait(response.headers.get("Retry-After", ""))
+        raise TransferError(plain, "try again later", is_transient=True, wait=wait)
+    message, hint = _REFUSALS.get(status, (plain, DOWNLOAD))
+    raise (NotThereError if status in {404, 410} else TransferError)(message, hint)
+
+
+def _wait(text: str) -> float | None:
+    """Return the seconds of ``Retry-After``: a number, or a date."""
+    if not text:
+        return None
+    if text.strip().isdecimal():
+        return float(text.strip()[:9])
+    try:
+        then = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return max(0.0, then.timestamp() - time.time())
