@@ -5,14 +5,30 @@ tenth of the start, and a fifth of the reading of a large pickle.
 """
 
 import gc
+import os
+import sys
 
+from ckptool import __version__
 from ckptool.process.limits import allow_many_files
 from ckptool.process.signals import end_cleanly
+
+VERSION = (["--version"], ["-V"])  # answered before anything is imported
+
+
+def _tell_version() -> int:
+    try:
+        sys.stdout.write(f"ckptool {__version__}\n")
+        sys.stdout.flush()
+    except OSError as error:
+        return 0 if isinstance(error, BrokenPipeError) else 2  # as for every command
+    return 0
 
 
 def run() -> None:
     """Run the console script."""
     end_cleanly()
+    if sys.argv[1:] in VERSION and sys.stdout is not None:
+        os._exit(_tell_version())
     gc.disable()
     allow_many_files()
     from ckptool import cli  # noqa: PLC0415 - takes most of the start

@@ -80,6 +80,8 @@ def tokens(text: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1 << 14)
 def _tokens(text: str) -> tuple[str, ...]:
+    if text.islower() and text.replace("_", "").isalpha():  # as most are
+        return (*filter(None, text.split("_")),)
     humps = (hump for run in _RUNS.findall(text) for hump in _HUMPS.findall(run))
     return tuple(hump.lower() for hump in humps)
 

@@ -8,22 +8,24 @@ reports have; reports of one command are in modules of their own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Any
+
+from ckptool.reports.record import record
 
 # The metadata of a field that is absent from the JSON document where it is None.
 MAY_BE_ABSENT: Mapping[str, bool] = {"may be absent": True}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LayoutsReport:
     """The table of layouts."""
 
     layouts: tuple[Any, ...]  # rows of ``ema/layouts.py``, those of the configuration first
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ConfigUse:
     """A configuration file that was found, with the settings that were taken and ignored."""
 
@@ -36,7 +38,7 @@ class ConfigUse:
 Configured = tuple[ConfigUse, ...] | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ErrorReport:
     """An error as a document."""
 
@@ -69,7 +71,7 @@ class Severity(StrEnum):
     INFO = "info"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GroupDistance:
     """The tensors and values of one section or layer together."""
 
@@ -84,7 +86,7 @@ class GroupDistance:
     nonfinite: int = 0  # elements that differ, and are NaN or infinite on a side
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Finding:
     """A statement about a checkpoint, with a severity and a remedy."""
 
@@ -116,7 +118,7 @@ DECAYS = ("decay", "ema_decay")
 UPDATES = ("num_updates", "updates", "n_averaged")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Amount:
     """A number of tensors, and the number of their bytes."""
 
@@ -124,7 +126,7 @@ class Amount:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TensorTotals:
     """Totals over all tensors of a checkpoint."""
 
@@ -136,7 +138,7 @@ class TensorTotals:
     storage_bytes: int | None = None  # of the storages that they view; None: there are none
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SnapshotReport:
     """A snapshot of a power-function EMA, from which EMAs of other widths can be made."""
 
@@ -146,7 +148,7 @@ class SnapshotReport:
     track: int  # number of the width
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PosthocReport:
     """An EMA of another width, made of snapshots."""
 
@@ -157,7 +159,7 @@ class PosthocReport:
     tolerance: float  # residual up to which an EMA is within reach
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Section:
     """A top-level part of a checkpoint."""
 
@@ -169,7 +171,7 @@ class Section:
     object: str | None = None  # the class of a whole nn.Module or optimizer that was pickled
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TensorStats:
     """Statistics of the finite values of one tensor; None where there are no such values."""
 

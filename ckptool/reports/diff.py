@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckptool.reports.base import MAY_BE_ABSENT, Configured, GroupDistance
+from ckptool.reports.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Distance:
     """The distance of two tensors; sums run over the elements that are finite on both sides.
 
@@ -29,7 +30,7 @@ class Distance:
     worst_at: tuple[int, ...]  # index of the first in nonfinite, else of the largest difference
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TensorDifference:
     """Two tensors that differ, or one without a partner."""
 
@@ -48,7 +49,7 @@ class TensorDifference:
     parameter: str | None = field(default=None, metadata=MAY_BE_ABSENT)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CounterDifference:
     """Counters, tensors of one element, that all have the same two different values."""
 
@@ -60,7 +61,7 @@ class CounterDifference:
     tensors: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ValueDifference:
     """Two plain values that differ, or one without a partner."""
 
@@ -72,7 +73,7 @@ class ValueDifference:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Divergence:
     """The first difference, in the order of the tree."""
 
@@ -82,7 +83,7 @@ class Divergence:
     kind: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RoleDistance:
     """The tensors of one role together: weights, EMA weights and moments differ in scale."""
 
@@ -93,7 +94,7 @@ class RoleDistance:
     nonfinite: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DiffSummary:
     """The answer in numbers."""
 
@@ -110,7 +111,7 @@ class DiffSummary:
     roles: tuple[RoleDistance, ...] = ()  # in the order of the tree
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DiffReport:
     """The answer of ``ckptool diff`` for two operands."""
 
@@ -134,7 +135,7 @@ class DiffReport:
     config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TextLine:
     """One tensor or value of ``ckptool textconv``."""
 
@@ -142,7 +143,7 @@ class TextLine:
     value: str  # dtype, shape and digest; or the value
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TextReport:
     """A checkpoint as lines of text, for ``git diff``."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckptool.reports.base import (
@@ -18,9 +18,10 @@ from ckptool.reports.base import (
     TensorStats,
     TensorTotals,
 )
+from ckptool.reports.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CandidateReport:
     """A key path that may hold EMA weights."""
 
@@ -45,7 +46,7 @@ class CandidateReport:
     meta_at: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EmaReport:
     """The key path of the EMA weights, and the candidates for it."""
 
@@ -55,7 +56,7 @@ class EmaReport:
     candidates: tuple[CandidateReport, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ModelReport:
     """The model's state dict, or that of the weights where no model was found."""
 
@@ -64,7 +65,7 @@ class ModelReport:
     dtypes: tuple[str, ...]  # of the parameters, the most frequent first
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class OptimizerReport:
     """The state of an optimizer."""
 
@@ -76,7 +77,7 @@ class OptimizerReport:
     lr: tuple[float, ...]  # learning rates of the groups, each once
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class GlobalReport:
     """A class or function that a pickle names."""
 
@@ -86,7 +87,7 @@ class GlobalReport:
     pickle: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FilesReport:
     """Files of one kind in a checkpoint of several files."""
 
@@ -95,7 +96,7 @@ class FilesReport:
     holds: str | None  # None: the name does not tell
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SharingReport:
     """The files of a checkpoint of several files, and how processes shared its tensors."""
 
@@ -104,7 +105,7 @@ class SharingReport:
     files: tuple[FilesReport, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TensorEntry:
     """One tensor of ``--tensors``."""
 
@@ -122,7 +123,7 @@ class TensorEntry:
     parameter: str | None = field(default=None, metadata=MAY_BE_ABSENT)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class InspectReport:
     """The answer of ``ckptool inspect`` for one file."""
 

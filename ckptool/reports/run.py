@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from ckptool.reports.base import MAY_BE_ABSENT, Configured, MainSlot, SnapshotReport
+from ckptool.reports.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunEntry:
     """One checkpoint of a training run."""
 
@@ -29,7 +30,7 @@ class RunEntry:
     made_by: str | None = None  # extract-ema | promote-ema, from ckptool's metadata in the file
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BestReport:
     """The checkpoint that is best by a metric."""
 
@@ -39,7 +40,7 @@ class BestReport:
     because: str  # the source of ``better``: a key path, or "its name"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunReport:
     """The answer of ``ckptool inspect`` for a directory: a table of a run's checkpoints."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Any
 
 from ckptool.reports.base import MAY_BE_ABSENT, Configured, Finding, Severity
+from ckptool.reports.record import record
 
 
 class State(StrEnum):
@@ -18,7 +19,7 @@ class State(StrEnum):
     PASSED = "passed"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CheckResult:
     """The outcome of one rule for one file."""
 
@@ -54,7 +55,7 @@ class PartState(StrEnum):
     UNUSED = "unused"  # the run had no such part, as far as the checkpoint shows
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ResumePart:
     """A part of a run, such as the weights, the optimizer or the random states."""
 
@@ -64,7 +65,7 @@ class ResumePart:
     note: str = ""  # what is lost, or how it is made again
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ResumeReport:
     """The resume certificate of a checkpoint."""
 
@@ -77,7 +78,7 @@ class ResumeReport:
     because: tuple[str, ...]  # errors for which the run does not go on
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class VerifyReport:
     """The answer of ``ckptool verify`` for one file."""
 
@@ -99,7 +100,7 @@ class VerifyReport:
     resume: ResumeReport | None = field(default=None, metadata=MAY_BE_ABSENT)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PassedOver:
     """A checkpoint of a run that was not chosen because it does not pass, and the reason."""
 
@@ -107,7 +108,7 @@ class PassedOver:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ChoiceReport:
     """The checkpoint of a run that ``verify --latest-valid`` or ``--best`` chose."""
 
@@ -119,7 +120,7 @@ class ChoiceReport:
     config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RulesReport:
     """The table of rules, or a part of it."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from ckptool.reports.base import MAY_BE_ABSENT, Configured, Finding, MainSlot, PosthocReport
+from ckptool.reports.record import record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CastReport:
     """The effect of ``--dtype`` on the values."""
 
@@ -19,7 +20,7 @@ class CastReport:
     losses: Mapping[str, Mapping[str, int]]  # overflowed and vanished, by tensor, if there are any
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ShardReport:
     """One of several output files."""
 
@@ -28,7 +29,7 @@ class ShardReport:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ExtractReport:
     """The result of ``ckptool extract-ema``, or the plan with ``--dry-run``."""
 
@@ -60,7 +61,7 @@ class ExtractReport:
     config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PromoteReport:
     """The result of ``ckptool promote-ema``, or the plan with ``--dry-run``."""
 
@@ -87,7 +88,7 @@ class PromoteReport:
     config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PlainReport:
     """A value of a checkpoint that became plain data."""
 
@@ -96,7 +97,7 @@ class PlainReport:
     became: str  # dict, list, str, int, float, …
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ConvertReport:
     """The result of ``ckptool convert``, or the plan with ``--dry-run``."""
 
@@ -124,7 +125,7 @@ class ConvertReport:
     config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class IntoReport:
     """The checkpoint whose model's state dict an average replaces; all else stays."""
 
@@ -137,7 +138,7 @@ class IntoReport:
     optimizers: tuple[str, ...]  # their state belongs to the weights that were replaced
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ExplainedTensor:
     """A tensor of a conversion's result, and the tensors of the source that it is made of."""
 
@@ -150,7 +151,7 @@ class ExplainedTensor:
     note: str = ""  # what is known of one that is not explained, or not made by the rules
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ExplainReport:
     """The result of ``ckptool convert --explain``."""
 
@@ -164,7 +165,7 @@ class ExplainReport:
     config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AverageSource:
     """One of the checkpoints that are averaged."""
 
@@ -178,7 +179,7 @@ class AverageSource:
     distance: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class AverageReport:
     """The result of ``ckptool average``, or the plan with ``--dry-run``."""
 

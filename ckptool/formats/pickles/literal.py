@@ -8,7 +8,6 @@ in two ways, or a container with what is none of its own, is refused.
 
 from __future__ import annotations
 
-import pickletools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -176,6 +175,8 @@ LOST = {"BYTEARRAY8", "NEXT_BUFFER"}  # the machine makes bytes of a bytearray
 
 
 def _refuse_lost(pickle: bytes) -> None:
+    import pickletools  # noqa: PLC0415 - 3 ms of the start of every command
+
     found = next((op.name for op, _, _ in pickletools.genops(pickle) if op.name in LOST), None)
     if found:
         raise _unusual(f"uses {found}")
