@@ -30,22 +30,22 @@ MAX_DEPTH = 4
 
 def _torch_present(subject: Subject) -> Verdicts:
     rng = subject.training.rng
-    missing = [] if "torch" in rng else ["torch's on the CPU"]
+    missing = [] if "torch" in rng else ["torch on the CPU"]
     on_cuda = any(
         ref.device.startswith("cuda") and ref.dtype.is_floating
         for ref in subject.weight_tensors.values()
     )
     if on_cuda and "cuda" not in rng:
-        missing.append("CUDA's, on which the weights were")
+        missing.append("CUDA, where the weights were")
     if missing:
-        message = f"random states are missing: {' and '.join(missing)}"
+        message = f"missing RNG states: {' and '.join(missing)}"
         yield excused(subject, "rng", "CK510") or finding("CK510", "", message)
 
 
 def _others_present(subject: Subject) -> Verdicts:
     missing = [kind for kind in ("numpy", "python") if kind not in subject.training.rng]
     if missing:
-        message = f"random states are missing: {' and '.join(missing)}"
+        message = f"missing RNG states: {' and '.join(missing)}"
         yield excused(subject, "rng", "CK511") or finding("CK511", "", message)
 
 

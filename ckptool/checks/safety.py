@@ -133,8 +133,7 @@ def _of_file(checkpoint: Checkpoint) -> Verdicts:
         yield finding("CK202", "", message, _why_not(checkpoint, names) or RESAVE)
         return
     if names:
-        are = "is" if len(names) == 1 else "are"
-        message = f"{_counted(names)} {are} not allowed by default: {named(names)}"
+        message = f"torch.load(weights_only=True) refuses {_counted(names)}: {named(names)}"
         yield finding("CK202", "", message, _line(names, checkpoint))
         return
     refusal = _first_refusal(checkpoint)

@@ -70,9 +70,12 @@ COMMANDS: Mapping[str, Command] = {
 def spelled_out(args: Sequence[str]) -> list[str]:
     """Return the arguments with the short forms written out.
 
-    ``ckptool FILE`` is ``inspect``, ``help COMMAND`` is ``--help``, and nothing at all is, too.
+    ``ckptool FILE`` is ``inspect``, ``help COMMAND`` is ``--help``, and nothing at all is, too;
+    ``version`` is ``--version``.
     """
     first, *rest = args or ["help"]
+    if first == "version":
+        return ["--version"]
     if first == "help":
         return [*rest[:1], "--help"]
     is_path = first not in COMMANDS and not first.startswith("-") and _may_be_path(first)

@@ -111,7 +111,9 @@ def _target(path: Path, output: str | Path | None, *, in_place: bool, backup: bo
         UsageError: no option gives it, two options do, or ``backup`` lacks ``in_place``.
     """
     if in_place and output is not None:
-        raise UsageError("--in-place and -o exclude each other", path=Path(output))
+        raise UsageError(
+            "--in-place and -o exclude each other", path=Path(output), hint="leave out one of them"
+        )
     if backup and not in_place:
         raise UsageError("--backup keeps what --in-place replaces; -o leaves the input as it is")
     if in_place:

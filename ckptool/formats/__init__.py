@@ -53,7 +53,7 @@ def open_checkpoint(path: str | Path | Source) -> Checkpoint:
         UnsupportedError: the checkpoint is valid, but holds something that cannot be represented.
     """
     if isinstance(path, Source):
-        return _open_as(path, FORMATS)
+        return with_note_on_rank(_open_as(path, FORMATS))
     path = as_path(path)
     folder = folder_format(path)
     if folder is None:

@@ -77,7 +77,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "CK111", "two-readings", _WARNING,
-        "The archive's headers and its directory disagree: readers could see two files.",
+        "The archive's headers and its directory disagree: other readers may see another file.",
         "get the file from its author again; torch and ckptool go by the directory",
     ),
     Rule(
@@ -206,7 +206,7 @@ RULES: tuple[Rule, ...] = (
         "they are of another model, or of another version of it: save both in one step",
     ),
     Rule(
-        "CK403", "ema-flag", _WARNING, "What the file declares of its EMA is not so.",
+        "CK403", "ema-flag", _WARNING, "The EMA flag in the file is wrong.",
         "the EMA was lost on saving, or the flag is stale: look at the code that saves",
     ),
     Rule(
@@ -223,7 +223,7 @@ RULES: tuple[Rule, ...] = (
         "ckptool extract-ema takes the right ones",
     ),
     Rule(
-        "CK407", "ema-immature", _WARNING, "Over 5 % of the average are still the initial weights.",
+        "CK407", "ema-immature", _WARNING, "More than 5 % of the EMA is still the initial weights.",
         "average for longer, with a warm-up of the decay, or with a smaller one",
     ),
     Rule(

@@ -7,6 +7,7 @@ import os
 import stat
 import threading
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 
 from ckptool.errors import UnreadableError
@@ -141,12 +142,31 @@ class BoundedFile(LocalFile):
             raise OSError(errno.EFBIG, f"more than {self._most:,} bytes of names and the like")
 
 
+MOST = 10_000  # names of a directory that are looked through
+ALIKE = 0.75  # of the letters of a name
+
+
+def _alike(path: Path) -> Path | None:
+    """Return the file or directory beside a missing one whose name is much like it."""
+    from difflib import get_close_matches  # noqa: PLC0415 - for an error alone
+
+    try:
+        with os.scandir(path.parent) as entries:
+            names = sorted(entry.name for entry in islice(entries, MOST))
+    except OSError:
+        return None
+    found = get_close_matches(path.name, names, 1, ALIKE)
+    return path.parent / found[0] if found else None
+
+
 def _unreadable(path: Path, error: OSError | ValueError) -> UnreadableError:
     number = error.errno if isinstance(error, OSError) else None
     reason, hint = _REASONS.get(number or 0, (getattr(error, "strerror", None) or str(error), None))
     file, _, address = str(path).partition("#")
     if number == errno.ENOENT and file and address and os.path.exists(file):  # noqa: PTH110
         hint = f"this command takes no #ADDRESS: name the file alone, {file}"
+    elif number == errno.ENOENT and (meant := _alike(path)):
+        hint = f"did you mean {meant}?"
     return UnreadableError(reason, path=path, hint=hint)
 
 

@@ -157,7 +157,7 @@ def test_cuda_is_wanted_where_weights_were_on_it(state, tmp_path, ckptool, monke
     state["cuda_rng_state"] = []
     path = runs.save(state, tmp_path)
     output = ckptool("verify", path, "--select", "CK510", "--json")
-    assert "CUDA's, on which the weights were" in output.json["findings"][0]["message"]
+    assert "CUDA, where the weights were" in output.json["findings"][0]["message"]
 
 
 @pytest.mark.parametrize("nested", ["rng", "rng_states"])

@@ -334,6 +334,19 @@ def test_a_folder_shows_its_bad_files_beside_the_good_ones(ckptool, tmp_path):
     assert "a Git LFS pointer" in errors["bad.ckpt"]
 
 
+@pytest.mark.parametrize(("typed", "meant"), [("epoch_02.pt", "epoch_002.pt"), ("other.pt", None)])
+def test_a_mistyped_name_is_answered_by_the_file_beside_it(typed, meant, ckptool, tmp_path):
+    for name in ("epoch_002.pt", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    for command in ("inspect", "verify", "extract-ema"):
+        told = ckptool(command, tmp_path / typed).stderr
+        assert "no such file" in told
+        if meant:
+            assert f"hint: did you mean {tmp_path / meant}?" in told
+        else:
+            assert "hint: check the spelling" in told
+
+
 # -------------------------------------------------------------------------------------------- usage
 
 
