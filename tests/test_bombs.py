@@ -308,6 +308,9 @@ OTHERS = (
     ("inspect", "--digests", "{}"),
     ("verify", "--against", "{}", "{}"),
     ("verify", "--like", "{}", "{}"),
+    ("convert", "{}", "--safe", "-o", "{}.safe.pt"),
+    ("convert", "{}", "--whole", "-o", "{}.whole.pt"),
+    ("convert", "--explain", "{}", "{}"),
 )
 
 

@@ -113,6 +113,7 @@ ANSWERS = {
     "inspect runs/": (0, "checkpoint_e150"),
     "extract-ema": (0, "wrote"),
     "convert": (0, "wrote"),
+    "convert --explain": (0, "explained: 11 of 11"),
     "average": (0, "wrote"),
     "promote-ema": (0, "ema.ckpt"),
     "diff 'last.ckpt#@model'": (1, "model.head"),

@@ -14,6 +14,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 
 from ckptool.commands.verify import Request, chosen_rules, verify_file
 from helpers.output import environment
@@ -111,6 +112,17 @@ def test_the_writing_commands_run_nothing_either(row, command, run, tmp_path):
     done = run(command, FIXTURES / row["name"], "-o", tmp_path / "out.pt")
     assert done.exit_code == 2  # none has an EMA
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("row", one_in(3, MANIFEST), ids=named)
+def test_what_is_made_safe_is_plain_data(row, run, tmp_path):
+    """Or it is refused: the safe loader takes every output."""
+    done = run("convert", FIXTURES / row["name"], "--safe", "-o", tmp_path / "out.pt")
+    assert done.exit_code in {0, 2}
+    if done.exit_code == 0:
+        torch.load(tmp_path / "out.pt", weights_only=True)
+    else:
+        assert list(tmp_path.iterdir()) == []
 
 
 def advised(row) -> list[str]:

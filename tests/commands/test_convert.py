@@ -120,6 +120,19 @@ def test_a_directory_takes_a_file_of_the_sources_name(tmp_path):
     assert sharded.output == tmp_path / "model.safetensors"
 
 
+@pytest.mark.parametrize("how", [{}, {"mmap": True}, {"weights_only": False}], ids=str)
+@pytest.mark.parametrize("more", [(), ("--wrap", "model"), ("--dtype", "bf16")], ids=str)
+def test_torch_loads_it_in_each_way(path, ckptool, tmp_path, how, more):
+    done = ckptool("convert", f"{path}#@model", "-o", tmp_path / "out.pt", *more)
+    assert done.exit_code == 0
+    found = torch.load(tmp_path / "out.pt", **{"weights_only": True, **how})
+    found = found["model"] if more[:1] == ("--wrap",) else found
+    wanted = load(path)["state_dict"]
+    if more[:1] == ("--dtype",):
+        wanted = {n: t.bfloat16() if t.is_floating_point() else t for n, t in wanted.items()}
+    assert_same_tensors(found, wanted)
+
+
 # ------------------------------------------------------------------------------- names and a choice
 
 
