@@ -68,6 +68,11 @@ class Candidate:
         return bool(self.agreement and self.agreement.identical)
 
     @property
+    def is_left_out(self) -> bool:
+        """Return whether its values could not be compared, since they are too far away."""
+        return bool(self.agreement and self.agreement.left_out)
+
+    @property
     def is_average(self) -> bool:
         """Return whether it is of an averaging kind, or named by the user."""
         return self.kind in AVERAGES or self.kind == CHOSEN
@@ -166,10 +171,11 @@ class EmaLocation:
     def told_slot(self) -> MainSlot:
         """The ``main_slot`` for reports: unknown where EMA weights equal the model.
 
-        Reads a sample of the values.
+        Reads a sample of the values. It is unknown, too, where a file behind a URL admits none.
         """
-        equal = any(c.is_same_as_model for c in self.candidates if c.is_average)
-        return MainSlot.UNKNOWN if self.main_slot is MainSlot.RAW and equal else self.main_slot
+        averages = [c for c in self.candidates if c.is_average]
+        is_open = any(c.is_same_as_model or c.is_left_out for c in averages)
+        return MainSlot.UNKNOWN if self.main_slot is MainSlot.RAW and is_open else self.main_slot
 
     @property
     def identical(self) -> bool:

@@ -17,7 +17,7 @@ from struct import pack, unpack
 from typing import NamedTuple
 
 from ckptool.formats.base import TensorReader
-from ckptool.tensors.sample import announce, beginning, gather, is_readable, spread
+from ckptool.tensors.sample import announce, beginning, gather, has_beginning, is_readable, spread
 from ckptool.tree.nodes import TensorRef
 
 BUDGET = 1 << 20  # bytes read from either side
@@ -35,6 +35,7 @@ class Agreement(NamedTuple):
     equal: int  # of them, by value
     distance: float | None  # ‖EMA - model‖ / ‖model‖ over the sample; None: nothing comparable
     finite: bool = True  # no NaN or infinity in the sample of the EMA
+    left_out: bool = False  # there are values, but a frugal source admitted none of them
 
     @property
     def identical(self) -> bool:
@@ -76,6 +77,8 @@ def compare_sample(
     usable = [pair for pair in pairs if all(map(is_readable, pair))]
     chosen = spread(usable, tensors)
     announce(reader, (ref for pair in chosen for ref in pair))
+    if not chosen and any(all(map(has_beginning, pair)) for pair in pairs):
+        return Agreement(0, 0, None, left_out=True)
     compared = equal = 0
     off = norm = 0.0
     initial: list[tuple[float, float]] = []  # of tensors never updated in the EMA

@@ -44,9 +44,14 @@ def is_readable(ref: TensorRef) -> bool:
     Byte order, strides, the negative bit and several chunks are no obstacle. A source behind a URL
     may admit no more samples.
     """
+    return has_beginning(ref) and (chunk := _first_chunk(ref)) is not None and _admits(chunk)
+
+
+def has_beginning(ref: TensorRef) -> bool:
+    """Return whether :func:`beginning` could read it if it were near."""
     if ref.dtype.name not in _FLOATS or (ref.lazy and set(ref.lazy) - {"neg"}):
         return False
-    return 0 not in ref.shape and (chunk := _first_chunk(ref)) is not None and _admits(chunk)
+    return 0 not in ref.shape and _first_chunk(ref) is not None
 
 
 def _admits(chunk: Chunk) -> bool:

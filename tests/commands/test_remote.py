@@ -309,12 +309,15 @@ def test_inspect_takes_four_requests(site, large):
 
 def test_inspect_of_many_tensors_takes_four_requests(site):
     """Pickle and directory are larger than what is fetched first."""
-    model = {f"blocks.{n // 10}.layer.{n % 10}.weight": torch.full((3000,), n) for n in range(6000)}
+    model = {
+        f"blocks.{n // 10}.layer.{n % 10}.weight": torch.full((3000,), n + 0.5) for n in range(6000)
+    }
     out = io.BytesIO()
     torch.save({"model": model, "model_ema": {k: v + 1 for k, v in model.items()}}, out)
     site.files["/last.ckpt"] = out.getvalue()
     report = inspect_file(Operand(RemotePath(f"{site.url}/last.ckpt")))
     assert report.tensors.count == 12_000
+    assert report.ema.main_slot == "unknown"  # no request is left to compare values
     assert len(site.asked) <= 4
     pickle_and_directory = 3_500_000
     assert site.sent <= pickle_and_directory + (1 << 20)

@@ -17,7 +17,7 @@ from enum import Enum, auto
 
 CHUNK = 8 << 20  # bytes of a request
 ROOM = 96 << 20  # bytes of chunks that were fetched and not yet read
-THREADS = 12
+THREADS = 8
 MAX_GAP = 1 << 16  # bytes between two runs that are fetched as one,
 SHARE = 100  # and at most one in so many of the bytes before them,
 MIN_GAP = 1 << 9  # but always so many: headers between records
