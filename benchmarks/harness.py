@@ -46,6 +46,7 @@ class Contender:
     name: str
     command: tuple[str, ...]
     reads: tuple[Path, ...] = ()  # read into the page cache before each run
+    cold: tuple[Path, ...] = ()  # dropped from the page cache before each run
     writes: Path | None = None  # removed before each run; of a folder, what is in it
 
 
@@ -177,6 +178,8 @@ def run(contender: Contender) -> Run:
         os.sync()
     for path in contender.reads:
         _warm(path)
+    for path in contender.cold:
+        _drop(path)
     begun = time.perf_counter()
     process = subprocess.Popen(
         contender.command, stdout=subprocess.DEVNULL, env=ENVIRONMENT, cwd=ELSEWHERE
@@ -201,6 +204,12 @@ def _warm(path: Path) -> None:
     with path.open("rb", buffering=0) as file:
         while file.readinto(buffer):
             pass
+
+
+def _drop(path: Path) -> None:
+    with path.open("rb", buffering=0) as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 # -------------------------------------------------------------------------------------------- table
