@@ -39,8 +39,10 @@ def only_state_dict(
     weights, optimizers = state_dicts(location), location.inventory.optimizers
     if len(weights) == 1 and (beside_optimizer or not optimizers):
         return table_address(weights[0])
-    places = [f"#{table_address(table) or '*'}" for table in weights[:5]]
-    roles = [f"#{role}" for role in _roles_there(location)]
+    roles = _roles_there(location)
+    named = [f"#{role} ({place or 'all of it'})" for role, place in roles.items()]
+    others_at = [at for table in weights[:5] if (at := table_address(table)) not in roles.values()]
+    places = [*named, *(f"#{at or '*'}" for at in others_at)]
     counted = f"{len(weights)} state dicts" if len(weights) != 1 else "a state dict"
     others = " and an optimizer" if optimizers else ""
     raise AddressError(
@@ -48,7 +50,7 @@ def only_state_dict(
         if weights
         else "the checkpoint holds no state dict of weights",
         path=checkpoint.path,
-        hint=f"name it behind the path: {', '.join([*roles, *places])}" if weights else None,
+        hint=f"name it behind the path: {', '.join(places)}" if weights else None,
     )
 
 
@@ -57,9 +59,14 @@ def state_dicts(location: EmaLocation) -> list[Table]:
     return [table for table in location.inventory.weights if is_state_dict(table.node)]
 
 
-def _roles_there(location: EmaLocation) -> list[str]:
-    found = {MODEL_ROLE: location.model, EMA_ROLE: location.selected}
-    return [role for role, table in found.items() if table is not None]
+def _roles_there(location: EmaLocation) -> dict[str, str]:
+    """Return the key paths of what a role means, by role."""
+    found = {}
+    if location.model is not None:
+        found[MODEL_ROLE] = table_address(location.model)
+    if location.selected is not None:
+        found[EMA_ROLE] = location.selected.address
+    return found
 
 
 def take_state_dict(

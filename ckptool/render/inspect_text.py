@@ -86,9 +86,11 @@ def _file_lines(report: InspectReport) -> Iterator[Fact]:
         told = filter(None, (world, words.printable(sharing.strategy or "")))
         yield "saved by" if world else "shared as", line(", ".join(told))
     for kind in sharing.files:
-        count = f"{kind.count:,} files: " if kind.count > 1 else ""
-        holds = kind.holds or ("other files" if kind.count > 1 else "another file")
-        yield line((f"  {short(kind.name)}", "name")), line(count + holds)
+        holds = f": {kind.holds}" if kind.holds else ""
+        yield (
+            words.plural(kind.count, "file"),
+            line((words.printable(kind.name, 200), "name"), holds),
+        )
 
 
 def _sections(report: InspectReport) -> Grid:
