@@ -130,6 +130,14 @@ HELD = {
     "wrapped-hook": build(
         new("torch.nn.modules.module._WrappedHook"), call("collections.defaultdict", T)
     ),
+    "arguments-of-an-exception": build(call("builtins.ValueError"), fields(args=instance(
+        "torch.utils.data.dataset.Subset",
+        dataset=call("collections.defaultdict", T), indices=listed(number(0)),
+    ))),
+    "arguments-of-an-exception-by-a-holder": build(
+        call("builtins.ValueError"),
+        fields(args=instance("quietlib.Caller", held=T)),
+    ),
     # --------------------------------------------------------- classes that act by themselves
     "finalizer": instance("numpy.lib._npyio_impl.NpzFile", zip=new("quietlib.Closes"), fid=NONE),
     "constructor": new("numpy.matrixlib.defmatrix.matrix", new("quietlib.Answers")),

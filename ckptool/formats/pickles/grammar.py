@@ -41,6 +41,7 @@ from ckptool.formats.pickles.trust import is_own, is_scanned
 from ckptool.formats.pickles.vetted import (
     ARRAYS,
     BASED,
+    EXCEPTIONS,
     FUNCTIONS,
     HANDLES,
     HOLDERS,
@@ -224,6 +225,11 @@ class Grammar:
         is_plain = all(map(self._is_plain, state if isinstance(state, tuple) else (state,)))
         return is_plain and self.grade(state) < ARMED and self._has_no_trap(state, is_asked)
 
+    def _is_of_exception(self, state: Any) -> bool:
+        """Return whether a state is only kept, apart from ``args``, which are iterated."""
+        args = state.get("args", ()) if isinstance(state, dict) else ()
+        return self._is_row(Kind.ROW, args) and self._is_held(state)
+
     def _is_kept(self, state: Any) -> bool:
         """Return whether a state is attributes of an object that only keeps them."""
         if not is_object_state(state):
@@ -345,6 +351,7 @@ def _may_make_class(args: tuple[Any, ...]) -> bool:
 # Of a class of Python's, torch's or numpy's: whether it is of a family, and what its state may be.
 _STATES: tuple[tuple[Callable[[str], bool], Callable[[Grammar, Any], bool]], ...] = (
     (PARTIAL.__eq__, Grammar._is_partial),
+    (EXCEPTIONS.__contains__, Grammar._is_of_exception),
     (HOLDERS.__contains__, Grammar._is_held),
     (lambda name: name in VETTED and VETTED[name].why == LOOKS_UP, Grammar._is_number),
     (VETTED.__contains__, Grammar.is_data),

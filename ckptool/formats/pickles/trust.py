@@ -191,7 +191,11 @@ HARMLESS_STDLIB = frozenset({
 # Modules of Python's library in this version and in others: any version may load the file.
 STDLIB = sys.stdlib_module_names | frozenset({
     "BaseHTTPServer", "CGIHTTPServer", "Cookie", "Queue", "SimpleHTTPServer", "SocketServer",
-    "StringIO", "__builtin__", "__builtins__", "_bootsubprocess", "_pyrepl", "aifc", "anydbm",
+    "StringIO", "__builtin__", "__builtins__", "_android_support", "_apple_support",
+    "_ast_unparse", "_bootsubprocess", "_colorize", "_hmac", "_interpchannels", "_interpqueues",
+    "_interpreters", "_ios_support", "_opcode_metadata", "_py_warnings", "_remote_debugging",
+    "_suggestions", "_sysconfig", "_types", "_wmi", "_xxinterpchannels", "_xxsubinterpreters",
+    "_zstd", "annotationlib", "compression", "_pyrepl", "aifc", "anydbm",
     "asynchat", "asyncore", "audioop", "binhex", "bsddb", "cPickle", "cStringIO", "cgi", "cgitb",
     "commands", "cookielib", "copy_reg", "crypt", "dbhash", "distutils", "dumbdb",
     "dummy_thread", "gdbm", "httplib", "ihooks", "imp", "imputil", "lib2to3",

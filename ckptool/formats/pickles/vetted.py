@@ -298,6 +298,11 @@ HOLDERS = frozenset({
     "collections.UserList", "UserDict.IterableUserDict", "UserDict.UserDict", "UserList.UserList",
     *(name for name, row in VETTED.items() if row.why == HOLDS),
 })  # fmt: skip
+# Of these, exceptions copy a row that is set as ``args``.
+EXCEPTIONS = frozenset(
+    name for name, row in VETTED.items()
+    if row.why == HOLDS and name.startswith(("builtins.", "__builtin__.", "exceptions."))
+)  # fmt: skip
 # Classes of Python that are made without a call: no method of theirs is one that pickle calls.
 PLAIN = frozenset({
     "calendar.Calendar", "calendar.TextCalendar", "collections.ChainMap", "collections.UserString",
