@@ -380,6 +380,8 @@ for name in ("iter", "eq", "hash", "str", "repr", "float", "int", "index", "arra
              "getitem"):
     setattr(Caller, f"__{name}__", lambda self, *args: self.held())
 class Zone(datetime.tzinfo): pass
+class RealZone(datetime.tzinfo):
+    def utcoffset(self, date): return datetime.timedelta(0)
 class Apply:
     def __new__(cls, function, *args): function(*args); return object.__new__(cls)
 class Closes:

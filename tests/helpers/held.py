@@ -102,6 +102,10 @@ HELD = {
     "stream-of-jinja": new("itertools.product", instance(
         "jinja2.environment.TemplateStream", _next=name("quietlib.stop")
     )),
+    "comparison-with-a-key-that-is-filled-later": (
+        new("quietlib.RealZone") + MEMO + b"0\x8f(" + date(got(0)) + b"\x90"
+        + build(got(0), fields(utcoffset=T)) + b"0(" + date(new("quietlib.RealZone")) + b"\x90"
+    ),
     # ------------------------------------------------------------------ what a base is given
     "base-text-of-a-row": call(
         RECONSTRUCT, name("quietlib.Text"), name("builtins.str"), listed(HOLDER)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ckptool.formats.pickles.effects import MAX_DATA, parts_of_data
+from ckptool.formats.pickles.grades import DATA
 from ckptool.formats.pickles.grammar import Grammar
 from ckptool.formats.pickles.machine import Builder, name_of
 from ckptool.formats.pickles.vetted import FUNCTIONS
@@ -84,10 +86,13 @@ class NotingBuilder(Builder):
         return {ref for ref in names if ref.qualname in FUNCTIONS and ref not in used}
 
     def hash_objects(self, keys: list[Any]) -> None:
-        """Note keys, of which a dict or a set asks the hash, that are more than data."""
+        """Note keys that are more than data, of which a dict or a set asks the hash.
+
+        A later key with the same hash is compared with them, when what they hold may be another.
+        """
         for key in keys:
-            if not self.grammar.is_key(key):
-                self.note_misuse(f"{name_of(key)}.__hash__", ())
+            if self.grammar.grade(key) > DATA:
+                self.expect(f"{name_of(key)}.__hash__", partial(self.grammar.is_key, key), ())
 
     def _is_data(self, args: tuple[Any, ...]) -> bool:
         """Return whether arguments are plain values, and containers and objects of only those.
