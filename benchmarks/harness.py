@@ -6,6 +6,8 @@ seconds to stay below.
 
 * A **contender** is a command line. Its time runs from before the process is made until it has
   been waited for, the interpreter's start included; its peak is ``ru_maxrss`` of ``wait4``.
+* On a machine that others use too, ``--cpu`` takes the time of the processor (user and system) in
+  place of that: it varies less, and does not see what several cores do at once.
 * A **question** compares two contenders and has a limit for their ratio, and what was predicted
   before anything was measured.
 * Every round runs each contender once, in reversed order every other round, so that a slow minute
@@ -66,7 +68,7 @@ class Question:
 class Run:
     """One process from beginning to end."""
 
-    seconds: float
+    seconds: float  # on the clock, or of the processor
     peak: float  # MiB
 
 
@@ -129,6 +131,7 @@ def arguments(description: str | None, runs: int, gb: float | None = None) -> ar
     )
     if gb is not None:
         parser.add_argument("--gb", type=float, default=gb, help="size (default %(default)s)")
+    parser.add_argument("--cpu", action="store_true", help="time of the processor, not the clock's")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a limit is exceeded")
     return parser.parse_args()
 
@@ -148,26 +151,28 @@ def answer(questions: Sequence[Question], options: argparse.Namespace) -> int:
     for question in questions:
         print(f"{question.text}\n  predicted: {question.predicted}", flush=True)
     before = os.getloadavg()[0]
-    measured = _take_turns(questions, options.runs)
+    measured = _take_turns(questions, options.runs, of_processor=options.cpu)
     answers = [Answer(q, measured[q.ours.name], measured[q.theirs.name]) for q in questions]
     print(f"\nload {before:.2f} before, {os.getloadavg()[0]:.2f} after; {options.runs} rounds\n")
     print(table(answers), flush=True)
     return int(options.check and not all(each.holds for each in answers))
 
 
-def _take_turns(questions: Sequence[Question], runs: int) -> dict[str, tuple[Run, ...]]:
+def _take_turns(
+    questions: Sequence[Question], runs: int, *, of_processor: bool
+) -> dict[str, tuple[Run, ...]]:
     contenders = {c.name: c for q in questions for c in (q.ours, q.theirs)}
     measured: dict[str, list[Run]] = {name: [] for name in contenders}
     for turn in range(runs + 1):
         order = list(contenders.values())
         for contender in order if turn % 2 else reversed(order):
-            one = run(contender)
+            one = run(contender, of_processor=of_processor)
             if turn:
                 measured[contender.name].append(one)
     return {name: tuple(counted) for name, counted in measured.items()}
 
 
-def run(contender: Contender) -> Run:
+def run(contender: Contender, *, of_processor: bool = False) -> Run:
     """One run, after its output is gone, the disk at rest and its inputs in memory.
 
     Raises:
@@ -191,6 +196,8 @@ def run(contender: Contender) -> Run:
         raise SystemExit(f"{contender.name}: exit code {process.returncode}")
     if contender.writes:
         _remove(contender.writes)
+    if of_processor:
+        seconds = usage.ru_utime + usage.ru_stime
     return Run(seconds, usage.ru_maxrss * 1024 / MIB)
 
 

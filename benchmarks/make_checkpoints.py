@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +118,14 @@ def save_names(path: Path) -> None:
     torch.save({"epoch": 3, "model_state_dict": weights(experts(NAMED))}, path)
 
 
-def save_named_training(path: Path) -> None:
-    """100,000 tensors in a model, its EMA and Adam."""
-    torch.save(training_state(experts(NAMED // 5)), path)
+def save_named_training(path: Path, times: int = 1) -> None:
+    """100,000 tensors, or ``times`` as many, in a model, its EMA and Adam."""
+    torch.save(training_state(experts(times * NAMED // 5)), path)
+
+
+def save_small(path: Path) -> None:
+    """A training state of a few thousand values."""
+    torch.save(training_state(transformer(width=8, layers=2, vocabulary=16)), path)
 
 
 def save_pair(dtype: torch.dtype, times: int = 1) -> Callable[[Path], None]:
@@ -146,6 +152,8 @@ MAKERS = {
     "holes": save_holes,
     "names": save_names,
     "named-training": save_named_training,
+    "large-named-training": partial(save_named_training, times=10),
+    "small": save_small,
     "pair-float32": save_pair(torch.float32),
     "pair-bfloat16": save_pair(torch.bfloat16),
     "pair-float8": save_pair(torch.float8_e4m3fn),

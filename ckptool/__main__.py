@@ -19,15 +19,17 @@ def _tell_version() -> int:
     try:
         sys.stdout.write(f"ckptool {__version__}\n")
         sys.stdout.flush()
-    except OSError as error:
-        return 0 if isinstance(error, BrokenPipeError) else 2  # as for every command
+    except BrokenPipeError:  # as for every command
+        return 0
+    except (OSError, AttributeError):  # a full disk behind the pipe, or no output at all
+        return 2
     return 0
 
 
 def run() -> None:
     """Run the console script."""
     end_cleanly()
-    if sys.argv[1:] in VERSION and sys.stdout is not None:
+    if sys.argv[1:] in VERSION:
         os._exit(_tell_version())
     gc.disable()
     allow_many_files()

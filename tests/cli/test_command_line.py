@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -202,3 +203,15 @@ def test_the_process_asks_for_no_threads_of_blas(given, seen, tmp_path):
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
     )
     assert done.stdout == f"{seen}\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no such device here")
+@pytest.mark.parametrize(("stream", "code"), [("> /dev/full", 2), (">&-", 2), ("", 0)])
+def test_the_version_that_cannot_be_told_ends_with_an_error(stream, code):
+    told = subprocess.run(
+        ["sh", "-c", f'"$0" -m ckptool --version {stream}', sys.executable],
+        env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert told.returncode == code
+    assert "Traceback" not in told.stderr
+    assert "bug" not in told.stderr

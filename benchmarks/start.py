@@ -1,0 +1,38 @@
+"""What does the start cost, before there is anything to answer?
+
+Against ``python -c pass``, the start of the interpreter that every program in Python has.
+"""
+
+from __future__ import annotations
+
+from harness import Contender, Question, answer, arguments, ckptool, make, python, workplace
+
+
+def main() -> int:
+    """Make a small file, measure four contenders."""
+    options = arguments(__doc__, runs=15)
+    with workplace(options.dir) as folder:
+        small = make("small", folder / "small.pt")
+        bare = Contender("python -c pass", python("pass"))
+        return answer(
+            (
+                Question(
+                    "inspect of a small file : python -c pass",
+                    Contender("inspect", ckptool("inspect", small), (small,)), bare, limit=6,
+                    predicted="9: 160 modules of ours, 100 of typer and of Python",
+                ),
+                Question(
+                    "--help : python -c pass", Contender("--help", ckptool("--help")), bare,
+                    limit=5, predicted="10: typer, and rich that lays it out",
+                ),
+                Question(
+                    "--version : python -c pass", Contender("--version", ckptool("--version")),
+                    bare, limit=5, predicted="2: it is told before anything is imported",
+                ),
+            ),
+            options,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
