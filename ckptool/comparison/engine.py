@@ -83,7 +83,7 @@ class Engine:
         equal = [run for run, partial in results if partial is None and run.job in differing]
         norms: dict[Run, Partial | None] = {}
         if equal:
-            one_sided = [job._replace(b=job.a) for job in jobs]
+            one_sided = [job.one_sided for job in jobs]
             norms.update(self._all(one_sided, equal, no_progress))  # read a second time
         whole: dict[int, Partial] = {}
         for run, partial in results:

@@ -25,7 +25,8 @@ from ckptool.formats.base import Checkpoint
 from ckptool.formats.texts import load_json
 from ckptool.plans.weights import select_part
 from ckptool.sources.base import Closing
-from ckptool.sources.local import LocalFile
+from ckptool.sources.places import open_file
+from ckptool.sources.urls import RemotePath
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import Address, Tree
 from ckptool.tree.walking import tensors
@@ -142,16 +143,20 @@ def _is_below(name: str, places: Sequence[str]) -> bool:
 def read_manifest(path: Path) -> dict[str, Leaf] | None:
     """Return the tensors in a document of ``inspect --digests --json``; None for other files.
 
+    Behind a URL its name has to end in .json: other files are opened once, as checkpoints.
+
     Raises:
         DamagedError: the document is too large, of another form, or without digests.
     """
-    if not os.path.isfile(path):  # noqa: PTH113 - unlike Path.is_file, it raises nothing
+    is_far = isinstance(path, RemotePath) and path.suffix == ".json"
+    if not is_far and not os.path.isfile(path):  # noqa: PTH113 - unlike Path.is_file, never raises
         return None
-    with LocalFile(path) as file:
+    with open_file(path) as file:
         if not file.head(64).lstrip().startswith(b"{") or MANIFEST.encode() not in file.head(128):
             return None
         if file.size > MAX_MANIFEST:
             raise DamagedError("larger than a document of digests can be")
+        file.lift()
         text = file.read(0, file.size)
     try:
         entries = load_json(text)["entries"]

@@ -34,6 +34,11 @@ class Values(NamedTuple):
     nbytes: int
     spans: tuple[ByteSpan, ...] | None  # joined, they are the bytes; None: made in memory
 
+    @property
+    def is_near(self) -> bool:
+        """True if no byte is behind a URL."""
+        return all(span.source.is_near for span in self.spans or ())
+
     def read(self, start: int, nbytes: int) -> bytes:
         """Return a run of the bytes, for a tensor that is stored in the compared form."""
         parts = [self.reader.read(span) for span in self._parts(start, nbytes)]
@@ -173,6 +178,12 @@ class Job(NamedTuple):
     def is_one_sided(self) -> bool:
         """True if a tensor is compared with itself, for its norms."""
         return self.a is self.b
+
+    @property
+    def one_sided(self) -> Job:
+        """A job of the norms of one side: of two with equal bytes, one that is near."""
+        side = self.a if self.a.is_near or not self.b.is_near else self.b
+        return self._replace(a=side, b=side)
 
     @property
     def sides(self) -> tuple[Values, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ckptool.cli import completion
 from ckptool.commands.inspect import inspect_file
 from ckptool.contents.selection import Operand
 from ckptool.sources.remote import ahead, file, http, retries
@@ -155,6 +156,41 @@ def test_without_an_output_it_is_written_here(site, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("extract-ema", at(site, SAMPLE)).exit_code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["exported.ema.safetensors"]
+
+
+def test_digests_behind_a_url_are_compared_with_a_file_here(site):
+    document = run("inspect", SAMPLE, "--digests", "--json")
+    site.files["/last.ckpt.digests.json"] = document.encode()
+    site.files["/last.ckpt"] = SAMPLE.read_bytes()
+    url = f"{site.url}/last.ckpt.digests.json"
+    assert run("diff", url, SAMPLE).exit_code == 0
+    assert {each.path for each in site.asked} == {"/last.ckpt.digests.json"}
+    other = FIXTURES / "ema" / "emacallback" / "callback_only.ckpt"
+    assert run("diff", url, other).exit_code == 1
+
+
+def test_a_difference_is_measured_as_between_files_here(site, tmp_path, in_parts):
+    torch.manual_seed(0)
+    values = {"a": torch.randn(400_000), "b": torch.randn(1000)}
+    torch.save(values, tmp_path / "one.pt")
+    values["a"][300_000] += 1
+    torch.save(values, tmp_path / "other.pt")
+    one, other = tmp_path / "one.pt", tmp_path / "other.pt"
+    here = run("diff", one, other, "--json")
+    assert here.exit_code == 1
+    for a, b in ((at(site, one), other), (one, at(site, other)), (at(site, one), at(site, other))):
+        assert run("diff", a, b, "--json").json["tensors"] == here.json["tensors"]
+
+
+def test_verify_says_before_how_much_it_reads(site, tmp_path):
+    torch.save({"a": torch.zeros(1_000_000)}, tmp_path / "a.pt")
+    done = run("verify", at(site, tmp_path / "a.pt"), "--require", "intact")
+    assert "note: verifying 4 MiB over the network" in done.stderr
+
+
+def test_completion_asks_no_server(site, monkeypatch):
+    assert completion.operands(f"{at(site, SAMPLE)}#state") == []
+    assert not site.asked
 
 
 # ---------------------------------------------------------- refusals

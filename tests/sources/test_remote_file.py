@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -116,6 +117,33 @@ def test_what_is_at_hand_is_not_fetched_again(source, remote):
     source.expect([(500, 1000), (source.size - 1000, 1000)])
     source.read(500, 1000)
     assert len(remote.asked) == 2
+
+
+def test_nothing_is_fetched_before_something_is_read(source, remote):
+    """Announcements for a hundred shards must not fill the memory."""
+    source.expect([(1_000_000, 20_000_000)])
+    assert len(remote.asked) == 1
+
+
+def test_memory_is_given_back(source):
+    before = ahead.HELD._nbytes
+    source.expect([(1_000_000, 20_000_000)])
+    assert source.read(1_000_000, 20_000_000) == DATA[1_000_000:21_000_000]
+    assert ahead.HELD._nbytes == before
+    source.expect([(1_000_000, 20_000_000)])
+    source.read(1_000_000, 10)
+    source.close()
+    for thread in threading.enumerate():
+        if thread.name == "read x.pt":
+            thread.join()
+    assert ahead.HELD._nbytes == before
+
+
+def test_an_unknown_error_ahead_is_no_endless_wait(source, remote):
+    remote.failing = [ZeroDivisionError("a bug")]
+    source.expect(runs(MIDDLE))
+    with pytest.raises(ZeroDivisionError):
+        source.read(MIDDLE, 1000)
 
 
 def test_an_error_ahead_is_raised_where_the_bytes_are_read(source, remote):

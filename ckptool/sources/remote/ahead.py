@@ -1,9 +1,10 @@
 """Bytes that will be read, fetched before they are: several large runs at once.
 
 A command announces the runs that it will read, in their order. Runs that lie close together are
-fetched as one, long ones in chunks. A few threads fetch the chunks from the first one on, as far
-ahead as the memory that they may take. A reader that comes to a chunk first fetches it itself. A
-chunk is dropped when all that was announced of it has been read.
+fetched as one, long ones in chunks. When the first of them is read, a few threads fetch the others
+in their order, as far ahead as the memory allows that all objects have together. A reader that
+comes to a chunk first fetches it itself, so nothing waits for room for ever. A chunk is dropped
+when all that was announced of it has been read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from enum import Enum, auto
 
 CHUNK = 8 << 20  # bytes of a request
-ROOM = 96 << 20  # bytes of chunks that were fetched and not yet read
+ROOM = 128 << 20  # bytes of chunks of all objects that were fetched and not yet read
 THREADS = 8
 MAX_GAP = 1 << 16  # bytes between two runs that are fetched as one,
 SHARE = 100  # and at most one in so many of the bytes before them,
@@ -44,7 +45,28 @@ class Chunk:
         self.left = left  # bytes that are still to be read
         self.state = State.WAITING
         self.data = bytearray()
-        self.error: OSError | None = None
+        self.error: Exception | None = None
+
+
+class Held:
+    """The bytes that the chunks of all objects take."""
+
+    def __init__(self) -> None:
+        self._nbytes = 0
+        self._lock = threading.Lock()
+
+    def add(self, nbytes: int) -> None:
+        """Count bytes; less than none are given back."""
+        with self._lock:
+            self._nbytes += nbytes
+
+    def has_room(self, nbytes: int) -> bool:
+        """Return whether so many more may be fetched ahead."""
+        with self._lock:
+            return self._nbytes + nbytes <= ROOM
+
+
+HELD = Held()
 
 
 class ReadAhead:
@@ -55,7 +77,6 @@ class ReadAhead:
         self._chunks: list[Chunk] = []  # by offset
         self._starts: list[int] = []
         self._order: list[Chunk] = []  # as announced, what is still to be fetched last
-        self._held = 0  # bytes of chunks that are coming or here
         self._changed = threading.Condition()
         self._threads = 0
         self._is_closed = False
@@ -68,10 +89,6 @@ class ReadAhead:
             self._chunks = sorted([*self._live(), *new], key=lambda chunk: chunk.start)
             self._starts = [chunk.start for chunk in self._chunks]
             self._order = [*reversed(new), *self._order]
-            wanted = min(THREADS, len(self._order)) if len(new) > 1 else 0
-            for _ in range(wanted - self._threads):
-                self._threads += 1
-                threading.Thread(target=self._work, name=self._name, daemon=True).start()
 
     def take(self, offset: int, nbytes: int) -> memoryview | None:
         """Return bytes from ``offset``, at most ``nbytes``; None if they were not announced.
@@ -86,6 +103,7 @@ class ReadAhead:
             is_first = chunk.state is State.WAITING
             if is_first:
                 self._begin(chunk)
+            self._start()
         if is_first:
             self._bring(chunk)
         with self._changed:
@@ -104,6 +122,8 @@ class ReadAhead:
         """Let the threads end, and drop everything."""
         with self._changed:
             self._is_closed = True
+            for chunk in self._chunks:
+                self._drop(chunk)
             self._order.clear()
             self._chunks.clear()
             self._starts.clear()
@@ -121,11 +141,19 @@ class ReadAhead:
 
     def _begin(self, chunk: Chunk) -> None:
         chunk.state = State.COMING
-        self._held += chunk.stop - chunk.start
+        HELD.add(chunk.stop - chunk.start)
+
+    def _start(self) -> None:
+        """Start as many threads as there are chunks for, within the limit."""
+        while self._order and self._order[-1].state is not State.WAITING:
+            self._order.pop()
+        while self._threads < min(THREADS, len(self._order)):
+            self._threads += 1
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
 
     def _drop(self, chunk: Chunk) -> None:
         if chunk.state is State.HERE:
-            self._held -= chunk.stop - chunk.start
+            HELD.add(chunk.start - chunk.stop)
             chunk.state, chunk.data = State.GONE, bytearray()
             self._changed.notify_all()
 
@@ -137,10 +165,10 @@ class ReadAhead:
             if self._is_closed or not self._order:
                 return None
             chunk = self._order[-1]
-            if self._held + chunk.stop - chunk.start <= ROOM:
+            if HELD.has_room(chunk.stop - chunk.start):
                 self._begin(self._order.pop())
                 return chunk
-            self._changed.wait()
+            self._changed.wait()  # until one of our own was read
 
     # ---------------------------------------------------------------------------------- outside it
 
@@ -155,13 +183,15 @@ class ReadAhead:
 
     def _bring(self, chunk: Chunk) -> None:
         data = bytearray(chunk.stop - chunk.start)
-        error: OSError | None = None
+        error: Exception | None = None
         try:
             self._fetch(memoryview(data), chunk.start)
-        except OSError as raised:
+        except Exception as raised:  # noqa: BLE001 - raised again where the bytes are read
             error = raised
         with self._changed:
             chunk.data, chunk.error, chunk.state = data, error, State.HERE
+            if self._is_closed:
+                self._drop(chunk)
             self._changed.notify_all()
 
 

@@ -53,7 +53,7 @@ def failed(error: Exception) -> TransferError:
         return (NotThereError if name == "FileNotFoundError" else TransferError)(message, hint)
     said = " ".join(str(error).split("Debug source:")[0].split())[:300]
     hint = "check the region (AWS_REGION), the endpoint and the credentials"
-    return TransferError(f"the storage service failed: {said}", hint, is_transient=True)
+    return TransferError(f"the storage service failed: {said}", hint)  # obstore tried again
 
 
 class CloudObject(RemoteObject):

@@ -246,6 +246,7 @@ class HttpObject(RemoteObject):
                 passed = time.monotonic() - begun
                 if passed > patience.silence and at < patience.rate * passed:
                     raise TimeoutError
+            response.read()  # the end of a chunked body
         except (OSError, HTTPException) as error:
             self._web.drop(answer)
             raised = broken(error, answer.connection.site.host)
@@ -257,7 +258,6 @@ class HttpObject(RemoteObject):
                 )
             raised.received = 0 if is_whole else at
             raise raised from error
-        response.read()  # the end of a chunked body
         self._web.done(answer)
         return at
 
