@@ -152,7 +152,8 @@ def fits(known: Format, suffix: str) -> bool:
     """Return whether a file of the format may have the suffix; some are for one format alone."""
     if known.is_exclusive:
         return suffix in known.suffixes
-    return not any(other.is_exclusive and suffix in other.suffixes for other in FORMATS)
+    others = (*FORMATS, *FOLDER_FORMATS)
+    return not any(other.is_exclusive and suffix in other.suffixes for other in others)
 
 
 def _recognised(head: bytes, formats: tuple[FileFormat, ...]) -> Iterator[FileFormat]:

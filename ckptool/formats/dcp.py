@@ -58,7 +58,7 @@ class DcpFolder(FolderFormat):
     written_by = "`torch.distributed.checkpoint`: a folder with `.metadata` and `.distcp` files"
     suffixes = (".dcp",)
     unread_checksums = "the checksums of the zips inside shards are not read"
-    may_trail = True
+    may_trail = is_exclusive = True
 
     def matches(self, folder: Path) -> bool:
         """Return whether the directory holds a plan."""

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from ckptool.writers import dcp_folder
 from helpers import strategies
-from helpers.making import weights
+from helpers.making import save, weights
 from helpers.paths import contents
 from helpers.samples import NEW_DTYPES, OLD_DTYPES, filled
 from helpers.tensors import assert_same_tensors, load
@@ -162,6 +162,15 @@ def test_a_refusal_leaves_no_directory(ckptool, tmp_path):
     done = ckptool("convert", tmp_path / "in.pt", "-o", tmp_path / "out.dcp", "--dry-run")
     assert done.exit_code == 0
     assert not (tmp_path / "out.dcp").exists()
+
+
+def test_no_other_command_writes_a_file_of_this_name(ckptool, tmp_path):
+    """promote-ema and convert --drop write the container that they read."""
+    path = save(tmp_path / "a.ckpt", weights())
+    for command in (("promote-ema",), ("convert", "--drop", "ema")):
+        done = ckptool(command[0], path, *command[1:], "-o", tmp_path / "out.dcp")
+        assert done.exit_code == 2, done.stdout
+        assert not (tmp_path / "out.dcp").exists()
 
 
 def test_the_input_is_never_replaced(converted, ckptool):
