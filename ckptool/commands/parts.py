@@ -149,9 +149,10 @@ def _lost_ema(
     A list of tensors without names, for example, is known by the model that it pairs with.
     """
     ema = location.selected
-    if ema is None or ema.file or parse_address(ema.address)[0][0] in dropped:
+    keys = parse_address(ema.address)[0] if ema and not ema.file else ()
+    if ema is None or not dropped or not keys or keys[0] in dropped:
         return
-    if dropped and locate_ema(replace(checkpoint, tree=new)).selected is None:
+    if locate_ema(replace(checkpoint, tree=new)).selected is None:
         message = (
             "without the model nothing shows that these are EMA weights: "
             "extract-ema will not find them in the output"

@@ -348,6 +348,13 @@ def test_options_that_do_not_fit(args, message, ckptool, tmp_path):
     assert not (tmp_path / "b.ckpt").exists()
 
 
+def test_an_ema_that_is_the_whole_file(ckptool, tmp_path):
+    path = FIXTURES / "ema" / "torch" / "swa_bare.pt"
+    for how in ("--whole", "--safe"):
+        done = ckptool("convert", path, how, "-o", tmp_path / "out.pt", "--force")
+        assert done.exit_code == 0, done.stderr
+
+
 def test_a_folder_is_not_one_object(ckptool, tmp_path):
     torch.save(weights(), tmp_path / "in.pt")
     ckptool("convert", tmp_path / "in.pt", "-o", tmp_path / "in.dcp")
