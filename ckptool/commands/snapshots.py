@@ -75,7 +75,7 @@ def open_snapshots(
     series = Series([each.snapshot.time for each in found], [each.width for each in found])
     made, reach = series.synthesis(width), series.within_reach()
     report = PosthocReport(width, made.residual, made.noise, reach, TOLERANCE)
-    if made.residual > TOLERANCE and not force:
+    if not made.residual <= TOLERANCE and not force:  # nor NaN
         possible = f"from {reach[0]:.3g} to {reach[1]:.3g}" if reach else "of no width"
         raise EmaRefusedError(
             f"these {len(found)} snapshots cannot make sigma_rel {width:g}: its profile would be "

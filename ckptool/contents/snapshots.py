@@ -23,6 +23,8 @@ from ckptool.tensors.sample import scalar_value
 from ckptool.tree.nodes import Tree, is_real
 from ckptool.tree.walking import children
 
+MAX_TIME = 1 << 53  # no run counts further, and floats are exact up to it
+
 
 class Snapshot(NamedTuple):
     """A power-function EMA as it was at one time."""
@@ -37,7 +39,7 @@ def snapshots_in(name: str, tree: Tree, reader: TensorReader) -> tuple[Snapshot,
     """Return the snapshots in a checkpoint, whose file is called ``name``; none without updates."""
     parts = dict(children(tree))
     found = (tuple(look(name, parts, reader)) for look in LOOKS)
-    return tuple(each for each in next(filter(None, found), ()) if each.time > 0)
+    return tuple(each for each in next(filter(None, found), ()) if 0 < each.time < MAX_TIME)
 
 
 def _in_training_state(
@@ -47,10 +49,12 @@ def _in_training_state(
     time = scalar_value(reader, state.get("cur_nimg"))
     widths = ema.get("stds")
     tables = [table for _, table in children(ema.get("emas"))]
-    if not (is_real(time) and isinstance(widths, (list, tuple)) and len(widths) == len(tables)):
+    if not isinstance(widths, (list, tuple)) or len(widths) != len(tables):
+        return
+    if not is_real(time) or not 0 < time < MAX_TIME:
         return
     for number, width in enumerate(widths):
-        if is_real(width):
+        if is_real(width) and 0 < width < 1:
             yield Snapshot(f"ema/emas/{number}", float(time), float(width), number)
 
 

@@ -148,7 +148,7 @@ def steps_in_running_mean(tree: Tree, reader: TensorReader) -> int | None:
     steps, period = (
         scalar_value(reader, tree.get(name)) for name in ("batch_idx_train", "average_period")
     )
-    if not (isinstance(steps, int) and isinstance(period, int) and 0 < period <= steps):
+    if not (isinstance(steps, int) and isinstance(period, int) and 0 < period <= steps < 1 << 53):
         return None
     return steps // period * period
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from math import isfinite
 from typing import Any, NamedTuple
 
 from ckptool.formats.texts import load_json
@@ -25,6 +24,7 @@ DONE = {
     "convert": "converted",
     "average": "averaged",
 }
+MAX_PART = 1 << 53  # of the parts of a mean; no file states larger ones
 OPTIONAL = {"model", "layout", "kind", "average"}  # fields that may be None
 
 
@@ -156,4 +156,5 @@ def _average_in(fields: object) -> AverageNote | None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and -MAX_PART < value < MAX_PART  # type: ignore[operator]  # NaN is not

@@ -205,6 +205,15 @@ def test_any_other_note_is_none(average):
     assert found.average is None or isinstance(found.average, AverageNote)
 
 
+@pytest.mark.parametrize("part", [10**400, float("inf"), "1", None, True])
+def test_a_part_that_is_no_number_makes_no_note(part):
+    source = SOURCE._replace(part=part)._asdict()
+    assert noted({"whole": 1, "buffers": "average", "sources": [source]}).average is None
+    assert (
+        noted({"whole": part, "buffers": "average", "sources": [SOURCE._asdict()]}).average is None
+    )
+
+
 @pytest.mark.parametrize("file", ["/etc/passwd", "../out.pt", "x/../../y"])
 def test_no_file_outside_the_directory_is_opened(file, run, tmp_path, proof):
     average = {"whole": 1, "buffers": "average", "sources": [SOURCE._replace(file=file)._asdict()]}

@@ -37,6 +37,11 @@ TRACK = {"step": 0, "ema_model.w": 0}
         ("any.pt", {**STATE, "ema": {"stds": "ab", "emas": [{}, {}]}}, []),
         ("any.pt", {"ema": [0], "state": 3}, []),
         ("any.pt", 7, []),
+        ("any.pt", STATE | {"state": {"cur_nimg": 10**400}}, []),
+        ("any.pt", STATE | {"state": {"cur_nimg": float("nan")}}, []),
+        ("any.pt", STATE | {"ema": {"stds": [10**400, float("inf")], "emas": [{}, {}]}}, []),
+        (f"1.{'9' * 400}.pt", TRACK, []),
+        (f"a-{'9' * 400}-0.1.pkl", {"ema": 0}, []),
     ],
 )  # fmt: skip
 def test_snapshots_of_a_file(name, tree, found):

@@ -139,6 +139,10 @@ def test_other_checkpoints_have_no_running_means(tmp_path, ckptool):
         )
     both = tmp_path / "a.pt", tmp_path / "b.pt"
     assert "states no batch_idx_train and average_period" in refusal(*both, "--only", "model")
+    huge = {"model_avg": weights(), "average_period": 1, "batch_idx_train": 10**400}
+    torch.save({"model": weights(), **huge}, tmp_path / "d.pt")
+    message = refusal(tmp_path / "d.pt", tmp_path / "d.pt", "--only", "ema")
+    assert "states no batch_idx_train" in message
     running_mean(tmp_path / "c.pt", 100, 10)
     assert "takes two checkpoints, and there are 3" in refusal(
         *both, tmp_path / "c.pt", "--only", "ema"
