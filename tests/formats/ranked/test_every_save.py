@@ -23,7 +23,9 @@ from helpers.thinned import one_in
 
 SHARDED = FIXTURES / "sharded"
 # The number of a rank or shard in a file's name. Random states say nothing about weights.
-NUMBER = re.compile(r"(?<=rank_)\d+|(?<=__)\d+(?=_\d+\.distcp)|(?<=shard-)\d+|\d+(?=-of-\d+\.)")
+NUMBER = re.compile(
+    r"(?<=rank_)\d+|(?<=-shard)\d+|(?<=__)\d+(?=_\d+\.distcp)|(?<=shard-)\d+|\d+(?=-of-\d+\.)"
+)
 PLAIN = re.compile(r"(random_states|rng_state)_.*")
 
 
