@@ -190,8 +190,16 @@ def _counted_twice(mixture: Mixture, places: Sequence[int]) -> Iterator[Finding]
     for nth, each in enumerate(opened):
         first = next((other for other in opened[:nth] if are_equal(each, other)), None)
         if first is not None:
-            told = f"{each.path} holds the weights of {first.path}, and both count"
-            yield finding("CK803", "", told)
+            yield finding("CK803", "", _told_twice(each, first))
+
+
+def _told_twice(each: Opened, first: Opened) -> str:
+    if each.path != first.path:
+        return f"{each.path} holds the weights of {first.path}, and both count"
+    if each.taken.address == first.taken.address:
+        return f"{each.path} is named twice, and counts twice"
+    places = " and ".join(repr(one.taken.address or "(root)") for one in (first, each))
+    return f"{each.path} holds the same weights under {places}, and both count"
 
 
 def _sources(mixture: Mixture, apart: Sequence[float | None]) -> Iterator[AverageSource]:

@@ -2,6 +2,7 @@
 
 The order is that of the steps that the files state, else of their epochs, else of the numbers in
 their names, as wenet and espnet write them (``epoch_3.pt``, ``12epoch.pth``), else of the operands.
+Names order only what steps and epochs leave open, and none that contradict them.
 """
 
 from __future__ import annotations
@@ -184,33 +185,75 @@ def refuse_disorder(members: Members, *, by_step: bool) -> None:
     """
     if members.order == OPERANDS or (by_step and members.order != STEP):
         raise UsageError(
-            f"the order is not known: {_disorder(members.opened)}",
+            f"the order is not known: {_disorder(members.opened, by_step=by_step)}",
             hint="name the checkpoints that count, without --last; --weights has their weights",
         )
 
 
-def _disorder(opened: Sequence[Opened]) -> str:
-    """Return the reason why steps do not order the checkpoints."""
-    first: dict[object, Opened] = {}
+def _disorder(opened: Sequence[Opened], *, by_step: bool) -> str:
+    """Return the reason why the files do not order the checkpoints."""
+    wanted = (STEP,) if by_step else COUNTERS
     for each in opened:
-        step = next((each.facts[name] for name in COUNTERS if name in each.facts), None)
-        if step is None:
-            return f"{each.path} states no step"
-        other = first.setdefault(step, each)
+        if not any(name in each.facts for name in wanted):
+            also = f", only the epoch {each.facts[EPOCH]}" if EPOCH in each.facts else ""
+            return f"{each.path} states no step{also}"
+    shared = [name for name in wanted if all(name in each.facts for each in opened)]
+    first: dict[object, Opened] = {}
+    for each in opened if shared else ():
+        other = first.setdefault(_counts(each, shared), each)
         if other is not each:
-            return f"{other.path} and {each.path} state the same step, {step}"
-    return "not every checkpoint states a step of its own"
+            told = " and ".join(f"{TOLD[name]}, {each.facts[name]}" for name in shared)
+            return f"{other.path} and {each.path} state the same {told}"
+    return "some checkpoints state a step, and others only an epoch"
+
+
+TOLD = {STEP: "step", EPOCH: "epoch"}
+
+
+def _counts(each: Opened, names: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(each.facts[name] for name in names)
 
 
 def _order(opened: Sequence[Opened]) -> tuple[str, list[int]]:
     """Return what orders the checkpoints, and their places from the oldest to the newest."""
     places = range(len(opened))
-    for name in COUNTERS:
-        counts = [each.facts[name] for each in opened if name in each.facts]
+    shared = [name for name in COUNTERS if all(name in each.facts for each in opened)]
+    for end, name in enumerate(shared, 1):
+        counts = [_counts(each, shared[:end]) for each in opened]
         if len(set(counts)) == len(opened):
-            return name, [at for _, at in sorted(zip(counts, places, strict=True))]
+            return name, sorted(places, key=counts.__getitem__)
     by_name = ordered_by_name([each.path.name for each in opened])
-    return (NAME, by_name) if by_name else (OPERANDS, [*places])
+    if by_name is None:
+        by_name = _ordered_in_ties([_counts(each, shared) for each in opened], opened)
+    is_known = by_name is not None and not _is_contradicted([opened[at] for at in by_name], shared)
+    return (NAME, by_name) if by_name and is_known else (OPERANDS, [*places])
+
+
+def _ordered_in_ties(
+    counts: Sequence[tuple[Any, ...]], opened: Sequence[Opened]
+) -> list[int] | None:
+    """Return the places in the order of the counts, and of the names where these are equal.
+
+    None if the names of equal ones give no order.
+    """
+    ordered: list[int] = []
+    for count in sorted(set(counts)):
+        tied = [at for at, each in enumerate(counts) if each == count]
+        found = ordered_by_name([opened[at].path.name for at in tied]) if tied[1:] else [0]
+        if found is None:
+            return None
+        ordered += [tied[at] for at in found]
+    return ordered
+
+
+def _is_contradicted(ordered: Sequence[Opened], shared: Sequence[str]) -> bool:
+    """Return whether the counters of checkpoints fall in this order, wherever they are stated."""
+    stated = [[_counts(each, shared) for each in ordered]] + [
+        [each.facts[name] for each in ordered if name in each.facts]
+        for name in COUNTERS
+        if name not in shared
+    ]
+    return any(later < earlier for counts in stated for earlier, later in pairwise(counts))
 
 
 NUMBER = re.compile(r"(\d+)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
@@ -27,13 +28,14 @@ def rank(metric: str, entries: Entries) -> tuple[str, list[RunEntry]]:
     An added ``:min`` or ``:max`` states the direction that is better.
 
     Raises:
-        UsageError: no checkpoint has it, several key paths end so, or neither the files nor its
-            name state the direction that is better.
+        UsageError: no checkpoint has it, several key paths end so, in one file or in different
+            ones, or neither the files nor its name state the direction that is better.
     """
     name, sign = _parsed(metric)
     rated = [row for entry in entries if (row := _rated(entry, name)) is not None]
     if not rated:
         raise UsageError(f"no checkpoint has the metric {name!r}", hint=_known(entries, name))
+    _refuse_other_metrics(name, rated)
     direction = sign or _direction(name, rated)
     rated.sort(key=lambda row: row.value * direction, reverse=True)
     return name, [row.entry for row in rated]
@@ -62,9 +64,29 @@ def _known(entries: Entries, name: str) -> str:
 class _Rated(NamedTuple):
     """A checkpoint that has the metric."""
 
+    at: str  # key path of the metric
     value: float
     entry: RunEntry
     better: str | None  # lower or higher, as its file or the metric's name states
+
+
+# The place of the last entry of a log, which grows: trainer_state.json/log_history/12/eval_loss.
+ENTRY = re.compile(r"(?<=history/)\d+(?=/)")
+
+
+def _refuse_other_metrics(name: str, rated: Sequence[_Rated]) -> None:
+    """Refuse to compare different metrics whose names end alike: ``val/loss``, ``train/loss``.
+
+    Raises:
+        UsageError: the metric has not one and the same key path in all files.
+    """
+    first = {ENTRY.sub("*", row.at): row.entry.path for row in reversed(rated)}
+    if len(first) > 1:
+        places = ", ".join(f"{at} (in {first[at]})" for at in sorted(first))
+        raise UsageError(
+            f"{name!r} has different key paths in the checkpoints: {places}",
+            hint=f"name one: {', '.join(sorted(first))}",
+        )
 
 
 def _direction(name: str, rated: Sequence[_Rated]) -> int:
@@ -106,7 +128,7 @@ def _rated(entry: RunEntry, metric: str) -> _Rated | None:
     stated = number(values[found[0]]) if found else None
     if stated is None or math.isnan(stated):
         return None
-    return _Rated(float(stated), entry, better.get(found[0]))
+    return _Rated(found[0], float(stated), entry, better.get(found[0]))
 
 
 def _called(values: Mapping[str, Any], metric: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from math import isclose
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from ckptool.plans.extraction import complete
 from ckptool.plans.posthoc import MAX_SNAPSHOTS, TOLERANCE, Series
 from ckptool.plans.weighing import Shares
 from ckptool.reports.base import PosthocReport
+from ckptool.tensors.blocks import equal_after_cast
 from ckptool.tree.nodes import TensorRef
 
 
@@ -61,7 +63,8 @@ def open_snapshots(
         force: also make an EMA that is out of reach.
 
     Raises:
-        UsageError: there are no snapshots, or their widths are not known.
+        UsageError: there are no snapshots, their widths are not known, or two of one time and
+            width are no copies.
         EmaRefusedError: the snapshots cannot make this width, without ``force``.
     """
     found, copies = _members(stack, operands, widths, layouts)
@@ -114,8 +117,28 @@ def _members(
             same = known.get(key, member)
             known[key], other = sorted((member, same), key=_precision, reverse=True)
             if same is not member:
+                _refuse_difference(known[key], other)
                 copies[str(other.opened.path)] = str(known[key].opened.path)
     return [known[key] for key in sorted(known)], copies
+
+
+def _refuse_difference(one: _Member, other: _Member) -> None:
+    """Refuse two snapshots of one time and width that are no copies, as those of two runs.
+
+    Raises:
+        UsageError: the values differ by more than the rounding to the dtypes of the coarser one.
+    """
+    ours, theirs = one.opened.tensors, other.opened.tensors
+    reader = other.opened.checkpoint.reader
+    if ours.keys() != theirs.keys() or not all(
+        equal_after_cast(reader, ref, ours[name]) for name, ref in theirs.items()
+    ):
+        snapshot, width = one.snapshot, one.width
+        raise UsageError(
+            f"{one.opened.path} and {other.opened.path} hold different snapshots of one time, "
+            f"{snapshot.time:.15g}, and one sigma_rel, {width:g}",
+            hint="name the files of one run",
+        )
 
 
 def _precision(member: _Member) -> int:
@@ -125,6 +148,12 @@ def _precision(member: _Member) -> int:
 
 def _width(snapshot: Snapshot, widths: Sequence[float], path: Path) -> float:
     if snapshot.width is not None:
+        if widths and not any(isclose(snapshot.width, each) for each in widths):
+            raise UsageError(
+                f"the file states the sigma_rel {snapshot.width:g}, which --widths does not name",
+                path=path,
+                hint="leave out --widths: the files state theirs",
+            )
         return snapshot.width
     if snapshot.track < len(widths):
         return widths[snapshot.track]

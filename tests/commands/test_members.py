@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
@@ -150,3 +152,66 @@ def test_one_that_is_left_is_no_average(run, ckptool, tmp_path):
     done = ckptool("average", run, "--every", "4", "-o", tmp_path / "out.pt")
     assert done.exit_code == 2
     assert "at least two" in done.stderr
+
+
+# ----------------------------------------------------------------------------- names and counters
+
+
+def ordered(ckptool, tmp_path, facts, *more):
+    """Average files u0.pt, u1.pt, ... that state these facts."""
+    for at, each in enumerate(facts):
+        saved(tmp_path / f"u{at}.pt", float(at), **each)
+    files = [tmp_path / f"u{at}.pt" for at in range(len(facts))]
+    return ckptool("average", *files, *more, "--dry-run", "-o", tmp_path / "out.pt", "--json")
+
+
+@pytest.mark.parametrize(
+    ("facts", "told"),
+    [
+        ([{"epoch": 2}, {"epoch": 1}, {"epoch": 1}], "u1.pt and .* state the same epoch, 1"),
+        ([{"global_step": 9}, {"global_step": 5}, {"global_step": 5}], "the same step, 5"),
+        ([{"global_step": 9}, {"global_step": 5}, {}], "u2.pt states no step"),
+        ([{"global_step": 9}, {"epoch": 5}, {"global_step": 3}], "some checkpoints state a step"),
+    ],
+)
+def test_names_give_no_order_that_the_files_contradict(ckptool, tmp_path, facts, told):
+    done = ordered(ckptool, tmp_path, facts, "--last", "2")
+    assert done.exit_code == 2
+    assert re.search(told, done.json["error"]["message"])
+    assert ordered(ckptool, tmp_path, facts).json["order"] == "operands"
+
+
+@pytest.mark.parametrize(
+    ("facts", "order"),
+    [
+        ([{"epoch": 1}, {"epoch": 1}, {"epoch": 2}], "name"),
+        ([{"global_step": 5, "epoch": 1}, {"global_step": 5, "epoch": 2}], "epoch"),
+        ([{"global_step": 7}, {"global_step": 9}], "global_step"),
+    ],
+)
+def test_names_order_what_the_files_leave_open(ckptool, tmp_path, facts, order):
+    done = ordered(ckptool, tmp_path, facts, "--last", "2")
+    assert done.json["order"] == order
+    newest = [each["path"] for each in done.json["sources"]]
+    assert newest == [str(tmp_path / f"u{at}.pt") for at in range(len(facts))[-2:]]
+
+
+def test_names_order_those_of_one_epoch(ckptool, tmp_path):
+    for name, epoch in (("b1", 2), ("b2", 2), ("z", 1)):
+        saved(tmp_path / f"{name}.pt", float(epoch), epoch=epoch)
+    files = [tmp_path / f"{name}.pt" for name in ("b2", "z", "b1")]
+    done = ckptool("average", *files, "--last", "2", "--dry-run", "-o", tmp_path / "x.pt", "--json")
+    assert [each["path"] for each in done.json["sources"]] == [str(files[2]), str(files[0])]
+
+
+def test_an_epoch_is_told_where_a_step_is_missing(ckptool, tmp_path):
+    done = ordered(ckptool, tmp_path, [{"epoch": 1}, {"epoch": 2}], "--ema-decay", "0.9")
+    assert "u0.pt states no step, only the epoch 1" in done.json["error"]["message"]
+
+
+def test_one_that_is_named_twice_is_told_so(ckptool, tmp_path):
+    saved(tmp_path / "a.pt", 1.0)
+    files = [tmp_path / "a.pt"] * 2
+    done = ckptool("average", *files, "--dry-run", "-o", tmp_path / "x.pt", "--json")
+    (found,) = done.json["findings"]
+    assert found["message"] == f"{files[0]} is named twice, and counts twice"

@@ -230,3 +230,31 @@ def test_inspect_says_where_the_width_is_not_stored(ckptool):
     assert told in ckptool("inspect", SERIES)
     assert "--widths W,W --sigma-rel X" in ckptool("inspect", SERIES)
     assert "snapshots" not in ckptool("inspect", POSTHOC / "0.15.safetensors", "--json").json
+
+
+def edm2_state(path: Path, time: float, value: float) -> Path:
+    tables = [{"w": torch.full((3,), value + width)} for width in (0.05, 0.1)]
+    content = {"state": {"cur_nimg": time}, "ema": {"stds": [0.05, 0.1], "emas": tables}}
+    torch.save(content, path)
+    return path
+
+
+@pytest.mark.parametrize("time", [10**400, float("inf"), float("nan")], ids=["1e400", "inf", "nan"])
+def test_a_time_that_is_no_number_is_refused(refusal, tmp_path, time):
+    files = edm2_state(tmp_path / "a.pt", time, 0.0), edm2_state(tmp_path / "b.pt", 9, 1.0)
+    assert "a.pt: it holds no snapshot of a power-function EMA" in refusal(
+        *files, "--sigma-rel", 0.07, "--force"
+    )
+
+
+def test_snapshots_of_two_runs_are_no_copies(refusal, tmp_path):
+    files = edm2_state(tmp_path / "a.pt", 9, 0.0), edm2_state(tmp_path / "b.pt", 9, 1.0)
+    message = refusal(*files, "--sigma-rel", 0.07, "--force")
+    assert "hold different snapshots of one time, 9, and one sigma_rel, 0.05" in message
+    assert all(str(path) in message for path in files)
+
+
+def test_typed_widths_that_the_files_contradict_are_refused(edm2, refusal, made):
+    message = refusal(edm2[0], "--sigma-rel", 0.1, "--widths", "0.3,0.4")
+    assert "states the sigma_rel 0.05, which --widths does not name" in message
+    made(edm2[0], "--widths", "0.05,0.1", width=0.1)

@@ -58,3 +58,20 @@ def test_names_of_a_wrapper_fit_the_slot(tmp_path):
     with ExitStack() as stack, open_checkpoint(tmp_path / "b.pt") as other:
         slot = open_slot(stack, tmp_path / "a.pt", other.tree, ())
         assert slot.alignment.pairs == dict(zip(wrapped, weights(), strict=True))
+
+
+def nested(name: str, **metrics: float) -> RunEntry:
+    named = {at.replace("_", "/"): value for at, value in metrics.items()}
+    return RunEntry(name, 0, "torch-zip", None, None, named, None)
+
+
+def test_different_metrics_whose_names_end_alike_are_not_compared():
+    run = [nested("a", val_loss=2.0), nested("b", train_loss=0.1), nested("c", val_loss=1.0)]
+    with pytest.raises(UsageError, match=r"train/loss \(in b\), val/loss \(in a\)"):
+        rank("loss:min", run)
+    assert [each.path for each in rank("val/loss:min", [run[0], run[2]])[1]] == ["c", "a"]
+
+
+def test_the_last_entry_of_a_log_has_another_number_in_each_checkpoint():
+    run = [nested("a", **{"log_history/3/loss": 2.0}), nested("b", **{"log_history/7/loss": 1.0})]
+    assert [each.path for each in rank("loss:min", run)[1]] == ["b", "a"]
