@@ -259,14 +259,18 @@ def _raw_weights(subject: Subject) -> Verdicts:
     note = read_provenance(subject.checkpoint.metadata)
     averages = subject.averages
     promoted = note is not None and note.command == "promote-ema"
-    is_averaged = location.main_slot is MainSlot.AVERAGED or (
-        promoted and (not averages or any(c.is_same_as_model for c in averages))
+    is_mean = note is not None and note.command == "average"  # of checkpoints, written by ckptool
+    is_averaged = (
+        location.main_slot is MainSlot.AVERAGED
+        or is_mean
+        or (promoted and (not averages or any(c.is_same_as_model for c in averages)))
     )
     aside = location.raw is not None and not location.raw.is_same_as_model
     computed = any(c.kind == "schedule-free" for c in location.candidates)  # by the optimizer
     if is_averaged and not aside and not computed:
         source = f" promoted from {note.source}" if promoted and note else ""
-        message = f"these are the EMA weights{source}; the raw ones are not in this file"
+        what = "a mean of several checkpoints" if is_mean else f"the EMA weights{source}"
+        message = f"these are {what}; the raw ones are not in this file"
         yield finding("CK419", _slot(subject), message)
     elif location.told_slot is MainSlot.UNKNOWN:
         yield NotChecked("CK419", "cannot tell from this file", is_absent=True)

@@ -128,7 +128,7 @@ def _wrong_numpy(state: Any) -> str | None:
         return f"the generator {state[0]!r:.20} is not the one that numpy.random.set_state takes"
     keys, at = state[1], state[2]
     count = len(keys) if isinstance(keys, (list, tuple)) else 0
-    if isinstance(keys, ArrayRef) and keys.shape:
+    if isinstance(keys, (ArrayRef, TensorRef)) and keys.shape:  # set_state takes both
         count = keys.shape[0]
     if count != WORDS:
         return f"{count} words; numpy's generator has {WORDS}"

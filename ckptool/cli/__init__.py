@@ -78,6 +78,7 @@ def main(args: Sequence[str]) -> int:
     args = spelled_out(args)
     app = _app(args[:1])
     try:
+        _refuse_empty(args)
         # A command returns None when it succeeds, and exits with a code when the answer is no.
         code = app(args=args, standalone_mode=False, prog_name="ckptool")
     except typer.Exit as stop:
@@ -92,6 +93,29 @@ def main(args: Sequence[str]) -> int:
     else:
         return code if isinstance(code, int) else ExitCode.DONE
     return ExitCode.DONE
+
+
+# Options whose argument may be empty: the key path of the top, and no text.
+MAY_BE_EMPTY = frozenset({"--ema", "--model", "--strip-prefix"})
+
+
+def _refuse_empty(args: Sequence[str]) -> None:
+    """Refuse empty arguments: a check that is asked for by ``"$UNSET"`` would not be made.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for before, arg in zip(("", *args), args, strict=False):
+        option, is_set, value = arg.partition("=")
+        if arg and not (arg.startswith("--") and is_set and not value):
+            continue
+        behind = option or before
+        if behind not in MAY_BE_EMPTY:
+            where = f"the argument behind {behind}" if behind.startswith("-") else "an argument"
+            raise UsageError(
+                f"{where} is empty, as of a variable that is not set",
+                hint="name a file or a value; the working directory is .",
+            )
 
 
 def _is_plain() -> str:

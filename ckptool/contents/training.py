@@ -269,7 +269,7 @@ def _is_python_rng(_key: str, node: Tree) -> bool:
 def _is_numpy_rng(_key: str, node: Tree) -> bool:
     """Return whether it is numpy's: ('MT19937', 624 words, …), or a bit generator's dict."""
     if isinstance(node, (tuple, list)) and len(node) >= 3 and isinstance(node[0], str):
-        return isinstance(node[1], (ArrayRef, list, tuple)) and "MT19937" in node[0]
+        return isinstance(node[1], (ArrayRef, TensorRef, list, tuple)) and "MT19937" in node[0]
     return isinstance(node, dict) and "bit_generator" in node
 
 

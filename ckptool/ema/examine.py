@@ -71,7 +71,11 @@ class Aligner:
         around = node_at(self._tree, table.address[:-1]) if table.address else None
         for node in (around, table.node):
             for key, part in children(node)[:MAX_PARTS] if node is not None else ():
-                if isinstance(part, dict) and len(part) >= len(names) and key != table.address[-1]:
+                if (
+                    isinstance(part, dict)
+                    and len(part) >= len(names)
+                    and (key,) != table.address[-1:]
+                ):
                     found = self._originals.of(part, names)
                     if found is not None:
                         return {n.removeprefix(table.prefix): name for n, name in found.items()}

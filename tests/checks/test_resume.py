@@ -123,6 +123,7 @@ FORMS = {
     "a list": ("rng_state", lambda s: s.tolist()[:4]),
     "numpy as it is": ("np_rng_state", lambda s: s),
     "numpy with a list": ("np_rng_state", lambda s: (s[0], s[1].tolist(), *s[2:])),
+    "numpy with a tensor": ("np_rng_state", lambda s: (s[0], torch.from_numpy(s[1]), *s[2:])),
     "numpy cut": ("np_rng_state", lambda s: (s[0], s[1][:600], *s[2:])),
     "numpy out of range": ("np_rng_state", lambda s: (*s[:2], 700, *s[3:])),
     "another generator of numpy": ("np_rng_state", lambda s: ("PCG64", *s[1:])),

@@ -368,6 +368,23 @@ def test_wrong_usage(args, ckptool):
     assert_document(ckptool(*args, "--json"))
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("verify", EXPORTED, "--require", ""), ("verify", EXPORTED, "--require="),
+        ("verify", EXPORTED, "--like", ""), ("verify", EXPORTED, "--against", ""),
+        ("verify", EXPORTED, "--ignore-rules", ""), ("verify", "", EXPORTED),
+        ("average", EXPORTED, EXPORTED, "--into", "", "-o", "out.pt"),
+    ],
+    ids=lambda args: f"{args[0]} {args[-1] or args[-2]}"[-24:],
+)  # fmt: skip
+def test_a_variable_that_is_not_set_is_no_value(args, ckptool):
+    """What it was to ask for would go unasked without a word."""
+    output = ckptool(*args)
+    assert_two_lines(output)
+    assert "empty, as of a variable that is not set" in output.stderr
+
+
 @pytest.mark.parametrize("more", [("--atol", "-1"), ("--tolerance", "x"), ("--no-such-option",)])
 def test_wrong_usage_names_the_help_of_the_command(more, ckptool):
     output = ckptool("diff", EXPORTED, EXPORTED, *more)

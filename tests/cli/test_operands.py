@@ -200,3 +200,11 @@ def test_the_old_options_for_rules_still_work(old, new, ckptool, tmp_path, monke
         found = ckptool("verify", LATE, "--json").json
         assert found.pop("config")[0]["used"] == [f"verify.{key}"]
         assert found == expected
+
+
+@pytest.mark.parametrize("command", ["extract-ema", "promote-ema", "convert"])
+def test_the_whole_is_no_state_dict_where_it_has_several(command, path, ckptool, tmp_path):
+    done = ckptool(command, f"{path}#", "-o", tmp_path / "out.pt", "--json")
+    assert done.exit_code == 2
+    assert "bug" not in done.json["error"]["message"]
+    assert list(tmp_path.glob("out.pt*")) == []

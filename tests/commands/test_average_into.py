@@ -63,6 +63,17 @@ def test_the_model_is_replaced_and_all_else_stays(run, average, tmp_path):
     assert report["optimizers"]
 
 
+def test_no_run_goes_on_from_it(run, average, tmp_path, ckptool):
+    """The state of the optimizer belongs to the weights that were replaced."""
+    average(run, "--into", run / "4.ckpt")
+    asked = ("--require", "resume", "--json")
+    before = ckptool("verify", run / "4.ckpt", *asked).json["findings"]
+    after = ckptool("verify", tmp_path / "out.ckpt", *asked).json["findings"]
+    assert "CK419" not in {found["rule"] for found in before}
+    (told,) = (found["message"] for found in after if found["rule"] == "CK419")
+    assert "a mean of several checkpoints" in told
+
+
 def test_a_checkpoint_outside_the_mean_takes_it_in_its_own_dtypes(run, average, tmp_path, ckptool):
     """The mean is rounded to the dtype of the slot once, not by way of its own."""
     other = tmp_path / "other.pt"
