@@ -20,6 +20,8 @@ else:
 URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://")
 SCHEMES = ("https", "http", "hf", "s3", "gs", "az")
 WEB = frozenset({"https", "http"})
+ELSEWHERE = frozenset("/\\\0")  # no letters of a name
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:]*)(:\d*)?")
 
 
 class Status(NamedTuple):
@@ -79,8 +81,11 @@ class RemotePath(_Base):
 
     @property
     def name(self) -> str:
-        """The last part, as a file would be called."""
-        return self._unquoted(shown(self.url).rstrip("/").rpartition("/")[2])
+        """The last part, as a file would be called; escapes that would lead elsewhere stay."""
+        last = shown(self.url).rstrip("/").rpartition("/")[2]
+        plain = self._unquoted(last)
+        leads_elsewhere = plain in {".", ".."} or not ELSEWHERE.isdisjoint(plain)
+        return last.replace("..", "%2E%2E") if leads_elsewhere else plain
 
     @property
     def parent(self) -> RemotePath:
@@ -188,9 +193,11 @@ def shown(url: str) -> str:
     scheme, _, rest = url.partition("://")
     if scheme.lower() not in WEB:
         return url
-    rest = rest.partition("?")[0]
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    host, slash, path = rest.partition("?")[0].partition("/")
+    host = host.rpartition("@")[2]
+    if not HOST.fullmatch(host):  # maybe the beginning of a password with a ? or / in it
+        return f"{scheme}://…"
+    return f"{scheme}://{host}{slash}{path}"
 
 
 def is_url(text: str) -> bool:

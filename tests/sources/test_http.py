@@ -6,6 +6,7 @@ import pytest
 
 from ckptool.errors import UnreadableError
 from ckptool.sources.remote import connections
+from ckptool.sources.remote.ahead import CHUNK, FAR
 from ckptool.sources.remote.file import HEAD, TAIL, RemoteFile
 from ckptool.sources.remote.http import HttpObject
 from ckptool.sources.remote.retries import Patience
@@ -176,6 +177,90 @@ def test_a_version_that_only_the_answer_tells_is_noticed(site):
             file.read(6_000_000, 1000)
 
 
+def test_an_answer_that_no_longer_states_the_version_is_of_another(site):
+    with opened(site) as file:
+        file.head(1)
+        site.has_etags = False
+        site.files["/a b.pt"] = bytes(reversed(DATA))
+        with pytest.raises(UnreadableError, match="replaced"):
+            file.read(6_000_000, 1000)
+
+
+def in_chunks(more: bytes = b"") -> web.Fault:
+    """Answer with a chunked body, which has no length, and may go on behind the range."""
+
+    def answer(handler, data):
+        start, stop = handler.wanted(len(data))
+        body = data[start:stop] + more
+        handler.send_response(206)
+        handler.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        handler.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+        return True
+
+    return answer
+
+
+def test_chunked_answers_are_read(site):
+    site.every = in_chunks()
+    with opened(site) as file:
+        assert file.head(1000) == DATA[:1000]
+        assert file.read(6_000_000, 1000) == DATA[6_000_000:6_001_000]
+
+
+def test_a_chunked_answer_that_goes_on_is_refused_unread(site):
+    site.every = in_chunks(bytes(64 << 20))
+    with pytest.raises(UnreadableError, match="more bytes than it announced"):
+        opened(site)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"status": 206, "Content-Range": f"bytes 0-{'9' * 5000}/1"},
+        {"status": 416, "Content-Range": f"bytes */{'9' * 5000}"},
+        {"status": 503, "Retry-After": "Mon, 01 Jan 2030 00:00:00 +99999999999999"},
+    ],
+    ids=["range", "size", "wait"],
+)
+def test_numbers_of_any_length_are_no_bug(site, fields):
+    status = fields.pop("status")
+
+    def answer(handler, _data):
+        handler.answer(status, b"", **fields)
+        return True
+
+    site.every = answer
+    with pytest.raises(UnreadableError):
+        opened(site)
+
+
+def test_urls_that_differ_in_the_query_alone_are_two(site):
+    site.has_etags = False
+    with opened(site, "/small.pt?id=a") as one, opened(site, "/small.pt?id=b") as other:
+        assert one.identity != other.identity
+    site.has_etags = True
+    with opened(site, "/small.pt?id=a") as one, opened(site, "/small.pt?id=a") as other:
+        assert one.identity == other.identity
+
+
+def test_a_fault_of_ours_in_a_thread_reaches_the_reader(site):
+    with opened(site) as file:
+        file._ahead._fetch = lambda _buffer, _offset: {}[0]
+        file.expect([(1_000_000, 9_000_000), (11_000_000, 500_000)])
+        with pytest.raises(KeyError):
+            file.read(1_000_000, 10)
+
+
+def test_announcements_are_bounded(site):
+    """A server may claim any size, and a file any number of bytes."""
+    with opened(site) as file:
+        file._ahead._fetch = lambda _buffer, _offset: None
+        file.expect([(0, 1 << 62), (1 << 62, 1 << 62)])
+        assert len(file._ahead._chunks) <= FAR // CHUNK
+
+
 def test_a_file_that_became_shorter_is_another(site):
     with opened(site) as file:
         file.head(1)
@@ -281,7 +366,9 @@ def test_a_public_server_does_not_lead_into_a_private_network(site, monkeypatch)
     [
         ("127.0.0.1", True), ("10.1.2.3", True), ("192.168.0.9", True), ("169.254.169.254", True),
         ("::1", True), ("fe80::1%eth0", True), ("::ffff:10.0.0.1", True), ("0.0.0.0", True),
-        ("100.64.0.1", True), ("8.8.8.8", False), ("2606:4700:4700::1111", False),
+        ("64:ff9b::a00:1", True), ("2002:a00:1::", True), ("::10.0.0.1", True), ("::", True),
+        ("64:ff9b::808:808", False), ("100.64.0.1", True), ("8.8.8.8", False),
+        ("2606:4700:4700::1111", False),
     ],
 )  # fmt: skip
 def test_private_addresses(address, private):

@@ -11,6 +11,8 @@ from ckptool.contents.selection import parse_operand
 from ckptool.errors import UnreadableError, UsageError
 from ckptool.sources.local import LocalFile
 from ckptool.sources.places import as_path, is_folder
+from ckptool.sources.remote.base import TransferError
+from ckptool.sources.remote.connections import site_of
 from ckptool.sources.urls import RemotePath
 
 URL = "https://me:secret@host.example:8443/runs/last%20one.ckpt?X-Signature=secret"
@@ -37,6 +39,25 @@ def test_secrets_are_not_shown():
     path = RemotePath(URL)
     assert "secret" not in f"{path} {path!r} {path.parent} {path / 'x'}"
     assert "secret" not in str(UnreadableError("it failed", path=path))
+
+
+@pytest.mark.parametrize("password", ["s3cr?et", "s3cr/et", "s3cr#et"])
+def test_a_password_that_is_not_escaped_is_not_shown(password):
+    path = RemotePath(f"https://bob:{password}@host.example/a.pt")
+    assert "s3cr" not in f"{path} {path!r}"
+    with pytest.raises(TransferError) as error:
+        site_of(path.url)
+    assert "s3cr" not in f"{error.value} {error.value.hint}"
+
+
+@pytest.mark.parametrize(
+    "last", ["..%2F..%2Fup.pt", "%2Ftmp%2Fup.pt", "%2e%2e", "..", "a%00b.pt", "a%5Cb.pt", "%2e"]
+)
+def test_a_name_stays_a_name(last):
+    """Outputs without a name of their own are called like the file."""
+    name = RemotePath(f"https://host/d/{last}").name
+    assert not set(name) & set("/\\\0")
+    assert name not in {"", ".", ".."}
 
 
 def test_the_system_takes_it_for_no_file(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from enum import Enum, auto
 CHUNK = 8 << 20  # bytes of a request
 ROOM = 128 << 20  # bytes of chunks of all objects that were fetched and not yet read
 THREADS = 8
+FAR = 1 << 37  # bytes that are announced at once: a server may claim any size
 MAX_GAP = 1 << 16  # bytes between two runs that are fetched as one,
 SHARE = 100  # and at most one in so many of the bytes before them,
 MIN_GAP = 1 << 9  # but always so many: headers between records
@@ -197,7 +198,8 @@ class ReadAhead:
 
 def _chunks(runs: Iterable[tuple[int, int]]) -> list[Chunk]:
     """Return the chunks in the order in which their first bytes are read."""
-    placed = sorted((start, start + size, nth) for nth, (start, size) in enumerate(runs) if size)
+    bounded = enumerate(_bounded(runs))
+    placed = sorted((start, start + size, nth) for nth, (start, size) in bounded if size)
     joined: list[_Joined] = []
     for start, stop, nth in placed:
         if not joined or not joined[-1].takes(start):
@@ -205,6 +207,16 @@ def _chunks(runs: Iterable[tuple[int, int]]) -> list[Chunk]:
         joined[-1].add(start, stop, nth)
     joined.sort(key=lambda run: run.first)
     return [chunk for run in joined for chunk in run.chunks()]
+
+
+def _bounded(runs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the runs up to ``FAR`` bytes in all."""
+    room = FAR
+    for start, size in runs:
+        yield start, min(size, room)
+        room -= min(size, room)
+        if not room:
+            return
 
 
 class _Joined:

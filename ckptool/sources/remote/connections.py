@@ -14,7 +14,7 @@ import threading
 from contextlib import suppress
 from functools import cache
 from http.client import HTTPConnection
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import NamedTuple
 from urllib.parse import SplitResult, quote, urlsplit
 
@@ -45,7 +45,10 @@ def site_of(url: str) -> Site:
         parts = urlsplit(url)
         port = parts.port or PORTS[parts.scheme]
     except (ValueError, KeyError) as error:
-        raise TransferError(f"no valid URL: {error}", "check its spelling") from error
+        raise TransferError(
+            "no valid URL: its host or port is none",
+            "check its spelling; in a password, / ? # and @ are written %2F %3F %23 and %40",
+        ) from error
     if not parts.hostname:
         raise TransferError("no valid URL: it names no host", "check its spelling")
     return Site(parts.scheme, parts.hostname, port)
@@ -60,7 +63,22 @@ def target_of(parts: SplitResult) -> str:
 def is_private(address: str) -> bool:
     """Return whether an IP address is not one of the public internet."""
     ip = ip_address(address.partition("%")[0])
-    return not (getattr(ip, "ipv4_mapped", None) or ip).is_global
+    return not all(known.is_global for known in (_inside(ip) or [ip]))
+
+
+def _inside(ip: IPv4Address | IPv6Address) -> list[IPv4Address | IPv6Address]:
+    """Return the IPv4 address inside one of IPv6, to which a gateway would lead."""
+    if ip.version == 4:
+        return []
+    packed = ip.packed
+    found = [packed[12:]] if packed[:12] in _PREFIXES else []
+    found += [packed[2:6]] if packed[:2] == _SIX_TO_FOUR else []
+    return [IPv4Address(each) for each in found]
+
+
+# Mapped, compatible (RFC 4291), NAT64 (RFC 6052); 6to4 (RFC 3056) has the address at its beginning.
+_PREFIXES = (bytes(10) + b"\xff\xff", bytes(12), bytes.fromhex("0064ff9b") + bytes(8))
+_SIX_TO_FOUR = b"\x20\x02"
 
 
 class Connection(HTTPConnection):

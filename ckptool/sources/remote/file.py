@@ -69,8 +69,9 @@ class RemoteFile(Source):
 
     @property
     def identity(self) -> Hashable:
-        """The URL and the version of the object."""
-        return str(self.path), self._remote.version, self.size
+        """The URL, its query too, and the version of the object; without one only the source."""
+        version = self._remote.version
+        return (getattr(self.path, "url", ""), version, self.size) if version else id(self)
 
     def is_at(self, path: Path) -> bool:
         """Return whether ``path`` is the same URL."""

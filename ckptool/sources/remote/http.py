@@ -23,7 +23,7 @@ from ckptool.sources.remote.web import DOWNLOAD, Answer, Web, broken, refuse_sta
 
 MAX_WHOLE = 8 << 20  # bytes of a file that is read as a whole where the server knows no ranges
 PIECE = 1 << 18  # bytes of an answer that are read at a time
-RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
 class Validator(NamedTuple):
@@ -40,10 +40,10 @@ class Validator(NamedTuple):
         return {} if self.etag or not self.modified else {"If-Unmodified-Since": self.modified}
 
     def is_of(self, other: Validator) -> bool:
-        """Return whether another answer is of the same version, as far as both tell."""
-        if self.etag and other.etag:
+        """Return whether an answer is of the version that was opened, which it has to state too."""
+        if other.etag:
             return self.etag == other.etag
-        return not (self.modified and other.modified) or self.modified == other.modified
+        return not other.modified or self.modified == other.modified
 
 
 Headers = Callable[[str], Mapping[str, str]]  # for a URL: the credentials, and the like
@@ -109,7 +109,8 @@ class HttpObject(RemoteObject):
             raise ReplacedError("the file became shorter while it was read")
         if status == 200:
             self._web.drop(answer)
-            if not self._told_by(answer.response).is_of(self._known):
+            told = self._told_by(answer.response)
+            if any(told) and not told.is_of(self._known):  # a page about an error tells nothing
                 raise ReplacedError
             raise TransferError("the server sends the whole file where a part is asked", DOWNLOAD)
         self._refuse(answer)
@@ -246,7 +247,7 @@ class HttpObject(RemoteObject):
                 passed = time.monotonic() - begun
                 if passed > patience.silence and at < patience.rate * passed:
                     raise TimeoutError
-            response.read()  # the end of a chunked body
+            is_longer = bool(response.read(1))  # a chunked body has no length but its end
         except (OSError, HTTPException) as error:
             self._web.drop(answer)
             raised = broken(error, answer.connection.site.host)
@@ -258,6 +259,9 @@ class HttpObject(RemoteObject):
                 )
             raised.received = 0 if is_whole else at
             raise raised from error
+        if is_longer:
+            self._web.drop(answer)
+            raise TransferError("the server sends more bytes than it announced", DOWNLOAD)
         self._web.done(answer)
         return at
 
@@ -280,5 +284,5 @@ def _is_page(response: HTTPResponse) -> bool:
 
 def _size_of_nothing(response: HTTPResponse) -> int | None:
     """Return the size that an answer without a range states."""
-    match = re.fullmatch(r"bytes \*/(\d+)", response.headers.get("Content-Range", "").strip())
+    match = re.fullmatch(r"bytes \*/(\d{1,19})", response.headers.get("Content-Range", "").strip())
     return int(match[1]) if match else None

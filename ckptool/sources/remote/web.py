@@ -219,7 +219,7 @@ def _wait(text: str) -> float | None:
     if text.strip().isdecimal():
         return float(text.strip()[:9])
     try:
-        then = parsedate_to_datetime(text)
-    except ValueError:
+        then = parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, then.timestamp() - time.time())
+    return max(0.0, then - time.time())
