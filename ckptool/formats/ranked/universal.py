@@ -13,9 +13,11 @@ Layout, as ``ds_to_universal.py`` writes it::
 The tree is that of ``deepspeed.py``: ``module``, ``optimizer``, then the fields of the model's
 file, and what is left of each file under its name.
 
-Rules: each parameter that the model's file gives a shape has a weight of that shape, and all the
-states that another one has. Tied parameters may have a weight alone. Buffers are taken from the
-model's file, in their own dtype.
+Rules: the files of all model-parallel ranks describe the parameters: a pipeline's stage has those
+of its own. Each parameter that has a shape there has a weight of that shape, and all the states
+that another one has. Tied parameters have a weight alone. Buffers are taken from the model's file,
+in their own dtype. Slices of tensor parallelism are refused: no file says how the rest of the model
+is sliced.
 
 Source: DeepSpeed 0.19.8 ``checkpoint/ds_to_universal.py``, ``checkpoint/universal_checkpoint.py``.
 """
@@ -29,7 +31,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ckptool.errors import DamagedError
+from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import Checkpoint, FolderFormat
 from ckptool.formats.folders import OpenFile, all_or_none, globals_by_file, joined
 from ckptool.formats.ranked.assembly import Run, from_runs
@@ -50,6 +52,7 @@ STEPS = "global_steps"
 LATEST_UNIVERSAL = "latest_universal"
 MODEL_FILES = "*mp_rank_*_model_states.pt"
 RANK = re.compile(r"zero_pp_rank_(\d{1,9})_")
+MODEL_RANK = re.compile(r"mp_rank_(\d{1,9})_")
 COMMON = "optimizer_state.pt"
 MAX_FILES = 1 << 20
 
@@ -85,19 +88,18 @@ class UniversalFolder(FolderFormat):
             rest = {path.name: parts[path.name].tree for path in others}
             for path in paths:
                 part = parts[str(path.relative_to(folder))].tree
-                if path.parent.name == ZERO:
+                name = path.parent.relative_to(folder / ZERO).as_posix()
+                if name == ".":
                     rest[path.name] = part
                 else:
-                    states.setdefault(path.parent.name, {})[path.stem] = part
-            fields = fields_of(parts[model.name].tree)
-            if ranks:
-                models = {name: parts[name].tree for name in ranks.values()}
-                counts = {name: fields_of(tree).get(STEPS) for name, tree in models.items()}
-                refuse_different(counts, STEPS)
+                    states.setdefault(name, {})[path.stem] = part
+            models = {path.name: fields_of(parts[path.name].tree) for path in (model, *others)}
+            refuse_different({name: held.get(STEPS) for name, held in models.items()}, STEPS)
+            fields = models[model.name]
             if ranks and type(world := fields.get("dp_world_size")) is int:
                 refuse_missing(ranks, world, "the model's states are of")
             settings = param_groups(rest.get(COMMON))
-            tree = _tree(fields, states, settings)
+            tree = _tree(models, states, settings)
         tree[model.name] = {MODULE: fields.get(MODULE)}
         return joined(
             self,
@@ -118,32 +120,35 @@ def _is_save(folder: Path) -> bool:
 
 
 def _tree(
-    model: Mapping[Any, Any], states: States, settings: Sequence[Mapping[Any, Any]]
+    models: Mapping[str, Mapping[Any, Any]], states: States, settings: Sequence[Mapping[Any, Any]]
 ) -> dict[Any, Tree]:
-    """Return the weights and the optimizer's states by parameter, and the model's fields.
+    """Return the weights and the optimizer's states by parameter, and the first model's fields.
 
     Args:
-        model: the fields of the model's file.
+        models: the fields of the model's file of each rank, by its name.
         states: what the files of the parameters hold.
         settings: of each group of the optimizer.
 
     Raises:
-        DamagedError: a parameter lacks its weight or a state, or it has another shape.
+        DamagedError: a parameter lacks its weight, its shape or a state, or has another shape.
+        UnsupportedError: the parameters of the model's files are slices.
     """
-    groups = [shapes_of(group) for group in model.get("param_shapes") or ()]
+    groups = _groups(models)
     trained = {name: shape for group in groups for name, shape in group.items()}
+    _refuse_slices(models, trained, states)
     kinds = dict.fromkeys(kind for name in trained for kind in states.get(name, {}))
     for name, shape in trained.items():
         for kind in {WEIGHT: None, **kinds}:
             _refuse_missing(name, kind, shape, states.get(name, {}))
-    saved = fields_of(model.get(MODULE))
-    buffers = names_of(model, "buffer_names")
+    saved: dict[Any, Tree] = {}
+    for model in models.values():
+        saved = {**fields_of(model.get(MODULE)), **saved}
+    buffers = {name for model in models.values() for name in names_of(model, "buffer_names")}
     weights = {
-        name: _shaped(_value(held[WEIGHT]), trained.get(name), name)
+        name: _weight(name, held, trained.get(name), saved.get(name))
         for name, held in states.items()
-        if WEIGHT in held
     }
-    weights |= {name: saved[name] for name in buffers if name in saved}
+    weights |= {name: saved[name] for name in saved if name in buffers}
     moments = {
         name: {
             kind: _shaped(_value(states[name][kind]), shape, name)
@@ -152,7 +157,7 @@ def _tree(
         }
         for name, shape in trained.items()
     }
-    fields = {k: v for k, v in model.items() if k not in PLAN}
+    fields = {k: v for k, v in next(iter(models.values())).items() if k not in PLAN}
     return {
         MODULE: {name: weights.get(name, saved.get(name)) for name in {**saved, **weights}},
         OPTIMIZER: {
@@ -164,6 +169,71 @@ def _tree(
         },
         **fields,
     }
+
+
+def _groups(models: Mapping[str, Mapping[Any, Any]]) -> list[dict[Any, tuple[int, ...]]]:
+    """Return the shapes of the parameters of each group, from the files of all ranks.
+
+    Raises:
+        DamagedError: two files state different shapes of a parameter.
+    """
+    groups: list[dict[Any, tuple[int, ...]]] = []
+    stated: dict[Any, tuple[str, int, tuple[int, ...]]] = {}
+    for file, model in models.items():
+        for n, group in enumerate(model.get("param_shapes") or ()):
+            if n == len(groups):
+                groups.append({})
+            for name, shape in shapes_of(group).items():
+                first, at, other = stated.setdefault(name, (file, n, shape))
+                if (at, other) != (n, shape):
+                    raise DamagedError(
+                        f"it has the shape {list(other)} in group {at} of {first}, "
+                        f"but {list(shape)} in group {n} of {file}",
+                        address=str(name),
+                        hint="files of two saves, or slices of tensor parallelism, which are not "
+                        "joined: fetch it again, or save it at a tensor-parallel size of 1",
+                    )
+                groups[n][name] = shape
+    return groups
+
+
+def _refuse_slices(
+    models: Mapping[str, Mapping[Any, Any]], trained: Mapping[Any, tuple[int, ...]], states: States
+) -> None:
+    """Refuse parameters of which the file of each model-parallel rank describes a slice."""
+    ranks: dict[Any, set[str]] = {}
+    for file, model in models.items():
+        number = MODEL_RANK.search(file)
+        for group in model.get("param_shapes") or ():
+            for name in fields_of(group):
+                ranks.setdefault(name, set()).add(number[1] if number else "")
+    for name, shape in trained.items():
+        weight = _value(states.get(name, {}).get(WEIGHT))
+        is_whole = not isinstance(weight, TensorRef) or weight.shape in {shape, (prod(shape),)}
+        if len(ranks[name]) > 1 and not is_whole:
+            raise UnsupportedError(
+                f"slices of tensor parallelism are not joined: its weight is whole, "
+                f"{list(weight.shape)}, and {len(ranks[name])} model-parallel ranks describe "
+                f"slices of it, {list(shape)}",
+                address=str(name),
+                hint="load it with DeepSpeed and save it at a tensor-parallel size of 1",
+            )
+
+
+def _weight(
+    name: str, held: Mapping[str, Tree], shape: tuple[int, ...] | None, saved: Tree
+) -> Tree:
+    """Return a parameter's weight; one that is not trained has its shape from the module alone."""
+    if shape is None:
+        is_known = isinstance(saved, TensorRef) and saved.numel and {*held} == {WEIGHT}
+        if not is_known:
+            raise DamagedError(
+                f"{ZERO}/{name:.120} is of a parameter that no model's file gives a shape",
+                hint="fetch the model's files of all ranks, or run ds_to_universal.py again",
+            )
+        shape = saved.shape
+        _refuse_missing(name, WEIGHT, shape, held)
+    return _shaped(_value(held[WEIGHT]), shape, name)
 
 
 def _refuse_missing(name: str, kind: str, shape: tuple[int, ...], held: Mapping[str, Tree]) -> None:

@@ -75,3 +75,82 @@ def test_a_folder_with_latest_universal_is_its_only_save(case, tmp_path, ckptool
     shutil.copytree(ROOT / case, tmp_path / "run" / "global_step4_universal")
     entries = ckptool("inspect", tmp_path / "run", "--json").json["checkpoints"]
     assert [entry["format"] for entry in entries] == ["deepspeed-universal"] * 2
+
+
+# ------------------------------------------------------------------- several model-parallel ranks
+
+W = torch.arange(12.0).reshape(4, 3)
+MP_0, MP_1 = (f"mp_rank_0{rank}_model_states.pt" for rank in (0, 1))
+
+
+def a_save(folder, models, states):
+    """Write a save: (module, shapes, step) by file, and each parameter's states by name."""
+    for name, held in states.items():
+        (folder / ZERO / name).mkdir(parents=True)
+        for kind, value in held.items():
+            torch.save(value, folder / ZERO / name / f"{kind}.pt")
+    for file, (module, shapes, step) in models.items():
+        sizes = {name: torch.Size(shape) for name, shape in shapes.items()}
+        fields = {"module": module, "param_shapes": [sizes], "global_steps": step}
+        torch.save(fields, folder / file)
+    return folder
+
+
+def states_of(value):
+    return {"fp32": {"param": value}, "exp_avg": {"param": value * 2}}
+
+
+def two_stages(folder, step=1):
+    models = {MP_0: ({"w": W}, {"w": (4, 3)}, 1), MP_1: ({"v": W[:2]}, {"v": (2, 3)}, step)}
+    return a_save(folder, models, {"w": states_of(W), "v": states_of(W[:2])})
+
+
+def test_each_stage_of_a_pipeline_describes_its_parameters(tmp_path):
+    with open_checkpoint(two_stages(tmp_path / "u")) as checkpoint:
+        state = checkpoint.tree["optimizer"]["state"]
+        assert {name: [*held] for name, held in state.items()} == {key: ["exp_avg"] for key in "wv"}
+        found = as_torch({n: h["exp_avg"] for n, h in state.items()}, checkpoint.reader)
+        assert torch.equal(found["v"], W[:2] * 2)
+        assert checkpoint.tree["optimizer"]["param_groups"] == [{"params": ["w", "v"]}]
+        assert [*checkpoint.tree["module"]] == ["v", "w"]
+
+
+def test_model_files_of_two_steps_are_refused(tmp_path):
+    with pytest.raises(DamagedError, match=r"global_steps is 1 in mp_rank_00.* 2 in mp_rank_01"):
+        open_checkpoint(two_stages(tmp_path / "u", step=2))
+
+
+def test_a_weight_without_a_shape_is_refused(tmp_path):
+    models = {MP_0: ({"w": W}, {"w": (4, 3)}, 1)}
+    states = {"w": states_of(W), "v": {"fp32": W.flatten()}}
+    with pytest.raises(DamagedError, match="zero/v is of a parameter that no model's file gives"):
+        open_checkpoint(a_save(tmp_path / "u", models, states))
+
+
+def test_states_without_a_shape_are_refused(tmp_path):
+    models = {MP_0: ({"w": W, "v": W}, {"w": (4, 3)}, 1)}
+    with pytest.raises(DamagedError, match="zero/v is of a parameter that no model's file gives"):
+        open_checkpoint(a_save(tmp_path / "u", models, {"w": states_of(W), "v": states_of(W)}))
+
+
+def test_two_shapes_of_a_parameter_are_refused(tmp_path):
+    models = {MP_0: ({}, {"w": (4, 3)}, 1), MP_1: ({}, {"w": (3, 3)}, 1)}
+    with pytest.raises(DamagedError, match=r"\[4, 3\] in group 0 of mp_rank_00.*but \[3, 3\]"):
+        open_checkpoint(a_save(tmp_path / "u", models, {"w": states_of(W)}))
+
+
+def test_slices_of_tensor_parallelism_are_refused_as_such(tmp_path, ckptool):
+    models = {file: ({"w": W[:2]}, {"w": (2, 3)}, 1) for file in (MP_0, MP_1)}
+    refused = ckptool("inspect", a_save(tmp_path / "u", models, {"w": states_of(W)}))
+    assert refused.exit_code == 2
+    assert "slices of tensor parallelism are not joined" in refused.stderr
+    assert "two saves" not in refused.stderr
+
+
+def test_parameters_in_directories_of_one_name_stay_two(tmp_path):
+    shapes = {"w": (4, 3), "a/p": (4, 3), "b/p": (4, 3)}
+    states = {"w": states_of(W), "a/p": states_of(W + 1), "b/p": states_of(W + 2)}
+    models = {MP_0: (dict.fromkeys(shapes, W), shapes, 1)}
+    with open_checkpoint(a_save(tmp_path / "u", models, states)) as checkpoint:
+        found = as_torch(checkpoint.tree["module"], checkpoint.reader)
+    assert {name: t[0, 0].item() for name, t in found.items()} == {"w": 0, "a/p": 1, "b/p": 2}
