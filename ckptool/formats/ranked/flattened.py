@@ -8,7 +8,9 @@ Layout, of the file of each rank (``fairseq --use-sharded-state``, metaseq)::
                      parameters the names, shapes and numels in it, and the padding of this rank
 
 Rules: without their padding the runs of all ranks are the named parameters, one after the other.
-Shared parameters have the values of the one that is named. Buffers are those of rank 0.
+Shared parameters have the values of the one that is named. Buffers are those of rank 0. A module
+with ``no_broadcast_optim_state`` is not cut: each rank holds a whole one. They may be experts, of
+which each rank has its own; then they are refused, since all have the same names.
 
 torch's own FSDP1 writes flat parameters too (``StateDictType.LOCAL_STATE_DICT``), but no metadata;
 nothing can be taken from those.
@@ -22,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any, NamedTuple
 
-from ckptool.errors import DamagedError
+from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import TensorReader
 from ckptool.formats.ranked.assembly import FETCH, Joined, Run, from_runs
 from ckptool.formats.ranked.ranks import refuse_copies, refuse_different
@@ -31,6 +33,7 @@ from ckptool.tree.nodes import TensorRef, Tree, fields_of
 
 MODEL, METADATA = "model", "shard_metadata"
 PARAMS, SHARED = "param_metadata", "shared_param_info"
+COMPARED = 1 << 20  # bytes at a time
 FLATTENED = "flattened parameters, cut into equal runs (fairscale's FSDP)"
 
 
@@ -39,7 +42,7 @@ class Flat(NamedTuple):
 
     shapes: Mapping[Any, tuple[int, ...]]  # of the parameters in it, by key path
     padding: int  # elements at the end of this rank's part
-    is_whole: bool  # every rank has all of it
+    is_whole: bool  # every rank has a whole one, which is the same or of its own
 
 
 def is_flattened(tree: Tree) -> bool:
@@ -52,6 +55,7 @@ def unflattened(trees: Mapping[str, Tree], reader: TensorReader) -> dict[str, Tr
 
     Raises:
         DamagedError: a rank is of another save, a copy, or the runs do not fill the parameters.
+        UnsupportedError: parameters that are not cut are not the same in all ranks.
     """
     plans = {file: _plan(tree, file) for file, tree in trees.items()}
     shared = {file: [*_shared(tree)] for file, tree in trees.items()}
@@ -70,6 +74,8 @@ def unflattened(trees: Mapping[str, Tree], reader: TensorReader) -> dict[str, Tr
     found: dict[Any, Tree] = {}
     for key, flat in plans[first].items():
         held = [of_rank[key] for of_rank in parts.values()]
+        if flat.is_whole:
+            _refuse_own(key, dict(zip(parts, held, strict=True)), reader)
         found |= _cut(key, Joined(held[:1] if flat.is_whole else held), flat.shapes)
     for source, other in shared[first]:
         if source not in found:
@@ -114,6 +120,30 @@ def _part(node: Tree, key: str, flat: Flat) -> TensorRef:
         raise DamagedError("a rank has no such part of the flattened parameters", address=key)
     count = node.numel - flat.padding
     return from_runs(key, (count,), [Run(node, 0, count)])
+
+
+def _refuse_own(key: str, held: Mapping[str, TensorRef], reader: TensorReader) -> None:
+    """Refuse a parameter that each rank holds whole unless all hold the same values."""
+    (first, one), *others = held.items()
+    for file, other in others:
+        if not _are_equal(one, other, reader):
+            raise UnsupportedError(
+                f"{first} and {file} each hold a whole one, with other values: experts, of which "
+                "each rank has its own under the same name, are not joined",
+                address=key,
+                hint="name the file of a rank to see what it holds: ckptool inspect FILE",
+            )
+
+
+def _are_equal(one: TensorRef, other: TensorRef, reader: TensorReader) -> bool:
+    """Return whether two tensors have the same bytes; all of them are read."""
+    if (one.dtype, one.shape, one.byteorder) != (other.dtype, other.shape, other.byteorder):
+        return False
+    return all(
+        reader.read(a.span, start, COMPARED) == reader.read(b.span, start, COMPARED)
+        for a, b in zip(one.chunks, other.chunks, strict=True)
+        for start in range(0, a.span.nbytes, COMPARED)
+    )
 
 
 def _cut(key: str, flat: Joined, shapes: Mapping[Any, tuple[int, ...]]) -> dict[Any, Tree]:

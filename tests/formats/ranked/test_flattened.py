@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ckptool.errors import DamagedError
+from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.ranked.flattened import METADATA, PARAMS, is_flattened
 from ckptool.tensors.as_torch import as_torch
@@ -133,3 +133,44 @@ def test_flat_parameters_of_torch_xla_are_no_weights(tmp_path, ckptool):
         torch.save({"model": {name: torch.randn(4)}}, tmp_path / f"model_rank-{rank}-of-2.pth")
     lone = tmp_path / "model_rank-0-of-2.pth"
     assert ckptool("extract-ema", f"{lone}#@model", "-o", tmp_path / "o.pt").exit_code == 2
+
+
+def with_experts(folder, *experts):
+    """Write a save of a cut module, and one that each rank holds whole."""
+
+    def described(path, name, shape, *, is_whole):
+        flat = {"names": [name], "shapes": [torch.Size(shape)], "padding": 0}
+        params = {"flat_param_0": flat}
+        return {"fsdp_path": path, "params": params, "no_broadcast_optim_state": is_whole}
+
+    metadata = [described("", "w", (2, 4), is_whole=False)]
+    metadata.append(described("expert", "v", (3,), is_whole=True))
+    for rank, expert in enumerate(experts):
+        model = {"flat_param_0": torch.arange(4.0) + 4 * rank, "expert.flat_param_0": expert}
+        saved = {"model": model, METADATA: {PARAMS: metadata}}
+        torch.save(saved, folder / f"checkpoint-shard{rank}.pt")
+    return folder
+
+
+def test_a_module_that_all_ranks_hold_whole_is_read_once(tmp_path):
+    folder = with_experts(tmp_path, torch.tensor([1.0, 2, 3]), torch.tensor([1.0, 2, 3]))
+    with open_checkpoint(folder) as checkpoint:
+        found = as_torch(checkpoint.tree["model"], checkpoint.reader)
+    assert {name: t.flatten().tolist() for name, t in found.items()} == {
+        "w": [*range(8)],
+        "expert.v": [1, 2, 3],
+    }
+
+
+@pytest.mark.parametrize("second", [[1.0, 2, 4], [1.0, 2], [1.0, 2, 3, 4]])
+def test_a_whole_module_of_each_ranks_own_is_refused(second, tmp_path):
+    folder = with_experts(tmp_path, torch.tensor([1.0, 2, 3]), torch.tensor(second))
+    with pytest.raises(UnsupportedError, match="experts, of which each rank has its own"):
+        open_checkpoint(folder)
+
+
+def test_whole_modules_that_differ_at_the_end_alone_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("ckptool.formats.ranked.flattened.COMPARED", 4)
+    folder = with_experts(tmp_path, torch.tensor([1.0, 2, 3]), torch.tensor([1.0, 2, 4]))
+    with pytest.raises(UnsupportedError, match="with other values"):
+        open_checkpoint(folder)
