@@ -105,6 +105,8 @@ class _Work:
             return value if all(a is b for a, b in zip(parts, value, strict=True)) else parts
         if isinstance(value, (set, frozenset)):
             parts = tuple(self.plain(part, at) for part in value)
+            if any(map(_is_unhashable, parts)):
+                return self._refuse_set(value, at)
             if isinstance(value, frozenset):
                 self._note(at, "builtins.frozenset", "set")
             return set(parts)
@@ -121,10 +123,7 @@ class _Work:
             (self.plain(key, at), self.plain(part, (*at, _named(key))))
             for key, part in value.items()
         ]
-        try:
-            made = dict(items)
-        except TypeError:  # a list or the like became of a key
-            made = {}
+        made = {} if any(_is_unhashable(key) for key, _ in items) else dict(items)
         if len(made) < len(value):
             self.refused.append((format_address(at), "keys that are no plain data"))
             return
@@ -165,6 +164,12 @@ class _Work:
         self._fill(made.elements, at)
         self._fill(made.items, at)
         made.state = self.plain(made.state, at)
+        if as_torch_reads(made.func) == SET and any(map(_is_unhashable, _members(made))):
+            self._refuse_set(made, at)
+
+    def _refuse_set(self, value: Any, at: Address) -> Any:
+        self.refused.append((format_address(at), "a set of frozensets, which become sets"))
+        return value
 
     def _refuse(self, made: Made, at: Address, what: str) -> Made:
         self._done[id(made)] = made
@@ -197,10 +202,28 @@ def _named(key: Any) -> Any:
     return key if isinstance(key, (str, int)) else str(key)
 
 
+def _members(made: Made) -> Any:
+    return made.args[0] if made.args and isinstance(made.args[0], (list, tuple)) else ()
+
+
+def _is_unhashable(value: Any) -> bool:
+    """Return whether a loader makes of it what can be no key of a dict, and no member of a set."""
+    if isinstance(value, tuple):
+        return any(map(_is_unhashable, value))
+    if isinstance(value, Made):
+        return isinstance(value.func, GlobalRef) and as_torch_reads(value.func) in UNHASHABLE
+    return isinstance(value, (list, dict, set))
+
+
 _SCALARS = frozenset({type(None), bool, int, float, str})
 
 
 # ------------------------------------------------------------------------------------ the classes
+
+SET = "builtins.set"
+UNHASHABLE = frozenset({
+    SET, "builtins.bytearray", "collections.OrderedDict", "collections.Counter",
+})  # fmt: skip
 
 NAMESPACES = frozenset({"argparse.Namespace", "types.SimpleNamespace"})
 # Dicts with attributes as items: an empty one shows no items.

@@ -69,3 +69,36 @@ def test_all_that_is_refused_is_counted():
     ) as caught:
         as_plain_data(tree, {})
     assert caught.value.hint == "leave them out: --drop part"
+
+
+def frozen(*members: object) -> Made:
+    """A frozenset, as protocol 2 writes it."""
+    return made("builtins.frozenset", [*members])
+
+
+@pytest.mark.parametrize("one", [frozen(1), (frozen(1), 2), frozenset([1]), (frozenset([1]), 2)])
+def test_a_frozenset_as_a_key_is_refused(one):
+    with pytest.raises(UnsupportedError, match=r"f \(keys that are no plain data\)"):
+        as_plain_data({"f": {one: 2}}, {})
+
+
+@pytest.mark.parametrize(
+    "outer",
+    [
+        made("builtins.set", [frozen(1), 2]),
+        {frozenset([1]), 2},
+        frozen(frozen(1)),
+        frozenset([frozenset([1])]),
+        made("builtins.set", [(frozen(1), 2)]),
+    ],
+)
+def test_a_frozenset_in_a_set_is_refused(outer):
+    with pytest.raises(UnsupportedError, match=r"s \(a set of frozensets, which become sets\)"):
+        as_plain_data({"s": outer}, {})
+
+
+def test_a_frozenset_elsewhere_becomes_a_set():
+    found = as_plain_data({"a": [frozen(1, 2)], "b": frozenset([3])}, {})
+    assert found.tree["b"] == {3}
+    assert (found.tree["a"][0].name, found.tree["a"][0].args) == ("builtins.set", ([1, 2],))
+    assert [row.became for row in found.replaced] == ["set", "set"]
