@@ -38,6 +38,7 @@ class Opened(NamedTuple):
 
     checkpoint: Checkpoint
     taken: Taken
+    asked: str  # its key path, or the role by which it was found
     tensors: Mapping[str, TensorRef]
     facts: Mapping[str, Any]  # global_step, epoch, sigma_rel
     is_listed: bool  # found in a directory, not named itself
@@ -125,7 +126,7 @@ def _open(
         raise error.at(operand.path) from error.__cause__
     stated = read_training_state(checkpoint.tree, checkpoint.reader).facts
     facts = {name: stated[name] for name in COUNTERS if _is_count(stated.get(name))}
-    return Opened(checkpoint, taken, tensors, facts, is_listed)
+    return Opened(checkpoint, taken, address, tensors, facts, is_listed)
 
 
 def _is_copy(each: Opened, other: Opened) -> bool:

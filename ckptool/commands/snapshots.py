@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ckptool.commands.members import STEP, WIDTH, Members, Opened, single
-from ckptool.commands.state_dicts import Taken, take_state_dict
+from ckptool.commands.state_dicts import take_state_dict
 from ckptool.contents.selection import Operand
 from ckptool.contents.snapshots import Snapshot, snapshots_in
 from ckptool.ema.layouts import Layouts
 from ckptool.ema.locate import locate_ema
 from ckptool.errors import EmaRefusedError, UsageError
 from ckptool.formats import open_checkpoint
-from ckptool.formats.base import Checkpoint
 from ckptool.plans.extraction import complete
 from ckptool.plans.posthoc import MAX_SNAPSHOTS, TOLERANCE, Series
 from ckptool.plans.weighing import Shares
 from ckptool.reports.base import PosthocReport
 from ckptool.tensors.blocks import equal_after_cast
-from ckptool.tree.nodes import TensorRef
 
 
 class _Member(NamedTuple):
@@ -110,9 +108,12 @@ def _members(
         for each in snapshots:
             width = _width(each, widths, operand.path)
             facts = {STEP: each.time, WIDTH: width}
+            location = locate_ema(checkpoint, layouts=layouts)
+            taken = take_state_dict(checkpoint, location, each.address, layouts)
             opened = Opened(
-                checkpoint, *_taken(checkpoint, each, layouts), facts, is_listed=is_listed
-            )
+                checkpoint, taken, each.address, complete(taken.plan, checkpoint.path).tensors,
+                facts, is_listed=is_listed,
+            )  # fmt: skip
             key, member = (each.time, width), _Member(each, width, opened)
             same = known.get(key, member)
             known[key], other = sorted((member, same), key=_precision, reverse=True)
@@ -163,11 +164,3 @@ def _width(snapshot: Snapshot, widths: Sequence[float], path: Path) -> float:
         path=path,
         hint="give the sigma_rels of PostHocEMA in their order: --widths 0.05,0.28",
     )
-
-
-def _taken(
-    checkpoint: Checkpoint, snapshot: Snapshot, layouts: Layouts
-) -> tuple[Taken, Mapping[str, TensorRef]]:
-    location = locate_ema(checkpoint, layouts=layouts)
-    taken = take_state_dict(checkpoint, location, snapshot.address, layouts)
-    return taken, complete(taken.plan, checkpoint.path).tensors

@@ -34,11 +34,11 @@ NO_DIGEST = "0" * 64  # holds the place of one until all values have been read
 def note_of(mixture: Mixture, combined: Combined, buffers: str, made_at: float | None) -> LateNote:
     """Return the note for the file of an average; its digests are known when it has been read."""
     members = mixture.members.opened
-    names = _below_one([each.path for each in members])
+    names = below_one([each.path for each in members])
 
     def text(digests: Iterable[str]) -> str:
         sources = tuple(
-            SourceNote(name, each.taken.address, part, each.facts.get(STEP), digest)
+            SourceNote(name, each.asked, part, each.facts.get(STEP), digest)
             for name, each, part, digest in zip(
                 names, members, mixture.shares.parts, digests, strict=True
             )
@@ -51,9 +51,17 @@ def note_of(mixture: Mixture, combined: Combined, buffers: str, made_at: float |
     return LateNote.of(text([NO_DIGEST] * len(members)), lambda: text(digests_of(combined)))
 
 
-def _below_one(paths: Sequence[Path]) -> list[str]:
-    """Return the paths below the directory that holds all of them; of URLs, the names alone."""
-    if any(isinstance(path, RemotePath) for path in paths):
+def below_one(paths: Sequence[Path]) -> list[str]:
+    """Return the paths below the directory that holds all of them.
+
+    Of URLs beside files of this machine they are the names alone.
+    """
+    remote = [path for path in paths if isinstance(path, RemotePath)]
+    if len(remote) == len(paths):
+        trails = [[each.name for each in (*reversed(path.parents), path)] for path in remote]
+        shared = len(os.path.commonprefix([trail[:-1] for trail in trails]))  # noqa: RUF071 - lists
+        return ["/".join(trail[shared:]) for trail in trails]
+    if remote:
         return [path.name for path in paths]
     places = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - links keep their names
     common = Path(os.path.commonpath([place.parent for place in places]))

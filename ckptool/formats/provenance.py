@@ -32,7 +32,7 @@ class SourceNote(NamedTuple):
     """One of the checkpoints of a mean."""
 
     file: str  # path below the directory that holds all of them
-    address: str  # key path of its state dict
+    address: str  # key path of its state dict, or the role by which it was found: @ema
     part: float  # of the whole
     step: float | None
     digest: str  # of the tensors that were averaged: SHA-256 over their names and checksums

@@ -11,6 +11,7 @@ from ckptool.errors import UsageError
 from ckptool.formats.base import TensorReader
 from ckptool.names import STATISTICS
 from ckptool.plans.weighing import Shares
+from ckptool.tensors.blocks import same_values
 from ckptool.tensors.casting import CASTABLE, Casting
 from ckptool.tensors.mean import Mean, Weighted
 from ckptool.tree.nodes import TensorRef
@@ -45,7 +46,8 @@ def combine(
     batch statistics are, too. Tensors that are one in all state dicts stay one.
 
     Raises:
-        UsageError: a tensor is missing in one of them, or has another shape.
+        UsageError: a tensor is missing in one of them, or has another shape; the newest holds it in
+            a narrower dtype, and none is asked for; or complex values differ.
     """
     newest = members[-1]
     for member in members:
@@ -57,7 +59,11 @@ def combine(
         is_kept = _is_called(name, COUNTERS) or (buffers == "newest" and _is_statistic(name))
         if ref.dtype.name not in CASTABLE or is_kept or not ref.numel:
             tensors[name] = ref
+            if not is_kept:
+                _refuse_other_complex(name, members)
             continue
+        if not casting.is_asked(ref):
+            _refuse_narrowing(name, members)
         averaged.append(name)
         refs = [member.tensors[name] for member in members]
         place = tuple((each.chunks, each.dtype.name, each.lazy) for each in refs)
@@ -106,6 +112,40 @@ def _refuse_other(member: Member, newest: Member) -> None:
             raise UsageError(
                 f"the checkpoints hold different weights: {name} is {_told(found)} in "
                 f"{member.name} and {_told(ref)} in {newest.name}"
+            )
+
+
+def _refuse_narrowing(name: str, members: Sequence[Member]) -> None:
+    """Refuse to round a mean to the newest's dtype where another state dict holds more digits.
+
+    Raises:
+        UsageError: one does.
+    """
+    newest = members[-1]
+    dtype = newest.tensors[name].dtype
+    for member in members:
+        other = member.tensors[name].dtype
+        if other is not dtype and other.itemsize >= dtype.itemsize:
+            raise UsageError(
+                f"{name} is {other.name} in {member.name} and {dtype.name} in {newest.name}: in "
+                "which dtype is the mean to be written?",
+                hint=f"say it: --dtype {other.name} or --dtype {dtype.name}",
+            )
+
+
+def _refuse_other_complex(name: str, members: Sequence[Member]) -> None:
+    """Refuse complex values that differ: they are not averaged, as positions in RoPE need not be.
+
+    Raises:
+        UsageError: they differ.
+    """
+    *others, newest = members
+    ref = newest.tensors[name]
+    for member in others if ref.dtype.kind == "complex" else ():
+        if not same_values(newest.reader, ref, member.tensors[name]):
+            raise UsageError(
+                f"{name} is complex, and differs in {member.name} and {newest.name}: complex "
+                "weights are not averaged"
             )
 
 

@@ -157,6 +157,10 @@ class Casting:
             wanted = self._exceptions.get(start_of(ref), wanted)
         return wanted if wanted and ref.dtype.name in CASTABLE else ref.dtype
 
+    def is_asked(self, ref: TensorRef) -> bool:
+        """Return whether a dtype is asked for, be it the tensor's own."""
+        return self.wanted is not None or start_of(ref) in self._exceptions
+
     def is_cast(self, ref: TensorRef) -> bool:
         """Return whether the values change their dtype."""
         return self.dtype_of(ref) is not ref.dtype

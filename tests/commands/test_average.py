@@ -191,9 +191,34 @@ def test_any_strides_dtypes_and_containers(tmp_path, averaged):
     )
     torch.save({"w": wide.t().half(), "s": torch.tensor(6.0)}, tmp_path / "c.pt")
     files = [tmp_path / name for name in ("a.pt", "b.safetensors", "c.pt")]
-    found = averaged(*files, "--weights", "1,1,0")
+    found = averaged(*files, "--weights", "1,1,0", "--dtype", "fp16")
     assert torch.equal(found["w"], (wide.t() * 1.5).half())
     assert found["s"] == 3
+
+
+def test_a_mean_is_not_rounded_to_a_narrower_dtype_unasked(tmp_path, averaged, refused):
+    for name, dtype in (("a", torch.float64), ("b", torch.float16)):
+        torch.save({"w": torch.full((3,), 1.0, dtype=dtype), "v": torch.ones(2)}, tmp_path / name)
+    files = tmp_path / "a", tmp_path / "b"
+    error = refused(*files)
+    assert f"w is float64 in {files[0]} and float16 in {files[1]}" in error["message"]
+    assert error["hint"] == "say it: --dtype float64 or --dtype float16"
+    for dtype in (torch.float64, torch.float16):
+        output = f"{dtype}.pt"
+        found = averaged(*files, "--dtype", f"w={dtype}", name=output)
+        assert (found["w"].dtype, found["v"].dtype) == (dtype, torch.float32)
+    assert averaged(*reversed(files), name="wide.pt")["w"].dtype == torch.float64
+
+
+def test_complex_weights_are_those_of_all_or_refused(tmp_path, averaged, refused):
+    for name, value in (("a", 1.0), ("b", 3.0)):
+        content = {"w": torch.full((3,), value), "freqs": torch.full((3,), 1 + 2j)}
+        torch.save(content, tmp_path / f"{name}.pt")
+    torch.save({**content, "freqs": torch.full((3,), 1 + 3j)}, tmp_path / "c.pt")
+    files = [tmp_path / f"{name}.pt" for name in "abc"]
+    assert averaged(*files[:2], name="mean.pt")["freqs"].equal(content["freqs"])
+    message = refused(*files[1:])["message"]
+    assert f"freqs is complex, and differs in {files[1]} and {files[2]}" in message
 
 
 def test_the_report(run, ckptool, tmp_path):

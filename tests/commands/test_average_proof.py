@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ckptool import open_checkpoint
-from ckptool.commands.sources import NO_DIGEST
+from ckptool.commands.sources import NO_DIGEST, below_one
 from ckptool.formats.provenance import (
     AverageNote,
     LateNote,
@@ -22,6 +22,7 @@ from ckptool.formats.provenance import (
     final,
     read_provenance,
 )
+from ckptool.sources.urls import RemotePath
 from helpers.making import average_of, resumable, save, weights
 from helpers.thinned import examples
 
@@ -169,6 +170,42 @@ def test_sources_of_two_directories_are_below_one(run, tmp_path, ckptool):
     assert ckptool("average", *files, "--only", "model", "-o", out).exit_code == 0
     assert [each.file for each in note_in(out).average.sources] == ["x/1.ckpt", "y/2.ckpt"]
     assert ckptool("verify", out, "--against", runs).exit_code == 0
+
+
+@pytest.mark.parametrize("roles", [("@ema", "@ema"), ("@model", "@ema")])
+def test_roles_are_found_again(tmp_path, ckptool, proof, roles):
+    """An EMA by its role has the model's names: without the prefix and the counter of torch."""
+    module = torch.nn.Linear(3, 2)
+    average = torch.optim.swa_utils.AveragedModel(module)
+    folder = tmp_path / "swa"
+    folder.mkdir()
+    for step in (1, 2):
+        with torch.no_grad():
+            module.weight += step
+        average.update_parameters(module)
+        content = {"model": module.state_dict(), "ema_model": average.state_dict()}
+        torch.save({**content, "global_step": step}, folder / f"{step}.pt")
+    files = [f"{folder / str(at)}.pt#{role}" for at, role in enumerate(roles, 1)]
+    output = tmp_path / "out.safetensors"
+    done = ckptool("average", *files, "-o", output)
+    assert done.exit_code == 0, done.stderr
+    assert [each.address for each in note_in(output).average.sources] == [*roles]
+    assert {*load_file(output)} == {"weight", "bias"}
+    done = proof(output, folder)
+    states = {check["rule"]: check["state"] for check in done.json["checks"]}
+    assert (done.exit_code, states["CK701"], states["CK702"]) == (0, "passed", "passed")
+
+
+@pytest.mark.parametrize(
+    ("urls", "names"),
+    [
+        (("https://h.co/r/100/m.pt", "https://h.co/r/200/m.pt"), ["100/m.pt", "200/m.pt"]),
+        (("https://h.co/r/a.pt?x=1", "https://h.co/r/b.pt?x=1"), ["a.pt", "b.pt"]),
+        (("https://h.co/r/a.pt", "https://h.co/r/x/b.pt"), ["a.pt", "x/b.pt"]),
+    ],
+)
+def test_urls_are_told_apart_in_the_note(urls, names):
+    assert below_one([RemotePath(url) for url in urls]) == names
 
 
 # --------------------------------------------------------------------------------------- the note
