@@ -24,6 +24,10 @@ required and could not be checked.
 
 `--require` takes the names in this table. A rule about something that the file does not have cannot
 fail; whether it has to be there is a rule of its own (CK401, CK501, …).
+
+A directory of `torch.distributed.checkpoint` (DCP) never passes `--require intact`: the checksums inside its shards are not read
+(CK103), nor where its files end (CK107). `--require intact --ignore-rules CK103,CK107` requires the rest: the plan, the files and
+their sizes. A changed byte in a tensor is not noticed then.
 """
 
 

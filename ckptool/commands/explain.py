@@ -85,7 +85,7 @@ def _row(name: str, found: Explanations, sides: list[Side], made: set[str]) -> E
     if name in found.doubled:
         note = f"another copy of {names[0]}, which rules use once"
     elif name not in made:
-        note = "its names cannot be written in a rule"
+        note = "its names cannot be written in a rule; --rules leaves the old ones"
     return ExplainedTensor(
         name=name,
         kind=KINDS[type(each)],

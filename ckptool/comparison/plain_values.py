@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ckptool.comparison.leaves import (
@@ -22,6 +22,7 @@ from ckptool.comparison.spelling import text_digest
 from ckptool.comparison.tolerances import Tolerance, Tolerances
 from ckptool.reports.diff import ValueDifference
 
+CONTAINER = "<dict or list>"
 SHOWN = 1000  # characters of a text that a report shows
 
 
@@ -36,9 +37,7 @@ def compare_values(
 ) -> list[ValueDifference]:
     """Return the plain values that differ, and those where one side has a tensor instead."""
     rows = []
-    for pair in pairs:
-        one = ABSENT if pair.a is None else a[pair.a]
-        other = ABSENT if pair.b is None else b[pair.b]
+    for pair, one, other in _sides(a, b, pairs):
         kind, note = _value_kind(one, other, tolerances.at(pair.address), any_dtype=any_dtype)
         if kind is not None:
             section = section_of(pair.address, roles, of_tensor=False)
@@ -46,6 +45,40 @@ def compare_values(
                 ValueDifference(pair.address, kind, section, _shown(one), _shown(other), note)
             )
     return rows
+
+
+def _sides(a: Leaves, b: Leaves, pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Leaf, Leaf]]:
+    """Yield each pair with its leaves; an object may have a dict or list in its place.
+
+    A container without an object has no leaf of its own, only those of its parts.
+    """
+    alone = [pair.address for pair in pairs if pair.a is None or pair.b is None]
+    has_objects = any(_is_object(side.get(name)) for side in (a, b) for name in alone)
+    inner = [_containers(side) if has_objects else set() for side in (a, b)]
+    for pair in pairs:
+        one = ABSENT if pair.a is None else a[pair.a]
+        other = ABSENT if pair.b is None else b[pair.b]
+        if one is ABSENT and _is_object(other) and pair.address in inner[0]:
+            one = CONTAINER
+        if other is ABSENT and _is_object(one) and pair.address in inner[1]:
+            other = CONTAINER
+        yield pair, one, other
+
+
+def _is_object(leaf: Leaf) -> bool:
+    """Return whether a leaf is an object by its class, and not a remark on a container."""
+    return isinstance(leaf, ObjectLeaf) and not leaf.text.startswith("<")
+
+
+def _containers(side: Leaves) -> set[str]:
+    """Return the key paths that have parts and no leaf."""
+    found: set[str] = set()
+    for name in side:
+        above = name.rpartition("/")[0] if name else ""
+        while above and above not in found:
+            found.add(above)
+            above = above.rpartition("/")[0]
+    return (found | ({""} if any(side) else set())) - side.keys()
 
 
 def _value_kind(

@@ -22,7 +22,9 @@ def show_explain(report: ExplainReport) -> Page:
 def _comments(report: ExplainReport) -> Iterator[str]:
     total = len(report.tensors)
     yield f"{words.printable(report.path)} from {words.printable(report.source)}"
-    yield f"explained: {report.explained} of {words.plural(total, 'tensor')}"
+    made = sum(each.by_rules for each in report.tensors)
+    by_rules = f", {made} of them by these rules" if made < report.explained else ""
+    yield f"explained: {report.explained} of {words.plural(total, 'tensor')}{by_rules}"
     kinds = Counter(map(_kind, report.tensors))
     for kind, count in kinds.items():
         yield f"  {count} {kind}"

@@ -813,3 +813,28 @@ def test_types_that_cannot_be_held_against_each_other_stay_a_difference(compare)
     absent = {"w": torch.empty(2, device="meta")}
     other = {"w": torch.empty(2, device="meta", dtype=torch.float16)}
     assert kinds(compare(absent, other, "--any-dtype")) == {"w": "dtype"}
+
+
+@pytest.mark.parametrize("plain", [{"lr": 0.5, "b": 2}, [0.5, 2]])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_object_and_a_container_in_its_place_differ_in_type(plain, is_first, ckptool, tmp_path):
+    space = argparse.Namespace(lr=0.5, b=2)
+    sides = (space, plain) if is_first else (plain, space)
+    paths = [tmp_path / name for name in ("a.pt", "b.pt")]
+    for path, value in zip(paths, sides, strict=True):
+        torch.save({"w": torch.ones(2), "args": value}, path)
+    done = ckptool("diff", *paths)
+    assert done.exit_code == 1
+    assert "args is of another type" in done.stdout
+    rows = {row["address"]: row for row in ckptool("diff", *paths, "--json").json["values"]}
+    shown = {rows["args"]["a"], rows["args"]["b"]}
+    assert shown == {"argparse.Namespace()", "<dict or list>"}
+    is_dict = isinstance(plain, dict)
+    assert ({*rows} == {"args"}) is is_dict  # the parts of a list have other names
+
+
+def test_an_object_that_the_other_side_lacks_is_only_in_one(ckptool, tmp_path):
+    torch.save({"w": 1, "args": argparse.Namespace(lr=0.5), "argsx": {"lr": 1}}, tmp_path / "a.pt")
+    torch.save({"w": 1, "argsx": {"lr": 1}}, tmp_path / "b.pt")
+    rows = ckptool("diff", tmp_path / "a.pt", tmp_path / "b.pt", "--json").json["values"]
+    assert {row["kind"] for row in rows} == {"removed"}

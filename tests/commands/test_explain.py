@@ -156,7 +156,7 @@ def test_names_that_no_rule_can_write(explained):
     report = explained(Conversion(source, {"x": weight.clone(), "y": weight + 1}))
     rows = {row["name"]: row for row in report["tensors"]}
     assert (rows["x"]["kind"], rows["x"]["by_rules"]) == ("copy", False)
-    assert rows["x"]["note"] == "its names cannot be written in a rule"
+    assert rows["x"]["note"] == "its names cannot be written in a rule; --rules leaves the old ones"
     assert rows["y"]["by_rules"]
 
 
@@ -253,7 +253,7 @@ def test_the_text_of_an_answer():
     report = ExplainReport("old.pt", "new.pt", rows, 2, ("y",), '[[rule]]\nrename = "x=a"\n')
     lines = [line.text for line in show_explain([report])]
     assert lines == [
-        "# new.pt from old.pt", "# explained: 2 of 3 tensors",
+        "# new.pt from old.pt", "# explained: 2 of 3 tensors, 1 of them by these rules",
         "#   1 copy, transposed, cast from float32", "#   1 unexplained", "#   1 copy",
         "# unexplained: b\\x0a: no tensor has its values", "# not by rules: c: another copy of x",
         "# not used: y", "[[rule]]", 'rename = "x=a"',
