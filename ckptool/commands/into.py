@@ -41,11 +41,7 @@ class Slot(NamedTuple):
         """Return the casts of an average of ``tensors`` to the dtypes of the slot."""
         slots = {name: self.model.entries[ours] for ours, name in self.alignment.pairs.items()}
         return Casting(
-            exceptions={
-                start_of(ref): slots[name].dtype
-                for name, ref in tensors.items()
-                if slots[name].dtype is not ref.dtype
-            }
+            exceptions={start_of(ref): slots[name].dtype for name, ref in tensors.items()}
         )
 
 

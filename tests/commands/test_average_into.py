@@ -196,3 +196,14 @@ def test_metrics_that_do_not_choose(run, average, best, message):
 def test_best_and_last_exclude_each_other(run, average):
     message = average(run, "--best", "val_loss:2", "--last", "2").json["error"]["message"]
     assert message == "--best and --last exclude each other"
+
+
+def test_the_slot_states_the_dtype_of_a_mean_of_several(tmp_path, ckptool):
+    for name, value, dtype in (("a", 1.0, torch.float64), ("b", 2.0, torch.float16)):
+        model = {"w": torch.full((3,), value, dtype=dtype), "v": torch.ones(2)}
+        torch.save({"state_dict": model, **resumable(model)}, tmp_path / f"{name}.pt")
+    files = tmp_path / "a.pt", tmp_path / "b.pt"
+    output = tmp_path / "out.pt"
+    done = ckptool("average", *files, "--only", "model", "--into", files[1], "-o", output)
+    assert done.exit_code == 0, done.stderr
+    assert load(output)["state_dict"]["w"].equal(torch.full((3,), 1.5, dtype=torch.float16))

@@ -129,5 +129,9 @@ def test_a_file_that_is_named_twice_is_told(tmp_path, ckptool):
     files = saved(tmp_path, run_of(3))
     done = ckptool("average", *files, files[1], "-o", tmp_path / "out.pt", "--json")
     assert [found["rule"] for found in done.json["findings"]] == ["CK803"]
-    assert "2.pt holds the weights of " in done.json["findings"][0]["message"]
+    assert "2.pt is named twice, and counts twice" in done.json["findings"][0]["message"]
+    (tmp_path / "same.pt").write_bytes(files[1].read_bytes())
+    more = ("-o", tmp_path / "out.pt", "--force", "--json")
+    done = ckptool("average", *files, tmp_path / "same.pt", *more)
+    assert "same.pt holds the weights of " in done.json["findings"][0]["message"]
     assert not ckptool("average", *files, "-o", tmp_path / "o.pt", "--json").json["findings"]
