@@ -170,7 +170,7 @@ def test_commands_announce_the_bytes_that_they_do(args, ckptool, tmp_path, monke
     path = save(tmp_path / "a.pt", model := weights(w=torch.ones(300, 500)), average_of(model))
     meters = []
     real = streams._Shown
-    monkeypatch.setattr(streams, "_Shown", lambda verb: meters.append(real(verb)) or meters[-1])
+    monkeypatch.setattr(streams, "_Shown", lambda *of: meters.append(real(*of)) or meters[-1])
     ckptool(*(arg.format(path) for arg in args))
     (meter,) = meters
     assert meter.done > 250_000

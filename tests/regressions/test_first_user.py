@@ -40,7 +40,7 @@ def test_a_missing_path_does_not_hide_the_others(ckptool, tmp_path):
     path = save(tmp_path / "a.pt", weights())
     done = ckptool("inspect", path, tmp_path / "missing.pt", path)
     assert done.exit_code == 2
-    assert [line.split()[0] for line in done.stdout.splitlines()[2:]] == [
+    assert [line.split()[0].rstrip(":") for line in done.stdout.splitlines()[2:]] == [
         str(path), str(path), str(tmp_path / "missing.pt")
     ]  # fmt: skip
     assert "missing.pt: no such file" in done.stderr
