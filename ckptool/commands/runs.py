@@ -28,7 +28,9 @@ def inspect_directory(path: Path, *, layouts: Layouts = ()) -> RunReport:
 
 def run_report(path: str, entries: Iterable[RunEntry]) -> RunReport:
     """Return a table of checkpoints in the order of their steps, with the best by each metric."""
-    ordered = sorted(entries, key=lambda e: (e.global_step or 0, e.epoch or 0, e.path))
+    ordered = sorted(
+        entries, key=lambda e: (e.error is not None, e.global_step or 0, e.epoch or 0, e.path)
+    )  # what cannot be read has no step, and stands last
     best = best_by_metric(ordered)
     return RunReport(
         path,

@@ -315,8 +315,8 @@ def test_one_bad_path_of_several_is_an_error_behind_the_answers(ckptool, tmp_pat
     assert done.exit_code == 2
     assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
     first, second, told = done.stdout.splitlines()[2:]
-    assert first.split() == [str(tmp_path / "missing"), "not", "read"]
-    assert second.startswith(str(EXPORTED))
+    assert first.startswith(str(EXPORTED))
+    assert second.split() == [str(tmp_path / "missing"), "not", "read"]
     assert told.startswith(f"{tmp_path / 'missing'}: no such file")
 
 

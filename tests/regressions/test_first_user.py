@@ -40,9 +40,11 @@ def test_a_missing_path_does_not_hide_the_others(ckptool, tmp_path):
     path = save(tmp_path / "a.pt", weights())
     done = ckptool("inspect", path, tmp_path / "missing.pt", path)
     assert done.exit_code == 2
-    assert [line.split()[0].rstrip(":") for line in done.stdout.splitlines()[2:]] == [
+    *rows, last = done.stdout.splitlines()[2:]
+    assert [line.split()[0] for line in rows] == [
         str(path), str(path), str(tmp_path / "missing.pt")
     ]  # fmt: skip
+    assert last.endswith("missing.pt: no such file")
     assert "missing.pt: no such file" in done.stderr
 
 
