@@ -38,7 +38,7 @@ MAX_SHOWN = 8  # key paths of a part
 
 def certify(subject: Subject, findings: Iterable[Finding]) -> ResumeReport:
     """Return the certificate of an open checkpoint on which the rules have decided."""
-    row = trainer(subject)
+    row, findings = trainer(subject), tuple(findings)
     told = tuple(_part(subject, row, part) for part in PARTS)
     because = refusals(findings)
     lost = tuple(part.note for part in told if part.state == PartState.LOST)
@@ -49,7 +49,7 @@ def certify(subject: Subject, findings: Iterable[Finding]) -> ResumeReport:
         processes=processes,
         parts=told,
         lost=lost,
-        provided=tuple(_conditions(subject, told, processes)),
+        provided=(*_conditions(subject, told, processes), *_unstarted(findings)),
         because=because,
     )
 
@@ -86,6 +86,13 @@ def _conditions(
         yield f"the script registers objects for checkpointing: {count}, as many as are stored"
     if processes and processes > 1:
         yield f"it goes on with {processes} processes, as it was saved"
+
+
+def _unstarted(findings: Iterable[Finding]) -> Iterator[str]:
+    """Yield the condition under which a parameter without a state of the optimizer lost nothing."""
+    for found in findings:
+        if found.rule == "CK503":
+            yield f"in {found.address}, the parameters without a state never had a gradient"
 
 
 # --------------------------------------------------------------------------------- part by part
