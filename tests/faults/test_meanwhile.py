@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 
 import pytest
 from scenes import PARTIAL
@@ -197,7 +198,7 @@ def test_many_runs_at_once_leave_one_whole_file(args, stage):
     wanted = set()
     for _ in range(8):
         for path in stage.folder.iterdir():
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         (stage.folder / "last.ckpt").write_bytes(stage.inputs["last.ckpt"])
         done = stage.driver.at_once(
             stage.folder, [args] * chance.randint(2, 6), seconds=0, signal=0

@@ -40,6 +40,7 @@ def test_the_kernel_sees_the_same(scene, stage, tmp_path):
     if shutil.which("strace") is None:
         pytest.skip("there is no strace")
     for name, content in stage.before(scene).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
     trace = tmp_path / "trace"
     command = ["strace", "-f", "-y", "-o", trace, "-e", "trace=openat,open,mmap,truncate"]

@@ -51,4 +51,5 @@ def test_all_json_of_files_is_read_within_the_limits():
         for path in package.rglob("*.py")
         if "json.load" in path.read_text().replace("``json.loads``", "")
     }
-    assert readers == {"formats/texts.py", "process/ranks.py"}
+    # The hub's answers are bounded by their bytes.
+    assert readers == {"formats/texts.py", "process/ranks.py", "sources/remote/hub.py"}

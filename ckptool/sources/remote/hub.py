@@ -27,7 +27,7 @@ PLACE = re.compile(
     r"(?:(?P<kind>models|datasets|spaces)/)?(?P<repo>[^/@]+/[^/@]+)"
     r"(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(?P<path>.*))?"
 )
-MAX_DOCUMENT = 64 << 20  # bytes of an answer of the API
+MAX_DOCUMENT = 8 << 20  # bytes of an answer of the API
 NEXT = re.compile(r'<([^>]*)>\s*;\s*rel="?next"?')
 FORM = "hf://owner/repo/file or hf://owner/repo@revision/file"
 
