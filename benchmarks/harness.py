@@ -48,8 +48,8 @@ class Contender:
     name: str
     command: tuple[str, ...]
     reads: tuple[Path, ...] = ()  # read into the page cache before each run
-    cold: tuple[Path, ...] = ()  # dropped from the page cache before each run
     writes: Path | None = None  # removed before each run; of a folder, what is in it
+    cold: tuple[Path, ...] = ()  # dropped from the page cache before each run
 
 
 @dataclass(frozen=True)
