@@ -162,8 +162,8 @@ def _first_refusal(checkpoint: Checkpoint, more: Sequence[str] = ()) -> Refusal 
 
 RESAVE = "save it again with torch.save, which uses protocol 2"
 CONVERT = (
-    "ckptool convert --safe makes plain data of it, and ckptool convert 'FILE#@model' takes the "
-    "weights alone"
+    "ckptool convert --safe makes plain data of it or names what cannot be, and ckptool convert "
+    "'FILE#@model' takes the weights alone"
 )
 
 

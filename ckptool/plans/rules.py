@@ -157,21 +157,28 @@ class Join(Rule):
         return bound.stars, place if bound.number is None else bound.number
 
 
-class Transpose(Rule):
-    """``GLOB,GLOB``: the last two dimensions swapped."""
+class _OfGlobs(Rule):
+    """``GLOB,GLOB``: a rule for each tensor by itself."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._sources = list(map(Pattern, names_of(text)))
 
     def fits(self, name: str) -> bool:
-        """Return whether the tensor is transposed."""
+        """Return whether the rule is for the tensor."""
         return any(source.match(name) is not None for source in self._sources)
+
+    def _refuse_unused(self, tensors: Tensors) -> None:
+        for source in self._sources:
+            _refuse_unused(source, tensors)
+
+
+class Transpose(_OfGlobs):
+    """``GLOB,GLOB``: the last two dimensions swapped."""
 
     def apply(self, tensors: Tensors) -> Iterator[tuple[str, TensorRef]]:
         """Yield the tensors."""
-        for source in self._sources:
-            _refuse_unused(source, tensors)
+        self._refuse_unused(tensors)
         for name, ref in tensors.items():
             yield name, _named(name, transposed, ref) if self.fits(name) else ref
 
@@ -218,21 +225,12 @@ class Rename(Rule):
             yield name if found is None else self._target.filled(*found), ref
 
 
-class Drop(Rule):
+class Drop(_OfGlobs):
     """``GLOB,GLOB``: tensors that are left out."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(text)
-        self._sources = list(map(Pattern, names_of(text)))
-
-    def fits(self, name: str) -> bool:
-        """Return whether the tensor is left out."""
-        return any(source.match(name) is not None for source in self._sources)
 
     def apply(self, tensors: Tensors) -> Iterator[tuple[str, TensorRef]]:
         """Yield the other tensors."""
-        for source in self._sources:
-            _refuse_unused(source, tensors)
+        self._refuse_unused(tensors)
         for name, ref in tensors.items():
             if not self.fits(name):
                 yield name, ref
