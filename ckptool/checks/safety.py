@@ -13,26 +13,17 @@ from pathlib import Path
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
 from ckptool.checks.container import found_beside, not_looked_at, noted
 from ckptool.contents.dangers import built_by_calls, trust_findings, unknown_classes
+from ckptool.contents.safe_loading import Load, SafeLoad, refused_step, safe_load
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.dcp import SHARD
 from ckptool.formats.pickles.trust import DANGEROUS, trust_of
 from ckptool.formats.pickles.vetted import PLAIN_DATA
-from ckptool.formats.pickles.weights_only import (
-    LAST_PROTOCOL,
-    Refusal,
-    allowing_line,
-    first_refusal,
-    pickle_protocol,
-    refused,
-)
+from ckptool.formats.pickles.weights_only import Refusal, allowing_line
 from ckptool.formats.sharded import INDEX
 from ckptool.reports.base import Finding
 from ckptool.reports.rules import finding
 from ckptool.tree.describing import named
-
-MAX_PICKLE = 1 << 30  # bytes of a pickle that is followed a second time
-NESTED = "bytes inside"  # pickles within pickles: a loader returns them as bytes
 
 
 def _has_pickles(subject: Subject) -> str | None:
@@ -56,10 +47,6 @@ def _dangerous(subject: Subject) -> Verdicts:
 def _built_by_calls(subject: Subject) -> Verdicts:
     yield from built_by_calls(subject.checkpoint)
     yield from _beside(subject, "CK210")
-
-
-def _counted(names: Sequence[str]) -> str:
-    return "1 name" if len(names) == 1 else f"{len(names)} names"
 
 
 def _unknown(subject: Subject) -> Verdicts:
@@ -115,49 +102,24 @@ def _of_parts(said: Sequence[tuple[str, Finding]]) -> Finding:
 
 
 def _of_file(checkpoint: Checkpoint) -> Verdicts:
-    kind = checkpoint.format
-    if kind.loaded_by:
-        message = f"it does not take {kind.name} archives"
-        yield finding("CK202", "", message, f"load it with {kind.loaded_by}(path)")
-        return
-    if not kind.is_weights_only:
-        reason = f"torch.load does not read {kind.name} files in this way"
-        yield NotChecked("CK202", reason, is_absent=not kind.is_pickle)
-        return
-    names_of_file = (entry for entry in checkpoint.globals_named if entry.ref.module)
-    outer = [entry for entry in names_of_file if not entry.pickle.startswith(NESTED)]
-    names = refused(entry.ref for entry in outer)
-    protocol = pickle_protocol(checkpoint)
-    if protocol > LAST_PROTOCOL:
-        message = f"the pickle is of protocol {protocol}, of which it does not know the opcodes"
-        yield finding("CK202", "", message, _why_not(checkpoint, names) or RESAVE)
-        return
-    if names:
-        message = f"torch.load(weights_only=True) refuses {_counted(names)}: {named(names)}"
-        yield finding("CK202", "", message, _line(names, checkpoint))
-        return
-    refusal = _first_refusal(checkpoint)
-    if isinstance(refusal, Refusal):
-        message = f"it refuses {refusal.what} (at byte {refusal.at} of the pickle)"
-        yield finding("CK202", "", message, "save it again with torch.save")
-    elif refusal is not None:
-        yield NotChecked("CK202", refusal)
+    answer = safe_load(checkpoint)
+    if answer.is_refused:
+        named_ones = f": {named(answer.names)}" if answer.load is Load.NAMES else ""
+        message = f"torch.load(weights_only=True) {answer.why}{named_ones}"
+        yield finding("CK202", "", message, _remedy(answer, checkpoint))
+    elif answer.load is not Load.TAKEN:
+        is_absent = answer.load is Load.NOT_ASKED and not checkpoint.format.is_pickle
+        yield NotChecked("CK202", answer.why, is_absent=is_absent)
 
 
-def _first_refusal(checkpoint: Checkpoint, more: Sequence[str] = ()) -> Refusal | str | None:
-    """Return the first step that torch's safe loader refuses; a reason if a pickle is too large.
-
-    All names must be allowed: by torch, or by the user if they are in ``more``.
-    """
-    for extent in checkpoint.pickles:
-        if extent.is_plain and not more:
-            continue
-        if extent.end - extent.begin > MAX_PICKLE:
-            return f"a pickle of more than {MAX_PICKLE:,} bytes"
-        refusal = first_refusal(extent.read(extent.begin, extent.end - extent.begin), more)
-        if refusal is not None:
-            return refusal
-    return None
+def _remedy(answer: SafeLoad, checkpoint: Checkpoint) -> str:
+    if answer.load is Load.ARCHIVE:
+        return f"load it with {checkpoint.format.loaded_by}(path)"
+    if answer.load is Load.PROTOCOL:
+        return _why_not(checkpoint, answer.names) or RESAVE
+    if answer.load is Load.NAMES:
+        return _line(answer.names, checkpoint)
+    return "save it again with torch.save"
 
 
 RESAVE = "save it again with torch.save, which uses protocol 2"
@@ -179,12 +141,12 @@ def _why_not(checkpoint: Checkpoint, names: Sequence[str]) -> str | None:
     return f"do not allow {named(acting)}; {CONVERT}" if acting else None
 
 
-def _line(names: list[str], checkpoint: Checkpoint) -> str:
+def _line(names: Sequence[str], checkpoint: Checkpoint) -> str:
     """Return the line that allows the names, or advice if that is dangerous or no help."""
     advice = _why_not(checkpoint, names)
     if advice is not None:
         return advice
-    refusal = _first_refusal(checkpoint, names)
+    refusal = refused_step(checkpoint, names)
     if refusal is None and (line := allowing_line(names)):
         return line
     why = f" (it would refuse {refusal.what})" if isinstance(refusal, Refusal) else ""

@@ -18,6 +18,7 @@ from ckptool.contents.dangers import trust_findings
 from ckptool.contents.globs import meant
 from ckptool.contents.optimizers import kind_of as kind_of_optimizer
 from ckptool.contents.optimizers import model_parameters, read_optimizers
+from ckptool.contents.safe_loading import safe_load
 from ckptool.contents.sections import sections, totals
 from ckptool.contents.selection import Operand
 from ckptool.contents.snapshots import snapshots_in
@@ -41,6 +42,7 @@ from ckptool.reports.inspect import (
     InspectReport,
     ModelReport,
     OptimizerReport,
+    SafeLoadReport,
     SharingReport,
 )
 from ckptool.reports.rules import finding
@@ -49,6 +51,7 @@ from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import Address, Forms, TensorRef, is_plain, is_real
 
 MAX_GROUPS = 1_000  # of an optimizer, whose learning rates are read
+MAX_PICKLE = 1 << 20  # bytes of a pickle that is followed a second time, for the safe loader
 
 
 def inspect_file(
@@ -114,6 +117,7 @@ def inspect_checkpoint(
         ema=describe_ema(location),
         training=training_facts(training),
         pickle={"globals": _globals(checkpoint)},
+        weights_only=_safe_load(checkpoint),
         metadata={k: v for k, v in checkpoint.metadata.items() if k != KEY},
         snapshots=_snapshots(checkpoint),
         provenance=as_fields(origin) if origin else None,
@@ -278,6 +282,14 @@ def _globals(checkpoint: Checkpoint) -> tuple[GlobalReport, ...]:
             continue  # nothing is worse than being called
         merged[name] = GlobalReport(name, trust_of(named), named.called, named.pickle)
     return tuple(merged.values())
+
+
+def _safe_load(checkpoint: Checkpoint) -> SafeLoadReport | None:
+    """Return whether torch's safe loader takes a file; None for a part, and where it has no say."""
+    if checkpoint.is_part or not (checkpoint.format.is_weights_only or checkpoint.format.loaded_by):
+        return None
+    answer = safe_load(checkpoint, MAX_PICKLE)
+    return SafeLoadReport(answer.load.value, answer.why, answer.names)
 
 
 def _findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:

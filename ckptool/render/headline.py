@@ -1,7 +1,7 @@
 """The headline of ``ckptool inspect``: what people came for, in a few lines.
 
 Which kind of file it is, and how large the model; which weights are raw, and where the EMA is; how
-far the training was, whether it can go on, and whether the file is plain data.
+far the training was, whether it can go on, and whether torch's safe loader takes the file.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from ckptool.render import text as words
 from ckptool.render.facts import file_kind, place, short
 from ckptool.render.page import Line, Piece, line
 from ckptool.reports.base import DECAYS, UPDATES, EmaStatus, MainSlot
-from ckptool.reports.inspect import CandidateReport, InspectReport
+from ckptool.reports.inspect import CandidateReport, InspectReport, SafeLoadReport
 
 RESULTS = 2  # that the headline names
 DECIDES = "verify --require resume decides"
+SAFE_LOAD = "torch.load(weights_only=True), the default,"
 
 
 def headline(report: InspectReport) -> Iterator[Line]:
@@ -28,6 +29,8 @@ def headline(report: InspectReport) -> Iterator[Line]:
         yield line("  ", *_weights(report))
     if not is_part or report.optimizers or report.training:
         yield line("  ", *_run(report))
+    if not is_part:
+        yield line("  ", *_loading(report))
     if report.provenance:
         yield line((f"  {_origin(report.provenance)}", "quiet"))
 
@@ -67,7 +70,7 @@ def _weights(report: InspectReport) -> Iterator[Piece | str]:
         yield from _undecided(report)
         return
     if ema.main_slot is MainSlot.UNKNOWN and model:
-        yield from ("model in ", at, ", EMA in ", *_where(chosen), _ages(chosen))
+        yield from ("weights in ", at, ", EMA in ", *_where(chosen), _ages(chosen))
         yield "; the two are equal" if chosen.distance == 0 else ""
         return
     yield from ("raw weights in ", at, ", ") if model else ()
@@ -130,15 +133,25 @@ def _origin(origin: Mapping[str, Any]) -> str:
 
 
 def _run(report: InspectReport) -> Iterator[Piece | str]:
-    """Yield the progress of the run, whether it can be resumed, and what the pickles name."""
+    """Yield the progress of the run, and whether it can be resumed."""
     training = report.training
     names = (("epoch", "epoch"), ("global_step", "step"))
     told = [f"{word} {words.value(training[name])}" for name, word in names if name in training]
     results = {**training.get("metrics", {}), **training.get("best", {})}
-    told += [f"{short(n)} {words.value(v)}" for n, v in list(results.items())[:RESULTS]]
+    told += [f"{name} {words.value(value)}" for name, value in _named(results)]
     yield f"{', '.join(told)}. " if told else ""
-    yield f"{_resumable(report)} "
-    yield _plain(report)
+    yield _resumable(report)
+
+
+def _named(results: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the first results by the last keys of their key paths, whole ones where these repeat.
+
+    Lightning keeps results below callbacks, whose names are sentences.
+    """
+    shown = list(results.items())[:RESULTS]
+    ends = [at.rpartition("/")[2] for at, _ in shown]
+    for (at, value), end in zip(shown, ends, strict=True):
+        yield short(end if ends.count(end) == 1 else at), value
 
 
 def _resumable(report: InspectReport) -> str:
@@ -156,11 +169,27 @@ def _resumable(report: InspectReport) -> str:
     return f"Resume: optimizer state and progress are there ({DECIDES})."
 
 
-def _plain(report: InspectReport) -> Piece:
-    """Return what a loader that obeys the pickles would meet."""
+def _loading(report: InspectReport) -> Iterator[Piece | str]:
+    """Yield what a loader of the file would meet: its pickles, and torch's safe loader."""
     trusts = [entry.trust for entry in report.pickle.get("globals", ())]
     if count := trusts.count("dangerous"):
-        return (f"DANGEROUS: loading runs {words.plural(count, 'function')}.", "error")
-    if count := trusts.count("unknown"):
-        return (f"{words.plural(count, 'unknown name')} in its pickles.", "warning")
-    return ("Only plain objects." if trusts else "Plain data, no pickle.", "good")
+        yield (f"DANGEROUS: loading runs {words.plural(count, 'function')}. ", "error")
+    elif count := trusts.count("unknown"):
+        yield (f"{words.plural(count, 'unknown name')} in its pickles. ", "warning")
+    if report.weights_only is not None:
+        yield _safe_load(report.weights_only)
+    elif trusts.count("known") == len(trusts):
+        yield ("Only known names in its pickles." if trusts else "Plain data, no pickle.", "good")
+
+
+def _safe_load(answer: SafeLoadReport) -> Piece:
+    """Return what torch.load does with the file, if nobody sets ``weights_only``."""
+    if answer.load == "taken":
+        return (f"{SAFE_LOAD} takes it.", "good")
+    if answer.load == "unknown":
+        return (
+            f"Whether {SAFE_LOAD} takes it: verify --rules CK202 reads {short(answer.why)}.",
+            "",
+        )
+    names = f": {words.some(answer.names, 2)}" if answer.names else ""
+    return (f"{SAFE_LOAD} {words.printable(answer.why, 200)}{names}.", "warning")

@@ -88,6 +88,15 @@ class GlobalReport:
 
 
 @record
+class SafeLoadReport:
+    """The answer of ``torch.load(weights_only=True)``, the default since torch 2.6."""
+
+    load: str  # taken | not-asked | unknown | archive | protocol | names | step
+    why: str  # what it refuses, or why the answer is not known
+    names: tuple[str, ...]  # that are not allowed by default
+
+
+@record
 class FilesReport:
     """Files of one kind in a checkpoint of several files."""
 
@@ -139,6 +148,7 @@ class InspectReport:
     findings: tuple[Finding, ...]
     model: ModelReport | None
     optimizers: tuple[OptimizerReport, ...]
+    weights_only: SafeLoadReport | None = field(default=None, metadata=MAY_BE_ABSENT)  # of a file
     # Of a checkpoint of several files.
     sharing: SharingReport | None = field(default=None, metadata=MAY_BE_ABSENT)
     # With --tensors, --stats or --digests.

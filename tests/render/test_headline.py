@@ -1,5 +1,8 @@
 """The headline of inspect: the answers that people came for, each told by a small checkpoint."""
 
+from argparse import Namespace
+
+import numpy as np
 import pytest
 import torch
 
@@ -94,11 +97,49 @@ def test_promoted_weights_are_not_resumable(ckptool, tmp_path):
 
 
 def test_names_of_the_pickle_are_summed_up(ckptool, tmp_path):
-    assert "Only plain objects." in top(ckptool("inspect", training(tmp_path)))
     assert "unknown names in its pickles." in top(ckptool("inspect", EMA / "mmengine/epoch_3.pth"))
     assert "Pickle" not in ckptool("inspect", training(tmp_path))
     (tmp_path / "bad.pt").write_bytes(b"cos\nsystem\n(S'id'\ntR.")
     assert "DANGEROUS: loading runs 1 function." in top(ckptool("inspect", tmp_path / "bad.pt"))
+
+
+def is_taken(path) -> bool:
+    try:
+        torch.load(path, weights_only=True)
+    except Exception:  # noqa: BLE001 - whatever it refuses
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "takes it."),
+        ({"args": Namespace(lr=0.1)}, "refuses 1 name: argparse.Namespace."),
+        ({"rng": np.random.default_rng(0).random(3)}, "refuses 3 names: numpy."),
+        ({"net": net()}, "refuses 3 names: torch.nn.modules.container.Sequential, "),
+    ],
+)  # fmt: skip
+def test_it_says_whether_the_default_of_torch_load_takes_the_file(ckptool, tmp_path, changes, said):
+    path = training(tmp_path, **changes)
+    output = ckptool("inspect", path)
+    answer = next(row for row in top(output).splitlines() if "weights_only" in row)
+    assert said in answer
+    assert ("takes it" in answer) is is_taken(path)
+    load = ckptool("inspect", path, "--json").json["weights_only"]["load"]
+    assert (load == "taken") is is_taken(path)
+
+
+def test_a_pickle_that_torch_writes_no_more_is_refused_by_its_protocol(ckptool, tmp_path):
+    torch.save({"w": torch.ones(2)}, tmp_path / "a.pt", pickle_protocol=4)
+    assert not is_taken(tmp_path / "a.pt")
+    assert "does not know the opcodes of protocol 4" in top(ckptool("inspect", tmp_path / "a.pt"))
+
+
+def test_a_file_without_a_pickle_is_plain_data(ckptool):
+    said = top(ckptool("inspect", EMA / "emacallback" / "exported.averaged.safetensors"))
+    assert "Plain data, no pickle." in said
+    assert "weights_only" not in said
 
 
 # ------------------------------------------------------------------------------- values of one part
@@ -122,3 +163,11 @@ def test_a_tensor_shows_its_first_values(ckptool, tmp_path):
     assert told.startswith("[0, 0.25, 0.5, ")
     assert told.endswith("15.75, …]")
     assert ckptool("inspect", f"{path}#model/n", "--json").json["values"] == {"": 7}
+
+
+def test_results_are_named_by_their_last_keys_where_these_differ(ckptool, tmp_path):
+    said = top(ckptool("inspect", FIXTURES / "genuine/lightning/last.ckpt"))
+    assert "epoch 2, step 12, best_score 0.655155, best_model_score 0.655155. " in said
+    both = {"train": {"loss": 0.5}, "val": {"loss": 0.25}}
+    said = top(ckptool("inspect", training(tmp_path, metrics=both)))
+    assert "metrics/train/loss 0.5, metrics/val/loss 0.25. " in said
