@@ -47,7 +47,7 @@ ROOMS: dict[str, str] = {
         "comparison checks plans writers ema contents tensors formats tree sources process reports "
         "dtypes errors root"
     ),
-    "render": "reports",
+    "render": "formats reports",
     "testing": "render commands comparison contents",
     "cli": "render commands comparison ema contents sources process reports errors root",
     "__main__": "cli process root",

@@ -25,6 +25,7 @@ from ckptool.checks.parts import (
     trainer,
 )
 from ckptool.reports.rules import finding
+from ckptool.sources.places import entries
 from ckptool.tensors.sample import scalar_value
 from ckptool.tree.describing import named
 from ckptool.tree.nodes import TensorRef, Tree
@@ -58,7 +59,7 @@ def _save_before(folder: Path) -> Path | None:
         return None
     earlier = {
         int(other["number"]): path
-        for path in _listed(folder.resolve().parent)
+        for path in entries(folder.resolve().parent)[:MAX_FILES]
         if (other := SAVE.fullmatch(path.name)) and other["name"] == match["name"]
         if int(other["number"]) < int(match["number"]) and path.is_dir()
     }
@@ -67,15 +68,8 @@ def _save_before(folder: Path) -> Path | None:
 
 def _states_in(folder: Path) -> dict[str, str]:
     """Return the names of the files with states, by what they are for each save."""
-    names = [path.name for path in _listed(folder) if STATE.fullmatch(path.name)]
+    names = [path.name for path in entries(folder)[:MAX_FILES] if STATE.fullmatch(path.name)]
     return {OF_A_RANK.sub(r"\1", name): name for name in names}
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())[:MAX_FILES]
-    except OSError:
-        return []
 
 
 # -------------------------------------------------------------------------------------------- steps

@@ -31,7 +31,7 @@ from ckptool.formats.safetensors_file import SafetensorsFile
 from ckptool.formats.sharded import ShardFolder, ShardIndex
 from ckptool.formats.torch_legacy import TorchLegacy
 from ckptool.formats.torch_tar import TorchTar
-from ckptool.formats.torch_zip import TorchZip
+from ckptool.formats.torch_zip import TORCHSCRIPT, TorchZip
 from ckptool.formats.trainer_folders import TrainerFolders, part_of_folder
 from ckptool.formats.unpacked_zip import UnpackedZip
 from ckptool.sources.base import Source
@@ -148,12 +148,20 @@ FOLDER_FORMATS: tuple[FolderFormat, ...] = (
 )
 
 
+ALL_FORMATS: tuple[Format, ...] = (*FORMATS, TORCHSCRIPT, *FOLDER_FORMATS)
+
+
+def title_of(name: str) -> str:
+    """Return what people call the format of a name."""
+    titles = (known.title for known in ALL_FORMATS if known.name == name)
+    return next(titles, "") or name
+
+
 def fits(known: Format, suffix: str) -> bool:
     """Return whether a file of the format may have the suffix; some are for one format alone."""
     if known.is_exclusive:
         return suffix in known.suffixes
-    others = (*FORMATS, *FOLDER_FORMATS)
-    return not any(other.is_exclusive and suffix in other.suffixes for other in others)
+    return not any(other.is_exclusive and suffix in other.suffixes for other in ALL_FORMATS)
 
 
 def _recognised(head: bytes, formats: tuple[FileFormat, ...]) -> Iterator[FileFormat]:

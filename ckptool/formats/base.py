@@ -168,6 +168,7 @@ class Format:
     """
 
     name: str
+    title = ""  # what people call it, if not by its name
     written_by: str  # for the table of ``docs/formats.md``
     suffixes: tuple[str, ...] = ()  # of files that ckptool writes in this format
     is_pickle = True  # loading it may run a pickle
@@ -270,6 +271,9 @@ class FileFormat(Format, ABC):
 
 class FolderFormat(Format, ABC):
     """A row of ``FOLDER_FORMATS``: a directory that is one checkpoint."""
+
+    # Pattern for names of its files, without the directories before them -> what such a file holds.
+    file_kinds: tuple[tuple[str, str], ...] = ()
 
     @abstractmethod
     def matches(self, folder: Path) -> bool:

@@ -55,10 +55,15 @@ class DcpFolder(FolderFormat):
     """See the module's docstring."""
 
     name = "dcp"
+    title = "torch.distributed.checkpoint"
     written_by = "`torch.distributed.checkpoint`: a folder with `.metadata` and `.distcp` files"
     suffixes = (".dcp",)
     unread_checksums = "the checksums of the zips inside shards are not read"
     may_trail = is_exclusive = True
+    file_kinds = (
+        (r"\.metadata", "the plan: where each part of a tensor is"),
+        (r"__\d+_\d+\.distcp", "parts of tensors, and values"),
+    )
 
     def matches(self, folder: Path) -> bool:
         """Return whether the directory holds a plan."""

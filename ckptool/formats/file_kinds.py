@@ -1,7 +1,4 @@
-"""The files of a checkpoint of several files: how many there are of each kind, and what they hold.
-
-The names are those of the trainers and libraries; a new one is a row of ``KINDS``.
-"""
+"""The files of a checkpoint of several files: the number of each kind, and what they hold."""
 
 from __future__ import annotations
 
@@ -9,50 +6,11 @@ import re
 from collections import Counter
 from typing import NamedTuple
 
+from ckptool.formats import FOLDER_FORMATS, OF_RANKS
 from ckptool.formats.base import Checkpoint
 
-# A pattern for names, without the directories before them -> what such a file holds.
-KINDS: tuple[tuple[str, str], ...] = (
-    # DeepSpeed
-    (
-        r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt",
-        "each rank's buffers, frozen parameters, steps, client state",
-    ),
-    (
-        r"mp_rank_\d+_model_states\.pt",
-        "the weights in their training dtype, steps, client state",
-    ),
-    (
-        r"((bf16|fp16)_)?zero_pp_rank_\d+_mp_rank_\d+_optim_states\.pt",
-        "each rank's part of the float32 weights and of the optimizer state",
-    ),
-    (r"fp32\.pt", "the float32 weight of each parameter"),
-    (r"(exp_avg|exp_avg_sq|step)\.pt", "a state of the optimizer for each parameter"),
-    (r"optimizer_state\.pt", "settings of the optimizer"),
-    # torch.distributed.checkpoint, FSDP
-    (r"\.metadata", "the plan: where each part of a tensor is"),
-    (r"__\d+_\d+\.distcp", "parts of tensors, and values"),
-    (r"shard-\d+-model-\d+-of-\d+\.safetensors", "each rank's parts of the weights"),
-    (r"(.*[_.-])?optim.*(rank|shard)[_-]?\d+\.\w+", "each rank's part of the optimizer state"),
-    (r"extra_state.*rank_\d+\.\w+", "each rank's scheduler and random states"),
-    (r"(.*[_.-])?ema.*(rank|shard)[_-]?\d+\.\w+", "each rank's EMA weights"),
-    (r"(.*[_.-])?(rank|shard)[_-]?\d+\.\w+", "each rank's part of the weights"),
-    # Trainer, accelerate and scripts on it, Lightning, SpeechBrain
-    (r"(random_states_\d+\.pkl|rng_state(_\d+)?\.pth)", "each rank's random states"),
-    (r"optimizer(_\d+)?\.(pt|bin|ckpt)", "optimizer state"),
-    (r"(lr_)?scheduler(_\d+)?\.(pt|bin|ckpt)", "scheduler"),
-    (r"scaler\.(pt|bin|ckpt)", "gradient scaler"),
-    (r"(sampler|dl_state_dict).*\.\w+", "the place in the data"),
-    (r"training_args\.bin", "arguments of the run"),
-    (r"(trainer_state|train_state|training_state)\.json", "progress of the run"),
-    (r"(meta\.pt|counter\.ckpt|brain\.ckpt|CKPT\.yaml)", "progress of the run"),
-    (r"custom_checkpoint_\d+\.pkl", "an object that was registered"),
-    (r"adapter_model\.(bin|safetensors)", "weights of an adapter"),
-    (r".+\.index(\.\w+)?\.json", "which shard holds which weights"),
-    (r"(.+-)?\d+-of-\d+(\.\w+)?", "a shard of the weights"),
-    (r"(.*[_./-])?ema[_./-].*\.(bin|ckpt|pt|pth|safetensors)", "EMA weights"),
-    (r"(.*model.*|.*weights.*|unet.*)\.(bin|ckpt|pt|pth|safetensors)", "weights"),
-)
+# Rows of all formats: one may hold files of another. Those of ranks have names of their own.
+KINDS = [row for known in (*OF_RANKS, *FOLDER_FORMATS) for row in known.file_kinds]
 NUMBER = re.compile(r"\d+")
 
 

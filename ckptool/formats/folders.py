@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from ckptool.formats.base import Checkpoint, Format, NamedGlobal, TensorReader
+from ckptool.formats.base import Checkpoint, FolderFormat, Format, NamedGlobal, TensorReader
 from ckptool.formats.safetensors_file import SafetensorsFile
 from ckptool.formats.torch_zip import TorchZip
 from ckptool.tree.nodes import Tree
@@ -17,12 +17,30 @@ WEIGHTS = frozenset({*SafetensorsFile.suffixes, *TorchZip.suffixes})  # suffixes
 OpenFile = Callable[[Path], Checkpoint]  # its errors name the file
 
 
+class FolderOfFiles(FolderFormat):
+    """A directory with files each of which is a checkpoint by itself."""
+
+    is_of_parts = True
+
+    def __init__(self, open_file: OpenFile) -> None:
+        self._open_file = open_file
+
+    def _opened(self, opened: ExitStack, paths: Iterable[Path]) -> dict[str, Checkpoint]:
+        """Return the checkpoints in files by the names of the files, entered in ``opened``."""
+        return {path.name: opened.enter_context(self._open_file(path)) for path in paths}
+
+
 @contextmanager
 def all_or_none() -> Iterator[ExitStack]:
     """Keep the checkpoints that are entered in the block open, unless the block fails."""
     with ExitStack() as opened:
         yield opened
         opened.pop_all()
+
+
+def reader_of(files: Mapping[str, Checkpoint]) -> TensorReader:
+    """Return the reader of the tensors of all files."""
+    return TensorReader(*(source for part in files.values() for source in part.reader.opened))
 
 
 def globals_by_file(files: Mapping[str, Checkpoint]) -> tuple[NamedGlobal, ...]:
@@ -43,7 +61,7 @@ def joined(
     """
     fields: dict[str, Any] = {
         "size_bytes": sum(part.size_bytes for part in files.values()),
-        "reader": TensorReader(*(f for part in files.values() for f in part.reader.opened)),
+        "reader": reader_of(files),
         "globals_named": tuple(named for part in files.values() for named in part.globals_named),
         "notes": tuple(
             note._replace(address=f"{name}: {note.address}" if note.address else name)

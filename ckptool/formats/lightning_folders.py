@@ -27,9 +27,11 @@ class LightningFolder(FolderFormat):
     """See the module's docstring."""
 
     name = "dcp"
+    title = "torch.distributed.checkpoint"
     written_by = "Lightning, with `meta.pt` beside them"
     unread_checksums = DcpFolder.unread_checksums
     may_trail = True
+    file_kinds = ((r"meta\.pt", "progress of the run"),)
 
     def __init__(self, open_file: OpenFile) -> None:
         self._open_file = open_file

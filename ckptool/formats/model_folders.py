@@ -14,27 +14,28 @@ other directories are runs, listed file by file.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
-from ckptool.formats.base import Checkpoint, FolderFormat
-from ckptool.formats.folders import WEIGHTS, OpenFile, all_or_none, joined
+from ckptool.formats.base import Checkpoint
+from ckptool.formats.folders import WEIGHTS, FolderOfFiles, OpenFile, all_or_none, joined
 from ckptool.formats.sharded import ShardFolder
 from ckptool.names import MODEL_FOLDER, marker_in, unmarked
+from ckptool.sources.places import entries
 from ckptool.tree.nodes import Tree
 
 MAX_FILES = 256
 
 
-class ModelFolders(FolderFormat):
+class ModelFolders(FolderOfFiles):
     """See the module's docstring."""
 
     name = "folder"
+    title = "folder of files"
     written_by = "diffusers: a folder with `unet/` and `unet_ema/` in it"
-    is_of_parts = True
-
-    def __init__(self, open_file: OpenFile) -> None:
-        self._open_file = open_file
+    file_kinds = (
+        (r"(.*[_./-])?ema[_./-].*\.(bin|ckpt|pt|pth|safetensors)", "EMA weights"),
+        (r"(.*model.*|.*weights.*|unet.*)\.(bin|ckpt|pt|pth|safetensors)", "weights"),
+    )
 
     def matches(self, folder: Path) -> bool:
         """Return whether a model with a keyword and one without have a weights file of one name."""
@@ -56,46 +57,41 @@ class ModelFolders(FolderFormat):
         return joined(self, folder, parts, tree)
 
 
-class ModelFolder(FolderFormat):
+class ModelFolder(FolderOfFiles):
     """A directory with one model: a file or shards with an index, and perhaps its EMA's state."""
 
     name = "folder"
+    title = "folder of files"
     written_by = ModelFolders.written_by
-    is_of_parts = True
 
     def __init__(self, open_file: OpenFile) -> None:
-        self._open_file = open_file
+        super().__init__(open_file)
         self._shards = ShardFolder(open_file)
 
     def matches(self, folder: Path) -> bool:
         """Return whether there is a weights file in the directory."""
-        return any(path.suffix in WEIGHTS for path in folder.iterdir())
+        return any(path.suffix in WEIGHTS for path in entries(folder))
 
     def open(self, folder: Path) -> Checkpoint:
         """Return the weights; with several files, each under its name."""
         if self._shards.matches(folder):
             return self._shards.open(folder)
-        files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS)
+        files = [path for path in entries(folder) if path.suffix in WEIGHTS]
         with all_or_none() as opened:
-            parts = {path.name: opened.enter_context(self._open_file(path)) for path in files}
+            parts = self._opened(opened, files)
         trees: dict[str, Tree] = {name: part.tree for name, part in parts.items()}
         tree = trees if len(trees) > 1 else next(iter(trees.values()))
         return joined(self, folder, parts, tree)
 
 
 def _has_one_file(folder: Path) -> bool:
-    return sum(path.suffix in WEIGHTS for path in folder.iterdir()) == 1
+    return sum(path.suffix in WEIGHTS for path in entries(folder)) == 1
 
 
 def _weights_files(folder: Path) -> Iterator[Path]:
     """Yield the weights files of the directory, and the first of each subdirectory, sorted."""
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError:
-        return
-    for entry in entries[:MAX_FILES]:
+    for entry in entries(folder)[:MAX_FILES]:
         if entry.is_dir():
-            with suppress(OSError):  # it cannot be listed: as if without weights
-                yield from sorted(p for p in entry.iterdir() if p.suffix in WEIGHTS)[:1]
+            yield from [path for path in entries(entry) if path.suffix in WEIGHTS][:1]
         elif entry.suffix in WEIGHTS:
             yield entry

@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from ckptool.errors import AbsentError, CkptError, DamagedError, UnsupportedError
-from ckptool.formats.base import Checkpoint, FileFormat, FolderFormat, Note, TensorReader
-from ckptool.formats.folders import WEIGHTS, OpenFile, all_or_none, joined
+from ckptool.formats.base import Checkpoint, FileFormat, Note, TensorReader
+from ckptool.formats.folders import WEIGHTS, FolderOfFiles, OpenFile, all_or_none, joined, reader_of
 from ckptool.formats.safetensors_file import noted_ties
 from ckptool.formats.texts import load_json
 from ckptool.sources.base import Source
+from ckptool.sources.places import files_in
 from ckptool.tree.nodes import Tree
 
 INDEX = ".index.json"
@@ -45,6 +46,7 @@ class ShardIndex(FileFormat):
     """An index that is opened by itself; see the module's docstring."""
 
     name = "sharded"
+    title = "shards with an index"
     written_by = "weights in several files with a Hugging Face index"
     is_of_parts = True
 
@@ -81,7 +83,7 @@ class ShardIndex(FileFormat):
             shards,
             tree,
             metadata={**_said_alike([part.metadata for part in shards.values()]), **metadata},
-            reader=TensorReader(file, *(f for part in shards.values() for f in part.reader.opened)),
+            reader=TensorReader(file, *reader_of(shards).opened),
         )
         left_out = _left_out(index, set(weight_map.values()))
         return replace(whole, notes=(*whole.notes, *left_out))
@@ -105,20 +107,21 @@ def _said_alike(metadata: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-class ShardFolder(FolderFormat):
+class ShardFolder(FolderOfFiles):
     """A directory with one index."""
 
     name = "sharded"
+    title = "shards with an index"
     written_by = ShardIndex.written_by
-    is_of_parts = True
-
-    def __init__(self, open_file: OpenFile) -> None:
-        self._open_file = open_file
+    file_kinds = (
+        (r".+\.index(\.\w+)?\.json", "which shard holds which weights"),
+        (r"(.+-)?\d+-of-\d+(\.\w+)?", "a shard of the weights"),
+    )
 
     def matches(self, folder: Path) -> bool:
         """Return whether the directory has exactly one index, and at least one weights file."""
         indices = _indices(folder)
-        return len(indices) == 1 and any(p.suffix in WEIGHTS for p in _files(folder))
+        return len(indices) == 1 and any(p.suffix in WEIGHTS for p in files_in(folder))
 
     def open(self, folder: Path) -> Checkpoint:
         """Return the weights, in one tree with other checkpoints of the directory."""
@@ -126,11 +129,8 @@ class ShardFolder(FolderFormat):
         with all_or_none() as opened:
             weights = opened.enter_context(self._open_file(index))
             shards = {file.path for file in weights.reader.opened}
-            others = {
-                path.name: opened.enter_context(self._open_file(path))
-                for path in _files(folder)
-                if path.suffix in WEIGHTS and path not in shards
-            }
+            paths = (path for path in files_in(folder) if path.suffix in WEIGHTS)
+            others = self._opened(opened, (path for path in paths if path not in shards))
         rest: dict[str, Tree] = {name: part.tree for name, part in others.items()}
         tree = {MODEL: weights.tree, **rest} if rest else weights.tree
         # The notes on the weights need no prefix: they name the shards themselves.
@@ -229,7 +229,7 @@ def _left_out(index: Path, named: set[str]) -> Iterator[Note]:
     shard = re.compile(
         re.escape(match["stem"]) + r"(-\d+-of-(?P<total>\d+))?" + re.escape(match["suffix"]) + r"\Z"
     )
-    beside = [p.name for p in _files(index.parent) if p.name not in named and shard.match(p.name)]
+    beside = [p.name for p in files_in(index.parent) if p.name not in named and shard.match(p.name)]
     if beside:
         lie = "lie" if len(beside) > 1 else "lies"
         yield _note(f"{index.name} names no tensor in {_listed(beside)}, which {lie} beside it")
@@ -276,12 +276,4 @@ def _lack(names: list[str], weight_map: dict[str, str]) -> AbsentError:
 
 
 def _indices(folder: Path) -> list[Path]:
-    return [path for path in _files(folder) if path.name.endswith(INDEX)]
-
-
-def _files(folder: Path) -> list[Path]:
-    """Return the files of a directory, sorted; none if it cannot be listed."""
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_file())
-    except OSError:
-        return []
+    return [path for path in files_in(folder) if path.name.endswith(INDEX)]

@@ -18,6 +18,7 @@ class TorchLegacy(FileFormat):
     """See the module's docstring."""
 
     name = "torch-legacy"
+    title = "torch.save (before 1.6)"
     written_by = "`torch.save` before 1.6, and since with `_use_new_zipfile_serialization=False`"
     is_patchable = is_rewritable = is_weights_only = keeps_order = begins_as_pickle = True
 

@@ -58,6 +58,7 @@ class TorchTar(FileFormat):
     """See the module's docstring."""
 
     name = "torch-tar"
+    title = "torch 0.1 (tar)"
     written_by = "torch 0.1"
     is_patchable = is_rewritable = may_trail = keeps_order = begins_as_tar = True
 

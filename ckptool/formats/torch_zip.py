@@ -19,6 +19,7 @@ class TorchScript(Format):
     """The format of a torch zip that holds a program."""
 
     name = "torchscript"
+    title = "TorchScript"
     written_by = "`torch.jit.save`: parameters and buffers, read from the archive's code"
     loaded_by = "torch.jit.load"
     has_checksums = True
@@ -31,6 +32,7 @@ class TorchZip(FileFormat):
     """See the module's docstring."""
 
     name = "torch-zip"
+    title = "torch.save (zip)"
     written_by = "`torch.save` since 1.6, whatever the suffix"
     suffixes = (".pt", ".pth", ".ckpt", ".bin")
     is_patchable = is_rewritable = is_weights_only = has_checksums = keeps_order = True

@@ -43,13 +43,13 @@ from typing import Any
 
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError
 from ckptool.formats.base import Checkpoint, FolderFormat, Note
-from ckptool.formats.folders import OpenFile, all_or_none, globals_by_file, joined
+from ckptool.formats.folders import FolderOfFiles, OpenFile, all_or_none, globals_by_file, joined
 from ckptool.formats.model_folders import ModelFolder
 from ckptool.formats.ranked.deepspeed import LATEST
 from ckptool.formats.sharded import INDEX, MODEL
 from ckptool.formats.texts import from_json, from_lines
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES
-from ckptool.sources.places import open_file
+from ckptool.sources.places import entries, open_file
 from ckptool.tree.nodes import Tree
 
 SPEECHBRAIN = "CKPT.yaml"
@@ -70,20 +70,33 @@ MAX_TEXT = 64 << 20  # bytes, of a log of a million steps
 SMALL = 1 << 12  # bytes of a file that may be a counter in text
 
 
-class TrainerFolders(FolderFormat):
+class TrainerFolders(FolderOfFiles):
     """See the module's docstring."""
 
     name = "folder"
+    title = "folder of files"
     written_by = "Hugging Face Trainer, accelerate (diffusers, kohya, SimpleTuner), SpeechBrain"
-    is_of_parts = True
+    file_kinds = (
+        (r"(random_states_\d+\.pkl|rng_state(_\d+)?\.pth)", "each rank's random states"),
+        (r"optimizer(_\d+)?\.(pt|bin|ckpt)", "optimizer state"),
+        (r"(lr_)?scheduler(_\d+)?\.(pt|bin|ckpt)", "scheduler"),
+        (r"scaler\.(pt|bin|ckpt)", "gradient scaler"),
+        (r"(sampler|dl_state_dict).*\.\w+", "the place in the data"),
+        (r"training_args\.bin", "arguments of the run"),
+        (r"(trainer_state|train_state|training_state)\.json", "progress of the run"),
+        (r"(counter\.ckpt|brain\.ckpt|CKPT\.yaml)", "progress of the run"),
+        (r"custom_checkpoint_\d+\.pkl", "an object that was registered"),
+        (r"adapter_model\.(bin|safetensors)", "weights of an adapter"),
+    )
 
     def __init__(self, open_file: OpenFile, of_ranks: Sequence[FolderFormat]) -> None:
-        self._open_file, self._of_ranks = open_file, of_ranks
+        super().__init__(open_file)
+        self._of_ranks = of_ranks
         self._model = ModelFolder(open_file)
 
     def matches(self, folder: Path) -> bool:
         """Return whether a trainer's file is next to checkpoints, or to directories with parts."""
-        files = _listed(folder)
+        files = entries(folder)
         if not any(SIGNS.fullmatch(path.name) for path in files):
             return False
         inside = {path for path, _ in self._inside(files)}
@@ -107,13 +120,13 @@ class TrainerFolders(FolderFormat):
         tree: dict[Any, Tree] = {}
         texts: list[Path] = []
         closed: list[Note] = []
-        files = [path for path in _listed(folder) if not path.is_dir()]
+        files = [path for path in entries(folder) if not path.is_dir()]
         indices = [path for path in files if path.name.endswith(INDEX)]
         has_texts = any(path.name == SPEECHBRAIN for path in files)
         with all_or_none() as opened:
             if len(indices) == 1:
                 parts[MODEL] = opened.enter_context(self._open_file(indices[0]))
-            for path, known in self._inside(_listed(folder)):
+            for path, known in self._inside(entries(folder)):
                 parts[path.name] = opened.enter_context(known.open(path))
             shards = {file.path for part in parts.values() for file in part.reader.opened}
             for path in files:
@@ -178,15 +191,8 @@ def part_of_folder(path: Path) -> UnknownFormatError | None:
     )
 
 
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError:
-        return []
-
-
 def _is_save_of_its_own(folder: Path) -> bool:
-    return any(path.name == LATEST or SIGNS.fullmatch(path.name) for path in _listed(folder))
+    return any(path.name == LATEST or SIGNS.fullmatch(path.name) for path in entries(folder))
 
 
 def _is_model(folder: Path) -> bool:
@@ -199,7 +205,7 @@ def _progress_by_name(folder: Path) -> dict[Any, Tree]:
 
 
 def _holds_checkpoints(path: Path) -> bool:
-    return path.is_dir() and any(p.suffix in WEIGHTS for p in _listed(path))
+    return path.is_dir() and any(p.suffix in WEIGHTS for p in entries(path))
 
 
 # -------------------------------------------------------------------------------------------- text

@@ -36,6 +36,7 @@ class UnpackedZip(FolderFormat):
     """See the module's docstring."""
 
     name = "unpacked-zip"
+    title = "unzipped torch.save"
     written_by = "a file of `torch.save` that was unzipped: a folder with `data.pkl` and `data/`"
 
     def matches(self, folder: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from ckptool.render import text as words
 from ckptool.render.page import Grid, Line, line
@@ -10,26 +10,12 @@ from ckptool.reports.base import Finding, MainSlot
 
 TOP = "(root)"  # shown for the empty key path, that of the whole
 
-# Names of formats for people; the others are their own.
-FORMATS: Mapping[str, str] = {
-    "torch-zip": "torch.save (zip)",
-    "torch-legacy": "torch.save (before 1.6)",
-    "torch-tar": "torch 0.1 (tar)",
-    "torchscript": "TorchScript",
-    "folder": "folder of files",
-    "sharded": "shards with an index",
-    "dcp": "torch.distributed.checkpoint",
-    "dcp-safetensors": "torch.distributed.checkpoint (safetensors)",
-    "deepspeed": "DeepSpeed",
-    "deepspeed-universal": "DeepSpeed (universal)",
-    "ranks": "torch.save of each rank",
-    "unpacked-zip": "unzipped torch.save",
-}
-
 
 def file_kind(format_name: str) -> str:
     """Return the name of a format for people."""
-    return FORMATS.get(format_name, format_name)
+    from ckptool.formats import title_of  # noqa: PLC0415 - slow where no file was opened
+
+    return title_of(format_name)
 
 
 Fact = tuple[str | Line, str | Line]

@@ -55,6 +55,19 @@ def is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112 - unlike Path.is_dir, it raises nothing
 
 
+def entries(folder: Path) -> list[Path]:
+    """Return the files and directories in a directory, sorted; none if it cannot be listed."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return the files in a directory, sorted; none if it cannot be listed."""
+    return [path for path in entries(folder) if path.is_file()]
+
+
 def open_file(path: Path) -> Source:
     """Open a file, here or behind a URL.
 

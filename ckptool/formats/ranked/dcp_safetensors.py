@@ -18,23 +18,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ckptool.errors import DamagedError
-from ckptool.formats.base import Checkpoint, FolderFormat, Note
-from ckptool.formats.folders import OpenFile, all_or_none, joined
+from ckptool.formats.base import Checkpoint, Note
+from ckptool.formats.folders import FolderOfFiles, all_or_none, joined
 from ckptool.formats.ranked.assembly import Box, from_boxes, held_boxes
 from ckptool.formats.ranked.sharding_info import KEY, PART, SHARD, saved_offsets
+from ckptool.sources.places import entries
 from ckptool.tree.nodes import CompositeTensor, TensorRef, Tree
 
 
-class DcpSafetensorsFolder(FolderFormat):
+class DcpSafetensorsFolder(FolderOfFiles):
     """See the module's docstring."""
 
     name = "dcp-safetensors"
+    title = "torch.distributed.checkpoint (safetensors)"
     written_by = "`torch.distributed.checkpoint` with `HuggingFaceStorageWriter`: shards of ranks"
     is_pickle = False
-    is_of_parts = True
-
-    def __init__(self, open_file: OpenFile) -> None:
-        self._open_file = open_file
+    file_kinds = ((r"shard-\d+-model-\d+-of-\d+\.safetensors", "each rank's parts of the weights"),)
 
     def matches(self, folder: Path) -> bool:
         """Return whether the directory has files of ranks."""
@@ -43,7 +42,7 @@ class DcpSafetensorsFolder(FolderFormat):
     def open(self, folder: Path) -> Checkpoint:
         """Return the assembled tensors; read only the headers."""
         with all_or_none() as opened:
-            parts = {p.name: opened.enter_context(self._open_file(p)) for p in _shards(folder)}
+            parts = self._opened(opened, _shards(folder))
             tree = _tree(parts)
         ranks = sorted({int(match["rank"]) for name in parts if (match := SHARD.fullmatch(name))})
         said = f"shards of {len(ranks):,} ranks were found, and no file states how many there are"
@@ -57,10 +56,7 @@ class DcpSafetensorsFolder(FolderFormat):
 
 
 def _shards(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if SHARD.fullmatch(path.name))
-    except OSError:
-        return []
+    return [path for path in entries(folder) if SHARD.fullmatch(path.name)]
 
 
 def _tree(parts: Mapping[str, Checkpoint]) -> dict[str, Tree]:

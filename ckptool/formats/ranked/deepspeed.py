@@ -31,8 +31,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ckptool.errors import DamagedError, UnsupportedError
-from ckptool.formats.base import Checkpoint, FolderFormat, TensorReader
-from ckptool.formats.folders import OpenFile, all_or_none, globals_by_file, joined
+from ckptool.formats.base import Checkpoint, TensorReader
+from ckptool.formats.folders import (
+    FolderOfFiles,
+    all_or_none,
+    globals_by_file,
+    joined,
+    reader_of,
+)
 from ckptool.formats.ranked.zero import (
     MODULE,
     OPTIMIZER,
@@ -40,7 +46,7 @@ from ckptool.formats.ranked.zero import (
     PLAN,
     ZeroPlan,
 )
-from ckptool.sources.places import open_file
+from ckptool.sources.places import entries, open_file
 from ckptool.tree.describing import named
 from ckptool.tree.nodes import Tree, fields_of
 
@@ -65,15 +71,26 @@ class Named(NamedTuple):
     path: Path
 
 
-class DeepSpeedFolder(FolderFormat):
+class DeepSpeedFolder(FolderOfFiles):
     """See the module's docstring."""
 
     name = "deepspeed"
+    title = "DeepSpeed"
     written_by = "DeepSpeed: ZeRO stages 0 to 3, one rank or many"
-    is_of_parts = True
-
-    def __init__(self, open_file: OpenFile) -> None:
-        self._open_file = open_file
+    file_kinds = (
+        (
+            r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt",
+            "each rank's buffers, frozen parameters, steps, client state",
+        ),
+        (
+            r"mp_rank_\d+_model_states\.pt",
+            "the weights in their training dtype, steps, client state",
+        ),
+        (
+            r"((bf16|fp16)_)?zero_pp_rank_\d+_mp_rank_\d+_optim_states\.pt",
+            "each rank's part of the float32 weights and of the optimizer state",
+        ),
+    )
 
     def matches(self, folder: Path) -> bool:
         """Return whether it is a save, or holds only one, which ``latest`` in it names."""
@@ -83,9 +100,9 @@ class DeepSpeedFolder(FolderFormat):
         """Return the save as one checkpoint; read the pickle of each file, and no values."""
         files = _files(save_named(folder, LATEST, _has_save) or folder)
         with all_or_none() as opened:
-            parts = {f.path.name: opened.enter_context(self._open_file(f.path)) for f in files}
-            reader = TensorReader(*(f for part in parts.values() for f in part.reader.opened))
-            plan = _plan([(file, parts[file.path.name].tree) for file in files], reader)
+            parts = self._opened(opened, (file.path for file in files))
+            trees = [(file, parts[file.path.name].tree) for file in files]
+            plan = _plan(trees, reader_of(parts))
             tree = _tree(plan)
         return joined(
             self,
@@ -118,12 +135,12 @@ def save_named(folder: Path, latest: str, is_save: Callable[[Path], bool]) -> Pa
         tag = opened.read(0, min(opened.size, MAX_TAG)).decode(errors="replace").strip()
     if tag in {"", ".", ".."} or "/" in tag or "\0" in tag or not is_save(folder / tag):
         return None
-    saves = [path for path in _listed(folder) if path.is_dir() and is_save(path)]
+    saves = [path for path in entries(folder) if path.is_dir() and is_save(path)]
     return saves[0] if len(saves) == 1 else None
 
 
 def _has_save(folder: Path) -> bool:
-    return any(FILE.fullmatch(path.name) for path in _listed(folder))
+    return any(FILE.fullmatch(path.name) for path in entries(folder))
 
 
 def _files(folder: Path) -> list[Named]:
@@ -133,7 +150,7 @@ def _files(folder: Path) -> list[Named]:
         DamagedError: two files are of one rank.
         UnsupportedError: the model is cut among pipeline stages, experts or by tensor parallelism.
     """
-    listed = _listed(folder)
+    listed = entries(folder)
     _refuse_unjoinable(listed)
     found = [
         Named(match["kind"], None if match["rank"] is None else int(match["rank"]), path)
@@ -171,13 +188,6 @@ def _refuse_unjoinable(listed: Sequence[Path]) -> None:
             "and the files do not say how they are joined",
             hint=JOIN,
         )
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError:
-        return []
 
 
 # -------------------------------------------------------------------------------------------- tree

@@ -29,8 +29,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ckptool.errors import CkptError, DamagedError
-from ckptool.formats.base import Checkpoint, FolderFormat, TensorReader
-from ckptool.formats.folders import OpenFile, all_or_none, globals_by_file, joined
+from ckptool.formats.base import Checkpoint, TensorReader
+from ckptool.formats.folders import (
+    FolderOfFiles,
+    all_or_none,
+    globals_by_file,
+    joined,
+    reader_of,
+)
 from ckptool.formats.ranked.assembly import Box, from_boxes, held_boxes
 from ckptool.formats.ranked.distributed import (
     is_distributed,
@@ -44,6 +50,7 @@ from ckptool.formats.ranked.ranks import PREFIX, refuse_different, refuse_missin
 from ckptool.formats.ranked.sharding_info import DIFFERING
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES
 from ckptool.names import STATISTICS, marker_in
+from ckptool.sources.places import files_in
 from ckptool.tree.nodes import CompositeTensor, TensorRef, Tree
 
 FILE = re.compile(
@@ -73,15 +80,18 @@ class Named(NamedTuple):
     path: Path
 
 
-class RankFolder(FolderFormat):
+class RankFolder(FolderOfFiles):
     """See the module's docstring."""
 
     name = "ranks"
+    title = "torch.save of each rank"
     written_by = "`torch.save` of each rank: FSDP2, FSDP1 (sharded), fairscale, tensor parallelism"
-    is_of_parts = True
-
-    def __init__(self, open_file: OpenFile) -> None:
-        self._open_file = open_file
+    file_kinds = (
+        (r"(.*[_.-])?optim.*(rank|shard)[_-]?\d+\.\w+", "each rank's part of the optimizer state"),
+        (r"extra_state.*rank_\d+\.\w+", "each rank's scheduler and random states"),
+        (r"(.*[_.-])?ema.*(rank|shard)[_-]?\d+\.\w+", "each rank's EMA weights"),
+        (r"(.*[_.-])?(rank|shard)[_-]?\d+\.\w+", "each rank's part of the weights"),
+    )
 
     def matches(self, folder: Path) -> bool:
         """Return whether all checkpoints in the directory are of the ranks of one save.
@@ -89,7 +99,7 @@ class RankFolder(FolderFormat):
         Names tell it if they have the number of ranks, or say that each rank has EMA weights of its
         own; else the tensors of the first file do.
         """
-        listed = _listed(folder)
+        listed = files_in(folder)
         files = sorted(_files(listed))
         others = any(p.suffix in CHECKPOINT_SUFFIXES and not FILE.fullmatch(p.name) for p in listed)
         kinds = {file.kind for file in files}
@@ -108,11 +118,10 @@ class RankFolder(FolderFormat):
 
     def open(self, folder: Path) -> Checkpoint:
         """Return the files of all ranks as one checkpoint; read their pickles."""
-        files = sorted(_files(_listed(folder)))
+        files = sorted(_files(files_in(folder)))
         with all_or_none() as opened:
-            parts = {f.path.name: opened.enter_context(self._open_file(f.path)) for f in files}
-            reader = TensorReader(*(f for part in parts.values() for f in part.reader.opened))
-            tree = _tree(files, parts, reader)
+            parts = self._opened(opened, (file.path for file in files))
+            tree = _tree(files, parts, reader_of(parts))
         return joined(
             self,
             folder,
@@ -123,13 +132,6 @@ class RankFolder(FolderFormat):
             strategy=_strategy(part.tree for part in parts.values()),
             of_one_rank=tuple((name,) for name in parts),
         )
-
-
-def _listed(folder: Path) -> list[Path]:
-    try:
-        return [path for path in sorted(folder.iterdir()) if path.is_file()]
-    except OSError:
-        return []
 
 
 def _are_averages(files: Sequence[Named]) -> bool:

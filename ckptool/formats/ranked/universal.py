@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any
 
 from ckptool.errors import DamagedError, UnsupportedError
-from ckptool.formats.base import Checkpoint, FolderFormat
-from ckptool.formats.folders import OpenFile, all_or_none, globals_by_file, joined
+from ckptool.formats.base import Checkpoint
+from ckptool.formats.folders import FolderOfFiles, all_or_none, globals_by_file, joined
 from ckptool.formats.ranked.assembly import Run, from_runs
 from ckptool.formats.ranked.deepspeed import save_named
 from ckptool.formats.ranked.ranks import refuse_different, refuse_missing
@@ -59,15 +59,17 @@ MAX_FILES = 1 << 20
 States = dict[str, dict[str, Tree]]  # parameter -> state -> what its file holds
 
 
-class UniversalFolder(FolderFormat):
+class UniversalFolder(FolderOfFiles):
     """See the module's docstring."""
 
     name = "deepspeed-universal"
+    title = "DeepSpeed (universal)"
     written_by = "DeepSpeed's `ds_to_universal.py`"
-    is_of_parts = True
-
-    def __init__(self, open_file: OpenFile) -> None:
-        self._open_file = open_file
+    file_kinds = (
+        (r"fp32\.pt", "the float32 weight of each parameter"),
+        (r"(exp_avg|exp_avg_sq|step)\.pt", "a state of the optimizer for each parameter"),
+        (r"optimizer_state\.pt", "settings of the optimizer"),
+    )
 
     def matches(self, folder: Path) -> bool:
         """Return whether it is a save, or holds only one, which ``latest_universal`` names."""
