@@ -22,6 +22,7 @@ from ckptool.cli.catalogue import COMMANDS, spelled_out
 from ckptool.cli.output import ExitCode, own_place, used_color
 from ckptool.errors import CkptError, UsageError, as_ckpt_error
 from ckptool.process.signals import INTERRUPTED, end_cleanly
+from ckptool.render.outputs import EXACT, holds_errors, rendered
 from ckptool.reports.base import ErrorReport
 
 ClickError: type[Exception] = typer.BadParameter.__mro__[2]  # click's own, in whichever package
@@ -164,11 +165,9 @@ def _refuse(error: CkptError, args: Sequence[str]) -> int:
     with contextlib.suppress(OSError, AttributeError):  # without output the exit code reports it
         name = "json" if "--json" in args else _asked(args, "--format", "text")
         name = name if own_place().speaks else "text"  # one document for all processes
-        if name in {"json", "github"}:
-            from ckptool.render.outputs import rendered
-
+        if holds_errors(name):
             sys.stdout.write(rendered([report], name) + "\n")
-        if name != "json":
+        if name not in EXACT:
             from ckptool.render.terminal import show
 
             show([report], sys.stderr, used_color(_asked(args, "--color", "auto")))

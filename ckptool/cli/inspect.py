@@ -21,6 +21,7 @@ from ckptool.commands.listing import Listing
 from ckptool.commands.operands import checkpoint_files, is_run
 from ckptool.contents.selection import Operand, parse_operand
 from ckptool.errors import CkptError
+from ckptool.render.outputs import EXACT, WITH_TENSORS
 from ckptool.reports.inspect import InspectReport
 
 TENSORS = "Tensors"  # panel of the help
@@ -106,8 +107,7 @@ def command(
         tensors or flat, tuple(match or ()), stats, digests, tuple(only or ()), sort, top
     )
     is_list = output == "text" and (flat or listing.is_chosen)
-    # The treemap of an HTML document shows every tensor.
-    drawn = listing._replace(every=True) if output == "html" else listing
+    drawn = listing._replace(every=True) if output in WITH_TENSORS else listing
     reports: list[Any] = []
     unread: list[Any] = []  # the reports that stand for paths that cannot be read
     refused: list[CkptError] = []
@@ -135,8 +135,8 @@ def command(
                     reports.append(unread[-1])
     refuse_unused(listing, [one for one in reports if isinstance(one, InspectReport)], layouts)
     shown = [one for one in reports if not any(one is entry for entry in unread)]
-    if shown and not (refused and output == "json"):
-        if len(reports) > 1 and not (output == "json" or listing.is_wanted):
+    if shown and not (refused and output in EXACT):
+        if len(reports) > 1 and not (output in EXACT or listing.is_wanted):
             from ckptool.commands.runs import in_a_table
 
             shown = list(in_a_table(reports))

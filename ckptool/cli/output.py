@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 from ckptool.errors import UsageError
 from ckptool.process.progress import Meter, Progress
 from ckptool.process.signals import undone_at_end
-from ckptool.render.outputs import TEXTS, outputs_of, rendered
+from ckptool.render.outputs import MARKUP, TEXTS, outputs_of, rendered
 from ckptool.sources.urls import is_url
 
 if TYPE_CHECKING:
@@ -77,9 +77,6 @@ def concluding() -> Iterator[None]:
     with contextlib.suppress(BrokenPipeError):
         yield
         sys.stdout.flush()
-
-
-MARKUP = frozenset({"html", "junit"})  # documents that declare UTF-8 as their encoding
 
 
 def write_document(text: str, name: str) -> None:

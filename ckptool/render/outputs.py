@@ -18,14 +18,11 @@ from ckptool.render.page import Page, line
 from ckptool.render.text import unshortened
 from ckptool.reports.base import SCHEMAS
 
-TEXTS = (
-    "text",
-    "stat",
-    "names",
-    "verbose",
-    "quiet",
-    "list",
-)  # pages; options choose all but the first
+# Pages; options choose all but the first.
+TEXTS = ("text", "stat", "names", "verbose", "quiet", "list")
+EXACT = frozenset({"json"})  # the reports as they are, or an error in their place
+MARKUP = frozenset({"html", "junit"})  # documents that declare UTF-8 as their encoding
+WITH_TENSORS = frozenset({"html"})  # every tensor is drawn
 
 
 def _verdicts(function: str) -> dict[str, str]:
@@ -92,6 +89,11 @@ FORMS = tuple(name for name in RENDERERS if name not in TEXTS[1:])  # that --for
 def outputs_of(report: str) -> tuple[str, ...]:
     """Return the names of the outputs that a class of reports has, for ``--format``."""
     return tuple(name for name in FORMS if report in RENDERERS[name])
+
+
+def holds_errors(output: str) -> bool:
+    """Return whether an output is a document that has errors too."""
+    return output not in TEXTS and "ErrorReport" in RENDERERS.get(output, ())
 
 
 def rendered(reports: Sequence[Any], output: str) -> str:
