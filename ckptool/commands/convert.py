@@ -153,9 +153,6 @@ def _dropped_parts(
 
     A word of ``--drop`` that is a role or a top-level key means a part, and so do two roles of
     ``--only``, since one state dict cannot hold both.
-
-    Raises:
-        UsageError: a word names no part, beside one that does, or an option is for weights alone.
     """
     roles = {name for name in options.only if name in ROLE_NAMES}
     is_part, is_whole = options.address is not None or len(roles) == 1, options.whole
@@ -178,11 +175,7 @@ def _dropped_parts(
 
 
 def _refuse_for_weights(options: ConvertOptions) -> None:
-    """Refuse options that a whole checkpoint has no use for.
-
-    Raises:
-        UsageError: one is given.
-    """
+    """Refuse options that a whole checkpoint has no use for."""
     given = {"--map": options.renames, "--dtype": options.dtype, "--wrap": options.wrap,
              "--max-shard-size": options.max_shard_size, "--rules": options.rules,
              "--split": options.split, "--join": options.join,
@@ -196,11 +189,7 @@ def _refuse_for_weights(options: ConvertOptions) -> None:
 
 
 def _asked(options: ConvertOptions) -> tuple[str | None, Sequence[str]]:
-    """Return the address and the globs of ``--only``, which may also name a role.
-
-    Raises:
-        UsageError: a role beside an address or another role.
-    """
+    """Return the address and the globs of ``--only``, which may also name a role."""
     roles = [name for name in options.only if name in ROLE_NAMES]
     if not roles:
         return options.address, options.only
@@ -233,12 +222,7 @@ def _chosen(
 
 
 def _rules(plan: Extraction, options: ConvertOptions) -> RuleFile:
-    """Return the rules of the file and then of the options, in their order.
-
-    Raises:
-        UsageError: one is no rule, or the file asks for all tensors, and there is one that no rule
-            fits.
-    """
+    """Return the rules of the file and then of the options, in their order."""
     given = {"split": options.split, "transpose": options.transpose, "join": options.join}
     typed = tuple(parse_rule(option, text) for option, texts in given.items() for text in texts)
     if options.rules is None:

@@ -169,11 +169,7 @@ class PlanOfWhole(NamedTuple):
 
 
 def _anew(checkpoint: Checkpoint, dropped: list[Address], safe: bool) -> PlanOfWhole:  # noqa: FBT001
-    """Return the plan of a new pickle of the object without some of its items.
-
-    Raises:
-        UnsupportedError: the object cannot be written again, or is no plain data.
-    """
+    """Return the plan of a new pickle of the object without some of its items."""
     literal = checkpoint.format.literal(checkpoint.source)
     items = literal.tree.items if isinstance(literal.tree, Made) else literal.tree
     for (key,) in dropped:
@@ -189,11 +185,7 @@ def _anew(checkpoint: Checkpoint, dropped: list[Address], safe: bool) -> PlanOfW
 
 
 def _torch_file(output: Path) -> Path:
-    """Return the output, if its suffix is one of a torch file.
-
-    Raises:
-        UsageError: it is not.
-    """
+    """Return the output, if its suffix is one of a torch file."""
     if output.suffix.lower() in TorchZip.suffixes:
         return output
     raise UsageError(

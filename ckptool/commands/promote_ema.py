@@ -105,11 +105,7 @@ def promote_ema(
 
 
 def _target(path: Path, output: str | Path | None, *, in_place: bool, backup: bool) -> Path:
-    """Return the path of the copy.
-
-    Raises:
-        UsageError: no option gives it, two options do, or ``backup`` lacks ``in_place``.
-    """
+    """Return the path of the copy."""
     if in_place and output is not None:
         raise UsageError(
             "--in-place and -o exclude each other", path=Path(output), hint="leave out one of them"

@@ -101,11 +101,7 @@ def _write(
 
 
 def _refuse_changes(checkpoint: Checkpoint, place: Path, *, in_place: bool) -> None:
-    """Make sure that the input has not changed and, if ``in_place``, has not been replaced.
-
-    Raises:
-        DamagedError: a job wrote to it, or put another file in its place.
-    """
+    """Make sure that the input has not changed and, if ``in_place``, has not been replaced."""
     checkpoint.reader.refuse_changed()
     if in_place and not checkpoint.source.is_at(place):
         raise DamagedError(

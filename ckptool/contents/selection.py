@@ -123,11 +123,7 @@ def _place(tree: Tree, text: str) -> tuple[Address, Tree, str | None]:
 
 
 def _by_name(parts: list[tuple[Key, Tree]], text: str) -> dict[str, Tree]:
-    """Return parts by the text of their keys.
-
-    Raises:
-        AddressError: two keys are written alike, as 1 and "1" are.
-    """
+    """Return parts by the text of their keys."""
     named: dict[str, Tree] = {}
     for key, part in parts:
         if named.setdefault(str(key), part) is not part:
@@ -144,11 +140,7 @@ def _begun(entries: Mapping[str, Value], prefix: str, text: str) -> dict[str, Va
 
 
 def _select_inside(tree: Tree, text: str) -> Table:
-    """Return the state dict at ``a/prefix*suffix/b``: a tensor in each part with such a name.
-
-    Raises:
-        AddressError: there is none.
-    """
+    """Return the state dict at ``a/prefix*suffix/b``: a tensor in each part with such a name."""
     before, _, after = text.partition("*")
     container, _, prefix = before.rpartition("/")
     suffix, _, rest = after.partition("/")

@@ -130,12 +130,7 @@ class Archive(FileFormat):
         return replace(whole, size_bytes=file.size, reader=TensorReader(file))
 
     def _listed(self, file: Source) -> dict[str, Source | None]:
-        """Return the members by their names.
-
-        Raises:
-            DamagedError: two of them unpack to one file, or one to a file outside.
-            UnsupportedError: there are more than any checkpoint has.
-        """
+        """Return the members by their names."""
         members: dict[str, Source | None] = {}
         unpacked: dict[str, str] = {}
         for name, source in self.members(file):
@@ -156,11 +151,7 @@ class Archive(FileFormat):
         return members
 
     def _part(self, name: str, source: Source | None, file: Source) -> Checkpoint | None:
-        """Return the checkpoint in a member; None for a file of another program.
-
-        Raises:
-            CkptError: it is damaged, or it cannot be read in place.
-        """
+        """Return the checkpoint in a member; None for a file of another program."""
         try:
             return self._open_source(self._in_place(name, source, file))
         except CkptError as error:
@@ -170,11 +161,7 @@ class Archive(FileFormat):
             raise
 
     def _in_place(self, name: str, source: Source | None, file: Source) -> Source:
-        """Return the bytes of a member.
-
-        Raises:
-            UnsupportedError: it is compressed, or a link.
-        """
+        """Return the bytes of a member."""
         if source is None:
             raise UnsupportedError(
                 "it is compressed or a link in its archive, so that it cannot be read in place",
@@ -237,11 +224,7 @@ class ZipOfCheckpoints(Archive):
 
 
 def _refuse_ranks(names: Iterable[str]) -> None:
-    """Refuse weights of which each rank has a slice.
-
-    Raises:
-        UnsupportedError: there are directories of several ranks.
-    """
+    """Refuse weights of which each rank has a slice."""
     ranks = sorted({match[1] for name in names if (match := RANK.fullmatch(name))})
     if len(ranks) > 1:
         raise UnsupportedError(
@@ -269,9 +252,6 @@ def _plain_values(source: Source, pickles: Pickles, *, is_certain: bool) -> Tree
 
     Returns:
         None for a file of another program, which may have any content if not ``is_certain``.
-
-    Raises:
-        DamagedError: it is no JSON object, or a larger one than is read.
     """
     try:
         document = _document(source)

@@ -51,11 +51,7 @@ def listen_behind(source: Source, offset: int, pickles: Pickles) -> None:
 
 
 def _listen_to_zip(source: Source, at: int, pickles: Pickles) -> None:
-    """Record the names in a zip at ``at``; torch counts its offsets from where it begins to read.
-
-    Raises:
-        DamagedError: a zip begins there that cannot be read.
-    """
+    """Record the names in a zip at ``at``; torch counts offsets from where it begins to read."""
     if not is_zip(source.read(at, min(4, source.size - at))):
         return
     try:

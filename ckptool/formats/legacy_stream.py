@@ -106,11 +106,7 @@ def literal_stream(source: Source, pickles: Pickles) -> Literal:
 
 
 def _whole_storages(made: Made) -> None:
-    """Make a tensor one of the whole storage instead of a part, as torch 0.3 wrote it.
-
-    Raises:
-        UnsupportedError: something else than a tensor has a part of a storage.
-    """
+    """Make a tensor one of the whole storage instead of a part, as torch 0.3 wrote it."""
     is_set = isinstance(made.state, tuple) and made.name.endswith("Tensor")
     values = made.state if is_set else made.args
     part = values[0] if values else None

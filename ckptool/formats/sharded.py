@@ -143,11 +143,7 @@ class ShardFolder(FolderOfFiles):
 
 
 def _read_index(file: Source) -> tuple[dict[str, str], dict[str, Any]]:
-    """Return (tensor's name -> shard's file name, metadata of the index).
-
-    Raises:
-        DamagedError: it is no JSON, has a name twice, or a shard that is no file name.
-    """
+    """Return (tensor's name -> shard's file name, metadata of the index)."""
     if file.size > MAX_INDEX:
         raise DamagedError(f"an index of {file.size:,} bytes is larger than any real one")
     try:
@@ -185,11 +181,7 @@ def _is_plain_name(shard: str) -> bool:
 
 
 def _refuse_missing(folder: Path, weight_map: dict[str, str], index: Path) -> None:
-    """Refuse missing shards before one is opened, so that the error names all of them.
-
-    Raises:
-        DamagedError: a file that the map names is not in the directory.
-    """
+    """Refuse missing shards before one is opened, so that the error names all of them."""
     missing = [name for name in dict.fromkeys(weight_map.values()) if not _exists(folder / name)]
     if missing:
         raise _missing(index, missing)
@@ -244,11 +236,7 @@ def _note(message: str) -> Note:
 
 
 def _joined(weight_map: dict[str, str], shards: dict[str, Checkpoint]) -> dict[str, Tree]:
-    """Return the tensors of all shards by name, in the order of the map.
-
-    Raises:
-        AbsentError: a shard lacks a name, or is no state dict.
-    """
+    """Return the tensors of all shards by name, in the order of the map."""
     tree: dict[str, Tree] = {}
     lacking: list[str] = []
     for name, shard in weight_map.items():

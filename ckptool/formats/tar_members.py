@@ -160,11 +160,7 @@ def _parse(block: bytes, at: int) -> _Header:
 
 
 def _number(raw: bytes) -> int:
-    """Return a number in octal digits, or as GNU writes it: base 256 with the top bit set.
-
-    Raises:
-        DamagedError: it is neither, or is a number only to lenient readers.
-    """
+    """Return a number in octal digits, or as GNU writes it: base 256 with the top bit set."""
     if raw[0] not in {0x80, 0xFF} and not _OCTAL.fullmatch(raw.partition(b"\0")[0]):
         raise DamagedError(f"a tar header has the number {raw!r}, which is not octal")
     number = _any_number(raw)

@@ -153,11 +153,7 @@ class TrainerFolders(FolderOfFiles):
         return replace(whole, notes=(*closed, *whole.notes))
 
     def _part(self, path: Path) -> Checkpoint | list[Note]:
-        """Return the checkpoint in a file, or notes on a file that is skipped.
-
-        Raises:
-            CkptError: a part of the layout cannot be opened.
-        """
+        """Return the checkpoint in a file, or notes on a file that is skipped."""
         try:
             return self._open_file(path)
         except CkptError as error:

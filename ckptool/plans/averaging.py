@@ -93,11 +93,7 @@ def _is_called(name: str, names: Collection[str]) -> bool:
 
 
 def _refuse_other(member: Member, newest: Member) -> None:
-    """Refuse a state dict with other names or shapes than the newest.
-
-    Raises:
-        UsageError: it has.
-    """
+    """Refuse a state dict with other names or shapes than the newest."""
     for one, other in ((newest, member), (member, newest)):
         missing = next((name for name in one.tensors if name not in other.tensors), None)
         if missing is not None:
@@ -116,11 +112,7 @@ def _refuse_other(member: Member, newest: Member) -> None:
 
 
 def _refuse_narrowing(name: str, members: Sequence[Member]) -> None:
-    """Refuse to round a mean to the newest's dtype where another state dict holds more digits.
-
-    Raises:
-        UsageError: one does.
-    """
+    """Refuse to round a mean to the newest's dtype where another state dict holds more digits."""
     newest = members[-1]
     dtype = newest.tensors[name].dtype
     for member in members:
@@ -134,11 +126,7 @@ def _refuse_narrowing(name: str, members: Sequence[Member]) -> None:
 
 
 def _refuse_other_complex(name: str, members: Sequence[Member]) -> None:
-    """Refuse complex values that differ: they are not averaged, as positions in RoPE need not be.
-
-    Raises:
-        UsageError: they differ.
-    """
+    """Refuse complex values that differ, since complex weights are not averaged."""
     *others, newest = members
     ref = newest.tensors[name]
     for member in others if ref.dtype.kind == "complex" else ():

@@ -64,11 +64,7 @@ def parse_dtype(name: str) -> DType:
 def _refuse_torn(
     tensors: Mapping[str, TensorRef], others: Casting, chosen: Mapping[str, DType]
 ) -> None:
-    """Refuse different dtypes for tensors that share bytes, which are cast together.
-
-    Raises:
-        UsageError: two tensors that overlap would get different dtypes.
-    """
+    """Refuse different dtypes for tensors that share bytes, which are cast together."""
     for one, other in _overlapping(tensors):
         first, second = (
             chosen.get(name) or others.dtype_of(tensors[name]) for name in (one, other)

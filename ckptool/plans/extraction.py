@@ -100,11 +100,7 @@ def complete(plan: Extraction, path: Path | None = None) -> Extraction:
 
 
 def _refuse_strangers(candidate: Candidate, alignment: Alignment) -> None:
-    """Refuse a named state dict unless it mostly fits the model: else two networks would be mixed.
-
-    Raises:
-        EmaRefusedError: none or few of its names pair.
-    """
+    """Refuse a named state dict that hardly fits the model: two networks would be mixed."""
     matched, total = len(alignment.pairs), len(candidate.table.entries)
     if matched and (candidate.kind != CHOSEN or 2 * matched >= total):
         return

@@ -354,11 +354,7 @@ def _array(work: _Work, made: Made, name: str) -> Result:
 
 
 def _numpy_type(kind: Any) -> tuple[str, str, Any]:
-    """Return the byte order, the code and the fields of a pickled dtype.
-
-    Raises:
-        _Lossy: it is none.
-    """
+    """Return the byte order, the code and the fields of a pickled dtype."""
     is_one = isinstance(kind, Made) and kind.name == "numpy.dtype"
     if not is_one or not isinstance(kind.state, tuple):
         raise _Lossy("of an unknown type")
@@ -373,11 +369,7 @@ def _bytes_of(data: Any) -> bytes:
 
 
 def _span_of(data: Any) -> ByteSpan:
-    """Return the bytes of a numpy object, which protocol 2 writes as text.
-
-    Raises:
-        _Lossy: they are objects.
-    """
+    """Return the bytes of a numpy object, which protocol 2 writes as text."""
     if isinstance(data, BytesRef):
         return data.span
     if isinstance(data, Made) and data.name == "_codecs.encode":

@@ -130,11 +130,7 @@ def _values(ref: TensorRef) -> object:
 
 
 def _refuse_nested(checkpoint: Checkpoint, patches: Iterable[Patch]) -> None:
-    """Refuse a slot in a zip inside the pickle: its checksums would be those of the old values.
-
-    Raises:
-        UnsupportedError: a target lies in one.
-    """
+    """Refuse a slot in a zip inside the pickle: its checksums would be those of the old values."""
     archives = Runs(checkpoint.nested_archives)
     found = next((patch for patch in patches if archives.overlap(patch.place)), None)
     if found is not None:
@@ -147,11 +143,7 @@ def _refuse_nested(checkpoint: Checkpoint, patches: Iterable[Patch]) -> None:
 
 
 def _refuse_calls(checkpoint: Checkpoint, trace: Trace, tables: Iterable[Table]) -> None:
-    """Refuse a pickle that gives state dicts or their tensors to functions that may change them.
-
-    Raises:
-        UnsupportedError: there is such a call.
-    """
+    """Refuse a pickle that gives state dicts or their tensors to functions that may change them."""
     named = [named for named in checkpoint.globals_named if named.called]
     dangerous = {named.ref.qualname for named in named if trust_of(named) == DANGEROUS}
     values = [checkpoint.tree]
@@ -174,9 +166,6 @@ def _refuse_unsure(checkpoint: Checkpoint, model: Table, candidate: Candidate) -
 
     A promotion would change no value of placeholders. Of two keys that are written alike, it could
     change the wrong one. A weight that a function makes stays as it is.
-
-    Raises:
-        UnsupportedError: there are some, in the model's state dict or in the EMA weights.
     """
     for table in (model, candidate.table):
         found = {name: Unplain(PLACEHOLDER) for name in placeholders(table.entries)}

@@ -78,11 +78,7 @@ class Split(Rule):
                 begin += size
 
     def _parts(self, whole: int) -> list[tuple[Pattern, int | None, int]]:
-        """Return the name, the number and the size of each part.
-
-        Raises:
-            UsageError: the sizes are not those of the dimension.
-        """
+        """Return the name, the number and the size of each part."""
         if self._is_numbered:
             return [(self._targets[0], number, 1) for number in range(whole)]
         unsized = self._sizes.count(None)
@@ -130,11 +126,7 @@ class Join(Rule):
                 yield self._target.filled(stars), _named(name, _together, parts, self._axis)
 
     def _groups(self, tensors: Tensors) -> dict[tuple[str, ...], dict[int, str]]:
-        """Return the names of the parts of each joined tensor, by their places in it.
-
-        Raises:
-            UsageError: there are none, or parts are missing.
-        """
+        """Return the names of the parts of each joined tensor, by their places in it."""
         for source in self._sources:
             _refuse_unused(source, tensors)
         groups: dict[tuple[str, ...], dict[int, str]] = {}

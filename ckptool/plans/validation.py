@@ -141,9 +141,6 @@ def _refuse_nonfinite(
 
     Returns:
         With ``force``, a finding for each tensor instead.
-
-    Raises:
-        EmaRefusedError: there are some, without ``force``.
     """
     if bad and not force:
         first, count = next(iter(bad.items()))

@@ -92,11 +92,7 @@ def take_weights(
 
 
 def _refuse_ambiguous(location: EmaLocation) -> None:
-    """Refuse weights whose key path is written like another one, as 1 and ``"1"`` are.
-
-    Raises:
-        AddressError: the key path of the EMA weights or of the model is.
-    """
+    """Refuse weights whose key path is written like another one, as 1 and ``"1"`` are."""
     tree, chosen = location.inventory.tree, location.selected
     tables = (location.model, chosen.table if chosen and chosen.file is None else None)
     for table in filter(None, tables):

@@ -191,11 +191,7 @@ def _is_run(sizes: tuple[int, ...], shape: tuple[int, ...]) -> bool:
 
 
 def _refuse_uncovered(ref: TensorRef) -> None:
-    """Refuse chunks that do not cover the tensor.
-
-    Raises:
-        DamagedError: they have more or fewer elements.
-    """
+    """Refuse chunks that do not cover the tensor."""
     if sum(prod(chunk.shape) for chunk in ref.chunks) != ref.numel:
         raise DamagedError(f"the chunks of a tensor of shape {list(ref.shape)} do not cover it")
 

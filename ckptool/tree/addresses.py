@@ -62,11 +62,7 @@ def nodes_on(tree: Tree, address: Address) -> Iterator[Tree]:
 
 
 def _exactly(tree: Tree, key: Key) -> Tree:
-    """Return the part under a key as ``children`` gives it.
-
-    Raises:
-        AddressError: there is none, since the key path was meant for a key that is written alike.
-    """
+    """Return the part under a key as ``children`` gives it."""
     if isinstance(tree, dict) and isinstance(key, str) and key in tree:
         return tree[key]
     if isinstance(tree, (list, tuple)) and isinstance(key, int):

@@ -75,11 +75,7 @@ def plan_stripped(checkpoint: Checkpoint, dropped: Sequence[Address]) -> Archive
 
 
 def _refuse_odd(checkpoint: Checkpoint, archive: ZipArchive) -> None:
-    """Refuse archives that torch does not write: readers could see different records in them.
-
-    Raises:
-        UnsupportedError: it is one.
-    """
+    """Refuse archives that torch does not write: readers could see different records in them."""
     odd = next((doubt for _, doubt in archive.doubts), None) or next(iter(archive.refusals), None)
     if any(record.method != STORED for record in archive.records):
         odd = "its records are compressed"
@@ -92,11 +88,7 @@ def _refuse_odd(checkpoint: Checkpoint, archive: ZipArchive) -> None:
 
 
 def _refuse_damaged(checkpoint: Checkpoint, record: ZipRecord, pickle: bytes) -> None:
-    """Refuse a pickle that does not fit its checksum: the copy would have one that fits.
-
-    Raises:
-        DamagedError: it does not fit.
-    """
+    """Refuse a pickle that does not fit its checksum: the copy would have one that fits."""
     if record.crc not in {NO_CRC, zlib.crc32(pickle)}:
         raise DamagedError(
             f"the bytes of the record {record.name} do not fit its checksum",
@@ -108,11 +100,7 @@ def _refuse_damaged(checkpoint: Checkpoint, record: ZipRecord, pickle: bytes) ->
 def _refuse_other_keys(
     checkpoint: Checkpoint, new: Tree, dropped: Sequence[tuple[str, ...]]
 ) -> None:
-    """Refuse a pickle that sets a key in several ways, of which one was cut.
-
-    Raises:
-        UnsupportedError: a key is still there.
-    """
+    """Refuse a pickle that sets a key in several ways, of which one was cut."""
     for path in dropped:
         with suppress(AddressError):
             node_at(new, path)

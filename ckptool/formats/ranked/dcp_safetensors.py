@@ -60,12 +60,7 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _tree(parts: Mapping[str, Checkpoint]) -> dict[str, Tree]:
-    """Return the assembled tensors.
-
-    Raises:
-        DamagedError: the parts of a tensor have a hole or overlap, or a file does not say where its
-            parts belong.
-    """
+    """Return the assembled tensors."""
     held: dict[str, dict[Box, TensorRef]] = {}
     for file, part in parts.items():
         offsets = saved_offsets(part.metadata) or {}

@@ -144,12 +144,7 @@ def _has_save(folder: Path) -> bool:
 
 
 def _files(folder: Path) -> list[Named]:
-    """Return the files of a save, in the order of ranks.
-
-    Raises:
-        DamagedError: two files are of one rank.
-        UnsupportedError: the model is cut among pipeline stages, experts or by tensor parallelism.
-    """
+    """Return the files of a save, in the order of ranks."""
     listed = entries(folder)
     _refuse_unjoinable(listed)
     found = [
@@ -168,11 +163,7 @@ def _files(folder: Path) -> list[Named]:
 
 
 def _refuse_unjoinable(listed: Sequence[Path]) -> None:
-    """Refuse the parts of a model that the files do not say how to join, all by name.
-
-    Raises:
-        UnsupportedError: there are pipeline stages, experts, or slices of tensor parallelism.
-    """
+    """Refuse the parts of a model that the files do not say how to join, all by name."""
     parallel = [path.name for path in listed if PARALLEL.fullmatch(path.name)]
     if parallel:
         are = "are parts" if len(parallel) > 1 else "is a part"
@@ -194,12 +185,7 @@ def _refuse_unjoinable(listed: Sequence[Path]) -> None:
 
 
 def _plan(trees: Sequence[tuple[Named, Tree]], reader: TensorReader) -> ZeroPlan:
-    """Return the plan of a save, all of whose files are there.
-
-    Raises:
-        DamagedError: a rank is missing, doubled or of another save, or a field is not as DeepSpeed
-            writes it.
-    """
+    """Return the plan of a save, all of whose files are there."""
     models = {f.rank: (f.path.name, _fields(tree, f)) for f, tree in trees if f.kind == "model"}
     optims = {
         f.rank or 0: (f.path.name, _fields(fields_of(tree).get(PARTITIONED), f))

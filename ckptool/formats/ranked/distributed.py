@@ -151,11 +151,7 @@ CUTTING = ("Shard", "_StridedShard")
 
 
 def _refuse_other_stride(placements: Sequence[Any], sizes: Sequence[int], name: str) -> None:
-    """Refuse a strided cut unless the mesh cuts the same dimension so often behind it.
-
-    Raises:
-        UnsupportedError: the parts are rows that lie apart.
-    """
+    """Refuse a strided cut unless the mesh cuts the same dimension so often behind it."""
     for nth, placement in enumerate(placements):
         if _kind(placement) == CUTTING[1]:
             fields = fields_of(placement)

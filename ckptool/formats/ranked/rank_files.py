@@ -157,11 +157,7 @@ def world_by_name(match: re.Match[str]) -> int | None:
 
 
 def _tree(files: Sequence[Named], parts: Mapping[str, Checkpoint], reader: TensorReader) -> Tree:
-    """Return the joined trees of all kinds of files.
-
-    Raises:
-        DamagedError: a rank is missing, doubled or of another save.
-    """
+    """Return the joined trees of all kinds of files."""
     kinds: dict[str, list[Named]] = {}
     for file in files:
         kinds.setdefault(file.kind, []).append(file)
@@ -282,11 +278,7 @@ class _Joining:
         return node if isinstance(node, (int, float)) else None
 
     def _assembled(self, ranks: Sequence[Held], name: str) -> TensorRef:
-        """Return a tensor that is cut among the ranks.
-
-        Raises:
-            DamagedError: a rank has it in another shape, or lacks it.
-        """
+        """Return a tensor that is cut among the ranks."""
         held: dict[Box, TensorRef] = {}
         shapes = {}
         for file, node in ranks:

@@ -174,11 +174,7 @@ def _tree(
 
 
 def _groups(models: Mapping[str, Mapping[Any, Any]]) -> list[dict[Any, tuple[int, ...]]]:
-    """Return the shapes of the parameters of each group, from the files of all ranks.
-
-    Raises:
-        DamagedError: two files state different shapes of a parameter.
-    """
+    """Return the shapes of the parameters of each group, from the files of all ranks."""
     groups: list[dict[Any, tuple[int, ...]]] = []
     stated: dict[Any, tuple[str, int, tuple[int, ...]]] = {}
     for file, model in models.items():

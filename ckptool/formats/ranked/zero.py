@@ -110,9 +110,6 @@ class ZeroPlan:
 
         Other counts alone prove nothing, since a run may have begun with a new optimizer; then the
         weights are still the rounded float32 weights. Stage 3 leaves no weights to compare.
-
-        Raises:
-            DamagedError: both the steps and the weights differ.
         """
         name, model = self.model_files[0]
         made = _number(model.get("global_steps"), "global_steps")

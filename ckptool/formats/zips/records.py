@@ -232,11 +232,7 @@ class ZipArchive:
         return start
 
     def _check_header(self, record: ZipRecord, header: bytes) -> None:
-        """Compare a local header, with name and extra field, with what the directory says.
-
-        Raises:
-            DamagedError: it is another one, or ends elsewhere.
-        """
+        """Compare a local header, with name and extra field, with what the directory says."""
         found = LOCAL.unpack_from(header) if len(header) >= LOCAL.size else None
         listed = record.entry_offset - self._listed_at + CENTRAL.size
         width = len(header) if found is None else found[-2]

@@ -168,11 +168,7 @@ THIS_MACHINE = "outputs are files of this machine, and this is a URL"
 
 
 def _refuse_url(path: Path) -> None:
-    """Refuse a URL; as a path of this machine it has lost a slash.
-
-    Raises:
-        OutputError: it begins with a scheme of URLs, and no directory has that name.
-    """
+    """Refuse a URL; as a path of this machine it has lost a slash."""
     first = path.parts[0] if path.parts else ""
     if first.removesuffix(":") in SCHEMES and first.endswith(":") and not Path(first).exists():
         raise OutputError(

@@ -85,12 +85,7 @@ def create(partial: Path, target: Path) -> int:
 
 
 def _remove_abandoned(partial: Path, target: Path) -> None:
-    """Remove the partial file of a killed run.
-
-    Raises:
-        OutputError: a run holds its lock, the file system has no locks, or this user did not make
-            the file.
-    """
+    """Remove the partial file of a killed run."""
     try:
         # For writing, without which NFS gives no exclusive lock.
         fd = os.open(partial, TO_LOCK)
