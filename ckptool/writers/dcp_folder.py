@@ -45,11 +45,7 @@ class Place(NamedTuple):
 
 
 def refuse(tensors: Mapping[str, TensorRef], _casting: Casting) -> None:
-    """Refuse tensors without plain stored values.
-
-    Raises:
-        UnsupportedError: one has none.
-    """
+    """Refuse tensors without plain stored values."""
     for name, ref in tensors.items():
         refuse_unplain(name, ref)
 

@@ -169,11 +169,7 @@ def _shards_named(index: Path) -> set[str]:
 
 
 def refuse_other_form(output: Path, *, sharded: bool) -> None:
-    """Refuse an output whose other form exists: loaders differ in which of the two they take.
-
-    Raises:
-        OutputError: the other form is there.
-    """
+    """Refuse an output whose other form exists: loaders differ in which of the two they take."""
     other, form = (output, "one file") if sharded else (index_path(output), "shards")
     if os.path.lexists(other):
         raise OutputError(

@@ -37,11 +37,7 @@ class WrittenRun(NamedTuple):
 
 
 def check_runs(path: Path, runs: Iterable[WrittenRun]) -> None:
-    """Read the runs back and compare their checksums.
-
-    Raises:
-        DamagedError: a byte differs.
-    """
+    """Read the runs back and compare their checksums."""
     with LocalFile(path) as written:
 
         def check(run: WrittenRun) -> None:
