@@ -1,16 +1,20 @@
-"""CK525, CK526: checks that the files of a directory are of one save, and all of it.
+"""CK525, CK526, CK530: checks that the files of a directory are of one save, and all of it.
 
 A trainer writes the parts of a save one by one. A job that is killed leaves the first of them, or,
 where a directory is written again, some parts of the new save beside parts of the old one. The save
 before it in the same run shows which parts there are.
+
+Parts that hold nothing but values, of the shapes that every save has, do not tell of which save
+they are. Then the times at which they were written are all there is.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import TypeGuard
+from typing import NamedTuple, TypeGuard
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
 from ckptool.checks.optimizers import scheduler_steps
@@ -24,7 +28,9 @@ from ckptool.checks.parts import (
     steps_of,
     trainer,
 )
+from ckptool.contents.inventory import Table
 from ckptool.reports.rules import finding
+from ckptool.sources.base import Source
 from ckptool.sources.places import entries
 from ckptool.tensors.sample import scalar_value
 from ckptool.tree.describing import named
@@ -39,6 +45,8 @@ OF_A_RANK = re.compile(r"^(random_states|rng_state)_\d+")  # their number is tha
 SAVE = re.compile(r"(?P<name>.*?)(?P<number>\d+)")
 MAX_FILES = 10_000
 SHOWN = 4  # files in a message
+PAUSE = 600  # seconds between the ends of two files of one save,
+RATE = 1e6  # bytes a second: and as long as a slow disk takes for the later one
 
 
 def _complete(subject: Subject) -> Verdicts:
@@ -133,7 +141,56 @@ def _counts(subject: Subject) -> Iterator[tuple[str, float]]:
     yield from (("the scheduler", n) for at, n in scheduler_steps(subject) if at in by_step[:1])
 
 
+# -------------------------------------------------------------------------------------------- times
+
+
+class File(NamedTuple):
+    """A file with a part of a state dict."""
+
+    written: float  # seconds since 1970
+    nbytes: int
+    name: str
+
+
+def _of_one_time(subject: Subject) -> Verdicts:
+    """Compare the times at which the files of each state dict were written."""
+    sets = dict.fromkeys(_sources(table) for table in subject.inventory.weights)
+    several = [sources for sources in sets if len(sources) > 1]
+    if not several:
+        yield NotChecked("CK530", "each state dict lies in one file", is_absent=True)
+    for sources in several:
+        files = [
+            File(source.changed_at, source.size, source.path.name)
+            for source in sources
+            if source.path is not None and source.changed_at is not None
+        ]
+        if len(files) < len(sources):
+            yield NotChecked("CK530", "it is not known when the files were written")
+        elif len(early_and_late := _apart(files)) > 1:
+            early, late = early_and_late
+            hours = (late[0].written - early[-1].written) / 3600
+            few, when = (early, "before") if len(early) <= len(late) else (late, "after")
+            names, rest = named([file.name for file in few], SHOWN), len(files) - len(few)
+            be = "were" if len(few) > 1 else "was"
+            others = f"the other {rest:,} files" if rest > 1 else "the other file"
+            yield finding("CK530", "", f"{names} {be} written {hours:,.1f} hours {when} {others}")
+
+
+def _sources(table: Table) -> frozenset[Source]:
+    return frozenset(chunk.span.source for ref in table.tensors.values() for chunk in ref.chunks)
+
+
+def _apart(files: Iterable[File]) -> list[list[File]]:
+    """Return the files in order of time, divided at the longest pause that is too long."""
+    ordered = sorted(files)
+    pauses = [after.written - before.written for before, after in pairwise(ordered)]
+    longest = max(range(len(pauses)), key=pauses.__getitem__) + 1
+    is_long = pauses[longest - 1] > PAUSE + ordered[longest].nbytes / RATE
+    return [ordered[:longest], ordered[longest:]] if is_long else [ordered]
+
+
 CHECKS = (
     Check(("CK525",), _complete),
     Check(("CK526",), _of_one_step),
+    Check(("CK530",), _of_one_time),
 )

@@ -128,7 +128,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "CK126", "one-of-ranks", _WARNING,
-        "By its name the file is of one rank of several, so its weights may be parts.",
+        "The file is of one rank of several, so its weights may be parts.",
         "name the directory with the files of all ranks, which ckptool joins where they say how; "
         "or compare the shapes with the model's: --like",
     ),
@@ -415,6 +415,12 @@ RULES: tuple[Rule, ...] = (
         "CK529", "parameters-renamed", _WARNING,
         "The optimizer names parameters that no weight has.",
         "torch takes the moments by position, whatever the names: compare the order of parameters",
+    ),
+    Rule(
+        "CK530", "shards-apart", _WARNING,
+        "Files with parts of one state dict were written far apart in time.",
+        "if they were not copied or downloaded one by one, a file of another save is among them: "
+        "compare their checksums with the save's own",
     ),
     # --------------------------------------------------------------------------------- loading
     Rule(

@@ -88,6 +88,11 @@ class Source(Closing):
         """A value that is equal for two sources that opened the same bytes."""
         return self
 
+    @property
+    def changed_at(self) -> float | None:
+        """The time of the last change in seconds since 1970; None where it is not known."""
+        return None
+
     def is_at(self, path: Path) -> bool:  # noqa: ARG002
         """Return whether ``path`` leads to these bytes."""
         return False

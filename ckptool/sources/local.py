@@ -82,6 +82,11 @@ class LocalFile(Source):
         """The device and the inode, which all names of a file have in common."""
         return self.status.st_dev, self.status.st_ino
 
+    @property
+    def changed_at(self) -> float:
+        """The file's time of change when it was opened."""
+        return self.status.st_mtime
+
     def is_at(self, path: Path) -> bool:
         """Return whether ``path`` is a name of the file."""
         try:

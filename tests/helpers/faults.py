@@ -199,6 +199,18 @@ def trainers_save(path: Path, *, older: tuple[str, ...]) -> Path:
     return folder
 
 
+def shards(path: Path, *, hours: float) -> Path:
+    """A save in two shards, of which the second was written some hours after the first."""
+    folder = path.with_name("checkpoint-4")
+    shutil.copytree(FIXTURES / "sharded" / "folders" / "shards" / "checkpoint-4", folder)
+    for number in (1, 2):
+        os.utime(
+            folder / f"model-{number:05}-of-00002.safetensors",
+            (1_704_067_200 + hours * 3600 * number,) * 2,
+        )
+    return folder
+
+
 # --------------------------------------------------------------------------------- in the state
 
 
@@ -541,6 +553,11 @@ CASES: dict[str, Case] = {
         put("optimizer", "param_groups", 0, "param_names", 4, value="classifier.weight"),
         both=named_parameters,
         says="1 of 6 parameters have names that no weight has: classifier.weight",
+    ),
+    "CK530": Case(
+        file=partial(shards, hours=0.25),
+        sound_file=partial(shards, hours=0.15),
+        says="model-00001-of-00002.safetensors was written 0.2 hours before the other file",
     ),
     "CK601": Case(without_stem, options=LIKE, sound=bare),
     "CK602": Case(with_more, options=LIKE, sound=bare),

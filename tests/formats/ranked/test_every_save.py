@@ -8,6 +8,7 @@ counters changed, is refused or told wherever the files count steps or hold copi
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from fnmatch import fnmatch
@@ -26,6 +27,7 @@ SHARDED = FIXTURES / "sharded"
 NUMBER = re.compile(
     r"(?<=rank_)\d+|(?<=-shard)\d+|(?<=__)\d+(?=_\d+\.distcp)|(?<=shard-)\d+|\d+(?=-of-\d+\.)"
 )
+YEAR_2024, HOUR = 1_704_067_200, 3600  # seconds
 PLAIN = re.compile(r"(random_states|rng_state)_.*")
 
 
@@ -150,6 +152,25 @@ def test_a_file_of_another_step_is_refused_or_told(save, name, tmp_path, ckptool
     judges = (is_refused, is_told_of_step, is_harmless)
     if not any(judge(folder, save, ckptool) for judge in judges):
         assert is_silent(save, name)
+
+
+LONE = ("rank_ema/local/*",)  # refused whatever it is
+MIXED = [
+    (save, name)
+    for save, name in FILES
+    if is_silent(save, name) and not any(fnmatch(f"{save}/{name}", lone) for lone in LONE)
+]
+
+
+@pytest.mark.parametrize(("save", "name"), MIXED)
+def test_what_is_silent_is_told_by_the_time_of_the_file(save, name, tmp_path, ckptool):
+    folder = copied(save, tmp_path)
+    age(folder / name, folder)
+    for path in folder.iterdir():
+        os.utime(path, (YEAR_2024,) * 2)
+    assert "CK530" not in {rule for rule, _ in findings(folder, ckptool)}
+    os.utime(folder / name, (YEAR_2024 - HOUR,) * 2)
+    assert any(judge(folder, save, ckptool) for judge in (is_told_of_step, is_harmless))
 
 
 @pytest.mark.parametrize("pattern", SILENT)
