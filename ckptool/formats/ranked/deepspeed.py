@@ -51,7 +51,8 @@ from ckptool.tree.describing import named
 from ckptool.tree.nodes import Tree, fields_of
 
 LATEST = "latest"
-WORLD = "dp_world_size"  # a field of the model's file
+# Fields of the model's file: the ranks among which the batches, and the model, are divided.
+WORLD, MODEL_WORLD = "dp_world_size", "mp_world_size"
 MAX_TAG = 255  # bytes of a file name
 FILE = re.compile(
     r"(?:(?:bf16_|fp16_)?zero_pp_rank_(?P<rank>\d{1,9})_)?mp_rank_(?P<mp>\d{1,9})"
@@ -197,6 +198,13 @@ def _plan(trees: Sequence[tuple[Named, Tree]], reader: TensorReader) -> ZeroPlan
             "there is no file of the model's states, only of the optimizer's",
             hint="fetch *_model_states.pt from where the others came from",
         )
+    for name, fields in models.values():
+        if type(world := fields.get(MODEL_WORLD)) is int and world > 1:
+            raise UnsupportedError(
+                f"tensor parallelism: {name} holds a slice of the model, of {world:,} ranks, and "
+                "the files do not say how they are joined",
+                hint=JOIN,
+            )
     plan = ZeroPlan(models, optims)
     plan.refuse_mixed(reader)
     return plan

@@ -1,7 +1,8 @@
 """A file of one rank that is opened alone: its plain tensors may be parts of the weights.
 
-The name is all that tells it: ``ema_rank_0.safetensors``, ``model_world_size_8_rank_3.pt``. Tensors
-that state that they are parts need no note; ``unplain.py`` refuses them.
+The name tells it, ``ema_rank_0.safetensors``, ``model_world_size_8_rank_3.pt``, or a field that
+DeepSpeed writes beside the model. Tensors that state that they are parts need no note;
+``unplain.py`` refuses them.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from itertools import islice
 
 from ckptool.formats.base import Checkpoint, Note
 from ckptool.formats.pickles.subclasses import LOCAL_PARTS
+from ckptool.formats.ranked.deepspeed import MODEL_WORLD
 from ckptool.formats.ranked.rank_files import FILE, world_by_name
+from ckptool.formats.ranked.zero import MODULE
 from ckptool.names import marker_in
-from ckptool.tree.nodes import TensorRef
+from ckptool.tree.nodes import TensorRef, fields_of
 from ckptool.tree.walking import whole_tensors
 
 RULE = "CK126"
@@ -21,7 +24,12 @@ LOOKED_AT = 64  # tensors; in a state dict one of the first is floating
 
 
 def with_note_on_rank(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a checkpoint of one file, with a note if its name says that it is of one rank."""
+    """Return a checkpoint of one file, with a note if it is of one rank."""
+    fields = fields_of(checkpoint.tree)
+    slices = fields.get(MODEL_WORLD)
+    if MODULE in fields and type(slices) is int and slices > 1:
+        said = f"DeepSpeed wrote it for one of {slices:,} ranks, each with a slice of the model"
+        return replace(checkpoint, notes=(*checkpoint.notes, Note(RULE, MODEL_WORLD, said)))
     match = FILE.fullmatch(checkpoint.path.name)
     if match is None:
         return checkpoint

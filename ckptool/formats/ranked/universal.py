@@ -35,7 +35,7 @@ from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.folders import FolderOfFiles, all_or_none, globals_by_file, joined
 from ckptool.formats.ranked.assembly import Run, from_runs
-from ckptool.formats.ranked.deepspeed import save_named
+from ckptool.formats.ranked.deepspeed import MODEL_WORLD, WORLD, save_named
 from ckptool.formats.ranked.ranks import refuse_different, refuse_missing
 from ckptool.formats.ranked.zero import (
     MODULE,
@@ -51,8 +51,9 @@ ZERO, WEIGHT, PARAM = "zero", "fp32", "param"
 STEPS = "global_steps"
 LATEST_UNIVERSAL = "latest_universal"
 MODEL_FILES = "*mp_rank_*_model_states.pt"
-RANK = re.compile(r"zero_pp_rank_(\d{1,9})_")
 MODEL_RANK = re.compile(r"mp_rank_(\d{1,9})_")
+# What a file's name says of its rank, and the field that states how many there are.
+WORLDS = {re.compile(r"zero_pp_rank_(\d{1,9})_"): WORLD, MODEL_RANK: MODEL_WORLD}
 COMMON = "optimizer_state.pt"
 MAX_FILES = 1 << 20
 
@@ -80,7 +81,6 @@ class UniversalFolder(FolderOfFiles):
         named, folder = folder, save_named(folder, LATEST_UNIVERSAL, _is_save) or folder
         paths = sorted(islice((folder / ZERO).glob("**/*.pt"), MAX_FILES))
         model, *others = sorted(folder.glob(MODEL_FILES))
-        ranks = {int(m[1]): p.name for p in (model, *others) if (m := RANK.search(p.name))}
         with all_or_none() as opened:
             parts = {
                 str(path.relative_to(folder)): opened.enter_context(self._open_file(path))
@@ -98,8 +98,10 @@ class UniversalFolder(FolderOfFiles):
             models = {path.name: fields_of(parts[path.name].tree) for path in (model, *others)}
             refuse_different({name: held.get(STEPS) for name, held in models.items()}, STEPS)
             fields = models[model.name]
-            if ranks and type(world := fields.get("dp_world_size")) is int:
-                refuse_missing(ranks, world, "the model's states are of")
+            for pattern, stated in WORLDS.items():
+                ranks = {int(m[1]): name for name in models if (m := pattern.search(name))}
+                if ranks and type(world := fields.get(stated)) is int:
+                    refuse_missing(ranks, world, "the model's states are of")
             settings = param_groups(rest.get(COMMON))
             tree = _tree(models, states, settings)
         tree[model.name] = {MODULE: fields.get(MODULE)}

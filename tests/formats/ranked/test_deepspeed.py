@@ -147,6 +147,24 @@ def test_slices_of_tensor_parallelism_are_not_joined(tmp_path):
         open_checkpoint(copied_as(names, tmp_path)).close()
 
 
+def of_two_model_ranks(file):
+    """Let a model's file state that it is of the first of two ranks of tensor parallelism."""
+    fields = torch.load(file, weights_only=False)
+    torch.save(fields | {"mp_world_size": 2}, file)
+
+
+@pytest.mark.parametrize("case", ["stage2_bf16", "stage3_bf16_later"])
+def test_a_slice_whose_other_ranks_are_missing_is_not_the_model(case, tmp_path, ckptool):
+    folder = copied(case, tmp_path)
+    files = [*folder.glob("*_model_states.pt")]
+    for file in files:
+        of_two_model_ranks(file)
+    with pytest.raises(UnsupportedError, match="holds a slice of the model, of 2 ranks"):
+        open_checkpoint(folder)
+    lone = ckptool("verify", files[0], "--json").json["findings"]
+    assert "CK126" in {each["rule"] for each in lone}
+
+
 @pytest.mark.parametrize(
     "names",
     [

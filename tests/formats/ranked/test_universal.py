@@ -120,6 +120,17 @@ def test_model_files_of_two_steps_are_refused(tmp_path):
         open_checkpoint(two_stages(tmp_path / "u", step=2))
 
 
+def test_a_missing_model_rank_is_refused(tmp_path):
+    folder = two_stages(tmp_path / "u")
+    for file in (MP_0, MP_1):
+        fields = torch.load(folder / file, weights_only=False)
+        torch.save(fields | {"mp_world_size": 2}, folder / file)
+    open_checkpoint(folder).close()
+    (folder / MP_1).unlink()
+    with pytest.raises(DamagedError, match=r"of 2 ranks, and the file of rank 1 is missing"):
+        open_checkpoint(folder)
+
+
 def test_a_weight_without_a_shape_is_refused(tmp_path):
     models = {MP_0: ({"w": W}, {"w": (4, 3)}, 1)}
     states = {"w": states_of(W), "v": {"fp32": W.flatten()}}
