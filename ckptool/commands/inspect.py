@@ -162,7 +162,11 @@ def _values(checkpoint: Checkpoint) -> dict[str, Any]:
 def refuse_unused(
     listing: Listing, reports: Sequence[InspectReport], layouts: Layouts = ()
 ) -> None:
-    """Refuse globs and roles that fit no tensor of any of the files: they are typing errors."""
+    """Refuse globs and roles that fit no tensor of any of the files: they are typing errors.
+
+    Raises:
+        UsageError: there is one.
+    """
     roles = list(dict.fromkeys(part.role for report in reports for part in report.sections))
     for role in listing.only if reports else ():
         if role not in roles:

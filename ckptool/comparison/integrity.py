@@ -23,7 +23,11 @@ SUSPECT = 1 << 16  # bytes that differ in a suspect tensor, at most
 def refuse_damaged(
     checkpoint: Checkpoint, suspects: Iterable[TensorRef], *, values_differ: bool
 ) -> None:
-    """Check the records that hold the suspects, and the pickle if ``values_differ``."""
+    """Check the records that hold the suspects, and the pickle if ``values_differ``.
+
+    Raises:
+        DamagedError: a record does not match its checksum.
+    """
     if not checkpoint.format.has_checksums:
         return
     file = checkpoint.source

@@ -119,7 +119,11 @@ class Side(Closing):
         return self.checkpoint is None
 
     def refuse_changed(self) -> None:
-        """Check that the files were not written to meanwhile."""
+        """Check that the files were not written to meanwhile.
+
+        Raises:
+            DamagedError: a file was written to.
+        """
         if self.checkpoint is not None:
             self.checkpoint.reader.refuse_changed()
 

@@ -89,6 +89,9 @@ def select_node(tree: Tree, text: str) -> Tree:
 
     For ``a/prefix.*`` it is a dict of the keys that begin so. For ``a/*/b`` it is a dict of the
     tensors at ``b`` in each part of ``a``, by the part's key.
+
+    Raises:
+        AddressError: there is nothing.
     """
     if "*" in text[:-1]:
         return dict(_select_inside(tree, text).entries)
@@ -99,7 +102,11 @@ def select_node(tree: Tree, text: str) -> Tree:
 
 
 def entries_at(entries: Mapping[str, Value], text: str) -> dict[str, Value]:
-    """Return the entries of a list that lie at a written address, by the rest of their own."""
+    """Return the entries of a list that lie at a written address, by the rest of their own.
+
+    Raises:
+        AddressError: there are none.
+    """
     start = text.removesuffix("*") if text.endswith("*") or not text else f"{text}/"
     found = {at.removeprefix(start): entry for at, entry in entries.items() if at.startswith(start)}
     if not found:

@@ -31,7 +31,11 @@ def are_too_many(tensors: int, nbytes: int) -> bool:
 
 
 def check_unpacked(last: str, total: int) -> None:
-    """Refuse compressed records that unpack to too much memory; ``last`` names one of them."""
+    """Refuse compressed records that unpack to too much memory; ``last`` names one of them.
+
+    Raises:
+        UnsupportedError: the total is above the limit.
+    """
     if total > MAX_UNPACKED:
         raise UnsupportedError(
             f"unpack it first: with {last:.160} its compressed records come to "

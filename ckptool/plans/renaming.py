@@ -39,12 +39,20 @@ def strip_prefix(plan: Extraction, prefix: str) -> Extraction:
 
 
 def only_matching(plan: Extraction, globs: Sequence[str]) -> Extraction:
-    """Return the plan with only the tensors whose name fits one of the patterns."""
+    """Return the plan with only the tensors whose name fits one of the patterns.
+
+    Raises:
+        UsageError: no name fits one of them.
+    """
     return _with_names(plan, _fitting(plan, globs))
 
 
 def without_matching(plan: Extraction, globs: Sequence[str]) -> Extraction:
-    """Return the plan without the tensors whose name fits one of the patterns."""
+    """Return the plan without the tensors whose name fits one of the patterns.
+
+    Raises:
+        UsageError: no name fits one of them, or all names fit.
+    """
     left = {*plan.tensors, *plan.refused} - _fitting(plan, globs)
     if not left:
         raise UsageError("--drop leaves no tensor", hint="narrow the globs")

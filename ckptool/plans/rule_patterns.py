@@ -90,7 +90,11 @@ def names_of(text: str) -> list[str]:
 
 
 def check_stars(sources: Sequence[Pattern], targets: Sequence[Pattern]) -> None:
-    """Check that each ``*`` on the right stands for one on the left."""
+    """Check that each ``*`` on the right stands for one on the left.
+
+    Raises:
+        UsageError: the sides have different numbers of them.
+    """
     if len({pattern.stars for pattern in (*sources, *targets)}) > 1:
         raise UsageError(
             "all names of a rule have the same number of *",

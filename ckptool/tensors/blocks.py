@@ -132,7 +132,11 @@ def _flat(reader: TensorReader, ref: TensorRef, chunk: Chunk, room: memoryview) 
 
 
 def refuse_unfolding(chunk: Chunk, itemsize: int) -> None:
-    """Refuse a view that repeats a few values too often, as ``expand`` can."""
+    """Refuse a view that repeats a few values too often, as ``expand`` can.
+
+    Raises:
+        RepetitionError: the view would take too long to read.
+    """
     nbytes = prod(chunk.shape) * itemsize
     if nbytes > max(MAX_UNFOLDED, 2 * chunk.span.nbytes):
         raise RepetitionError(f"a view repeats {chunk.span.nbytes} bytes up to {nbytes}")

@@ -53,7 +53,11 @@ def refuse_repetition(tensors: Iterable[TensorRef]) -> None:
 
 
 def refuse_volume(total: int, allowed: int, source: Source) -> None:
-    """Refuse to read ``total`` bytes, if they are more than is always read and than ``allowed``."""
+    """Refuse to read ``total`` bytes, if they are more than is always read and than ``allowed``.
+
+    Raises:
+        RepetitionError: they are.
+    """
     if total > max(MAX_VOLUME, allowed):
         raise RepetitionError(
             f"its tensors view the same bytes again and again: to read all of them would be "

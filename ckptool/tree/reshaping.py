@@ -12,7 +12,11 @@ from ckptool.tree.nodes import Chunk, TensorRef
 
 
 def refuse_packed(ref: TensorRef) -> None:
-    """Refuse a tensor whose stored bytes are no elements in a grid."""
+    """Refuse a tensor whose stored bytes are no elements in a grid.
+
+    Raises:
+        UnsupportedError: it is quantized, packed, or has no values.
+    """
     if ref.quantizer is not None or ref.dtype.packed != 1 or (ref.numel and not ref.chunks):
         raise UnsupportedError(f"a {ref.dtype} tensor of this kind cannot be cut or joined")
 

@@ -51,7 +51,11 @@ class ArchiveCopy(NamedTuple):
 
 
 def refuse_other_tensors(old: Tree, new: Tree, dropped: Sequence[Address]) -> None:
-    """Compare the tensors that stay with those of the source, in both directions."""
+    """Compare the tensors that stay with those of the source, in both directions.
+
+    Raises:
+        DamagedError: one is missing, or another one.
+    """
     found, wanted = dict(tensors(new)), dict(tensors(old))
     for address, ref in found.items():
         # A container that lies in a dropped part, too, had its first key path there.

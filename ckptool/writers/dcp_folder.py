@@ -45,7 +45,11 @@ class Place(NamedTuple):
 
 
 def refuse(tensors: Mapping[str, TensorRef], _casting: Casting) -> None:
-    """Refuse tensors without plain stored values."""
+    """Refuse tensors without plain stored values.
+
+    Raises:
+        UnsupportedError: one has none.
+    """
     for name, ref in tensors.items():
         refuse_unplain(name, ref)
 

@@ -224,7 +224,11 @@ def check(
     account: Account,
     shift: int = 0,
 ) -> None:
-    """Read the targets back: compare made values by checksum, moved values with their source."""
+    """Read the targets back: compare made values by checksum, and moved values with their source.
+
+    Raises:
+        DamagedError: a byte differs.
+    """
     with LocalFile(output.path) as written:
         for patch in patches:
             if patch.is_plain:

@@ -76,7 +76,11 @@ def _in_memory(data: bytes) -> ByteSpan:
 
 
 def refuse_unsafe(pickle: bytes) -> None:
-    """Refuse a pickle that the safe loader refuses."""
+    """Refuse a pickle that the safe loader refuses.
+
+    Raises:
+        UnsupportedError: it is one.
+    """
     refusal = first_refusal(pickle)
     if refusal:
         raise UnsupportedError(f"torch.load(weights_only=True) would refuse {refusal.what}")

@@ -169,7 +169,11 @@ def _shards_named(index: Path) -> set[str]:
 
 
 def refuse_other_form(output: Path, *, sharded: bool) -> None:
-    """Refuse an output whose other form exists: loaders differ in which of the two they take."""
+    """Refuse an output whose other form exists: loaders differ in which of the two they take.
+
+    Raises:
+        OutputError: the other form is there.
+    """
     other, form = (output, "one file") if sharded else (index_path(output), "shards")
     if os.path.lexists(other):
         raise OutputError(

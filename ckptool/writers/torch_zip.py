@@ -133,7 +133,11 @@ def plan_storages(tensors: Mapping[str, TensorRef], casting: Casting) -> list[St
 
 
 def refuse_unplain(name: str, ref: TensorRef) -> None:
-    """Refuse a tensor without plain stored values."""
+    """Refuse a tensor without plain stored values.
+
+    Raises:
+        UnsupportedError: it is one.
+    """
     if not ref.chunks or ref.quantizer is not None:
         raise UnsupportedError("only tensors with plain stored values can be written", address=name)
 

@@ -37,7 +37,11 @@ class WrittenRun(NamedTuple):
 
 
 def check_runs(path: Path, runs: Iterable[WrittenRun]) -> None:
-    """Read the runs back and compare their checksums."""
+    """Read the runs back and compare their checksums.
+
+    Raises:
+        DamagedError: a byte differs.
+    """
     with LocalFile(path) as written:
 
         def check(run: WrittenRun) -> None:
