@@ -189,8 +189,8 @@ def _drifted(group: GroupDistance) -> bool:
 
 
 def _groups(title: str, rows: Sequence[tuple[str, GroupDistance]], kind: str) -> Grid:
-    heads = ("role" if kind == "sections" else "", "differ", "rel. L2", AXIS)
-    grid = Grid("left", "left", "right", "right", "left", title=title, heads=heads,
+    heads = ("role" if kind == "sections" else "", "differ", "rel. L2", AXIS, "")
+    grid = Grid("left", "left", "right", "right", "bar", "left", title=title, heads=heads,
                 drops=(4, 1), names=kind == "layers")  # fmt: skip
     for label, group in rows:
         differ = f"{group.differing:,} of {group.tensors:,}" if group.tensors else ""
@@ -203,13 +203,13 @@ def _groups(title: str, rows: Sequence[tuple[str, GroupDistance]], kind: str) ->
         style = "warning" if group.differing or group.values_differing else "quiet"
         grid.add_row(
             _text("  ", (label, "name")), role, _text((differ, style)), change,
-            _text((drawn, "info"), *_strange(group.nonfinite)),
+            _text((drawn, "info")), _text(*_strange(group.nonfinite)),
         )  # fmt: skip
     return grid
 
 
 def _strange(nonfinite: int) -> tuple[Piece, ...]:
-    return ((f" {nonfinite:,} NOT FINITE", "error"),) if nonfinite else ()
+    return ((f"{nonfinite:,} NOT FINITE", "error"),) if nonfinite else ()
 
 
 def bar(change: float | None) -> str:

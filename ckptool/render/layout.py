@@ -6,7 +6,8 @@ What gives way in a table that is too wide, in this order:
 2. Columns leave in the order of ``Grid.drops``, until names have the room of ``NAME`` columns.
 3. A column of text is wrapped in its place.
 4. Names lose their middle, at dots and slashes.
-5. Rows are stacked: the name has a line of its own, the cells stand under it with their heads.
+5. Rows are stacked: the name has a line of its own, all cells but bars stand under it, with their
+   heads.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ GAP = "  "  # between columns
 NAME = 44  # columns that a name gets before others leave
 TEXT = 24  # columns that text gets before rows are stacked
 SHARED = 8  # characters of a common beginning that are worth a line
-STACK = "    "  # indent of the cells under a name
+STACK = "  "  # indent of the cells under a name, from that of the name
 
 Row = tuple[Line, ...]
 
@@ -68,7 +69,8 @@ def _narrow(grid: Grid, width: int) -> Iterator[Line]:
     rows = [
         row if isinstance(row, Line) else (_without(row[0], prefix), *row[1:]) for row in grid.rows
     ]
-    note = [line(("  all names begin with ", "quiet"), (prefix, "name"))] if prefix else []
+    told = line(("  all names begin with ", "quiet"), (prefix, "name"))
+    note = list(wrapped(told, width)) if prefix else []
     found = [row for row in rows if not isinstance(row, Line)]
     widths = _widths(grid, found)
     kept = list(range(len(widths)))
@@ -83,8 +85,7 @@ def _narrow(grid: Grid, width: int) -> Iterator[Line]:
     over = _total(widths, kept) - width
     if _total(least, kept) > width:
         yield from _titled(grid, note)
-        yield from _stacked(grid, rows, width, kept)
-        yield from _unshown(grid, left_out, width)
+        yield from _stacked(grid, rows, width)
         return
     for i in sorted(kept, key=lambda i: grid.sides[i] != "text"):  # text gives way before names
         taken = min(max(over, 0), widths[i] - least[i])
@@ -102,7 +103,8 @@ def _narrow(grid: Grid, width: int) -> Iterator[Line]:
 def _unshown(grid: Grid, left_out: Sequence[int], width: int) -> Iterator[Line]:
     """Yield the heads of the columns that were left out."""
     heads = _heads(grid)
-    names = ", ".join(head for i in sorted(left_out) if heads and (head := heads[i]))
+    told = [i for i in sorted(left_out) if heads and grid.sides[i] != "bar"]
+    names = ", ".join(filter(None, (heads[i] for i in told)))
     if names:
         yield from wrapped(line((f"  not shown, for want of room: {names}", "quiet")), width)
 
@@ -175,31 +177,37 @@ def _row(grid: Grid, row: Row, kept: Sequence[int], widths: Sequence[int]) -> It
         yield joined(*gaps)
 
 
-def _stacked(
-    grid: Grid, rows: Sequence[Row | Line], width: int, kept: Sequence[int]
-) -> Iterator[Line]:
+def _stacked(grid: Grid, rows: Sequence[Row | Line], width: int) -> Iterator[Line]:
     """Yield each row as the line of its name, and under it the cells with their heads."""
     heads = [*_heads(grid), *("" for _ in grid.sides)]
+    shown = [i for i in range(1, len(grid.sides)) if grid.sides[i] != "bar"]
     for row in rows:
         if isinstance(row, Line):
             yield from wrapped(row, width)
             continue
-        if row[0].text.strip():
+        name = row[0].text
+        if name.strip():
             yield from wrapped(_named(row[0], width), width)
+        indent = STACK + name[: len(name) - len(name.lstrip(" "))]
         cells = [
             joined(line((f"{head} ", "quiet")) if head else "", *_trimmed(cell))
-            for head, cell in ((heads[i], row[i]) for i in kept[1:])
+            for head, cell in ((heads[i], row[i]) for i in shown)
             if cell.text.strip()
         ]
-        under = joined(STACK, "")
-        for cell in cells:
-            wider = joined(under, GAP if under.text.strip() else "", cell)
-            if width_of(wider.text) > width and under.text.strip():
-                yield under
-                wider = joined(STACK, cell)
-            under = wider
-        if under.text.strip():
-            yield from wrapped(under, width)
+        yield from _filled(cells, indent, width)
+
+
+def _filled(cells: Sequence[Line], indent: str, width: int) -> Iterator[Line]:
+    """Yield lines with as many cells as there is room for."""
+    under = line(indent)
+    for cell in cells:
+        wider = joined(under, GAP if under.text.strip() else "", cell)
+        if width_of(wider.text) > width and under.text.strip():
+            yield from wrapped(under, width, len(STACK))
+            wider = joined(indent, cell)
+        under = wider
+    if under.text.strip():
+        yield from wrapped(under, width, len(STACK))
 
 
 def _trimmed(cell: Line) -> Iterator[Line]:

@@ -29,7 +29,8 @@ class Grid:
     """Rows of cells in columns, which alignment separates, not ruled lines.
 
     Attributes:
-        sides: left or right, for each column; text is left, and may be wrapped.
+        sides: left or right, for each column; text is left, and may be wrapped; a bar is left, and
+            has no place where rows are stacked.
         title: what stands above the first column, under an empty line; it may be empty.
         heads: what stands above the columns, or above those after the title; or nothing.
         drops: columns that a narrow terminal leaves out, in this order.

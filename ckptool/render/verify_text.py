@@ -5,9 +5,11 @@ In the log of a job people read the end.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 
 from ckptool.render import text as words
 from ckptool.render.facts import file_kind
@@ -24,6 +26,9 @@ from ckptool.reports.base import Finding
 from ckptool.reports.verify import ChoiceReport, ResumeReport, ResumeVerdict, State, VerifyReport
 
 MESSAGE_LIMIT = 600  # characters
+NUMBER = re.compile(r"\d[\d.,]*(e[+-]?\d+)?")
+
+Fault = tuple[str, str, str]  # rule, key path, and what is wrong
 
 _HEADS = {"error": "Errors", "warning": "Warnings", "info": "Notes"}
 _VERDICT_STYLE = {State.PASSED: "good", State.FAILED: "error"}
@@ -39,7 +44,7 @@ def show_verify(reports: Sequence[VerifyReport]) -> Page:
 
 def show_everything(reports: Sequence[VerifyReport]) -> Page:
     """Yield the findings of each file, the checks not made with their reasons, and the verdict."""
-    yield from _verdicts(reports, _told)
+    yield from _verdicts(reports, _told, _fault)
     yield from _unchecked(reports)
     yield from _summary(reports)
 
@@ -67,13 +72,16 @@ def _told(report: VerifyReport) -> list[Finding]:
 
 
 def _verdicts(
-    reports: Sequence[VerifyReport], chosen: Callable[[VerifyReport], list[Finding]]
+    reports: Sequence[VerifyReport],
+    chosen: Callable[[VerifyReport], list[Finding]],
+    fault: Callable[[Finding], Fault] | None = None,
 ) -> Page:
     """Yield each file with its findings; a finding that several files share is told once."""
-    common = _common(reports)
+    fault = fault or _kind_of_fault
+    common = _common(reports, fault)
     was_long = False
     for i, report in enumerate(reports):
-        findings = [each for each in chosen(report) if _fault(each) not in common]
+        findings = [each for each in chosen(report) if fault(each) not in common]
         is_long = bool(findings or report.resume)
         if i and (is_long or was_long):
             yield line("")
@@ -86,26 +94,33 @@ def _verdicts(
     if common:
         yield line((f"\nIn several of the {len(reports):,} files", "title"))
         grid = Grid("left", "text")
-        for found, files in common.values():
-            _add(grid, found, f"in {files:,} files: ")
+        for found in common.values():
+            others = len({each.message for each in found.values()}) > 1
+            such = f", such as {words.printable(Path(next(iter(found))).name)}" if others else ""
+            _add(grid, next(iter(found.values())), f"in {len(found):,} files{such}: ")
         yield grid
-
-
-Fault = tuple[str, str, str]
 
 
 def _fault(found: Finding) -> Fault:
     return found.rule, found.address, found.message
 
 
-def _common(reports: Sequence[VerifyReport]) -> dict[Fault, tuple[Finding, int]]:
-    """Return the warnings and notes that files share, and the number of these files."""
-    shared: dict[Fault, tuple[Finding, int]] = {}
+def _kind_of_fault(found: Finding) -> Fault:
+    """Return what files share whose faults differ only in numbers: "82 %", "67 %" of a run."""
+    return found.rule, found.address, NUMBER.sub("#", found.message)
+
+
+def _common(
+    reports: Sequence[VerifyReport], fault: Callable[[Finding], Fault]
+) -> dict[Fault, dict[str, Finding]]:
+    """Return the warnings and notes that files share, by the paths of these files."""
+    shared: dict[Fault, dict[str, Finding]] = {}
     for report in reports:
         fails = counting(report, report.findings)
-        for each in {_fault(each): each for each in _told(report) if each not in fails}.values():
-            shared[_fault(each)] = (each, shared.get(_fault(each), (each, 0))[1] + 1)
-    return {fault: found for fault, found in shared.items() if found[1] > 1}
+        for each in _told(report):
+            if each not in fails:
+                shared.setdefault(fault(each), {}).setdefault(path_of(report), each)
+    return {fault: found for fault, found in shared.items() if len(found) > 1}
 
 
 def _headline(report: VerifyReport, *, tells: bool) -> Line:

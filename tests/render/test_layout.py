@@ -75,6 +75,24 @@ def test_at_last_rows_are_stacked():
     ]
 
 
+def test_stacked_rows_keep_the_columns_that_would_have_left():
+    rows = shown(table(NAMES, drops=(2, 3)), 40)
+    assert "    size 1,234 KiB  worst at [1, 2, 3]" in rows
+    assert not any("not shown" in row for row in rows)
+
+
+def test_cells_are_stacked_deeper_than_the_name_of_a_branch():
+    grid = Grid("left", "right", "bar", heads=("", "size", "0 1 2"), title="Tensors")
+    grid.add_row(line((f"      {'a' * 30}", "name")), "1,234 KiB", "█" * 9)
+    assert shown(grid, 40)[2:] == [f"      {'a' * 30}", "        size 1,234 KiB"]
+
+
+def test_a_stacked_cell_that_is_too_wide_is_wrapped():
+    rows = shown(table(["a"]), 20)
+    assert all(width_of(row) <= 20 for row in rows)
+    assert "".join(rows).count("remark") == 1
+
+
 NAME = st.text("ab.…/語\u0301", max_size=60)
 
 
@@ -150,3 +168,22 @@ def test_no_output_at_80_columns_breaks_a_name_in_two(name, request, monkeypatch
             glued = "".join(left + right).strip("(),;:")
             is_whole = not left or not right or is_level or len(glued) <= 16 or glued not in whole
             assert is_whole, (args, before, row)
+
+
+@pytest.mark.parametrize("name", ["long_names", "ema/emacallback"])
+def test_every_output_fits_40_columns(name, request, monkeypatch):
+    folder = request.getfixturevalue(name) if name == "long_names" else FIXTURES / name
+    monkeypatch.chdir(folder.parent)
+    for args in commands(folder.relative_to(folder.parent)):
+        for row in plain(on_terminal(*args, width=40)).splitlines():
+            assert cell_len(row) <= 40 or row.startswith(("error: ", "hint: ")), (args, row)
+
+
+def test_the_count_of_non_finite_values_stays_where_bars_leave(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": {"w": torch.zeros(2)}}, "a.pt")
+    torch.save({"model": {"w": torch.tensor([1.0, float("nan")])}}, "b.pt")
+    for width in (40, 60, 100):
+        told = " ".join(plain(on_terminal("diff", "a.pt", "b.pt", width=width)).split())
+        assert "1 NOT FINITE" in told
+        assert ("█" in told) is (width == 100)

@@ -78,6 +78,15 @@ def test_a_note_that_several_files_share_is_told_once():
     assert said.count("CK102") == 2  # a file fails for it
 
 
+def test_faults_that_differ_in_numbers_alone_are_told_once_unless_asked_for():
+    one, other = verdicts.bad("runs/a.ckpt"), verdicts.bad("runs/b.ckpt")
+    young = [replace(verdicts.FINDINGS[1], message=f"young: {n} % of it") for n in ("82", "3.5")]
+    reports = [replace(one, findings=young[:1]), replace(other, findings=young[1:])]
+    assert "  CK404  in 2 files, such as a.ckpt: ema: young: 82 % of it\n" in shown(reports)
+    assert shown(reports).count("CK404") == 1
+    assert shown(reports, "verbose").count("CK404") == 2
+
+
 def test_a_sample_that_is_not_finite_is_told_with_the_count_of_all_values():
     error = Severity.ERROR
     sampled = Finding("CK303", error, "model/w", "NaN among the first values")
