@@ -135,8 +135,8 @@ def _complete() -> int:
 def _usage_error(error: Any) -> CkptError:
     message = getattr(error, "format_message", lambda: str(error))().rstrip(".")
     context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "ckptool"
-    return UsageError(message, hint=f"{command} --help")
+    hint = f"{context.command_path} --help" if context is not None else None
+    return UsageError(message, hint=hint)  # without one, that of the command that was typed
 
 
 def _bug(error: Any) -> CkptError:

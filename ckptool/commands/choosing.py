@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ckptool.commands.operands import checkpoint_files, is_run
 from ckptool.commands.rating import rank
 from ckptool.commands.runs import progress_entry
 from ckptool.commands.verify import Request, verify_all
+from ckptool.errors import UnreadableError
 from ckptool.reports.run import RunEntry
 from ckptool.reports.verify import COUNTING, ChoiceReport, PassedOver, VerifyReport
 
@@ -50,6 +52,9 @@ def _entries(folders: Iterable[Path]) -> Entries:
     """
     found: Entries = []
     for folder in folders:
+        if folder.is_file():
+            hint = f"ckptool verify {shlex.quote(str(folder))} checks this file alone"
+            raise UnreadableError("a file, not a directory to choose from", path=folder, hint=hint)
         is_one = folder.is_dir() and not is_run(folder)
         for path in [folder] if is_one else checkpoint_files(folder):
             found.append(progress_entry(path))

@@ -98,7 +98,7 @@ def extract_ema(
 def _plan(checkpoint: Checkpoint, weights: Weights, options: ExtractOptions) -> Extraction:
     plan = plan_extraction(*weights, options.names)
     plan = plan if options.strip is None else strip_prefix(plan, options.strip)
-    plan = only_matching(plan, options.match) if options.match else plan
+    plan = only_matching(plan, options.match, options.strip) if options.match else plan
     return complete(plan, checkpoint.path)
 
 

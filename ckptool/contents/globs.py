@@ -6,6 +6,7 @@ A glob matches a key path as a whole, which people forget: ``bn`` does not match
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from itertools import islice
@@ -13,6 +14,9 @@ from itertools import islice
 MAX_NEARBY = 5_000  # names that are compared with a mistyped one
 MAX_LENGTH = 200  # characters of such a name: longer ones are not typed
 SHOWN_NEARBY = 3
+SHOWN_FIRST = 6
+ALIKE = 0.6  # of the letters of a name
+SEPARATORS = re.compile("[/.]")
 
 
 def typable(names: Iterable[str]) -> list[str]:
@@ -42,9 +46,24 @@ def meant(glob: str, names: Sequence[str], what: str = "key paths") -> str:
 
 
 def nearby(wanted: str, names: Iterable[str], what: str) -> str:
-    """Return a hint with the names that are most like one that is not there."""
+    """Return a hint with the names that are most like one that is not there, or how names begin.
+
+    Example:
+        >>> nearby("haed", ["model/head.weight", "model/head.bias"], "key paths")
+        "did you mean 'head'?"
+        >>> nearby("encoder.*", ["stem.weight", "stem.bias", "head.weight"], "names")
+        'names begin with stem, head'
+    """
     from difflib import get_close_matches  # noqa: PLC0415 - 3 ms, for a refusal only
 
-    listed = typable(names)
-    near = get_close_matches(wanted, listed, SHOWN_NEARBY, 0.3) or listed[:SHOWN_NEARBY]
-    return f"{what} nearby: {', '.join(near) or 'none'}"
+    listed, bare = typable(names), wanted.strip("*")
+    parts = [SEPARATORS.split(name) for name in listed]
+    near = get_close_matches(bare, listed, SHOWN_NEARBY, ALIKE)
+    if near or not listed:
+        return f"{what} nearby: {', '.join(near) or 'none'}"
+    words = dict.fromkeys(word for each in parts for word in each)
+    if close := get_close_matches(bare, words, 1, ALIKE):
+        return f"did you mean {close[0]!r}?"
+    first = list(dict.fromkeys(each[0] for each in parts))
+    more = ", …" if len(first) > SHOWN_FIRST else ""
+    return f"{what} begin with {', '.join(first[:SHOWN_FIRST])}{more}"

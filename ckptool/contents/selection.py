@@ -7,7 +7,7 @@ top, or a role: ``@ema`` and ``@model`` stand for the state dicts that the searc
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -25,6 +25,7 @@ from ckptool.tree.nodes import Address, CompositeTensor, Key, TensorRef, Tree
 from ckptool.tree.walking import children
 
 Value = TypeVar("Value")
+SHOWN_KEYS = 12  # of a place, in a hint
 EMA_ROLE, MODEL_ROLE = ROLES = "@ema", "@model"
 
 
@@ -196,9 +197,18 @@ def _nearly(tree: Tree, keys: tuple[str, ...], text: str) -> str | None:
         except KeyError:
             names = typable(str(name) for name, _ in children(tree))
             close = get_close_matches(key, names, n=1)
-            return f"did you mean {format_address((*address, *close))}?" if close else None
+            if close:
+                return f"did you mean {format_address((*address, *close))}?"
+            return _keys_hint(address, names)
         address, tree = (*address, name), inside
     return None
+
+
+def _keys_hint(address: Address, names: Sequence[str]) -> str:
+    """Return the keys that there are instead of a missing one."""
+    at = format_address(address) or "the root"
+    more = ", …" if len(names) > SHOWN_KEYS else ""
+    return f"the keys of {at}: {', '.join(names[:SHOWN_KEYS])}{more}" if names else f"{at} is empty"
 
 
 def _places_hint(inventory: Inventory, address: Address) -> str:

@@ -38,13 +38,20 @@ def strip_prefix(plan: Extraction, prefix: str) -> Extraction:
     return renamed(plan, stripped, f"without {begun!r}", "leave out --strip-prefix")
 
 
-def only_matching(plan: Extraction, globs: Sequence[str]) -> Extraction:
+def only_matching(
+    plan: Extraction, globs: Sequence[str], stripped: str | None = None
+) -> Extraction:
     """Return the plan with only the tensors whose name fits one of the patterns.
+
+    Args:
+        plan: the tensors with the names that they will have.
+        globs: the patterns.
+        stripped: the prefix that names have lost, for the message.
 
     Raises:
         UsageError: no name fits one of them.
     """
-    return _with_names(plan, _fitting(plan, globs))
+    return _with_names(plan, _fitting(plan, globs, stripped))
 
 
 def without_matching(plan: Extraction, globs: Sequence[str]) -> Extraction:
@@ -59,13 +66,14 @@ def without_matching(plan: Extraction, globs: Sequence[str]) -> Extraction:
     return _with_names(plan, left)
 
 
-def _fitting(plan: Extraction, globs: Sequence[str]) -> set[str]:
+def _fitting(plan: Extraction, globs: Sequence[str], stripped: str | None = None) -> set[str]:
     asked = (*plan.tensors, *plan.refused)
     fits = {glob: {name for name in asked if fnmatchcase(name, glob)} for glob in globs}
     for glob, names in fits.items():
         if not names:
             hint = meant(glob, list(plan.tensors), "names")
-            raise UsageError(f"no tensor's name fits {glob!r}", hint=hint)
+            without = f" without {stripped!r}" if stripped else ""
+            raise UsageError(f"no tensor's name{without} fits {glob!r}", hint=hint)
     return set().union(*fits.values())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import threading
 from contextlib import suppress
@@ -36,6 +37,7 @@ _IRREGULAR = (
     (stat.S_ISSOCK, "a socket", None),
     (bool, "a device", None),
 )
+_SLASHLESS = re.compile("([a-z][a-z0-9]+):/([^/].*)")  # a URL that lacks a slash
 HAS_READS_AT_OFFSETS = hasattr(os, "preadv")  # Windows has none
 _moving = threading.Lock()  # held where there are none: descriptors have one position
 
@@ -170,6 +172,8 @@ def _unreadable(path: Path, error: OSError | ValueError) -> UnreadableError:
     file, _, address = str(path).partition("#")
     if number == errno.ENOENT and file and address and os.path.exists(file):  # noqa: PTH110
         hint = f"this command takes no #ADDRESS: name the file alone, {file}"
+    elif number == errno.ENOENT and (scheme := _SLASHLESS.match(str(path))):
+        hint = f"a URL has two slashes: {scheme[1]}://{scheme[2]}"
     elif number == errno.ENOENT and (meant := _alike(path)):
         hint = f"did you mean {meant}?"
     return UnreadableError(reason, path=path, hint=hint)

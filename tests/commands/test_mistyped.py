@@ -22,7 +22,8 @@ def path(tmp_path):
         ("callbacks/EMa", "did you mean callbacks/EMA?"),
         ("callbacks/EMA/ema~1weight", "did you mean callbacks/EMA/ema~1weights?"),
         ("@emo", "the roles are @ema and @model"),
-        ("nothing-like-it", "ckptool inspect PATH --tensors lists the addresses"),
+        ("nothing-like-it", "the keys of the root: state_dict, callbacks"),
+        ("callbacks/EMA/nothing", "the keys of callbacks/EMA: ema/weights"),
     ],
 )
 def test_what_was_meant_is_named(typed, meant, path, ckptool):
@@ -33,3 +34,22 @@ def test_what_was_meant_is_named(typed, meant, path, ckptool):
         assert refused.exit_code == 2
         assert "no such place" in refused.stderr
         assert meant in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (("inspect", "https:/host/a.pt"), "hint: a URL has two slashes: https://host/a.pt\n"),
+        (("convert", "run.pt", "-o"), "hint: ckptool convert --help\n"),
+        (("verify", "--latest-valid", "run.pt"), "hint: ckptool verify run.pt checks this file"),
+        (("extract-ema", "run.pt", "--match", "blocks.*", "-o", "a.pt"), "begin with encoder"),
+        (("extract-ema", "run.pt", "--match", "encoder.*", "--strip-prefix", "encoder",
+          "-o", "a.pt"),
+         "no tensor's name without 'encoder' fits 'encoder.*'"),
+    ],
+)  # fmt: skip
+def test_the_hint_is_the_next_thing_to_type(args, hint, path, ckptool, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    refused = ckptool(*args)
+    assert refused.exit_code == 2
+    assert hint in refused.stderr

@@ -22,10 +22,15 @@ def test_a_misspelt_key_path_is_answered_with_those_like_it():
     assert meant("model/bm.bias", NAMES).startswith("key paths nearby: model/bn.bias")
 
 
-def test_where_nothing_is_alike_the_first_are_named():
-    assert nearby("?", ["one", "two", "three", "four"], "keys") == "keys nearby: one, two, three"
+def test_a_misspelt_word_is_answered_with_the_word():
+    assert meant("wieght", NAMES) == "did you mean 'weight'?"
+
+
+def test_where_nothing_is_alike_it_is_told_how_names_begin():
+    assert nearby("?", ["one.a", "two/b", "one.c"], "keys") == "keys begin with one, two"
+    assert meant("encoder.*", NAMES) == "key paths begin with model"
+    assert nearby("?", map(str, range(9)), "keys") == "keys begin with 0, 1, 2, 3, 4, 5, …"
     assert nearby("?", [], "keys") == "keys nearby: none"
-    assert meant("***", NAMES) == f"key paths nearby: {', '.join(NAMES)}"
 
 
 def test_long_names_and_long_lists_are_cut_off():
