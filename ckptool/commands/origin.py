@@ -21,52 +21,30 @@ def origin(
     made_at: float | None = None,
 ) -> Provenance:
     """Return the record of a command; ``made_at`` is in seconds since 1970, by default now."""
-    return Provenance(
-        version=__version__,
-        command=command,
-        source=path.name,
-        ema=_place(candidate) if candidate else "",
+    place = _place(candidate) if candidate else ""
+    return _record(command, path.name, place, kind_taken(location), made_at)._replace(
         model=table_address(location.model) if location.model else None,
         layout=candidate.layout.name if candidate and candidate.layout else None,
-        time=_when(made_at),
-        kind=kind_taken(location),
     )
 
 
 def converted_from(path: Path, address: str, kind: str, made_at: float | None = None) -> Provenance:
     """Return the record of ``convert``: the state dict at a key path, and its kind."""
-    return Provenance(
-        version=__version__,
-        command="convert",
-        source=path.name,
-        ema=address,
-        model=None,
-        layout=None,
-        time=_when(made_at),
-        kind=kind,
-    )
+    return _record("convert", path.name, address, kind, made_at)
 
 
 def averaged_from(
     paths: Sequence[Path], kind: str, average: AverageNote, made_at: float | None = None
 ) -> Provenance:
     """Return the record of ``average``: usually a stochastic weight average (``swa``)."""
-    return Provenance(
-        version=__version__,
-        command="average",
-        source=", ".join(path.name for path in paths),
-        ema="",
-        model=None,
-        layout=None,
-        time=_when(made_at),
-        kind=kind,
-        average=average,
-    )
+    source = ", ".join(path.name for path in paths)
+    return _record("average", source, "", kind, made_at)._replace(average=average)
 
 
-def _when(made_at: float | None) -> str:
+def _record(command: str, source: str, ema: str, kind: str, made_at: float | None) -> Provenance:
     when = datetime.now(UTC) if made_at is None else datetime.fromtimestamp(made_at, UTC)
-    return when.strftime("%Y-%m-%dT%H:%M:%SZ")
+    time = when.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return Provenance(__version__, command, source, ema, None, None, time, kind)
 
 
 def kind_at(location: EmaLocation, address: str, checkpoint: Checkpoint) -> str:

@@ -188,6 +188,10 @@ def _unpacked_by(command: str) -> str:
     return f"a checkpoint is read in place: unpack it with {command}, then name what it unpacks to"
 
 
+COMPRESSED = {
+    "gzip": rb"\x1f\x8b", "zstd": rb"\x28\xb5\x2f\xfd", "xz": rb"\xfd7zXZ\0",
+    "bzip2": rb"BZh[1-9]1AY&SY", "lz4": rb"\x04\x22\x4d\x18",
+}  # fmt: skip
 LOOKALIKES = (
     Lookalike(
         _begins(rb"\Z"),
@@ -212,26 +216,11 @@ LOOKALIKES = (
         "an XML document, not a checkpoint",
         "it may be the error message of a storage service: look into it with head",
     ),
-    Lookalike(
-        _begins(rb"\x1f\x8b"), "compressed with gzip", _unpacked_by("gzip -dc FILE > UNPACKED")
-    ),
-    Lookalike(
-        _begins(rb"\x28\xb5\x2f\xfd"),
-        "compressed with zstd",
-        _unpacked_by("zstd -dc FILE > UNPACKED"),
-    ),
-    Lookalike(
-        _begins(rb"\xfd7zXZ\0"), "compressed with xz", _unpacked_by("xz -dc FILE > UNPACKED")
-    ),
-    Lookalike(
-        _begins(rb"BZh[1-9]1AY&SY"),
-        "compressed with bzip2",
-        _unpacked_by("bzip2 -dc FILE > UNPACKED"),
-    ),
-    Lookalike(
-        _begins(rb"\x04\x22\x4d\x18"),
-        "compressed with lz4",
-        _unpacked_by("lz4 -dc FILE > UNPACKED"),
+    *(
+        Lookalike(
+            _begins(magic), f"compressed with {by}", _unpacked_by(f"{by} -dc FILE > UNPACKED")
+        )
+        for by, magic in COMPRESSED.items()
     ),
     Lookalike(_begins(rb"7z\xbc\xaf\x27\x1c"), "a 7z archive", _unpacked_by("7z x FILE")),
     Lookalike(

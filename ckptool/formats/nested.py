@@ -12,13 +12,14 @@ from typing import Any
 
 from ckptool.errors import DamagedError
 from ckptool.formats import legacy_stream
+from ckptool.formats.base import Checkpoint, Format, TensorReader
 from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.torch_records import TorchRecords
 from ckptool.formats.zips.records import ZipArchive, is_zip
 from ckptool.sources.base import Source
 from ckptool.sources.memory import Memory
 from ckptool.sources.window import Copied, Window
-from ckptool.tree.nodes import BytesRef, SpannedBytes
+from ckptool.tree.nodes import BytesRef, SpannedBytes, Tree
 
 
 def pickles_of(label: str) -> Pickles:
@@ -27,6 +28,17 @@ def pickles_of(label: str) -> Pickles:
     ``label`` names the file's own pickle, for messages.
     """
     return Pickles(label, read_stream)
+
+
+def checkpoint_of(kind: Format, file: Source, tree: Tree, read: Pickles, **more: Any) -> Checkpoint:
+    """Return the checkpoint in a file, whose pickles made the tree; ``more`` are other fields."""
+    fields: dict[str, Any] = {
+        "globals_named": read.globals_named,
+        "nested_archives": read.nested_archives,
+        "notes": tuple(read.notes),
+    }
+    reader = TensorReader(file)
+    return Checkpoint(file.place, kind, file.size, tree, reader, **{**fields, **more})
 
 
 def read_stream(data: Any, pickles: Pickles) -> Any:

@@ -20,9 +20,9 @@ from __future__ import annotations
 import re
 
 from ckptool.errors import CkptError
-from ckptool.formats.base import Checkpoint, FileFormat, NamedGlobal, TensorReader
+from ckptool.formats.base import Checkpoint, FileFormat, NamedGlobal
 from ckptool.formats.behind import listen_behind
-from ckptool.formats.nested import pickles_of
+from ckptool.formats.nested import checkpoint_of, pickles_of
 from ckptool.formats.pickles.machine import PickleMachine
 from ckptool.formats.pickles.reader import no_storage
 from ckptool.formats.pickles.torch_objects import TorchBuilder
@@ -63,17 +63,8 @@ class PlainPickle(FileFormat):
             tree, end = pickles.read(file, builder)
             listen_behind(file, end, pickles)
         trailing = file.size - end
-        return Checkpoint(
-            path=file.place,
-            format=self,
-            size_bytes=file.size,
-            tree=tree,
-            reader=TensorReader(file),
-            globals_named=pickles.globals_named,
-            nested_archives=pickles.nested_archives,
-            metadata={"trailing_bytes": trailing} if trailing else {},
-            notes=tuple(pickles.notes),
-        )
+        metadata = {"trailing_bytes": trailing} if trailing else {}
+        return checkpoint_of(self, file, tree, pickles, metadata=metadata)
 
 
 def _can_be_followed(head: bytes) -> bool:

@@ -37,7 +37,6 @@ BLOCK = 512
 MAX_EXTENSION = 1 << 20  # bytes of one header that extends the next
 MAX_EXTENSIONS = 16  # headers that extend one member
 
-_FILES = b"0\x007"
 _WITHOUT_DATA = b"123456"  # links, devices, directories, pipes
 _NAME_KINDS, _PAX_KINDS = b"LK", b"xXg"
 _NUMBERS = (slice(100, 108), slice(108, 116), slice(116, 124), slice(124, 136), slice(136, 148),

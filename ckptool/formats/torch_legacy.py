@@ -6,10 +6,10 @@ ignores the bytes behind the stream; their number is kept in the metadata.
 
 from __future__ import annotations
 
-from ckptool.formats.base import Checkpoint, FileFormat, TensorReader
+from ckptool.formats.base import Checkpoint, FileFormat
 from ckptool.formats.behind import listen_behind
 from ckptool.formats.legacy_stream import is_legacy, literal_stream, read_stream
-from ckptool.formats.nested import pickles_of
+from ckptool.formats.nested import checkpoint_of, pickles_of
 from ckptool.formats.pickles.literal import Literal
 from ckptool.sources.base import Source
 
@@ -37,15 +37,7 @@ class TorchLegacy(FileFormat):
             stream = read_stream(file, pickles)
             listen_behind(file, stream.end, pickles)
         trailing = file.size - stream.end
-        return Checkpoint(
-            path=file.place,
-            format=self,
-            size_bytes=file.size,
-            tree=stream.tree,
-            reader=TensorReader(file),
-            globals_named=pickles.globals_named,
-            nested_archives=pickles.nested_archives,
-            pickles=pickles.extents,
-            metadata={"trailing_bytes": trailing} if trailing else {},
-            notes=tuple(pickles.notes),
+        metadata = {"trailing_bytes": trailing} if trailing else {}
+        return checkpoint_of(
+            self, file, stream.tree, pickles, pickles=pickles.extents, metadata=metadata
         )

@@ -30,8 +30,8 @@ from struct import Struct
 from typing import Any
 
 from ckptool.errors import DamagedError, UnknownFormatError, UnsupportedError
-from ckptool.formats.base import Checkpoint, FileFormat, TensorReader
-from ckptool.formats.nested import pickles_of
+from ckptool.formats.base import Checkpoint, FileFormat
+from ckptool.formats.nested import checkpoint_of, pickles_of
 from ckptool.formats.other_zips import OF_ARCHIVES, refuse_checkpoints
 from ckptool.formats.pickles.literal import OTHERWISE, Literal, Made, Persisted, read_literal
 from ckptool.formats.pickles.reader import Pickles
@@ -93,16 +93,7 @@ class TorchTar(FileFormat):
             _read_storages(_Cursor(members["storages"], pickles, "storages"), objects)
             _read_tensors(_Cursor(members["tensors"], pickles, "tensors"), objects)
             tree, _ = pickles.read(members["pickle"], TarBuilder(objects, pickles))
-        return Checkpoint(
-            path=file.place,
-            format=self,
-            size_bytes=file.size,
-            tree=tree,
-            reader=TensorReader(file),
-            globals_named=pickles.globals_named,
-            nested_archives=pickles.nested_archives,
-            notes=tuple(pickles.notes),
-        )
+        return checkpoint_of(self, file, tree, pickles)
 
 
 # ----------------------------------------------------------------------------------------- the tar

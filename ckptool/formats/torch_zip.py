@@ -5,8 +5,8 @@ TorchScript archives (``torch.jit.save``) have the same records and more: see ``
 
 from __future__ import annotations
 
-from ckptool.formats.base import Checkpoint, FileFormat, Format, TensorReader
-from ckptool.formats.nested import pickles_of
+from ckptool.formats.base import Checkpoint, FileFormat, Format
+from ckptool.formats.nested import checkpoint_of, pickles_of
 from ckptool.formats.pickles.literal import Literal
 from ckptool.formats.script_code import is_torchscript
 from ckptool.formats.torch_records import TorchRecords
@@ -58,16 +58,10 @@ class TorchZip(FileFormat):
         if is_torchscript(archive, records.folder):
             made = TORCHSCRIPT
             name_modules(tree, read_classes(archive, records.folder))
-        return Checkpoint(
-            path=file.place,
-            format=made,
-            size_bytes=file.size,
-            tree=tree,
-            reader=TensorReader(file),
-            globals_named=pickles.globals_named,
-            nested_archives=pickles.nested_archives,
+        return checkpoint_of(
+            made, file, tree, pickles,
             pickles=pickles.extents,
             metadata=records.metadata,
             notes=(*records.notes(), *pickles.notes, *others),
             storage_bytes=records.storage_bytes,
-        )
+        )  # fmt: skip

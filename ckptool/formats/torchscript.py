@@ -32,8 +32,6 @@ from ckptool.formats.zips.records import ZipArchive
 from ckptool.tree.nodes import Opaque, Tree
 from ckptool.tree.walking import MAX_PARTS, walk
 
-ROOT = "__torch__"
-
 _CLASS = re.compile(
     r"^class (?P<name>\w+)\(Module\):\n"
     r"  __parameters__ = \[(?P<parameters>[^\]\n]*)\]\n"

@@ -28,13 +28,6 @@ TOLERANCE = 0.1  # residual up to which a width counts as within reach
 STEPS = 60  # widths that are tried to find out what is within reach
 
 
-class Profile(NamedTuple):
-    """The profile of a power-function EMA."""
-
-    time: float  # of its last update
-    gamma: float
-
-
 class Synthesis(NamedTuple):
     """The weights of snapshots, and how well they make the wanted profile."""
 

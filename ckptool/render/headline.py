@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ckptool.formats.provenance import DONE
 from ckptool.render import text as words
 from ckptool.render.facts import file_kind, place, short
 from ckptool.render.page import Line, Piece, line
@@ -113,17 +114,9 @@ def _ages(candidate: CandidateReport | None) -> str:
     return f" ({', '.join(told)})" if told else ""
 
 
-_MADE_BY = {
-    "promote-ema": "promoted",
-    "extract-ema": "extracted",
-    "convert": "converted",
-    "average": "averaged",
-}
-
-
 def _origin(origin: Mapping[str, Any]) -> str:
     """Return the source that ckptool recorded in the file; a claim like any other in a file."""
-    done = _MADE_BY.get(origin["command"], "written")
+    done = DONE.get(origin["command"], "written")
     said = f" by ckptool {short(origin['version'])} from {short(origin['source'])}"
     at = f", {short(origin['ema'])}" if origin["ema"] else ""
     return f"{done}{said}{at}, {short(origin['time'])}"

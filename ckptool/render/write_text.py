@@ -26,16 +26,14 @@ _Written = ExtractReport | ConvertReport | AverageReport
 @one_by_one
 def show_extract(report: ExtractReport) -> Page:
     """Yield the output, its sources, the tensors that the EMA lacked, and the findings."""
-    done = "wrote" if report.written else "would write"
-    yield line(
-        f"{done} ", (words.printable(report.output), "title"), f"  {file_kind(report.format)}"
-    )
+    yield _output(report)
     yield facts("From", _extract_lines(report))
     yield from _findings(report.findings)
 
 
-def _output(done: str, report: ExtractReport | PromoteReport) -> Line:
+def _output(report: _Written | PromoteReport, done: str = "") -> Line:
     """Return ``wrote OUT``, with the kind of the file."""
+    done = done or ("wrote" if report.written else "would write")
     path = (words.printable(report.output), "title")
     return line(f"{done} ", path, f"  {file_kind(report.format)}")
 
@@ -122,10 +120,7 @@ def _cast(casts: CastReport) -> Line:
 @one_by_one
 def show_convert(report: ConvertReport) -> Page:
     """Yield the output, the state dict that it holds, and what the checkpoint has besides."""
-    done = "wrote" if report.written else "would write"
-    yield line(
-        f"{done} ", (words.printable(report.output), "title"), f"  {file_kind(report.format)}"
-    )
+    yield _output(report)
     yield facts("From", _convert_lines(report))
     yield from _findings(report.findings)
 
@@ -161,9 +156,7 @@ def _plain_lines(plain: Sequence[PlainReport]) -> Iterator[Fact]:
 @one_by_one
 def show_average(report: AverageReport) -> Page:
     """Yield the output, and each checkpoint with its weight."""
-    done = "wrote" if report.written else "would write"
-    path = (words.printable(report.output), "title")
-    yield line(f"{done} ", path, f"  {file_kind(report.format)}")
+    yield _output(report)
     yield facts("From", _average_lines(report))
     yield from _findings(report.findings)
 
@@ -232,11 +225,7 @@ _KINDS = {"raw": "raw weights", "ema": "EMA weights", "swa": "SWA weights"}
 @one_by_one
 def show_promote(report: PromoteReport) -> Page:
     """Yield the replaced tensors, the ones that replace them, and those that stay."""
-    yield line(
-        f"{_done(report)} ",
-        (words.printable(report.output), "title"),
-        f"  {file_kind(report.format)}",
-    )
+    yield _output(report, _done(report))
     yield facts("Promotion", _promote_lines(report))
     yield from _findings(report.findings)
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ckptool.errors import AddressError, UnsupportedError
+from ckptool.writers.pickle_writer import fetched, memorized
 
 Run = tuple[int, int]  # numbers of instructions: from, to
 MAX_PICKLE = 8 << 20  # bytes
@@ -199,7 +200,7 @@ class _Cut:
             known = self._filled_from(at, end)
             if known is not None:  # it was moved to an earlier place
                 after, place = known
-                self._output += _fetch(place)
+                self._output += fetched(place)
                 waiting.append((after, end))
                 continue
             waiting.append((at + 1, end))
@@ -211,10 +212,10 @@ class _Cut:
                 self._moved[value.begin].append((value.end, place))
                 waiting.append((value.begin, value.end))
             elif is_fetched:
-                self._output += _fetch(place)
+                self._output += fetched(place)
             elif place != NO_PLACE:
                 self._filled.add(place)
-                self._output += _memorize(place)
+                self._output += memorized(place)
             elif self._pickle[start] != _FRAME:
                 self._output += self._pickle[start:after]
 
@@ -230,14 +231,6 @@ class _Cut:
 
 _FRAME = 0x95  # announces the length of what follows, which is another now
 _FETCHES = b"ghj"  # GET, BINGET, LONG_BINGET
-
-
-def _fetch(place: int) -> bytes:
-    return b"h" + bytes([place]) if place < 256 else b"j" + place.to_bytes(4, "little")
-
-
-def _memorize(place: int) -> bytes:
-    return b"q" + bytes([place]) if place < 256 else b"r" + place.to_bytes(4, "little")
 
 
 def _unusual(how: str) -> UnsupportedError:

@@ -12,6 +12,7 @@ from typing import Any
 from ckptool.errors import UnsupportedError
 from ckptool.formats.pickles.literal import Made, Persisted
 from ckptool.tree.nodes import BytesRef, GlobalRef
+from ckptool.writers.pickle_writer import fetched, memorized, text_of
 
 MAX_LEVELS = 100  # of values in values; each takes a few levels of Python's stack
 
@@ -44,14 +45,13 @@ class _Pickler:
             return
         key = value if kind in {str, GlobalRef} else id(value)
         if key in self._places:
-            self._recall(self._places[key])
+            self._out += fetched(self._places[key])
             return
         self._levels += 1
         if self._levels > MAX_LEVELS:
             raise UnsupportedError(f"values in more than {MAX_LEVELS} levels of containers")
         if kind is str:
-            data = value.encode("utf-8", "surrogatepass")
-            self._out += b"X" + len(data).to_bytes(4, "little") + data
+            self._out += text_of(value)
         elif kind is GlobalRef:
             self._out += f"c{value.module}\n{value.name}\n".encode()
         elif kind is tuple:
@@ -74,10 +74,7 @@ class _Pickler:
             return
         place = self._places[key] = len(self._places)
         self._kept.append(value)
-        self._out += b"q" + bytes([place]) if place < 256 else b"r" + place.to_bytes(4, "little")
-
-    def _recall(self, place: int) -> None:
-        self._out += b"h" + bytes([place]) if place < 256 else b"j" + place.to_bytes(4, "little")
+        self._out += memorized(place)
 
     def _tuple(self, values: tuple[Any, ...]) -> None:
         if id(values) in self._open:
