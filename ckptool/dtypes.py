@@ -75,4 +75,16 @@ BY_NAME = {row.name: row for row in DTYPES}
 BY_STORAGE_CLASS = {row.storage_class: row for row in DTYPES if row.storage_class}
 BY_SAFETENSORS_TAG = {row.safetensors: row for row in DTYPES if row.safetensors}
 
+# How ``struct`` calls them.
+STRUCT_CODES = {
+    "float64": "d", "float32": "f", "float16": "e", "int64": "q", "int32": "i", "int16": "h",
+    "int8": "b", "uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q", "bool": "?",
+}  # fmt: skip
+# How numpy calls those that it has by itself: f4, i8, c16.
+BY_NUMPY_CODE = {
+    f"{row.kind[0]}{row.itemsize}": row
+    for row in DTYPES
+    if row.name in STRUCT_CODES or row.name in {"complex64", "complex128"}
+}
+
 UINT8 = BY_NAME["uint8"]

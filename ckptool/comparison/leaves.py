@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from ckptool.comparison.objects import key_parts, keyed_by, object_parts, object_text, state_parts
 from ckptool.comparison.spelling import Speller, span_digest
-from ckptool.dtypes import BY_NAME
+from ckptool.dtypes import BY_NAME, BY_NUMPY_CODE
 from ckptool.errors import DamagedError
 from ckptool.formats.base import TensorReader
 from ckptool.sources.base import ByteSpan
@@ -47,13 +47,6 @@ from ckptool.tree.walking import children
 
 SERIES = 16  # plain items; a longer list is one value
 MAX_REPEATED = 300_000  # nodes visited again below shared containers, which can unfold without end
-
-# numpy's type strings without the byte order, and torch's names for them.
-NUMPY_TYPES = {
-    "f8": "float64", "f4": "float32", "f2": "float16", "i8": "int64", "i4": "int32", "i2": "int16",
-    "i1": "int8", "u8": "uint64", "u4": "uint32", "u2": "uint16", "u1": "uint8", "b1": "bool",
-    "c8": "complex64", "c16": "complex128",
-}  # fmt: skip
 
 
 class TensorLeaf(NamedTuple):
@@ -282,12 +275,12 @@ def _tensor(
 
 
 def _array(node: ArrayRef, speller: Speller) -> tuple[Leaf, list[tuple[Key, Tree]]]:
-    name = NUMPY_TYPES.get(node.dtype.lstrip("<>|="))
+    dtype = BY_NUMPY_CODE.get(node.dtype.lstrip("<>|="))
     if node.span is None:
         return ObjectLeaf(f"<array of objects {list(node.shape)}>"), list(
             enumerate(node.objects or ())
         )
-    if name is None:
+    if dtype is None:
         kind = node.dtype + (f" {speller.spell(node.fields)}" if node.fields else "")
         digest = span_digest(speller.reader, node)
         return ObjectLeaf(f"<array {kind} {list(node.shape)}, sha256 {digest[:12]}>"), []
@@ -296,6 +289,4 @@ def _array(node: ArrayRef, speller: Speller) -> tuple[Leaf, list[tuple[Key, Tree
         strides = contiguous_strides(node.shape[::-1])[::-1]
     chunk = Chunk(node.span, (0,) * len(node.shape), node.shape, strides)
     order = "big" if node.dtype.startswith(">") else "little"
-    return TensorLeaf(
-        TensorRef(BY_NAME[name], node.shape, (chunk,), byteorder=order), speller.reader
-    ), []
+    return TensorLeaf(TensorRef(dtype, node.shape, (chunk,), byteorder=order), speller.reader), []

@@ -42,7 +42,7 @@ from typing import Any, NamedTuple
 
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError, UnsupportedError
 from ckptool.formats.base import Checkpoint, FileFormat, TensorReader
-from ckptool.formats.dcp import METADATA, SHARD, SHOWN, Saved, missing_file, read_plan
+from ckptool.formats.dcp import METADATA, SHARD, Saved, missing_file, read_plan
 from ckptool.formats.folders import globals_by_file, joined
 from ckptool.formats.nested import pickles_of
 from ckptool.formats.other_zips import other_zip
@@ -62,6 +62,7 @@ MAX_MEMBERS = 100_000
 MAX_CHECKPOINTS = 1000  # members that are opened as one
 MAX_LISTENED = 1 << 12  # members that are looked into for a pickle
 SB3_SIGN, SB3_DATA = "_stable_baselines3_version", "data"
+SHOWN = 4  # ranks in a message
 MAX_DATA = 64 << 20  # bytes of that JSON
 RANK = re.compile(r"(?:.*/)?((?:mp|tp)_rank_\d+(?:_pp_rank_\d+)?)/.*")  # of NeMo's directories
 PICKLED = ":serialized:"  # the key of an object there, as a pickle in base64

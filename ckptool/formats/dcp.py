@@ -39,13 +39,13 @@ from ckptool.formats.ranked.assembly import Box, from_boxes, held_boxes
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.sources.places import open_file
 from ckptool.sources.window import Window
+from ckptool.tree.describing import named
 from ckptool.tree.nodes import MAX_DEPTH, Opaque, Tree, fields_of
 
 METADATA = ".metadata"
 SHARD = ".distcp"  # the suffix of files with chunks
 OF_RANK = re.compile(r"__(\d+)_\d+\.distcp")
 TENSOR = "TensorStorageMetadata"  # the class of the entry of a tensor
-SHOWN = 4  # names in a message
 MAX_NDIM, MAX_SIZE = 64, 2**63 - 1  # the limits of torch
 
 Place = tuple[str, int, int]  # file in the directory, offset, length
@@ -142,7 +142,7 @@ class _Shards:
     @property
     def globals_named(self) -> tuple[NamedGlobal, ...]:
         """The classes and functions that the pickles of the shards name."""
-        return tuple(named for p in self._pickles.values() for named in p.globals_named)
+        return tuple(each for p in self._pickles.values() for each in p.globals_named)
 
 
 def missing_file(path: Path | str) -> DamagedError:
@@ -170,10 +170,8 @@ def _left_out(folder: Path, files: Mapping[str, Source]) -> tuple[Note, ...]:
     """
     beside = sorted(p for p in folder.glob(f"*{SHARD}") if p.name not in files)
     names = [path.name for path in beside if path.is_file() and path.stat().st_size]
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     lie = "lie" if len(names) > 1 else "lies"
-    shown = ", ".join(names[:SHOWN]) + more
-    said = f"{METADATA} names nothing in {shown}, which {lie} beside it"
+    said = f"{METADATA} names nothing in {named(names)}, which {lie} beside it"
     return (Note("CK108", "", said),) if names else ()
 
 

@@ -31,6 +31,7 @@ from ckptool.formats.safetensors_file import noted_ties
 from ckptool.formats.texts import load_json
 from ckptool.sources.base import Source
 from ckptool.sources.places import files_in
+from ckptool.tree.describing import named
 from ckptool.tree.nodes import Tree
 
 INDEX = ".index.json"
@@ -38,7 +39,6 @@ WEIGHT_MAP = re.compile(rb'\s*\{.*"weight_map"\s*:', re.DOTALL)
 LONG_METADATA = re.compile(rb'\s*\{\s*"metadata"\s*:\s*\{[^}]*\Z')  # reaches beyond the head
 MAX_INDEX = 256 << 20  # bytes; an index of 100,000 tensors has about ten million
 INDEX_NAME = re.compile(r"(?P<stem>.+)(?P<suffix>\.\w+)\.index(?P<variant>\.\w+)?\.json\Z")
-SHOWN = 4  # names in a message
 MODEL = "model"  # the key of the weights next to other checkpoints
 
 
@@ -199,7 +199,7 @@ def _missing(index: Path, names: list[str]) -> DamagedError:
     said = f"it is missing, and {index.name} names it as a shard"
     if others:
         said += f"; {_counted(len(others), 'other shard is', 'other shards are')} missing too: "
-        said += _listed(others)
+        said += named(others)
     hint = f"fetch {'them' if others else 'it'} from where the others came from"
     return DamagedError(said, path=index.parent / first, hint=hint)
 
@@ -208,12 +208,7 @@ def _counted(count: int, one: str, more: str) -> str:
     return f"{count:,} {one if count == 1 else more}"
 
 
-def _listed(names: list[str]) -> str:
-    rest = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {rest:,} more" if rest > 0 else "")
-
-
-def _left_out(index: Path, named: set[str]) -> Iterator[Note]:
+def _left_out(index: Path, indexed: set[str]) -> Iterator[Note]:
     """Yield notes on weights that the index leaves out: shards of its name, or one whole file."""
     match = INDEX_NAME.match(index.name)
     if match is None:
@@ -221,13 +216,15 @@ def _left_out(index: Path, named: set[str]) -> Iterator[Note]:
     shard = re.compile(
         re.escape(match["stem"]) + r"(-\d+-of-(?P<total>\d+))?" + re.escape(match["suffix"]) + r"\Z"
     )
-    beside = [p.name for p in files_in(index.parent) if p.name not in named and shard.match(p.name)]
+    beside = [
+        p.name for p in files_in(index.parent) if p.name not in indexed and shard.match(p.name)
+    ]
     if beside:
         lie = "lie" if len(beside) > 1 else "lies"
-        yield _note(f"{index.name} names no tensor in {_listed(beside)}, which {lie} beside it")
-    totals = {int(m["total"]) for name in named if (m := shard.match(name)) and m["total"]}
-    if not beside and len(totals) == 1 and (total := max(totals)) > len(named):
-        shards = _counted(len(named), "shard, which is", "shards, which are")
+        yield _note(f"{index.name} names no tensor in {named(beside)}, which {lie} beside it")
+    totals = {int(m["total"]) for name in indexed if (m := shard.match(name)) and m["total"]}
+    if not beside and len(totals) == 1 and (total := max(totals)) > len(indexed):
+        shards = _counted(len(indexed), "shard, which is", "shards, which are")
         yield _note(f"{index.name} names {shards} numbered to {total}")
 
 
@@ -256,7 +253,7 @@ def _joined(weight_map: dict[str, str], shards: dict[str, Checkpoint]) -> dict[s
 def _lack(names: list[str], weight_map: dict[str, str]) -> AbsentError:
     first, *others = names
     said = f"the index looks for it in {weight_map[first]}, where it is not"
-    more = f"; nor are {_listed(others)} where it looks for them" if others else ""
+    more = f"; nor are {named(others)} where it looks for them" if others else ""
     return AbsentError(said + more, address=first)
 
 

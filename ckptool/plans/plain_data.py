@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from struct import Struct, error
 from typing import Any, NamedTuple
 
-from ckptool.dtypes import BY_NAME, DType
+from ckptool.dtypes import BY_NUMPY_CODE, STRUCT_CODES, DType
 from ckptool.errors import UnsupportedError
 from ckptool.formats.pickles.literal import Made, Persisted
 from ckptool.formats.pickles.weights_only import ALLOWED, as_torch_reads
@@ -243,13 +243,7 @@ ARRAYS = frozenset(f"numpy.{core}.multiarray._reconstruct" for core in ("core", 
 SCALARS = frozenset(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core"))
 LABELS = {**dict.fromkeys(ARRAYS, "numpy.ndarray"), **dict.fromkeys(SCALARS, "numpy.generic")}
 
-# numpy's codes -> how struct reads them, and the dtype of torch
-CODES: Mapping[str, tuple[str, str]] = {
-    "b1": ("?", "bool"), "i1": ("b", "int8"), "i2": ("h", "int16"), "i4": ("i", "int32"),
-    "i8": ("q", "int64"), "u1": ("B", "uint8"), "u2": ("H", "uint16"), "u4": ("I", "uint32"),
-    "u8": ("Q", "uint64"), "f2": ("e", "float16"), "f4": ("f", "float32"), "f8": ("d", "float64"),
-    "c8": ("2f", "complex64"), "c16": ("2d", "complex128"),
-}  # fmt: skip
+COMPLEX = {"complex64": "2f", "complex128": "2d"}  # how struct reads them
 Result = tuple[Any, str] | None  # a value and its type; None: not of this row's classes
 
 
@@ -327,10 +321,11 @@ def _scalar(_work: _Work, made: Made, name: str) -> Result:
     data = _bytes_of(made.args[1])
     if code[:1] == "U":
         return data.decode(f"utf-32-{'be' if order == '>' else 'le'}").rstrip("\0"), "str"
-    values = Struct(order + CODES[code][0]).unpack(data) if code in CODES else ()
-    if not values:
+    if code not in BY_NUMPY_CODE:
         raise _Lossy(f"of the type {code}")
-    if code in {"c8", "c16"}:
+    dtype = BY_NUMPY_CODE[code].name
+    values = Struct(order + (STRUCT_CODES | COMPLEX)[dtype]).unpack(data)
+    if dtype in COMPLEX:
         return Made(GlobalRef("builtins", "complex"), values), "complex"
     return values[0], type(values[0]).__name__
 
@@ -342,9 +337,9 @@ def _array(work: _Work, made: Made, name: str) -> Result:
         raise _Lossy("a subclass of ndarray")
     shape, kind, is_fortran, data = made.state[-4:]
     order, code, fields = _numpy_type(kind)
-    if code not in CODES or fields or not isinstance(shape, tuple):
+    if code not in BY_NUMPY_CODE or fields or not isinstance(shape, tuple):
         raise _Lossy(f"of the type {code}")
-    dtype = BY_NAME[CODES[code][1]]
+    dtype = BY_NUMPY_CODE[code]
     if order == ">" and dtype.itemsize > 1:
         raise _Lossy("big-endian")
     strides = contiguous_strides(shape)

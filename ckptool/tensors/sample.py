@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from struct import Struct, calcsize, unpack
 from typing import Any, TypeVar
 
+from ckptool.dtypes import STRUCT_CODES
 from ckptool.formats.base import TensorReader
 from ckptool.sources.base import ByteSpan
 from ckptool.tree.nodes import Chunk, TensorRef
@@ -18,11 +19,6 @@ from ckptool.tree.nodes import Chunk, TensorRef
 PER_TENSOR = 1 << 12  # bytes
 PLACES = 16  # that are tried for a window
 GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it spread evenly over 0 to 1
-
-_SCALAR_CODES = {
-    "float64": "d", "float32": "f", "float16": "e", "int64": "q", "int32": "i", "int16": "h",
-    "int8": "b", "uint8": "B", "uint16": "H", "uint32": "I", "uint64": "Q", "bool": "?",
-}  # fmt: skip
 
 Item = TypeVar("Item")
 
@@ -165,7 +161,7 @@ def _numbers(dtype: str, data: bytes, byteorder: str) -> Sequence[float]:
     if dtype == "bfloat16":  # the upper half of a float32
         halves = (data[i : i + 2] for i in range(0, len(data), 2))
         data = b"".join(b"\0\0" + half if order == "<" else half + b"\0\0" for half in halves)
-    code = _SCALAR_CODES.get(dtype, "f")
+    code = STRUCT_CODES.get(dtype, "f")
     return unpack(f"{order}{len(data) // calcsize(code)}{code}", data)
 
 
@@ -175,7 +171,7 @@ def scalar_value(reader: TensorReader, value: Any) -> Any:
         return value
     if not _admits(value.chunks[0]):
         return value
-    code = _SCALAR_CODES.get(value.dtype.name)
+    code = STRUCT_CODES.get(value.dtype.name)
     if code is None:
         return value
     order = "<" if value.byteorder == "little" else ">"
