@@ -11,13 +11,7 @@ from ckptool.commands.into import Slot, open_slot, write_into
 from ckptool.commands.members import EPOCH, STEP, WIDTH, Opened, are_equal
 from ckptool.commands.mixture import AverageOptions, Mixture, choose, refuse_contradictions
 from ckptool.commands.sources import note_of
-from ckptool.commands.writing import (
-    choose_form,
-    report_casts,
-    report_shards,
-    ties_in,
-    write_output,
-)
+from ckptool.commands.writing import choose_form, report_casts, report_shards, ties_in, write_output
 from ckptool.contents.selection import Operand
 from ckptool.ema.layouts import Layouts
 from ckptool.plans.averaging import Combined, combine

@@ -8,12 +8,7 @@ from pathlib import Path
 
 from ckptool.commands.origin import converted_from
 from ckptool.commands.parts import read_parts, write_whole
-from ckptool.commands.state_dicts import (
-    ROLE_NAMES,
-    only_state_dict,
-    state_dicts,
-    take_state_dict,
-)
+from ckptool.commands.state_dicts import ROLE_NAMES, only_state_dict, state_dicts, take_state_dict
 from ckptool.commands.writing import (
     WriteOptions,
     choose_form,

@@ -256,12 +256,7 @@ def _hint(one: Side, other: Side) -> str | None:
     return f"{bare.text} holds weights alone: compare it with {whole.text}#@model or #@ema"
 
 
-def _summary(
-    one: Side,
-    other: Side,
-    found: _Evidence,
-    counted: Mapping[str, Row],
-) -> DiffSummary:
+def _summary(one: Side, other: Side, found: _Evidence, counted: Mapping[str, Row]) -> DiffSummary:
     first = next((counted[p.address] for p in found.pairs if p.address in counted), None)
     kinds, value_kinds = count_kinds(found.rows), count_kinds(found.values)
     paired = [each for each in found.judged if None not in each.pair]

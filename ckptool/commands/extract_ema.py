@@ -103,11 +103,7 @@ def _plan(checkpoint: Checkpoint, weights: Weights, options: ExtractOptions) -> 
 
 
 def _report(
-    path: Path,
-    weights: Weights,
-    plan: Extraction,
-    outcome: Outcome,
-    options: ExtractOptions,
+    path: Path, weights: Weights, plan: Extraction, outcome: Outcome, options: ExtractOptions
 ) -> ExtractReport:
     location, chosen = weights.location, weights.location.selected
     model = table_address(location.model) if location.model else None

@@ -85,11 +85,7 @@ def inspect_file(
 
         layers = ema_layers(operand.path, layouts, progress)
     return replace(
-        report,
-        path=str(operand.path),
-        address=operand.address,
-        values=values,
-        ema_layers=layers,
+        report, path=str(operand.path), address=operand.address, values=values, ema_layers=layers
     )
 
 

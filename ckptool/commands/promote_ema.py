@@ -19,12 +19,7 @@ from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.pickles.trace import tracing
 from ckptool.formats.provenance import as_text
-from ckptool.plans.promotion import (
-    Promotion,
-    optimizers,
-    plan_promotion,
-    refuse_unpatchable,
-)
+from ckptool.plans.promotion import Promotion, optimizers, plan_promotion, refuse_unpatchable
 from ckptool.plans.validation import warnings
 from ckptool.plans.weights import take_weights
 from ckptool.process.progress import Progress, no_progress

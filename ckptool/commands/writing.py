@@ -17,12 +17,7 @@ from ckptool.process.progress import Progress
 from ckptool.reports.base import Finding
 from ckptool.reports.write import CastReport, ShardReport
 from ckptool.tensors.casting import Losses
-from ckptool.writers.files.destination import (
-    check_folder,
-    check_output,
-    format_of,
-    output_path,
-)
+from ckptool.writers.files.destination import check_folder, check_output, format_of, output_path
 from ckptool.writers.files.whole_file import folder_for
 from ckptool.writers.shards import (
     FOLDER_NAME,

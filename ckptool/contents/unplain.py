@@ -108,15 +108,9 @@ PLACEHOLDER = Kind(
     "name the directory with the files of all ranks, which ckptool joins; or train with "
     "stage3_gather_16bit_weights_on_model_save and call save_16bit_model",
 )
-ARRAY = Kind(
-    "array",
-    "numpy arrays",
-    "load the file and save torch.from_numpy(array) of each",
-)
+ARRAY = Kind("array", "numpy arrays", "load the file and save torch.from_numpy(array) of each")
 STORAGE = Kind(
-    "storage",
-    "bare storages, which have no shape",
-    "save the tensor itself, not tensor.storage()",
+    "storage", "bare storages, which have no shape", "save the tensor itself, not tensor.storage()"
 )
 CONTAINER = Kind(
     "nested",

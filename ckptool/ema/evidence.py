@@ -61,11 +61,7 @@ class Evidence:
 
 
 def compare_sample(
-    reader: TensorReader,
-    pairs: Sequence[Pair],
-    tensors: int = MAX_TENSORS,
-    *,
-    cast: bool = False,
+    reader: TensorReader, pairs: Sequence[Pair], tensors: int = MAX_TENSORS, *, cast: bool = False
 ) -> Agreement:
     """Compare the beginnings of spread pairs of floating-point tensors.
 

@@ -229,9 +229,7 @@ LOOKALIKES = (
         "load it with the library that wrote it and save the weights as safetensors",
     ),
     Lookalike(
-        _begins(rb"\x93NUMPY"),
-        "a numpy .npy file: one array without a name",
-        "numpy.load reads it",
+        _begins(rb"\x93NUMPY"), "a numpy .npy file: one array without a name", "numpy.load reads it"
     ),
     Lookalike(
         _begins(rb"\x08[\x01-\x1f]([\x12\x1a\x22][\x00-\x7f][\x20-\x7e]*|[\x3a\x42][\x00-\xff])"),

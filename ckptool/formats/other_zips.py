@@ -33,11 +33,7 @@ _OTHER_ZIPS = (
         "a TorchScript archive of torch 1.0 or 1.1",
         "load it with torch.jit.load of that time, and save the state dict",
     ),
-    (
-        ".npy",
-        "a numpy .npz archive",
-        "numpy.load reads it",
-    ),
+    (".npy", "a numpy .npz archive", "numpy.load reads it"),
     (".weights.h5", "a Keras archive", "load it with Keras and save the weights as safetensors"),
 )
 

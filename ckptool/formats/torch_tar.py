@@ -36,12 +36,7 @@ from ckptool.formats.other_zips import OF_ARCHIVES, refuse_checkpoints
 from ckptool.formats.pickles.literal import OTHERWISE, Literal, Made, Persisted, read_literal
 from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.pickles.storages import StorageKey, storage_key
-from ckptool.formats.pickles.tensor_views import (
-    as_text,
-    storage_dtype,
-    storage_view,
-    tensor_view,
-)
+from ckptool.formats.pickles.tensor_views import as_text, storage_dtype, storage_view, tensor_view
 from ckptool.formats.pickles.torch_objects import TorchBuilder
 from ckptool.formats.tar_members import TarMember, is_tar, tar_members
 from ckptool.sources.base import ByteSpan, Source

@@ -174,11 +174,7 @@ def names_to_note(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def refuse_lossy(
-    checkpoint: Checkpoint,
-    casts: Mapping[str, Losses],
-    *,
-    force: bool,
-    hint: str = CAST_HINT,
+    checkpoint: Checkpoint, casts: Mapping[str, Losses], *, force: bool, hint: str = CAST_HINT
 ) -> tuple[Finding, ...]:
     """Refuse casts to dtypes that cannot hold the values; report all other losses.
 

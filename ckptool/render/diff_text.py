@@ -20,12 +20,7 @@ from ckptool.render.facts import TOP
 from ckptool.render.page import Grid, Line, Page, Piece, one_by_one
 from ckptool.render.page import line as _text
 from ckptool.reports.base import GroupDistance
-from ckptool.reports.diff import (
-    DiffReport,
-    TensorDifference,
-    TextReport,
-    ValueDifference,
-)
+from ckptool.reports.diff import DiffReport, TensorDifference, TextReport, ValueDifference
 
 WORST = 20  # tensors and values that are listed
 LINES = 12  # for the layers of one kind

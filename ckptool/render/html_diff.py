@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ckptool.render.diff_text import (
-    UNUSED,
-    answer_lines,
-    fold_layers,
-    listed,
-    measured,
-)
+from ckptool.render.diff_text import UNUSED, answer_lines, fold_layers, listed, measured
 from ckptool.render.diff_values import number
 from ckptool.render.facts import TOP
 from ckptool.render.html_charts import Bar, axis_of, bar_chart, histogram

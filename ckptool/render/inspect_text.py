@@ -18,11 +18,7 @@ from ckptool.render.page import Grid, Line, Page, line, one_by_one
 from ckptool.render.snapshots_text import post_hoc
 from ckptool.render.tensors_text import tensor_list, tensor_tree
 from ckptool.reports.base import DECAYS, UPDATES, EmaStatus, Section, TensorTotals
-from ckptool.reports.inspect import (
-    CandidateReport,
-    InspectReport,
-    OptimizerReport,
-)
+from ckptool.reports.inspect import CandidateReport, InspectReport, OptimizerReport
 
 _TRUST_STYLE = {"known": "quiet", "unknown": "warning", "dangerous": "error"}
 _ROLE_STYLE = {"ema": "good", "model": "title", "raw weights": "warning"}

@@ -95,9 +95,7 @@ def _other(report: VerifyReport, check: CheckResult) -> Result:
 
 
 def _location(report: VerifyReport, address: str) -> dict[str, Any]:
-    place: dict[str, Any] = {
-        "physicalLocation": {"artifactLocation": {"uri": _uri(report.path)}},
-    }
+    place: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": _uri(report.path)}}}
     keys = "/".join(filter(None, (report.address, address)))
     if keys:
         place["logicalLocations"] = [{"fullyQualifiedName": printable(keys, LIMIT)}]

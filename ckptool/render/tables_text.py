@@ -41,9 +41,7 @@ def show_layouts(report: LayoutsReport) -> Page:
     for row in report.layouts:
         where = f"{row.ema_at} (holds the raw weights)" if row.swapped else row.ema_at
         grid.add_row(
-            line((short(row.name), "name")),
-            line(words.printable(where)),
-            line(short(row.library)),
+            line((short(row.name), "name")), line(words.printable(where)), line(short(row.library))
         )
     yield grid
 

@@ -14,14 +14,7 @@ from pathlib import Path
 from ckptool.render import text as words
 from ckptool.render.facts import file_kind
 from ckptool.render.page import Grid, Line, Page, line, one_by_one
-from ckptool.render.states import (
-    counting,
-    found_by_severity,
-    in_state,
-    path_of,
-    remedy,
-    verdict,
-)
+from ckptool.render.states import counting, found_by_severity, in_state, path_of, remedy, verdict
 from ckptool.reports.base import Finding
 from ckptool.reports.verify import ChoiceReport, ResumeReport, ResumeVerdict, State, VerifyReport
 

@@ -109,10 +109,7 @@ _TIES = {
 
 def _cast(casts: CastReport) -> Line:
     """Return the dtype of a cast, and the values that it lost."""
-    lost = (
-        (casts.overflowed, "overflow", "warning"),
-        (casts.vanished, "became 0", "warning"),
-    )
+    lost = ((casts.overflowed, "overflow", "warning"), (casts.vanished, "became 0", "warning"))
     pieces = [(f"; {words.plural(n, 'value')} {what}", style) for n, what, style in lost if n]
     return line(f"{words.plural(casts.tensors, 'tensor')} to {casts.dtype}", *pieces)
 
@@ -248,10 +245,7 @@ def _promote_lines(report: PromoteReport) -> Iterator[Fact]:
         yield "nothing", line(f"{why}: {left}")
         return
     replaced = f"{words.plural(report.tensors, 'tensor')}, {words.size(report.bytes)}"
-    yield (
-        "replaces",
-        line(replaced, " at ", (place(report.model), "name")),
-    )
+    yield ("replaces", line(replaced, " at ", (place(report.model), "name")))
     yield "with", line((place(report.ema), "name"))
     if report.file:
         yield "in file", line((words.printable(report.file), "name"))

@@ -31,22 +31,14 @@ class Container(NamedTuple):
 
 
 def _copy_whole(
-    output: PartialFile,
-    file: Source,
-    later: Sequence[ByteSpan],
-    _note: str,
-    progress: Progress,
+    output: PartialFile, file: Source, later: Sequence[ByteSpan], _note: str, progress: Progress
 ) -> int:
     output.copy_file(file, progress, later)
     return 0
 
 
 def _copy_behind_header(
-    output: PartialFile,
-    file: Source,
-    later: Sequence[ByteSpan],
-    note: str,
-    progress: Progress,
+    output: PartialFile, file: Source, later: Sequence[ByteSpan], note: str, progress: Progress
 ) -> int:
     """Copy the tensors behind a header that also holds the note."""
     header = read_header(file)

@@ -34,11 +34,7 @@ DESCRIPTOR_SIGNATURE = b"PK\x07\x08"
 
 
 def finish(
-    output: PartialFile,
-    file: Source,
-    patches: Sequence[Patch],
-    made: Mapping[str, int],
-    note: str,
+    output: PartialFile, file: Source, patches: Sequence[Patch], made: Mapping[str, int], note: str
 ) -> None:
     """Update the checksums of the records in which targets lie, and add the note.
 

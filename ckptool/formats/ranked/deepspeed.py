@@ -32,20 +32,8 @@ from typing import Any, NamedTuple
 
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import Checkpoint, TensorReader
-from ckptool.formats.folders import (
-    FolderOfFiles,
-    all_or_none,
-    globals_by_file,
-    joined,
-    reader_of,
-)
-from ckptool.formats.ranked.zero import (
-    MODULE,
-    OPTIMIZER,
-    PARTITIONED,
-    PLAN,
-    ZeroPlan,
-)
+from ckptool.formats.folders import FolderOfFiles, all_or_none, globals_by_file, joined, reader_of
+from ckptool.formats.ranked.zero import MODULE, OPTIMIZER, PARTITIONED, PLAN, ZeroPlan
 from ckptool.sources.places import entries, open_file
 from ckptool.tree.describing import named
 from ckptool.tree.nodes import Tree, fields_of

@@ -30,13 +30,7 @@ from typing import Any, NamedTuple
 
 from ckptool.errors import CkptError, DamagedError
 from ckptool.formats.base import Checkpoint, TensorReader
-from ckptool.formats.folders import (
-    FolderOfFiles,
-    all_or_none,
-    globals_by_file,
-    joined,
-    reader_of,
-)
+from ckptool.formats.folders import FolderOfFiles, all_or_none, globals_by_file, joined, reader_of
 from ckptool.formats.ranked.assembly import Box, from_boxes, held_boxes
 from ckptool.formats.ranked.distributed import (
     is_distributed,

@@ -37,14 +37,7 @@ from ckptool.formats.folders import FolderOfFiles, all_or_none, globals_by_file,
 from ckptool.formats.ranked.assembly import Run, from_runs
 from ckptool.formats.ranked.deepspeed import MODEL_WORLD, WORLD, save_named
 from ckptool.formats.ranked.ranks import refuse_different, refuse_missing
-from ckptool.formats.ranked.zero import (
-    MODULE,
-    OPTIMIZER,
-    PLAN,
-    names_of,
-    param_groups,
-    shapes_of,
-)
+from ckptool.formats.ranked.zero import MODULE, OPTIMIZER, PLAN, names_of, param_groups, shapes_of
 from ckptool.tree.nodes import TensorRef, Tree, fields_of
 
 ZERO, WEIGHT, PARAM = "zero", "fp32", "param"

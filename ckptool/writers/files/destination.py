@@ -171,11 +171,7 @@ def _refuse_url(path: Path) -> None:
     """Refuse a URL; as a path of this machine it has lost a slash."""
     first = path.parts[0] if path.parts else ""
     if first.removesuffix(":") in SCHEMES and first.endswith(":") and not Path(first).exists():
-        raise OutputError(
-            THIS_MACHINE,
-            path=path,
-            hint="write a file here and upload it",
-        )
+        raise OutputError(THIS_MACHINE, path=path, hint="write a file here and upload it")
 
 
 def check_in_place(path: Path, backup: Path | None, *, force: bool) -> Path:

@@ -103,10 +103,7 @@ class PartialFile:
             raise error.at(Path(source.name)) from error.__cause__
 
     def copy_file(
-        self,
-        file: Source,
-        progress: Progress = no_progress,
-        later: Sequence[ByteSpan] = (),
+        self, file: Source, progress: Progress = no_progress, later: Sequence[ByteSpan] = ()
     ) -> None:
         """Copy the whole of another file; share its blocks if the file system can.
 
@@ -122,10 +119,7 @@ class PartialFile:
             self.copy_from(file.span(0, file.size), progress, later)
 
     def copy_from(
-        self,
-        span: ByteSpan,
-        progress: Progress = no_progress,
-        later: Sequence[ByteSpan] = (),
+        self, span: ByteSpan, progress: Progress = no_progress, later: Sequence[ByteSpan] = ()
     ) -> None:
         """Append bytes of a source, with space for the runs that are written ``later``."""
         for run in _between(span, later):
