@@ -132,9 +132,6 @@ class Check(NamedTuple):
     needs: tuple[Need, ...] = ()
 
 
-# ------------------------------------------------------------------------------------------- needs
-
-
 def a_model(subject: Subject) -> str | None:
     """Require weights at the place where a loader looks for the model's."""
     return None if subject.location.model else "no model's weights were found"

@@ -158,50 +158,21 @@ LACKING: Mapping[str, Callable[[Subject], str]] = {
 }
 
 
-def _weights(subject: Subject) -> list[str]:
-    model = subject.location.model
-    return [] if model is None else [format_address(model.address)]
-
-
-def _optimizers(subject: Subject) -> list[str]:
-    return [format_address(address) for address in subject.inventory.optimizers]
-
-
-def _schedulers(subject: Subject) -> list[str]:
-    return [format_address(address) for address in stored_schedulers(subject)]
-
-
 def _scaler(subject: Subject) -> list[str]:
     """Return the key paths of scalers; an empty one for a scaler in a form or file of its own."""
     found = (at for at, node in parts(subject.checkpoint.tree) if is_scaler(node))
     return [format_address(at) for at in found] or ([""] if has_scaler(subject) else [])
 
 
-def _progress(subject: Subject) -> list[str]:
-    return list(facts_of(subject))
-
-
-def _random_states(subject: Subject) -> list[str]:
-    return [place for places in subject.training.rng.values() for place in places]
-
-
-def _data(subject: Subject) -> list[str]:
-    return [format_address(at) for at, _ in _called(subject.checkpoint.tree, DATA)]
-
-
-def _callbacks(subject: Subject) -> list[str]:
-    return [format_address(at) for at, _ in _called(subject.checkpoint.tree, CALLBACKS)]
-
-
 PLACES: Mapping[str, Callable[[Subject], list[str]]] = {
-    "weights": _weights,
-    "optimizer": _optimizers,
-    "scheduler": _schedulers,
+    "weights": lambda s: [format_address(s.location.model.address)] if s.location.model else [],
+    "optimizer": lambda s: [*map(format_address, s.inventory.optimizers)],
+    "scheduler": lambda s: [*map(format_address, stored_schedulers(s))],
     "scaler": _scaler,
-    "progress": _progress,
-    "rng": _random_states,
-    "data": _data,
-    "callbacks": _callbacks,
+    "progress": lambda s: [*facts_of(s)],
+    "rng": lambda s: [place for places in s.training.rng.values() for place in places],
+    "data": lambda s: [format_address(at) for at, _ in _called(s.checkpoint.tree, DATA)],
+    "callbacks": lambda s: [format_address(at) for at, _ in _called(s.checkpoint.tree, CALLBACKS)],
 }
 
 

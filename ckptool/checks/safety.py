@@ -66,9 +66,6 @@ def _beside(subject: Subject, rule: str) -> Verdicts:
         yield NotChecked(rule, f"not everything in the directory was looked at: {left}")
 
 
-# ----------------------------------------------------------------------------------- weights_only
-
-
 def _weights_only(subject: Subject) -> Verdicts:
     if not subject.checkpoint.format.is_of_parts:
         yield from _of_file(subject.checkpoint)

@@ -80,9 +80,6 @@ def _states_in(folder: Path) -> dict[str, str]:
     return {OF_A_RANK.sub(r"\1", name): name for name in names}
 
 
-# -------------------------------------------------------------------------------------------- steps
-
-
 def _of_one_step(subject: Subject) -> Verdicts:
     """Compare the counts of optimizer, scheduler and run in trainers that keep them equal."""
     by_file = _steps_by_file(subject)
@@ -139,9 +136,6 @@ def _counts(subject: Subject) -> Iterator[tuple[str, float]]:
         yield "the optimizer", max(made)
     by_step = [a for a, fields in schedulers_of(subject.checkpoint.tree) if "lr_lambdas" in fields]
     yield from (("the scheduler", n) for at, n in scheduler_steps(subject) if at in by_step[:1])
-
-
-# -------------------------------------------------------------------------------------------- times
 
 
 class File(NamedTuple):

@@ -60,9 +60,6 @@ def files_of(path: Path) -> list[Path]:
         return [path, *(file.path for file in files_below(folder, ()))]
 
 
-# ------------------------------------------------------------------------------ directories of runs
-
-
 MAX_LOOKED = 1_000  # files below a directory that are searched for a hint
 
 

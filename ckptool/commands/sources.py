@@ -88,9 +88,6 @@ def digests_of(combined: Combined) -> list[str]:
     return [each.hexdigest() for each in hashes]
 
 
-# ------------------------------------------------------------------------------------------- again
-
-
 def averaged_again(stack: ExitStack, folder: Path, note: AverageNote, layouts: Layouts) -> Source:
     """Return the mean that a note describes, from the checkpoints below a directory.
 

@@ -78,9 +78,6 @@ def _are_near(arrays: Arrays, a: Buffer, b: Buffer, dtype: DType, rule: Toleranc
     return within_ulp(arrays.xp, one, other, rule.ulp, 8 * size)
 
 
-# ---------------------------------------------------------------------------------- types of a byte
-
-
 def measured_by_counts(arrays: NumpyArrays, counts: Array, job: Job) -> Partial:
     """Measure a run by how often each pair of codes occurs: see ``counted_pairs``."""
     dtype = job.a.dtype

@@ -20,9 +20,6 @@ from ckptool.tree.nodes import GlobalRef, Key, Opaque, Tree, is_plain
 Parts = list[tuple[Key, Tree]]
 
 
-# --------------------------------------------------------------------------------------------- keys
-
-
 def keyed_by(table: dict[Any, Any], speller: Speller) -> str:
     """Describe the keys of a dict where key paths are ambiguous; '' where they are not.
 
@@ -47,9 +44,6 @@ def _key_text(key: Any, speller: Speller) -> str:
 def key_parts(table: Iterable[Any]) -> Parts:
     """Return the keys that are compared themselves, since they are objects or tensors."""
     return [(f"{as_key(key)} (key)", key) for key in table if not is_spelled_out(key)]
-
-
-# ------------------------------------------------------------------------------------------ objects
 
 
 def object_text(node: Opaque, speller: Speller) -> str:

@@ -122,9 +122,6 @@ def initial_message(found: Sequence[Initial]) -> str:
     return f"{holds} although the model's were trained{example}: {names}"
 
 
-# --------------------------------------------------------------------------------- the model's own
-
-
 def with_models_buffers(location: EmaLocation, checkpoint: Checkpoint) -> EmaLocation:
     """Return the location with EMA weights that have no buffers: the model's are used instead.
 

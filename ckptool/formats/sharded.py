@@ -76,7 +76,8 @@ class ShardIndex(FileFormat):
                 for name in dict.fromkeys(weight_map.values())
             }
             tree = _joined(weight_map, shards)
-            tree |= {name: tree[kept] for name, kept in noted_ties(_texts(metadata), tree)}
+            texts = {key: value for key, value in metadata.items() if isinstance(value, str)}
+            tree |= {name: tree[kept] for name, kept in noted_ties(texts, tree)}
         whole = joined(
             self,
             index,
@@ -163,10 +164,6 @@ def _read_index(file: Source) -> tuple[dict[str, str], dict[str, Any]]:
             )
     metadata = fields.get("metadata")
     return weight_map, metadata if isinstance(metadata, dict) else {}
-
-
-def _texts(metadata: dict[str, Any]) -> dict[str, str]:
-    return {key: value for key, value in metadata.items() if isinstance(value, str)}
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

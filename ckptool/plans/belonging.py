@@ -36,7 +36,7 @@ def distances(members: Sequence[Member]) -> list[float | None]:
     The state dicts have the same names and shapes.
     """
     names = _names(members[0])
-    samples = [_sample(member, names) for member in members]
+    samples = [[_first(m, m.tensors[name]) for name in names] for m in members]
     count = len(members)
     nearest: list[float | None] = [None] * count
     for at in range(count):
@@ -76,10 +76,6 @@ def _names(member: Member) -> list[str]:
     }
     matrices = [name for name, ref in readable.items() if len(ref.shape) > 1]
     return list(spread(matrices or list(readable), TENSORS))
-
-
-def _sample(member: Member, names: Sequence[str]) -> Sample:
-    return [_first(member, member.tensors[name]) for name in names]
 
 
 def _first(member: Member, ref: TensorRef) -> Sequence[float]:

@@ -116,17 +116,13 @@ def _refuse_strangers(candidate: Candidate, alignment: Alignment) -> None:
 def _without_wrapper(candidate: Candidate) -> Mapping[str, Leaf]:
     """Return the entries, without ``module.`` if they are those of a wrapping ``AveragedModel``."""
     entries = candidate.table.entries
-    wrapped = AVERAGED_MODEL in candidate.meta and all(map(_is_wrapped, entries))
+    wrapped = AVERAGED_MODEL in candidate.meta and all(n.startswith(WRAPPER) for n in entries)
     return (
         {name.removeprefix(WRAPPER): ref for name, ref in entries.items()} if wrapped else entries
     )
 
 
 WRAPPER = "module."
-
-
-def _is_wrapped(name: str) -> bool:
-    return name.startswith(WRAPPER)
 
 
 def plan_model(model: Table, names: str, location: EmaLocation | None = None) -> Extraction:

@@ -47,9 +47,6 @@ def _file(report: InspectReport) -> Line:
     return line((title, "title"), f"  {', '.join(facts)}")
 
 
-# --------------------------------------------------------------------------------- raw weights, EMA
-
-
 def _weights(report: InspectReport) -> Iterator[Piece | str]:
     """Yield where the raw weights are, and where the EMA is."""
     ema, model = report.ema, report.model
@@ -120,9 +117,6 @@ def _origin(origin: Mapping[str, Any]) -> str:
     said = f" by ckptool {short(origin['version'])} from {short(origin['source'])}"
     at = f", {short(origin['ema'])}" if origin["ema"] else ""
     return f"{done}{said}{at}, {short(origin['time'])}"
-
-
-# ------------------------------------------------------------------------------------------ the run
 
 
 def _run(report: InspectReport) -> Iterator[Piece | str]:

@@ -64,9 +64,6 @@ def _tolerances(report: DiffReport) -> str:
     return f"Tolerances: {'; '.join(rows)}. Relative numbers are relative to the larger side."
 
 
-# ------------------------------------------------------------------------------------------- charts
-
-
 def _charts(report: DiffReport) -> Iterator[str]:
     yield from drift_by_layer("Drift by layer", report.layers)
     changes = [row.distance.relative_l2 for row in measured(report) if row.distance]

@@ -140,10 +140,6 @@ class Format(NamedTuple):
     values: Callable[[Mapping[str, TensorRef], Casting], Iterable[tuple[str, TensorRef]]]
 
 
-def _refuse_safetensors(tensors: Mapping[str, TensorRef], casting: Casting) -> object:
-    return safetensors_file.header(tensors, {}, casting)
-
-
 def _write_safetensors(
     plan: StateDict,
     files: Sequence[PartialFile],
@@ -220,7 +216,11 @@ def _each_storage(
 
 
 FORMATS: Mapping[str, Format] = {
-    "safetensors": Format(_refuse_safetensors, _write_safetensors, _each_tensor),
+    "safetensors": Format(
+        lambda tensors, casting: safetensors_file.header(tensors, {}, casting),
+        _write_safetensors,
+        _each_tensor,
+    ),
     "torch-zip": Format(torch_zip.plan_storages, _write_torch, _each_storage),
     "dcp": Format(dcp_folder.refuse, _write_dcp, _each_tensor),
 }

@@ -69,9 +69,6 @@ def _refuse_overlaps(archive: ZipArchive) -> None:
             raise DamagedError(f"the record {record.name!r:.80} reaches into what follows it")
 
 
-# --------------------------------------------------------------------------------------- checksums
-
-
 def _touched(archive: ZipArchive, patches: Iterable[Patch]) -> list[tuple[ZipRecord, list[Patch]]]:
     """Return the records that hold a target, each with the patches in it."""
     records = sorted(archive.records, key=lambda record: record.header_offset)
@@ -113,9 +110,6 @@ def _refresh_descriptor(
     if archive.source.read(at, 4) != record.crc.to_bytes(4, "little"):
         raise DamagedError(f"the record {record.name!r} disagrees with its data descriptor")
     output.patch(crc, at)
-
-
-# -------------------------------------------------------------------------------------- provenance
 
 
 def _append(output: PartialFile, archive: ZipArchive, note: bytes) -> None:

@@ -117,10 +117,6 @@ def is_rounded(saved: Tree, master: Tree, reader: TensorReader) -> bool:
     return code(values) == reader.read(saved.chunks[0].span, 0, width * count)
 
 
-def _float16(values: Sequence[float]) -> bytes:
-    return b"".join(_half(value) for value in values)
-
-
 def _half(value: float) -> bytes:
     try:
         return pack("<e", value)
@@ -137,7 +133,7 @@ def _bfloat16(values: Sequence[float]) -> bytes:
 NUMBERS = {"float32": "f", "float64": "d", "int64": "q", "int32": "i"}  # struct's codes
 ROUNDED: Mapping[str, Callable[[Sequence[float]], bytes]] = {
     "float32": lambda values: pack(f"<{len(values)}f", *values),
-    "float16": _float16,
+    "float16": lambda values: b"".join(map(_half, values)),
     "bfloat16": _bfloat16,
 }
 
