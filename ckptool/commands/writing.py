@@ -28,7 +28,7 @@ from ckptool.writers.shards import (
     whole_files,
 )
 from ckptool.writers.state_dict import StateDict, count_losses, plan_state_dict, write
-from ckptool.writers.transfer import passed
+from ckptool.writers.transfer import Transfer, passed
 from ckptool.writers.values import Account
 
 
@@ -143,7 +143,8 @@ def write_output(
         max_shard=form.limit,
         damaged=options.force,
     )
-    reader, account = checkpoint.reader, Account()
+    account = Account()
+    how = Transfer(checkpoint.reader, state_dict.casting, account, progress)
     if not options.dry_run:
         tidy(state_dict.index_file or index_path(form.output), state_dict.paths, checkpoint.files)
     targets = _targets(checkpoint, state_dict, force=options.force)
@@ -162,15 +163,15 @@ def write_output(
         hint="bfloat16 has the range of float32; --force casts all the same",
     ) as judge:
         if options.dry_run:
-            count_losses(state_dict, reader, account, progress)
+            count_losses(state_dict, how)
             return Outcome(state_dict, account, judge(), removed)
         with (
             folder_for(form.output) if state_dict.is_folder else nullcontext(),
             whole_files(targets, force=options.force, gone=gone) as files,
         ):
-            write(state_dict, files, reader, account, note, progress)
+            write(state_dict, files, how, note)
             found = judge()  # a refusal discards the files
-            reader.refuse_changed()
+            checkpoint.reader.refuse_changed()
             return Outcome(state_dict, account, found, removed)
 
 

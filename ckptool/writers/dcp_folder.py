@@ -16,10 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from ckptool.formats.base import TensorReader
 from ckptool.formats.dcp import METADATA, SHARD, read_plan
 from ckptool.formats.provenance import KEY
-from ckptool.process.progress import Progress
 from ckptool.sources.local import LocalFile
 from ckptool.sources.memory import Memory
 from ckptool.tensors.casting import Casting
@@ -28,8 +26,8 @@ from ckptool.tree.walking import tensors as tensors_of
 from ckptool.writers.files.whole_file import PartialFile, expect
 from ckptool.writers.pickle_writer import PickleWriter
 from ckptool.writers.torch_zip import ARCHIVE, Storage, add_tensor, refuse_unplain
-from ckptool.writers.transfer import Move, to_read_back, transfer
-from ckptool.writers.values import Account, check_runs
+from ckptool.writers.transfer import Move, Transfer, to_read_back, transfer
+from ckptool.writers.values import check_runs
 from ckptool.writers.zip_archive import ArchiveWriter
 
 CHUNKS = f"__0_0{SHARD}"  # the first file of the first process
@@ -60,14 +58,7 @@ def left_over(folder: Path) -> tuple[Path, ...]:
     return tuple(p for p in earlier if OF_A_SAVE.fullmatch(p.name) and p.name != CHUNKS)
 
 
-def write(
-    output: PartialFile,
-    tensors: Mapping[str, TensorRef],
-    reader: TensorReader,
-    casting: Casting,
-    account: Account,
-    progress: Progress,
-) -> dict[str, Place]:
+def write(output: PartialFile, tensors: Mapping[str, TensorRef], how: Transfer) -> dict[str, Place]:
     """Write the chunks, and compare the values that were cast or reordered with what reads back.
 
     Returns:
@@ -83,7 +74,7 @@ def write(
     for name, ref in tensors.items():
         begin = output.position
         archive = ArchiveWriter(output, begin)
-        storage = Storage(0, ref, is_run=False, dtype=casting.dtype_of(ref))
+        storage = Storage(0, ref, is_run=False, dtype=how.casting.dtype_of(ref))
         archive.add_bytes(f"{ARCHIVE}/data.pkl", _chunk(ref, storage))
         archive.add_bytes(f"{ARCHIVE}/byteorder", b"little")
         archive.begin(f"{ARCHIVE}/data/0")
@@ -93,7 +84,7 @@ def write(
         archive.leave_end()
         archives.append(archive)
         places[name] = Place(begin, output.position - begin)
-    moved = transfer(moves, reader, casting, account, output, progress)
+    moved = transfer(moves, how, output)
     checksums |= {name: run.crc for name, (run, _) in zip(tensors, moved, strict=True)}
     for archive in archives:
         archive.finish()

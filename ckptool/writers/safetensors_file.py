@@ -13,15 +13,13 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from ckptool.errors import UnsupportedError
-from ckptool.formats.base import TensorReader
 from ckptool.formats.safetensors_file import LENGTH_BYTES, METADATA, parse_json
-from ckptool.process.progress import Progress, no_progress
 from ckptool.sources.base import Source
 from ckptool.tensors.casting import Casting
 from ckptool.tree.nodes import TensorRef
 from ckptool.writers.files.whole_file import PartialFile, expect
-from ckptool.writers.transfer import Move, to_read_back, transfer
-from ckptool.writers.values import Account, WrittenRun, check_runs
+from ckptool.writers.transfer import Move, Transfer, to_read_back, transfer
+from ckptool.writers.values import WrittenRun, check_runs
 
 ALIGNMENT = 8
 
@@ -29,11 +27,8 @@ ALIGNMENT = 8
 def write(
     output: PartialFile,
     tensors: Mapping[str, TensorRef],
-    reader: TensorReader,
     metadata: Mapping[str, str],
-    casting: Casting | None = None,
-    account: Account | None = None,
-    progress: Progress = no_progress,
+    how: Transfer,
 ) -> tuple[WrittenRun, ...]:
     """Write the tensors under their names; shared storages are written once for each name.
 
@@ -43,13 +38,12 @@ def write(
     Raises:
         UnsupportedError: a dtype or a name that the format cannot hold.
     """
-    casting, account = casting or Casting(), account or Account()
-    output.write(header(tensors, metadata, casting))
+    output.write(header(tensors, metadata, how.casting))
     moves = [
-        Move(name, ref, output.skip(casting.nbytes_of(ref)))
-        for name, ref in _ordered(tensors, casting)
+        Move(name, ref, output.skip(how.casting.nbytes_of(ref)))
+        for name, ref in _ordered(tensors, how.casting)
     ]
-    return to_read_back(transfer(moves, reader, casting, account, output, progress))
+    return to_read_back(transfer(moves, how, output))
 
 
 def _ordered(tensors: Mapping[str, TensorRef], casting: Casting) -> list[tuple[str, TensorRef]]:
@@ -131,7 +125,7 @@ def check(path: Path, names: Collection[str]) -> None:
 def check_written(
     path: Path,
     tensors: Mapping[str, TensorRef],
-    casting: Casting | None = None,
+    casting: Casting = Casting(),  # noqa: B008 - never changed
     runs: Iterable[WrittenRun] = (),
 ) -> None:
     """Compare a written file with what :func:`write` was given, and with what it returned.
@@ -144,7 +138,7 @@ def check_written(
     check(path, tensors)
     with safe_open(path, "numpy") as opened:
         for name, ref in tensors.items():
-            found, tag = opened.get_slice(name), _tag(name, ref, casting or Casting())
+            found, tag = opened.get_slice(name), _tag(name, ref, casting)
             as_planned = (found.get_dtype(), found.get_shape()) == (tag, _shape(ref))
             expect(as_planned, f"{name} is of another type or shape", path)
     check_runs(path, runs)

@@ -12,17 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ckptool.formats import open_checkpoint
-from ckptool.formats.base import TensorReader
 from ckptool.formats.dcp import METADATA, DcpFolder
 from ckptool.formats.provenance import KEY, LateNote, final
-from ckptool.process.progress import Progress, no_progress
 from ckptool.tensors.casting import Casting
 from ckptool.tree.nodes import TensorRef
 from ckptool.writers import dcp_folder, safetensors_file, torch_zip
 from ckptool.writers.files.whole_file import PartialFile, expect
 from ckptool.writers.shards import Shard, index_of, index_path, left_over, plan_shards
-from ckptool.writers.transfer import Move, transfer
-from ckptool.writers.values import Account, check_runs
+from ckptool.writers.transfer import Move, Transfer, transfer
+from ckptool.writers.values import check_runs
 
 
 class StateDict(NamedTuple):
@@ -109,10 +107,8 @@ def plan_state_dict(
 def write(
     plan: StateDict,
     files: Sequence[PartialFile],
-    reader: TensorReader,
-    account: Account,
+    how: Transfer,
     note: str,
-    progress: Progress = no_progress,
 ) -> None:
     """Write the plan into ``files``, one for each of its paths, and compare the files with it.
 
@@ -121,39 +117,30 @@ def write(
         OutputError: there is no room.
     """
     files[0].need(plan.nbytes)
-    FORMATS[plan.kind].write(plan, files, reader, account, note, progress)
+    FORMATS[plan.kind].write(plan, files, how, note)
 
 
-def count_losses(
-    plan: StateDict, reader: TensorReader, account: Account, progress: Progress = no_progress
-) -> None:
+def count_losses(plan: StateDict, how: Transfer) -> None:
     """Cast without writing, as a dry run does, and count the losses that writing would have."""
     moves = [Move(name, ref, 0) for name, ref in plan.cast]
-    transfer(moves, reader, plan.casting, account, progress=progress)
+    transfer(moves, how)
 
 
 class Format(NamedTuple):
     """The functions that write a state dict in one format: a row of ``FORMATS``."""
 
     refuse: Callable[[Mapping[str, TensorRef], Casting], object]  # raises if it cannot hold them
-    write: Callable[[StateDict, Sequence[PartialFile], TensorReader, Account, str, Progress], None]
+    write: Callable[[StateDict, Sequence[PartialFile], Transfer, str], None]
     values: Callable[[Mapping[str, TensorRef], Casting], Iterable[tuple[str, TensorRef]]]
 
 
 def _write_safetensors(
-    plan: StateDict,
-    files: Sequence[PartialFile],
-    reader: TensorReader,
-    account: Account,
-    note: str,
-    progress: Progress,
+    plan: StateDict, files: Sequence[PartialFile], how: Transfer, note: str
 ) -> None:
     noted = {} if plan.index_file else plan.noted  # the index of shards has them
     metadata = {**noted, "format": "pt", KEY: note}  # transformers requires the format
     written = [
-        safetensors_file.write(
-            file, shard.tensors, reader, metadata, plan.casting, account, progress
-        )
+        safetensors_file.write(file, shard.tensors, metadata, how)
         for shard, file in zip(plan.shards, files, strict=False)
     ]
     metadata[KEY] = final(note)
@@ -165,19 +152,9 @@ def _write_safetensors(
         files[-1].write(index_of(plan.shards, plan.casting, plan.noted))
 
 
-def _write_torch(
-    plan: StateDict,
-    files: Sequence[PartialFile],
-    reader: TensorReader,
-    account: Account,
-    note: str,
-    progress: Progress,
-) -> None:
+def _write_torch(plan: StateDict, files: Sequence[PartialFile], how: Transfer, note: str) -> None:
     (shard,), (file,) = plan.shards, files
-    runs = torch_zip.write(
-        file, shard.tensors, reader, plan.wrap, plan.casting, account, progress, note,
-        damaged=plan.damaged,
-    )  # fmt: skip
+    runs = torch_zip.write(file, shard.tensors, how, plan.wrap, note, damaged=plan.damaged)
     with open_checkpoint(file.path) as written:
         tree = written.tree if plan.wrap is None else written.tree[plan.wrap]
         found = {name: (ref.dtype, ref.shape) for name, ref in tree.items()}
@@ -186,17 +163,10 @@ def _write_torch(
     check_runs(file.path, runs)
 
 
-def _write_dcp(
-    plan: StateDict,
-    files: Sequence[PartialFile],
-    reader: TensorReader,
-    account: Account,
-    note: str,
-    progress: Progress,
-) -> None:
+def _write_dcp(plan: StateDict, files: Sequence[PartialFile], how: Transfer, note: str) -> None:
     (shard,), (chunks, metadata) = plan.shards, files
     tensors = shard.tensors
-    places = dcp_folder.write(chunks, tensors, reader, plan.casting, account, progress)
+    places = dcp_folder.write(chunks, tensors, how)
     content = dcp_folder.plan(tensors, plan.casting, places, plan.wrap, final(note))
     dcp_folder.check(content, chunks.path, tensors, plan.casting, plan.wrap)
     metadata.write(content)

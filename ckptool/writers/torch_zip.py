@@ -19,15 +19,14 @@ from ckptool.formats.base import TensorReader
 from ckptool.formats.provenance import final
 from ckptool.formats.torch_records import PROVENANCE
 from ckptool.formats.zips.checksums import known_checksums
-from ckptool.process.progress import Progress, no_progress
 from ckptool.sources.base import ByteSpan
 from ckptool.tensors.casting import Casting
 from ckptool.tree.geometry import contiguous_strides, extent
 from ckptool.tree.nodes import Chunk, TensorRef
 from ckptool.writers.files.whole_file import PartialFile
 from ckptool.writers.pickle_writer import PickleWriter
-from ckptool.writers.transfer import Move, to_read_back, transfer
-from ckptool.writers.values import Account, WrittenRun
+from ckptool.writers.transfer import Move, Transfer, to_read_back, transfer
+from ckptool.writers.values import WrittenRun
 from ckptool.writers.zip_archive import ArchiveWriter
 
 ARCHIVE = "archive"
@@ -36,11 +35,8 @@ ARCHIVE = "archive"
 def write(
     output: PartialFile,
     tensors: Mapping[str, TensorRef],
-    reader: TensorReader,
+    how: Transfer,
     wrap: str | None = None,
-    casting: Casting | None = None,
-    account: Account | None = None,
-    progress: Progress = no_progress,
     note: str | None = None,
     *,
     damaged: bool = False,
@@ -56,19 +52,18 @@ def write(
     Raises:
         UnsupportedError: a tensor that has no values or no plain form.
     """
-    casting, account = casting or Casting(), account or Account()
-    storages = plan_storages(tensors, casting)
+    storages = plan_storages(tensors, how.casting)
     archive = ArchiveWriter(output)
     archive.add_bytes(f"{ARCHIVE}/data.pkl", _pickle(tensors, storages, wrap))
     archive.add_bytes(f"{ARCHIVE}/byteorder", b"little")
-    known = _stored_checksums(reader, storages) if damaged else {}
+    known = _stored_checksums(how.reader, storages) if damaged else {}
     checksums: dict[int, int] = {}
     moves = []
     for storage in storages:
         archive.begin(f"{ARCHIVE}/data/{storage.key}")
         moves.append(Move(storage.name, storage.values, output.skip(storage.nbytes)))
         archive.end(partial(checksums.__getitem__, storage.key))
-    moved = transfer(moves, reader, casting, account, output, progress)
+    moved = transfer(moves, how, output)
     for storage, (run, _) in zip(storages, moved, strict=True):
         checksums[storage.key] = known.get(storage.key, run.crc)
     archive.add_bytes(f"{ARCHIVE}/version", b"3\n")

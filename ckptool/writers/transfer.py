@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
 from functools import cache, reduce
 from itertools import accumulate
 from typing import NamedTuple
@@ -69,13 +70,18 @@ def _is_copied(ref: TensorRef) -> bool:
     return _is_of_runs(ref) and (ref.byteorder == "little" or ref.dtype.itemsize == 1)
 
 
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """The reader of values, the casts, the statistics, and the listener to progress."""
+
+    reader: TensorReader
+    casting: Casting = field(default_factory=Casting)
+    account: Account = field(default_factory=Account)
+    progress: Progress = no_progress
+
+
 def transfer(
-    moves: Sequence[Move],
-    reader: TensorReader,
-    casting: Casting,
-    account: Account,
-    output: PartialFile | None = None,
-    progress: Progress = no_progress,
+    moves: Sequence[Move], how: Transfer, output: PartialFile | None = None
 ) -> list[Moved]:
     """Write the values in C order, little-endian; without an ``output``, only record statistics.
 
@@ -86,6 +92,7 @@ def transfer(
         DamagedError: a source ends before its last byte.
         OSError: the output cannot be written.
     """
+    reader, casting, account, progress = how.reader, how.casting, how.account, how.progress
     announce(progress, sum(move.ref.numel * casting.dtype_of(move.ref).itemsize for move in moves))
     reader.expect_values(move.ref for move in moves)
     runs = [_runs(move.ref) for move in moves]

@@ -13,7 +13,7 @@ from ckptool.formats import open_checkpoint
 from ckptool.tensors.blocks import BLOCK, numpy_dtype
 from ckptool.tensors.casting import CASTABLE, Casting, Losses, converted
 from ckptool.writers.files.whole_file import whole_file
-from ckptool.writers.transfer import Move, transfer
+from ckptool.writers.transfer import Move, Transfer, transfer
 from ckptool.writers.values import Account
 from helpers.judge import tensor_bytes
 from helpers.samples import filled
@@ -32,7 +32,7 @@ def cast(tensor, wanted, folder):
     account = Account()
     with open_checkpoint(path) as checkpoint, whole_file(output, force=True) as file:
         move = Move("t", checkpoint.tree["t"], 0)
-        transfer([move], checkpoint.reader, Casting(BY_NAME[wanted]), account, file)
+        transfer([move], Transfer(checkpoint.reader, Casting(BY_NAME[wanted]), account), file)
     return output.read_bytes(), account.losses.get("t", Losses())
 
 
@@ -119,7 +119,7 @@ def test_big_endian_values(tmp_path, fixtures):
         for name, ref in checkpoint.tree["state_dict"].items():
             output = tmp_path / name
             with whole_file(output, force=False) as file:
-                transfer([Move(name, ref, 0)], checkpoint.reader, casting, Account(), file)
+                transfer([Move(name, ref, 0)], Transfer(checkpoint.reader, casting), file)
             expected = reference[name].bfloat16() if casting.is_cast(ref) else reference[name]
             assert output.read_bytes() == tensor_bytes(expected)
 

@@ -20,7 +20,7 @@ from ckptool.tensors import casting
 from ckptool.tensors.blocks import BLOCK, value_bytes
 from ckptool.tensors.casting import Casting
 from ckptool.writers.files.whole_file import whole_file
-from ckptool.writers.transfer import Move, passed, to_read_back, transfer
+from ckptool.writers.transfer import Move, Transfer, passed, to_read_back, transfer
 from ckptool.writers.values import Account
 from helpers.judge import tensor_bytes
 
@@ -63,7 +63,7 @@ def test_everything_comes_to_its_place(dtype, checkpoint, tensors, tmp_path):
     moves, end = moves_of(checkpoint, policy, gap=7)
     with whole_file(tmp_path / "out", force=False) as file:
         file.skip(end)
-        moved = transfer(moves, checkpoint.reader, policy, account, file)
+        moved = transfer(moves, Transfer(checkpoint.reader, policy, account), file)
     written = (tmp_path / "out").read_bytes()
     for move, (run, is_made) in zip(moves, moved, strict=True):
         tensor = tensors[move.name]
@@ -81,7 +81,8 @@ def test_everything_comes_to_its_place(dtype, checkpoint, tensors, tmp_path):
 def test_what_passes_is_seen(dtype, checkpoint, tensors):
     account = Account()
     moves, _ = moves_of(checkpoint, Casting())
-    transfer(moves, checkpoint.reader, Casting(BY_NAME[dtype] if dtype else None), account)
+    policy = Casting(BY_NAME[dtype] if dtype else None)
+    transfer(moves, Transfer(checkpoint.reader, policy, account))
     assert passed(move.ref for move in moves) == set(account.seen)
     for move in moves:
         seen = account.seen.get(move.ref.chunks[0].span)
@@ -130,7 +131,7 @@ def test_when_it_has_failed_no_thread_writes_any_more(
     monkeypatch.setattr(casting, "BATCH", 1 << 16)
     moves, _ = moves_of(checkpoint, Casting())
     with pytest.raises(raised) as caught:
-        transfer(moves * 3, checkpoint.reader, Casting(), Account(), output, progress)
+        transfer(moves * 3, Transfer(checkpoint.reader, progress=progress), output)
     calls = output.calls
     time.sleep(0.1)
     assert output.calls == calls
@@ -149,5 +150,5 @@ def test_big_endian_values_with_a_flag(tmp_path):
         wanted = (-np.arange(1, 9, dtype="<f4")).tobytes()
         assert b"".join(value_bytes(opened.reader, ref)) == wanted
         with whole_file(tmp_path / "out", force=False) as file:
-            transfer([Move("t", ref, 0)], opened.reader, Casting(), Account(), file)
+            transfer([Move("t", ref, 0)], Transfer(opened.reader), file)
     assert (tmp_path / "out").read_bytes() == wanted

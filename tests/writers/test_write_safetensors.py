@@ -15,6 +15,7 @@ from ckptool.formats import open_checkpoint
 from ckptool.tensors.casting import Casting
 from ckptool.writers import safetensors_file
 from ckptool.writers.files.whole_file import whole_file
+from ckptool.writers.transfer import Transfer
 from helpers.samples import NEW_DTYPES, OLD_DTYPES, filled
 from helpers.tensors import assert_same_tensor, assert_same_tensors
 
@@ -30,7 +31,9 @@ def written(tensors, tmp_path, metadata=None):
     source, target = tmp_path / "in.pt", tmp_path / "out.safetensors"
     torch.save(tensors, source)
     with open_checkpoint(source) as checkpoint, whole_file(target, force=True) as output:
-        runs = safetensors_file.write(output, checkpoint.tree, checkpoint.reader, metadata or {})
+        runs = safetensors_file.write(
+            output, checkpoint.tree, metadata or {}, Transfer(checkpoint.reader)
+        )
         safetensors_file.check_written(output.path, checkpoint.tree, runs=runs)
     return target
 
@@ -166,7 +169,9 @@ def test_what_was_cast_is_read_back(tmp_path):
     torch.save({"a": torch.ones(3), "b": torch.arange(3)}, source)
     casting = Casting(BY_NAME["bfloat16"])
     with open_checkpoint(source) as checkpoint, whole_file(target, force=True) as output:
-        runs = safetensors_file.write(output, checkpoint.tree, checkpoint.reader, {}, casting)
+        runs = safetensors_file.write(
+            output, checkpoint.tree, {}, Transfer(checkpoint.reader, casting)
+        )
         (run,) = runs
         assert (run.nbytes, output.read(run.offset, 2)) == (6, b"\x80\x3f")
         output.patch(b"\x81", run.offset)

@@ -18,6 +18,7 @@ from ckptool.sources.memory import Memory
 from ckptool.tree.nodes import Chunk, TensorRef
 from ckptool.writers import torch_zip, zip_archive
 from ckptool.writers.files.whole_file import whole_file
+from ckptool.writers.transfer import Transfer
 from helpers import strategies
 from helpers.likeness import assert_same_objects
 from helpers.samples import NEW_DTYPES, OLD_DTYPES, filled
@@ -29,7 +30,7 @@ def written(tensors, folder, wrap=None):
     source, target = folder / "in.pt", folder / "out.pt"
     torch.save(tensors, source)
     with open_checkpoint(source) as checkpoint, whole_file(target, force=True) as output:
-        torch_zip.write(output, checkpoint.tree, checkpoint.reader, wrap)
+        torch_zip.write(output, checkpoint.tree, Transfer(checkpoint.reader), wrap)
     return target
 
 
@@ -153,7 +154,7 @@ def test_large_storages_have_their_checksums(legacy, tmp_path):
     source, target = tmp_path / "in.pt", tmp_path / "out.pt"
     torch.save(tensors, source, _use_new_zipfile_serialization=not legacy)
     with open_checkpoint(source) as checkpoint, whole_file(target, force=True) as output:
-        torch_zip.write(output, checkpoint.tree, checkpoint.reader)
+        torch_zip.write(output, checkpoint.tree, Transfer(checkpoint.reader))
     with zipfile.ZipFile(target) as archive:
         assert archive.testzip() is None
     assert_same_tensors(load(target), tensors)
@@ -208,7 +209,7 @@ def test_more_records_than_16_bits_can_count(tmp_path):
     source = Memory(bytes(count))
     tensors = {str(i): one_byte(source, i) for i in range(count)}
     with whole_file(tmp_path / "out.pt", force=False) as output:
-        torch_zip.write(output, tensors, TensorReader())
+        torch_zip.write(output, tensors, Transfer(TensorReader()))
     with zipfile.ZipFile(tmp_path / "out.pt") as archive:
         assert len(archive.infolist()) == count + 3
     with open_checkpoint(tmp_path / "out.pt") as checkpoint:
