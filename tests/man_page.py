@@ -12,7 +12,8 @@ from typing import Any
 import typer
 
 from ckptool import __version__
-from ckptool.cli import COMMANDS, _app
+from ckptool.cli.catalogue import COMMANDS
+from ckptool.cli.program import program as make_program
 from helpers.paths import REPOSITORY
 
 PAGE = REPOSITORY / "docs/man/ckptool.1"
@@ -34,7 +35,7 @@ OPERANDS = (
 
 def page() -> str:
     """All of it, in roff."""
-    program: Any = typer.main.get_command(_app(COMMANDS))
+    program: Any = typer.main.get_command(make_program(COMMANDS))
     return "\n".join([*_head(program), *_commands(program), *_tail()]) + "\n"
 
 

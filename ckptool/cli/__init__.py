@@ -11,89 +11,54 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from importlib import import_module
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Any
 
-import typer
-
-from ckptool import __version__
-from ckptool.cli.catalogue import COMMANDS, spelled_out
+from ckptool.cli.catalogue import COMMANDS, command_of, spelled_out
 from ckptool.cli.output import ExitCode, own_place, used_color
+from ckptool.cli.parameters import plain_call
 from ckptool.errors import CkptError, UsageError, as_ckpt_error
 from ckptool.process.signals import INTERRUPTED, end_cleanly
 from ckptool.render.outputs import EXACT, holds_errors, rendered
 from ckptool.reports.base import ErrorReport
 
-ClickError: type[Exception] = typer.BadParameter.__mro__[2]  # click's own, in whichever package
-
 COMPLETES = "_CKPTOOL_COMPLETE"  # set by the shell that asks for completions
-WORDS = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")  # what was typed, as the shells pass it
-
-
-def _app(loaded: Iterable[str]) -> typer.Typer:
-    """Return the program; of the other commands only the name and the help."""
-    app = typer.Typer(
-        name="ckptool",
-        help="Look into training checkpoints, find the EMA weights, get them out.",
-        epilog="ckptool FILE is short for ckptool inspect FILE. Example: ckptool last.ckpt",
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-    app.callback(invoke_without_command=True)(_root)
-    for name, row in COMMANDS.items():
-        module, _, function = row.at.partition(".")
-        command: Callable[..., None] = _unloaded
-        if name in loaded:
-            command = getattr(import_module(f"ckptool.cli.{module}"), function)
-        help_text = None if name in loaded else row.help
-        epilog = f"Example: {row.example}"
-        app.command(name, help=help_text, epilog=epilog, rich_help_panel=row.panel)(command)
-    return app
-
-
-def _unloaded() -> None:
-    """Stand for a command that is only listed."""
-
-
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", "-V", help="Show the version of ckptool.")
-    ] = False,
-) -> None:
-    if version:
-        sys.stdout.write(f"ckptool {__version__}\n")
-
-
-# ------------------------------------------------------------------------------------------- errors
 
 
 def main(args: Sequence[str]) -> int:
     """Run one command and return its exit code; turn every error into text or a document."""
     if COMPLETES in os.environ:
-        return _complete()
-    if not os.environ.get("FORCE_COLOR"):  # typer colours help in the logs of GitHub's jobs
-        os.environ.setdefault("_TYPER_FORCE_DISABLE_TERMINAL", _is_plain())
+        from ckptool.cli.program import complete
+
+        complete()
+        return ExitCode.DONE
     args = spelled_out(args)
-    app = _app(args[:1])
     try:
         _refuse_empty(args)
-        # A command returns None when it succeeds, and exits with a code when the answer is no.
-        code = app(args=args, standalone_mode=False, prog_name="ckptool")
-    except typer.Exit as stop:
-        return int(stop.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
+        # A command returns None when it succeeds, and an exit code when the answer is no.
+        code = _run(args)
+    except KeyboardInterrupt:
         return INTERRUPTED
     except (BrokenPipeError, SystemExit):  # typer exits when a pipe breaks
         _close_stdout()
-    except tuple(TRANSLATIONS) as error:
-        made = (make(error) for kind, make in TRANSLATIONS.items() if isinstance(error, kind))
-        return _refuse(next(made), args)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it becomes an answer
+        return _refuse(_translated(error), args)
     else:
         return code if isinstance(code, int) else ExitCode.DONE
     return ExitCode.DONE
+
+
+def _run(args: Sequence[str]) -> Any:
+    """Run a command; without typer, where its words are plain."""
+    name, *words = args
+    if name in COMMANDS:
+        command = command_of(name)
+        given = plain_call(command, words)
+        if given is not None:
+            return command(**given)
+    from ckptool.cli.program import run_program
+
+    return run_program(args)
 
 
 # Options whose argument may be empty: the key path of the top, and no text.
@@ -119,27 +84,7 @@ def _refuse_empty(args: Sequence[str]) -> None:
             )
 
 
-def _is_plain() -> str:
-    """Return "1" if stdout is no terminal; the empty text is no setting."""
-    return "" if sys.stdout is not None and sys.stdout.isatty() else "1"
-
-
-def _complete() -> int:
-    """Print the words that may come next, for a shell; typer reads what was typed."""
-    typed = " ".join(os.environ.get(name, "") for name in WORDS).split()
-    with contextlib.suppress(SystemExit):
-        _app(typed)(args=[], prog_name="ckptool")
-    return ExitCode.DONE
-
-
-def _usage_error(error: Any) -> CkptError:
-    message = getattr(error, "format_message", lambda: str(error))().rstrip(".")
-    context = getattr(error, "ctx", None)
-    hint = f"{context.command_path} --help" if context is not None else None
-    return UsageError(message, hint=hint)  # without one, that of the command that was typed
-
-
-def _bug(error: Any) -> CkptError:
+def _bug(error: Exception) -> CkptError:
     """Return a bug as an error of one line with a hint; with CKPTOOL_DEBUG raise it as it is."""
     if os.environ.get("CKPTOOL_DEBUG"):
         raise error
@@ -149,15 +94,10 @@ def _bug(error: Any) -> CkptError:
     )
 
 
-# Class of an exception -> function that turns it into an error of ckptool; the first match counts.
-TRANSLATIONS: dict[type[Exception], Callable[[Any], CkptError]] = {
-    CkptError: lambda error: error,
-    ClickError: _usage_error,
-    RecursionError: as_ckpt_error,
-    MemoryError: as_ckpt_error,
-    OSError: as_ckpt_error,
-    Exception: _bug,
-}
+def _translated(error: Exception) -> CkptError:
+    """Return an error of any class as one of ckptool."""
+    known = isinstance(error, (CkptError, RecursionError, MemoryError, OSError))
+    return as_ckpt_error(error) if known else _bug(error)
 
 
 def _refuse(error: CkptError, args: Sequence[str]) -> int:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Literal
 
-import typer
-
 from ckptool.cli import options as shared
+from ckptool.cli.parameters import Option
 from ckptool.cli.writing import write_and_answer
 from ckptool.commands.average import average
 from ckptool.commands.mixture import AverageOptions
@@ -19,7 +18,7 @@ def command(
     output: shared.Output,
     only: Annotated[
         Literal["model", "ema"] | None,
-        typer.Option(
+        Option(
             "--only",
             metavar="ROLE",
             help="Average the model's own weights (model) or the EMA weights (ema) of each "
@@ -28,7 +27,7 @@ def command(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="W,W,...",
             help="Weigh the checkpoints, in the order in which they are named; the default is a "
             "plain mean.",
@@ -36,7 +35,7 @@ def command(
     ] = None,
     schedule: Annotated[
         Literal["linear", "cosine", "inverse-sqrt", "minus-sqrt"] | None,
-        typer.Option(
+        Option(
             metavar="NAME",
             help="Weigh the checkpoints of a constant learning rate as its decay would: linear, "
             "cosine, inverse-sqrt, minus-sqrt.",
@@ -44,14 +43,14 @@ def command(
     ] = None,
     ema_decay: Annotated[
         float | None,
-        typer.Option(
+        Option(
             metavar="X",
             help="Weigh the checkpoints as an EMA with this decay per training step would.",
         ),
     ] = None,
     sigma_rel: Annotated[
         float | None,
-        typer.Option(
+        Option(
             metavar="X",
             help="Make the EMA of this relative width from the snapshots of others that EDM2 and "
             "ema-pytorch's PostHocEMA save.",
@@ -59,7 +58,7 @@ def command(
     ] = None,
     widths: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="W,W,...",
             help="Give the relative widths (sigma_rels) of ema-pytorch's tracks, in their order: "
             "the files do not state them.",
@@ -67,7 +66,7 @@ def command(
     ] = None,
     between: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--between",
             help="Take the mean of all steps between two checkpoints, from the running mean of the "
             "whole run that each holds (icefall's model_avg).",
@@ -75,7 +74,7 @@ def command(
     ] = False,
     best: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="METRIC:N",
             help="Take only the N best checkpoints by a metric in them; METRIC:min:N or "
             "METRIC:max:N says which way is better.",
@@ -83,17 +82,15 @@ def command(
     ] = None,
     last: Annotated[
         int | None,
-        typer.Option(metavar="N", min=2, help="Take only the newest N checkpoints, by their step."),
+        Option(metavar="N", min=2, help="Take only the newest N checkpoints, by their step."),
     ] = None,
     every: Annotated[
         int | None,
-        typer.Option(
-            metavar="K", min=1, help="Take only every K-th checkpoint, and always the newest."
-        ),
+        Option(metavar="K", min=1, help="Take only every K-th checkpoint, and always the newest."),
     ] = None,
     buffers: Annotated[
         Literal["average", "newest"],
-        typer.Option(
+        Option(
             metavar="SOURCE",
             help="Average batch statistics (average), or take those of the newest checkpoint "
             "(newest).",
@@ -101,7 +98,7 @@ def command(
     ] = "average",
     into: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--into",
             metavar="PATH",
             help="Write a copy of this checkpoint, with the average in its model's state dict and "

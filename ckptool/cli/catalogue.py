@@ -6,9 +6,10 @@ would take longer to import than any of them takes to answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from os.path import lexists
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Command(NamedTuple):
@@ -65,6 +66,13 @@ COMMANDS: Mapping[str, Command] = {
         MORE, "ckptool textconv last.ckpt",
     ),
 }  # fmt: skip
+
+
+def command_of(name: str) -> Callable[..., Any]:
+    """Return the function of a command; its module is imported."""
+    module, _, function = COMMANDS[name].at.partition(".")
+    command: Callable[..., Any] = getattr(import_module(f"ckptool.cli.{module}"), function)
+    return command
 
 
 def spelled_out(args: Sequence[str]) -> list[str]:

@@ -6,9 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from ckptool.cli import options as shared
+from ckptool.cli.parameters import Option
 from ckptool.cli.writing import write_and_answer
 from ckptool.commands.convert import ConvertOptions, convert
 from ckptool.contents.selection import parse_operand
@@ -20,7 +19,7 @@ def command(
     output: shared.OutputUnless = None,
     explain: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--explain",
             metavar="SOURCE",
             help="Write nothing; find by content of which tensors of SOURCE those of PATH are "
@@ -30,7 +29,7 @@ def command(
     renames: shared.Maps = None,
     rules: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--rules",
             metavar="FILE",
             help="Apply the rules of a TOML file before all other options.",
@@ -38,7 +37,7 @@ def command(
     ] = None,
     split: Annotated[
         shared.Globs | None,
-        typer.Option(
+        Option(
             "--split",
             metavar="GLOB=NAMES",
             help="Cut each tensor whose stored name matches GLOB into parts, such as "
@@ -47,7 +46,7 @@ def command(
     ] = None,
     join: Annotated[
         shared.Globs | None,
-        typer.Option(
+        Option(
             "--join",
             metavar="GLOBS=NAME",
             help="Join tensors along a dimension (@DIM behind NAME, by default 0), or stack "
@@ -56,7 +55,7 @@ def command(
     ] = None,
     transpose: Annotated[
         shared.Globs | None,
-        typer.Option(
+        Option(
             "--transpose",
             metavar="GLOB",
             help="Swap the last two dimensions of the tensors whose stored name matches GLOB.",
@@ -64,7 +63,7 @@ def command(
     ] = None,
     only: Annotated[
         shared.Globs | None,
-        typer.Option(
+        Option(
             "--only",
             metavar="GLOB",
             help="Write only tensors whose name in the output matches GLOB. The words model and "
@@ -73,7 +72,7 @@ def command(
     ] = None,
     drop: Annotated[
         shared.Globs | None,
-        typer.Option(
+        Option(
             "--drop",
             metavar="GLOB",
             help="Leave out tensors whose name in the output matches GLOB; or, of a whole "
@@ -82,14 +81,14 @@ def command(
     ] = None,
     whole: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--whole",
             help="Write the whole checkpoint as a zip of torch.save, also from its older formats.",
         ),
     ] = False,
     safe: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--safe",
             help="Write the whole checkpoint as plain data that torch.load(weights_only=True) "
             "reads; refuse it if that would lose something.",

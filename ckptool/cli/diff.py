@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import typer
-
 from ckptool.cli import completion
 from ckptool.cli import options as shared
 from ckptool.cli.config import read_settings
@@ -20,6 +18,7 @@ from ckptool.cli.output import (
     tell_config,
     with_config,
 )
+from ckptool.cli.parameters import Argument, Option
 from ckptool.commands.diff import DiffOptions, diff
 from ckptool.comparison.pairing import Asked, merge_selection
 from ckptool.comparison.tolerances import merge_tolerances
@@ -27,7 +26,7 @@ from ckptool.errors import UsageError
 
 Operand = Annotated[
     str,
-    typer.Argument(
+    Argument(
         metavar="PATH[#ADDRESS]",
         autocompletion=completion.operands,
         help="A checkpoint, a part of it (a/b, @ema or @model), or a document of digests.",
@@ -43,99 +42,99 @@ def command(
     b: Operand,
     atol: Annotated[
         float | None,
-        typer.Option(
+        Option(
             metavar="X",
-            rich_help_panel=EQUAL,
+            panel=EQUAL,
             help="Accept absolute differences of floats up to X.",
         ),
     ] = None,
     rtol: Annotated[
         float | None,
-        typer.Option(
+        Option(
             metavar="X",
-            rich_help_panel=EQUAL,
+            panel=EQUAL,
             help="Accept differences up to X times the larger magnitude.",
         ),
     ] = None,
     ulp: Annotated[
         int | None,
-        typer.Option(
+        Option(
             metavar="N",
-            rich_help_panel=EQUAL,
+            panel=EQUAL,
             help="Accept differences of up to N representable floats (ULP).",
         ),
     ] = None,
     tolerance: Annotated[
         shared.Globs | None,
-        typer.Option(
+        Option(
             metavar="GLOB=ATOL[,RTOL]",
-            rich_help_panel=EQUAL,
+            panel=EQUAL,
             help="Use these tolerances for key paths that match GLOB; the most specific wins.",
         ),
     ] = None,
     match: Annotated[
         shared.Globs | None,
-        typer.Option(
+        Option(
             metavar="GLOB",
-            rich_help_panel=WHICH,
+            panel=WHICH,
             help="Compare only tensors and values whose key path matches GLOB.",
         ),
     ] = None,
     ignore: Annotated[
         shared.Globs | None,
-        typer.Option(
+        Option(
             metavar="GLOB",
-            rich_help_panel=WHICH,
+            panel=WHICH,
             help="Leave out tensors and values whose key path matches GLOB.",
         ),
     ] = None,
     renames: Annotated[
         shared.Globs | None,
-        typer.Option(
+        Option(
             "--map",
             metavar="REGEX=REPL",
-            rich_help_panel=WHICH,
+            panel=WHICH,
             help="Rename key paths on both sides by a regular expression, before pairing.",
         ),
     ] = None,
     strict: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--strict",
-            rich_help_panel=EQUAL,
+            panel=EQUAL,
             help="Compare strides, sharing, devices, gradient flags and versions, too.",
         ),
     ] = False,
     any_dtype: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--any-dtype",
-            rich_help_panel=EQUAL,
+            panel=EQUAL,
             help="Compare values only, not the dtypes that they are stored in.",
         ),
     ] = False,
     stat: Annotated[
-        bool, typer.Option("--stat", rich_help_panel=shared.OUTPUT, help="Print only the summary.")
+        bool, Option("--stat", panel=shared.OUTPUT, help="Print only the summary.")
     ] = False,
     name_only: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--name-only",
-            rich_help_panel=shared.OUTPUT,
+            panel=shared.OUTPUT,
             help="Print only the key paths that differ.",
         ),
     ] = False,
     sort: Annotated[
         Literal["change", "name", "size"] | None,
-        typer.Option(
+        Option(
             metavar="ORDER",
-            rich_help_panel=shared.OUTPUT,
+            panel=shared.OUTPUT,
             help="List tensors by change, name or size, whatever their role.",
         ),
     ] = None,
     device: Annotated[
         str,
-        typer.Option(
+        Option(
             metavar="cpu|cuda[:N]",
             help="Compute on this device; a GPU pays off from several GB on.",
         ),
@@ -144,7 +143,7 @@ def command(
     form: shared.Format = "text",
     json: shared.Json = False,
     color: shared.Color = "auto",
-) -> None:
+) -> ExitCode:
     """Compare two checkpoints.
 
     The exit code is 0 when they are equal, 1 when they differ, and 2 when they cannot be compared.
@@ -181,5 +180,4 @@ def command(
         if place.speaks:
             with concluding():
                 answer([report], "stat" if stat else "names" if name_only else output, color=color)
-    if not report.equal:
-        raise typer.Exit(ExitCode.NO)
+    return ExitCode.DONE if report.equal else ExitCode.NO

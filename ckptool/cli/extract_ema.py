@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated, Literal
 
-import typer
-
 from ckptool.cli import options as shared
 from ckptool.cli.output import place_named
+from ckptool.cli.parameters import Option
 from ckptool.cli.writing import write_and_answer
 from ckptool.commands.extract_ema import ExtractOptions, extract_ema
 
@@ -17,7 +16,7 @@ def command(
     path: shared.Operand,
     output: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "-o",
             "--output",
             metavar="OUT",
@@ -30,7 +29,7 @@ def command(
     model: shared.Model = None,
     names: Annotated[
         Literal["model", "bare", "ema"],
-        typer.Option(
+        Option(
             metavar="NAMES",
             help="Name tensors as in the model (model), without wrappers such as module. (bare), "
             "or as stored in the EMA (ema).",
@@ -38,11 +37,11 @@ def command(
     ] = "model",
     strip_prefix: Annotated[
         str | None,
-        typer.Option(metavar="P", help="Strip this prefix from the names of tensors, too."),
+        Option(metavar="P", help="Strip this prefix from the names of tensors, too."),
     ] = None,
     match: Annotated[
         shared.Globs | None,
-        typer.Option(
+        Option(
             metavar="GLOB", help="Write only tensors whose key path in the output matches GLOB."
         ),
     ] = None,

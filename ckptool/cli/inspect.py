@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
-import typer
-
 from ckptool.cli import options as shared
 from ckptool.cli.config import read_settings
 from ckptool.cli.output import (
@@ -16,6 +14,7 @@ from ckptool.cli.output import (
     tell_config,
     with_config,
 )
+from ckptool.cli.parameters import Option
 from ckptool.commands.inspect import inspect_file, refuse_unused
 from ckptool.commands.listing import Listing
 from ckptool.commands.operands import checkpoint_files, is_run
@@ -31,68 +30,68 @@ def command(
     paths: shared.Operands,
     tensors: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--tensors",
-            rich_help_panel=TENSORS,
+            panel=TENSORS,
             help="List every tensor with its dtype, shape and size.",
         ),
     ] = False,
     match: Annotated[
         shared.Globs | None,
-        typer.Option(
+        Option(
             metavar="GLOB",
-            rich_help_panel=TENSORS,
+            panel=TENSORS,
             help="List only tensors whose key path matches GLOB, or holds this word; can be given "
             "several times.",
         ),
     ] = None,
     only: Annotated[
         shared.Globs | None,
-        typer.Option(
+        Option(
             metavar="ROLE",
-            rich_help_panel=TENSORS,
+            panel=TENSORS,
             help="List only tensors of this role, such as model, ema or optimizer; can be given "
             "several times.",
         ),
     ] = None,
     sort: Annotated[
         Literal["size", "name"] | None,
-        typer.Option(
+        Option(
             metavar="ORDER",
-            rich_help_panel=TENSORS,
+            panel=TENSORS,
             help="List tensors by size, the largest first, or by name.",
         ),
     ] = None,
     top: Annotated[
         int | None,
-        typer.Option(
+        Option(
             metavar="N",
             min=1,
-            rich_help_panel=TENSORS,
+            panel=TENSORS,
             help="List the N largest tensors, or the first N by name with --sort name.",
         ),
     ] = None,
     flat: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--flat",
-            rich_help_panel=TENSORS,
+            panel=TENSORS,
             help="List every tensor by its whole key path, without folding layers.",
         ),
     ] = False,
     stats: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--stats",
-            rich_help_panel=TENSORS,
+            panel=TENSORS,
             help="Show range, mean and norm of the values of each tensor.",
         ),
     ] = False,
     digests: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--digests",
-            rich_help_panel=TENSORS,
+            panel=TENSORS,
             help="Show the SHA-256 of each tensor, the same in every format.",
         ),
     ] = False,

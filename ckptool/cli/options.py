@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
-
 from ckptool.cli import completion
+from ckptool.cli.parameters import Argument, Option
 from ckptool.render.outputs import FORMS
 
 Globs = list[str]
@@ -17,7 +16,7 @@ ColorName = Literal["auto", "always", "never"]
 
 Operand = Annotated[
     str,
-    typer.Argument(
+    Argument(
         metavar="PATH[#ADDRESS]",
         autocompletion=completion.operands,
         help="The checkpoint, a path or a URL, or the part of it at a key path: a/b, prefix*, "
@@ -26,7 +25,7 @@ Operand = Annotated[
 ]
 Operands = Annotated[
     list[str],
-    typer.Argument(
+    Argument(
         metavar="PATH[#ADDRESS]...",
         autocompletion=completion.operands,
         help="Checkpoints, parts of them, or directories of checkpoints; paths or URLs.",
@@ -34,40 +33,38 @@ Operands = Annotated[
 ]
 Json = Annotated[
     bool,
-    typer.Option(
-        "--json", rich_help_panel=OUTPUT, help="Print one JSON document; short for --format json."
-    ),
+    Option("--json", panel=OUTPUT, help="Print one JSON document; short for --format json."),
 ]
 Format = Annotated[
     str,
-    typer.Option(
+    Option(
         "--format",
         metavar="FORMAT",
         autocompletion=completion.forms,
-        rich_help_panel=OUTPUT,
+        panel=OUTPUT,
         help=f"Print the answer as {', '.join(FORMS)}; no command has all of them.",
     ),
 ]
 Reports = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--report",
         metavar="FORMAT=FILE",
-        rich_help_panel=OUTPUT,
+        panel=OUTPUT,
         help="Write the answer to FILE in FORMAT, too; can be given several times.",
     ),
 ]
 Color = Annotated[
     ColorName,
-    typer.Option(
+    Option(
         metavar="WHEN",
-        rich_help_panel=OUTPUT,
+        panel=OUTPUT,
         help="Color the output: auto (on a terminal), always or never.",
     ),
 ]
 Ema = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--ema",
         metavar="ADDRESS",
         help="Take the EMA weights at this key path; the same as PATH#ADDRESS.",
@@ -75,7 +72,7 @@ Ema = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--model",
         metavar="ADDRESS",
         help="Take the state dict at this key path as the model that the EMA belongs to.",
@@ -83,12 +80,12 @@ Model = Annotated[
 ]
 Buffers = Annotated[
     Literal["ema", "model"],
-    typer.Option(
+    Option(
         metavar="SOURCE",
         help="Take buffers, such as batch statistics, from the ema or from the model.",
     ),
 ]
-_OUTPUT = typer.Option(
+_OUTPUT = Option(
     "-o",
     "--output",
     metavar="OUT",
@@ -99,7 +96,7 @@ Output = Annotated[str, _OUTPUT]
 OutputUnless = Annotated[str | None, _OUTPUT]  # another option takes its place
 Dtypes = Annotated[
     Globs | None,
-    typer.Option(
+    Option(
         "--dtype",
         metavar="[GLOB=]D",
         help="Cast floating-point tensors to this dtype (float16, bf16, float8_e4m3fn), or those "
@@ -108,14 +105,14 @@ Dtypes = Annotated[
 ]
 MaxShardSize = Annotated[
     str | None,
-    typer.Option(
+    Option(
         metavar="SIZE",
         help="Write safetensors files of at most this size, such as 5GB, and their index.",
     ),
 ]
 Ties = Annotated[
     Literal["once", "each"],
-    typer.Option(
+    Option(
         metavar="TIES",
         help="Write shared tensors of a safetensors file under one name and the others in its "
         "metadata (once), or under each name (each).",
@@ -123,11 +120,11 @@ Ties = Annotated[
 ]
 Wrap = Annotated[
     str | None,
-    typer.Option(metavar="KEY", help="Put the state dict under this key of a torch file or .dcp."),
+    Option(metavar="KEY", help="Put the state dict under this key of a torch file or .dcp."),
 ]
 Maps = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--map",
         metavar="REGEX=REPL",
         help="Rename by a regular expression; can be given several times.",
@@ -135,17 +132,15 @@ Maps = Annotated[
 ]
 Config = Annotated[
     Path | None,
-    typer.Option(
+    Option(
         "--config",
         metavar="FILE",
-        rich_help_panel=OUTPUT,
+        panel=OUTPUT,
         help="Read this configuration, wherever it lies, instead of the nearest one.",
     ),
 ]
 Force = Annotated[
     bool,
-    typer.Option("--force", help="Replace an existing file, and accept non-finite values."),
+    Option("--force", help="Replace an existing file, and accept non-finite values."),
 ]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Show what would be written, and write nothing.")
-]
+DryRun = Annotated[bool, Option("--dry-run", help="Show what would be written, and write nothing.")]

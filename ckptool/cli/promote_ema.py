@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated
 
-import typer
-
 from ckptool.cli import options as shared
 from ckptool.cli.output import place_named
+from ckptool.cli.parameters import Option
 from ckptool.cli.writing import write_and_answer
 from ckptool.commands.promote_ema import promote_ema
 
@@ -17,7 +16,7 @@ def command(
     path: shared.Operand,
     output: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "-o",
             "--output",
             metavar="OUT",
@@ -27,20 +26,16 @@ def command(
     ] = None,
     in_place: Annotated[
         bool,
-        typer.Option(
-            "--in-place", help="Replace PATH itself, once the copy is complete and checked."
-        ),
+        Option("--in-place", help="Replace PATH itself, once the copy is complete and checked."),
     ] = False,
     backup: Annotated[
-        bool, typer.Option("--backup", help="Keep the file that --in-place replaces as PATH.bak.")
+        bool, Option("--backup", help="Keep the file that --in-place replaces as PATH.bak.")
     ] = False,
     ema: shared.Ema = None,
     model: shared.Model = None,
     allow_shared: Annotated[
         bool,
-        typer.Option(
-            "--allow-shared", help="Promote even if other tensors share the bytes that change."
-        ),
+        Option("--allow-shared", help="Promote even if other tensors share the bytes that change."),
     ] = False,
     buffers: shared.Buffers = "ema",
     force: shared.Force = False,

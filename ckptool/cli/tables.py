@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from ckptool.cli import completion
 from ckptool.cli import options as shared
 from ckptool.cli.output import answer, output_for
+from ckptool.cli.parameters import Argument
 from ckptool.errors import UsageError
 
 
 def rule(
     rule: Annotated[
         str | None,
-        typer.Argument(
+        Argument(
             metavar="[RULE]",
             autocompletion=completion.rules,
             help="Show this rule, CK404, or a family of rules, CK4.",

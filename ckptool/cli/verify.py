@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from ckptool.cli import completion
 from ckptool.cli import options as shared
 from ckptool.cli.config import read_settings
@@ -25,6 +23,7 @@ from ckptool.cli.output import (
     with_config,
     write_reports,
 )
+from ckptool.cli.parameters import Option
 from ckptool.commands.like import read_like
 from ckptool.commands.report_files import check_report_files
 from ckptool.commands.verify import Request, chosen_rules, combined, verify_all
@@ -45,117 +44,113 @@ def command(
     paths: shared.Operands,
     require: Annotated[
         Names,
-        typer.Option(
+        Option(
             metavar="NAME,...",
             autocompletion=completion.requirements,
-            rich_help_panel=MUST,
+            panel=MUST,
             help="Require that the checkpoint is what NAME says: ema, resume, finite, safe, "
             "intact, loads or provenance.",
         ),
     ] = None,
     rules: Annotated[
         Names,
-        typer.Option(
+        Option(
             metavar="RULE,...",
             autocompletion=completion.rules,
-            rich_help_panel=MUST,
+            panel=MUST,
             help="Check only these rules; CK404 is a rule, CK4 a family.",
         ),
     ] = None,
     ignore_rules: Annotated[
         Names,
-        typer.Option(
+        Option(
             metavar="RULE,...",
             autocompletion=completion.rules,
-            rich_help_panel=MUST,
+            panel=MUST,
             help="Leave out these rules or families of rules.",
         ),
     ] = None,
-    select: Annotated[Names, typer.Option(hidden=True)] = None,  # old name of --rules
-    ignore: Annotated[Names, typer.Option(hidden=True)] = None,  # old name of --ignore-rules
+    select: Annotated[Names, Option(hidden=True)] = None,  # old name of --rules
+    ignore: Annotated[Names, Option(hidden=True)] = None,  # old name of --ignore-rules
     like: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="OPERAND",
             autocompletion=completion.operands,
-            rich_help_panel=MUST,
+            panel=MUST,
             help="Check that a model with the names and shapes of OPERAND can load the weights.",
         ),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="OPERAND",
             autocompletion=completion.operands,
-            rich_help_panel=MUST,
+            panel=MUST,
             help="Check that the weights are the EMA weights of OPERAND, or those at its address.",
         ),
     ] = None,
     bytes_: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--bytes/--no-bytes",
-            rich_help_panel=READS,
+            panel=READS,
             help="Read every byte and compare the checksums.",
         ),
     ] = None,
     values: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--values/--no-values",
-            rich_help_panel=READS,
+            panel=READS,
             help="Read every value and look for NaN, infinity, constants.",
         ),
     ] = None,
     strict: Annotated[
         bool | None,
-        typer.Option(
-            "--strict/--no-strict", rich_help_panel=MUST, help="Count warnings as failures."
-        ),
+        Option("--strict/--no-strict", panel=MUST, help="Count warnings as failures."),
     ] = None,
     latest: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--latest-valid",
-            rich_help_panel=CHOICE,
+            panel=CHOICE,
             help="Print the path of the newest that passes.",
         ),
     ] = False,
     best: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="METRIC[:min|max]",
-            rich_help_panel=CHOICE,
+            panel=CHOICE,
             help="Print the path of the checkpoint with the best METRIC that passes.",
         ),
     ] = None,
     verbose: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--verbose",
             "-v",
-            rich_help_panel=shared.OUTPUT,
+            panel=shared.OUTPUT,
             help="List the checks that were not made, and why.",
         ),
     ] = False,
     quiet: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--quiet",
             "-q",
-            rich_help_panel=shared.OUTPUT,
+            panel=shared.OUTPUT,
             help="Print only the files that fail, and why.",
         ),
     ] = False,
     config: shared.Config = None,
     form: shared.Format = "text",
     report: shared.Reports = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Replace existing files of --report.")
-    ] = False,
+    force: Annotated[bool, Option("--force", help="Replace existing files of --report.")] = False,
     json: shared.Json = False,
     color: shared.Color = "auto",
-) -> None:
+) -> ExitCode:
     """Check that a checkpoint is intact, safe and complete.
 
     The exit code is 0 when it passes, 1 when a check fails, and 2 when a file cannot be read.
@@ -207,8 +202,7 @@ def command(
                     _tell_passed_over(answers)
     if refused and (tells_alone or shown == "text"):
         raise refused[0]
-    if code:
-        raise typer.Exit(code)
+    return code
 
 
 def _text_form(output: str, answered: str, *, verbose: bool, quiet: bool) -> str:

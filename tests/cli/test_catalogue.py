@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import pytest
 
-from ckptool.cli.catalogue import COMMANDS, spelled_out
+from ckptool.cli.catalogue import COMMANDS, command_of, spelled_out
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_and_example_are_those_of_the_command(name):
     command = COMMANDS[name]
-    module, _, function = command.at.partition(".")
-    made = getattr(import_module(f"ckptool.cli.{module}"), function)
-    assert made.__doc__.splitlines()[0] == command.help
+    assert command_of(name).__doc__.splitlines()[0] == command.help
     assert command.example.startswith(f"ckptool {name}")
 
 

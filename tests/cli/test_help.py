@@ -9,8 +9,7 @@ import shutil
 import pytest
 import torch
 
-from ckptool import cli
-from ckptool.cli.catalogue import COMMANDS, spelled_out
+from ckptool.cli.catalogue import COMMANDS, command_of, spelled_out
 from helpers.output import run_inside
 from helpers.paths import FIXTURES
 
@@ -60,9 +59,7 @@ def test_the_old_names_of_rules_are_not_advertised(ckptool):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_catalogue_says_what_the_commands_say(name, ckptool):
-    module, _, function = COMMANDS[name].at.partition(".")
-    command = getattr(cli.import_module(f"ckptool.cli.{module}"), function)
-    assert command.__doc__.splitlines()[0] == COMMANDS[name].help
+    assert command_of(name).__doc__.splitlines()[0] == COMMANDS[name].help
     assert f"Example: {COMMANDS[name].example}" in " ".join(ckptool(name, "--help").split())
 
 

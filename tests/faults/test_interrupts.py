@@ -45,7 +45,7 @@ def path(tmp_path):
 
 @pytest.mark.parametrize("number", CAUGHT)
 @pytest.mark.parametrize(
-    "module", ["ckptool.cli", "typer", "ckptool.commands.promote_ema", "numpy"]
+    "module", ["ckptool.cli", "ckptool.cli.catalogue", "ckptool.commands.promote_ema", "numpy"]
 )
 def test_an_interrupt_while_modules_are_imported_is_silent(module, number, path, tmp_path):
     before = contents(tmp_path)

@@ -1,0 +1,107 @@
+"""The program in typer, made of the declarations of the commands: help, completion and refusals."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from types import FunctionType
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from ckptool import __version__
+from ckptool.cli.catalogue import COMMANDS, command_of
+from ckptool.cli.parameters import Argument, Option
+from ckptool.errors import UsageError
+
+ClickError: type[Exception] = typer.BadParameter.__mro__[2]  # click's own, in whichever package
+
+WORDS = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")  # what was typed, as the shells pass it
+
+
+def program(loaded: Iterable[str]) -> typer.Typer:
+    """Return the program; of the other commands only the name and the help."""
+    app = typer.Typer(
+        name="ckptool",
+        help="Look into training checkpoints, find the EMA weights, get them out.",
+        epilog="ckptool FILE is short for ckptool inspect FILE. Example: ckptool last.ckpt",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_root)
+    for name, row in COMMANDS.items():
+        command = declared(command_of(name)) if name in loaded else _unloaded
+        help_text = None if name in loaded else row.help
+        epilog = f"Example: {row.example}"
+        app.command(name, help=help_text, epilog=epilog, rich_help_panel=row.panel)(command)
+    return app
+
+
+def _unloaded() -> None:
+    """Stand for a command that is only listed."""
+
+
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", "-V", help="Show the version of ckptool.")
+    ] = False,
+) -> None:
+    if version:
+        sys.stdout.write(f"ckptool {__version__}\n")
+
+
+def declared(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a copy of a command whose parameters are declared in typer's words."""
+    code, known = command.__code__, command.__globals__
+    made = FunctionType(code, known, command.__name__, command.__defaults__)
+    made.__doc__ = command.__doc__
+    hints = get_type_hints(command, include_extras=True)
+    made.__annotations__ = {
+        name: Annotated[hints[name].__origin__, _info(hints[name].__metadata__[0])]
+        for name in code.co_varnames[: code.co_argcount]
+    }
+    return made
+
+
+def _info(declared: Argument) -> Any:
+    make = typer.Option if isinstance(declared, Option) else typer.Argument
+    return make(*declared.names, **declared.settings)
+
+
+def run_program(args: Sequence[str]) -> Any:
+    """Run a command line and return what the command returns.
+
+    Raises:
+        UsageError: typer refuses it.
+    """
+    if not os.environ.get("FORCE_COLOR"):  # typer colours help in the logs of GitHub's jobs
+        os.environ.setdefault("_TYPER_FORCE_DISABLE_TERMINAL", _is_plain())
+    try:
+        return program(args[:1])(args=args, standalone_mode=False, prog_name="ckptool")
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except ClickError as error:
+        raise _usage_error(error) from error
+
+
+def _is_plain() -> str:
+    """Return "1" if stdout is no terminal; the empty text is no setting."""
+    return "" if sys.stdout is not None and sys.stdout.isatty() else "1"
+
+
+def complete() -> None:
+    """Print the words that may come next, for a shell; typer reads what was typed."""
+    typed = " ".join(os.environ.get(name, "") for name in WORDS).split()
+    with contextlib.suppress(SystemExit):
+        program(typed)(args=[], prog_name="ckptool")
+
+
+def _usage_error(error: Any) -> UsageError:
+    message = getattr(error, "format_message", lambda: str(error))().rstrip(".")
+    context = getattr(error, "ctx", None)
+    hint = f"{context.command_path} --help" if context is not None else None
+    return UsageError(message, hint=hint)  # without one, that of the command that was typed
