@@ -219,7 +219,9 @@ def _attempt(
 
 def _is_like(ours: Leaf, theirs: Leaf) -> bool:
     """Return whether theirs may be an EMA of ours; no integer or mask is an EMA of floats."""
-    return ours.shape == theirs.shape and (theirs.dtype.is_floating or not ours.dtype.is_floating)
+    if ours.shape != theirs.shape:
+        return False
+    return ours.dtype is theirs.dtype or theirs.dtype.is_floating or not ours.dtype.is_floating
 
 
 def _prefix_pairs(model: Iterable[str], average: Iterable[str]) -> list[tuple[str, str]]:
@@ -272,8 +274,10 @@ def _finish(
     used = set(pairs.values())
     tied = _through_ties(model, pairs)
     covered = {**pairs, **{name: pairs[other] for name, other in tied.items()}}
-    missing = tuple(name for name in model if name not in covered)
-    unexpected = tuple(name for name in average if name not in used)
+    # Mostly both are complete, and 100,000 names need not be looked up.
+    is_covered, is_used = len(covered) == len(model), len(used) == len(average)
+    missing = () if is_covered else tuple(name for name in model if name not in covered)
+    unexpected = () if is_used else tuple(name for name in average if name not in used)
     mismatched = tuple(name for name in best.mismatched if name not in covered)
     ordered = {name: covered[name] for name in model if name in covered}
     wanted = {model[name].shape for name in missing if model[name].dtype.is_floating}
@@ -293,6 +297,8 @@ def _finish(
 
 def _through_ties(model: Mapping[str, Leaf], pairs: Mapping[str, str]) -> dict[str, str]:
     """Return the model's names that have no pair but view the same bytes as one that has."""
+    if len(pairs) == len(model):
+        return {}
     first = {_place(model[name]): name for name in reversed(list(pairs))}
     return {
         name: first[_place(ref)]

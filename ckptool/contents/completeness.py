@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from operator import eq, is_
 from typing import Any, NamedTuple
 
 from ckptool.contents.finder import Finder, is_aside, is_random_state
@@ -80,7 +81,7 @@ def find_remainder(
 
 def identities(tables: Iterable[Table]) -> frozenset[int]:
     """Return the identities of the tensors in several state dicts."""
-    return frozenset(id(leaf) for table in tables for leaf in table.entries.values())
+    return frozenset().union(*(map(id, table.entries.values()) for table in tables))
 
 
 def unlisted(node: Tree) -> Mapping[str, Unplain]:
@@ -201,6 +202,8 @@ def _rest(table: Table, finder: Finder) -> Iterator[tuple[str, Tree]]:
         return
     parts = _named_parts(node)
     finder.spend(len(parts))
+    if isinstance(node, dict) and not prefix and _are_same(node, entries):
+        return
     for key, part in parts:
         name = key if type(key) is str else str(as_key(key))
         if not prefix and part is not None and entries.get(name) is part:
@@ -211,6 +214,15 @@ def _rest(table: Table, finder: Finder) -> Iterator[tuple[str, Tree]]:
                 continue  # one tensor of each part is taken; the rest are other tracks
             if entries.get(name) is not part or part is None:
                 yield name, part
+
+
+def _are_same(node: Mapping[Any, Tree], entries: Mapping[str, Leaf]) -> bool:
+    """Return whether a dict has the very entries of a state dict, in the same order."""
+    return (
+        len(node) == len(entries)
+        and all(map(is_, node.values(), entries.values()))
+        and all(map(eq, node, entries))
+    )
 
 
 def _named_parts(node: Tree) -> Collection[tuple[Any, Tree]]:

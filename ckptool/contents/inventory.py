@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
+from math import prod
+from operator import itemgetter
 from typing import Any
 
 from ckptool.tree.nodes import (
@@ -198,12 +200,19 @@ def is_row_of_bytes(node: Tree) -> bool:
 
 def is_state_dict(node: Tree) -> bool:
     """Return whether a node is mostly tensors, not a training state with a loose tensor."""
-    kinds = [type(child) for _, child in children(node)]
+    kinds = list(map(type, map(_SECOND, children(node))))
     loose = sum(map(kinds.count, TENSORS))
     return isinstance(node, TensorRef) or loose * 2 > len(kinds)
 
 
+_FIRST, _SECOND = itemgetter(0), itemgetter(1)
+_TEXTS, _LEAVES = frozenset({str}), frozenset(TENSORS)
+
+
 def _tensor_entries(parts: list[tuple[Key, Tree]]) -> dict[str, Leaf]:
+    kinds = set(map(type, map(_SECOND, parts)))
+    if kinds <= _LEAVES and _TEXTS.issuperset(map(type, map(_FIRST, parts))):
+        return dict(parts)  # type: ignore[arg-type] # a state dict; some have 100,000 tensors
     return {
         str(key): child for key, child in parts if isinstance(child, (TensorRef, CompositeTensor))
     }
@@ -216,6 +225,8 @@ def _aliases_of(
 
     Return only the first ``MAX_ALIASES``: containers that hold each other have no end of them.
     """
+    if not aliases:
+        return ()
     found = (
         (*other, *address[depth:])
         for depth in range(1, len(address) + 1)
@@ -230,7 +241,7 @@ def scalars_in(node: Tree) -> dict[str, Any]:
         str(key): value
         for key, value in fields_of(node).items()
         if (
-            value.shape == () or value.numel == 1
+            prod(value.shape) == 1
             if isinstance(value, TensorRef)
             else is_plain(value) and not isinstance(value, complex)
         )

@@ -131,11 +131,15 @@ def model_parameters(model: Table) -> dict[str, TensorRef]:
     parameters: dict[str, TensorRef] = {}
     seen: set[Any] = set()
     for name, ref in model.tensors.items():
-        places = [(id(c.span.source), c.span.offset, c.shape, c.strides) for c in ref.chunks[:1]]
-        is_parameter = ref.dtype.is_floating and not name.endswith(STATISTICS)
-        if is_parameter and not (places and seen.issuperset(places)):
-            parameters[name] = ref
-            seen.update(places)
+        if not ref.dtype.is_floating or name.endswith(STATISTICS):
+            continue
+        if ref.chunks:
+            span, _, shape, strides = ref.chunks[0]
+            place = span.offset, id(span.source), shape, strides
+            if place in seen:
+                continue
+            seen.add(place)
+        parameters[name] = ref
     return parameters
 
 

@@ -35,7 +35,7 @@ class Group(NamedTuple):
 
 def split_groups(table: Table) -> tuple[Table, tuple[Group, ...]]:
     """Return the state dict without its groups, and the groups."""
-    if table.is_list:
+    if table.is_list or not may_mark("\n".join(table.entries)):
         return table, ()
     marked: dict[str, Marker] = {}
     members: dict[str, dict[str, Leaf]] = {}
@@ -137,7 +137,7 @@ def turned_round(
 
 def by_ending(table: Table, endings: frozenset[str]) -> list[Table]:
     """Return the tracks in a state dict of flat names; [] if its names end as a model's do."""
-    if table.is_list or any(_last(name) in endings for name in table.entries):
+    if not endings or table.is_list or any(_last(name) in endings for name in table.entries):
         return []
     for length in range(1, MAX_ENDING + 1):
         tracks: dict[str, dict[str, Leaf]] = {}

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -193,7 +194,9 @@ def split_counters(table: Table, main: Table | None) -> tuple[dict[str, Leaf], d
     counting: dict[str, Leaf] = {
         name: ref
         for name, ref in table.entries.items()
-        if isinstance(ref, TensorRef) and ref.numel == 1 and name.rpartition(".")[2] in META_KEYS
+        if prod(ref.shape) == 1
+        and isinstance(ref, TensorRef)
+        and name.rpartition(".")[2] in META_KEYS
     }
     if not counting:
         return dict(table.entries), {}

@@ -324,7 +324,8 @@ class TorchRecords:
             DamagedError: there is no such record, or it is too short.
         """
         name = key if isinstance(key, str) else repr(key)
-        record = self.archive.by_folded_name.get(f"{self._storages}{folded(name)}")
+        name_in_archive = name.lower() if name.isascii() else folded(name)
+        record = self.archive.by_folded_name.get(self._storages + name_in_archive)
         if record is None:
             raise DamagedError(
                 f"the record data/{name} is missing, {nbytes} bytes of values with it"

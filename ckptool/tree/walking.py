@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from ckptool.errors import DamagedError
@@ -47,7 +48,7 @@ def children(node: Tree) -> list[tuple[Key, Tree]]:
     if isinstance(node, dict):
         if len(node) > LONG and _is_leaf(node.values()):
             return []
-        return [(k if type(k) is str else as_key(k), v) for k, v in node.items()]
+        return _keyed(node)
     if isinstance(node, (list, tuple)):
         return [] if len(node) > LONG and _is_leaf(node) else list(enumerate(node))
     if isinstance(node, Opaque):
@@ -56,6 +57,9 @@ def children(node: Tree) -> list[tuple[Key, Tree]]:
         wrapper = node.wrapper
         return list(node.parts.items()) if wrapper is None else _children_of_object(wrapper)
     return []
+
+
+_TEXTS = frozenset({str})
 
 
 def _is_leaf(values: Collection[Tree]) -> bool:
@@ -85,7 +89,9 @@ def _children_of_object(node: Opaque) -> list[tuple[Key, Tree]]:
 
 
 def _keyed(table: dict[Any, Tree]) -> list[tuple[Key, Tree]]:
-    return [(as_key(key), value) for key, value in table.items()]
+    if _TEXTS.issuperset(map(type, table)):  # nearly all, and some have 100,000 keys
+        return list(table.items())
+    return [(key if type(key) is str else as_key(key), part) for key, part in table.items()]
 
 
 LONG = 1 << 17  # values in a container
@@ -131,11 +137,12 @@ def walk(tree: Tree, at: Address = ()) -> Iterator[Visit]:
             stack.pop()
 
 
+_SECOND = itemgetter(1)
 _FLAT = PLAIN | {TensorRef}  # kinds of most children: they have no parts
 
 
 def _have_parts(kids: list[tuple[Key, Tree]]) -> bool:
-    is_flat = _FLAT.issuperset([type(child) for _, child in kids])
+    is_flat = _FLAT.issuperset(map(type, map(_SECOND, kids)))
     return not is_flat and any(isinstance(child, CONTAINERS) for _, child in kids)
 
 
@@ -177,11 +184,14 @@ def leaves(tree: Tree) -> Iterator[TensorRef]:
             seen.add(id(node))
             if len(seen) > MAX_CONTAINERS:
                 raise DamagedError("too many values to count them all")
-            kids = [child for _, child in children(node)]
-            if _FLAT.issuperset(map(type, kids)):
+            kids = list(map(_SECOND, children(node)))
+            if _TENSORS_ALONE.issuperset(kinds := set(map(type, kids))):
+                yield from kids
+            elif kinds <= _FLAT:
                 yield from (child for child in kids if type(child) is TensorRef)
             else:
                 waiting += [child for child in kids if isinstance(child, _DEEP)]
 
 
 _DEEP = (*CONTAINERS, TensorRef)
+_TENSORS_ALONE = frozenset({TensorRef})

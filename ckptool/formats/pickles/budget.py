@@ -86,6 +86,15 @@ class Budget:
         if self._copies > self._allowed:
             raise DamagedError("the pickle copies the same data again and again")
 
+    @property
+    def room_for_containers(self) -> int:
+        """The number of calls that may still make an empty container."""
+        return 0 if self._copies > self._allowed else MAX_COPYING - self._copying
+
+    def count_containers(self, count: int) -> None:
+        """Count calls that made an empty container, for which there was room."""
+        self._copying += count
+
     def count_inert(self) -> None:
         """Count an object or a call that stays inert; refuse too many."""
         self._inert += 1

@@ -6,25 +6,30 @@ r"""The sentence in which torch pickles a tensor, recognised at once instead of 
     K<offset> K.K.\x86rM K.K.\x86rM \x89        offset, sizes, strides, requires_grad
     hO)R rM t rM R rM                           hooks, which are an empty OrderedDict; the call
 
-The machine asks for it at each MARK. One pattern finds the numbers, and what follows is what the
+The machine asks for it at each MARK. One pattern finds what differs, and what follows is what the
 machine and its builder would do: the same tensor, the same values in the memo, the same count in
-the budget. Rules, each with its reason:
+the budget. In a dict the next key and the next tensor follow; such a **run** is read in one call.
+Rules, each with its reason:
 
 * A sentence is taken only if it is in every part as torch writes it, and its tensor fits into its
   storage. In every other case nothing has happened, and the machine goes on word by word. So it
   remains the only reader of everything else, and the only one that finds faults.
 * Both functions have been called word by word before, so that their names have been noted.
 * A sentence may store a value in the memo under an index that it reads later. The machine reads it.
-* Sizes and numbers repeat, so each spelling is decoded once. But tuples in the memo are made anew:
-  a pickle may put them into its tree, where one tuple at two places is not two tuples.
-* The memo is only promised its entries (``memo.py``): almost none is ever read.
+* Most of a sentence repeats from tensor to tensor, so each wording is decoded once. But tuples in
+  the memo are made anew: a pickle may put them into its tree, where one tuple at two places is not
+  two tuples.
+* The memo is only promised its entries (``memo.py``): almost none is ever read. Those of a run are
+  promised when it ends, and stand above all others. So a sentence of the run that reads one of them
+  finds nothing there. It ends the run, and is read again after it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from struct import Struct
+from struct import error as StructError  # noqa: N812
 from typing import Any, NamedTuple
 
 from ckptool.dtypes import DType
@@ -36,32 +41,36 @@ from ckptool.formats.pickles.tensor_views import check_countable, storage_dtype
 from ckptool.formats.pickles.torch_calls import TORCH_CALLS
 from ckptool.sources.base import ByteSpan
 from ckptool.tree.geometry import extent
-from ckptool.tree.nodes import Chunk, GlobalRef, NotedDict, StorageRef, TensorRef, plain_tensor
+from ckptool.tree.nodes import GlobalRef, NotedDict, StorageRef, TensorRef, plain_tensor
 
-_GET = rb"(h.|j....)"  # BINGET, LONG_BINGET
+_GET = rb"(?:h.|j....)"  # BINGET, LONG_BINGET
 _PUT = rb"r(....)"  # LONG_BINPUT: all memo entries but the first 256
 _INT = rb"(?:K.|M..|J....)"  # BININT1, BININT2, BININT
 _ROW = rb"(" + _INT + rb"{1,3}[\x85-\x87]|\(" + _INT + rb"{4,32}t)"  # TUPLE1 to TUPLE3, TUPLE
 _SENTENCE = re.compile(
-    rb"\(\(" + _GET + _GET + rb"X([\x01-\x09])\0\0\0([0-9]{1,9})" + _PUT + _GET
-    + rb"(" + _INT + rb")t" + _PUT + rb"Q"
+    rb"\(\((" + _GET + _GET + rb"X[\x01-\x09])\0\0\0([0-9]{1,9})" + _PUT
+    + rb"(" + _GET + _INT + rb")t" + _PUT + rb"Q"
     + rb"(" + _INT + rb")(?:\)\)|" + _ROW + _PUT + _ROW + _PUT + rb")"
-    + rb"([\x88\x89])" + _GET + rb"\)R" + _PUT + rb"t" + _PUT + rb"R" + _PUT,
+    + rb"([\x88\x89]" + _GET + rb")\)R" + _PUT + rb"t" + _PUT + rb"R" + _PUT,
     re.DOTALL,
 ).match  # fmt: skip
 HOOKS = "collections.OrderedDict"
 _REBUILD = TORCH_CALLS["torch._utils._rebuild_tensor_v2"]
 _INTS = re.compile(_INT, re.DOTALL).findall
+_WORDS = re.compile(_GET + rb"|" + _INT, re.DOTALL).findall
 _LENGTHS = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 _PUTS = {20: Struct("<5I").unpack, 28: Struct("<7I").unpack}  # by their bytes: a scalar has five
+_UINT32 = Struct("<I").unpack_from
+_BINUNICODE, _LONG_BINPUT, _BINGET, _LONG_BINGET = b"Xrhj"
 
 
-class _Numbers(dict[bytes, int]):
-    """The numbers of instructions by their bytes: integers, and indices of the memo."""
+def _ascending(count: int) -> tuple[int, int]:
+    """Return a and b: the 32-bit numbers n, n + 1, …, together, are the number ``n * a + b``."""
+    places = [1 << 32 * place for place in range(count)]
+    return sum(places), sum(step * place for step, place in enumerate(places))
 
-    def __missing__(self, spelled: bytes) -> int:
-        number = self[spelled] = _number(spelled)
-        return number
+
+_ASCENDING = {4 * count: _ascending(count) for count in (5, 7)}
 
 
 class _Geometry(NamedTuple):
@@ -73,15 +82,30 @@ class _Geometry(NamedTuple):
     zeros: tuple[int, ...]  # where its only block begins
 
 
-class _Geometries(dict[tuple[bytes, bytes], _Geometry]):
-    """The sizes and strides of tensors by their bytes."""
+class _Wording(NamedTuple):
+    """The numbers of a sentence that are neither its storage's key nor indices it stores under."""
 
-    def __missing__(self, spelled: tuple[bytes, bytes]) -> _Geometry:
-        shape, strides = map(_row, spelled)
-        if len(shape) != len(strides):
-            raise _UnusualError
-        check_countable(shape, strides)
-        made = _Geometry(shape, strides, extent(shape, strides), (0,) * len(shape))
+    kind_at: int  # indices of the memo that it reads
+    class_at: int
+    device_at: int
+    hooks_at: int
+    length: int  # of the key
+    numel: int
+    offset: int
+    geometry: _Geometry
+    requires_grad: bool
+
+
+class _Wordings(dict[tuple[bytes, ...], _Wording]):
+    """The wordings of sentences by their bytes."""
+
+    def __missing__(self, spelled: tuple[bytes, ...]) -> _Wording:
+        named, counted, offset, sizes, strides, flagged = spelled
+        kind_at, class_at = map(_number, _WORDS(named[:-2]))
+        device_at, numel = map(_number, _WORDS(counted))
+        places = kind_at, class_at, device_at, _number(flagged[1:])
+        form = _geometry(sizes, strides)
+        made = _Wording(*places, named[-1], numel, _number(offset), form, flagged[0] == 0x88)
         self[spelled] = made
         return made
 
@@ -94,6 +118,14 @@ def _number(spelled: bytes) -> int:
     return int.from_bytes(spelled[1:], "little", signed=spelled[:1] == b"J")
 
 
+def _geometry(*spelled: bytes) -> _Geometry:
+    shape, strides = map(_row, spelled)
+    if len(shape) != len(strides):
+        raise _UnusualError
+    check_countable(shape, strides)
+    return _Geometry(shape, strides, extent(shape, strides), (0,) * len(shape))
+
+
 def _row(spelled: bytes) -> tuple[int, ...]:
     sizes = tuple(map(_number, _INTS(spelled.removeprefix(b"("))))
     taken = _LENGTHS.get(spelled[-1:], len(sizes))  # a shorter tuple leaves integers on the stack
@@ -102,21 +134,36 @@ def _row(spelled: bytes) -> tuple[int, ...]:
     return sizes
 
 
-def _entries(
-    head: tuple[Any, ...],
-    key: str,
-    numel: int,
-    storage: StorageRef,
-    offset: int,
-    geometry: _Geometry,
-    tensor: TensorRef,
-) -> tuple[Any, ...]:
-    """Return what a sentence puts into the memo; the empty tuple is no entry."""
-    kind, cls, device, _ = head
-    rows = (*geometry.shape,), (*geometry.strides,)
-    hooks = NotedDict()
-    args = storage, offset, *rows, tensor.requires_grad, hooks
-    return key, (kind, cls, key, device, numel), *(rows if rows[0] else ()), hooks, args, tensor
+# The last three come from reading behind the window, and from text that is none.
+_ENDS_RUN = (_UnusualError, KeyError, CkptError, StructError, IndexError, ValueError)
+
+
+class _Head(NamedTuple):
+    """The values of the memo that a sentence reads, and the dtype of the storage's class."""
+
+    dtype: DType
+    kind: str
+    cls: GlobalRef
+    device: str
+    hooks: GlobalRef
+
+
+# A tensor that was read: the key in the dict if it was spelled there, the head, the storage's key,
+# the wording, the storage, and the tensor. A plain tuple: there are 100,000.
+_Told = tuple[str | None, _Head, str, _Wording, StorageRef, TensorRef]
+
+
+def _entries(run: Iterable[_Told]) -> tuple[Any, ...]:
+    """Return what the sentences of a run put into the memo; the empty tuple is no entry."""
+    made: list[Any] = []
+    for name, (_, kind, cls, device, _), key, wording, storage, tensor in run:
+        _, _, _, _, _, numel, offset, (shape, strides, *_), requires_grad = wording
+        rows = (*shape,), (*strides,)
+        hooks = NotedDict()
+        args = storage, offset, *rows, requires_grad, hooks
+        made += () if name is None else (name,)
+        made += key, (kind, cls, key, device, numel), *(rows if shape else ()), hooks, args, tensor
+    return tuple(made)
 
 
 class TensorSentence:
@@ -130,83 +177,144 @@ class TensorSentence:
 
     def __init__(self, builder: Builder, storages: Storages, calls: Mapping[int, Any]) -> None:
         self._builder, self._storages, self._calls = builder, storages, calls
-        self._numbers, self._geometries = _Numbers(), _Geometries()
-        # Values of the memo that are as torch writes them, by their identities: the dtype of the
-        # storage's class, and the values, so that nothing else takes their identities.
-        self._heads: dict[tuple[int, ...], tuple[DType, tuple[Any, ...]]] = {}
+        self._wordings = _Wordings()
+        # Heads by the identities of their values, which they keep from being taken by others.
+        self._heads: dict[tuple[int, ...], _Head] = {}
 
-    def read(self, window: bytes, at: int, stack: list[Any], memo: Memo) -> int:
+    # One loop, as in the machine: a call for each step would take half of the time.
+    def read(self, window: bytes, at: int, stack: list[Any], memo: Memo) -> int:  # noqa: C901
         """Put the tensor of the sentence at ``at`` in place of the function on the stack.
 
+        The keys and tensors that follow in a dict are put on the stack too.
+
         Returns:
-            The offset behind the sentence; 0 if there is none, or if it is to be read word by word.
-            Then nothing has been done.
+            The offset behind the last sentence; 0 if there is none, or if it is to be read word by
+            word. Then nothing has been done.
         """
         found = _SENTENCE(window, at)
         if found is None or not stack or self._calls.get(id(stack[-1])) is not _REBUILD:
             return 0
-        (
-            kind_at, class_at, length, digits, put_key, device_at, count, put_id, first,
-            sizes, put_sizes, strides, put_strides, flag, hooks_at, put_hooks, put_args, put_made,
-        ) = found.groups(b"")  # fmt: skip
-        puts = b"".join((put_key, put_id, put_sizes, put_strides, put_hooks, put_args, put_made))
-        indices, numbers, key = _PUTS[len(puts)](puts), self._numbers, digits.decode()
-        from_device, from_hooks = numbers[device_at], numbers[hooks_at]
-        numel, first_put = numbers[count], indices[0]
-        if (
-            from_device == first_put
-            or from_hooks in indices[:-3]
-            or length[0] != len(key)
-            or numel < 1  # a storage without bytes is made anew each time
-        ):
-            return 0
+        getter = _getter(window, at, memo, stack[-1])
+        wordings, known, add = self._wordings, self._storages.known, self._storages.add
+        heads: dict[int, _Head] = {}  # by the wording: a run changes none of the entries it reads
+        run: list[_Told] = []
+        room = self._builder.budget.room_for_containers  # a sentence makes one, its hooks
+        first = free = max(memo.free, _UINT32(found[3])[0])  # where the run's entries begin and end
+        end, entry, name = 0, None, None  # the key in the dict, and the same if it is spelled there
         try:
-            kind, cls = memo[numbers[kind_at]], memo[numbers[class_at]]
-            device, hooks = memo[from_device], memo[from_hooks]
-            dtype, head = self._heads.get((id(kind), id(cls), id(device), id(hooks))) or self._meet(
-                kind, cls, device, hooks
-            )
-            geometry = self._geometries[sizes, strides]
-            storage = self._storages.known.get(key)
-            if storage is None:
-                storage = self._storages.add(dtype, key, device, numel)
-            tensor = _view(storage, numbers[first], geometry, requires_grad=flag == b"\x88")
-            self._builder.budget.count_copies(0)  # of the hooks
-        except (_UnusualError, KeyError, CkptError):
-            return 0
-        parts = head, key, numel, storage, numbers[first], geometry, tensor
-        if first_put < memo.free or indices != (*range(first_put, first_put + len(indices)),):
-            for index, value in zip(indices, _entries(*parts), strict=True):
-                memo.store(index, value)
-        else:
-            memo.promise(first_put, len(indices), (_entries, parts))
-        stack[-1] = tensor
-        return found.end()
+            while found and len(run) < room:
+                (
+                    named, digits, put_key, counted, put_id, offset, sizes, put_sizes,
+                    strides, put_strides, flagged, put_hooks, put_args, put_made,
+                ) = found.groups(b"")  # fmt: skip
+                wording = wordings[named, counted, offset, sizes, strides, flagged]
+                head = heads.get(id(wording))
+                if head is None:
+                    head = heads[id(wording)] = self._head(wording, memo)
+                key, numel = digits.decode(), wording.numel
+                if wording.length != len(key) or numel < 1:
+                    break  # a storage without bytes is made anew each time
+                puts = b"".join(
+                    (put_key, put_id, put_sizes, put_strides, put_hooks, put_args, put_made)
+                )
+                times, steps = _ASCENDING[len(puts)]
+                start = free if name is None else free + 1
+                is_usual = int.from_bytes(puts, "little") == start * times + steps
+                if not is_usual and (run or _reads_its_own(wording, puts)):
+                    break
+                storage = known.get(key) or add(head.dtype, key, head.device, numel)
+                tensor = _view(storage, wording)
+                if run:
+                    stack.append(entry)
+                    stack.append(tensor)
+                else:
+                    stack[-1] = tensor
+                run.append((name, head, key, wording, storage, tensor))
+                end = found.end()
+                if not is_usual:
+                    _store(run, puts, memo)
+                    break
+                free = start + len(puts) // 4
+                entry, name, at = _next_key(window, end, free, memo)
+                if not getter or not window.startswith(getter, at):
+                    break
+                found = _SENTENCE(window, at + len(getter))
+        except _ENDS_RUN:
+            found = None
+        if free > first:
+            memo.promise(first, free - first, (_entries, (run,)))
+        self._builder.budget.count_containers(len(run))
+        return end
 
-    def _meet(self, kind: Any, cls: Any, device: Any, hooks: Any) -> tuple[DType, tuple[Any, ...]]:
-        """Look at values of the memo, and remember those that are as torch writes them."""
-        is_text = type(kind) is type(device) is str and kind == "storage" and device != "meta"
-        is_named = type(cls) is type(hooks) is GlobalRef and hooks.qualname == HOOKS
-        if not (is_text and is_named and id(hooks) in self._calls):
+    def _head(self, wording: _Wording, memo: Memo) -> _Head:
+        """Return the values that a sentence reads, which have to be as torch writes them."""
+        kind, cls = memo[wording.kind_at], memo[wording.class_at]
+        device, hooks = memo[wording.device_at], memo[wording.hooks_at]
+        places = id(kind), id(cls), id(device), id(hooks)
+        known = self._heads.get(places)
+        if known is None:
+            is_text = type(kind) is type(device) is str and kind == "storage" and device != "meta"
+            is_named = type(cls) is type(hooks) is GlobalRef and hooks.qualname == HOOKS
+            if not (is_text and is_named and id(hooks) in self._calls):
+                raise _UnusualError
+            known = self._heads[places] = _Head(storage_dtype(cls), kind, cls, device, hooks)
+        return known
+
+
+def _getter(window: bytes, at: int, memo: Memo, function: Any) -> bytes:
+    """Return the instruction that gets the function from the memo; empty if it is none."""
+    if at >= 2 and window[at - 2] == _BINGET and memo.get(window[at - 1]) is function:
+        return window[at - 2 : at]
+    is_long = at >= 5 and window[at - 5] == _LONG_BINGET
+    if is_long and memo.get(_UINT32(window, at - 4)[0]) is function:
+        return window[at - 5 : at]
+    return b""
+
+
+def _next_key(window: bytes, at: int, free: int, memo: Memo) -> tuple[Any, str | None, int]:
+    """Return the next key in a dict, the same if it is spelled there, and the offset behind it.
+
+    Raises:
+        _UnusualError: it is spelled, and stored elsewhere than behind the entries so far.
+        KeyError: there is no key.
+    """
+    op = window[at]
+    if op == _BINUNICODE:
+        stop = at + 5 + _UINT32(window, at + 1)[0]
+        if window[stop] != _LONG_BINPUT or _UINT32(window, stop + 1)[0] != free:
             raise _UnusualError
-        met = storage_dtype(cls), (kind, cls, device, hooks)
-        self._heads[id(kind), id(cls), id(device), id(hooks)] = met
-        return met
+        name = window[at + 5 : stop].decode("utf-8", "surrogatepass")
+        return name, name, stop + 5
+    if op == _BINGET:
+        return memo[window[at + 1]], None, at + 2
+    if op == _LONG_BINGET:
+        return memo[_UINT32(window, at + 1)[0]], None, at + 5
+    raise KeyError
 
 
-def _view(
-    storage: StorageRef, offset: int, geometry: _Geometry, *, requires_grad: bool
-) -> TensorRef:
+def _reads_its_own(wording: _Wording, puts: bytes) -> bool:
+    """Return whether a sentence reads an entry of the memo that it has stored before."""
+    indices = _PUTS[len(puts)](puts)
+    return wording.device_at == indices[0] or wording.hooks_at in indices[:-3]
+
+
+def _store(run: list[_Told], puts: bytes, memo: Memo) -> None:
+    """Store the entries of a sentence under any indices."""
+    for index, value in zip(_PUTS[len(puts)](puts), _entries(run), strict=True):
+        memo.store(index, value)
+
+
+def _view(storage: StorageRef, wording: _Wording) -> TensorRef:
     """Return the tensor of a storage, if it fits and is of a usual kind."""
-    dtype, span, shape = storage.dtype, storage.span, geometry.shape
-    start, nbytes = offset * dtype.itemsize, geometry.extent * dtype.itemsize
-    if span is None or not span.nbytes or dtype.kind == "quantized" or offset < 0:
+    dtype, span = storage.dtype, storage.span
+    _, _, _, _, _, _, offset, (shape, strides, length, zeros), requires_grad = wording
+    start, nbytes = offset * dtype.itemsize, length * dtype.itemsize
+    if span is None or not span.nbytes or dtype.kind == "quantized" or start < 0:
         raise _UnusualError
     if (nbytes and start + nbytes > span.nbytes) or (requires_grad and not dtype.is_floating):
         raise _UnusualError
     if start or nbytes != span.nbytes:
         span = ByteSpan(span.source, span.offset + start, nbytes)
-    chunk = Chunk(span, geometry.zeros, shape, geometry.strides)
     return plain_tensor(
-        dtype, shape, chunk, storage.device, storage.byteorder, requires_grad=requires_grad
+        dtype, span, zeros, shape, strides, storage.device, storage.byteorder, requires_grad
     )

@@ -74,8 +74,9 @@ def read_directory(found: Directory, refusals: list[str]) -> list[ZipRecord]:
     at = free = 0  # free: the earliest offset for the next record
     is_in_order = True
     unpack, width = CENTRAL.unpack_from, CENTRAL.size
+    last, disks, make = len(directory) - width, {own_disk, 1}, ZipRecord._make
     for _ in range(count):
-        if at + width > len(directory) or directory[at : at + 4] != b"PK\x01\x02":
+        if at > last or not directory.startswith(b"PK\x01\x02", at):
             raise DamagedError(
                 f"the zip directory breaks off after {len(records)} of {count} records"
             )
@@ -85,15 +86,15 @@ def read_directory(found: Directory, refusals: list[str]) -> list[ZipRecord]:
         ) = unpack(directory, at)  # fmt: skip
         name_end = at + width + name_length
         name = directory[at + width : name_end].decode("utf-8", "surrogateescape")
-        if UINT32_MAX in (packed, plain, header):
+        if packed == UINT32_MAX or plain == UINT32_MAX or header == UINT32_MAX:  # noqa: PLR1714
             extra = directory[name_end : name_end + extra_length]
             plain, packed, header = _zip64_sizes(extra, plain, packed, header)
         if header + packed > offset:
             raise DamagedError(f"truncated: the record {name!r} reaches into the directory")
-        records.append(ZipRecord(name, method, flags, crc, packed, plain, header, offset + at))
+        records.append(make((name, method, flags, crc, packed, plain, header, offset + at)))
         at = name_end + extra_length + comment_length
-        if disk not in {own_disk, 1} or (plain and (not packed or attributes & IS_FOLDER)):
-            _refuse(name, disk in {own_disk, 1}, refusals)
+        if disk not in disks or (plain and (not packed or attributes & IS_FOLDER)):
+            _refuse(name, disk in disks, refusals)
         if header < free:
             is_in_order = False
         free = header + packed + LOCAL.size

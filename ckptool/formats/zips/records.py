@@ -34,8 +34,10 @@ Rules, each with its reason:
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property, partial
+from operator import attrgetter
 from struct import Struct
 
 from ckptool.errors import DamagedError, UnsupportedError
@@ -44,6 +46,7 @@ from ckptool.formats.zips.headers import CENTRAL, LOCAL, UINT16_MAX, UINT32_MAX
 from ckptool.sources.base import ByteSpan, Guard, Source
 
 LOOKED_AT = Struct("<4s2x2H4xI8x2H").unpack_from  # only the checked fields of 100,000 local headers
+_ENTRY = attrgetter("entry_offset")
 
 STORED, DEFLATED = 0, 8
 ENCRYPTED = 0x1
@@ -94,7 +97,9 @@ class ZipArchive:
         self.refusals = list(self._directory.refusals)  # faults for which torch refuses it
         self.records = read_directory(self._directory, self.refusals)
         self._listed, self._listed_at = self._directory.data, self._directory.offset
+        self._outermost, self._shift, _ = source.span(0, 0)  # as every span of the source has it
         self._window, self._window_offset = b"", 0
+        self._usual: dict[int, int] = {}  # offset of a header that is as listed -> that of the data
         self._differing: dict[str, str] = {}  # record -> difference of its local header
 
     @property
@@ -135,12 +140,17 @@ class ZipArchive:
             DamagedError: there is no header at its offset, or the record's sizes do not fit.
             UnsupportedError: the record is encrypted, or a patch.
         """
+        usual = self._usual.get(record.header_offset)
+        return self._look_up(record) if usual is None else usual
+
+    def _look_up(self, record: ZipRecord) -> int:
         _, method, flags, crc, packed, plain, offset, entry = record
         if not self._is_near and not self._is_at_hand(record):
             return self._start_by_its_end(record)
         at = offset - self._window_offset
         if not 0 <= at <= len(self._window) - LOCAL.size:
             self._move_window(offset, is_next=0 <= at < 2 * len(self._window))
+            self._find_usual(record)
             at = 0
         window = self._window
         signature, local_flags, local_method, local_crc, width, extra = LOOKED_AT(window, at)
@@ -163,6 +173,36 @@ class ZipArchive:
         if start + packed > self.source.size:
             raise DamagedError(f"truncated: the record {record.name!r} reaches past the end")
         return start
+
+    def _find_usual(self, record: ZipRecord) -> None:
+        """Look at the headers in the window at once, from that of a record on in the directory.
+
+        Those of stored records that are as the directory says are remembered. All others are left
+        to whoever asks for them: a record that nothing refers to may be damaged.
+        """
+        window, begun, usual = self._window, self._window_offset, self._usual
+        listed, shift = self._listed, CENTRAL.size - self._listed_at
+        last, limit = begun + len(window) - LOCAL.size, self.source.size
+        first = bisect_left(self.records, record.entry_offset, key=_ENTRY)
+        for place in range(first, len(self.records)):
+            _, method, flags, crc, packed, plain, offset, entry = self.records[place]
+            if not begun <= offset <= last:
+                break
+            at = offset - begun
+            signature, local_flags, local_method, local_crc, width, extra = LOOKED_AT(window, at)
+            at += LOCAL.size
+            start = offset + LOCAL.size + width + extra
+            if (
+                signature == b"PK\x03\x04"
+                and local_flags == flags
+                and local_method == method == STORED
+                and packed == plain
+                and not flags & UNREADABLE
+                and (flags & HAS_DESCRIPTOR or local_crc == crc)
+                and window[at : at + width] == listed[entry + shift : entry + shift + width]
+                and start + packed <= limit
+            ):
+                usual[offset] = start
 
     def _move_window(self, offset: int, *, is_next: bool) -> None:
         """Read the headers of many small tensors at once, and of more if the next ones follow."""
@@ -252,7 +292,10 @@ class ZipArchive:
 
     def span(self, record: ZipRecord, nbytes: int) -> ByteSpan:
         """Return the place of the first ``nbytes`` bytes of a stored record."""
-        return self.source.span(self.data_offset(record), nbytes)
+        start = self._usual.get(record.header_offset)
+        if start is None or nbytes > record.size:
+            return self.source.span(self.data_offset(record), nbytes)
+        return ByteSpan(self._outermost, self._shift + start, nbytes)
 
     def read(self, record: ZipRecord) -> bytes:
         """Return the record's content, unpacked if it is deflated.
