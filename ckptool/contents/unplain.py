@@ -53,102 +53,66 @@ _PLAIN_COPY = (
     "dequantized, dense, or each part under a name of its own"
 )
 
+# fmt: off
 SHARD = Kind("shard", "shards of which this file holds the part of one process", _GATHER)
 PARTIAL = Kind("shard", "partial sums that one process holds", _GATHER)
-RANK_SHARD = Kind(
-    "shard",
-    "shards that one rank wrote, of tensors in several files",
-    "name the directory with the shards of all ranks, which ckptool joins",
-)
-DIFFERENT = Kind(
-    "shard",
-    "plain tensors that differ from rank to rank, and do not say whether they are slices",
-    "name the file of one rank, if each has the whole; or save with "
-    "torch.distributed.checkpoint, which records where each part belongs",
-)
-FLATTENED = Kind(
-    "flattened",
-    "flattened FSDP parameters (many weights in one tensor, without their names)",
-    "name the directory with the files of all ranks, which ckptool joins if they have fairscale's "
-    "shard_metadata; of torch's FSDP, load the files in as many processes as saved them, and save "
-    "with StateDictType.FULL_STATE_DICT",
-)
-QUANTIZED = Kind(
-    "wrapped",
-    "quantized tensors of torchao, each made of several plain ones",
-    "take the weights from the checkpoint before quantization; or load this one with torchao, "
-    "and save weight.dequantize() for each",
-)
-PACKED = Kind(
-    "packed",
-    "packed weights of quantized layers",
-    "take the weights from the checkpoint before quantization; or load this one with torch, and "
-    "save layer.weight() and layer.bias() of each",
-)
+RANK_SHARD = Kind("shard", "shards that one rank wrote, of tensors in several files",
+                  "name the directory with the shards of all ranks, which ckptool joins")
+DIFFERENT = Kind("shard",
+                 "plain tensors that differ from rank to rank, and do not say whether they are "
+                 "slices",
+                 "name the file of one rank, if each has the whole; or save with "
+                 "torch.distributed.checkpoint, which records where each part belongs")
+FLATTENED = Kind("flattened",
+                 "flattened FSDP parameters (many weights in one tensor, without their names)",
+                 "name the directory with the files of all ranks, which ckptool joins if they "
+                 "have fairscale's shard_metadata; of torch's FSDP, load the files in as many "
+                 "processes as saved them, and save with StateDictType.FULL_STATE_DICT")
+QUANTIZED = Kind("wrapped", "quantized tensors of torchao, each made of several plain ones",
+                 "take the weights from the checkpoint before quantization; or load this one with "
+                 "torchao, and save weight.dequantize() for each")
+PACKED = Kind("packed", "packed weights of quantized layers",
+              "take the weights from the checkpoint before quantization; or load this one with "
+              "torch, and save layer.weight() and layer.bias() of each")
 SPARSE = Kind("sparse", "sparse tensors", "save tensor.to_dense() of each instead")
-NESTED_TENSOR = Kind(
-    "nested-tensor",
-    "nested tensors (rows of several lengths in one)",
-    "save tensor.unbind() or torch.nested.to_padded_tensor(tensor, 0) instead",
-)
+NESTED_TENSOR = Kind("nested-tensor", "nested tensors (rows of several lengths in one)",
+                     "save tensor.unbind() or torch.nested.to_padded_tensor(tensor, 0) instead")
 SUBCLASS = Kind("wrapped", "tensors of a subclass that is made of several", _PLAIN_COPY)
-META = Kind(
-    "no-values",
-    "meta tensors, which have a shape but no values",
-    "save the model after it was materialised: model.to_empty(device='cpu') and its weights loaded",
-)
-LAZY = Kind(
-    "no-values",
-    "parameters of lazy layers, which have no values yet",
-    "run one batch through the model before saving",
-)
-PLACEHOLDER = Kind(
-    "no-values",
-    "placeholders without values (shape [0]), as ZeRO stage 3 leaves them in a state dict",
-    "name the directory with the files of all ranks, which ckptool joins; or train with "
-    "stage3_gather_16bit_weights_on_model_save and call save_16bit_model",
-)
+META = Kind("no-values", "meta tensors, which have a shape but no values",
+            "save the model after it was materialised: model.to_empty(device='cpu') and its "
+            "weights loaded")
+LAZY = Kind("no-values", "parameters of lazy layers, which have no values yet",
+            "run one batch through the model before saving")
+PLACEHOLDER = Kind("no-values",
+                   "placeholders without values (shape [0]), as ZeRO stage 3 leaves them in a "
+                   "state dict",
+                   "name the directory with the files of all ranks, which ckptool joins; or train "
+                   "with stage3_gather_16bit_weights_on_model_save and call save_16bit_model")
 ARRAY = Kind("array", "numpy arrays", "load the file and save torch.from_numpy(array) of each")
-STORAGE = Kind(
-    "storage", "bare storages, which have no shape", "save the tensor itself, not tensor.storage()"
-)
-CONTAINER = Kind(
-    "nested",
-    "containers with tensors of their own",
-    "name the part that is meant, as ADDRESS/KEY; ckptool inspect --tensors lists the addresses",
-)
-ALIKE = Kind(
-    "alike",
-    "tensors whose keys are written alike, as 1 and '1' are",
-    "save the weights under names that differ as text",
-)
-KEYED = Kind(
-    "keyed",
-    "tensors whose keys are objects, not text",
-    "load the file with torch, and save the weights under names that are text",
-)
-UNNAMED = Kind(
-    "nested",
-    "arguments of an object, whose names the file does not hold",
-    "load the file where that class is installed, and save its tensors in a dict: a named tuple "
-    "gives one by _asdict()",
-)
-OBJECT = Kind(
-    "nested",
-    "objects with tensors in them",
-    "save the tensors of the object under names of their own: a state dict holds tensors alone",
-)
+STORAGE = Kind("storage", "bare storages, which have no shape",
+               "save the tensor itself, not tensor.storage()")
+CONTAINER = Kind("nested", "containers with tensors of their own",
+                 "name the part that is meant, as ADDRESS/KEY; ckptool inspect --tensors lists "
+                 "the addresses")
+ALIKE = Kind("alike", "tensors whose keys are written alike, as 1 and '1' are",
+             "save the weights under names that differ as text")
+KEYED = Kind("keyed", "tensors whose keys are objects, not text",
+             "load the file with torch, and save the weights under names that are text")
+UNNAMED = Kind("nested", "arguments of an object, whose names the file does not hold",
+               "load the file where that class is installed, and save its tensors in a dict: a "
+               "named tuple gives one by _asdict()")
+OBJECT = Kind("nested", "objects with tensors in them",
+              "save the tensors of the object under names of their own: a state dict holds "
+              "tensors alone")
 
-CONVERTED_KIND = Kind(
-    "converted",
-    "tensors that torch casts to another dtype as it loads them",
-    "load the file with torch, and save the weights again in the dtype that is wanted",
-)
-COMPUTED = Kind(
-    "computed",
-    "tensors that a function makes as the file is loaded, so that the file holds no values of them",
-    "load the file with torch in a sandbox, and save the weights again",
-)
+CONVERTED_KIND = Kind("converted", "tensors that torch casts to another dtype as it loads them",
+                      "load the file with torch, and save the weights again in the dtype that is "
+                      "wanted")
+COMPUTED = Kind("computed",
+                "tensors that a function makes as the file is loaded, so that the file holds no "
+                "values of them",
+                "load the file with torch in a sandbox, and save the weights again")
+# fmt: on
 
 # The first pattern found in the layout of a composite tensor decides.
 COMPOSITES: tuple[tuple[str, Kind], ...] = (

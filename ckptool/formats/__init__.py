@@ -192,73 +192,48 @@ COMPRESSED = {
     "gzip": rb"\x1f\x8b", "zstd": rb"\x28\xb5\x2f\xfd", "xz": rb"\xfd7zXZ\0",
     "bzip2": rb"BZh[1-9]1AY&SY", "lz4": rb"\x04\x22\x4d\x18",
 }  # fmt: skip
+# fmt: off
 LOOKALIKES = (
-    Lookalike(
-        _begins(rb"\Z"),
-        "the file is empty",
-        "the disk may have been full, or the copy did not begin; get the file again",
-        is_accident=True,
-    ),
-    Lookalike(
-        _begins(rb"version https://git-lfs\.github\.com/spec/"),
-        "a Git LFS pointer, not the file that it points to",
-        "git lfs pull fetches the file",
-        is_accident=True,
-    ),
-    Lookalike(
-        _begins(rb"(\xef\xbb\xbf)?\s*(<!--.*)?<(!doctype|html|head)"),
-        "a web page, not a checkpoint",
-        "the download got a page instead: a log-in, a licence to accept, a link to the page itself",
-        is_accident=True,
-    ),
-    Lookalike(
-        _begins(rb"(\xef\xbb\xbf)?\s*<\?xml"),
-        "an XML document, not a checkpoint",
-        "it may be the error message of a storage service: look into it with head",
-    ),
+    Lookalike(_begins(rb"\Z"), "the file is empty",
+              "the disk may have been full, or the copy did not begin; get the file again",
+              is_accident=True),
+    Lookalike(_begins(rb"version https://git-lfs\.github\.com/spec/"),
+              "a Git LFS pointer, not the file that it points to",
+              "git lfs pull fetches the file", is_accident=True),
+    Lookalike(_begins(rb"(\xef\xbb\xbf)?\s*(<!--.*)?<(!doctype|html|head)"),
+              "a web page, not a checkpoint",
+              "the download got a page instead: a log-in, a licence to accept, a link to the page "
+              "itself", is_accident=True),
+    Lookalike(_begins(rb"(\xef\xbb\xbf)?\s*<\?xml"), "an XML document, not a checkpoint",
+              "it may be the error message of a storage service: look into it with head"),
     *(
-        Lookalike(
-            _begins(magic), f"compressed with {by}", _unpacked_by(f"{by} -dc FILE > UNPACKED")
-        )
+        Lookalike(_begins(magic), f"compressed with {by}",
+                  _unpacked_by(f"{by} -dc FILE > UNPACKED"))
         for by, magic in COMPRESSED.items()
     ),
     Lookalike(_begins(rb"7z\xbc\xaf\x27\x1c"), "a 7z archive", _unpacked_by("7z x FILE")),
-    Lookalike(
-        _begins(rb"\x89HDF\r\n\x1a\n"),
-        "an HDF5 file, as Keras and h5py write it",
-        "load it with the library that wrote it and save the weights as safetensors",
-    ),
-    Lookalike(
-        _begins(rb"\x93NUMPY"), "a numpy .npy file: one array without a name", "numpy.load reads it"
-    ),
+    Lookalike(_begins(rb"\x89HDF\r\n\x1a\n"), "an HDF5 file, as Keras and h5py write it",
+              "load it with the library that wrote it and save the weights as safetensors"),
+    Lookalike(_begins(rb"\x93NUMPY"), "a numpy .npy file: one array without a name",
+              "numpy.load reads it"),
     Lookalike(
         _begins(rb"\x08[\x01-\x1f]([\x12\x1a\x22][\x00-\x7f][\x20-\x7e]*|[\x3a\x42][\x00-\xff])"),
         "a protobuf message, as ONNX models are",
         "look for the checkpoint that it was exported from: ONNX keeps a graph with constants",
     ),
-    Lookalike(
-        _begins(rb".{4}(ET\d\d|TFL3)"),
-        "a program for a device (ExecuTorch or TensorFlow Lite)",
-        "look for the checkpoint that it was exported from",
-    ),
-    Lookalike(
-        _begins(rb"GGUF"),
-        "a GGUF file, as llama.cpp reads it",
-        "look for the checkpoint that it was converted from",
-    ),
+    Lookalike(_begins(rb".{4}(ET\d\d|TFL3)"),
+              "a program for a device (ExecuTorch or TensorFlow Lite)",
+              "look for the checkpoint that it was exported from"),
+    Lookalike(_begins(rb"GGUF"), "a GGUF file, as llama.cpp reads it",
+              "look for the checkpoint that it was converted from"),
     Lookalike(_begins(rb"PK\x05\x06"), "a zip archive with nothing in it", None),
-    Lookalike(
-        _begins(rb"\0{16,}\Z"),
-        "nothing but zeros at the beginning",
-        "space was set aside but never written: the writer was killed, or the disk was full",
-        is_accident=True,
-    ),
-    Lookalike(
-        _begins(rb"\s*[\[{]\s*([\"\[{\]}]|-?\d)"),
-        "JSON, not a checkpoint",
-        "look for the file with the weights beside it",
-    ),
+    Lookalike(_begins(rb"\0{16,}\Z"), "nothing but zeros at the beginning",
+              "space was set aside but never written: the writer was killed, or the disk was full",
+              is_accident=True),
+    Lookalike(_begins(rb"\s*[\[{]\s*([\"\[{\]}]|-?\d)"), "JSON, not a checkpoint",
+              "look for the file with the weights beside it"),
 )
+# fmt: on
 
 
 def not_a_checkpoint(head: bytes) -> UnknownFormatError:
