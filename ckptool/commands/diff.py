@@ -70,9 +70,8 @@ class DiffOptions(NamedTuple):
     device: str = "cpu"
     threads: int = 0  # 0: one for each CPU, at most MAX_THREADS
     asked: Asked = Asked()  # as typed, to report those that match nothing
-    order: str | None = (
-        None  # of lists of tensors: change, name or size; None: by role, then by change
-    )
+    # Of lists of tensors: change, name or size; None: by role, then by change.
+    order: str | None = None
 
 
 def diff(

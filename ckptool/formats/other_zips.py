@@ -11,31 +11,23 @@ AGENT = "data"  # stable-baselines3's JSON
 OF_ARCHIVES = (".ckpt", ".pt", ".pth", ".safetensors", ".tar", ".th")  # suffixes of what they hold
 _UNPACK = "unpack it and point ckptool at the checkpoint inside"
 
+_EXPORTED = (
+    "an exported program of torch.export (.pt2)",
+    "take its weights with torch: torch.save(torch.export.load(PATH).state_dict, 'weights.pt')",
+)
 # Names of records in other zips, with the kind of zip and the hint for it.
+# fmt: off
 _OTHER_ZIPS = (
-    (
-        "/archive_format",
-        "an exported program of torch.export (.pt2)",
-        "take its weights with torch: torch.save(torch.export.load(PATH).state_dict, 'weights.pt')",
-    ),
-    (
-        "serialized_exported_program.json",
-        "an exported program of torch.export (.pt2)",
-        "take its weights with torch: torch.save(torch.export.load(PATH).state_dict, 'weights.pt')",
-    ),
-    (
-        ".data/extern_modules",
-        "an archive of torch.package",
-        "take its weights with torch.package.PackageImporter(PATH).load_pickle and torch.save",
-    ),
-    (
-        "/model.json",
-        "a TorchScript archive of torch 1.0 or 1.1",
-        "load it with torch.jit.load of that time, and save the state dict",
-    ),
+    ("/archive_format", *_EXPORTED),
+    ("serialized_exported_program.json", *_EXPORTED),
+    (".data/extern_modules", "an archive of torch.package",
+     "take its weights with torch.package.PackageImporter(PATH).load_pickle and torch.save"),
+    ("/model.json", "a TorchScript archive of torch 1.0 or 1.1",
+     "load it with torch.jit.load of that time, and save the state dict"),
     (".npy", "a numpy .npz archive", "numpy.load reads it"),
     (".weights.h5", "a Keras archive", "load it with Keras and save the weights as safetensors"),
 )
+# fmt: on
 
 
 def other_zip(archive: ZipArchive) -> UnknownFormatError | None:

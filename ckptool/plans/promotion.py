@@ -149,9 +149,8 @@ def _refuse_calls(checkpoint: Checkpoint, trace: Trace, tables: Iterable[Table])
     values = [checkpoint.tree]
     for table in tables:
         values += [*nodes_on(checkpoint.tree, table.address), *table.entries.values()]
-    call = find_call(
-        trace, dangerous - LOOKUPS, values
-    )  # a method that is not called changes nothing
+    # A method that is looked up and not called changes nothing.
+    call = find_call(trace, dangerous - LOOKUPS, values)
     if call:
         raise UnsupportedError(
             f"loading the file gives the weights to {call:.80}, which may change them",

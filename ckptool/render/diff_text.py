@@ -236,16 +236,8 @@ def settings(report: DiffReport) -> list[ValueDifference]:
     return [*report.values, *counted]
 
 
-HEADS = (
-    "",
-    "max abs",
-    "max rel",
-    "RMS",
-    "rel. L2",
-    "differ",
-    "largest at",
-    "parameter",
-)  # of tensors
+# Of tensors.
+HEADS = ("", "max abs", "max rel", "RMS", "rel. L2", "differ", "largest at", "parameter")
 
 
 class Listed(NamedTuple):

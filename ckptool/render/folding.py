@@ -32,9 +32,8 @@ class Row(NamedTuple):
     label: str
     entry: TensorEntry | None
     times: int  # number of equal layers that share this line, not multiplied by folds around it
-    slots: tuple[
-        str, ...
-    ] = ()  # of an optimizer's states, which share a line whatever their shapes
+    # Of an optimizer's states, which share a line whatever their shapes.
+    slots: tuple[str, ...] = ()
     bytes: int = 0  # of all these states
 
 

@@ -60,9 +60,8 @@ class Mean(Source):
         self._whole = whole
         self._series = [(_Series(each.reader, each.ref), each.part) for each in tensors]
         is_plain = all(series.is_plain for series, _ in self._series)
-        self._step = (
-            STEP if is_plain else max(self.size, 1)
-        )  # others are read in parts of their own
+        # Others are read in parts of their own.
+        self._step = STEP if is_plain else max(self.size, 1)
 
     def fetch(self, offset: int, nbytes: int) -> bytes:
         """Return bytes of the mean, which may begin and end inside a value."""

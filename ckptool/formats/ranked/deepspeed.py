@@ -66,20 +66,16 @@ class DeepSpeedFolder(FolderOfFiles):
     name = "deepspeed"
     title = "DeepSpeed"
     written_by = "DeepSpeed: ZeRO stages 0 to 3, one rank or many"
+    # fmt: off
     file_kinds = (
-        (
-            r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt",
-            "each rank's buffers, frozen parameters, steps, client state",
-        ),
-        (
-            r"mp_rank_\d+_model_states\.pt",
-            "the weights in their training dtype, steps, client state",
-        ),
-        (
-            r"((bf16|fp16)_)?zero_pp_rank_\d+_mp_rank_\d+_optim_states\.pt",
-            "each rank's part of the float32 weights and of the optimizer state",
-        ),
+        (r"zero_pp_rank_\d+_mp_rank_\d+_model_states\.pt",
+         "each rank's buffers, frozen parameters, steps, client state"),
+        (r"mp_rank_\d+_model_states\.pt",
+         "the weights in their training dtype, steps, client state"),
+        (r"((bf16|fp16)_)?zero_pp_rank_\d+_mp_rank_\d+_optim_states\.pt",
+         "each rank's part of the float32 weights and of the optimizer state"),
     )
+    # fmt: on
 
     def matches(self, folder: Path) -> bool:
         """Return whether it is a save, or holds only one, which ``latest`` in it names."""
