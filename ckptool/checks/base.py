@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from ckptool.checks.sources import Source
+from ckptool.checks.sources import Original
 from ckptool.contents.inventory import Inventory, Leaf
 from ckptool.contents.training import TrainingState, read_training_state
 from ckptool.ema.candidates import Candidate, EmaLocation
@@ -44,7 +44,7 @@ class Subject:
     checkpoint: Checkpoint = field(kw_only=False)
     layouts: Layouts = ()
     like: Mapping[str, Leaf] | None = None  # names and shapes of the model that is to load it
-    against: Source | None = None  # the claimed source of the weights
+    against: Original | None = None  # the claimed source of the weights
     reads: frozenset[str] = frozenset()  # the kinds of data that may be read in full: bytes, values
     progress: Progress = no_progress
     ranks: Ranks = field(default_factory=Ranks)  # the processes that share the full reads

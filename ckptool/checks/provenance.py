@@ -9,7 +9,7 @@ are compared after the same cast. The names may be the model's, the model's with
 from __future__ import annotations
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
-from ckptool.checks.sources import Source, Tensors
+from ckptool.checks.sources import Original, Tensors
 from ckptool.reports.rules import finding
 from ckptool.tensors.blocks import equal_after_cast
 from ckptool.tensors.volume import refuse_repetition
@@ -49,7 +49,7 @@ def _is_that_average(subject: Subject) -> Verdicts:
 
 
 def _without_models_buffers(
-    subject: Subject, source: Source, ours: Tensors, averages: Tensors, differing: list[str]
+    subject: Subject, source: Original, ours: Tensors, averages: Tensors, differing: list[str]
 ) -> list[str]:
     """Compare with the model's buffers instead, if the names that differ are all such buffers."""
     for other in source.buffered if differing else ():
@@ -59,7 +59,7 @@ def _without_models_buffers(
     return differing
 
 
-def _is_raw(subject: Subject, source: Source, ours: Tensors, differing: list[str]) -> str:
+def _is_raw(subject: Subject, source: Original, ours: Tensors, differing: list[str]) -> str:
     """Return a note if these are the source's raw weights, the usual mistake; else ""."""
     known = [name for name in differing if name in source.raw]
     first, rest = known[:1], known[1:]  # one tensor usually decides
@@ -70,7 +70,7 @@ def _is_raw(subject: Subject, source: Source, ours: Tensors, differing: list[str
 
 
 def _differing(
-    subject: Subject, source: Source, ours: Tensors, theirs: Tensors, names: list[str]
+    subject: Subject, source: Original, ours: Tensors, theirs: Tensors, names: list[str]
 ) -> list[str]:
     """Return the names whose tensors differ after a cast of ``theirs`` to the file's dtype."""
 

@@ -23,7 +23,7 @@ NAMES = ("model", "bare", "ema")  # the kinds of names of extract-ema
 Tensors = Mapping[str, TensorRef]
 
 
-class Source(NamedTuple):
+class Original(NamedTuple):
     """The weights that a release is made from."""
 
     reader: TensorReader
@@ -34,7 +34,7 @@ class Source(NamedTuple):
     changed: Callable[[], Iterable[str]] = tuple
 
 
-def read_source(checkpoint: Checkpoint, address: str | None, layouts: Layouts = ()) -> Source:
+def read_original(checkpoint: Checkpoint, address: str | None, layouts: Layouts = ()) -> Original:
     """Return the weights at a place in an open checkpoint.
 
     Raises:
@@ -44,7 +44,7 @@ def read_source(checkpoint: Checkpoint, address: str | None, layouts: Layouts = 
     """
     # Each value of a release is compared with its source's, so a full comparison here adds nothing.
     weights = take_weights(checkpoint, ema=address, layouts=layouts, compared_in_full=False)
-    return Source(
+    return Original(
         checkpoint.reader,
         plans=tuple(_plans(weights, checkpoint)),
         raw=_raw(weights.location),

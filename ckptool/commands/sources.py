@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ckptool.checks.sources import Source
+from ckptool.checks.sources import Original
 from ckptool.commands.members import STEP
 from ckptool.commands.mixture import Mixture
 from ckptool.commands.origin import averaged_from
@@ -88,7 +88,7 @@ def digests_of(combined: Combined) -> list[str]:
     return [each.hexdigest() for each in hashes]
 
 
-def averaged_again(stack: ExitStack, folder: Path, note: AverageNote, layouts: Layouts) -> Source:
+def averaged_again(stack: ExitStack, folder: Path, note: AverageNote, layouts: Layouts) -> Original:
     """Return the mean that a note describes, from the checkpoints below a directory.
 
     Raises:
@@ -106,7 +106,7 @@ def averaged_again(stack: ExitStack, folder: Path, note: AverageNote, layouts: L
             if digest != each.digest:
                 yield each.file
 
-    return Source(TensorReader(*sources), (combined.tensors,), {}, changed=changed)
+    return Original(TensorReader(*sources), (combined.tensors,), {}, changed=changed)
 
 
 def _member(stack: ExitStack, folder: Path, note: SourceNote, layouts: Layouts) -> Member:

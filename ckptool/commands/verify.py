@@ -28,7 +28,7 @@ from ckptool.checks.running import (
     select,
     spare,
 )
-from ckptool.checks.sources import Source, read_source
+from ckptool.checks.sources import Original, read_original
 from ckptool.commands.operands import as_operand, checkpoint_files, is_run, open_part
 from ckptool.contents.dangers import met_before_failing
 from ckptool.contents.inventory import Leaf
@@ -236,7 +236,7 @@ def _subject(
     )
 
 
-def _source(operand: str, layouts: Layouts, opened: ExitStack, made: Checkpoint) -> Source:
+def _source(operand: str, layouts: Layouts, opened: ExitStack, made: Checkpoint) -> Original:
     """Return the weights that a checkpoint was made from; of an average, the mean, made again."""
     path, address = parse_operand(operand)
     note = read_provenance(made.metadata)
@@ -246,7 +246,7 @@ def _source(operand: str, layouts: Layouts, opened: ExitStack, made: Checkpoint)
         return averaged_again(opened, path, note.average, layouts)
     checkpoint = opened.enter_context(open_checkpoint(path))
     try:
-        return read_source(checkpoint, address, layouts)
+        return read_original(checkpoint, address, layouts)
     except CkptError as error:
         raise error.at(path) from error.__cause__
 

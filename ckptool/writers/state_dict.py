@@ -64,7 +64,7 @@ class StateDict(NamedTuple):
     def values(self) -> Iterator[tuple[str, TensorRef]]:
         """The tensors that are written, each once, under the names by which losses are reported."""
         for shard in self.shards:
-            yield from FORMATS[self.kind].values(shard.tensors, self.casting)
+            yield from WRITERS[self.kind].values(shard.tensors, self.casting)
 
     @property
     def cast(self) -> Iterator[tuple[str, TensorRef]]:
@@ -100,7 +100,7 @@ def plan_state_dict(
     else:
         shards = plan_shards(output, written, casting, max_shard)
     for shard in shards:
-        FORMATS[kind].refuse(shard.tensors, casting)
+        WRITERS[kind].refuse(shard.tensors, casting)
     return StateDict(output, kind, shards, casting, noted, wrap, damaged)
 
 
@@ -117,7 +117,7 @@ def write(
         OutputError: there is no room.
     """
     files[0].need(plan.nbytes)
-    FORMATS[plan.kind].write(plan, files, how, note)
+    WRITERS[plan.kind].write(plan, files, how, note)
 
 
 def count_losses(plan: StateDict, how: Transfer) -> None:
@@ -126,8 +126,8 @@ def count_losses(plan: StateDict, how: Transfer) -> None:
     transfer(moves, how)
 
 
-class Format(NamedTuple):
-    """The functions that write a state dict in one format: a row of ``FORMATS``."""
+class Writer(NamedTuple):
+    """The functions that write a state dict in one format: a row of ``WRITERS``."""
 
     refuse: Callable[[Mapping[str, TensorRef], Casting], object]  # raises if it cannot hold them
     write: Callable[[StateDict, Sequence[PartialFile], Transfer, str], None]
@@ -185,12 +185,12 @@ def _each_storage(
     return ((storage.name, storage.values) for storage in storages)
 
 
-FORMATS: Mapping[str, Format] = {
-    "safetensors": Format(
+WRITERS: Mapping[str, Writer] = {
+    "safetensors": Writer(
         lambda tensors, casting: safetensors_file.header(tensors, {}, casting),
         _write_safetensors,
         _each_tensor,
     ),
-    "torch-zip": Format(torch_zip.plan_storages, _write_torch, _each_storage),
-    "dcp": Format(dcp_folder.refuse, _write_dcp, _each_tensor),
+    "torch-zip": Writer(torch_zip.plan_storages, _write_torch, _each_storage),
+    "dcp": Writer(dcp_folder.refuse, _write_dcp, _each_tensor),
 }

@@ -52,7 +52,7 @@ PARALLEL = re.compile(r"(layer_\d+|expp?)[-_].*_states\.pt")  # of pipelines and
 JOIN = "convert it with DeepSpeed's ds_to_universal.py; or name a single file to see what is in it"
 
 
-class Named(NamedTuple):
+class StateFile(NamedTuple):
     """A file of a save, by what its name says."""
 
     kind: str
@@ -128,12 +128,12 @@ def _has_save(folder: Path) -> bool:
     return any(FILE.fullmatch(path.name) for path in entries(folder))
 
 
-def _files(folder: Path) -> list[Named]:
+def _files(folder: Path) -> list[StateFile]:
     """Return the files of a save, in the order of ranks."""
     listed = entries(folder)
     _refuse_unjoinable(listed)
     found = [
-        Named(match["kind"], None if match["rank"] is None else int(match["rank"]), path)
+        StateFile(match["kind"], None if match["rank"] is None else int(match["rank"]), path)
         for path in listed
         if (match := FILE.fullmatch(path.name))
     ]
@@ -169,7 +169,7 @@ def _refuse_unjoinable(listed: Sequence[Path]) -> None:
 # -------------------------------------------------------------------------------------------- tree
 
 
-def _plan(trees: Sequence[tuple[Named, Tree]], reader: TensorReader) -> ZeroPlan:
+def _plan(trees: Sequence[tuple[StateFile, Tree]], reader: TensorReader) -> ZeroPlan:
     """Return the plan of a save, all of whose files are there."""
     models = {f.rank: (f.path.name, _fields(tree, f)) for f, tree in trees if f.kind == "model"}
     optims = {
@@ -202,7 +202,7 @@ def _tree(plan: ZeroPlan) -> dict[Any, Tree]:
     return tree | {name: part for name, part in plan.left() if part}
 
 
-def _fields(node: Any, file: Named) -> Mapping[Any, Any]:
+def _fields(node: Any, file: StateFile) -> Mapping[Any, Any]:
     fields = fields_of(node)
     if not fields:
         raise DamagedError(f"{file.path.name} has none of the fields that DeepSpeed writes")

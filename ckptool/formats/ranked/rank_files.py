@@ -65,7 +65,7 @@ COUNTERS = frozenset({
 Held = tuple[str, Tree]  # the name of a rank's file, and what it has at a key path
 
 
-class Named(NamedTuple):
+class RankFile(NamedTuple):
     """A file of a rank, by what its name says."""
 
     kind: str
@@ -128,17 +128,17 @@ class RankFolder(FolderOfFiles):
         )
 
 
-def _are_averages(files: Sequence[Named]) -> bool:
+def _are_averages(files: Sequence[RankFile]) -> bool:
     """Return whether several ranks each have a file that its name calls EMA weights."""
     kinds = Counter(file.kind for file in files)
     return any(count > 1 and marker_in([kind]) for kind, count in kinds.items())
 
 
-def _files(listed: Sequence[Path]) -> Iterator[Named]:
+def _files(listed: Sequence[Path]) -> Iterator[RankFile]:
     for path in listed:
         match = FILE.fullmatch(path.name)
         if match:
-            yield Named(match["kind"] or "", world_by_name(match), int(match["rank"]), path)
+            yield RankFile(match["kind"] or "", world_by_name(match), int(match["rank"]), path)
 
 
 def world_by_name(match: re.Match[str]) -> int | None:
@@ -150,9 +150,9 @@ def world_by_name(match: re.Match[str]) -> int | None:
 # -------------------------------------------------------------------------------------------- tree
 
 
-def _tree(files: Sequence[Named], parts: Mapping[str, Checkpoint], reader: TensorReader) -> Tree:
+def _tree(files: Sequence[RankFile], parts: Mapping[str, Checkpoint], reader: TensorReader) -> Tree:
     """Return the joined trees of all kinds of files."""
-    kinds: dict[str, list[Named]] = {}
+    kinds: dict[str, list[RankFile]] = {}
     for file in files:
         kinds.setdefault(file.kind, []).append(file)
     joined_trees: dict[str, Tree] = {}
