@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from ckptool.contents.training import read_training_state
 from ckptool.ema.layouts import Layouts
 from ckptool.errors import CkptError
 from ckptool.formats import open_checkpoint
+from ckptool.reports.base import MainSlot
 from ckptool.reports.inspect import InspectReport
 from ckptool.reports.run import BestReport, RunEntry, RunReport
 
@@ -28,9 +30,7 @@ def inspect_directory(path: Path, *, layouts: Layouts = ()) -> RunReport:
 
 def run_report(path: str, entries: Iterable[RunEntry]) -> RunReport:
     """Return a table of checkpoints in the order of their steps, with the best by each metric."""
-    ordered = sorted(
-        entries, key=lambda e: (e.error is not None, e.global_step or 0, e.epoch or 0, e.path)
-    )  # what cannot be read has no step, and stands last
+    ordered = sorted(entries, key=_place)
     best = best_by_metric(ordered)
     return RunReport(
         path,
@@ -39,6 +39,13 @@ def run_report(path: str, entries: Iterable[RunEntry]) -> RunReport:
         best_by=best,
         unrated=tuple(name for name in _compared(ordered) if name not in best),
     )
+
+
+def _place(entry: RunEntry) -> tuple[bool, bool, float, float, str]:
+    """Return the place in the order of a run: weights without a step follow, then errors."""
+    is_of_no_step = entry.global_step is None and entry.epoch is None
+    is_unread = entry.error is not None
+    return is_unread, is_of_no_step, entry.global_step or 0, entry.epoch or 0, entry.path
 
 
 def _run_entry(path: Path, layouts: Layouts) -> RunEntry:
@@ -81,16 +88,32 @@ def _progress(training: Mapping[str, Any]) -> dict[str, Any]:
 
 def run_entry(report: InspectReport) -> RunEntry:
     """Return the line of a table for a report."""
+    ema = report.ema
+    chosen = next((each for each in ema.candidates if each.address == ema.selected), None)
+    is_raw = ema.main_slot is MainSlot.RAW  # otherwise the distance says nothing of the run
+    rates = dict.fromkeys(rate for each in report.optimizers for rate in each.lr)
     return RunEntry(
         path=report.path if report.address is None else f"{report.path}#{report.address}",
         size_bytes=report.size_bytes,
         format=report.format,
-        ema=report.ema.selected if report.ema.selected is not None else report.ema.status,
+        ema=ema.selected if ema.selected is not None else ema.status,
         **_progress(report.training),
-        main_slot=report.ema.main_slot,
+        main_slot=ema.main_slot,
         snapshots=report.snapshots,
         made_by=report.provenance["command"] if report.provenance else None,
+        modified=_modified(report.path),
+        parameters=report.model.parameters if report.model else None,
+        lr=tuple(rates),
+        ema_distance=chosen.distance if chosen and is_raw else None,
     )
+
+
+def _modified(path: str) -> str | None:
+    """Return the time of the last change of a file or a directory of this machine."""
+    try:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(Path(path).stat().st_mtime))
+    except (OSError, OverflowError, ValueError):
+        return None
 
 
 def best_by_metric(entries: Sequence[RunEntry]) -> dict[str, BestReport]:

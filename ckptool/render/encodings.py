@@ -19,6 +19,7 @@ ERRORS = "ckptool"  # the name of the error handler
 PLAIN: Mapping[str, str] = {
     "…": "...", "→": "->", "×": "x", "–": "-", "—": "-", "·": "-", "’": "'",
     "█": "#", "▉": "#", "▊": "#", "▋": "#", "▌": "=", "▍": "-", "▎": "-", "▏": "-",
+    "▁": "_", "▂": ".", "▃": "-", "▄": "=", "▅": "+", "▆": "*", "▇": "#",
     "✅": "[x]", "❌": "[!]", "⬜": "[ ]", "⚠": "!", "ℹ": "i", "\ufe0f": "",
 }  # fmt: skip
 FILE_NAME_BYTES = range(0xDC80, 0xDD00)  # surrogates for the bytes of file names that are no text

@@ -1,12 +1,16 @@
-"""The text of ``ckptool inspect`` for the checkpoints of a run: a line for each, and the best."""
+"""The text of ``ckptool inspect`` for the checkpoints of a run: a line for each, then trends."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import inf, isfinite
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ckptool.render import text as words
 from ckptool.render.facts import TOP, short
-from ckptool.render.page import Grid, Line, Page, line, one_by_one
+from ckptool.render.page import Grid, Page, line, one_by_one
 from ckptool.render.snapshots_text import post_hoc
 from ckptool.reports.base import MainSlot
 from ckptool.reports.run import RunEntry, RunReport
@@ -16,31 +20,25 @@ ERROR_LIMIT = 400  # characters
 
 @one_by_one
 def show_run(report: RunReport) -> Page:
-    """Yield a line for each checkpoint, and the best checkpoint by each metric."""
-    found = words.plural(len(report.checkpoints), "checkpoint")
+    """Yield a line for each checkpoint, the best by each metric, and the trends of the run."""
     where = words.printable(report.path)
-    yield line((where, "title"), f"  {found}") if where else line((found, "title"))
-    metrics = list(dict.fromkeys(name for e in report.checkpoints for name in e.metrics))
-    last = 3 + len(metrics)
-    heads = ("file", "epoch", "step", *map(short, metrics), "size", "EMA")
-    grid = Grid("left", "right", "right", *("right" for _ in metrics), "right", "left",
-                heads=heads, drops=[*range(last - 1, 2, -1), last, 2])  # fmt: skip
-    unread = []
+    yield (
+        line((where, "title"), f"  {_totals(report)}")
+        if where
+        else line((_totals(report), "title"))
+    )
+    yield _table(report)
     for entry in report.checkpoints:
-        name = Path(entry.path).name if where else entry.path
-        grid.add_row(*_run_cells(name, entry, metrics))
         if entry.error:
-            unread.append((words.printable(name), entry.error))
-    yield grid
-    for name, error in unread:
-        yield line((name, "name"), ": ", (words.printable(error, ERROR_LIMIT), "error"))
+            name = words.printable(_name(entry.path, report))
+            yield line((name, "name"), ": ", (words.printable(entry.error, ERROR_LIMIT), "error"))
     for metric, best in report.best_by.items():
-        name = Path(best.path).name if where else best.path
         yield line(
             f"best {short(metric)}: {words.value(best.value)} in ",
-            (words.printable(name), "good"),
+            (words.printable(_name(best.path, report)), "good"),
             (f"  ({best.better} is better, by {short(best.because)})", "quiet"),
         )
+    yield from trends(report)
     snapshots = [each for entry in report.checkpoints for each in entry.snapshots or ()]
     if snapshots and where:
         found = words.plural(len(snapshots), "EMA snapshot")
@@ -53,18 +51,139 @@ def show_run(report: RunReport) -> Page:
         yield line(("hint: ", "info"), ask, wraps=False)
 
 
-def _run_cells(file: str, entry: RunEntry, metrics: list[str]) -> list[Line]:
-    name = line((words.printable(file), "name"))
-    if entry.error:
-        return [name, *([line("")] * (len(metrics) + 3)), line(("not read", "error"))]
-    numbers = (entry.epoch, entry.global_step, *(entry.metrics.get(m) for m in metrics))
-    cells = [line("" if n is None else words.value(n)) for n in numbers]
-    return [
-        name,
-        *cells,
-        line(words.size(entry.size_bytes)),
-        line(_ema_cell(entry)),
+def _totals(report: RunReport) -> str:
+    """Return ``6 checkpoints, 15.4 MiB, 163 K parameters each``."""
+    entries = report.checkpoints
+    told = [
+        words.plural(len(entries), "checkpoint"),
+        words.size(sum(e.size_bytes for e in entries)),
     ]
+    sizes = {entry.parameters for entry in entries if entry.parameters}
+    if len(sizes) == 1:
+        told.append(f"{words.count(sizes.pop())} parameters each")
+    return ", ".join(told)
+
+
+def _name(path: str, report: RunReport) -> str:
+    return Path(path).name if report.path else path
+
+
+class Column(NamedTuple):
+    """A column of the table, and when it leaves: the highest first."""
+
+    head: str
+    cell: Callable[[RunEntry], str]
+    leaves: int = 0  # 0: it stays
+    side: str = "right"
+
+
+def _table(report: RunReport) -> Grid:
+    read = [entry for entry in report.checkpoints if not entry.error]
+    metrics = dict.fromkeys(name for entry in read for name in entry.metrics)
+    columns = [
+        Column("epoch", lambda e: _number(e.epoch)),
+        Column("step", lambda e: _number(e.global_step), 1),
+        *(
+            Column(short(name), partial(_metric, name), 6 + i if i else 3)
+            for i, name in enumerate(metrics)
+        ),
+        Column("lr", lambda e: _rates(e.lr), 4),
+        Column("EMA distance", lambda e: _percent(e.ema_distance), 6 + len(metrics)),
+        Column("size", lambda e: words.size(e.size_bytes), 2),
+        Column("changed", lambda e: _time(e.modified), 5),
+        Column("EMA", _ema_cell, side="left"),
+    ]
+    columns = [column for column in columns if any(map(column.cell, read)) or not read]
+    leaving = sorted(((c.leaves, i) for i, c in enumerate(columns, 1) if c.leaves), reverse=True)
+    grid = Grid("left", *(column.side for column in columns),
+                heads=("file", *(column.head for column in columns)),
+                drops=[i for _, i in leaving])  # fmt: skip
+    for entry in report.checkpoints:
+        name = line((words.printable(_name(entry.path, report)), "name"))
+        if entry.error:
+            grid.add_row(name, *[""] * (len(columns) - 1), line(("not read", "error")))
+        else:
+            grid.add_row(name, *(column.cell(entry) for column in columns))
+    return grid
+
+
+def _number(number: object) -> str:
+    return "" if number is None else words.value(number)
+
+
+def _metric(name: str, entry: RunEntry) -> str:
+    return _number(entry.metrics.get(name))
+
+
+def _rates(rates: Sequence[float]) -> str:
+    """Return the learning rate; of several, the smallest and the largest."""
+    ends = dict.fromkeys((min(rates), max(rates))) if rates else ()
+    return "–".join(f"{rate:.3g}" for rate in ends)
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.3g} %"
+
+
+def _time(written: str | None) -> str:
+    """Return a time in the time zone of the reader."""
+    if written is None:
+        return ""
+    from datetime import datetime  # noqa: PLC0415 - for runs only
+
+    return datetime.fromisoformat(written).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+# ------------------------------------------------------------------------------------------- trends
+
+FEWEST = 3  # checkpoints that make a trend
+POINTS = 40  # of a trend, at most
+LEVELS = "▁▂▃▄▅▆▇"
+
+
+def trends(report: RunReport) -> Page:
+    """Yield for each number that changes over the run the first and the last, and a sparkline."""
+    read = [entry for entry in report.checkpoints if not entry.error]
+    names = dict.fromkeys(name for entry in read for name in entry.metrics)
+    series: dict[str, tuple[Callable[[float], str], list[Any]]] = {
+        short(name): (words.value, [entry.metrics.get(name) for entry in read]) for name in names
+    }
+    series["lr"] = ("{:.3g}".format, [max(entry.lr, default=None) for entry in read])
+    series["EMA distance"] = (_percent, [entry.ema_distance for entry in read])
+    grid = Grid("left", "right", "right", "left", title="Over the run", heads=("first", "last", ""))
+    for name, (shown, values) in series.items():
+        numbers = [_as_float(each) for each in values if _is_number(each)]
+        if len(numbers) >= FEWEST and len(set(numbers)) > 1:
+            ends = (shown(numbers[0]), shown(numbers[-1]))
+            grid.add_row(line("  ", (name, "name")), *ends, line((sparkline(numbers), "info")))
+    if grid.rows:
+        yield grid
+
+
+def _is_number(thing: object) -> bool:
+    return isinstance(thing, (int, float)) and not isinstance(thing, bool)
+
+
+def _as_float(number: float) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # an integer that is larger than floats are
+        return inf
+
+
+def sparkline(numbers: Sequence[float]) -> str:
+    """Return a character for each number, or for the last one of each part of a long series."""
+    size = max(len(numbers) / POINTS, 1)
+    ends = dict.fromkeys(round(size * (i + 1)) - 1 for i in range(min(len(numbers), POINTS)))
+    points = [numbers[min(end, len(numbers) - 1)] for end in ends]
+    finite = [point for point in points if isfinite(point)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    return "".join(_level(point, low, high) if isfinite(point) else "×" for point in points)
+
+
+def _level(point: float, low: float, high: float) -> str:
+    span = high / 2 - low / 2  # halves, since the whole may be larger than floats are
+    return LEVELS[round((len(LEVELS) - 1) * ((point / 2 - low / 2) / span))] if span else LEVELS[0]
 
 
 def _ema_cell(entry: RunEntry) -> str:

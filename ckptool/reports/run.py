@@ -28,6 +28,10 @@ class RunEntry:
     # Snapshots of EMAs that average --sigma-rel combines.
     snapshots: tuple[SnapshotReport, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
     made_by: str | None = None  # extract-ema | promote-ema, from ckptool's metadata in the file
+    modified: str | None = None  # time of the last change, in UTC; None behind a URL
+    parameters: int | None = None  # of the model
+    lr: tuple[float, ...] = ()  # learning rates of the optimizers' groups, each once
+    ema_distance: float | None = None  # of the EMA from the model's weights, sampled
 
 
 @record

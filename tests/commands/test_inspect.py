@@ -320,7 +320,8 @@ def test_several_paths_give_an_array(ckptool):
 
 def test_several_paths_are_a_table(ckptool):
     title, heads, *rows = ckptool("inspect", EXPORTED, LATE).splitlines()
-    assert (title, heads.split()[:2]) == ("2 checkpoints", ["file", "epoch"])
+    assert title.startswith("2 checkpoints, ")
+    assert heads.split()[:2] == ["file", "epoch"]
     assert [row.split()[0] for row in rows[:2]] == [str(EXPORTED), str(LATE)]
 
 

@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,17 +41,19 @@ def page_id(page: Path) -> str:
 @contextlib.contextmanager
 def reader_of(text: str) -> Iterator[Path]:
     """Work in a directory with the files of a page; yield it."""
-    steering = {"SOURCE_DATE_EPOCH": str(DATE)}
+    steering = {"SOURCE_DATE_EPOCH": str(DATE), "TZ": "UTC"}
     before = {name: os.environ.get(name) for name in steering}
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         for name, fixture in files_of(text).items():
             _copy(FIXTURES / fixture, Path(name))
         os.environ.update(steering)
+        time.tzset()
         try:
             yield Path(folder)
         finally:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
+            time.tzset()
 
 
 def files_of(text: str) -> dict[str, str]:
