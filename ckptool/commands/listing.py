@@ -7,6 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
+from ckptool.contents.given import refuse_any_given
 from ckptool.contents.optimizers import owners
 from ckptool.ema.candidates import EmaLocation
 from ckptool.ema.findings import kind_of, unplain_state_dicts
@@ -69,6 +70,8 @@ def list_tensors(
     entries: Iterable[TensorEntry] = _entries(checkpoint, location, sections, listing)
     if listing.sort or listing.top:
         entries = sorted(entries, key=ORDERS[listing.sort or "size"])[: listing.top]
+    if listing.stats or listing.digests:
+        refuse_any_given(checkpoint, checkpoint.tree)
     if listing.stats:
         entries = _with_stats(checkpoint, list(entries), progress)
     if listing.digests:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ckptool.commands.origin import converted_from
 from ckptool.commands.state_dicts import state_dicts
+from ckptool.contents.given import refuse_any_given
 from ckptool.contents.sections import sections
 from ckptool.contents.training import read_training_state
 from ckptool.ema.candidates import EmaLocation
@@ -108,6 +109,7 @@ def write_whole(
         if isinstance(checkpoint.format, TorchZip) and not safe:
             made = PlanOfWhole(plan_stripped(checkpoint, gone))
         else:
+            refuse_any_given(checkpoint, checkpoint.tree)  # a new pickle may lack such calls
             made = _anew(checkpoint, gone, safe)
     except CkptError as error:
         raise error.at(path) from error.__cause__

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ckptool.commands.origin import kind_at, kind_taken
+from ckptool.contents.given import refuse_given
 from ckptool.contents.inventory import Table, is_state_dict
 from ckptool.contents.selection import EMA_ROLE, MODEL_ROLE, ROLES, select_table
 from ckptool.ema.candidates import EmaLocation, table_address
@@ -88,6 +89,7 @@ def take_state_dict(
         return Taken(place, kind, plan)
     table = select_table(location.inventory, address)
     refuse_ambiguous(checkpoint.tree, table.address)
+    refuse_given(checkpoint, (table,))
     refuse_repetition(table.tensors.values())
     place = table_address(table)
     kind = kind_at(location, place, checkpoint)

@@ -246,7 +246,7 @@ def _long_table(node: dict[Any, Any], speller: Speller) -> ListLeaf:
 def _value(node: Any, speller: Speller) -> Leaf:
     """Return a node without parts in a form that can be compared and shown."""
     if is_plain(node):
-        return str(node) if type(node) is PathText else node
+        return str(node) if isinstance(node, PathText) else node
     if isinstance(node, GlobalRef):
         return ObjectLeaf(node.qualname)
     if isinstance(node, BytesRef):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ckptool.comparison.leaves import Digest, Leaf, TensorLeaf, flatten
+from ckptool.contents.given import refuse_any_given
 from ckptool.contents.optimizers import owners
 from ckptool.contents.sections import sections
 from ckptool.contents.selection import MODEL_ROLE, entries_at, parse_operand
@@ -78,6 +79,7 @@ class Side(Closing):
             self.roles = {each.address: each.role for each in sections(self.tree, found.roles)}
             of_states = owners(found.inventory, found.weights)
             self.parameters = {format_address(at): name for at, name in of_states.items()}
+        refuse_any_given(self.checkpoint, self.tree)
         self.leaves = flatten(self.tree, self.checkpoint.reader, strict=self._strict)
         if self._strict and address is None:
             said = flatten({METADATA: self.checkpoint.metadata}, self.checkpoint.reader)

@@ -34,6 +34,7 @@ from ckptool.contents.unplain import (
 )
 from ckptool.formats.pickles.subclasses import LOCAL_PARTS
 from ckptool.tree.describing import as_key
+from ckptool.tree.modules import NOT_PERSISTENT, has_known_names
 from ckptool.tree.nodes import (
     ArrayRef,
     CompositeTensor,
@@ -279,6 +280,9 @@ def _add_module(
             continue
         seen.add(id(module))
         is_module = isinstance(module, Opaque) and module.is_module
+        names = module.attributes.get(NOT_PERSISTENT) if is_module else None
+        if not has_known_names(names):
+            refused[f"{prefix}{NOT_PERSISTENT}"] = Unplain(COMPUTED, "its names are objects")
         for key, value in module.attributes.items() if is_module else ():
             if key == "_modules" and isinstance(value, dict):
                 stack += [(f"{prefix}{name}.", child) for name, child in value.items()]

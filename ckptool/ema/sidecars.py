@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from ckptool.contents.given import refuse_given
 from ckptool.contents.inventory import Table, take_inventory
 from ckptool.ema.candidates import POSTHOC, Candidate, EmaLocation
 from ckptool.ema.decide import decide
@@ -98,6 +99,11 @@ def _in_sidecar(
     with other:
         found = _weights_in(other, examiner.layouts, model, kind)
         if found is None:
+            return
+        try:
+            refuse_given(other, (found.table,))
+        except CkptError as error:
+            budget.unread.append(f"{path.name}: {error.message}")
             return
         examiner.checkpoint.reader.take_over(other.reader)  # its values are read later
     meta = {"file name": path.stem} if re.search(r"\d", path.stem) else {}

@@ -8,7 +8,7 @@ A format is one module with a :class:`FileFormat`, which recognises a file by it
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
@@ -142,6 +142,7 @@ class NamedGlobal(NamedTuple):
     looks_up: bool = False  # getattr that is called for public attributes of classes alone
     of_data: bool = False  # called with plain values alone, as objects of a class are built
     is_misused: bool = False  # vetted, but reached or given what the vetting does not cover
+    given: Sequence[Opaque] = ()  # all such calls
 
 
 class Note(NamedTuple):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ckptool.contents.completeness import find_remainder
+from ckptool.contents.given import refuse_given
 from ckptool.contents.inventory import Inventory, Leaf, Table, take_inventory
 from ckptool.contents.selection import select_table
 from ckptool.contents.unplain import (
@@ -23,15 +24,13 @@ from ckptool.contents.unplain import (
     placeholders,
     refuse_incomplete,
 )
+from ckptool.contents.uses import Runs, find_uses
 from ckptool.ema.candidates import Candidate, EmaLocation, table_address
 from ckptool.errors import EmaRefusedError, UnsupportedError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
-from ckptool.formats.pickles.effects import LOOKUPS
 from ckptool.formats.pickles.trace import Trace
-from ckptool.formats.pickles.trust import DANGEROUS, trust_of
-from ckptool.plans.uses import Runs, find_call, find_uses
-from ckptool.tree.addresses import format_address, nodes_on
+from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import Address, TensorRef, Tree
 from ckptool.tree.walking import walk
 from ckptool.writers.contradictions import contradiction
@@ -111,7 +110,7 @@ def plan_promotion(
     for patch in patches:
         check_patch(patch, checkpoint.source)
     _refuse_nested(checkpoint, patches)
-    _refuse_calls(checkpoint, trace, (model, candidate.table))
+    refuse_given(checkpoint, (model, candidate.table), trace)
     shared = _viewed_elsewhere(checkpoint, trace, model, patches)
     if shared and not allow_shared:
         raise _shared_error(checkpoint, shared)
@@ -139,24 +138,6 @@ def _refuse_nested(checkpoint: Checkpoint, patches: Iterable[Patch]) -> None:
             path=checkpoint.path,
             address=found.name,
             hint=OTHERWISE,
-        )
-
-
-def _refuse_calls(checkpoint: Checkpoint, trace: Trace, tables: Iterable[Table]) -> None:
-    """Refuse a pickle that gives state dicts or their tensors to functions that may change them."""
-    named = [named for named in checkpoint.globals_named if named.called]
-    dangerous = {named.ref.qualname for named in named if trust_of(named) == DANGEROUS}
-    values = [checkpoint.tree]
-    for table in tables:
-        values += [*nodes_on(checkpoint.tree, table.address), *table.entries.values()]
-    # A method that is looked up and not called changes nothing.
-    call = find_call(trace, dangerous - LOOKUPS, values)
-    if call:
-        raise UnsupportedError(
-            f"loading the file gives the weights to {call:.80}, which may change them",
-            path=checkpoint.path,
-            hint="ckptool verify lists what a loader would call; take the weights from a file "
-            "that torch.load(weights_only=True) reads",
         )
 
 

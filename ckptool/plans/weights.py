@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from ckptool.contents.given import refuse_given
 from ckptool.contents.selection import MODEL_ROLE, ROLES, select_node
 from ckptool.ema.buffers import with_models_buffers
 from ckptool.ema.candidates import Candidate, EmaLocation
@@ -77,6 +78,7 @@ def take_weights(
             compared_in_full=compared_in_full,
         )
     _refuse_ambiguous(location)
+    _refuse_given(checkpoint, location)
     if as_it_stands:
         return Weights(location, None)
     if buffers == "model" and which != "model":
@@ -97,6 +99,17 @@ def _refuse_ambiguous(location: EmaLocation) -> None:
     tables = (location.model, chosen.table if chosen and chosen.file is None else None)
     for table in filter(None, tables):
         refuse_ambiguous(tree, table.address)
+
+
+def _refuse_given(checkpoint: Checkpoint, location: EmaLocation) -> None:
+    """Refuse weights that a loader would give to calls that may change them.
+
+    Raises:
+        UnsupportedError: there is such a call.
+    """
+    chosen = location.selected
+    own = chosen.table if chosen is not None and chosen.file is None else None
+    refuse_given(checkpoint, (location.model, own))
 
 
 def select_part(checkpoint: Checkpoint, address: str, layouts: Layouts) -> Tree:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ckptool.errors import DamagedError
-from ckptool.tree.nodes import MAX_DEPTH, TENSORS, CompositeTensor, Opaque, TensorRef
+from ckptool.tree.nodes import MAX_DEPTH, PLAIN, TENSORS, CompositeTensor, Opaque, TensorRef
 
+NOT_PERSISTENT = "_non_persistent_buffers_set"  # attribute with names that are not saved
 MAX_STATE_DICT = 10_000_000  # names; modules that share modules can unfold without end
 
 
@@ -57,7 +58,7 @@ def module_entries(module: Opaque) -> Iterator[Entry]:
 
 
 def _own_entries(prefix: str, state: dict[Any, Any]) -> Iterator[Entry]:
-    left_out = _names(state.get("_non_persistent_buffers_set"))
+    left_out = _names(state.get(NOT_PERSISTENT))
     for kind, without in (("_parameters", frozenset[str]()), ("_buffers", left_out)):
         holder = _dict(state.get(kind))
         for name, value in holder.items():
@@ -69,6 +70,18 @@ def _dict(value: Any) -> dict[Any, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def has_known_names(names: Any) -> bool:
+    """Return whether the names of non-persistent buffers are text, in a container of Python's.
+
+    Another container may hold others than the file shows, and another name may equal any text.
+    """
+    is_group = names is None or isinstance(names, _GROUPS)
+    return is_group and PLAIN.issuperset(map(type, names or ()))
+
+
+_GROUPS = (set, frozenset, list, tuple, dict)
+
+
 def _names(value: Any) -> frozenset[str]:
-    is_group = isinstance(value, (set, frozenset, list, tuple))
+    is_group = isinstance(value, _GROUPS)
     return frozenset(name for name in value if isinstance(name, str)) if is_group else frozenset()

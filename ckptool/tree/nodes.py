@@ -139,13 +139,25 @@ class PathText(str):
     __slots__ = ()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, PathText) and str.__eq__(self, other)
+        return type(other) is type(self) and self._compared() == other._compared()
 
     def __ne__(self, other: object) -> bool:
         return not self == other
 
     def __hash__(self) -> int:
-        return hash((PathText, str(self)))
+        return hash((type(self), self._compared()))
+
+    def _compared(self) -> str:
+        return str(self)
+
+
+class WindowsPathText(PathText):
+    """A path of Windows, whose letters are equal in both cases."""
+
+    __slots__ = ()
+
+    def _compared(self) -> str:
+        return str(self).lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +285,7 @@ class NotedList(list[Any]):
 MAX_DIGITS = 20  # of an index
 
 
-PLAIN = frozenset({type(None), bool, int, float, complex, str, PathText})
+PLAIN = frozenset({type(None), bool, int, float, complex, str, PathText, WindowsPathText})
 
 
 MAX_DEPTH = 1_000  # levels; no training state nests deeper, and long key paths take memory

@@ -42,6 +42,7 @@ from ckptool.tree.nodes import (
     SpannedBytes,
     StorageRef,
     TensorRef,
+    WindowsPathText,
 )
 
 DATA, FOREIGN, OBJECT, NESTED, HOLDING, NAME, TRAP, ARMED = range(8)
@@ -51,7 +52,7 @@ A_NODE = 4  # looks at such rows in the time of one look at another container, o
 PARTS = 1 << 5  # and the plain values in them that are passed over in the time of one look
 SCALARS: frozenset[type] = frozenset({
     str, int, float, bool, complex, bytes, bytearray, type(None), SpannedBytes, BytesRef,
-    PathText, StorageRef,
+    PathText, StorageRef, WindowsPathText,
 })  # fmt: skip
 LOOKUPS = frozenset({"builtins.getattr", "__builtin__.getattr"})
 # The grade of an object by the worst of its parts: its class decides what it does with them.

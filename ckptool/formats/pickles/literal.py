@@ -89,13 +89,16 @@ class LiteralBuilder(Builder):
     def __init__(self, persistent: Callable[[Any], Any] = stored) -> None:
         super().__init__()
         self._persistent = persistent
+        self._given: dict[int, Any] = {}  # containers that calls and states may have copied
 
     def call(self, func: Any, args: tuple[Any, ...]) -> Made:
         """Return the call."""
+        self._give(*args)
         return Made(func, args)
 
     def new(self, cls: Any, args: tuple[Any, ...], kwargs: dict[Any, Any] | None) -> Made:
         """Return the call of ``__new__``."""
+        self._give(*args, kwargs)
         return Made(cls, args, is_new=True, kwargs=kwargs)
 
     def build(self, obj: Any, state: Any) -> Any:
@@ -103,7 +106,30 @@ class LiteralBuilder(Builder):
         if not isinstance(obj, Made) or obj.has_state:
             raise _unusual("sets a state where picklers do not")
         obj.state, obj.has_state = state, True
+        self._give(*(state if isinstance(state, tuple) else (state,)))
         return obj
+
+    def set_items(self, target: dict[Any, Any], keys: list[Any], values: list[Any]) -> None:
+        """Set items of a dict that was not given away before."""
+        self._refuse_given(target)
+        super().set_items(target, keys, values)
+
+    def add(self, target: set[Any], keys: list[Any]) -> None:
+        """Add elements to a set that was not given away before."""
+        self._refuse_given(target)
+        super().add(target, keys)
+
+    def append(self, target: list[Any], values: list[Any]) -> None:
+        """Append elements to a list that was not given away before."""
+        self._refuse_given(target)
+        super().append(target, values)
+
+    def _give(self, *values: Any) -> None:
+        self._given.update((id(v), v) for v in values if isinstance(v, (dict, list, set)))
+
+    def _refuse_given(self, target: Any) -> None:
+        if id(target) in self._given:
+            raise _unusual("changes a container after it was given to an object")
 
     def persistent(self, saved_id: Any) -> Any:
         """Return the value of a persistent id."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import partial
 from math import prod
+from pathlib import PurePosixPath, PureWindowsPath
 from struct import Struct
 from typing import Any
 
@@ -19,6 +20,7 @@ from ckptool.formats.pickles.machine import name_of
 from ckptool.formats.pickles.tensor_views import MAX_INT64, Call, as_text, kind_of, sizes_of
 from ckptool.sources.base import ByteSpan
 from ckptool.sources.memory import Memory
+from ckptool.tree.describing import describe
 from ckptool.tree.nodes import (
     ArrayRef,
     BytesRef,
@@ -28,6 +30,7 @@ from ckptool.tree.nodes import (
     Opaque,
     PathText,
     SpannedBytes,
+    WindowsPathText,
 )
 
 
@@ -61,8 +64,18 @@ def _list(values: Any = ()) -> list[Any]:
 def _deque(values: Any = (), maxlen: Any = None) -> NotedList:
     made = NotedList(_finite(values))
     if maxlen is not None:
+        if type(maxlen) is not int or maxlen < 0:
+            raise DamagedError(f"the largest length of a deque is {describe(maxlen)}")
         made.made_with = {"maxlen": maxlen}
+        keep_last(made)
     return made
+
+
+def keep_last(row: NotedList) -> None:
+    """Drop the first elements of a deque that has more than it may hold."""
+    maxlen = row.made_with.get("maxlen")
+    if maxlen is not None and len(row) > maxlen:
+        del row[: len(row) - maxlen]
 
 
 def _tuple(values: Any = ()) -> tuple[Any, ...]:
@@ -128,9 +141,11 @@ def _reconstructor(cls: Any, base: Any, state: Any) -> Any:
     return made
 
 
-def _path(*parts: Any) -> PathText:
-    """Return a ``pathlib`` path as text."""
-    return PathText("/".join(as_text(part) for part in parts).replace("//", "/"))
+def _path(cls: str, *parts: Any) -> PathText:
+    """Return a ``pathlib`` path as text, without what its class leaves out: ``a/./b/`` is a/b."""
+    if "Windows" in cls:
+        return WindowsPathText(PureWindowsPath(*map(as_text, parts)))
+    return PathText(PurePosixPath(*map(as_text, parts)))
 
 
 # numpy's type strings of scalars, without the byte order -> struct codes
@@ -327,7 +342,7 @@ PYTHON_CALLS: dict[str, Call] = {
         )
     },
     **{
-        f"pathlib{sub}.{cls}": _path
+        f"pathlib{sub}.{cls}": partial(_path, cls)
         for sub in ("", "._local")
         for cls in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
     },

@@ -223,9 +223,12 @@ class Pickles:
                 called = builder.called.get(ref)
                 looks_up = ref in builder.looked_up and called is None
                 of_data = called is not None and ref not in builder.given_more
-                uses = tuple(called or ())
-                named = NamedGlobal(ref, called is not None, label, uses, looks_up, of_data)
-                self._note(named._replace(is_misused=ref in misused), self.depth)
+                given = called or []
+                named = NamedGlobal(
+                    ref, called is not None, label, tuple(given[:MAX_USES]), looks_up, of_data,
+                    is_misused=ref in misused, given=given,
+                )  # fmt: skip
+                self._note(named, self.depth)
 
     def add(self, names: Iterable[NamedGlobal]) -> None:
         """Record names that a loader would run besides those in pickles."""
@@ -243,6 +246,10 @@ class Pickles:
             known = known._replace(of_data=False)
         if uses and len(known.uses) < MAX_USES and uses[0] not in known.uses:
             known = known._replace(uses=(*known.uses, *uses)[:MAX_USES])
+        if isinstance(known.given, list):  # a file may have thousands of nested streams
+            known.given.extend(named.given)
+        else:
+            known = known._replace(given=[*known.given, *named.given])
         names[key] = known
 
     def open_nested(self, data: Any) -> Any:

@@ -37,10 +37,12 @@ from ckptool.formats.pickles.python_calls import (
     FILLED_LATER,
     FILLING_CALLS,
     NDARRAY,
+    keep_last,
     numpy_build,
     state_of,
 )
 from ckptool.formats.pickles.sentence import TensorSentence
+from ckptool.formats.pickles.states import States
 from ckptool.formats.pickles.storages import LocateStorage, Storages
 from ckptool.formats.pickles.subclasses import NO_SUBCLASS, as_subclass, of_subclass
 from ckptool.formats.pickles.tensor_views import Call, kind_of
@@ -94,7 +96,7 @@ class TorchBuilder(NotingBuilder):
         self._by_id: dict[int, Call | None] = {}  # the machine interns names: identity is enough
         if not has_views:
             self.sentences = TensorSentence(self, self.storages, self._by_id)
-        self._merged: dict[int, Opaque] = {}  # objects whose state is our own copy
+        self._states = States(self._meter)
         self._has_object_keys = False
         self.is_plain = True  # torch's safe loader accepts all calls and states
 
@@ -188,8 +190,8 @@ class TorchBuilder(NotingBuilder):
                 self.object_to(f"a container is given a state that is {kind_of(state)}")
             obj.state = state
             return obj
-        if isinstance(obj, Opaque) and obj.attributes:
-            state = self._both(obj, state)
+        if isinstance(obj, Opaque):
+            state = self._states.set(obj, state)
         return super().build(obj, state)
 
     def _check_state(self, obj: Any, state: Any) -> None:
@@ -208,20 +210,10 @@ class TorchBuilder(NotingBuilder):
             name, fits = cls or "torch.Tensor", partial(grammar.is_set_on_tensor, cls)
         self.expect(f"{name}.__setstate__", partial(fits, state), (state,))
 
-    def _both(self, obj: Opaque, state: Any) -> Any:
-        """Return the state of an object that is built again, with its attributes updated."""
-        new = Opaque("", state=state).attributes
-        self._meter((new,))
-        if id(obj) not in self._merged:
-            self._merged[id(obj)] = obj
-            self._meter((obj.attributes,))
-            obj.state = dict(obj.attributes)
-        obj.state.update(new)
-        return obj.state
-
     def finish(self, tree: Any) -> None:
         """Refuse dicts with keys that a loader may take for one, now that they are complete."""
         self.look_again()
+        self._states.finish()
         if self._has_object_keys:
             for visit in walk(tree):
                 node = visit.node.items if isinstance(visit.node, Opaque) else visit.node
@@ -231,6 +223,7 @@ class TorchBuilder(NotingBuilder):
     def set_items(self, target: dict[Any, Any], keys: list[Any], values: list[Any]) -> None:
         """Set items of a dict; remember whether any key is an object."""
         self.grammar.grades.forget(target)
+        self._states.keep(target)
         super().set_items(target, keys, values)
         kinds = set(map(type, keys))
         if not kinds <= _PLAIN_KEYS:
@@ -248,6 +241,8 @@ class TorchBuilder(NotingBuilder):
         """Append elements to a list."""
         self.grammar.grades.forget(target)
         super().append(target, values)
+        if type(target) is NotedList:
+            keep_last(target)
 
     def items_of(self, target: Any) -> dict[Any, Any]:
         """Return the dict for the items; note a name (``os.environ``) that a loader changes."""
@@ -277,7 +272,7 @@ class TorchBuilder(NotingBuilder):
             return
         is_directed = target.state is not None and self.grammar.grade(target.state) > DATA
         if is_own(target.qualname) or is_directed:
-            self.note_misuse(f"{target.qualname}.{method}", ())
+            self.note_misuse(f"{target.qualname}.{method}", (target,))
 
     def persistent(self, saved_id: Any) -> Any:
         """Return the storage of ``('storage', class, key, location, numel, view)``, or a class."""

@@ -24,7 +24,7 @@ class NotingBuilder(Builder):
     def __init__(self) -> None:
         super().__init__()
         self.grammar = Grammar()
-        self.called: dict[GlobalRef, list[Opaque]] = {}  # function -> its first inert calls
+        self.called: dict[GlobalRef, list[Opaque]] = {}  # function -> its inert calls
         self.given_more: set[GlobalRef] = set()  # names called with more than data
         self.misused: set[GlobalRef] = set()  # reached or given what their vetting does not cover
         self.placed: set[GlobalRef] = set()  # arguments of vetted calls that take such a name
@@ -54,9 +54,7 @@ class NotingBuilder(Builder):
         ref = func if isinstance(func, GlobalRef) else GlobalRef("", name)
         if ref not in self.given_more and not (of_data and self._is_data(args)):
             self.given_more.add(ref)
-        uses = self.called.setdefault(ref, [])
-        if len(uses) < MAX_USES:
-            uses.append(made)
+        self.called.setdefault(ref, []).append(made)
         return made
 
     def note_misuse(self, what: GlobalRef | str, args: tuple[Any, ...]) -> None:

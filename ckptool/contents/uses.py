@@ -104,17 +104,22 @@ def find_uses(
             yield Use(value, at if part.step is None else (*at, part.step), part.how)
 
 
-def find_call(trace: Trace, calls: Collection[str], values: Iterable[Any]) -> str | None:
-    """Return the first of the functions called ``calls`` that is given one of the values.
+def find_call(
+    trace: Trace, calls: Iterable[Opaque], values: Collection[int], runs: Runs
+) -> str | None:
+    """Return the name of the first of the calls that is given one of the values, or their bytes.
 
     A value that another one holds counts too. None: there is no such call.
+
+    Args:
+        trace: the values that others hold and do not show; it may be empty.
+        calls: the calls that are looked into.
+        values: identities of the values.
+        runs: the bytes that they view.
     """
-    wanted = {id(value) for value in values}
-    given = (
-        call for call in trace.given if call.qualname in calls or call.qualname.startswith("<")
-    )
-    for _, _, part in _reached([_Part(call, how=call.qualname) for call in given], [], trace):
-        if id(part.value) in wanted:
+    given = [_Part(call, how=call.qualname) for call in calls]
+    for _, _, part in _reached(given, [], trace):
+        if id(part.value) in values or runs.viewed_by(part.value):
             return part.how
     return None
 

@@ -1,0 +1,86 @@
+"""States of objects, as a loader sets them with BUILD.
+
+Python copies the items of a state into the object: what the pickle does to the dict afterwards
+changes no attribute. A tree of 100,000 objects has no room for as many copies. So an object shares
+the dict of its state until the pickle changes it, which no pickler does but for objects that hold
+themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ckptool.errors import DamagedError
+from ckptool.formats.pickles.vetted import EXCEPTIONS, PARTIAL
+from ckptool.tree.nodes import Opaque
+
+# Slots whose assignment replaces all attributes of an object, or its class.
+_REPLACING = frozenset({"__dict__", "__class__"})
+
+
+class States:
+    """The dicts that are states of objects."""
+
+    def __init__(self, meter: Callable[[tuple[Any, ...]], None]) -> None:
+        self._meter = meter  # counts what is copied
+        self._objects: dict[int, list[Opaque]] = {}  # id of a dict -> the objects with that state
+        self._merged: dict[int, Opaque] = {}  # objects whose state is our own copy
+        self._replaced: Opaque | None = None  # an object that got other attributes as a whole
+
+    def set(self, obj: Opaque, state: Any) -> Any:
+        """Return the state that an object has after BUILD; a second one updates its attributes."""
+        parts = state if type(state) is tuple and len(state) == 2 else (state,)
+        if len(parts) == 2 and isinstance(parts[1], dict) and not _REPLACING.isdisjoint(parts[1]):
+            self._replaced = obj
+        if _replaces_arguments(obj.qualname, state):
+            obj.args = ()
+        if obj.attributes:
+            return self._both(obj, state)
+        for part in parts:
+            if isinstance(part, dict):
+                self._objects.setdefault(id(part), []).append(obj)
+        return state
+
+    def keep(self, target: dict[Any, Any]) -> None:
+        """Give the objects that share a dict copies of it, since the pickle will change it."""
+        for obj in self._objects.pop(id(target), ()):
+            if obj.state is target:
+                obj.state = self._copy(target)
+            elif type(obj.state) is tuple:
+                obj.state = tuple(
+                    self._copy(part) if part is target else part for part in obj.state
+                )
+
+    def finish(self) -> None:
+        """Check the states, once all that they may run has been noted.
+
+        Raises:
+            DamagedError: one replaces the attributes of an object, or its class.
+        """
+        if self._replaced is not None:
+            raise DamagedError(
+                "a state replaces all attributes or the class of an object "
+                f"{self._replaced.qualname:.60}; no pickler writes such a state"
+            )
+
+    def _both(self, obj: Opaque, state: Any) -> Any:
+        """Return the state of an object that is built again, with its attributes updated."""
+        new = Opaque("", state=state).attributes
+        self._meter((new,))
+        if id(obj) not in self._merged:
+            self._merged[id(obj)] = obj
+            obj.state = self._copy(obj.attributes)
+        obj.state.update(new)
+        return obj.state
+
+    def _copy(self, part: dict[Any, Any]) -> dict[Any, Any]:
+        self._meter((part,))
+        return dict(part)
+
+
+def _replaces_arguments(qualname: str, state: Any) -> bool:
+    """Return whether a state has all that the object was made with, in place of it."""
+    if qualname == PARTIAL:
+        return isinstance(state, tuple)
+    return qualname in EXCEPTIONS and isinstance(state, dict) and "args" in state
