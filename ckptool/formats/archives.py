@@ -45,6 +45,7 @@ from ckptool.formats.base import Checkpoint, FileFormat, TensorReader
 from ckptool.formats.dcp import METADATA, SHARD, Saved, missing_file, read_plan
 from ckptool.formats.folders import globals_by_file, joined
 from ckptool.formats.nested import pickles_of
+from ckptool.formats.npy import HEAD_BYTES, values_at
 from ckptool.formats.other_zips import other_zip
 from ckptool.formats.pickles.reader import SHORT, Pickles
 from ckptool.formats.tar_members import tar_members
@@ -121,7 +122,9 @@ class Archive(FileFormat):
         if len(others) > MAX_LISTENED:  # one of them could be a pickle that nobody looked at
             raise UnsupportedError(f"an archive with more than {MAX_LISTENED:,} other files")
         for name in others:
-            pickles.listen_aside(self._in_place(name, members[name], file), 0, name, SHORT)
+            member = self._in_place(name, members[name], file)
+            begin = values_at(member.read(0, min(HEAD_BYTES, member.size))) or 0
+            pickles.listen_aside(member, min(begin, member.size), name, SHORT)
         names = (
             *globals_by_file(parts),
             *(n for plan in saved.values() for n in plan.globals_named),

@@ -23,6 +23,7 @@ from dataclasses import replace
 
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError
 from ckptool.formats.base import Checkpoint, FileFormat, Note
+from ckptool.formats.compressed import compression
 from ckptool.formats.nested import pickles_of
 from ckptool.formats.other_zips import refuse_checkpoints
 from ckptool.formats.pickles.reader import SHORT, Pickles
@@ -34,19 +35,29 @@ from ckptool.formats.zips.records import ZipArchive, is_zip
 from ckptool.sources.base import Source
 from ckptool.sources.window import Window
 
+NO_ACCIDENT = "get it from its author again; no program writes such a file by accident"
+
 
 def with_other_readings(checkpoint: Checkpoint, file: Source, kind: FileFormat) -> Checkpoint:
     """Return the checkpoint with notes on other readings of its file, and the names in them.
 
     Raises:
-        DamagedError: the file is a tar archive too, or ends in a zip that is damaged.
+        DamagedError: the file is a tar archive or a compressed stream too, or ends in a zip that
+            is damaged.
     """
     head = file.head(SHORT)
     if is_tar(head) and not kind.begins_as_tar:
         raise DamagedError(
             f"two files in one: it begins as {kind.name} and as a tar archive, which loaders of "
             "torch files take it for",
-            hint="get it from its author again; no program writes such a file by accident",
+            hint=NO_ACCIDENT,
+        )
+    packed = None if is_zip(head) or kind.begins_as_pickle else compression(head)
+    if packed is not None:
+        raise DamagedError(
+            f"two files in one: it begins as {kind.name} and as a {packed} stream, which "
+            "joblib.load unpacks to a pickle",
+            hint=NO_ACCIDENT,
         )
     pickles = pickles_of("the zip at its end")
     with pickles.telling():

@@ -26,6 +26,7 @@ from typing import Any
 
 from ckptool.errors import CkptError, DamagedError, UnsupportedError
 from ckptool.formats.base import Note
+from ckptool.formats.npy import HEAD_BYTES, values_at
 from ckptool.formats.other_zips import not_from_torch, refuse_checkpoints
 from ckptool.formats.pickles.literal import Literal, read_literal
 from ckptool.formats.pickles.reader import SHORT, Pickles
@@ -80,6 +81,7 @@ class TorchRecords:
         self.too_long: list[tuple[str, int, int]] = []  # (key, bytes of record, of storage)
         self.code = NO_CODE
         self.storage_bytes = 0  # of all storages in the pickle, once it is read
+        self._located: set[int] = set()  # offsets of the records of those
 
     def get(self, name: str) -> ZipRecord | None:
         """Return the record called ``name`` in the archive's own directory."""
@@ -193,9 +195,30 @@ class TorchRecords:
         for record in self._unnamed_records():
             with suppress(CkptError):
                 pickles.listen_aside(self._source(record), 0, record.name, SHORT)
+        self._listen_to_arrays(pickles)
         unread = [r.name for r in self._other_pickles() if not self._listen(pickles, r)]
         message = "another pickle in the archive, which cannot be read to its end"
         return tuple(Note("CK113", name, message) for name in unread)
+
+    def _listen_to_arrays(self, pickles: Pickles) -> None:
+        """Record the names in arrays of objects, which ``numpy.load`` unpickles in any zip.
+
+        Raises:
+            UnsupportedError: there are more than can be followed in useful time.
+        """
+        for record in self.archive.records:
+            if record.header_offset not in self._located:
+                with suppress(CkptError):
+                    self.archive.data_offset(record)
+        found = 0
+        for record in [*self.archive.maybe_arrays.values()]:
+            with suppress(DamagedError):
+                begin = values_at(self.archive.head(record, HEAD_BYTES))
+                if begin is not None and begin < record.size:
+                    found += 1
+                    pickles.listen_aside(self._source(record), begin, record.name, SHORT)
+            if found > MAX_UNNAMED:
+                raise UnsupportedError(f"more than {MAX_UNNAMED:,} arrays of numpy in the archive")
 
     def _other_pickles(self) -> Iterator[ZipRecord]:
         room = MAX_OTHERS
@@ -332,6 +355,7 @@ class TorchRecords:
             )
         if record.size < nbytes:
             raise DamagedError(f"the record data/{name} has {record.size} of {nbytes} bytes")
+        self._located.add(record.header_offset)
         if record.size > nbytes and len(self.too_long) < MAX_TOO_LONG:
             self.too_long.append((name, record.size, nbytes))
         if record.method != STORED:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from ckptool.formats.pickles.acting import DROPPED, MADE, REVIEWED, acts_when_made
-from ckptool.formats.pickles.grammar import is_inert
+from ckptool.formats.pickles.families import is_inert
 from ckptool.formats.pickles.vetted import VETTED
 from helpers.own_classes import classes, with_method
 

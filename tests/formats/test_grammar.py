@@ -53,6 +53,7 @@ from helpers.assembling import (
     torch_zip,
 )
 from helpers.callables import CALLABLE
+from helpers.handed import HANDED
 from helpers.held import HELD
 from helpers.output import environment
 from helpers.paths import FIXTURES
@@ -343,6 +344,7 @@ ATTACKS = {
     ),
     **HELD,
     **CALLABLE,
+    **HANDED,
 }  # fmt: skip
 
 QUIETLIB = """
@@ -393,6 +395,10 @@ Pair = collections.namedtuple("Pair", "first second")
 def tested(self, *args, **kwargs):
     touch()
     return iter(())
+from types import CodeType, FunctionType  # as many modules do
+from torch import SymInt
+from torch.optim import Optimizer
+from torch.utils.data.dataloader import _IterDataPipeSerializationWrapper
 import numpy._pytesttester
 numpy._pytesttester.PytestTester.__call__ = tested  # instead of the tests of a package
 """
@@ -401,6 +407,9 @@ LOADER = """
 import io, json, sys, warnings
 warnings.simplefilter("ignore")
 import torch, quietlib
+from torch import distributed
+# Whole DistributedDataParallel objects are loaded in a group of processes only.
+distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
 for line in sys.stdin:
     quietlib.calls = 0
     try:

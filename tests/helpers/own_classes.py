@@ -1,10 +1,10 @@
-"""A scan of the sources of installed packages for classes that run code when they are made."""
+"""A scan of the sources of installed packages for classes that run code, and for imports."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,17 +21,80 @@ class Class(NamedTuple):
     methods: frozenset[str]
 
 
+class Import(NamedTuple):
+    """A name that a module imports, or that it takes from a module that it imports."""
+
+    module: str
+    name: str
+    source: str  # the module that it is from,
+    original: str  # and its name there
+
+
 def classes() -> list[Class]:
     """Return all classes of torch and numpy, as their sources define them; nothing is imported."""
     found: list[Class] = []
-    for package in PACKAGES:
+    for module, _, source in _files(PACKAGES):
+        found += _in_file(module, source)
+    return found
+
+
+def imports(packages: tuple[str, ...]) -> Iterator[Import]:
+    """Yield the names that modules of packages have from others, as their sources say."""
+    for module, is_package, source in _files(packages):
+        parents = module.split(".") if is_package else module.split(".")[:-1]
+        yield from _imported(module, parents, ast.parse(source).body, {})
+
+
+def called_on_self(known: Callable[[str], bool], method: str) -> set[str]:
+    """Return the methods of its own object that a method calls, in modules that are ``known``."""
+    found: set[str] = set()
+    for module, _, source in _files(PACKAGES):
+        if not known(module) or method not in source:
+            continue
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef) and node.name == method:
+                calls = (c.func for c in ast.walk(node) if isinstance(c, ast.Call))
+                found |= {f.attr for f in calls if ast.unparse(f) == f"self.{_last(f)}"}
+    return found
+
+
+def _last(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else ""
+
+
+def _files(packages: tuple[str, ...]) -> Iterator[tuple[str, bool, str]]:
+    """Yield each module of packages, whether it is a package itself, and its source."""
+    for package in packages:
         root = Path(importlib.util.find_spec(package).origin).parent
         for path in sorted(root.rglob("*.py")):
             parts = path.relative_to(root.parent).with_suffix("").parts
             if TESTS.isdisjoint(parts):
                 module = ".".join(parts).removesuffix(".__init__")
-                found += _in_file(module, path.read_text(errors="replace"))
-    return found
+                yield module, path.name == "__init__.py", path.read_text(errors="replace")
+
+
+def _imported(
+    module: str, parents: list[str], body: list[ast.stmt], modules: dict[str, str]
+) -> Iterator[Import]:
+    """Yield what statements import, and assign of what they imported."""
+    for node in body:
+        if isinstance(node, ast.Import):
+            for each in node.names:
+                first = each.name.partition(".")[0]
+                modules[each.asname or first] = each.name if each.asname else first
+        elif isinstance(node, ast.ImportFrom):
+            above = parents[: len(parents) - node.level + 1] if node.level else []
+            source = ".".join([*above, *filter(None, [node.module])])
+            for each in node.names:
+                yield Import(module, each.asname or each.name, source, each.name)
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute):
+            source = modules.get(ast.unparse(node.value.value), "")
+            for target in node.targets if source else ():
+                yield Import(module, ast.unparse(target), source, node.value.attr)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from _imported(module, parents, node.orelse, modules)
+        elif isinstance(node, (ast.If, ast.Try, ast.With)):
+            yield from _imported(module, parents, _statements(node), modules)
 
 
 def with_method(known: list[Class], method: str, harmless: set[str]) -> set[str]:
@@ -59,7 +122,7 @@ def _in_file(module: str, source: str) -> Iterator[Class]:
 
 
 def _inside(node: ast.AST, module: str, prefix: str) -> Iterator[Class]:
-    for child in getattr(node, "body", ()):
+    for child in _statements(node):
         if isinstance(child, ast.ClassDef):
             name = prefix + child.name
             bases = frozenset(ast.unparse(base).rpartition(".")[2] for base in child.bases)
@@ -67,6 +130,12 @@ def _inside(node: ast.AST, module: str, prefix: str) -> Iterator[Class]:
             yield from _inside(child, module, f"{name}.")
         elif isinstance(child, (ast.If, ast.Try, ast.With)):
             yield from _inside(child, module, prefix)
+
+
+def _statements(node: ast.AST) -> list[ast.stmt]:
+    """Return the statements in a module, a class, or all branches of an ``if`` or a ``try``."""
+    handlers = [part for each in getattr(node, "handlers", ()) for part in each.body]
+    return [*getattr(node, "body", ()), *getattr(node, "orelse", ()), *handlers]
 
 
 def _names(cls: ast.ClassDef) -> Iterator[str]:

@@ -15,6 +15,8 @@ import zipfile
 from collections.abc import Callable
 from typing import NamedTuple
 
+from helpers.unpacked import agent, array, gzip_over, plain_array, storage, zlib_over
+
 BLOCK = 512
 CANARY = "canary"
 RUN = b"cposix\nmkdir\n(S'canary'\ntR"  # leaves its value on the stack
@@ -29,6 +31,10 @@ LOADERS = {
     "in turn": "file = open(PATH, 'rb')\nwhile True: torch.load(file, weights_only=False)",
     "pickle": "import pickle\nfile = open(PATH, 'rb')\nwhile True: pickle.load(file)",
     "jit": "torch.jit.load(PATH)",
+    "numpy": "import numpy\ndict(numpy.load(PATH, allow_pickle=True))",
+    "gzip": "import gzip, pickle\npickle.load(gzip.open(PATH))",
+    "zlib": "import pickle, zlib\n"
+    "pickle.loads(zlib.decompressobj().decompress(open(PATH, 'rb').read(), 65536))",
 }
 
 
@@ -426,7 +432,23 @@ PICKLES = {
     ),
 }
 
+ARRAYS = {
+    "array-beside-storages": lambda: torch_zip(NOTHING, ("a/x.npy", array(EVIL))),
+    "array-of-no-name": lambda: torch_zip(NOTHING, ("a/notes", array(EVIL))),
+    "array-that-no-tensor-views": lambda: torch_zip(NOTHING, ("a/data/7", array(EVIL))),
+    "array-as-a-storage": lambda: storage(array(EVIL)),
+    "array-as-a-compressed-storage": lambda: storage(array(EVIL), zipfile.ZIP_DEFLATED),
+    "array-beside-an-agent": lambda: agent(("notes", array(EVIL))),
+}
+CHECKPOINT = member("model_weights.ckpt", storage(b"1234")) + END
+STREAMS = {
+    "gzip-and-tar": Hidden("gzip", lambda: gzip_over(header, EVIL, CHECKPOINT)),
+    "zlib-and-tar": Hidden("zlib", lambda: zlib_over(header, BARE, CHECKPOINT)),
+}
+
 HIDDEN: dict[str, Hidden] = {
+    **{name: Hidden("numpy", make) for name, make in ARRAYS.items()},
+    **STREAMS,
     **{f"script-{name}": Hidden("torch.load", make) for name, make in SCRIPTS.items()},
     **{f"tar-{name}": Hidden("torch.load", make) for name, make in TARS.items()},
     **PICKLES,
@@ -461,4 +483,7 @@ HONEST: dict[str, Callable[[], bytes]] = {
     "safetensors-with-a-length-like-text": lambda: safetensors(b"", b"abcd", length=0x158),
     "pickle-with-a-zip": lambda: b"\x80\x03" + nested(torch_zip(NOTHING)) + b".",
     "zip": lambda: torch_zip(NOTHING),
+    "array-of-numbers": lambda: torch_zip(NOTHING, ("a/x.npy", plain_array())),
+    "array-of-numbers-as-a-storage": lambda: storage(plain_array()),
+    "agent": agent,
 }

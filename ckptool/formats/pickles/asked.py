@@ -15,10 +15,23 @@ _BY_READERS = frozenset(
     for kind in (dict, list, set, str, bytes, int, float, complex, slice, range)
     for name in dir(kind)
 ) | frozenset({
-    "_get_args", "_get_kwargs", "add_", "appendleft", "as_subclass", "clone", "cpu", "cuda",
-    "default_factory", "detach", "detach_", "device", "dtype", "elements", "extendleft",
-    "is_leaf", "move_to_end", "new", "numpy", "requires_grad_", "set_", "shape", "size", "storage",
-    "stride", "to", "type", "untyped_storage", "_untyped_storage", "view",
+    "_get_args", "_get_kwargs", "add_", "appendleft", "as_subclass", "characters_written", "clone",
+    "cpu", "cuda", "default_factory", "detach", "detach_", "device", "dtype", "elements",
+    "extendleft", "is_leaf", "move_to_end", "new", "numpy", "requires_grad_", "set_", "shape",
+    "size", "storage", "stride", "to", "type", "untyped_storage", "_untyped_storage", "view",
+})  # fmt: skip
+
+# Methods that a ``__setstate__`` of torch's calls on the object that it has just filled.
+BY_STATES = frozenset({
+    "_build_debug_param_to_name_mapping", "_build_params_for_reducer", "_convert_mask",
+    "_ddp_init_helper", "_load_container_from_state", "_patch_step_function", "_post_init",
+    "set_weight_bias", "set_",
+})  # fmt: skip
+
+# Methods of a module that list what it holds.
+_LISTS = frozenset({
+    "_named_members", "buffers", "children", "modules", "named_buffers", "named_children",
+    "named_modules", "named_parameters", "parameters",
 })  # fmt: skip
 
 
@@ -29,9 +42,20 @@ def is_special(name: Any) -> bool:
 
 def is_asked(name: str) -> bool:
     """Return whether Python, numpy or torch asks an object for a name while they read it."""
-    return name in _BY_READERS or is_special(name)
+    return name in _BY_READERS or is_asked_by_states(name)
+
+
+def is_asked_by_states(name: Any) -> bool:
+    """Return whether pickle, Python or a class of torch's asks an object that it fills."""
+    return name in BY_STATES or is_special(name)
 
 
 def is_asked_of_all(name: str) -> bool:
     """Return whether pickle or Python asks any object for a name; pydantic has its own such."""
-    return name in _BY_PICKLE or (is_special(name) and not name.startswith("__pydantic_"))
+    is_pydantic = name.startswith("__pydantic_")
+    return name in _BY_PICKLE or (is_asked_by_states(name) and not is_pydantic)
+
+
+def is_asked_of_modules(name: str) -> bool:
+    """Return whether torch asks a module for a name while it lists what is in the module."""
+    return name in _LISTS or is_asked_by_states(name)

@@ -19,8 +19,19 @@ from collections.abc import Callable, Sequence
 from itertools import chain, repeat
 from typing import Any
 
-from ckptool.formats.pickles.acting import acts_when_dropped, acts_when_made
-from ckptool.formats.pickles.asked import is_asked, is_asked_of_all, is_special
+from ckptool.formats.pickles.asked import (
+    is_asked,
+    is_asked_by_states,
+    is_asked_of_all,
+    is_asked_of_modules,
+    is_special,
+)
+from ckptool.formats.pickles.families import (
+    is_guest_of_torch,
+    is_inert,
+    is_reader,
+    takes_class,
+)
 from ckptool.formats.pickles.grades import (
     ARMED,
     DATA,
@@ -34,15 +45,16 @@ from ckptool.formats.pickles.grades import (
     is_factory,
     is_function,
 )
+from ckptool.formats.pickles.handed_out import is_guest
+from ckptool.formats.pickles.modules import LOOKED_IN, is_module, modules_below
 from ckptool.formats.pickles.python_calls import columns_of
 from ckptool.formats.pickles.subclasses import NO_SUBCLASS
 from ckptool.formats.pickles.torch_calls import is_object_state
-from ckptool.formats.pickles.trust import is_own, is_scanned
+from ckptool.formats.pickles.trust import is_own
 from ckptool.formats.pickles.vetted import (
-    ARRAYS,
     BASED,
+    DDP,
     EXCEPTIONS,
-    FUNCTIONS,
     HANDLES,
     HOLDERS,
     HOOK,
@@ -52,10 +64,7 @@ from ckptool.formats.pickles.vetted import (
     NESTERS,
     OPTIMIZERS,
     PARTIAL,
-    PLAIN,
     READ_STATES,
-    READER_NAMES,
-    READERS,
     SCRIPTED,
     VETTED,
     Kind,
@@ -83,8 +92,6 @@ _OF_BASES = {
     "frozenset": Kind.KEYS, "Exception": Kind.HELD,
 }  # fmt: skip
 
-# The attributes in which torch's modules look for others: they hold any object and any hook.
-_LOOKED_IN = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
 _HOOKS = re.compile(r"_\w*_hooks(_with_kwargs|_always_called)?|qconfig")
 
 
@@ -117,7 +124,7 @@ class Grammar:
             return self._is_held(arg)
         if kind is Kind.CODE:
             return self.grade(arg) <= (NAME if isinstance(arg, GlobalRef) else DATA)
-        return isinstance(arg, GlobalRef) and _is_class(kind, arg.qualname)
+        return isinstance(arg, GlobalRef) and takes_class(kind, arg.qualname)
 
     def _is_row(self, kind: Takes, arg: Any) -> bool:
         """Return whether an argument can be iterated without asking anything of the pickle's."""
@@ -153,7 +160,7 @@ class Grammar:
         while waiting:
             part = waiting.pop()
             if not isinstance(part, (tuple, frozenset)):
-                is_identity = isinstance(part, GlobalRef) or _is_module(part) or is_function(part)
+                is_identity = isinstance(part, GlobalRef) or is_module(part) or is_function(part)
                 if self.grade(part) > (NAME if is_identity else OBJECT):
                     return False
             elif id(part) not in seen:
@@ -234,24 +241,36 @@ class Grammar:
         """Return whether a state is attributes of an object that only keeps them."""
         if not is_object_state(state):
             return self.grade(state) == DATA
-        return self.grade(state) <= TRAP and self._has_no_trap(state, is_special)
+        return self.grade(state) <= TRAP and self._has_no_trap(state, is_asked_by_states)
+
+    def _is_of_hook(self, state: Any) -> bool:
+        """Return whether a state is a hook's, which asks whether ``with_module`` is true."""
+        is_flag = isinstance(state, dict) and type(state.get("with_module")) in SCALARS
+        return is_flag and self._is_kept(state)
 
     def _is_of_reader(self, state: Any) -> bool:
         """Return whether a state is a module's, and its other attributes hold no names."""
         return self._is_of_module(state) and all(
             self.grade(value) <= OBJECT or is_function(value) or self._is_of_scripts(value)
             for name, value in (state.items() if isinstance(state, dict) else ())
-            if name not in _LOOKED_IN and not _HOOKS.fullmatch(str(name))
+            if name not in LOOKED_IN and not _HOOKS.fullmatch(str(name))
+        )
+
+    def _is_of_ddp(self, state: Any) -> bool:
+        """Return whether a state is of torch's wrapper, which lists all modules and parameters."""
+        return self._is_of_reader(state) and all(
+            type(part) is Opaque and self._has_no_trap(part.attributes, is_asked_of_modules)
+            for part in modules_below(state)
         )
 
     def _is_of_module(self, state: Any) -> bool:
         """Return whether a state is a module's: what its code looks at is plain."""
         if not isinstance(state, dict):
             return self.grade(state) == DATA
-        looked_in = [state[name] for name in _LOOKED_IN if name in state]
+        looked_in = [state[name] for name in LOOKED_IN if name in state]
         return (
             self.grade(state) <= NAME
-            and self._has_no_trap(state, is_special)
+            and self._has_no_trap(state, is_asked_by_states)
             and all(isinstance(part, (dict, set)) and self._is_plain(part) for part in looked_in)
         )
 
@@ -294,7 +313,9 @@ class Grammar:
                 self.grades.count(1 + len(part))
                 waiting += [*part, *part.values()] if isinstance(part, dict) else part
             elif not isinstance(part, CompositeTensor) and not (
-                isinstance(part, Opaque) and part.qualname.startswith(family)
+                isinstance(part, Opaque)
+                and part.qualname.startswith(family)
+                and not is_guest(part.qualname)
             ):
                 return False
         return True
@@ -319,25 +340,6 @@ class Grammar:
         return True
 
 
-def is_inert(qualname: str) -> bool:
-    """Return whether a class that is own and not vetted does nothing when it is given data."""
-    return qualname in PLAIN or (is_scanned(qualname) and not acts_when_made(qualname))
-
-
-def _is_reader(qualname: str) -> bool:
-    is_rnn = qualname.rpartition(".")[2] in READER_NAMES and qualname.startswith(MODULES)
-    return is_rnn or qualname.startswith(READERS)
-
-
-def _is_module(key: Any) -> bool:
-    """Return whether an object is a module by its attributes, and by nothing else."""
-    state = key.state if isinstance(key, Opaque) and not key.args else None
-    return isinstance(state, dict) and all(name in state for name in _OF_ANY_MODULE)
-
-
-_OF_ANY_MODULE = _LOOKED_IN - {"_non_persistent_buffers_set"}  # which is there since torch 1.6
-
-
 def _may_make_class(args: tuple[Any, ...]) -> bool:
     """Return whether a metaclass would take the arguments: a name, bases and attributes."""
     if len(args) != 3:
@@ -355,9 +357,11 @@ _STATES: tuple[tuple[Callable[[str], bool], Callable[[Grammar, Any], bool]], ...
     (HOLDERS.__contains__, Grammar._is_held),
     (lambda name: name in VETTED and VETTED[name].why == LOOKS_UP, Grammar._is_number),
     (VETTED.__contains__, Grammar.is_data),
-    (HOOK.__eq__, Grammar._is_kept),
+    (is_guest_of_torch, Grammar.is_data),
+    (lambda name: name.startswith(MODULES) and name.endswith(HOOK), Grammar._is_of_hook),
     (lambda name: name.startswith(HANDLES), Grammar._is_of_handle),
-    (_is_reader, Grammar._is_of_reader),
+    (DDP.__eq__, Grammar._is_of_ddp),
+    (is_reader, Grammar._is_of_reader),
     (lambda name: name.startswith(MODULES), Grammar._is_of_module),
     (lambda name: name.startswith(KEEPERS), Grammar._is_kept),
     (lambda name: name.startswith(OPTIMIZERS), Grammar.is_data),
@@ -372,15 +376,3 @@ def _of_base(args: Sequence[Any]) -> Kind:
     """Return what the base of ``copyreg._reconstructor`` takes, the argument before."""
     base = args[1]
     return _OF_BASES.get(base.name if isinstance(base, GlobalRef) else "", Kind.DATA)
-
-
-def _is_class(kind: Takes, name: str) -> bool:
-    """Return whether a vetted function may make objects of a class, or call a function."""
-    if isinstance(kind, frozenset):
-        return name in kind
-    if not is_own(name):
-        return True
-    if kind is Kind.ARRAY:
-        return name in ARRAYS
-    is_vetted = name in VETTED or (name.startswith("torch.") and not acts_when_dropped(name))
-    return kind is Kind.CLASS and is_vetted and name not in FUNCTIONS

@@ -29,8 +29,8 @@ from ckptool.formats.pickles.effects import (
     part_looked_up,
     part_of,
 )
+from ckptool.formats.pickles.families import is_inert
 from ckptool.formats.pickles.grades import DATA
-from ckptool.formats.pickles.grammar import is_inert
 from ckptool.formats.pickles.keys import refuse_equal_keys
 from ckptool.formats.pickles.machine import name_of
 from ckptool.formats.pickles.python_calls import (

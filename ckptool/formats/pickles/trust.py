@@ -358,8 +358,11 @@ _OWN_GADGETS = frozenset(
     if name.partition(".")[0] in OWN_PACKAGES
 )
 # What prepares calls in Python's library, under the name of a package that imports it.
+# So are functions and code, and torch's classes that unpickle their state.
 PREPARED = frozenset({
     "ABCMeta", "attrgetter", "itemgetter", "methodcaller", "partial", "partialmethod",
+    "CodeType", "FunctionType", "LambdaType", "MethodType", "_DataPipeSerializationWrapper",
+    "_IterDataPipeSerializationWrapper", "_MapDataPipeSerializationWrapper",
 })  # fmt: skip
 
 

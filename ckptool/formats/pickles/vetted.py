@@ -128,6 +128,10 @@ VETTED: Mapping[str, Vetted] = {
     **_rows("itertools", "count", "keeps two numbers"),
     **_rows(f"{BUILTINS} exceptions", " ".join((*PYTHON2_EXCEPTIONS, *PYTHON3_OSERROR_EXCEPTIONS)),
             HOLDS, rest=HELD),
+    # Of the error 11, OSError makes a BlockingIOError, which asks for a number of bytes.
+    **_rows(f"{BUILTINS} exceptions", "EnvironmentError IOError OSError", HOLDS, HELD, HELD),
+    **_rows(f"{BUILTINS} exceptions", "UnicodeDecodeError UnicodeEncodeError "
+            "UnicodeTranslateError", HOLDS),
     **_rows(f"{BUILTINS} exceptions", "SyntaxError IndentationError TabError",
             "copies a row of the place"),
     **_rows(f"{BUILTINS} exceptions", "Ellipsis NotImplemented", "cannot be called"),
@@ -309,21 +313,21 @@ PLAIN = frozenset({
     "UserString.UserString", "statistics.NormalDist", "string.Template", "textwrap.TextWrapper",
 })  # fmt: skip
 SCRIPTED = "torch.ScriptObject"  # its __setstate__ iterates, and makes an object of a class in C++
+DDP = "torch.nn.parallel.distributed.DistributedDataParallel"
 # torch's modules: __setstate__ updates the attributes, and asks whether some are there.
 MODULES = (
     "torch.nn.modules.", "torch.nn.parallel.data_parallel.", "torch.nn.utils.",
-    "torch.nn.parallel.distributed.DistributedDataParallel",
+    DDP,
     "torch.nn.quantized.", "torch.nn.quantizable.", "torch.nn.intrinsic.", "torch.nn.qat.",
     "torch.ao.", "torch.quantization.", "torch.optim.swa_utils.AveragedModel",
 )  # fmt: skip
 # Those whose __setstate__ iterates or asks what other attributes hold, also under other modules.
 READERS = (
-    "torch.nn.parallel.distributed.DistributedDataParallel",
-    "torch.ao.", "torch.quantization.", "torch.nn.quantized.", "torch.nn.quantizable.",
+    DDP, "torch.ao.", "torch.quantization.", "torch.nn.quantized.", "torch.nn.quantizable.",
     "torch.nn.qat.",
 )  # fmt: skip
 READER_NAMES = frozenset({"RNNBase", "RNN", "LSTM", "GRU"})
-HOOK = "torch.nn.modules.module._WrappedHook"  # it keeps a function and its module
+HOOK = "._WrappedHook"  # of torch's modules: it keeps a function and its module
 HANDLES = "torch.utils.hooks."  # weak references to dicts of hooks
 # torch's classes without a __setstate__: they keep what they are given, and call it later.
 KEEPERS = (

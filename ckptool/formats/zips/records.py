@@ -53,6 +53,7 @@ ENCRYPTED = 0x1
 UNREADABLE = ENCRYPTED | 0x20 | 0x40 | 0x2000  # patch, strong encryption, masked header
 HAS_DESCRIPTOR = 0x8
 NO_CRC = 0
+ARRAY = b"\x93"  # the first byte of an array of numpy
 HEADER_WINDOW = 4096  # bytes read at a time for local headers,
 MAX_HEADER_WINDOW = 1 << 16  # or so many for adjacent headers
 MAX_DOUBTS = 100  # records whose local headers are described
@@ -101,6 +102,9 @@ class ZipArchive:
         self._window, self._window_offset = b"", 0
         self._usual: dict[int, int] = {}  # offset of a header that is as listed -> that of the data
         self._differing: dict[str, str] = {}  # record -> difference of its local header
+        # Records looked up so far that may begin as an array of numpy: by their first byte, or it
+        # was not at hand.
+        self.maybe_arrays: dict[str, ZipRecord] = {}
 
     @property
     def doubts(self) -> Iterator[tuple[str, str]]:
@@ -170,6 +174,9 @@ class ZipArchive:
         ):
             self._compare(record)
         start: int = offset + LOCAL.size + width + extra
+        first = window[at + width + extra : at + width + extra + 1]
+        if first == ARRAY or not first or method != STORED:
+            self.maybe_arrays[record.name] = record
         if start + packed > self.source.size:
             raise DamagedError(f"truncated: the record {record.name!r} reaches past the end")
         return start
@@ -296,6 +303,17 @@ class ZipArchive:
         if start is None or nbytes > record.size:
             return self.source.span(self.data_offset(record), nbytes)
         return ByteSpan(self._outermost, self._shift + start, nbytes)
+
+    def head(self, record: ZipRecord, nbytes: int) -> bytes:
+        """Return the first bytes of a record's content; none if they cannot be unpacked."""
+        packed = min(nbytes if record.method == STORED else HEADER_WINDOW, record.compressed_size)
+        data = self.source.read(self.data_offset(record), packed)
+        if record.method != DEFLATED:
+            return data if record.method == STORED else b""
+        try:
+            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, nbytes)
+        except zlib.error:
+            return b""
 
     def read(self, record: ZipRecord) -> bytes:
         """Return the record's content, unpacked if it is deflated.
