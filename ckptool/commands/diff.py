@@ -57,8 +57,6 @@ from ckptool.tree.nodes import TensorRef
 
 Row = TensorDifference | ValueDifference
 
-MAX_THREADS = 8  # already more than the memory can feed
-
 
 class DiffOptions(NamedTuple):
     """Options of a comparison."""
@@ -68,7 +66,7 @@ class DiffOptions(NamedTuple):
     strict: bool = False
     any_dtype: bool = False  # only values count, not the dtypes that they are stored in
     device: str = "cpu"
-    threads: int = 0  # 0: one for each CPU, at most MAX_THREADS
+    threads: int = 0  # or processes; 0: one for each CPU
     asked: Asked = Asked()  # as typed, to report those that match nothing
     # Of lists of tensors: change, name or size; None: by role, then by change.
     order: str | None = None
@@ -131,8 +129,7 @@ def _compared(
     for names in (left, right):
         refuse_repetition(leaf.ref for leaf in names.values() if isinstance(leaf, TensorLeaf))
     judge = TensorJudge(left, right, kept, roles, strict=options.strict, any_dtype=any_dtype)
-    threads = options.threads or min(MAX_THREADS, usable_cpus())
-    engine = Engine(options.device, threads, progress, ranks)
+    engine = Engine(options.device, options.threads or usable_cpus(), progress, ranks)
     judged = judge.judge(tensors, engine.compare)
     values = compare_values(left, right, rest, kept, roles, any_dtype=any_dtype)
     rows = [(each.pair, each.row) for each in judged if each.row and each.row.is_counter]

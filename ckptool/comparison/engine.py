@@ -2,9 +2,13 @@
 
 Every pair of tensors is cut into **runs** of a fixed number of elements. A run is read from both
 sides. If its bytes are equal, it needs no arithmetic, and numpy is not even imported. Otherwise a
-kernel measures it while the bytes are in the cache. Runs are batched into tasks of a few MiB for a
-pool of threads, and merged in their order. So the numbers depend on how runs are cut, which is
-fixed, and never on the number of threads.
+kernel measures it while the bytes are in the cache. Runs are batched into tasks of a few MiB for
+several processes or threads, and merged in their order. So the numbers depend on how runs are cut,
+which is fixed, and never on the number of processes.
+
+A block takes some thirty short calls of numpy, each of which gives the interpreter's lock back and
+asks for it again. Two threads lose a fifth of the time by that, and eight on two CPUs half of it.
+So large files are compared by forked processes. Where these cannot be had, by a few threads.
 
 A tensor that differs somewhere needs the norms of its equal runs too. They are computed in a
 second round, from one side.
@@ -22,12 +26,15 @@ from ckptool.comparison.devices import Device
 from ckptool.comparison.kernels import Partial, Sums, merged
 from ckptool.comparison.measuring import measured, measured_by_counts, worst_place
 from ckptool.comparison.values import Job, Run, bytes_of, pieces_of
+from ckptool.process.forks import can_fork, work_in_forks
 from ckptool.process.progress import Progress, announce, no_progress
 from ckptool.process.ranks import Ranks
 from ckptool.tensors.blocks import in_batches
 
 TASK = 1 << 23  # bytes of one side in a task, roughly
 LEAST = TASK >> 8  # bytes that a run counts for at least: small tensors cost calls, not bytes
+SHARE = 8  # tasks for each process that is forked: fewer would not repay the fork
+MAX_THREADS = 8  # more would only wait for the interpreter's lock
 BYTE_RUN = 1 << 24  # elements in a run of a type of one byte, whose 65,536 pairs are counted
 FREED = 1 << 24  # bytes; once they are freed, glibc keeps the memory of one run for the next
 SEARCHED = 1 << 16  # bytes that are searched for the worst place at a time; mostly it comes early
@@ -47,12 +54,12 @@ Results = list[tuple[Run, Partial | None]]  # None: equal bytes
 
 
 class Engine:
-    """Comparison of jobs with some threads, and a device if there is one."""
+    """Comparison of jobs on some CPUs, and on a device if there is one."""
 
     def __init__(
         self,
         device: str,
-        threads: int,
+        cpus: int,
         progress: Progress,
         ranks: Ranks = Ranks(),  # noqa: B008 - a tuple
     ) -> None:
@@ -61,7 +68,8 @@ class Engine:
         Raises:
             UnsupportedError: torch is not installed, or has no such device.
         """
-        self._threads, self._progress, self._ranks = threads, progress, ranks
+        self._cpus, self._threads = cpus, min(cpus, MAX_THREADS)
+        self._progress, self._ranks = progress, ranks
         bytearray(FREED)  # allocated and freed at once
         self._arrays = NumpyArrays()
         self._device = None if device == "cpu" else Device(device)
@@ -115,18 +123,39 @@ class Engine:
         def carried_out(own: Sequence[Task]) -> list[Results]:
             done = self._done_on_device(jobs, own, progress)
 
-            def results(task: Task) -> Results:
-                return [(run, done[run] if run in done else measured_here(run)) for run in task]
+            def results(task: Task, progress: Progress = progress) -> Results:
+                return [
+                    (run, done[run] if run in done else self._measured_here(jobs, run, progress))
+                    for run in task
+                ]
 
-            def measured_here(run: Run) -> Partial | None:
-                job = jobs[run.job]
-                progress(job.width * (run.stop - run.start))
-                return self._measured(job, run)
+            if not self._is_forked(jobs, own):
+                return self._side_by_side(results, own)
+            rest = own[1:]  # the first imports what differences need, once for all processes
+            count = min(self._cpus, len(own) // SHARE)
+            share = -(-len(rest) // count)
 
-            return self._side_by_side(results, own)
+            def tell(task: Task) -> None:
+                elements = sum(jobs[run.job].width * (run.stop - run.start) for run in task)
+                progress(elements * len(rest) // share)  # the others are as far as this process
+
+            first = results(own[0])
+            return [first, *work_in_forks(count, rest, lambda t: results(t, no_progress), tell)]
 
         shared = self._ranks.work(list(in_batches(runs, cost, TASK)), carried_out)
         return [_result(*found) for results in shared for found in results]
+
+    def _is_forked(self, jobs: Sequence[Job], tasks: Sequence[Task]) -> bool:
+        """Return whether forked processes share the tasks: not those that a server answers."""
+        is_large = min(self._cpus, len(tasks) // SHARE) > 1 and self._device is None
+        if not is_large or not can_fork():
+            return False
+        return all(side.is_near for task in tasks for run in task for side in jobs[run.job].sides)
+
+    def _measured_here(self, jobs: Sequence[Job], run: Run, progress: Progress) -> Partial | None:
+        job = jobs[run.job]
+        progress(job.width * (run.stop - run.start))
+        return self._measured(job, run)
 
     def _done_on_device(
         self, jobs: Sequence[Job], tasks: Iterable[Task], progress: Progress

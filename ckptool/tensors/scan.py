@@ -12,7 +12,6 @@ The scan then leaves that region to the caller.
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from typing import NamedTuple
 
 from ckptool.formats.base import TensorReader
 from ckptool.formats.zips.checksums import Checksummed, checksummed_records, is_storage
+from ckptool.process.cpus import usable_cpus
 from ckptool.process.progress import Progress, announce
 from ckptool.process.ranks import Ranks
 from ckptool.reports.rules import BYTES, VALUES
@@ -35,7 +35,7 @@ from ckptool.tensors.volume import REPEATS, refuse_volume
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import Address, TensorRef
 
-THREADS = min(8, os.cpu_count() or 1)
+THREADS = min(32, usable_cpus())  # their calls are long, so that none waits for another
 BATCH = 8 << 20  # bytes that a thread takes at a time
 REGION_COST = 1 << 14  # the overhead of a region, in bytes
 
