@@ -39,21 +39,25 @@ def make_files(folder: Path, gb: float, noise: bytes | None) -> tuple[Path, ...]
         with path.open("wb") as file:
             file.write(header(matrices))
             for nth in range(matrices if noise else 0):
-                cut = (at * 977 + nth * 131) * 4 % MATRIX
-                file.write(noise[cut:])
-                file.write(noise[:cut])
+                cut = (at * 977 + nth * 131) * 4 % MIB
+                block = noise[cut:] + noise[:cut]
+                for _ in range(MATRIX // MIB):
+                    file.write(block)
             if noise is None:
                 file.truncate(file.tell() + matrices * MATRIX)
     return paths
 
 
 def small_numbers() -> bytes:
-    """A matrix of float32 between 1 / 128 and 1 / 64, of either sign."""
+    """A mebibyte of float32 between 1 / 128 and 1 / 64, of either sign.
+
+    No more, since this process must stay small: its peak would count as that of the commands.
+    """
     random.seed(1)
     block = bytearray(random.randbytes(MIB))
     for at in range(3, MIB, 4):
         block[at] = 0x3C | block[at] & 0x80
-    return bytes(block) * (MATRIX // MIB)
+    return bytes(block)
 
 
 def main() -> int:

@@ -29,6 +29,7 @@ from ckptool.ema.findings import (
 from ckptool.ema.metadata import FLAGS
 from ckptool.ema.ties import half_averaged, half_averaged_message
 from ckptool.formats.provenance import read_provenance
+from ckptool.names import AVERAGES
 from ckptool.reports.base import DECAYS, UPDATES, EmaStatus, MainSlot
 from ckptool.reports.rules import finding
 from ckptool.tensors.blocks import same_values
@@ -244,9 +245,16 @@ def _precision(subject: Subject) -> Verdicts:
 def _main_slot(subject: Subject) -> Verdicts:
     slot = subject.location.told_slot
     if slot is MainSlot.AVERAGED:
-        yield finding("CK414", _slot(subject), "these are the EMA weights")
+        yield finding("CK414", _slot(subject), f"these are {_what_is_averaged(subject)}")
     elif slot is MainSlot.UNKNOWN:
         yield NotChecked("CK414", "cannot tell from this file")
+
+
+def _what_is_averaged(subject: Subject) -> str:
+    """Return the averaged weights in words, by the note of ckptool or the kind that was found."""
+    note, chosen = read_provenance(subject.checkpoint.metadata), subject.location.selected
+    kind = chosen.kind if chosen is not None and chosen.kind in AVERAGES else "ema"
+    return (note.mean if note is not None else None) or f"the {kind.upper()} weights"
 
 
 def _slot(subject: Subject) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
 from ckptool.checks.sources import Original, Tensors
+from ckptool.formats.provenance import read_provenance
 from ckptool.reports.rules import finding
 from ckptool.tensors.blocks import equal_after_cast
 from ckptool.tensors.volume import refuse_repetition
@@ -35,7 +36,7 @@ def _is_that_average(subject: Subject) -> Verdicts:
             f"{len(missing)} tensors of the source are missing or have other shapes, "
             f"{len(unexpected)} are not in it: {shown}"
         )
-        yield finding("CK702", (missing or unexpected)[0], message)
+        yield finding("CK702", (missing or unexpected)[0], message, _again(subject))
     differing = _differing(subject, source, ours, averages, fitting)
     differing = _without_models_buffers(subject, source, ours, averages, differing)
     if differing:
@@ -43,9 +44,24 @@ def _is_that_average(subject: Subject) -> Verdicts:
         raw = _is_raw(subject, source, ours, differing)
         changed = [*source.changed()]
         other = f"; {named(changed)}: not the file that was averaged" if changed else ""
-        yield finding("CK701", differing[0], what + raw + other)
+        yield finding("CK701", differing[0], what + raw + other, _again(subject))
     elif not fitting:
-        yield finding("CK701", "", "no tensor of the source is in the file")
+        message = "no tensor of the source is in the file"
+        yield finding("CK701", "", message, _again(subject))
+
+
+# Command that wrote a file, by its note -> how to make the file again; of others the rule says it.
+AGAIN = {
+    "average": "make the file again: ckptool average CHECKPOINTS, with the options that it had",
+    "convert": "make the file again: ckptool convert SOURCE, with the options that it had",
+    "promote-ema": "make the file again: ckptool promote-ema SOURCE -o OUT",
+}
+
+
+def _again(subject: Subject) -> str | None:
+    """Return the remedy for a file that a command other than ``extract-ema`` wrote."""
+    note = read_provenance(subject.checkpoint.metadata)
+    return AGAIN.get(note.command) if note is not None else None
 
 
 def _without_models_buffers(

@@ -23,6 +23,7 @@ from ckptool.process.progress import Progress, no_progress
 from ckptool.reports.base import Finding
 from ckptool.reports.rules import BYTES, finding
 from ckptool.reports.write import AverageReport, AverageSource
+from ckptool.sources.urls import RemotePath
 from ckptool.tensors.casting import Casting
 from ckptool.tensors.scan import scan
 from ckptool.tree.nodes import Address, TensorRef
@@ -78,10 +79,11 @@ def average(
     return replace(
         made,
         sources=tuple(_sources(mixture, apart)),
-        findings=(*found, *made.findings),
+        findings=(*found, *_among_its_sources(mixture, Path(made.output)), *made.findings),
         written=not options.dry_run,
         posthoc=mixture.posthoc,
         order=mixture.members.order,
+        intervals=mixture.intervals,
         copies=mixture.members.copies,
     )
 
@@ -176,6 +178,14 @@ def _look(mixture: Mixture) -> tuple[list[float | None], list[Finding]]:
     apart = distances(members)
     twice = [at for at, distance in enumerate(apart) if distance == 0]
     return apart, [*strangers(members, apart), *_counted_twice(mixture, twice)]
+
+
+def _among_its_sources(mixture: Mixture, output: Path) -> Iterator[Finding]:
+    """Yield a warning if the next average of the same directory would meet this one."""
+    runs = {each.path.parent for each in mixture.members.opened if each.is_listed}
+    for run in runs:
+        if not isinstance(run, RemotePath) and run.resolve() == output.parent.resolve():
+            yield finding("CK804", "", f"{output} lies among the checkpoints of {run}")
 
 
 def _counted_twice(mixture: Mixture, places: Sequence[int]) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from ckptool.commands.members import (
     refuse_disorder,
     refuse_strays,
 )
-from ckptool.commands.rating import rank
+from ckptool.commands.rating import direction_meant, rank
 from ckptool.commands.runs import progress_entry
 from ckptool.commands.snapshots import open_snapshots, parse_widths
 from ckptool.commands.state_dicts import ROLE_NAMES
@@ -62,6 +62,7 @@ class Mixture(NamedTuple):
     shares: Shares
     kind: str  # ema | swa | table: for the note in the file
     posthoc: PosthocReport | None = None
+    intervals: str | None = None  # of a schedule: the counter that tells them, or EQUAL
 
     @property
     def state_dicts(self) -> list[Member]:
@@ -129,7 +130,8 @@ def choose(
             )
         )
     members, shares = _weighed(open_members(stack, operands, _role(options), layouts), options)
-    return Mixture(members, shares, _kind(shares.weights, options))
+    intervals = _intervals(members)[0] if options.schedule is not None else None
+    return Mixture(members, shares, _kind(shares.weights, options), intervals=intervals)
 
 
 def _role(options: AverageOptions) -> str | None:
@@ -160,10 +162,11 @@ def _places(members: Members, options: AverageOptions) -> Sequence[int]:
     """Return the places of the members that count, the newest last."""
     places = range(len(members.opened))
     if options.best is None:
-        return places[:: -(options.every or 1)][: options.last or None][::-1]
+        return _newest(places[:: -(options.every or 1)], options)[::-1]
     metric, _, count = options.best.rpartition(":")
     if not metric or not count.isdecimal() or int(count) < 2:
-        raise UsageError(f"--best {options.best!r} is not METRIC:N", hint="like val_loss:5")
+        hint = direction_meant(options.best, ":5") or "like val_loss:5"
+        raise UsageError(f"--best {options.best!r} is not METRIC:N", hint=hint)
     entries = [progress_entry(each.path) for each in members.opened]
     name, ranked = rank(metric, entries)
     if len(ranked) < int(count):
@@ -172,6 +175,22 @@ def _places(members: Members, options: AverageOptions) -> Sequence[int]:
         )
     best = {entry.path for entry in ranked[: int(count)]}
     return [place for place in places if str(members.opened[place].path) in best]
+
+
+def _newest(places: Sequence[int], options: AverageOptions) -> Sequence[int]:
+    """Return the first places, as many as ``--last`` asks for.
+
+    Raises:
+        UsageError: there are fewer.
+    """
+    wanted = options.last or len(places)
+    if wanted > len(places):
+        every = f" with --every {options.every}" if options.every else ""
+        raise UsageError(
+            f"--last {wanted} asks for {wanted} checkpoints, and there are {len(places)}{every}",
+            hint=f"--last {len(places)} takes all of them; so does leaving it out",
+        )
+    return places[:wanted]
 
 
 def _enough(members: Members) -> Members:
@@ -190,8 +209,22 @@ def _shares(members: Members, options: AverageOptions) -> Shares:
             raise UsageError(f"--between takes two checkpoints, and there are {count}")
         return shares_between(*map(_steps_in_mean, members.opened))
     if options.schedule is not None:
-        return schedule_shares(options.schedule, count)
+        return schedule_shares(options.schedule, _intervals(members)[1])
     return equal_shares(count)
+
+
+EQUAL = "equal"
+
+
+def _intervals(members: Members) -> tuple[str, Sequence[float]]:
+    """Return the counter by whose gaps a schedule counts, and its values.
+
+    Without a counter in all files that rises with their order, equal intervals are assumed.
+    """
+    counts = [each.facts.get(members.order) for each in members.opened]
+    known = [float(each) for each in counts if each is not None]
+    is_told = len(known) == len(counts) and all(a < b for a, b in pairwise(known))
+    return (members.order, known) if is_told else (EQUAL, range(len(counts)))
 
 
 def _steps_in_mean(each: Opened) -> int:

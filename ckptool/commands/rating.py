@@ -34,7 +34,8 @@ def rank(metric: str, entries: Entries) -> tuple[str, list[RunEntry]]:
     name, sign = _parsed(metric)
     rated = [row for entry in entries if (row := _rated(entry, name)) is not None]
     if not rated:
-        raise UsageError(f"no checkpoint has the metric {name!r}", hint=_known(entries, name))
+        hint = (None if sign else direction_meant(metric)) or _known(entries, name)
+        raise UsageError(f"no checkpoint has the metric {name!r}", hint=hint)
     _refuse_other_metrics(name, rated)
     direction = sign or _direction(name, rated)
     rated.sort(key=lambda row: row.value * direction, reverse=True)
@@ -49,6 +50,15 @@ def _parsed(metric: str) -> tuple[str, int]:
     """Split ``val_loss:min`` into name and sign; 0 where no direction is typed."""
     name, _, direction = metric.rpartition(":")
     return (name, SIGNS[direction]) if name and direction in SIGNS else (metric, 0)
+
+
+def direction_meant(metric: str, end: str = "") -> str | None:
+    """Return a hint at what was probably meant by ``loss:mim``; None if it is no mistyped word."""
+    from difflib import get_close_matches  # noqa: PLC0415 - 3 ms, for a refusal only
+
+    name, _, typed = metric.rpartition(":")
+    found = get_close_matches(typed.lower(), SIGNS, 1, 0.6) if name else []
+    return f"did you mean {name}:{found[0]}{end}?" if found else None
 
 
 def _known(entries: Entries, name: str) -> str:

@@ -77,12 +77,24 @@ class Provenance(NamedTuple):
         return next((kind for kind in kinds if kind in AVERAGES), "ema")
 
     @property
+    def mean(self) -> str | None:
+        """The averaged weights in words, where ``average`` made them of several checkpoints."""
+        if self.average is None or not self.is_of_averages:
+            return None
+        count = f"{len(self.average.sources)} checkpoints"
+        if self.kind_of_average == "ema":
+            return f"an EMA made of {count}"
+        is_plain = len({each.part for each in self.average.sources}) == 1
+        return f"the mean of {count}" if is_plain else f"a weighted mean of {count}"
+
+    @property
     def told(self) -> str:
         """The note as a sentence."""
         done = DONE.get(self.command, "extracted")
         place = f", {self.ema}" if self.ema else ""
+        what = f"{self.mean}," if self.mean else f"the {self.kind_of_average.upper()} of"
         return (
-            f"these weights are the {self.kind_of_average.upper()} of {self.source}{place} "
+            f"these weights are {what} {self.source}{place} "
             f"({done} {self.time}), says the note that ckptool left in the file"
         )
 

@@ -87,7 +87,7 @@ def ema_shares(steps: Sequence[float], decay: float) -> Shares:
 
 # The share of the learning rate that a decay leaves after ``at`` of ``count`` intervals: 1 at the
 # beginning. Behind the last checkpoint nothing is left.
-SCHEDULES: Mapping[str, Callable[[int, int], float]] = {
+SCHEDULES: Mapping[str, Callable[[float, int], float]] = {
     "linear": lambda at, count: 1 - at / count,
     "cosine": lambda at, count: (1 + cos(pi * at / count)) / 2,
     "inverse-sqrt": lambda at, count: 1 / sqrt(1 + at),  # noqa: ARG005 - of any length
@@ -95,9 +95,15 @@ SCHEDULES: Mapping[str, Callable[[int, int], float]] = {
 }
 
 
-def schedule_shares(name: str, count: int) -> Shares:
-    """Return the shares by which checkpoints at equal intervals stand for a decay."""
-    left = [*(SCHEDULES[name](at, count) for at in range(count)), 0.0]
+def schedule_shares(name: str, steps: Sequence[float]) -> Shares:
+    """Return the shares by which checkpoints of these steps stand for a decay.
+
+    The decay begins at the first checkpoint and ends a mean interval after the last, as it does in
+    ``weighted_merge.py``, which counts checkpoints: at equal intervals the shares are the same.
+    """
+    count, length = len(steps), steps[-1] - steps[0]
+    places = [(step - steps[0]) * (count - 1) / (length or 1) for step in steps]
+    left = [*(SCHEDULES[name](at, count) for at in places), 0.0]
     return Shares(tuple(before - after for before, after in pairwise(left)))
 
 

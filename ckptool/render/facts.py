@@ -54,3 +54,9 @@ MAIN_SLOT = {
     MainSlot.AVERAGED: "the model's state dict already holds the EMA weights",
     MainSlot.UNKNOWN: "this file does not show whether the model's state dict holds EMA weights",
 }
+HOLDS_MEAN = "the model's state dict already holds the averaged weights"  # SWA, or a mean of files
+
+
+def slot_told(slot: MainSlot, kind: str | None) -> str:
+    """Return what the model's state dict holds; ``kind`` is that of the averaged weights."""
+    return HOLDS_MEAN if (slot, kind) == (MainSlot.AVERAGED, "swa") else MAIN_SLOT[slot]

@@ -55,7 +55,7 @@ def _weights(report: InspectReport) -> Iterator[Piece | str]:
     is_own = chosen and model and chosen.address == model.address and not chosen.file
     if ema.main_slot is MainSlot.AVERAGED or is_own:
         raw = next((c for c in ema.candidates if c.kind == "raw"), None)
-        yield from ("EMA in ", at, _ages(chosen))
+        yield from (f"{_kind(report, chosen)} in ", at, _ages(chosen))
         yield from (
             (", raw weights in ", (place(raw.address), "name"))
             if raw
@@ -68,11 +68,20 @@ def _weights(report: InspectReport) -> Iterator[Piece | str]:
         yield from _undecided(report)
         return
     if ema.main_slot is MainSlot.UNKNOWN and model:
-        yield from ("weights in ", at, ", EMA in ", *_where(chosen), _ages(chosen))
+        yield from ("weights in ", at, f", {_kind(report, chosen)} in ")
+        yield from (*_where(chosen), _ages(chosen))
         yield "; the two are equal" if chosen.distance == 0 else ""
         return
     yield from ("raw weights in ", at, ", ") if model else ()
-    yield from ("EMA in ", *_where(chosen), _ages(chosen))
+    yield from (f"{_kind(report, chosen)} in ", *_where(chosen), _ages(chosen))
+
+
+def _kind(report: InspectReport, candidate: CandidateReport | None) -> str:
+    """Return the name of averaged weights: the EMA, SWA weights, or the mean of checkpoints."""
+    if candidate is None or candidate.kind != "swa":
+        return "EMA"
+    is_made = report.provenance and report.provenance["command"] == "average"
+    return "mean of several checkpoints" if is_made else "SWA"
 
 
 def _undecided(report: InspectReport) -> Iterator[Piece | str]:

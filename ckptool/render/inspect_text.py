@@ -12,7 +12,7 @@ from shlex import quote
 from typing import Any
 
 from ckptool.render import text as words
-from ckptool.render.facts import MAIN_SLOT, TOP, Fact, facts, finding_row, place, short
+from ckptool.render.facts import TOP, Fact, facts, finding_row, place, short, slot_told
 from ckptool.render.headline import headline
 from ckptool.render.page import Grid, Line, Page, line, one_by_one
 from ckptool.render.snapshots_text import post_hoc
@@ -145,7 +145,8 @@ def _ema_lines(report: InspectReport) -> Iterator[Fact]:
     if any(found.rule == "CK417" and found.address in in_slot for found in report.findings):
         yield "model", line("its state dict holds the weights from before the averaging began")
     elif ema.candidates:
-        yield "model", line(MAIN_SLOT[ema.main_slot])
+        kind = next((c.kind for c in ema.candidates if c.address == ema.selected), None)
+        yield "model", line(slot_told(ema.main_slot, kind))
 
 
 def _candidate_lines(candidate: CandidateReport) -> Iterator[Fact]:

@@ -7,7 +7,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ckptool.render import text as words
-from ckptool.render.facts import MAIN_SLOT, Fact, facts, file_kind, finding_row, place, short
+from ckptool.render.facts import (
+    MAIN_SLOT,
+    Fact,
+    facts,
+    file_kind,
+    finding_row,
+    place,
+    short,
+    slot_told,
+)
 from ckptool.render.page import Line, Page, line, one_by_one
 from ckptool.reports.base import Finding, MainSlot, PosthocReport
 from ckptool.reports.write import (
@@ -71,7 +80,7 @@ def _extract_lines(report: ExtractReport) -> Iterator[Fact]:
         yield "left out", line(f"{len(report.dropped)}: {words.some(report.dropped)}")
     yield from _output_lines(report)
     if report.main_slot is MainSlot.AVERAGED:
-        yield "model", line(MAIN_SLOT[MainSlot.AVERAGED])
+        yield "model", line(slot_told(MainSlot.AVERAGED, report.kind))
 
 
 def _tie_lines(report: _Written) -> Iterator[Fact]:
@@ -173,6 +182,8 @@ def _average_lines(report: AverageReport) -> Iterator[Fact]:
         yield from _posthoc_lines(report.posthoc)
     if report.order == "name":
         yield "order", line("by the numbers in the names: the files state no step")
+    if report.intervals is not None:
+        yield "intervals", line(_INTERVALS[report.intervals])
     for copy, original in report.copies.items():
         same = f" holds the weights of {words.printable(original)}, which count once"
         yield "copy", line((words.printable(copy), "name"), same)
@@ -188,6 +199,13 @@ def _average_lines(report: AverageReport) -> Iterator[Fact]:
         yield "buffers", line(f"{told}: torch.optim.swa_utils.update_bn makes better ones")
     yield from _tie_lines(report)
     yield from _output_lines(report)
+
+
+_INTERVALS = {
+    "global_step": "by the steps of the checkpoints",
+    "epoch": "by the epochs of the checkpoints",
+    "equal": "taken as equal: the checkpoints state neither steps nor epochs",
+}
 
 
 def _into_lines(into: IntoReport) -> Iterator[Fact]:

@@ -298,6 +298,9 @@ WRITING: tuple[Rule, ...] = (
          "leave it out if it is of another run, of its beginning, or has diverged"),
     Rule("CK803", "counted-twice", _WARNING, "Two checkpoints of an average hold the same weights.",
          "name one of them, or mean it: --weights says how often each counts"),
+    Rule("CK804", "written-into-the-run", _WARNING,
+         "An average lies among the checkpoints that it is made of.",
+         "write it to another directory: commands on this one take it for a checkpoint of the run"),
 )  # fmt: skip
 
 BY_ID: Mapping[str, Rule] = {rule.id: rule for rule in (*RULES, *WRITING)}

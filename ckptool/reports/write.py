@@ -203,6 +203,8 @@ class AverageReport:
     into: IntoReport | None = field(default=None, metadata=MAY_BE_ABSENT)  # --into
     posthoc: PosthocReport | None = field(default=None, metadata=MAY_BE_ABSENT)  # --sigma-rel
     order: str = "operands"  # global_step | epoch | name (numbers in it) | operands
+    # With --schedule, the counter that tells the intervals: global_step | epoch; or equal.
+    intervals: str | None = field(default=None, metadata=MAY_BE_ABSENT)
     # Path of a copy in a directory -> path of the checkpoint that it repeats and that counts.
     copies: Mapping[str, str] = field(default_factory=dict)
     # Configuration files beside the checkpoint, which may not loosen checks.

@@ -251,6 +251,60 @@ def test_only_averages_count_as_such(run, ckptool, tmp_path, more, kind):
     assert ckptool("verify", output, "--require", "ema").exit_code == (kind == "table")
 
 
+@pytest.mark.parametrize(
+    ("more", "what", "headline"),
+    [
+        ((), "the mean of 4 checkpoints", "mean of several checkpoints in (root);"),
+        (("--weights", "1,3,0,0"), "a weighted mean of 4 checkpoints", "mean of several"),
+        (("--ema-decay", "0.99"), "an EMA made of 4 checkpoints", "EMA in (root);"),
+    ],
+)
+def test_an_average_is_called_by_its_kind(run, ckptool, tmp_path, more, what, headline):
+    output = tmp_path / "out.safetensors"
+    ckptool("average", run, "--only", "model", *more, "-o", output)
+    findings = ckptool("verify", output, "--json").json["findings"]
+    assert [each["message"] for each in findings if each["rule"] == "CK414"] == [
+        f"these are {what}"
+    ]
+    shown = ckptool("inspect", output).stdout
+    assert headline in shown
+    assert f"these weights are {what}, " in " ".join(shown.split())
+
+
+def test_an_average_among_its_checkpoints_is_warned_of(run, ckptool):
+    """The next average of the directory would be refused, or take it for a checkpoint."""
+    first, other = "d.ckpt", "a.ckpt"
+    more = ("--only", "model", "--dry-run", "--json", "-o")
+    done = ckptool("average", run, *more, run / "mean.pt")
+    assert [found["rule"] for found in done.json["findings"]] == ["CK804"]
+    assert not ckptool("average", run, *more, run.parent / "mean.pt").json["findings"]
+    named = ckptool("average", run / first, run / other, *more, run / "mean.pt")
+    assert not named.json["findings"]
+
+
+def test_a_schedule_follows_the_steps(run, ckptool, tmp_path):
+    """Each checkpoint stands for the steps up to the next, the last one for a mean interval."""
+    done = ckptool(
+        "average", run, "--only", "model", "--schedule", "linear", "-o", tmp_path / "o.pt", "--json"
+    )
+    weights_found = [source["weight"] for source in done.json["sources"]]
+    assert weights_found == pytest.approx([0.1875, 0.1875, 0.375, 0.25])
+    assert done.json["intervals"] == "global_step"
+
+
+@pytest.mark.parametrize(("name", "told"), [("epoch", "epoch"), ("note", "equal")])
+def test_a_schedule_says_by_what_it_counts(tmp_path, ckptool, name, told):
+    run = tmp_path / "run"
+    run.mkdir()
+    for at in (1, 2, 6):
+        torch.save({"model": noisy(at), name: at}, run / f"{at}.pt")
+    more = ("--schedule", "linear", "--dry-run", "--json")
+    done = ckptool("average", run, "-o", tmp_path / "out.pt", *more)
+    assert done.json["intervals"] == told
+    first = done.json["sources"][0]["weight"]
+    assert first == pytest.approx(2 / 15 if told == "epoch" else 1 / 3)
+
+
 def test_from_python(run, tmp_path):
     steps: list[int] = []
     report = average(
@@ -284,6 +338,8 @@ def test_the_only_state_dict(tmp_path):
         (("--only", "model", "--weights", "1,1,1,1", "--ema-decay", "0.5"), "exclude each other"),
         (("--only", "model", "--weights", "1,1", "--last", "2"), "exclude each other"),
         (("--only", "model", "--weights", "1e308,1e308,1,1"), "come to inf"),
+        (("--only", "model", "--last", "9"), "--last 9 asks for 9 checkpoints, and there are 4"),
+        (("--only", "model", "--every", "2", "--last", "3"), "and there are 2 with --every 2"),
     ],
 )
 def test_options_that_do_not_fit(run, refused, more, message):

@@ -193,6 +193,20 @@ def test_metrics_that_do_not_choose(run, average, best, message):
     assert message in done.json["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("best", "hint"),
+    [
+        ("val_loss:mim", "did you mean val_loss:min:5?"),
+        ("val_loss:mim:2", "did you mean val_loss:min?"),
+        ("val_loss:Max:2", "did you mean val_loss:max?"),
+        ("val_loss:x", "like val_loss:5"),
+        ("step:val_los:2", "there are: val_loss"),
+    ],
+)
+def test_mistyped_directions(run, average, best, hint):
+    assert average(run, "--best", best).json["error"]["hint"].startswith(hint)
+
+
 def test_best_and_last_exclude_each_other(run, average):
     message = average(run, "--best", "val_loss:2", "--last", "2").json["error"]["message"]
     assert message == "--best and --last exclude each other"

@@ -135,9 +135,11 @@ def test_another_value_is_found(averaged, proof, tmp_path):
     save_file(tensors, output, metadata)
     done = proof(output)
     assert done.exit_code == 1
-    message = next(f for f in done.json["findings"] if f["rule"] == "CK701")["message"]
-    assert "stem.weight" in message
-    assert "not the file that was averaged" not in message
+    found = next(f for f in done.json["findings"] if f["rule"] == "CK701")
+    assert "stem.weight" in found["message"]
+    assert "not the file that was averaged" not in found["message"]
+    assert "ckptool average" in found["remedy"]
+    assert "extract-ema" not in found["remedy"]
 
 
 def test_another_source_is_named(averaged, proof, run):

@@ -43,17 +43,17 @@ def of_megatron(schedule, count: int) -> list[float]:
     ],
 )
 def test_weights_are_those_of_weighted_merge(name, schedule, count):
-    assert schedule_shares(name, count).weights == pytest.approx(
+    assert schedule_shares(name, range(count)).weights == pytest.approx(
         of_megatron(schedule, count), abs=1e-15
     )
 
 
 def test_a_linear_decay_is_the_plain_mean():
-    assert schedule_shares("linear", 7).weights == pytest.approx(equal_shares(7).weights)
+    assert schedule_shares("linear", range(7)).weights == pytest.approx(equal_shares(7).weights)
 
 
 def test_inverse_square_root():
-    assert schedule_shares("inverse-sqrt", 4).weights == pytest.approx([
+    assert schedule_shares("inverse-sqrt", range(4)).weights == pytest.approx([
         1 - 2**-0.5, 2**-0.5 - 3**-0.5, 3**-0.5 - 0.5, 0.5,
     ])  # fmt: skip
 
@@ -62,7 +62,7 @@ def test_inverse_square_root():
 @given(count=st.integers(1, 60))
 @examples(20)
 def test_weights_of_a_schedule_are_an_average(name, count):
-    found = schedule_shares(name, count).weights
+    found = schedule_shares(name, range(count)).weights
     assert len(found) == count
     assert min(found) > 0
     assert math.fsum(found) == pytest.approx(1, abs=1e-12)
@@ -73,10 +73,26 @@ def test_checkpoints_of_a_constant_rate_come_to_those_of_a_decayed_one(name):
     """The theorem of Warmup-Stable-Merge, on updates that do not depend on the weights."""
     count, updates = 6, torch.randn(6, 9, dtype=torch.float64, generator=torch.Generator())
     constant = updates.cumsum(0)  # a checkpoint after each interval
-    shares = schedule_shares(name, count).weights
+    shares = schedule_shares(name, range(count)).weights
     merged = sum(share * weights for share, weights in zip(shares, constant, strict=True))
     decayed = sum(SCHEDULES[name](at, count) * update for at, update in enumerate(updates))
     torch.testing.assert_close(merged, decayed)
+
+
+@given(name=st.sampled_from(sorted(SCHEDULES)), count=st.integers(2, 9), gap=st.integers(1, 10**6))
+@examples(40)
+def test_equal_steps_are_counted_as_checkpoints(name, count, gap):
+    steps = [7 + gap * at for at in range(count)]
+    assert schedule_shares(name, steps) == schedule_shares(name, range(count))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_uneven_steps_keep_what_the_decay_leaves_there(name):
+    steps = [100, 150, 400, 1000]
+    shares = schedule_shares(name, steps).weights
+    for at, step in enumerate(steps):
+        place = (step - 100) / 900 * 3  # in mean intervals of which the decay takes four
+        assert sum(shares[at:]) == pytest.approx(SCHEDULES[name](place, 4))
 
 
 def test_weights_that_are_typed():
