@@ -94,7 +94,8 @@ def transfer(
     """
     reader, casting, account, progress = how.reader, how.casting, how.account, how.progress
     announce(progress, sum(move.ref.numel * casting.dtype_of(move.ref).itemsize for move in moves))
-    reader.expect_values(move.ref for move in moves)
+    order = _reading_order(moves)
+    reader.expect_values(moves[nth].ref for nth in order)
     runs = [_runs(move.ref) for move in moves]
     totals = [[_Done(at)] * (len(spans) or 1) for at, spans in enumerate(runs)]
 
@@ -104,7 +105,7 @@ def transfer(
             output.patch(data, given.offset)
         return done
 
-    given = _given(moves, runs, reader, casting, output)
+    given = _given(moves, order, runs, reader, casting, output)
     with closing(side_by_side(take, given, _nbytes)) as results:
         for done in results:
             totals[done.move][done.run] = totals[done.move][done.run].then(done)
@@ -120,6 +121,19 @@ def transfer(
         written = WrittenRun(move.offset, total.written.nbytes, total.written.crc)
         moved.append(Moved(written, casting.is_cast(move.ref) or not _is_copied(move.ref)))
     return moved
+
+
+def _reading_order(moves: Sequence[Move]) -> Sequence[int]:
+    """Return the order in which tensors are read: that of the output, or else of the sources.
+
+    What comes from afar is fetched ahead in large pieces. If names had another order than the
+    bytes, pieces would wait in memory until their tensors are read, and leave no room for others.
+    """
+    firsts = [move.ref.chunks[0].span if move.ref.chunks else None for move in moves]
+    if all(first is None or first.source.is_near for first in firsts):
+        return range(len(moves))
+    places = [(first.source.name, first.offset) if first else ("", 0) for first in firsts]
+    return sorted(range(len(moves)), key=places.__getitem__)
 
 
 def _seen_in(source: Source) -> dict[ByteSpan, Seen]:
@@ -162,6 +176,7 @@ class _Done(NamedTuple):
 
 def _given(
     moves: Sequence[Move],
+    order: Sequence[int],
     runs: Sequence[Sequence[ByteSpan]],
     reader: TensorReader,
     casting: Casting,
@@ -169,7 +184,12 @@ def _given(
 ) -> Iterator[_Given]:
     """Yield the parts of all tensors, after space for them is prepared in the output."""
     end = moves[-1].offset + casting.nbytes_of(moves[-1].ref) if moves else 0
-    for nth, (_, ref, start) in enumerate(moves):
+    last = -1
+    for nth in order:
+        _, ref, start = moves[nth]
+        if output and nth < last:
+            output.go_back(start)
+        last = nth
         written = casting.dtype_of(ref)
         wanted = written if casting.is_cast(ref) else None
         test = _finite_test(ref.dtype, ref.byteorder)

@@ -359,6 +359,19 @@ def test_inspect_of_many_tensors_takes_four_requests(site):
     assert site.sent <= pickle_and_directory + (1 << 20)
 
 
+def test_extraction_reads_in_the_order_of_the_bytes(site, large, tmp_path, monkeypatch):
+    """By name, layers.10 comes before layers.2; pieces fetched ahead would fill the memory."""
+    monkeypatch.setattr(ahead, "CHUNK", 1 << 20)
+    site.files["/last.ckpt"] = large
+    output = tmp_path / "a.safetensors"
+    assert run("extract-ema", f"{site.url}/last.ckpt", "-o", output).exit_code == 0
+    ranges = [each.range for each in site.asked]
+    starts = [start for start, stop in ranges if stop - start == ahead.CHUNK]  # no samples
+    near = 2 * ahead.THREADS * ahead.CHUNK  # threads ask side by side
+    assert len(starts) > 20
+    assert all(start > max(starts[: nth + 1]) - near for nth, start in enumerate(starts))
+
+
 def test_extraction_transfers_the_ema_and_nothing_else(site, large, tmp_path):
     site.files["/last.ckpt"] = large
     done = run("extract-ema", f"{site.url}/last.ckpt", "-o", tmp_path / "a.safetensors", "--json")

@@ -147,10 +147,10 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(site: Site | None = None, context=None) -> Iterator[Site]:
-    """Run a server for as long as the block; ``context`` is for TLS."""
+def serving(site: Site | None = None, context=None, kind: type = Handler) -> Iterator[Site]:
+    """Run a server for as long as the block; ``context`` is for TLS, ``kind`` answers."""
     site = site or Site()
-    server = Server(("127.0.0.1", 0), type("Own", (Handler,), {"site": site}))
+    server = Server(("127.0.0.1", 0), type("Own", (kind,), {"site": site}))
     if context is not None:
         server.socket = context.wrap_socket(server.socket, server_side=True)
     scheme = "https" if context is not None else "http"

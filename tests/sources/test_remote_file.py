@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,47 @@ def test_long_runs_are_cut(source, remote):
     assert source.read(1_000_000, 20_000_000) == DATA[1_000_000:21_000_000]
     assert max(nbytes for _, nbytes in remote.asked) == ahead.CHUNK
     assert sum(nbytes for _, nbytes in remote.asked[1:]) == 20_000_000
+
+
+def test_chunks_are_fetched_in_the_order_of_reading(remote, monkeypatch):
+    """One that is read late must not take the room of one that is read next."""
+    monkeypatch.setattr(ahead, "CHUNK", 1_000_000)
+    monkeypatch.setattr(ahead, "ROOM", 2_000_000)
+    monkeypatch.setattr(ahead, "THREADS", 1)
+    wanted = [(at * 1_000_000, 1_000_000) for at in (9, 3, 17, 5, 4, 1, 12, 7)]
+    with RemoteFile(remote, Path("x.pt"), QUICK) as source:
+        source.expect([*wanted, (2_000_000, 1_000_000), (20_000_000, 100)])
+        for offset, nbytes in wanted:
+            assert source.read(offset, nbytes) == DATA[offset : offset + nbytes]
+    at = [remote.asked.index(run) for run in wanted]
+    assert all(later - earlier > -3 for earlier, later in pairwise(at))  # two wait, one is asked
+
+
+def test_a_buffer_is_used_again(source):
+    source.expect([(1_000_000, 20_000_000)])
+    for at in range(1_000_000, 21_000_000, 100_000):
+        assert source.read(at, 100_000) == DATA[at : at + 100_000]
+    assert ahead.HELD._nbytes == 0
+    assert not ahead.HELD._free
+
+
+def test_buffers_never_take_more_than_the_room(monkeypatch):
+    monkeypatch.setattr(ahead, "ROOM", 4 * ahead.CHUNK)
+    held = ahead.Held()
+    nbytes = ahead.CHUNK - 1
+    buffers = []
+    while held.has_room(nbytes):
+        held.add(nbytes)
+        buffers.append(held.buffer(nbytes))
+    assert len(buffers) == 4
+    for buffer in buffers[:3]:
+        held.give_back(nbytes, buffer)
+    assert held.buffer(nbytes) in buffers
+    small = ahead.CHUNK // 2
+    while held.has_room(small):
+        held.add(small)
+        held.buffer(small)
+    assert held._nbytes + len(held._free) * ahead.CHUNK <= ahead.ROOM
 
 
 def test_any_order_and_any_thread(source, remote):

@@ -2,14 +2,16 @@
 
 A command announces the runs that it will read, in their order. Runs that lie close together are
 fetched as one, long ones in chunks. When the first of them is read, a few threads fetch the others
-in their order, as far ahead as the memory allows that all objects have together. A reader that
-comes to a chunk first fetches it itself, so nothing waits for room for ever. A chunk is dropped
-when all that was announced of it has been read.
+in the order in which they are read first, as far ahead as the memory allows that all objects have
+together. A reader that comes to a chunk first fetches it itself, so nothing waits for room for
+ever. A chunk is dropped when all that was announced of it has been read.
+
+A request takes a round trip before its first byte. With 50 ms for it, 12 threads that fetch 8 MiB
+each can receive 1.9 GB a second.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 from bisect import bisect_right
 from collections import Counter
@@ -18,7 +20,7 @@ from enum import Enum, auto
 
 CHUNK = 8 << 20  # bytes of a request
 ROOM = 128 << 20  # bytes of chunks of all objects that were fetched and not yet read
-THREADS = 8
+THREADS = 12  # more than wait for a first byte at a time; connections to a server
 FAR = 1 << 37  # bytes that are announced at once: a server may claim any size
 MAX_GAP = 1 << 16  # bytes between two runs that are fetched as one,
 SHARE = 100  # and at most one in so many of the bytes before them,
@@ -39,32 +41,62 @@ class State(Enum):
 class Chunk:
     """A run of bytes that is one request."""
 
-    __slots__ = ("data", "error", "left", "start", "state", "stop")
+    __slots__ = ("data", "error", "left", "readers", "start", "state", "stop")
 
     def __init__(self, start: int, stop: int, left: int) -> None:
         self.start, self.stop = start, stop
         self.left = left  # bytes that are still to be read
         self.state = State.WAITING
-        self.data = bytearray()
+        self.data = bytearray()  # at least as long as the run
+        self.readers = 0  # that copy from it
         self.error: Exception | None = None
 
 
 class Held:
-    """The bytes that the chunks of all objects take."""
+    """The memory that the chunks of all objects take.
+
+    Buffers are used again, since the system clears new memory page by page. That took as long as to
+    receive the bytes.
+    """
 
     def __init__(self) -> None:
-        self._nbytes = 0
+        self._nbytes = 0  # of the buffers of chunks
+        self._free: list[bytearray] = []  # of CHUNK bytes each
         self._lock = threading.Lock()
 
     def add(self, nbytes: int) -> None:
-        """Count bytes; less than none are given back."""
+        """Count the buffer of a chunk that will be fetched."""
         with self._lock:
-            self._nbytes += nbytes
+            self._nbytes += _buffer_size(nbytes)
 
     def has_room(self, nbytes: int) -> bool:
-        """Return whether so many more may be fetched ahead."""
+        """Return whether so many more bytes may be fetched ahead."""
         with self._lock:
-            return self._nbytes + nbytes <= ROOM
+            return self._nbytes + _buffer_size(nbytes) <= ROOM
+
+    def buffer(self, nbytes: int) -> bytearray:
+        """Return a buffer for a chunk that was counted; it may be longer."""
+        size = _buffer_size(nbytes)
+        with self._lock:
+            if self._free and size == CHUNK:
+                return self._free.pop()
+            while self._free and self._nbytes + len(self._free) * CHUNK > ROOM:
+                self._free.pop()
+        return bytearray(size)
+
+    def give_back(self, nbytes: int, buffer: bytearray) -> None:
+        """Count a chunk no more, and keep its buffer while there are others."""
+        with self._lock:
+            self._nbytes -= _buffer_size(nbytes)
+            if len(buffer) == CHUNK:
+                self._free.append(buffer)
+            if not self._nbytes:
+                self._free.clear()
+
+
+def _buffer_size(nbytes: int) -> int:
+    """Return the size of a chunk's buffer: one for all that are long, so that it is used again."""
+    return nbytes if nbytes <= CHUNK // 2 else CHUNK
 
 
 HELD = Held()
@@ -91,8 +123,8 @@ class ReadAhead:
             self._starts = [chunk.start for chunk in self._chunks]
             self._order = [*reversed(new), *self._order]
 
-    def take(self, offset: int, nbytes: int) -> memoryview | None:
-        """Return bytes from ``offset``, at most ``nbytes``; None if they were not announced.
+    def take(self, buffer: memoryview, offset: int) -> int | None:
+        """Copy bytes from ``offset`` into ``buffer``; return their number; None: not announced.
 
         Raises:
             OSError: they cannot be fetched.
@@ -113,11 +145,15 @@ class ReadAhead:
                 return None
             if chunk.error is not None:
                 raise chunk.error
-            data = memoryview(chunk.data)[offset - chunk.start : offset - chunk.start + nbytes]
-            chunk.left -= len(data)
-            if chunk.left <= 0:
+            chunk.readers += 1
+        start, count = offset - chunk.start, min(len(buffer), chunk.stop - offset)
+        buffer[:count] = memoryview(chunk.data)[start : start + count]
+        with self._changed:
+            chunk.readers -= 1
+            chunk.left -= count
+            if chunk.left <= 0 or self._is_closed:
                 self._drop(chunk)
-            return data
+        return count
 
     def close(self) -> None:
         """Let the threads end, and drop everything."""
@@ -153,8 +189,8 @@ class ReadAhead:
             threading.Thread(target=self._work, name=self._name, daemon=True).start()
 
     def _drop(self, chunk: Chunk) -> None:
-        if chunk.state is State.HERE:
-            HELD.add(chunk.start - chunk.stop)
+        if chunk.state is State.HERE and not chunk.readers:
+            HELD.give_back(chunk.stop - chunk.start, chunk.data)
             chunk.state, chunk.data = State.GONE, bytearray()
             self._changed.notify_all()
 
@@ -183,10 +219,11 @@ class ReadAhead:
             self._bring(chunk)
 
     def _bring(self, chunk: Chunk) -> None:
-        data = bytearray(chunk.stop - chunk.start)
+        nbytes = chunk.stop - chunk.start
+        data = HELD.buffer(nbytes)
         error: Exception | None = None
         try:
-            self._fetch(memoryview(data), chunk.start)
+            self._fetch(memoryview(data)[:nbytes], chunk.start)
         except Exception as raised:  # noqa: BLE001 - raised again where the bytes are read
             error = raised
         with self._changed:
@@ -205,8 +242,8 @@ def _chunks(runs: Iterable[tuple[int, int]]) -> list[Chunk]:
         if not joined or not joined[-1].takes(start):
             joined.append(_Joined(start))
         joined[-1].add(start, stop, nth)
-    joined.sort(key=lambda run: run.first)
-    return [chunk for run in joined for chunk in run.chunks()]
+    cut = [chunk for run in joined for chunk in run.chunks()]
+    return [chunk for _, chunk in sorted(cut, key=lambda each: each[0])]
 
 
 def _bounded(runs: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
@@ -224,23 +261,28 @@ class _Joined:
 
     def __init__(self, start: int) -> None:
         self.start = self.stop = start
-        self.first: float = math.inf  # the place of the earliest one in the order of reading
         self.wanted = 0  # bytes
-        self.left: Counter[int] = Counter()  # bytes to read, by the index of the chunk
+        # By the index of the chunk: the bytes to read, and the place of the earliest of them in the
+        # order of reading.
+        self.left: Counter[int] = Counter()
+        self.first: dict[int, int] = {}
 
     def takes(self, start: int) -> bool:
         """Return whether a run that begins there is near enough to be fetched along."""
         return start - self.stop <= max(MIN_GAP, min(MAX_GAP, self.wanted // SHARE))
 
     def add(self, start: int, stop: int, nth: int) -> None:
-        self.stop, self.first = max(self.stop, stop), min(self.first, nth)
+        self.stop = max(self.stop, stop)
         self.wanted += stop - start
         while start < stop:
             index = (start - self.start) // CHUNK
             end = min(stop, self.start + (index + 1) * CHUNK)
             self.left[index] += end - start
+            self.first[index] = min(nth, self.first.get(index, nth))
             start = end
 
-    def chunks(self) -> Iterator[Chunk]:
+    def chunks(self) -> Iterator[tuple[tuple[int, int], Chunk]]:
+        """Yield the chunks, each with its place in the order of reading."""
         for index, at in enumerate(range(self.start, self.stop, CHUNK)):
-            yield Chunk(at, min(at + CHUNK, self.stop), self.left[index])
+            place = self.first[index], at
+            yield place, Chunk(at, min(at + CHUNK, self.stop), self.left[index])

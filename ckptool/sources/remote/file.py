@@ -81,27 +81,27 @@ class RemoteFile(Source):
 
     def fetch(self, offset: int, nbytes: int) -> bytes:
         """Return bytes of the object."""
-        return bytes(self._view(offset, nbytes))
+        data = bytearray(max(0, min(nbytes, self.size - offset, MAX_WINDOW)))
+        count = self.fetch_into(memoryview(data), offset)
+        return bytes(memoryview(data)[:count])
 
     def fetch_into(self, buffer: memoryview, offset: int) -> int:
         """Copy bytes of the object into ``buffer``."""
-        data = self._view(offset, len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def _view(self, offset: int, nbytes: int) -> memoryview:
         if offset >= self.size:
-            return memoryview(b"")
-        self._check_headers(offset, nbytes)
-        return self._unchecked(offset, nbytes)
+            return 0
+        self._check_headers(offset, len(buffer))
+        return self._unchecked(buffer, offset)
 
-    def _unchecked(self, offset: int, nbytes: int) -> memoryview:
-        """Return some bytes from ``offset``: announced, kept, or fetched now."""
-        announced = self._ahead.take(offset, nbytes)
-        if announced is not None:
-            return announced
+    def _unchecked(self, buffer: memoryview, offset: int) -> int:
+        """Copy some bytes from ``offset``: announced, kept, or fetched now."""
+        count = self._ahead.take(buffer, offset)
+        if count is not None:
+            return count
         with self._lock:  # one thread asks, the others find what it got
-            return self._cache.get(offset, nbytes) or self._asked(offset, nbytes)
+            nbytes = len(buffer)
+            data = self._cache.get(offset, nbytes) or self._asked(offset, nbytes)
+            buffer[: len(data)] = data
+            return len(data)
 
     def _asked(self, offset: int, nbytes: int) -> memoryview:
         """Fetch bytes that nobody announced, and more behind them."""
@@ -195,11 +195,12 @@ class RemoteFile(Source):
 
     def _check_headers(self, offset: int, nbytes: int) -> None:
         for guard in self._guards.unchecked(offset, nbytes):
-            header, at = b"", guard.header
-            while at < guard.start:
-                part = self._unchecked(at, guard.start - at)
-                header, at = header + bytes(part), at + len(part)
-            guard.check(header)
+            header = bytearray(guard.start - guard.header)
+            at, rest = guard.header, memoryview(header)
+            while rest:
+                count = self._unchecked(rest, at)
+                at, rest = at + count, rest[count:]
+            guard.check(bytes(header))
             self._guards.passed(guard)
 
     # ----------------------------------------------------------------------------------------- end

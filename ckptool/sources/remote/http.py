@@ -22,7 +22,7 @@ from ckptool.sources.remote.base import RemoteObject, ReplacedError, TransferErr
 from ckptool.sources.remote.web import DOWNLOAD, Answer, Web, broken, refuse_status
 
 MAX_WHOLE = 8 << 20  # bytes of a file that is read as a whole where the server knows no ranges
-PIECE = 1 << 18  # bytes of an answer that are read at a time
+PIECE = 1 << 20  # bytes of an answer that are received at a time, at most
 RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
@@ -239,11 +239,10 @@ class HttpObject(RemoteObject):
         begun, at = time.monotonic(), 0
         try:
             while at < len(buffer):
-                data = response.read1(min(PIECE, len(buffer) - at))  # what has come so far
-                if not data:
+                count = _received(response, buffer[at : at + PIECE])
+                if not count:
                     raise ConnectionResetError("it ended too soon")
-                buffer[at : at + len(data)] = data
-                at += len(data)
+                at += count
                 passed = time.monotonic() - begun
                 if passed > patience.silence and at < patience.rate * passed:
                     raise TimeoutError
@@ -264,6 +263,21 @@ class HttpObject(RemoteObject):
             raise TransferError("the server sends more bytes than it announced", DOWNLOAD)
         self._web.done(answer)
         return at
+
+
+def _received(response: HTTPResponse, buffer: memoryview) -> int:
+    """Receive what has come so far into ``buffer``; return the number of bytes, 0 at the end.
+
+    Where the length is known, the bytes pass through no other memory: ``HTTPResponse.readinto``
+    would wait until the buffer is full, however slowly it fills.
+    """
+    if response.length is None:
+        data = response.read1(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+    count = response.fp.readinto1(buffer[: response.length])
+    response.length -= count
+    return count
 
 
 def _without_user(url: str) -> tuple[str, dict[str, str]]:

@@ -87,11 +87,20 @@ class Pace:
     def after(self, target: int, end: int) -> None:
         """Start writeback of bytes that were copied up to ``end``."""
         self._copied = max(self._copied, end)
-        if self._copied - self._sent >= STEP and hasattr(os, "posix_fadvise"):
-            length = self._copied - self._sent
+        if self._copied - self._sent >= STEP:
+            self._send(target)
+
+    def leave(self, target: int, at: int) -> None:
+        """Start writeback of what was copied so far; the next bytes are copied to ``at``."""
+        self._send(target)
+        self._sent = self._copied = at
+
+    def _send(self, target: int) -> None:
+        length = self._copied - self._sent
+        if length and hasattr(os, "posix_fadvise"):
             with suppress(OSError):  # advice
                 os.posix_fadvise(target, self._sent, length, os.POSIX_FADV_DONTNEED)
-            self._sent = self._copied
+        self._sent = self._copied
 
 
 def clone(source: int, target: int) -> bool:

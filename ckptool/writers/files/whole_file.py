@@ -65,6 +65,11 @@ class PartialFile:
             self._pace.before(self.fd, offset, nbytes)
             self._reserved = offset + nbytes
 
+    def go_back(self, offset: int) -> None:
+        """Prepare the disk for values from ``offset``, before others that are written already."""
+        self._pace.leave(self.fd, offset)
+        self._reserved = offset
+
     def patch(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Write bytes before the end: over others, or where :meth:`skip` left space."""
         self._put(data, offset)
