@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -49,14 +49,7 @@ class Subject:
     progress: Progress = no_progress
     ranks: Ranks = field(default_factory=Ranks)  # the processes that share the full reads
     part: str | None = None  # key path of the part that the tree is; None: the whole checkpoint
-    _found: dict[Callable[[Subject], Any], Any] = field(default_factory=dict)
-
-    def once(self, find: Callable[[Subject], Item]) -> Item:
-        """Return the result of ``find`` for this checkpoint; call it only the first time."""
-        if find not in self._found:
-            self._found[find] = find(self)
-        found: Item = self._found[find]
-        return found
+    found: dict[object, Any] = field(default_factory=dict)  # by the functions that ``once`` wraps
 
     def over(
         self,
@@ -118,6 +111,18 @@ class Subject:
         tensors = {**self.weight_tensors, **self.optimizer_tensors}
         reader = self.checkpoint.reader
         return scan(reader, tensors, self.reads, self.progress, ranks=self.ranks)
+
+
+def once(find: Callable[[Subject], Item]) -> Callable[[Subject], Item]:
+    """Return ``find`` with a memory: it looks at each subject only the first time."""
+
+    @wraps(find)
+    def found(subject: Subject) -> Item:
+        if find not in subject.found:
+            subject.found[find] = find(subject)
+        return subject.found[find]  # type: ignore[no-any-return]
+
+    return found
 
 
 Verdicts = Iterator[Finding | NotChecked]

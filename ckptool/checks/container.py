@@ -8,12 +8,13 @@ Torch writes checksums and never reads them; ``tensors/scan.py`` does.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
+from ckptool.checks.base import Check, NotChecked, Subject, Verdicts, once
 from ckptool.contents.dangers import (
     built_by_calls,
     met_before_failing,
@@ -35,8 +36,6 @@ from ckptool.tree.describing import named
 from ckptool.tree.nodes import Address
 from ckptool.tree.walking import tensors
 
-# Rules on what a file would do when it is loaded.
-TRUST = frozenset({"CK201", "CK203", "CK204", "CK210"})
 SHARD = re.compile(r"^(?P<stem>.*)-(?P<nth>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)$")
 
 
@@ -234,19 +233,21 @@ def _unread_archive(subject: Subject) -> str | None:
 
 def _beside(subject: Subject) -> Verdicts:
     """Report the directory's other files; the ``TRUST`` rules report what loading them would do."""
-    yield from (found for found in subject.once(found_beside) if found.rule not in TRUST)
+    yield from (found for found in found_beside(subject) if found.rule not in TRUST)
 
 
+@once
 def found_beside(subject: Subject) -> tuple[Finding, ...]:
     """Return all findings in files of the directory that are no part of the checkpoint."""
-    return tuple(beside(subject.once(_others)))
+    return tuple(beside(_others(subject)))
 
 
 def not_looked_at(subject: Subject) -> str:
     """Return the parts of the directory that were not looked at, with the reasons; "" if none."""
-    return named([f"{file.name} ({file.error})" for file in subject.once(_others) if file.error])
+    return named([f"{file.name} ({file.error})" for file in _others(subject) if file.error])
 
 
+@once
 def _others(subject: Subject) -> list[Unopened]:
     return unopened_files(subject.checkpoint)
 
@@ -272,7 +273,8 @@ def beside(files: Sequence[Unopened]) -> Iterator[Finding]:
                 continue
             with open_checkpoint(file.path) as checkpoint:
                 whole.append(file.name)
-                yield from _in_folder(file, _would_do(checkpoint))
+                for find in TRUST.values():
+                    yield from _in_folder(file, find(checkpoint))
         except UnknownFormatError as error:
             if file.says_only_checkpoint or (file.says_checkpoint and error.rule):
                 yield from _damaged(file, error)
@@ -291,13 +293,6 @@ def beside(files: Sequence[Unopened]) -> Iterator[Finding]:
     if others:
         message = f"files that are no part of what was checked: {named(others)}"
         yield finding("CK121", "", message, "nothing, where they are no checkpoints")
-
-
-def _would_do(checkpoint: Checkpoint) -> Iterator[Finding]:
-    yield from trust_findings(checkpoint)
-    yield from built_by_calls(checkpoint)
-    yield from unknown_classes(checkpoint)
-    yield from noted(checkpoint, TRUST)
 
 
 def _in_folder(file: Unopened, findings: Iterable[Finding]) -> Iterator[Finding]:
@@ -325,6 +320,12 @@ def noted(checkpoint: Checkpoint, rules: Container[str]) -> Iterator[Finding]:
         if note.rule in rules:
             yield finding(note.rule, note.address, note.message)
 
+
+# Rules on what a file would do when it is loaded -> the function that looks for it.
+TRUST: Mapping[str, Callable[[Checkpoint], Iterable[Finding]]] = {
+    "CK201": trust_findings, "CK210": built_by_calls, "CK203": unknown_classes,
+    "CK204": partial(noted, rules={"CK204"}),
+}  # fmt: skip
 
 UNCOUNTED = frozenset({"CK125", "CK126"})  # notes that leave open whether files are missing
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ckptool.checks.base import NotChecked, Subject
+from ckptool.checks.base import NotChecked, Subject, once
 from ckptool.contents.inventory import is_optimizer, is_state_dict
 from ckptool.contents.optimizers import OptimizerState, read_optimizers
 from ckptool.contents.trainers import PARTS, Trainer, is_there, trainer_of
@@ -40,22 +40,16 @@ def facts_of(subject: Subject) -> dict[str, float]:
     return {n: value for n, value in stated.items() if value is not None and math.isfinite(value)}
 
 
+@once
 def counters_of(subject: Subject) -> list[StepCounter]:
     """Return all counters of the run's steps whose values are finite numbers."""
-    return subject.once(_counters)
-
-
-def _counters(subject: Subject) -> list[StepCounter]:
     stated = step_counters(subject.checkpoint.tree, subject.checkpoint.reader)
     return [each for each in stated if (n := number(each.value)) is not None and math.isfinite(n)]
 
 
+@once
 def trainer(subject: Subject) -> Trainer:
     """Return the trainer that wrote the checkpoint."""
-    return subject.once(_trainer)
-
-
-def _trainer(subject: Subject) -> Trainer:
     return trainer_of(subject.checkpoint.tree)
 
 
@@ -69,20 +63,18 @@ def excused(subject: Subject, part: str, rule: str) -> NotChecked | None:
     return None
 
 
+@once
 def optimizers_of(subject: Subject) -> list[OptimizerState]:
     """Return all optimizers in the file, pickled whole or stored as a state dict."""
-    return subject.once(_optimizers)
-
-
-def _optimizers(subject: Subject) -> list[OptimizerState]:
     return read_optimizers(subject.inventory)
 
 
 def steps_of(subject: Subject, optimizer: OptimizerState) -> list[float]:
     """Return the finite step counts that an optimizer keeps for its parameters."""
-    return subject.once(_steps)[optimizer.address]
+    return _steps(subject)[optimizer.address]
 
 
+@once
 def _steps(subject: Subject) -> dict[Address, list[float]]:
     found = {}
     for optimizer in optimizers_of(subject):

@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
-from ckptool.checks.container import found_beside, not_looked_at, noted
-from ckptool.contents.dangers import built_by_calls, trust_findings, unknown_classes
+from ckptool.checks.container import TRUST, found_beside, not_looked_at
 from ckptool.contents.safe_loading import Load, SafeLoad, refused_step, safe_load
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
@@ -32,38 +31,23 @@ def _has_pickles(subject: Subject) -> str | None:
         (
             kind.is_pickle,
             subject.checkpoint.globals_named,  # by another reading
-            subject.once(found_beside),
+            found_beside(subject),
             not_looked_at(subject),
         )
     )
     return None if has_pickles else f"{kind.name} files hold no pickle"
 
 
-def _dangerous(subject: Subject) -> Verdicts:
-    yield from trust_findings(subject.checkpoint)
-    yield from _beside(subject, "CK201")
+def _when_loaded(rule: str) -> Check:
+    """Return the check of a rule of ``TRUST``: whoever loads the directory may load other files."""
 
+    def run(subject: Subject) -> Verdicts:
+        yield from TRUST[rule](subject.checkpoint)
+        yield from (found for found in found_beside(subject) if found.rule == rule)
+        if left := not_looked_at(subject):
+            yield NotChecked(rule, f"not everything in the directory was looked at: {left}")
 
-def _built_by_calls(subject: Subject) -> Verdicts:
-    yield from built_by_calls(subject.checkpoint)
-    yield from _beside(subject, "CK210")
-
-
-def _unknown(subject: Subject) -> Verdicts:
-    yield from unknown_classes(subject.checkpoint)
-    yield from _beside(subject, "CK203")
-
-
-def _archive_code(subject: Subject) -> Verdicts:
-    yield from noted(subject.checkpoint, {"CK204"})
-    yield from _beside(subject, "CK204")
-
-
-def _beside(subject: Subject, rule: str) -> Verdicts:
-    """Yield a rule's findings in other files, which a load of the whole directory may load too."""
-    yield from (found for found in subject.once(found_beside) if found.rule == rule)
-    if left := not_looked_at(subject):
-        yield NotChecked(rule, f"not everything in the directory was looked at: {left}")
+    return Check((rule,), run, (_has_pickles,))
 
 
 def _weights_only(subject: Subject) -> Verdicts:
@@ -151,9 +135,7 @@ def _line(names: Sequence[str], checkpoint: Checkpoint) -> str:
 
 
 CHECKS = (
-    Check(("CK201",), _dangerous, (_has_pickles,)),
+    _when_loaded("CK201"),
     Check(("CK202",), _weights_only),
-    Check(("CK210",), _built_by_calls, (_has_pickles,)),
-    Check(("CK203",), _unknown, (_has_pickles,)),
-    Check(("CK204",), _archive_code, (_has_pickles,)),
+    *map(_when_loaded, ("CK210", "CK203", "CK204")),
 )
