@@ -43,16 +43,12 @@ from ckptool.errors import CkptError
 from ckptool.reports.base import ConfigUse
 from ckptool.sources.urls import RemotePath
 
-FILES = {
-    "ckptool.toml": (),
-    "pyproject.toml": ("tool", "ckptool"),
-}  # name of the file -> keys that lead to our table
+# Name of the file -> keys that lead to our table.
+FILES: Mapping[str, tuple[str, ...]] = {"ckptool.toml": (), "pyproject.toml": ("tool", "ckptool")}
 MAX_SIZE = 1 << 20  # bytes
 MAX_DOTS = 1 << 12  # in a line: a key of a million parts would keep the parser busy for minutes
 
-
 Form = Callable[[Any], bool]
-
 
 ROW_HINT = "docs/configuration.md shows a layout row; --ema and --model work without one"
 
@@ -182,7 +178,10 @@ def _is_stricter(command: str, name: str, value: Any) -> bool:
 
 
 def _layouts(found: _Found) -> Layouts:
-    return tuple(_row(entry, found.path) for entry in _rows(found.table, found.path))
+    rows = found.table.get("layouts", [])
+    if not isinstance(rows, list):
+        raise ConfigError("layouts is a list of tables: [[layouts]]", path=found.path)
+    return tuple(_row(entry, found.path) for entry in rows)
 
 
 def _options(command: str, found: _Found) -> Mapping[str, Any]:
@@ -225,13 +224,6 @@ def _table(path: Path, keys: tuple[str, ...]) -> Mapping[str, Any] | None:
     for key in keys:
         table = table.get(key) if isinstance(table, dict) else None
     return table if isinstance(table, dict) else None
-
-
-def _rows(table: Mapping[str, Any], path: Path) -> list[Any]:
-    rows = table.get("layouts", [])
-    if not isinstance(rows, list):
-        raise ConfigError("layouts is a list of tables: [[layouts]]", path=path)
-    return rows
 
 
 def _row(entry: Any, path: Path) -> EmaLayout:

@@ -245,12 +245,8 @@ def _lines(steps: Sequence[Step], source: Tensors, *, shorten: bool) -> list[tup
         together = _together(members) if len(members) > 1 else None
         if together is not None and _fits_only(together, members, steps, source):
             members = [together]  # noqa: PLW2901
-        lines += [(step.option, _written(step)) for step in members]
+        lines += [(step.option, step.text()) for step in members]
     return _gathered(lines)
-
-
-def _written(step: Step) -> str:
-    return f"{step.sources[0]}=" if step.option == "map" else step.text()
 
 
 def _gathered(lines: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

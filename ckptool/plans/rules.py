@@ -24,14 +24,23 @@ Tensors = Mapping[str, TensorRef]
 
 
 class Rule(ABC):
-    """A rule as it was written."""
+    """A rule as it was written, and the patterns of the names that it takes."""
+
+    _sources: Sequence[Pattern] = ()
 
     def __init__(self, text: str) -> None:
         self.text = text
 
-    @abstractmethod
     def fits(self, name: str) -> bool:
         """Return whether the rule takes a tensor of this name."""
+        return any(source.match(name) is not None for source in self._sources)
+
+    def refuse_unused(self, tensors: Tensors) -> None:
+        """Refuse tensors of which a pattern fits none."""
+        for source in self._sources:
+            if not any(source.match(name) is not None for name in tensors):
+                hint = meant(source.text, list(tensors), "names")
+                raise UsageError(f"no tensor's name fits {source.text!r}", hint=hint)
 
     @abstractmethod
     def apply(self, tensors: Tensors) -> Iterator[tuple[str, TensorRef]]:
@@ -49,24 +58,19 @@ class Split(Rule):
         super().__init__(text)
         sources, targets, self._axis = sides_of(text, "GLOB=NAME,NAME")
         sized = [_with_size(target) for target in targets]
-        self._source, self._sizes = Pattern(sources[0]), [size for _, size in sized]
+        self._sources, self._sizes = [Pattern(sources[0])], [size for _, size in sized]
         self._targets = [Pattern(name) for name, _ in sized]
         self._is_numbered = any(target.has_number for target in self._targets)
-        if len(sources) > 1 or self._source.has_number:
+        if len(sources) > 1 or self._sources[0].has_number:
             raise UsageError("one pattern is split, and it has no #")
         if self._is_numbered and len(targets) > 1:
             raise UsageError("a name with # is the only one")
-        check_stars([self._source], self._targets)
-
-    def fits(self, name: str) -> bool:
-        """Return whether the tensor is split."""
-        return self._source.match(name) is not None
+        check_stars(self._sources, self._targets)
 
     def apply(self, tensors: Tensors) -> Iterator[tuple[str, TensorRef]]:
         """Yield the parts at the place of each tensor that is split."""
-        _refuse_unused(self._source, tensors)
         for name, ref in tensors.items():
-            bound = self._source.match(name)
+            bound = self._sources[0].match(name)
             if bound is None:
                 yield name, ref
                 continue
@@ -107,10 +111,6 @@ class Join(Rule):
             raise UsageError("a pattern with # is the only one")
         check_stars(self._sources, [self._target])
 
-    def fits(self, name: str) -> bool:
-        """Return whether the tensor is joined to others."""
-        return any(source.match(name) is not None for source in self._sources)
-
     def apply(self, tensors: Tensors) -> Iterator[tuple[str, TensorRef]]:
         """Yield the joined tensor at the place of the first of its parts."""
         groups = self._groups(tensors)
@@ -127,8 +127,6 @@ class Join(Rule):
 
     def _groups(self, tensors: Tensors) -> dict[tuple[str, ...], dict[int, str]]:
         """Return the names of the parts of each joined tensor, by their places in it."""
-        for source in self._sources:
-            _refuse_unused(source, tensors)
         groups: dict[tuple[str, ...], dict[int, str]] = {}
         for name in tensors:
             if self.fits(name):
@@ -149,28 +147,15 @@ class Join(Rule):
         return bound.stars, place if bound.number is None else bound.number
 
 
-class _OfGlobs(Rule):
-    """``GLOB,GLOB``: a rule for each tensor by itself."""
+class Transpose(Rule):
+    """``GLOB,GLOB``: the last two dimensions swapped."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._sources = list(map(Pattern, names_of(text)))
 
-    def fits(self, name: str) -> bool:
-        """Return whether the rule is for the tensor."""
-        return any(source.match(name) is not None for source in self._sources)
-
-    def _refuse_unused(self, tensors: Tensors) -> None:
-        for source in self._sources:
-            _refuse_unused(source, tensors)
-
-
-class Transpose(_OfGlobs):
-    """``GLOB,GLOB``: the last two dimensions swapped."""
-
     def apply(self, tensors: Tensors) -> Iterator[tuple[str, TensorRef]]:
         """Yield the tensors."""
-        self._refuse_unused(tensors)
         for name, ref in tensors.items():
             yield name, _named(name, transposed, ref) if self.fits(name) else ref
 
@@ -186,10 +171,13 @@ class Map(Rule):
         """Return whether the tensor's name matches."""
         return self._rename[0].search(name) is not None
 
-    def apply(self, tensors: Tensors) -> Iterator[tuple[str, TensorRef]]:
-        """Yield the tensors."""
+    def refuse_unused(self, tensors: Tensors) -> None:
+        """Refuse tensors of which none has a name that matches."""
         if not any(map(self.fits, tensors)):
             raise UsageError(f"no tensor's name matches {self._rename[0].pattern!r}")
+
+    def apply(self, tensors: Tensors) -> Iterator[tuple[str, TensorRef]]:
+        """Yield the tensors."""
         for name, ref in tensors.items():
             yield renamed_by([self._rename], name), ref
 
@@ -202,27 +190,25 @@ class Rename(Rule):
         sources, targets, axis = sides_of(text, "GLOB=NAME")
         if len(sources) > 1 or len(targets) > 1 or axis != Axis():
             raise UsageError("one pattern gets one name")
-        self._source, self._target = Pattern(sources[0]), Pattern(targets[0])
-        check_stars([self._source], [self._target])
-
-    def fits(self, name: str) -> bool:
-        """Return whether the tensor gets another name."""
-        return self._source.match(name) is not None
+        self._sources, self._target = [Pattern(sources[0])], Pattern(targets[0])
+        check_stars(self._sources, [self._target])
 
     def apply(self, tensors: Tensors) -> Iterator[tuple[str, TensorRef]]:
         """Yield the tensors."""
-        _refuse_unused(self._source, tensors)
         for name, ref in tensors.items():
-            found = self._source.match(name)
+            found = self._sources[0].match(name)
             yield name if found is None else self._target.filled(*found), ref
 
 
-class Drop(_OfGlobs):
+class Drop(Rule):
     """``GLOB,GLOB``: tensors that are left out."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._sources = list(map(Pattern, names_of(text)))
 
     def apply(self, tensors: Tensors) -> Iterator[tuple[str, TensorRef]]:
         """Yield the other tensors."""
-        self._refuse_unused(tensors)
         for name, ref in tensors.items():
             if not self.fits(name):
                 yield name, ref
@@ -293,6 +279,7 @@ def apply_rules(tensors: Tensors, rules: Sequence[Rule]) -> dict[str, TensorRef]
     made = dict(tensors)
     for rule in rules:
         with _told(_option_of(rule), rule.text):
+            rule.refuse_unused(made)
             after = _unique(rule.apply(made))
         counts = [sum(ref.nbytes for ref in each.values()) for each in (made, after)]
         is_all = counts[0] == counts[1] or isinstance(rule, Drop)
@@ -327,12 +314,6 @@ def _with_size(text: str) -> tuple[str, int | None]:
 def _together(parts: list[TensorRef], axis: Axis) -> TensorRef:
     at = axis.of(len(parts[0].shape) + axis.is_new)
     return joined([lifted(part, at) for part in parts] if axis.is_new else parts, at)
-
-
-def _refuse_unused(pattern: Pattern, tensors: Tensors) -> None:
-    if not any(pattern.match(name) is not None for name in tensors):
-        hint = meant(pattern.text, list(tensors), "names")
-        raise UsageError(f"no tensor's name fits {pattern.text!r}", hint=hint)
 
 
 def _named(name: str, make: Callable[..., TensorRef], *args: Any) -> TensorRef:

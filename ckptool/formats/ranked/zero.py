@@ -177,12 +177,12 @@ class ZeroPlan:
         held = [fields_of(model.get("frozen_param_fragments")) for _, model in self.model_files]
         if self.stage < WHOLE_STAGE:
             return {name: _tensor(held[0].get(name), name) for name in shapes}
-        return {
-            name: from_runs(
-                name, shape, _truncated([_tensor(p.get(name), name) for p in held], prod(shape))
-            )
-            for name, shape in shapes.items()
-        }
+        found: dict[Any, Tree] = {}
+        for name, shape in shapes.items():
+            flats = [_tensor(part.get(name), name) for part in held]
+            runs = [Run(flat, 0, flat.numel) for flat in flats]
+            found[name] = from_runs(name, shape, _first_of(runs, prod(shape)))
+        return found
 
     def optimizer(self) -> dict[Any, Tree]:
         """Return the optimizer's states by parameter, and its groups with the names in them."""
@@ -281,10 +281,6 @@ def _refuse_rest(rest: int, limit: int) -> None:
             f"the parameters do not fill the optimizer's flat buffers: {rest:,} elements are left",
             hint="the model's and the optimizer's files are of two saves: fetch them again",
         )
-
-
-def _truncated(flats: Sequence[TensorRef], count: int) -> Iterator[Run]:
-    yield from _first_of([Run(ref, 0, ref.numel) for ref in flats], count)
 
 
 def _first_of(runs: Sequence[Run], count: int) -> Iterator[Run]:
