@@ -8,7 +8,8 @@ exit codes.
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -151,6 +152,16 @@ class UsageError(CkptError):
     """Arguments of the command line that do not go together."""
 
     code = "usage"
+
+
+@contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Set the file of an error, unless it has a path already."""
+    try:
+        yield
+    except CkptError as error:
+        error.at(path)
+        raise
 
 
 MORE_ROOM = "make room, or name a file on another disk"

@@ -57,6 +57,6 @@ def operands(incomplete: str) -> list[str]:
 
 def _keys(path: str, container: str) -> list[str]:
     """Return the keys of a container; a slash ends those of containers with keys of their own."""
-    from ckptool.commands.places import keys_at
+    from ckptool.commands.operands import keys_at
 
     return keys_at(path, container)

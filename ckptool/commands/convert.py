@@ -21,7 +21,7 @@ from ckptool.contents.renames import parse_rename, renamed_by
 from ckptool.ema.candidates import EmaLocation
 from ckptool.ema.layouts import Layouts
 from ckptool.ema.locate import locate_ema
-from ckptool.errors import UsageError
+from ckptool.errors import UsageError, about
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.provenance import as_text
@@ -223,12 +223,10 @@ def _rules(plan: Extraction, options: ConvertOptions) -> RuleFile:
     if options.rules is None:
         return RuleFile(typed)
     try:
-        with LocalFile(options.rules) as file:
+        with about(options.rules), LocalFile(options.rules) as file:
             found = parse_rule_file(file.head(MAX_RULES).decode())
     except UnicodeDecodeError as error:
         raise UsageError("no TOML: it is not UTF-8", path=options.rules) from error
-    except UsageError as error:
-        raise error.at(options.rules) from error.__cause__
     left = unfitted(plan.tensors, (*found.rules, *typed)) if found.takes_all else []
     if left:
         raise UsageError(

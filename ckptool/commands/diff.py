@@ -39,7 +39,7 @@ from ckptool.comparison.tolerances import Tolerance, Tolerances
 from ckptool.contents.globs import fits_one, meant
 from ckptool.ema.layouts import Layouts
 from ckptool.errors import UsageError
-from ckptool.process.cpus import usable_cpus
+from ckptool.process.limits import usable_cpus
 from ckptool.process.progress import Progress, no_progress
 from ckptool.process.ranks import Ranks
 from ckptool.reports.base import GroupDistance

@@ -20,7 +20,7 @@ from ckptool.contents.selection import Operand
 from ckptool.contents.training import read_training_state
 from ckptool.ema.layouts import Layouts
 from ckptool.ema.locate import locate_ema
-from ckptool.errors import CkptError, UsageError
+from ckptool.errors import UsageError, about
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.plans.extraction import complete
@@ -115,15 +115,13 @@ def _open(
     stack: ExitStack, operand: Operand, role: str | None, layouts: Layouts, *, is_listed: bool
 ) -> Opened:
     checkpoint = stack.enter_context(open_checkpoint(operand.path))
-    try:
+    with about(operand.path):
         location = locate_ema(checkpoint, layouts=layouts)
         address = operand.address if operand.address is not None else role
         if address is None:
             address = only_state_dict(checkpoint, location, beside_optimizer=True)
         taken = take_state_dict(checkpoint, location, address, layouts)
         tensors = complete(taken.plan, operand.path).tensors
-    except CkptError as error:
-        raise error.at(operand.path) from error.__cause__
     stated = read_training_state(checkpoint.tree, checkpoint.reader).facts
     facts = {name: stated[name] for name in COUNTERS if _is_count(stated.get(name))}
     return Opened(checkpoint, taken, address, tensors, facts, is_listed)

@@ -6,14 +6,20 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from ckptool.contents.selection import Operand
+from ckptool.contents.selection import ROLES, Operand, select_node
 from ckptool.ema.layouts import Layouts
-from ckptool.errors import CkptError, UnreadableError
+from ckptool.errors import CkptError, UnreadableError, about
 from ckptool.formats import folder_format, open_checkpoint
 from ckptool.formats.base import Checkpoint
+from ckptool.formats.folders import all_or_none
 from ckptool.formats.sharded import INDEX
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES, files_below
 from ckptool.sources.places import is_folder
+from ckptool.tree.addresses import format_address
+from ckptool.tree.nodes import is_container
+from ckptool.tree.walking import children
+
+MOST_KEYS = 10_000  # of a container
 
 
 def as_operand(named: Path | Operand) -> Operand:
@@ -32,15 +38,25 @@ def open_part(operand: Operand, layouts: Layouts = ()) -> Checkpoint:
         return checkpoint
     from ckptool.plans.weights import select_part  # noqa: PLC0415 - for a part only
 
-    try:
+    with about(operand.path), all_or_none() as opened:
+        opened.enter_context(checkpoint)
         tree = select_part(checkpoint, operand.address, layouts)
         return replace(checkpoint, tree=tree, is_part=True)
-    except CkptError as error:
-        checkpoint.close()
-        raise error.at(operand.path) from error.__cause__
-    except BaseException:
-        checkpoint.close()
-        raise
+
+
+def keys_at(path: str, container: str) -> list[str]:
+    """Return the keys of a container, escaped as in key paths; containers end in a slash.
+
+    Raises:
+        CkptError: the file cannot be read, or has no such container.
+    """
+    with open_checkpoint(Path(path)) as checkpoint:
+        node = select_node(checkpoint.tree, container)
+        keys = [
+            format_address((key,)) + ("/" if is_container(child) and children(child) else "")
+            for key, child in islice(children(node), MOST_KEYS)
+        ]
+    return [*(ROLES if not container else ()), *keys]
 
 
 def files_of(path: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from ckptool.contents.sections import sections
 from ckptool.contents.training import read_training_state
 from ckptool.ema.candidates import EmaLocation
 from ckptool.ema.locate import locate_ema
-from ckptool.errors import CkptError, UnsupportedError, UsageError
+from ckptool.errors import UnsupportedError, UsageError, about
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.pickles.literal import Made
 from ckptool.formats.provenance import as_text
@@ -105,14 +105,12 @@ def write_whole(
     """
     path = checkpoint.path
     gone: list[Address] = [(key,) for key in sorted(dropped)]
-    try:
+    with about(path):
         if isinstance(checkpoint.format, TorchZip) and not safe:
             made = PlanOfWhole(plan_stripped(checkpoint, gone))
         else:
             refuse_any_given(checkpoint, checkpoint.tree)  # a new pickle may lack such calls
             made = _anew(checkpoint, gone, safe)
-    except CkptError as error:
-        raise error.at(path) from error.__cause__
     plan = made.copy
     named = _torch_file(in_folder(output, path.stem + TorchZip.suffixes[0] if safe else path.name))
     target = check_output(named, checkpoint.files, force=force)

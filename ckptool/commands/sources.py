@@ -17,7 +17,7 @@ from ckptool.commands.state_dicts import take_state_dict
 from ckptool.dtypes import BY_NAME
 from ckptool.ema.layouts import Layouts
 from ckptool.ema.locate import locate_ema
-from ckptool.errors import CkptError, UsageError
+from ckptool.errors import UsageError, about
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import TensorReader
 from ckptool.formats.provenance import AverageNote, LateNote, SourceNote, as_text
@@ -119,10 +119,7 @@ def _member(stack: ExitStack, folder: Path, note: SourceNote, layouts: Layouts) 
             hint="name the directory that holds all its sources: --against DIR",
         )
     checkpoint = stack.enter_context(open_checkpoint(path))
-    try:
-        taken = take_state_dict(
-            checkpoint, locate_ema(checkpoint, layouts=layouts), note.address, layouts
-        )
+    with about(path):
+        location = locate_ema(checkpoint, layouts=layouts)
+        taken = take_state_dict(checkpoint, location, note.address, layouts)
         return Member(str(path), checkpoint.reader, complete(taken.plan, path).tensors)
-    except CkptError as error:
-        raise error.at(path) from error.__cause__

@@ -40,6 +40,7 @@ from ckptool.errors import (
     DamagedError,
     UnknownFormatError,
     UsageError,
+    about,
     as_ckpt_error,
 )
 from ckptool.formats import open_checkpoint
@@ -245,10 +246,8 @@ def _source(operand: str, layouts: Layouts, opened: ExitStack, made: Checkpoint)
 
         return averaged_again(opened, path, note.average, layouts)
     checkpoint = opened.enter_context(open_checkpoint(path))
-    try:
+    with about(path):
         return read_original(checkpoint, address, layouts)
-    except CkptError as error:
-        raise error.at(path) from error.__cause__
 
 
 def _unopened(operand: Operand, error: CkptError, request: Request) -> VerifyReport:

@@ -13,7 +13,7 @@ from hashlib import sha256
 from ckptool.comparison.leaves import Digest, Leaf, TensorLeaf
 from ckptool.comparison.values import packing
 from ckptool.formats.base import TensorReader
-from ckptool.process.cpus import usable_cpus
+from ckptool.process.limits import usable_cpus
 from ckptool.tensors.blocks import value_bytes
 from ckptool.tensors.volume import refuse_repetition
 from ckptool.tree.nodes import TensorRef

@@ -20,7 +20,7 @@ from ckptool.contents.sections import sections
 from ckptool.contents.selection import MODEL_ROLE, entries_at, parse_operand
 from ckptool.ema.layouts import Layouts
 from ckptool.ema.locate import locate_ema
-from ckptool.errors import CkptError, DamagedError
+from ckptool.errors import CkptError, DamagedError, about
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.texts import load_json
@@ -54,10 +54,8 @@ class Side(Closing):
         self.parameters: dict[str, str] = {}
         self.leaves: dict[str, Leaf]
         try:
-            self._open(layouts)
-        except CkptError as error:
-            self.close()
-            raise error.at(self.operand.path) from error.__cause__
+            with about(self.operand.path):
+                self._open(layouts)
         except BaseException:
             self.close()
             raise

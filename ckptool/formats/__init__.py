@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from ckptool.errors import CkptError, UnknownFormatError
+from ckptool.errors import CkptError, UnknownFormatError, about
 from ckptool.formats.archives import TarArchive, ZipOfCheckpoints
 from ckptool.formats.base import Checkpoint, FileFormat, FolderFormat, Format
 from ckptool.formats.dcp import DcpFolder
@@ -58,10 +58,8 @@ def open_checkpoint(path: str | Path | Source) -> Checkpoint:
     folder = folder_format(path)
     if folder is None:
         return with_note_on_rank(_open_file(path))
-    try:
+    with about(path):
         return folder.open(path)
-    except CkptError as error:
-        raise error.at(path) from error.__cause__
 
 
 def folder_format(path: Path) -> FolderFormat | None:

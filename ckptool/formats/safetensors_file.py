@@ -259,21 +259,16 @@ def _check_span(entry: Entry) -> None:
     for factor in (*entry.shape, _BITS[entry.tag]):
         bits *= factor
         if bits > MAX_UINT64:
-            raise DamagedError(
-                f"shape {list(entry.shape)} in {entry.tag} has more than 2^64 bits",
-                address=entry.name,
-            )
+            raise DamagedError(f"{_form(entry)} has more than 2^64 bits", address=entry.name)
     if bits % 8:
-        raise DamagedError(
-            f"shape {list(entry.shape)} in {entry.tag} does not fill whole bytes",
-            address=entry.name,
-        )
+        raise DamagedError(f"{_form(entry)} does not fill whole bytes", address=entry.name)
     if entry.end - entry.begin != bits // 8:
-        raise DamagedError(
-            f"data_offsets span {entry.end - entry.begin} bytes, "
-            f"but shape {list(entry.shape)} in {entry.tag} takes {bits // 8}",
-            address=entry.name,
-        )
+        spanned = f"data_offsets span {entry.end - entry.begin} bytes"
+        raise DamagedError(f"{spanned}, but {_form(entry)} takes {bits // 8}", address=entry.name)
+
+
+def _form(entry: Entry) -> str:
+    return f"shape {list(entry.shape)} in {entry.tag}"
 
 
 def check_cover(entries: tuple[Entry, ...], size: int) -> None:

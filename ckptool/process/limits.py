@@ -1,7 +1,8 @@
-"""The limit of open files of this process, which a checkpoint of many ranks would reach."""
+"""Limits of this process: the CPUs that it may use, and the files that it may have open."""
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 
 MANY_FILES = 1 << 16  # open at a time; a save of more ranks has several files each
@@ -21,3 +22,9 @@ def allow_many_files() -> None:
         if soft != unlimited and (soft < hard or hard == unlimited):
             wanted = MANY_FILES if hard == unlimited else min(hard, MANY_FILES)
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+
+
+def usable_cpus() -> int:
+    """Return the number of CPUs of this process, or of the machine where the system has no such."""
+    affinity = getattr(os, "sched_getaffinity", None)  # macOS and Windows have none
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -12,10 +12,9 @@ from shlex import quote
 from typing import Any
 
 from ckptool.render import text as words
-from ckptool.render.facts import TOP, Fact, facts, finding_row, place, short, slot_told
+from ckptool.render.facts import TOP, Fact, facts, finding_row, place, post_hoc, short, slot_told
 from ckptool.render.headline import headline
 from ckptool.render.page import Grid, Line, Page, line, one_by_one
-from ckptool.render.snapshots_text import post_hoc
 from ckptool.render.tensors_text import tensor_list, tensor_tree
 from ckptool.reports.base import DECAYS, UPDATES, EmaStatus, Section, TensorTotals
 from ckptool.reports.inspect import CandidateReport, InspectReport, OptimizerReport

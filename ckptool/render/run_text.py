@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ckptool.render import text as words
-from ckptool.render.facts import TOP, short
+from ckptool.render.facts import TOP, post_hoc, short
 from ckptool.render.page import Grid, Page, line, one_by_one
-from ckptool.render.snapshots_text import post_hoc
 from ckptool.reports.base import MainSlot
 from ckptool.reports.run import RunEntry, RunReport
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from ckptool.formats.base import TensorReader
 from ckptool.formats.zips.checksums import Checksummed, checksummed_records, is_storage
-from ckptool.process.cpus import usable_cpus
+from ckptool.process.limits import usable_cpus
 from ckptool.process.progress import Progress, announce
 from ckptool.process.ranks import Ranks
 from ckptool.reports.rules import BYTES, VALUES

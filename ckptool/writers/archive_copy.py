@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from ckptool.errors import CkptError, DamagedError
+from ckptool.errors import DamagedError, about
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint, TensorReader
 from ckptool.formats.torch_records import PROVENANCE
@@ -167,9 +167,6 @@ def check_copy(plan: ArchiveCopy, path: Path) -> None:
         CkptError: it cannot be opened, or a tensor is missing.
     """
     wanted = {address: (ref.dtype, ref.shape) for address, ref in tensors(plan.tree)}
-    try:
-        with open_checkpoint(path) as written:
-            found = {at: (ref.dtype, ref.shape) for at, ref in tensors(written.tree)}
-    except CkptError as error:
-        raise error.at(path) from error.__cause__
+    with about(path), open_checkpoint(path) as written:
+        found = {at: (ref.dtype, ref.shape) for at, ref in tensors(written.tree)}
     expect(found == wanted, "other tensors", path)

@@ -119,28 +119,23 @@ def check_patch(patch: Patch, file: Source) -> None:
         UnsupportedError: no values, several blocks, or a conversion other than a cast of real
             numbers.
     """
-    target, source = patch.target, patch.source
-    for ref in (target, source):
-        if len(ref.chunks) != 1 or ref.quantizer is not None:
-            raise UnsupportedError(
-                "only tensors with plain stored values move", address=patch.name, hint=OTHERWISE
-            )
+    reason = _obstacle(patch.target, patch.source, file)
+    if reason:
+        raise UnsupportedError(reason, address=patch.name, hint=OTHERWISE)
+
+
+def _obstacle(target: TensorRef, source: TensorRef, file: Source) -> str:
+    if any(len(ref.chunks) != 1 or ref.quantizer is not None for ref in (target, source)):
+        return "only tensors with plain stored values move"
     chunk = target.chunks[0]
     if chunk.span.source is not file or target.lazy or _shares_memory(chunk):
-        raise UnsupportedError(
+        return (
             "the slot is no run of values in the file of their own (encoded in the pickle, "
-            "compressed in the archive, conjugated or expanded)",
-            address=patch.name,
-            hint=OTHERWISE,
+            "compressed in the archive, conjugated or expanded)"
         )
-    if patch.is_plain:
-        return
     if target.dtype is not source.dtype and not _casts(source.dtype, target.dtype):
-        raise UnsupportedError(
-            f"{source.dtype} values do not go into a {target.dtype} slot",
-            address=patch.name,
-            hint=OTHERWISE,
-        )
+        return f"{source.dtype} values do not go into a {target.dtype} slot"
+    return ""
 
 
 def _shares_memory(chunk: Chunk) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ckptool.cli import completion
-from ckptool.commands.places import keys_at
+from ckptool.commands.operands import keys_at
 from helpers.output import run_process
 
 SHELLS = ("bash", "zsh", "fish")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ckptool.commands.places import keys_at
+from ckptool.commands.operands import keys_at
 from ckptool.errors import AddressError
 from helpers.making import save, weights
 

@@ -10,7 +10,7 @@ from ckptool.commands.snapshots import parse_widths
 from ckptool.contents.snapshots import Snapshot, snapshots_in
 from ckptool.errors import UsageError
 from ckptool.formats.base import TensorReader
-from ckptool.render.snapshots_text import post_hoc
+from ckptool.render.facts import post_hoc
 from ckptool.reports.base import SnapshotReport
 from ckptool.tree.nodes import Opaque
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from ckptool.process.cpus import usable_cpus
+from ckptool.process.limits import usable_cpus
 
 
 def test_the_cpus_of_this_process_count_not_those_of_the_machine(monkeypatch):

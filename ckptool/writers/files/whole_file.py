@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from ckptool.errors import MORE_ROOM, SYSTEM_HINTS, CkptError, DamagedError, OutputError
+from ckptool.errors import MORE_ROOM, SYSTEM_HINTS, DamagedError, OutputError, about
 from ckptool.formats.base import TensorReader
 from ckptool.process.progress import Progress, announce, no_progress
 from ckptool.process.signals import held, undone_at_end
@@ -99,13 +99,11 @@ class PartialFile:
                 self._put(data, offset + done)
                 progress(len(data))
             return
-        try:
+        with about(Path(source.name)):
             copy_bytes(
                 descriptor, self.fd, nbytes,
                 start=start, at=offset, progress=progress, pace=pace,
             )  # fmt: skip
-        except CkptError as error:
-            raise error.at(Path(source.name)) from error.__cause__
 
     def copy_file(
         self, file: Source, progress: Progress = no_progress, later: Sequence[ByteSpan] = ()
