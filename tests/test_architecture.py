@@ -26,14 +26,15 @@ ROOMS: dict[str, str] = {
     "errors": "",
     "dtypes": "",
     "names": "",
-    "reports": "",
+    "records": "",
+    "reports": "records",
     "process": "errors",
     "sources": "errors",
-    "tree": "sources dtypes errors",
-    "formats": "tree sources names dtypes errors",
+    "tree": "sources records dtypes errors",
+    "formats": "tree sources records names dtypes errors",
     "tensors": "formats tree sources process reports dtypes errors",
-    "contents": "tensors formats tree sources names reports errors",
-    "ema": "contents tensors formats tree sources names reports errors",
+    "contents": "tensors formats tree sources names reports records errors",
+    "ema": "contents tensors formats tree sources names reports records errors",
     "writers": "tensors formats tree sources process dtypes errors",
     "plans": (
         "ema writers contents tensors formats tree sources process names reports dtypes errors"
@@ -45,11 +46,11 @@ ROOMS: dict[str, str] = {
     "api": "plans tensors formats errors",
     "commands": (
         "comparison checks plans writers ema contents tensors formats tree sources process reports "
-        "dtypes errors root"
+        "records dtypes errors root"
     ),
     "render": "formats reports",
     "testing": "render commands comparison contents",
-    "cli": "render commands comparison ema contents sources process reports errors root",
+    "cli": "render commands comparison ema contents sources process reports records errors root",
     "__main__": "cli process root",
     "root": "api formats errors",
 }  # fmt: skip

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 from ckptool.errors import UsageError
 from ckptool.process.progress import Meter, Progress
 from ckptool.process.signals import undone_at_end
+from ckptool.records import replace
 from ckptool.render.outputs import MARKUP, TEXTS, outputs_of, rendered
 from ckptool.sources.urls import is_url
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from ckptool.formats.file_kinds import file_kinds
 from ckptool.formats.pickles.trust import trust_of
 from ckptool.formats.provenance import KEY, as_fields, read_provenance
 from ckptool.process.progress import Progress, no_progress
+from ckptool.records import replace
 from ckptool.reports.base import Finding, SnapshotReport
 from ckptool.reports.inspect import (
     CandidateReport,

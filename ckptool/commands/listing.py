@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from ckptool.ema.candidates import EmaLocation
 from ckptool.ema.findings import kind_of, unplain_state_dicts
 from ckptool.formats.base import Checkpoint
 from ckptool.process.progress import Progress, announce
+from ckptool.records import replace
 from ckptool.reports.base import Section
 from ckptool.reports.inspect import TensorEntry
 from ckptool.tensors.statistics import tensor_stats

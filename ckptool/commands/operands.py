@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from ckptool.formats.base import Checkpoint
 from ckptool.formats.folders import all_or_none
 from ckptool.formats.sharded import INDEX
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES, files_below
+from ckptool.records import replace
 from ckptool.sources.places import is_folder
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import is_container

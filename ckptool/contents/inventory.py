@@ -8,13 +8,13 @@ few, instead of from the tensors, of which there may be 100,000.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from math import prod
 from operator import itemgetter
 from typing import Any
 
+from ckptool.records import field, record
 from ckptool.tree.nodes import (
     TENSORS,
     Address,
@@ -36,7 +36,7 @@ DEVICE_BYTES = frozenset({16, 44, 816016, 824016})  # CUDA, MPS, CUDA before tor
 MT19937_WORDS = 624
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@record(slots=True, eq=False)
 class Table:
     """Named tensors in one container."""
 
@@ -59,7 +59,7 @@ class Table:
         return {name: ref for name, ref in self.entries.items() if isinstance(ref, TensorRef)}
 
 
-@dataclass(frozen=True)
+@record
 class Inventory:
     """Every table of a tree, with the optimizers that some of them belong to."""
 

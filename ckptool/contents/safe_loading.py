@@ -7,7 +7,6 @@ are asked of an open checkpoint, the cheap questions first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 
 from ckptool.formats.base import Checkpoint
@@ -18,6 +17,7 @@ from ckptool.formats.pickles.weights_only import (
     pickle_protocol,
     refused,
 )
+from ckptool.records import record
 
 MAX_PICKLE = 1 << 30  # bytes of a pickle that is followed a second time
 NESTED = "bytes inside"  # pickles within pickles: a loader returns them as bytes
@@ -35,7 +35,7 @@ class Load(StrEnum):
     STEP = "step"
 
 
-@dataclass(frozen=True, slots=True)
+@record(slots=True)
 class SafeLoad:
     """Answer for one file."""
 

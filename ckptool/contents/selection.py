@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -18,6 +17,7 @@ from ckptool.contents.globs import typable
 from ckptool.contents.inventory import Inventory, Leaf, Table, join_tables
 from ckptool.contents.unplain import refuse_incomplete
 from ckptool.errors import AddressError, UsageError
+from ckptool.records import replace
 from ckptool.sources.places import as_path
 from ckptool.sources.urls import is_url
 from ckptool.tree.addresses import format_address, parse_address, resolve

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from ckptool.contents.inventory import Leaf, Table
@@ -24,6 +23,7 @@ from ckptool.ema.evidence import is_constant
 from ckptool.errors import UsageError
 from ckptool.formats.base import Checkpoint, TensorReader
 from ckptool.names import STATISTICS
+from ckptool.records import replace
 from ckptool.reports.base import MainSlot
 from ckptool.tensors.sample import beginning, is_readable, scalar_value
 from ckptool.tree.describing import named

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from ckptool.contents.inventory import Inventory, Table
 from ckptool.ema.evidence import Agreement, Evidence
 from ckptool.ema.layouts import EmaLayout
 from ckptool.names import AVERAGES
+from ckptool.records import field, record
 from ckptool.reports.base import EmaStatus, MainSlot
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import Address, TensorRef
@@ -30,7 +30,7 @@ class AssumedEqual(NamedTuple):
     cast: bool = False  # the second is compared in the dtype of the first
 
 
-@dataclass(frozen=True, slots=True)
+@record(slots=True)
 class Candidate:
     """A state dict that may hold EMA weights."""
 
@@ -120,7 +120,7 @@ def _doubt(alignment: Alignment) -> str | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
+@record(slots=True)
 class EmaLocation:
     """The answer of :func:`locate_ema`."""
 

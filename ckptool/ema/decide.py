@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from ckptool.contents.alignment import align_names
 from ckptool.contents.inventory import Inventory, Table, scalars_in
@@ -17,6 +16,7 @@ from ckptool.ema.optimizers import train_mode
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.provenance import read_provenance
 from ckptool.names import is_raw, marker_in
+from ckptool.records import replace
 from ckptool.reports.base import EmaStatus, MainSlot
 
 PUT_ASIDE = "the raw weights, put aside while the model's state dict holds the EMA weights"

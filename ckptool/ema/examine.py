@@ -8,7 +8,6 @@ other.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +23,7 @@ from ckptool.ema.ordering import order_names
 from ckptool.errors import EmaAmbiguousError
 from ckptool.formats.base import Checkpoint, TensorReader
 from ckptool.names import unmarked
+from ckptool.records import replace
 from ckptool.reports.base import DECAYS
 from ckptool.tree.addresses import node_at
 from ckptool.tree.nodes import Address, TensorRef

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from ckptool.contents.inventory import Leaf, Table
 from ckptool.names import Marker, is_raw, marker_in, may_mark
+from ckptool.records import replace
 from ckptool.tree.addresses import node_at
 from ckptool.tree.nodes import Address, Tree
 

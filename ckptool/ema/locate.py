@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from ckptool.contents.alignment import align_names
 from ckptool.contents.completeness import unlisted
 from ckptool.contents.inventory import Table
@@ -19,6 +17,7 @@ from ckptool.ema.sidecars import among_sidecars
 from ckptool.errors import AddressError, EmaNotFoundError
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.provenance import read_provenance
+from ckptool.records import replace
 from ckptool.reports.base import EmaStatus, MainSlot
 
 

@@ -7,7 +7,6 @@ aliases. EMAs of different parts of the model in one container become one candid
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import replace
 from math import isnan
 
 from ckptool.contents.inventory import Leaf, Table, join_tables
@@ -15,6 +14,7 @@ from ckptool.ema.candidates import AssumedEqual, Candidate
 from ckptool.ema.evidence import CAREFUL, compare_sample
 from ckptool.ema.examine import Examiner
 from ckptool.formats.base import TensorReader
+from ckptool.records import replace
 from ckptool.tensors.sample import beginning, is_readable, spread
 from ckptool.tree.addresses import node_at
 from ckptool.tree.nodes import Address, TensorRef

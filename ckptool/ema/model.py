@@ -7,13 +7,13 @@ that one is the model.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from typing import Any
 
 from ckptool.contents.inventory import CPU_BYTES, DEVICE_BYTES, Leaf, Table, is_row_of_bytes
 from ckptool.ema.groups import Group
 from ckptool.ema.metadata import split_counters
 from ckptool.names import AVERAGES, Marker, marker_in, unmarked
+from ckptool.records import replace
 
 # Keys under which loaders look for the model, the usual ones first.
 MODEL_KEYS = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import chain, islice
 
 from ckptool.contents.alignment import paired_prefixes
@@ -16,6 +15,7 @@ from ckptool.ema.merging import joined, merged
 from ckptool.ema.model import averaged_model, choose_model, marker_of, without, without_counters
 from ckptool.ema.optimizers import OPTIMIZERS
 from ckptool.names import AVERAGES, Marker, is_raw
+from ckptool.records import replace
 from ckptool.tree.patterns import fits
 
 MIN_SHARE = 0.3  # share of a candidate's tensors that must pair with the model's

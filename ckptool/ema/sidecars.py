@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 from ckptool.contents.given import refuse_given
@@ -27,6 +26,7 @@ from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.provenance import read_provenance
 from ckptool.names import AVERAGES, MODEL_FOLDER, marker_in, unglued, unmarked
+from ckptool.records import replace
 from ckptool.reports.base import MainSlot
 from ckptool.sources.local import BoundedFile
 

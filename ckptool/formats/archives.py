@@ -35,7 +35,6 @@ import re
 from abc import abstractmethod
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from json import JSONDecodeError
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -53,6 +52,7 @@ from ckptool.formats.texts import from_json
 from ckptool.formats.torch_tar import TorchTar
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES
 from ckptool.formats.zips.records import STORED, ZipArchive, is_zip
+from ckptool.records import replace
 from ckptool.sources.base import Source
 from ckptool.sources.memory import Memory
 from ckptool.sources.window import Window

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.pickles.literal import Literal
+from ckptool.records import field, record, replace
 from ckptool.sources.base import ByteSpan, Closing, Source
 from ckptool.tree.nodes import Address, GlobalRef, Opaque, TensorRef, Tree
 
@@ -200,7 +200,7 @@ class Format:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@record(slots=True)
 class Checkpoint(Closing):
     """An open checkpoint, the tree and the reader of its bytes; a context manager."""
 

@@ -12,13 +12,13 @@ Source: lightning 2.6 ``pytorch/strategies/model_parallel.py``, ``fsdp.py``.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from ckptool.errors import DamagedError
 from ckptool.formats.base import Checkpoint, FolderFormat
 from ckptool.formats.dcp import DcpFolder
 from ckptool.formats.folders import OpenFile, all_or_none, globals_by_file, joined
+from ckptool.records import replace
 
 META = "meta.pt"
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError
 from ckptool.formats.base import Checkpoint, FileFormat, Note
@@ -32,6 +31,7 @@ from ckptool.formats.tar_members import is_tar
 from ckptool.formats.torch_records import TorchRecords
 from ckptool.formats.zips.directory import find_end
 from ckptool.formats.zips.records import ZipArchive, is_zip
+from ckptool.records import replace
 from ckptool.sources.base import Source
 from ckptool.sources.window import Window
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from ckptool.formats.base import Checkpoint, FileFormat, Note, TensorReader
 from ckptool.formats.folders import WEIGHTS, FolderOfFiles, OpenFile, all_or_none, joined, reader_of
 from ckptool.formats.safetensors_file import noted_ties
 from ckptool.formats.texts import load_json
+from ckptool.records import replace
 from ckptool.sources.base import Source
 from ckptool.sources.places import files_in
 from ckptool.tree.describing import named

@@ -37,7 +37,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ from ckptool.formats.ranked.deepspeed import LATEST
 from ckptool.formats.sharded import INDEX, MODEL
 from ckptool.formats.texts import from_json, from_lines
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES
+from ckptool.records import replace
 from ckptool.sources.places import entries, open_file
 from ckptool.tree.nodes import Tree
 

@@ -8,11 +8,10 @@ reports have; reports of one command are in modules of their own.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 from enum import StrEnum
 from typing import Any
 
-from ckptool.reports.record import record
+from ckptool.records import field, record
 
 # The metadata of a field that is absent from the JSON document where it is None.
 MAY_BE_ABSENT: Mapping[str, bool] = {"may be absent": True}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 from typing import Any
 
+from ckptool.records import field, record
 from ckptool.reports.base import (
     MAY_BE_ABSENT,
     Configured,
@@ -18,7 +18,6 @@ from ckptool.reports.base import (
     TensorStats,
     TensorTotals,
 )
-from ckptool.reports.record import record
 
 
 @record

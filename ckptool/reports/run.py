@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 from typing import Any
 
+from ckptool.records import field, record
 from ckptool.reports.base import MAY_BE_ABSENT, Configured, MainSlot, SnapshotReport
-from ckptool.reports.record import record
 
 
 @record

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 from enum import StrEnum
 from typing import Any
 
+from ckptool.records import field, record
 from ckptool.reports.base import MAY_BE_ABSENT, Configured, Finding, Severity
-from ckptool.reports.record import record
 
 
 class State(StrEnum):

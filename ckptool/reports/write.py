@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 
+from ckptool.records import field, record
 from ckptool.reports.base import MAY_BE_ABSENT, Configured, Finding, MainSlot, PosthocReport
-from ckptool.reports.record import record
 
 
 @record

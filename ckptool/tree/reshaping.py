@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ckptool.errors import UnsupportedError
+from ckptool.records import replace
 from ckptool.sources.base import ByteSpan
 from ckptool.tree.geometry import extent
 from ckptool.tree.nodes import Chunk, TensorRef

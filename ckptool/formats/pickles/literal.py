@@ -9,12 +9,12 @@ in two ways, or a container with what is none of its own, is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ckptool.errors import UnsupportedError
 from ckptool.formats.pickles.machine import Builder, PickleMachine
+from ckptool.records import field, record
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.sources.memory import Memory
 from ckptool.tree.nodes import GlobalRef
@@ -23,7 +23,7 @@ MAX_PICKLE = 8 << 20  # bytes
 OTHERWISE = "load and save it again with torch"
 
 
-@dataclass(slots=True, eq=False)
+@record(frozen=False, slots=True, eq=False)
 class Made:
     """An object by the call that makes it, and what is put into it afterwards."""
 
@@ -42,7 +42,7 @@ class Made:
         return self.func.qualname if isinstance(self.func, GlobalRef) else ""
 
 
-@dataclass(slots=True, eq=False)
+@record(frozen=False, slots=True, eq=False)
 class Persisted:
     """A storage, by the persistent id that zips have: five values, the key a text."""
 

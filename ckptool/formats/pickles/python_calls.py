@@ -7,7 +7,6 @@ Sources: numpy 1.26 and 2.4 ``numpy/_core/src/multiarray/methods.c`` (``array_re
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from functools import partial
 from math import prod
 from pathlib import PurePosixPath, PureWindowsPath
@@ -18,6 +17,7 @@ from ckptool.errors import DamagedError
 from ckptool.formats.pickles.budget import Budget
 from ckptool.formats.pickles.machine import name_of
 from ckptool.formats.pickles.tensor_views import MAX_INT64, Call, as_text, kind_of, sizes_of
+from ckptool.records import names_of
 from ckptool.sources.base import ByteSpan
 from ckptool.sources.memory import Memory
 from ckptool.tree.describing import describe
@@ -235,8 +235,8 @@ def state_of(state: Any) -> tuple[Any, ...]:
 def numpy_build(array: ArrayRef, shape: Any, dtype: Any, is_fortran: Any, data: Any) -> ArrayRef:
     """Return the same array with its contents, as ``ndarray.__setstate__`` sets them."""
     made = _array(dtype, sizes_of(shape), data, fortran_order=bool(is_fortran))
-    for part in fields(made):
-        object.__setattr__(array, part.name, getattr(made, part.name))
+    for name in names_of(made):
+        object.__setattr__(array, name, getattr(made, name))
     return array
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from ckptool.errors import CkptError, DamagedError
@@ -23,6 +22,7 @@ from ckptool.formats.pickles.torch_objects import TorchBuilder
 from ckptool.formats.pickles.trace import Trace, Tracer, current_trace
 from ckptool.formats.pickles.trust import DANGEROUS, trust_of
 from ckptool.formats.pickles.uses import MAX_USES
+from ckptool.records import field, record, replace
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.tree.nodes import BytesRef, GlobalRef
 
@@ -40,7 +40,7 @@ class Heard(NamedTuple):
     end: int | None
 
 
-@dataclass(slots=True)
+@record(frozen=False, slots=True)
 class _SharedState:
     """State that the pickles of a file share at every level of nesting."""
 
@@ -58,7 +58,7 @@ class _SharedState:
     extents: list[PickleExtent] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@record(slots=True)
 class Pickles:
     """Reader of the pickles of a file, and of those nested in them."""
 

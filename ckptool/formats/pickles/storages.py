@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from ckptool.dtypes import DType
@@ -32,6 +31,7 @@ from ckptool.formats.pickles.tensor_views import (
     storage_view,
     swapped_bytes,
 )
+from ckptool.records import replace
 from ckptool.sources.base import ByteSpan
 from ckptool.tree.nodes import StorageRef, plain_storage
 

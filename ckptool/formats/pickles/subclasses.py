@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from ckptool.formats.pickles.machine import name_of
 from ckptool.formats.pickles.trust import is_own
+from ckptool.records import replace
 from ckptool.tree.nodes import CONTAINERS, TENSORS, CompositeTensor, Opaque, TensorRef
 from ckptool.tree.walking import children
 

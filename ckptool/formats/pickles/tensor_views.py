@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from math import prod
 from typing import Any
 
 from ckptool.dtypes import BY_NAME, BY_STORAGE_CLASS, UINT8, DType
 from ckptool.errors import DamagedError, UnsupportedError
+from ckptool.records import replace
 from ckptool.sources.base import ByteSpan
 from ckptool.tree.geometry import extent, stored_nbytes
 from ckptool.tree.nodes import Chunk, GlobalRef, Opaque, StorageRef, TensorRef

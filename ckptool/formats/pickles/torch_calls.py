@@ -6,7 +6,6 @@ Sources: torch 2.13 ``torch/_utils.py``, ``torch/_tensor.py``, ``torch/storage.p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from ckptool.dtypes import BY_NAME
@@ -22,6 +21,7 @@ from ckptool.formats.pickles.tensor_views import (
     sizes_of,
     tensor_view,
 )
+from ckptool.records import replace
 from ckptool.tree.nodes import CompositeTensor, Opaque, Quantizer, StorageRef, TensorRef
 
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from ckptool.formats.pickles.calls import FROM_TYPE, NESTED
 from ckptool.formats.pickles.machine import Builder
 from ckptool.formats.pickles.torch_calls import TORCH_CALLS
+from ckptool.records import field, record
 from ckptool.tree.nodes import PLAIN, GlobalRef, NotedDict, Opaque, StorageRef, TensorRef
 
 # Functions that copy the container in this argument into their result, which shows all of it.
@@ -38,7 +38,7 @@ _Note = Callable[[Any, Any, tuple[Any, ...]], None]  # (made value, function, ar
 _DATA = (TensorRef, StorageRef)
 
 
-@dataclass(slots=True, eq=False)
+@record(frozen=False, slots=True, eq=False)
 class Trace:
     """The values that went into the values of a file's pickles."""
 

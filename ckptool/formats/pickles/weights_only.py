@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
 from keyword import iskeyword
 from struct import Struct
 from typing import Any, NamedTuple
 
 from ckptool.formats.base import Checkpoint
+from ckptool.records import record
 from ckptool.tree.nodes import GlobalRef
 
 _STORED = (
@@ -141,7 +141,7 @@ class Refusal(NamedTuple):
     name: str | None = None  # the class or function, if one is refused
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@record(slots=True, eq=False)
 class Kind:
     """An object of which only the class matters; no tuple of the pickle equals it."""
 

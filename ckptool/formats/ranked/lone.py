@@ -7,7 +7,6 @@ DeepSpeed writes beside the model. Tensors that state that they are parts need n
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import islice
 
 from ckptool.formats.base import Checkpoint, Note
@@ -16,6 +15,7 @@ from ckptool.formats.ranked.deepspeed import MODEL_WORLD
 from ckptool.formats.ranked.rank_files import FILE, world_by_name
 from ckptool.formats.ranked.zero import MODULE
 from ckptool.names import marker_in
+from ckptool.records import replace
 from ckptool.tree.nodes import TensorRef, fields_of
 from ckptool.tree.walking import whole_tensors
 

@@ -1,0 +1,117 @@
+"""Records are dataclasses: whatever reads, compares or copies these, does so with those."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import pickle
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError, asdict, dataclass, is_dataclass
+
+import pytest
+
+from ckptool.records import field, names_of, record, replace
+
+TOLD = {"may be absent": True}
+
+
+@dataclass(frozen=True)
+class Theirs:
+    name: str
+    size: int = 0
+    parts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    told: str | None = dataclasses.field(default=None, compare=False, metadata=TOLD)
+
+
+@record
+class Plain:
+    name: str
+    size: int = 0
+    parts: Mapping[str, int] = field(default_factory=dict)
+    told: str | None = field(default=None, compare=False, metadata=TOLD)
+
+
+@record(slots=True)
+class Slotted:
+    name: str
+    size: int = 0
+    parts: Mapping[str, int] = field(default_factory=dict)
+    told: str | None = field(default=None, compare=False, metadata=TOLD)
+
+
+@record(frozen=False, slots=True, eq=False)
+class Free:
+    name: str
+    size: int = 0
+
+
+RECORDS = [Plain, Slotted]
+GIVEN = [(("a",), {}), (("a", 1), {}), (("a",), {"told": "b"}), ((), {"name": "a", "size": 3})]
+WRONG = [((), {}), (("a", 1, {}, "b", 5), {}), (("a",), {"name": "b"}), (("a",), {"other": 1})]
+
+
+@pytest.mark.parametrize("cls", RECORDS)
+@pytest.mark.parametrize(("args", "kwargs"), GIVEN)
+def test_fields_have_the_values_of_a_dataclass(cls, args, kwargs):
+    ours, theirs = cls(*args, **kwargs), Theirs(*args, **kwargs)
+    assert is_dataclass(ours)
+    assert asdict(ours) == asdict(theirs)
+    for one, other in zip(dataclasses.fields(ours), dataclasses.fields(theirs), strict=True):
+        assert (one.name, one.type, one.default) == (other.name, other.type, other.default)
+        assert (one.metadata, one.compare) == (other.metadata, other.compare)
+        assert one.default_factory == other.default_factory
+    assert repr(ours) == repr(theirs).replace("Theirs", cls.__name__)
+
+
+@pytest.mark.parametrize("cls", RECORDS)
+def test_records_are_compared_and_copied_as_dataclasses_are(cls):
+    one = cls("a", 1, (), "said")
+    assert one == cls("a", 1, ())
+    assert hash(one) == hash(cls("a", 1, (), "other"))
+    assert one != Theirs("a", 1, (), "said")
+    for changed in (replace(one, size=9), dataclasses.replace(one, size=9)):
+        assert changed == cls("a", 9, ())
+        assert changed.told == "said"
+    for copied in (copy.copy(one), copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
+        assert asdict(copied) == asdict(one)
+
+
+@pytest.mark.parametrize(("args", "kwargs"), WRONG)
+@pytest.mark.parametrize("cls", [*RECORDS, Theirs])
+def test_wrong_arguments_are_refused(cls, args, kwargs):
+    with pytest.raises(TypeError):
+        cls(*args, **kwargs)
+
+
+@pytest.mark.parametrize("cls", RECORDS)
+def test_wrong_changes_are_refused(cls):
+    with pytest.raises(TypeError):
+        replace(cls("a"), other=1)
+
+
+@pytest.mark.parametrize("cls", RECORDS)
+def test_each_has_a_default_of_its_own(cls):
+    assert cls("a").parts is not cls("b").parts
+
+
+@pytest.mark.parametrize("cls", [*RECORDS, Theirs])
+def test_nothing_can_be_changed(cls):
+    made = cls("a")
+    with pytest.raises(FrozenInstanceError):
+        made.name = "b"
+    with pytest.raises(FrozenInstanceError):
+        del made.name
+    assert made.name == "a"
+
+
+def test_slots_leave_no_room_for_others():
+    assert not hasattr(Slotted("a"), "__dict__")
+    assert names_of(Slotted) == ("name", "size", "parts", "told")
+
+
+def test_a_record_that_is_not_frozen_is_itself_alone():
+    one = Free("a")
+    one.size = 2
+    assert (one.name, one.size) == ("a", 2)
+    assert one != Free("a", 2)
+    assert len({one, Free("a", 2)}) == 2
