@@ -5,15 +5,12 @@ The wheel installs it as ``share/man/man1/ckptool.1``, where ``man ckptool`` fin
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from typing import Any
-
-import typer
 
 from ckptool import __version__
 from ckptool.cli.catalogue import COMMANDS
-from ckptool.cli.program import program as make_program
+from ckptool.cli.help import help_of_command, help_of_program
+from ckptool.reports.help import HelpReport
 from helpers.paths import REPOSITORY
 
 PAGE = REPOSITORY / "docs/man/ckptool.1"
@@ -35,37 +32,27 @@ OPERANDS = (
 
 def page() -> str:
     """All of it, in roff."""
-    program: Any = typer.main.get_command(make_program(COMMANDS))
-    return "\n".join([*_head(program), *_commands(program), *_tail()]) + "\n"
+    return "\n".join([*_head(help_of_program()), *_commands(), *_tail()]) + "\n"
 
 
-def _head(program: Any) -> Iterator[str]:
+def _head(program: HelpReport) -> Iterator[str]:
     yield f'.TH CKPTOOL 1 "" "ckptool {__version__}" "User Commands"'
-    yield from (".SH NAME", rf"ckptool \- {_text(program.help)}")
+    purpose, short_form = program.about
+    yield from (".SH NAME", rf"ckptool \- {_text(purpose)}")
     yield ".SH SYNOPSIS"
     yield r"\fBckptool\fR \fICOMMAND\fR [\fIOPTIONS\fR] \fIPATH\fR[#\fIADDRESS\fR]"
-    yield from (".SH DESCRIPTION", _text(program.epilog), ".PP", _text(OPERANDS))
+    yield from (".SH DESCRIPTION", _text(short_form), ".PP", _text(OPERANDS))
 
 
-def _commands(program: Any) -> Iterator[str]:
+def _commands() -> Iterator[str]:
     yield ".SH COMMANDS"
-    for name, row in COMMANDS.items():
-        command = program.commands[name]
-        context = typer.Context(command, info_name=f"ckptool {name}")
-        usage = command.collect_usage_pieces(context)
-        yield f".SS {_text(f'ckptool {name} ' + ' '.join(usage))}"
-        paragraphs = re.split(r"\n\s*\n", command.help or row.help)
-        yield "\n.PP\n".join(_text(" ".join(each.split())) for each in paragraphs)
-        for parameter in command.params:
-            if record := parameter.get_help_record(context):
-                called, said = record
-                yield from (".TP", rf"\fB{_text(called)}\fR", _text(_words(parameter, said)))
-        yield from (".PP", rf"Example: \fB{_text(row.example)}\fR")
-
-
-def _words(parameter: Any, record: str) -> str:
-    """Return the help of a parameter, without the markup for terminals."""
-    return " ".join((parameter.help or record).split())
+    for shown in map(help_of_command, COMMANDS):
+        yield f".SS {_text(shown.usage)}"
+        yield "\n.PP\n".join(_text(each.strip()) for each in shown.about)
+        for entry in (entry for _, entries in shown.panels for entry in entries):
+            called = f"{entry.name} {entry.value}".rstrip()
+            yield from (".TP", rf"\fB{_text(called)}\fR", _text(entry.text))
+        yield from (".PP", rf"Example: \fB{_text(shown.example)}\fR")
 
 
 def _tail() -> Iterator[str]:

@@ -12,6 +12,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from ckptool.cli.catalogue import COMMANDS, command_of, spelled_out
@@ -22,6 +23,9 @@ from ckptool.process.signals import INTERRUPTED, end_cleanly
 from ckptool.render.outputs import EXACT, holds_errors, rendered
 from ckptool.reports.base import ErrorReport
 
+HELP = frozenset({"-h", "--help"})
+NARROWEST = 20  # columns
+COLUMNS = 80  # of help in a pipe, unless the environment says how wide lines may be
 COMPLETES = "_CKPTOOL_COMPLETE"  # set by the shell that asks for completions
 
 
@@ -51,7 +55,10 @@ def main(args: Sequence[str]) -> int:
 def _run(args: Sequence[str]) -> Any:
     """Run a command; without typer, where its words are plain."""
     name, *words = args
-    if name in COMMANDS:
+    if HELP.intersection(takewhile(lambda word: word != "--", args)):
+        if name in COMMANDS or name.startswith("-"):
+            return _tell_help(name, used_color(_asked(args, "--color", "auto")))
+    elif name in COMMANDS:
         command = command_of(name)
         given = plain_call(command, words)
         if given is not None:
@@ -59,6 +66,16 @@ def _run(args: Sequence[str]) -> Any:
     from ckptool.cli.program import run_program
 
     return run_program(args)
+
+
+def _tell_help(name: str, color: str) -> None:
+    from ckptool.cli.help import help_of_command, help_of_program
+    from ckptool.render.terminal import show
+
+    report = help_of_command(name) if name in COMMANDS else help_of_program()
+    columns = os.environ.get("COLUMNS", "")
+    width = max(int(columns), NARROWEST) if columns.isdecimal() else COLUMNS
+    show([report], sys.stdout, color, width=width)
 
 
 # Options whose argument may be empty: the key path of the top, and no text.

@@ -1,9 +1,10 @@
 """The parameters of commands: their declarations, and the reader of plain command lines.
 
 The signature of a command declares them: ``strict: Annotated[bool, Option("--strict", help="…")]``.
-``program.py`` makes a program of typer from that, which takes longer to import than most commands
-take to answer. So :func:`plain_call` reads the command lines that need no knowledge of typer, and
-leaves all others to it: ``-vq``, ``--``, a value that begins with a dash, and every mistake.
+``help.py`` shows them; ``program.py`` makes a program of typer from them, which takes longer to
+import than most commands take to answer. So :func:`plain_call` reads the command lines that need no
+knowledge of typer, and leaves all others to it: ``-vq``, ``--``, a value that begins with a dash,
+and every mistake.
 """
 
 from __future__ import annotations

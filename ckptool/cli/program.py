@@ -1,4 +1,4 @@
-"""The program in typer, made of the declarations of the commands: help, completion and refusals."""
+"""The program in typer, made of the declarations of the commands, for completion and refusals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ def program(loaded: Iterable[str]) -> typer.Typer:
         epilog="ckptool FILE is short for ckptool inspect FILE. Example: ckptool last.ckpt",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_root)
@@ -78,19 +77,12 @@ def run_program(args: Sequence[str]) -> Any:
     Raises:
         UsageError: typer refuses it.
     """
-    if not os.environ.get("FORCE_COLOR"):  # typer colours help in the logs of GitHub's jobs
-        os.environ.setdefault("_TYPER_FORCE_DISABLE_TERMINAL", _is_plain())
     try:
         return program(args[:1])(args=args, standalone_mode=False, prog_name="ckptool")
     except typer.Abort:
         raise KeyboardInterrupt from None
     except ClickError as error:
         raise _usage_error(error) from error
-
-
-def _is_plain() -> str:
-    """Return "1" if stdout is no terminal; the empty text is no setting."""
-    return "" if sys.stdout is not None and sys.stdout.isatty() else "1"
 
 
 def complete() -> None:

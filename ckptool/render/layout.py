@@ -27,9 +27,9 @@ STACK = "  "  # indent of the cells under a name, from that of the name
 Row = tuple[Line, ...]
 
 
-def draw(page: Page, stream: IO[str]) -> None:
-    """Write a page to ``stream``, in whole lines."""
-    stream.writelines(f"{each.text}\n" for each in laid_out(page, None))
+def draw(page: Page, stream: IO[str], width: int | None = None) -> None:
+    """Write a page to ``stream``, in lines of at most ``width`` columns; None: whole ones."""
+    stream.writelines(f"{each.text}\n" for each in laid_out(page, width))
 
 
 def laid_out(page: Page, width: int | None) -> Iterator[Line]:

@@ -47,6 +47,7 @@ RENDERERS: Mapping[str, Mapping[str, str]] = {
         "RulesReport": "tables_text.show_rules",
         "LayoutsReport": "tables_text.show_layouts",
         "ErrorReport": "tables_text.show_error",
+        "HelpReport": "help_text.show_help",
     },
     "stat": {"DiffReport": "diff_text.show_stat"},
     "names": {"DiffReport": "diff_text.show_names"},

@@ -31,21 +31,28 @@ STYLES = {
 
 
 def show(
-    reports: Sequence[Any], stream: IO[str], color: str = "auto", output: str = "text"
+    reports: Sequence[Any],
+    stream: IO[str],
+    color: str = "auto",
+    output: str = "text",
+    width: int | None = None,
 ) -> None:
-    """Print the page of one or more reports; ``color`` is auto, always or never."""
+    """Print the page of one or more reports; ``color`` is auto, always or never.
+
+    A terminal has a width of its own; ``width`` is that of lines for pipes, by default whole ones.
+    """
     whole = not stream.isatty()
     with unshortened(whole=whole):
         page = fitted(page_of(reports, output), stream)
         if whole and color != "always":
-            draw(page, stream)  # without the import of Rich, which takes 25 ms
+            draw(page, stream, width)  # without the import of Rich, which takes 25 ms
         else:
-            _draw(page, stream, color)
+            _draw(page, stream, color, width)
 
 
-def _draw(page: Page, stream: IO[str], color: str) -> None:
+def _draw(page: Page, stream: IO[str], color: str, width: int | None) -> None:
     console = console_for(stream, color)
-    width = console.width if stream.isatty() else None
+    width = console.width if stream.isatty() else width
     with console.capture() as captured:
         for each in laid_out(page, width):
             console.print(_text(each), soft_wrap=True)

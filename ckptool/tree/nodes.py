@@ -15,11 +15,7 @@ from ckptool.sources.base import ByteSpan, Source
 from ckptool.tree.geometry import contiguous_strides, extent, joined_length, stored_nbytes
 
 Key = str | int
-
-
 Address = tuple[Key, ...]
-
-
 Tree = Any  # dict | list | tuple | set | TensorRef | CompositeTensor | ArrayRef | Opaque | scalar
 
 

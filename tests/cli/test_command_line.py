@@ -37,7 +37,7 @@ def test_help_is_an_answer(args, ckptool):
 def test_every_command_is_in_the_help(ckptool):
     shown = ckptool("--help")
     for command in COMMANDS:
-        assert f"\n│ {command} " in shown
+        assert f"\n  {command} " in shown
 
 
 def test_answers_go_to_stdout_and_nothing_to_stderr(ckptool_process, tmp_path):

@@ -13,7 +13,7 @@ from ckptool.render.outputs import RENDERERS
 from ckptool.reports.base import SCHEMAS
 from helpers.paths import FIXTURES
 
-REPORTS = ("base", "diff", "inspect", "run", "verify", "write")
+REPORTS = ("base", "diff", "help", "inspect", "run", "verify", "write")
 
 
 ROWS = [(output, *row) for output, rows in RENDERERS.items() for row in rows.items()]
