@@ -61,8 +61,7 @@ def show_stat(report: DiffReport) -> Page:
     changed = [g for g in report.sections if g.differing or g.values_differing]
     if report.sections and (changed or any(g.relative_l2 for g in report.sections)):
         yield _groups("Sections", [(_name(g), g) for g in report.sections], "sections")
-    others = tuple(f"{g.address}/" for g in report.sections if g.role in NO_LAYERS)
-    of_model = [each for each in report.layers if not f"{each.address}/".startswith(others)]
+    of_model = layers_of_model(report)
     layers = [folded for folded in fold_layers(of_model) if _drifted(folded.worst)]
     if layers and len(of_model) > 1:
         yield _groups("Layers", [(f.label, f.worst) for f in layers], "layers")
@@ -137,6 +136,12 @@ def _counts(counts: Mapping[str, int]) -> str:
 
 
 # ------------------------------------------------------------------------------------------- groups
+
+
+def layers_of_model(report: DiffReport) -> list[GroupDistance]:
+    """Return the layers, without the parts of an optimizer and of random states."""
+    others = tuple(f"{g.address}/" for g in report.sections if g.role in NO_LAYERS)
+    return [each for each in report.layers if not f"{each.address}/".startswith(others)]
 
 
 class Folded(NamedTuple):

@@ -16,12 +16,6 @@ from ckptool.render.html_document import shown
 
 SMALLEST = -12  # the lowest decade that is told from those below
 TICKS = 7  # at most, on an axis
-SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def power(decade: int) -> str:
-    """Return ``10⁻³``; 1 and 10 as such."""
-    return {0: "1", 1: "10"}.get(decade) or f"10{str(decade).translate(SUPERSCRIPT)}"
 
 
 class DecadeAxis(NamedTuple):
@@ -29,6 +23,11 @@ class DecadeAxis(NamedTuple):
 
     first: int
     last: int
+    in_percent: bool = False
+
+    def label(self, decade: int) -> str:
+        """Return ``0.001``, or ``0.1 %``: superscript signs are missing from some fonts."""
+        return f"{10.0 ** (decade + 2):g} %" if self.in_percent else f"{10.0**decade:g}"
 
     def at(self, value: float) -> float:
         """Return the place of a positive value, in percent of the axis."""
@@ -44,11 +43,11 @@ class DecadeAxis(NamedTuple):
         return range(self.last, self.first - 1, -step)
 
 
-def axis_of(values: Sequence[float]) -> DecadeAxis:
+def axis_of(values: Sequence[float], *, in_percent: bool = False) -> DecadeAxis:
     """Return an axis for positive values; smaller ones than it can show are at its beginning."""
     decades = [decade_of(value) for value in values]
     last = max(decades) + 1
-    return DecadeAxis(max(SMALLEST, min([*decades, last - 2])), last)
+    return DecadeAxis(max(SMALLEST, min([*decades, last - 2])), last, in_percent)
 
 
 def decade_of(value: float) -> int:
@@ -99,17 +98,19 @@ def _ticks(axis: DecadeAxis, y: int) -> Iterator[str]:
     for tick in axis.ticks:
         anchor = anchors.get(tick, "middle")
         at = f'x="{_percent(axis, tick)}" y="{y}" text-anchor="{anchor}"'
-        yield f'<text class="quiet" {at}>{power(tick)}</text>'
+        yield f'<text class="quiet" {at}>{axis.label(tick)}</text>'
 
 
 def histogram(values: Sequence[float], caption: str) -> Iterator[str]:
-    """Yield how many of the positive values are in each decade."""
+    """Yield how many of the positive shares are in each decade."""
     decades = [decade_of(value) for value in values]
     first, last = min(decades), max(decades)
     counts = {decade: decades.count(decade) for decade in range(first, last + 1)}
+    axis = DecadeAxis(first, last + 1, in_percent=True)
     most, step = max(counts.values()), 100 / len(counts)
     height, base = 170, 145
-    label = "; ".join(f"{count} from {power(decade)}" for decade, count in counts.items() if count)
+    said = (f"{count} from {axis.label(decade)}" for decade, count in counts.items() if count)
+    label = "; ".join(said)
     yield f'<figure><svg width="100%" height="{height}" role="img" aria-label="{label}">'
     for i, count in enumerate(counts.values()):
         tall = count / most * (base - 25)
@@ -118,7 +119,7 @@ def histogram(values: Sequence[float], caption: str) -> Iterator[str]:
         if count:
             yield f'<rect class="bar" {box} height="{tall:.1f}"/>'
             yield f'<text {middle} y="{base - tall - 5:.1f}">{count:,}</text>'
-    yield from _ticks(DecadeAxis(first, last + 1), base + 16)
+    yield from _ticks(axis, base + 16)
     yield f'<line x1="0" y1="{base}" x2="100%" y2="{base}"/></svg>'
     yield f"<figcaption>{escape(caption)}</figcaption></figure>"
 

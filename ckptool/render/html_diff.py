@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ckptool.render.diff_text import UNUSED, answer_lines, fold_layers, listed, measured
+from ckptool.render.diff_text import (
+    UNUSED,
+    answer_lines,
+    fold_layers,
+    layers_of_model,
+    listed,
+    measured,
+)
 from ckptool.render.diff_values import number
 from ckptool.render.facts import TOP
 from ckptool.render.html_charts import Bar, axis_of, bar_chart, histogram
@@ -16,8 +23,8 @@ ROWS = 200  # tensors and values that are listed
 BARS = 80  # layers that are drawn
 TITLES = {"tensor": "Tensors, the worst first", "setting": "Settings"}
 SCALE = (
-    "Relative change: the norm of the difference over that of the larger side; 10⁻² is 1 %. "
-    "The scale is logarithmic."
+    "Relative change: the norm of the difference over that of the larger side. The scale is "
+    "logarithmic."
 )
 
 
@@ -65,7 +72,7 @@ def _tolerances(report: DiffReport) -> str:
 
 
 def _charts(report: DiffReport) -> Iterator[str]:
-    yield from drift_by_layer("Drift by layer", report.layers)
+    yield from drift_by_layer("Drift by layer", layers_of_model(report))
     changes = [row.distance.relative_l2 for row in measured(report) if row.distance]
     if values := [change for change in changes if change]:
         caption = "Tensors by their relative change: the number in each decade."
@@ -77,7 +84,7 @@ def drift_by_layer(title: str, of_layers: Sequence[GroupDistance]) -> Iterator[s
     layers = [each for each in fold_layers(of_layers) if _is_measured(each.worst)]
     known = [drift for each in layers if (drift := each.worst.relative_l2)]
     if known or any(each.worst.nonfinite for each in layers):
-        axis = axis_of(known or [1.0])
+        axis = axis_of(known or [1.0], in_percent=True)
         bars = [_drift(folded.label, folded.worst) for folded in layers[:BARS]]
         left = f" {len(layers) - BARS:,} more layers are not drawn." if len(layers) > BARS else ""
         yield from folding(title, bar_chart(bars, axis, SCALE + left))

@@ -70,6 +70,7 @@ svg text {{ font: 12px system-ui, sans-serif; fill: var(--ink); }}
 svg text.quiet {{ fill: var(--quiet); }} svg line {{ stroke: var(--line); }}
 svg rect.bar {{ fill: var(--bar); }} svg rect.passed {{ fill: var(--good); }}
 svg rect.failed {{ fill: var(--error); }} svg rect.unchecked {{ fill: var(--edge); }}
+svg rect.warned {{ fill: var(--warning); }} svg rect.noted {{ fill: var(--info); }}
 svg .tile {{ stroke: var(--edge); stroke-width: 1px; }}
 {" ".join(f".{use} {{ fill: var(--{use}); }}" for use in COLORS["light"] if use[:4] == "tile")}
 ul.legend {{ list-style: none; padding: 0; margin: .3rem 0; display: flex; flex-wrap: wrap;

@@ -51,7 +51,7 @@ def _article(report: InspectReport | RunReport) -> Iterator[str]:
         yield from _spreads(report)
         yield from blocks[folds:]
     else:
-        yield from page_as_html(_run_page(report))
+        yield from page_as_html(_below_the_path(_run_page(report)))
     yield "</article>"
 
 

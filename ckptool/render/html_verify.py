@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ckptool.render.html_charts import shares
 from ckptool.render.html_document import document, folding, page_as_html, shown, table
 from ckptool.render.states import (
     NOUNS,
-    STATES,
     counts,
     findings_by_check,
     named,
@@ -21,13 +20,16 @@ from ckptool.render.states import (
 from ckptool.render.verify_text import certificate
 from ckptool.reports.base import Severity
 from ckptool.reports.rules import FAMILIES
-from ckptool.reports.verify import ChoiceReport, State, VerifyReport
+from ckptool.reports.verify import CheckResult, ChoiceReport, State, VerifyReport
 
-# State -> class of the bar, and of the word.
-KINDS = {State.PASSED: ("passed", "good"), State.FAILED: ("failed", "error"),
-         State.NOT_CHECKED: ("unchecked", "quiet")}  # fmt: skip
-# Severity -> class of the word.
-SEVERITIES = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.INFO: "info"}
+# What a check found -> class of the bar, class of the word, and the word.
+KINDS: Mapping[State | Severity, tuple[str, str, str]] = {
+    State.PASSED: ("passed", "good", "passed"),
+    Severity.ERROR: ("failed", "error", "failed"),
+    Severity.WARNING: ("warned", "warning", "warning"),
+    Severity.INFO: ("noted", "info", "note"),
+    State.NOT_CHECKED: ("unchecked", "quiet", "not checked"),
+}
 
 
 def verdicts_to_html(reports: Sequence[VerifyReport | ChoiceReport]) -> str:
@@ -47,7 +49,8 @@ def _choice(report: ChoiceReport) -> str:
 
 def _article(report: VerifyReport) -> Iterator[str]:
     state = verdict(report)
-    yield f'<article><h1><span class="{KINDS[state][1]}">{state}</span> '
+    kind = "good" if report.ok else "error"
+    yield f'<article><h1><span class="{kind}">{state}</span> '
     yield f'<span class="name">{shown(path_of(report))}</span></h1>'
     yield f"<p>{shown(counts(report))}</p>"
     if report.required:
@@ -64,21 +67,23 @@ def _article(report: VerifyReport) -> Iterator[str]:
 def _families(report: VerifyReport) -> list[tuple[str, list[tuple[str, str, int]]]]:
     rows = []
     for prefix, name in FAMILIES.items():
-        states = [check.state for check in report.checks if check.rule.startswith(prefix)]
-        if states:
-            parts = [
-                (KINDS[state][0], STATES[state], states.count(state))
-                for state in (State.PASSED, State.FAILED, State.NOT_CHECKED)
-            ]
+        found = [_found(check) for check in report.checks if check.rule.startswith(prefix)]
+        if found:
+            parts = [(bar, word, found.count(each)) for each, (bar, _, word) in KINDS.items()]
             rows.append((name, parts))
     return rows
+
+
+def _found(check: CheckResult) -> State | Severity:
+    """Return the state of a check; of one that found something, how severe that is."""
+    return Severity(check.severity) if check.state == State.FAILED else State(check.state)
 
 
 def _findings(report: VerifyReport) -> Iterator[str]:
     ordered = sorted(report.findings, key=lambda found: list(Severity).index(found.severity))
     rows = (
         (
-            _marked(f"{found.rule} {NOUNS[found.severity]}", SEVERITIES[found.severity]),
+            _marked(f"{found.rule} {NOUNS[found.severity]}", KINDS[found.severity][1]),
             shown(sentence(found)),
             shown(remedy(found)),
         )
@@ -91,7 +96,7 @@ def _checks(report: VerifyReport) -> Iterator[str]:
     rows = (
         (
             shown(named(check)),
-            _marked(STATES[State(check.state)], KINDS[State(check.state)][1]),
+            _marked(KINDS[_found(check)][2], KINDS[_found(check)][1]),
             shown(check.reason),
         )
         for check, _ in findings_by_check(report)

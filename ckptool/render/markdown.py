@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from ckptool.render.diff_text import answer_lines, listed
-from ckptool.render.facts import TOP
+from ckptool.render.facts import TOP, file_kind
 from ckptool.render.outputs import rendered
 from ckptool.render.states import (
     LIMIT,
@@ -191,7 +191,7 @@ def _section(report: VerifyReport) -> Iterator[str]:
 
 
 def _facts(report: VerifyReport) -> str:
-    kind = inline(report.format or "not readable")
+    kind = inline(file_kind(report.format)) if report.format else "not readable"
     required = f" Required: {inline(', '.join(report.required))}." if report.required else ""
     return f"{kind}, {size(report.size_bytes)}.{required} {counts(report).capitalize()}."
 

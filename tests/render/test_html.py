@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptool.render.facts import TOP
-from ckptool.render.html_charts import Box, DecadeAxis, Part, axis_of, power, squarified, treemap
+from ckptool.render.html_charts import Box, DecadeAxis, Part, axis_of, squarified, treemap
 from ckptool.render.html_document import COLORS, STYLE, TEXTS, page_as_html
 from ckptool.render.html_verify import verdicts_to_html
 from ckptool.render.page import Grid, line
@@ -246,7 +247,9 @@ def test_an_axis_of_decades_holds_its_values_in_order(values):
 def test_ticks_are_at_their_powers_of_ten():
     axis = DecadeAxis(-4, 0)
     assert [axis.at(10.0**tick) for tick in axis.ticks] == pytest.approx([100, 75, 50, 25, 0])
-    assert [power(tick) for tick in axis.ticks] == ["1", "10⁻¹", "10⁻²", "10⁻³", "10⁻⁴"]
+    assert [axis.label(tick) for tick in axis.ticks] == ["1", "0.1", "0.01", "0.001", "0.0001"]
+    shares = axis_of([0.02, 3.0], in_percent=True)
+    assert [shares.label(tick) for tick in shares.ticks] == ["1000 %", "100 %", "10 %", "1 %"]
 
 
 def test_a_page_of_text_keeps_its_titles_columns_and_meanings():
@@ -262,3 +265,28 @@ def test_a_page_of_text_keeps_its_titles_columns_and_meanings():
     assert '<td class="right" data-label="size">3 KiB</td>' in html
     assert '<td>&emsp;&emsp;<span class="name">deeper</span></td>' in html
     assert html.index("</table>") < html.index("<p>and more</p>")
+
+
+def test_a_check_that_found_a_note_is_not_red():
+    """Under "passed", a bar of failures would be a contradiction."""
+    report = replace(verdicts.bad(), findings=verdicts.FINDINGS[1:], ok=True)
+    html = verdicts_to_html([report])
+    drawn = dict(re.findall(r'<rect class="(\w+)" x="[^"]*" y="2" width="([\d.]+)%"', html))
+    assert {kind for kind, width in drawn.items() if float(width)} >= {"warned", "noted"}
+    assert ">warning</span>" in html
+    assert "1 warning, 1 note, 1 ok; 1 not checked" in html
+
+
+def test_parts_of_an_optimizer_are_no_layers(ckptool, tmp_path):
+    for name, value in (("a", 1.0), ("b", 2.0)):
+        net = torch.nn.Linear(2, 2)
+        optimizer = torch.optim.Adam(net.parameters())
+        torch.nn.init.constant_(net.weight, value)
+        (net(torch.ones(1, 2)).sum() * value).backward()
+        optimizer.step()
+        state = {"model": {"net.weight": net.weight.data}, "optimizer": optimizer.state_dict()}
+        torch.save(state, tmp_path / f"{name}.pt")
+    html = ckptool("diff", tmp_path / "a.pt", tmp_path / "b.pt", "--format", "html").stdout
+    chart = html.partition("Drift by layer")[2].partition("</figure>")[0]
+    assert "model/net" in chart
+    assert "optimizer" not in chart
