@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from math import prod
 from operator import itemgetter
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ckptool.dtypes import DType
@@ -225,20 +224,26 @@ def check(
         DamagedError: a byte differs.
     """
     with LocalFile(output.path) as written:
+        plain = [patch for patch in patches if patch.is_plain]
+        blocks = ((patch, at) for patch in plain for at in range(0, patch.place.nbytes, BLOCK))
+        same = partial(_is_same, written, reader, shift)
+        for _ in side_by_side(same, blocks, lambda block: min(BLOCK, block[0].place.nbytes)):
+            pass
         for patch in patches:
-            if patch.is_plain:
-                _compare(written, patch, reader, shift)
-            else:
+            if not patch.is_plain:
                 found = _checksum(written, patch, shift)
                 expect(found == account.made[patch.name], patch.name, output.path)
 
 
-def _compare(written: Source, patch: Patch, reader: TensorReader, shift: int) -> None:
-    at, nbytes = patch.place.offset + shift, patch.place.nbytes
-    for start in range(0, nbytes, BLOCK):
-        count = min(BLOCK, nbytes - start)
-        wanted = reader.read(patch.source.chunks[0].span, start, count)
-        expect(written.read(at + start, count) == wanted, patch.name, Path(written.name))
+def _is_same(
+    written: LocalFile, reader: TensorReader, shift: int, block: tuple[Patch, int]
+) -> None:
+    """Compare a block of a target, from an offset in it on, with its source."""
+    patch, start = block
+    count = min(BLOCK, patch.place.nbytes - start)
+    wanted = reader.read(patch.source.chunks[0].span, start, count)
+    found = written.read(patch.place.offset + shift + start, count)
+    expect(found == wanted, patch.name, written.path)
 
 
 def _checksum(written: Source, patch: Patch, shift: int) -> int:

@@ -141,3 +141,46 @@ def test_between_file_systems(source, tmp_path):
         assert copied(source, target, SIZE, start=0, at=0) == source.read_bytes()
     finally:
         target.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------ in memory
+
+
+def mounts_of(path, monkeypatch, *kinds):
+    """A table of mounts in which the file system of ``path`` has these kinds."""
+    device = path.stat().st_dev
+    rows = [
+        f"{nth} 1 {os.major(device)}:{os.minor(device)} / /mnt rw shared:1 - {kind} none rw\n"
+        for nth, kind in enumerate(kinds)
+    ]
+    table = path.with_name("mountinfo")
+    table.write_text("25 1 0:4095 / /other rw - tmpfs none rw\nshort\n\n" + "".join(rows))
+    monkeypatch.setattr(copying, "MOUNTS", str(table))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "wanted"), [(["ext4"], False), (["tmpfs"], True), (["ramfs"], True), ([], False)]
+)
+def test_a_file_system_in_memory_is_known_by_its_mount(kinds, wanted, source, monkeypatch):
+    mounts_of(source, monkeypatch, *kinds)
+    with source.open("rb") as file:
+        assert copying.is_in_memory(file.fileno()) is wanted
+
+
+def test_without_a_table_of_mounts_nothing_is_in_memory(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(copying, "MOUNTS", str(tmp_path / "none"))
+    with source.open("rb") as file:
+        assert not copying.is_in_memory(file.fileno())
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="nothing can be reserved")
+@pytest.mark.parametrize(("kind", "reserved"), [("ext4", 2), ("tmpfs", 0)])
+def test_space_is_reserved_on_a_disk_alone(kind, reserved, source, tmp_path, monkeypatch):
+    mounts_of(source, monkeypatch, kind)
+    calls = []
+    monkeypatch.setattr(os, "posix_fallocate", lambda *args: calls.append(args))
+    pace = copying.Pace()
+    with (tmp_path / "out").open("wb") as out:
+        pace.before(out.fileno(), 0, copying.STEP)
+        pace.before(out.fileno(), copying.STEP, copying.STEP)
+    assert len(calls) == reserved

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from ckptool.errors import DamagedError, UnreadableError
 from ckptool.process.progress import Progress, no_progress
@@ -59,22 +60,45 @@ COPIERS: tuple[Copier, ...] = (
 )
 
 
+MOUNTS = "/proc/self/mountinfo"  # a line for each mount; its form is in proc(5)
+IN_MEMORY = frozenset({b"tmpfs", b"ramfs"})
+
+
+def is_in_memory(file: int) -> bool:
+    """Return whether an open file is kept in memory; False where the system does not tell."""
+    device = os.fstat(file).st_dev
+    place = f"{os.major(device)}:{os.minor(device)}".encode()
+    try:
+        with Path(MOUNTS).open("rb") as mounts:
+            rows = [line.split() for line in mounts]
+    except OSError:
+        return False
+    kinds = {row[row.index(b"-") + 1] for row in rows if row[2:3] == [place] and b"-" in row}
+    return not kinds.isdisjoint(IN_MEMORY)
+
+
 class Pace:
     """Disk work beside a copy: space is reserved ahead, and writeback starts early.
 
     Measured on ext4, 730 MB with fsync: 0.58 s without, 0.41 s with early writeback, 0.30 s with
     both. Reserving also detects a full disk before bytes are copied. Where the file system cannot
-    reserve, the C library writes zeros instead. That is slow, so reserving then stops.
+    reserve, the C library writes zeros instead. That is slow, so reserving then stops. In a file
+    system in memory it takes a quarter of the whole copy, and there is no disk to prepare.
     """
 
     def __init__(self) -> None:
         self._reserves = hasattr(os, "posix_fallocate")
+        self._is_met = False  # whether the target's file system is known
         self._sent = self._copied = 0  # offsets
 
     def before(self, target: int, at: int, nbytes: int) -> None:
         """Reserve space before ``nbytes`` bytes are copied to ``at``."""
         if not self._reserves or nbytes < WORTH_RESERVING:
             return
+        if not self._is_met:
+            self._is_met, self._reserves = True, not is_in_memory(target)
+            if not self._reserves:
+                return
         begun = time.monotonic()
         try:
             os.posix_fallocate(target, at, nbytes)
