@@ -21,7 +21,6 @@ from ckptool.ema.findings import (
     NEVER_UPDATED,
     QUESTIONS,
     UNSTARTED,
-    Question,
     flag_findings,
     remaining_share,
     unread_findings,
@@ -41,16 +40,16 @@ LATE = 0.5  # share of the expected updates, below which the counter is late
 MAX_BATCHES = 64  # batches whose gradients are accumulated for one optimizer step
 
 
-def _asked(question: Question, subject: Subject) -> Verdicts:
+def _asked(rule: str, subject: Subject) -> Verdicts:
     """Ask one of ``inspect``'s questions of each candidate for which it can be answered."""
-    can_tell, reason = ANSWERABLE[question.rule]
+    can_tell, reason = ANSWERABLE[rule]
     asked = [c for c in subject.location.candidates if can_tell(subject, c)]
     for candidate in asked:
-        message = question.ask(subject.checkpoint, subject.location, candidate)
+        message = QUESTIONS[rule](subject.checkpoint, subject.location, candidate)
         if message:
-            yield finding(question.rule, candidate.address, message)
+            yield finding(rule, candidate.address, message)
     if not asked:
-        yield NotChecked(question.rule, reason, is_absent=True)
+        yield NotChecked(rule, reason, is_absent=True)
 
 
 def _is_compared(_subject: Subject, candidate: Candidate) -> bool:
@@ -290,9 +289,9 @@ def _sidecars(subject: Subject) -> Verdicts:
 
 CHECKS = (
     *(
-        Check((question.rule,), partial(_asked, question), (an_average,))
-        for question in QUESTIONS
-        if question.rule != "CK303"  # values.py samples all sections of the checkpoint
+        Check((rule,), partial(_asked, rule), (an_average,))
+        for rule in QUESTIONS
+        if rule != "CK303"  # values.py samples all sections of the checkpoint
     ),
     Check(("CK401",), _absent),
     Check(("CK402",), _shapes, (an_average, a_model)),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from ckptool.contents.alignment import align_names
 from ckptool.contents.completeness import find_remainder, identities
@@ -43,13 +42,6 @@ UNSTARTED = (
 )
 
 Ask = Callable[[Checkpoint, EmaLocation, Candidate], "str | None"]
-
-
-class Question(NamedTuple):
-    """A row: the rule, and the function that checks a candidate for it."""
-
-    rule: str
-    ask: Ask
 
 
 def _identical(_checkpoint: Checkpoint, location: EmaLocation, candidate: Candidate) -> str | None:
@@ -150,26 +142,27 @@ def _contradicted(
     return _contradiction(checkpoint, location) if candidate is location.selected else None
 
 
-QUESTIONS = (
-    Question("CK303", _not_finite),
-    Question("CK404", _identical),
-    Question("CK405", _unrelated),
-    Question("CK406", _swapped),
-    Question("CK407", _immature),
-    Question("CK408", _against),
-    Question("CK416", _buffers),
-    Question("CK417", _waiting),
-    Question("CK418", _contradicted),
-)
+# Rule -> the function that checks a candidate for it.
+QUESTIONS: Mapping[str, Ask] = {
+    "CK303": _not_finite,
+    "CK404": _identical,
+    "CK405": _unrelated,
+    "CK406": _swapped,
+    "CK407": _immature,
+    "CK408": _against,
+    "CK416": _buffers,
+    "CK417": _waiting,
+    "CK418": _contradicted,
+}
 
 
 def ema_findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:
     """Yield the findings of all rows, and of flags that contradict the file."""
     for candidate in location.candidates:
-        for question in QUESTIONS:
-            message = question.ask(checkpoint, location, candidate)
+        for rule, ask in QUESTIONS.items():
+            message = ask(checkpoint, location, candidate)
             if message:
-                yield finding(question.rule, candidate.address, message)
+                yield finding(rule, candidate.address, message)
     yield from flag_findings(checkpoint, location)
     yield from unread_findings(location)
 
@@ -184,12 +177,12 @@ def stale_findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Fi
     chosen = location.selected
     if chosen is not None:
         from_slot = location.main_slot is MainSlot.AVERAGED
-        for question in QUESTIONS:
-            is_asked = question.rule in TAKEN and not (from_slot and question.rule == "CK416")
-            message = question.ask(checkpoint, location, chosen) if is_asked else None
+        for rule, ask in QUESTIONS.items():
+            is_asked = rule in TAKEN and not (from_slot and rule == "CK416")
+            message = ask(checkpoint, location, chosen) if is_asked else None
             if message:
-                more = OFFERS.get(question.rule, "")
-                yield finding(question.rule, chosen.address, message + more)
+                more = OFFERS.get(rule, "")
+                yield finding(rule, chosen.address, message + more)
         if not from_slot and first_of(UPDATES, chosen.meta) == 0:
             yield finding("CK411", chosen.address, NEVER_UPDATED)
         if half := half_averaged(chosen, location.model, checkpoint.reader):

@@ -12,13 +12,14 @@ from ckptool.contents.given import refuse_given
 from ckptool.contents.selection import MODEL_ROLE, ROLES, select_node
 from ckptool.ema.buffers import with_models_buffers
 from ckptool.ema.candidates import Candidate, EmaLocation
-from ckptool.ema.full_comparison import compare_in_full
 from ckptool.ema.layouts import Layouts
 from ckptool.ema.locate import locate_ema
 from ckptool.ema.refusals import EXTRACT, require_ema
+from ckptool.errors import EmaAmbiguousError
 from ckptool.formats.base import Checkpoint
 from ckptool.plans.extraction import complete, plan_extraction
 from ckptool.reports.base import EmaStatus, MainSlot
+from ckptool.tensors.blocks import equal_after_cast, same_values
 from ckptool.tensors.volume import refuse_repetition
 from ckptool.tree.addresses import refuse_ambiguous
 from ckptool.tree.nodes import TensorRef, Tree
@@ -89,7 +90,7 @@ def take_weights(
     for table in (location.model, selected):
         refuse_repetition(table.tensors.values() if table else ())
     if compared_in_full:
-        compare_in_full(checkpoint, location.selected)
+        _compare_in_full(checkpoint, location.selected)
     return Weights(location, candidate)
 
 
@@ -102,14 +103,26 @@ def _refuse_ambiguous(location: EmaLocation) -> None:
 
 
 def _refuse_given(checkpoint: Checkpoint, location: EmaLocation) -> None:
-    """Refuse weights that a loader would give to calls that may change them.
-
-    Raises:
-        UnsupportedError: there is such a call.
-    """
+    """Refuse weights that a loader would give to calls that may change them."""
     chosen = location.selected
     own = chosen.table if chosen is not None and chosen.file is None else None
     refuse_given(checkpoint, (location.model, own))
+
+
+def _compare_in_full(checkpoint: Checkpoint, candidate: Candidate | None) -> None:
+    """Compare every value that the search compared in a sample, before a command relies on it."""
+    for assumed in candidate.assumed_equal if candidate else ():
+        are_equal = equal_after_cast if assumed.cast else same_values
+        refuse_repetition(ref for pair in assumed.pairs for ref in pair)
+        checkpoint.reader.expect_values(ref for pair in assumed.pairs for ref in pair)
+        for one, other in assumed.pairs:
+            if not are_equal(checkpoint.reader, one, other):
+                raise EmaAmbiguousError(
+                    f"agrees with {assumed.what} in a sample of the values, but not in all",
+                    path=checkpoint.path,
+                    address=candidate.address if candidate else None,
+                    hint="name the one that is meant: --ema ADDRESS",
+                )
 
 
 def select_part(checkpoint: Checkpoint, address: str, layouts: Layouts) -> Tree:
