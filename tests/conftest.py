@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import signal
+import ssl
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -76,3 +78,17 @@ def fresh_torch():
     """``fresh_torch(code)`` in a process that has imported torch and nothing of ours."""
     with running_torch() as run:
         yield run
+
+
+@pytest.fixture(scope="session")
+def certificates() -> SimpleNamespace:
+    """Settings of TLS: a server called localhost, another host's, and a client that trusts both."""
+    trustme = pytest.importorskip("trustme")
+    authority = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(server)
+    elsewhere = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("elsewhere.example").configure_cert(elsewhere)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    return SimpleNamespace(server=server, elsewhere=elsewhere, client=client, authority=authority)

@@ -11,7 +11,7 @@ import torch
 from ckptool.cli import completion
 from ckptool.commands.inspect import inspect_file
 from ckptool.contents.selection import Operand
-from ckptool.sources.remote import ahead, file, http, retries
+from ckptool.sources.remote import ahead, file
 from ckptool.sources.urls import RemotePath
 from helpers import web
 from helpers.output import run_inside as run
@@ -40,21 +40,12 @@ def site():
 
 @pytest.fixture
 def in_parts(monkeypatch):
-    """As if the files were large: nearly all that is read is a request."""
-    monkeypatch.setattr(file, "TAIL", 1024)
-    monkeypatch.setattr(file, "HEAD", 4096)
-    monkeypatch.setattr(file, "WINDOW", 512)
-    monkeypatch.setattr(file, "MAX_WINDOW", 4096)
-    monkeypatch.setattr(ahead, "CHUNK", 9000)
-    monkeypatch.setattr(ahead, "MIN_GAP", 0)
-    monkeypatch.setattr(http, "MAX_WHOLE", 16)
+    web.cut_small(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """No pauses between attempts."""
-    patience = retries.PATIENCE._replace(silence=2, sleep=lambda _seconds: None)
-    monkeypatch.setattr(retries, "PATIENCE", patience)
+    web.be_quick(monkeypatch)
 
 
 def at(site: Site, path: Path) -> str:
@@ -221,97 +212,6 @@ def test_a_login_page_is_said(site):
     done = run("inspect", f"{site.url}/a.ckpt")
     assert done.exit_code == 2
     assert "web page" in done.stderr
-
-
-# ---------------------------------------------------------- faults everywhere
-
-FAULTS = {
-    "reset": web.reset,
-    "short": web.short,
-    "wrong-range": web.wrong_range,
-    "longer": web.longer,
-    "500": web.status(500),
-    "429": web.status(429, Retry_After="2"),
-    "403": web.status(403),
-    "no-ranges": web.no_ranges,
-    "compressed": web.packed,
-    "drip": web.drip,
-}
-
-
-@pytest.fixture(scope="module")
-def scattered(tmp_path_factory) -> Path:
-    """A checkpoint whose EMA lies in several places, so that it takes many requests in parts."""
-    torch.manual_seed(0)
-    state: dict = {"state_dict": {}, "ema_state_dict": {}, "epoch": 1}
-    kept = []
-    for n in range(12):
-        value = torch.randn(40, 50)
-        state["state_dict"][f"layer{n}.weight"] = value
-        state["ema_state_dict"][f"layer{n}.weight"] = value + 0.01 * torch.randn(40, 50)
-        kept.append(torch.randn(40, 50))
-    path = tmp_path_factory.mktemp("scattered") / "last.ckpt"
-    torch.save(state | {"optimizer_like": kept}, path)
-    return path
-
-
-@pytest.mark.parametrize("how", ["once", "from-then-on"])
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_fault_at_any_request_gives_the_right_weights_or_none(
-    site, tmp_path, in_parts, scattered, fault, how, monkeypatch
-):
-    url = at(site, scattered)
-    right = tmp_path / "right.safetensors"
-    assert run("extract-ema", url, "-o", right).exit_code == 0
-    count = len(site.asked)
-    assert count > 12
-    if fault is web.drip:  # each takes a while
-        monkeypatch.setattr(retries, "PATIENCE", retries.PATIENCE._replace(silence=0.05))
-    folder = tmp_path / "out"
-    folder.mkdir()
-    few = 3 if fault is web.drip else 12
-    for number in {*range(6), *range(0, count, count // few), count - 1}:
-        site.forget()
-        last = 500 if how == "from-then-on" else number + 1
-        site.faults = dict.fromkeys(range(number, last), fault)
-        output = folder / f"{number}.safetensors"
-        done = run("extract-ema", url, "-o", output)
-        if done.exit_code == 0:
-            assert output.read_bytes()[-5000:] == right.read_bytes()[-5000:]
-            output.unlink()
-        else:
-            assert done.exit_code == 2, done
-            assert done.stderr.startswith("error:")
-            assert "hint:" in done.stderr
-        assert not list(folder.iterdir())
-
-
-@pytest.mark.parametrize("has_etags", [True, False])
-def test_a_file_replaced_at_any_request_is_told_and_never_mixed(
-    site, tmp_path, in_parts, scattered, has_etags
-):
-    site.has_etags = has_etags
-    url = at(site, scattered)
-    name, data = f"/{scattered.name}", scattered.read_bytes()
-    other = bytes(byte ^ 1 if nth > 6000 else byte for nth, byte in enumerate(data))
-    other += b"" if has_etags else bytes(8)  # else only the size tells
-    right = tmp_path / "right.safetensors"
-    assert run("extract-ema", url, "-o", right).exit_code == 0
-    refused = 0
-    for number in range(1, len(site.asked), 3):
-        site.forget()
-        site.files[name] = data
-        site.faults = {number: web.replaced(other)}
-        output = tmp_path / "out.safetensors"
-        done = run("extract-ema", url, "-o", output)
-        if done.exit_code == 0:  # all that it takes was read before
-            assert output.read_bytes()[-5000:] == right.read_bytes()[-5000:]
-            output.unlink()
-        else:
-            refused += 1
-            assert "replaced" in done.stderr
-        assert not output.exists()
-    assert refused > 5
 
 
 # ---------------------------------------------------------- bytes and requests

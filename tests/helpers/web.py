@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import socket
 import struct
@@ -12,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from ckptool.sources.remote import ahead, file, http, retries
 
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
@@ -270,6 +273,13 @@ def drip(handler: Handler, data: bytes) -> bool:
     return True
 
 
+def no_tls(handler: Handler, _data: bytes) -> bool:
+    """Send plain text on a connection on which TLS is spoken, then close it."""
+    os.write(handler.connection.fileno(), b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    handler.close_connection = True
+    return True
+
+
 def moved(to: Callable[[str], str]) -> Fault:
     """Redirect to the URL that ``to`` makes of the path."""
 
@@ -278,3 +288,22 @@ def moved(to: Callable[[str], str]) -> Fault:
         return True
 
     return fault
+
+
+# -------------------------------------------------------------------------------- for small files
+
+
+def cut_small(monkeypatch) -> None:
+    """As if the files were large: nearly all that is read is a request."""
+    for module, name, value in (
+        (file, "TAIL", 1024), (file, "HEAD", 4096), (file, "WINDOW", 512),
+        (file, "MAX_WINDOW", 4096), (ahead, "CHUNK", 9000), (ahead, "MIN_GAP", 0),
+        (http, "MAX_WHOLE", 16),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+
+
+def be_quick(monkeypatch, silence: float = 2) -> None:
+    """Make no pauses between attempts, and wait for a silent server no longer than that."""
+    patience = retries.PATIENCE._replace(silence=silence, sleep=lambda _seconds: None)
+    monkeypatch.setattr(retries, "PATIENCE", patience)

@@ -106,6 +106,15 @@ class Connection(HTTPConnection):
                     "for a certificate authority of your own set SSL_CERT_FILE; nothing turns "
                     "the verification off",
                 ) from error
+            except ssl.SSLError as error:
+                sock.close()
+                reason = (error.reason or str(error)).replace("_", " ").lower()
+                raise TransferError(
+                    f"the server {self.site.host} does not answer by TLS on port "
+                    f"{self.site.port}: {reason}",
+                    "check the port; a server without TLS is named by http://",
+                    is_transient=True,
+                ) from error
             except OSError:
                 sock.close()
                 raise
