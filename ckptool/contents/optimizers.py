@@ -51,16 +51,21 @@ def _optimizer(address: Address, fields: dict[Any, Any]) -> OptimizerState:
         by_parameter = _with_numbers(by_parameter, parameters)
     names: dict[Any, str] = {p: p for p in parameters if isinstance(p, str)}
     for group in {id(group): group for group in groups}.values():
-        called = zip(
-            _elements(group.get("params")), _elements(group.get("param_names")), strict=False
-        )
+        called = zip(parameters_of(group), _elements(group.get("param_names")), strict=False)
         names |= {p: name for p, name in called if isinstance(name, str)}
     return OptimizerState(address, by_parameter, groups, parameters, names)
 
 
 def parameters_of(group: dict[Any, Any]) -> list[Any]:
-    """Return the parameters of a group, as the optimizer numbers or names them."""
-    return _elements(group.get("params"))
+    """Return the parameters of a group, as the optimizer numbers or names them.
+
+    A list that holds containers is none of parameters, which are keys of the states.
+    """
+    parameters = _elements(group.get("params"))
+    return [] if any(isinstance(each, _NO_PARAMETERS) for each in parameters) else parameters
+
+
+_NO_PARAMETERS = (dict, list, tuple, set)
 
 
 def _with_numbers(states: dict[Any, Any], parameters: tuple[Any, ...]) -> dict[Any, Any]:

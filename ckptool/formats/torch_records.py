@@ -353,6 +353,10 @@ class TorchRecords:
             raise DamagedError(
                 f"the record data/{name} is missing, {nbytes} bytes of values with it"
             )
+        if self.archive.unread and nbytes and record.entry_offset in self.archive.unread:
+            raise DamagedError(
+                f"the record data/{name:.80} is marked as a folder, of which torch reads no values"
+            )
         if record.size < nbytes:
             raise DamagedError(f"the record data/{name} has {record.size} of {nbytes} bytes")
         self._located.add(record.header_offset)

@@ -49,3 +49,11 @@ def test_a_group_that_is_listed_very_often_costs_no_memory():
     state = {"state": {0: {}}, "param_groups": [group] * 100_000}
     (optimizer,) = read_optimizers(take_inventory({"optimizer": state}))
     assert len(optimizer.parameters) == MAX_PARAMETERS
+
+
+def test_a_list_with_containers_is_none_of_parameters():
+    groups = [{"params": [0, {"a": 1}], "param_names": ["w", "v"]}, {"params": [1]}]
+    state = {"state": {0: {}, 1: {}}, "param_groups": groups}
+    (optimizer,) = read_optimizers(take_inventory({"optimizer": state}))
+    assert optimizer.parameters == (1,)
+    assert optimizer.names == {}

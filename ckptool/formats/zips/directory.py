@@ -63,8 +63,11 @@ def _find_end(source: Source) -> tuple[bytes, int]:
     return tail, tail.rfind(b"PK\x05\x06", 0, max(0, len(tail) - END.size + 4))
 
 
-def read_directory(found: Directory, refusals: list[str]) -> list[ZipRecord]:
+def read_directory(found: Directory, refusals: list[str], unread: set[int]) -> list[ZipRecord]:
     """Return the records that the directory lists; add faults that torch refuses to ``refusals``.
+
+    Records of which torch reads no bytes, as of folders, are added to ``unread``, by their entries:
+    the values of a storage there are whatever the memory held.
 
     Raises:
         DamagedError: the directory breaks off, or records overlap.
@@ -93,8 +96,10 @@ def read_directory(found: Directory, refusals: list[str]) -> list[ZipRecord]:
             raise DamagedError(f"truncated: the record {name!r} reaches into the directory")
         records.append(make((name, method, flags, crc, packed, plain, header, offset + at)))
         at = name_end + extra_length + comment_length
-        if disk not in disks or (plain and (not packed or attributes & IS_FOLDER)):
+        is_folder = attributes & IS_FOLDER or name[-1:] == "/"
+        if disk not in disks or (plain and (not packed or is_folder)):
             _refuse(name, disk in disks, refusals)
+            unread.add(records[-1].entry_offset)
         if header < free:
             is_in_order = False
         free = header + packed + LOCAL.size

@@ -96,7 +96,8 @@ class ZipArchive:
         self.source, self._is_near = source, source.is_near
         self._directory = find_directory(source)
         self.refusals = list(self._directory.refusals)  # faults for which torch refuses it
-        self.records = read_directory(self._directory, self.refusals)
+        self.unread: set[int] = set()  # entries of records of which torch reads no bytes
+        self.records = read_directory(self._directory, self.refusals, self.unread)
         self._listed, self._listed_at = self._directory.data, self._directory.offset
         self._outermost, self._shift, _ = source.span(0, 0)  # as every span of the source has it
         self._window, self._window_offset = b"", 0
