@@ -8,10 +8,11 @@ Layout, as Hugging Face libraries write it::
     …                                 pytorch_model.bin.index.json and .bin
 
 Rules: a shard's file is a name in the index's directory, never a path out of it. A tensor's name
-comes once, and is in the shard that the map gives. Tensors beyond the map are kept too, since
-loaders load whole shards. A file that is named like a shard but is not in the map is reported: some
-loaders load it, and some do not. A directory with one index is a checkpoint; other checkpoints in
-the directory (``optimizer.pt``) are next to the weights in the tree, under their file names.
+comes once in all shards, and is in the shard that the map gives. Tensors beyond the map are kept
+too, since loaders load whole shards. A file that is named like a shard but is not in the map is
+reported: some loaders load it, and some do not. A directory with one index is a checkpoint; other
+checkpoints in the directory (``optimizer.pt``) are next to the weights in the tree, under their
+file names.
 
 Source: huggingface_hub ``serialization/_torch.py``, transformers ``modeling_utils.py``.
 """
@@ -241,9 +242,15 @@ def _joined(weight_map: dict[str, str], shards: dict[str, Checkpoint]) -> dict[s
             tree[name] = held[name]
     if lacking:
         raise _lack(lacking, weight_map)
-    for part in shards.values():
+    for shard, part in shards.items():
         for name, value in part.tree.items():
-            tree.setdefault(name, value)
+            if tree.setdefault(name, value) is not value:
+                raise DamagedError(
+                    f"it is in {shard} and in another shard too, and loaders take whole shards: "
+                    "the last one that they load counts",
+                    address=str(name),
+                    hint="fetch the files again, all from one save",
+                )
     return tree
 
 

@@ -233,3 +233,19 @@ def test_the_tensor_that_its_shard_lacks_is_the_address(tmp_path, ckptool):
     drop_from_shard(tmp_path)
     found = rules(ckptool("verify", tmp_path, "--json"))["CK105"]
     assert found["address"] == "mtp.fc.weight"
+
+
+@pytest.mark.parametrize("is_mapped", [True, False])
+def test_a_tensor_in_two_shards_is_refused(is_mapped, tmp_path, ckptool):
+    """transformers, diffusers and accelerate load whole shards: the last one counts."""
+    index = shard(tmp_path, weights())
+    name = next(iter(weights()))
+    for path in sorted(tmp_path.glob("*.safetensors")):
+        save_file({**load_file(path), name: weights()[name] + 1}, path)
+    content = json.loads(index.read_text())
+    if not is_mapped:
+        del content["weight_map"][name]
+    index.write_text(json.dumps(content))
+    done = ckptool("extract-ema", tmp_path, "--ema", "@model", "-o", tmp_path / "o.pt", "--json")
+    assert done.exit_code == 2
+    assert "it is in model-00002-of-00002.safetensors and in another" in str(done.json["error"])
