@@ -52,7 +52,9 @@ def failed(error: Exception) -> TransferError:
         message, hint = _REASONS[name]
         return (NotThereError if name == "FileNotFoundError" else TransferError)(message, hint)
     said = " ".join(str(error).split("Debug source:")[0].split())[:300]
-    hint = "check the region (AWS_REGION), the endpoint and the credentials"
+    hint = (
+        "check the bucket's name, the endpoint, the credentials, and for S3 the region (AWS_REGION)"
+    )
     return TransferError(f"the storage service failed: {said}", hint)  # obstore tried again
 
 
