@@ -194,6 +194,13 @@ def test_outputs_are_local(output):
     assert "outputs are files of this machine" in done.stderr
 
 
+def test_an_output_that_is_a_url_is_named_as_one_without_its_secret():
+    done = run("extract-ema", SAMPLE, "-o", "https://a.example/b.safetensors?sig=s3cret")
+    assert done.exit_code == 2
+    assert "error: https://a.example/b.safetensors: outputs are files" in done.stderr
+    assert "s3cret" not in done.stderr + done
+
+
 def test_in_place_is_refused(site):
     done = run("promote-ema", at(site, SAMPLE), "--in-place")
     assert done.exit_code == 2

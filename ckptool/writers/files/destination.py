@@ -76,7 +76,9 @@ def format_of(output: Path) -> str:
 
     Raises:
         UsageError: it chooses none.
+        OutputError: it is a URL.
     """
+    _refuse_url(output)
     kind = FORMAT_OF_SUFFIX.get(output.suffix.lower())
     if kind is None:
         known = " ".join(FORMAT_OF_SUFFIX)
@@ -171,7 +173,8 @@ def _refuse_url(path: Path) -> None:
     """Refuse a URL; as a path of this machine it has lost a slash."""
     first = path.parts[0] if path.parts else ""
     if first.removesuffix(":") in SCHEMES and first.endswith(":") and not Path(first).exists():
-        raise OutputError(THIS_MACHINE, path=path, hint="write a file here and upload it")
+        url = RemotePath(str(path).replace(":/", "://", 1))
+        raise OutputError(THIS_MACHINE, path=url, hint="write a file here and upload it")
 
 
 def check_in_place(path: Path, backup: Path | None, *, force: bool) -> Path:
