@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from ckptool.cli.catalogue import COMMANDS, command_of, spelled_out
+from ckptool.cli.catalogue import COMMANDS, OTHER_NAMES, command_of, spelled_out
 from ckptool.cli.output import ExitCode, own_place, used_color
 from ckptool.cli.parameters import plain_call
 from ckptool.errors import CkptError, UsageError, as_ckpt_error
@@ -132,7 +132,9 @@ def _refuse(error: CkptError, args: Sequence[str]) -> int:
 
 
 def _help_of(args: Sequence[str]) -> str:
-    """Return what to type for the help of the command."""
+    """Return what to type instead of a word that is no command, or for the help of the command."""
+    if args and args[0] in OTHER_NAMES:
+        return OTHER_NAMES[args[0]]
     return f"ckptool {args[0]} --help" if args and args[0] in COMMANDS else "ckptool --help"
 
 

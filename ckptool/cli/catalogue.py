@@ -75,6 +75,22 @@ def command_of(name: str) -> Callable[..., Any]:
     return command
 
 
+# Words that people try -> what answers them.
+OTHER_NAMES: Mapping[str, str] = {
+    "check": "ckptool verify FILE",
+    "compare": "ckptool diff A B",
+    "extract": "ckptool extract-ema FILE",
+    "history": "ckptool inspect DIRECTORY shows how the numbers of a run went",
+    "info": "ckptool inspect FILE",
+    "loads": "ckptool verify FILE --like OTHER",
+    "ls": "ckptool inspect DIRECTORY",
+    "merge": "ckptool average FILE FILE -o OUT",
+    "promote": "ckptool promote-ema FILE -o OUT",
+    "show": "ckptool inspect 'FILE#KEY/PATH' shows values",
+    "strip": "ckptool convert FILE --drop optimizer -o OUT",
+}
+
+
 def spelled_out(args: Sequence[str]) -> list[str]:
     """Return the arguments with the short forms written out.
 

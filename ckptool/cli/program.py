@@ -95,5 +95,6 @@ def complete() -> None:
 def _usage_error(error: Any) -> UsageError:
     message = getattr(error, "format_message", lambda: str(error))().rstrip(".")
     context = getattr(error, "ctx", None)
-    hint = f"{context.command_path} --help" if context is not None else None
+    known = context is not None and context.parent is not None  # else the program itself
+    hint = f"{context.command_path} --help" if context is not None and known else None
     return UsageError(message, hint=hint)  # without one, that of the command that was typed

@@ -63,6 +63,7 @@ table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; font-size: .9rem; white-space: pre-line; overflow-wrap: break-word; }}
 th {{ color: var(--quiet); font-weight: normal; }}
+td:first-child:has(.name) {{ min-width: 10rem; }}
 td.right, th.right {{ text-align: right; white-space: nowrap; }}
 figure {{ margin: .5rem 0 1rem; }} svg {{ display: block; overflow: hidden; }}
 figcaption {{ color: var(--quiet); font-size: .85rem; overflow-wrap: anywhere; }}
@@ -86,7 +87,8 @@ footer {{ margin-top: 2rem; color: var(--quiet); font-size: .85rem; }}
   thead {{ display: none; }} table, tbody {{ display: block; }}
   tr {{ display: block; padding: .35rem 0; border-bottom: 1px solid var(--line); }}
   td, td.right {{ border: 0; padding: 0 1rem 0 0; display: inline-block; text-align: left; }}
-  td:first-child {{ display: block; }} td:empty {{ display: none; }}
+  td:first-child, td:first-child:has(.name) {{ display: block; min-width: 0; }}
+  td:empty {{ display: none; }}
   td[data-label]:not([data-label=""])::before {{ content: attr(data-label) " ";
     color: var(--quiet); }}
   ol.bars li {{ grid-template-columns: 1fr 5rem; }}

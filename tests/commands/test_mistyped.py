@@ -41,6 +41,8 @@ def test_what_was_meant_is_named(typed, meant, path, ckptool):
     [
         (("inspect", "https:/host/a.pt"), "hint: a URL has two slashes: https://host/a.pt\n"),
         (("convert", "run.pt", "-o"), "hint: ckptool convert --help\n"),
+        (("strip", "run.pt"), "hint: ckptool convert FILE --drop optimizer -o OUT\n"),
+        (("frobnicate",), "hint: ckptool --help\n"),
         (("verify", "--latest-valid", "run.pt"), "hint: ckptool verify run.pt checks this file"),
         (("extract-ema", "run.pt", "--match", "blocks.*", "-o", "a.pt"), "begin with encoder"),
         (("extract-ema", "run.pt", "--match", "encoder.*", "--strip-prefix", "encoder",
