@@ -11,19 +11,18 @@ import pytest
 
 from ckptool.formats.compressed import compression
 
+STREAMS = {
+    "gzip": gzip.compress(b"values"),
+    "zlib": zlib.compress(b"values"),
+    "lzma": lzma.compress(b"values", lzma.FORMAT_ALONE),
+    "xz": lzma.compress(b"values"),
+    "bzip2": bz2.compress(b"values"),
+}
 
-@pytest.mark.parametrize(
-    ("name", "stream"),
-    [
-        ("gzip", gzip.compress(b"values")),
-        ("zlib", zlib.compress(b"values")),
-        ("lzma", lzma.compress(b"values", lzma.FORMAT_ALONE)),
-        ("xz", lzma.compress(b"values")),
-        ("bzip2", bz2.compress(b"values")),
-    ],
-)
-def test_a_stream_is_known_by_its_beginning(name, stream):
-    assert compression(stream) == name
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_stream_is_known_by_its_beginning(name):
+    assert compression(STREAMS[name]) == name
 
 
 @pytest.mark.parametrize("length", range(0x78, 0x10000, 0x100))
