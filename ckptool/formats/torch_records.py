@@ -193,8 +193,8 @@ class TorchRecords:
         """
         refuse_checkpoints(record.name for record in self._beside_storages)
         for record in self._unnamed_records():
-            with suppress(CkptError):
-                pickles.listen_aside(self._source(record), 0, record.name, SHORT)
+            with suppress(DamagedError):
+                self._listen_aside(pickles, record, 0)
         self._listen_to_arrays(pickles)
         unread = [r.name for r in self._other_pickles() if not self._listen(pickles, r)]
         message = "another pickle in the archive, which cannot be read to its end"
@@ -216,9 +216,16 @@ class TorchRecords:
                 begin = values_at(self.archive.head(record, HEAD_BYTES))
                 if begin is not None and begin < record.size:
                     found += 1
-                    pickles.listen_aside(self._source(record), begin, record.name, SHORT)
+                    self._listen_aside(pickles, record, begin)
             if found > MAX_UNNAMED:
                 raise UnsupportedError(f"more than {MAX_UNNAMED:,} arrays of numpy in the archive")
+
+    def _listen_aside(self, pickles: Pickles, record: ZipRecord, begin: int) -> None:
+        try:
+            source = self._source(record)
+        except CkptError:  # no other reader can unpack it either, or it is told elsewhere
+            return
+        pickles.listen_aside(source, begin, record.name, SHORT)
 
     def _other_pickles(self) -> Iterator[ZipRecord]:
         room = MAX_OTHERS

@@ -10,6 +10,7 @@ from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.behind import MAX_BEHIND, listen_behind
 from ckptool.formats.nested import pickles_of
 from ckptool.sources.memory import Memory
+from helpers import bombs
 from helpers.two_faced import EVIL, NOTHING, legacy, legacy_with_values, torch_zip
 
 
@@ -43,6 +44,29 @@ def test_bytes_that_are_no_pickle_end_the_row(junk):
 def test_a_pickle_that_breaks_off_names_only_what_is_dangerous():
     assert names_behind(b"\x80\x02cmyproject\nThing\n)\x81X\xff\xff") == set()
     assert names_behind(EVIL[:-1] + b"\xff") == {"posix.mkdir"}
+
+
+@pytest.mark.parametrize(
+    "unread",
+    [
+        bombs.KEYS["a long tuple as a key"](14_000),  # too much work
+        b"ccollections\nCounter\n(](I1\netR.",  # a call that ckptool does not make
+    ],
+    ids=["work", "call"],
+)
+def test_a_pickle_that_only_loaders_follow_hides_none_behind_it(unread):
+    with pytest.raises(UnsupportedError, match="cannot be followed"):
+        names_behind(unread + EVIL)
+
+
+@pytest.mark.slow
+def test_looks_are_counted_for_all_pickles_of_a_row():
+    """Each for itself could take as long as is allowed for all."""
+    row = bombs.VALUES["a list that is changed and given again"](14_000) * 20
+    started = time.process_time()
+    with pytest.raises(UnsupportedError, match="cannot be followed"):
+        names_behind(row)
+    assert time.process_time() - started < 20
 
 
 def test_a_zip_whose_directory_states_too_much_is_refused():

@@ -142,4 +142,4 @@ def test_a_value_that_many_share_is_looked_at_once():
     known = Grades()
     for _ in range(100):
         known.of(Opaque(USERS, state={"large": large}))
-    assert grades.MIN_LOOKS - known.looks_left < 3000
+    assert grades.MIN_LOOKS - known.looks.left < 3000

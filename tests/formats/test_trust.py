@@ -38,6 +38,7 @@ def trust(qualname: str, *, called: bool = False) -> str:
         "numpy.testing._private.utils.runstring", "multiprocessing.util.spawnv_passfds",
         "os.path.join", "asyncio.unix_events._UnixSubprocessTransport._start", "timeit.timeit",
         "code.InteractiveInterpreter", "pip.main", "builtins.__import__", "io.open",
+        "numpy._core.tests.examples.limited_api.setup.limited_api",
         "argparse.FileType", "jinja2.environment.Template", "jinja2.Template", "filelock.FileLock",
     ],
 )  # fmt: skip

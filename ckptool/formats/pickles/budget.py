@@ -47,6 +47,10 @@ SECONDS = 4.0  # that filling large dicts may take,
 BYTES_A_SECOND = 1 << 24  # and one second more for so many bytes of the file
 
 
+class WorkError(DamagedError):
+    """Error of a pickle that takes more work than is done for it; a loader may well do it."""
+
+
 class Budget:
     """Counters of the work of all pickles of a file."""
 
@@ -75,16 +79,16 @@ class Budget:
         if sys.getallocatedblocks() - self._blocks > MAX_BLOCKS:
             grown = resident_bytes() - self._resident
             if grown > max(MAX_RESIDENT, max(nbytes, self._nbytes) * RESIDENT_RATIO):
-                raise DamagedError(f"a program that spells {grown >> 20} MiB of objects")
+                raise WorkError(f"a program that spells {grown >> 20} MiB of objects")
 
     def count_copies(self, count: int) -> None:
         """Count copied elements or bytes; refuse more than the pickle could spell out."""
         self._copies += count
         self._copying += 1
         if self._copying > MAX_COPYING:
-            raise DamagedError(f"a program that makes more than {MAX_COPYING} containers")
+            raise WorkError(f"a program that makes more than {MAX_COPYING} containers")
         if self._copies > self._allowed:
-            raise DamagedError("the pickle copies the same data again and again")
+            raise WorkError("the pickle copies the same data again and again")
 
     @property
     def room_for_containers(self) -> int:
@@ -99,7 +103,7 @@ class Budget:
         """Count an object or a call that stays inert; refuse too many."""
         self._inert += 1
         if self._inert > MAX_INERT:
-            raise DamagedError(f"a program that makes more than {MAX_INERT} objects")
+            raise WorkError(f"a program that makes more than {MAX_INERT} objects")
 
     def set_items(self, target: dict[Any, Any], keys: Sequence[Any], values: Sequence[Any]) -> None:
         """Set the items of a dict.
@@ -155,7 +159,7 @@ class Budget:
             self._clashes += 1
             self._clashed[hashed] = others = self._clashed.get(hashed, 0) + 1
             if self._clashes > MAX_CLASHES:
-                raise DamagedError("keys that are made to have one hash")
+                raise WorkError("keys that are made to have one hash")
             self._count_keys(size * others)
 
     def _size(self, key: Any) -> int:
@@ -179,17 +183,17 @@ class Budget:
     def _count_keys(self, size: int) -> None:
         self._keys += size
         if self._keys > self._allowed:
-            raise DamagedError("dict keys that would take too long to hash and to compare")
+            raise WorkError("dict keys that would take too long to hash and to compare")
 
     def _count_repeats(self, count: int) -> None:
         self._repeats += count
         if self._repeats > MAX_REPEATS:
-            raise DamagedError("the same keys are set in a dict again and again")
+            raise WorkError("the same keys are set in a dict again and again")
 
     def _count_time(self, begun: float) -> None:
         self._seconds -= thread_time() - begun
         if self._seconds < 0:
-            raise DamagedError("keys that are made to find no place in a dict")
+            raise WorkError("keys that are made to find no place in a dict")
 
 
 def resident_bytes() -> int:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
-from ckptool.errors import DamagedError
+from ckptool.formats.pickles.budget import WorkError
 from ckptool.formats.pickles.trust import TORCH_VALUES, is_own
 from ckptool.formats.pickles.vetted import FACTORIES, FUNCTIONS, HOLDERS, KEEPERS, PARTIAL, VETTED
 from ckptool.tree.nodes import (
@@ -63,11 +63,26 @@ Parts = Iterable[Any]
 _Looked = tuple[int, tuple[int, ...], Parts]  # the least grade, by the worst part, the parts
 
 
+class Looks:
+    """The looks that are left for all pickles of a file."""
+
+    def __init__(self) -> None:
+        self.left = MIN_LOOKS
+        self._most = MIN_LOOKS
+
+    def allow(self, nbytes: int) -> None:
+        """Allow the looks of a file of this size."""
+        more = int(nbytes * LOOKS_A_BYTE) - self._most
+        if more > 0:
+            self.left += more
+            self._most += more
+
+
 class Grades:
     """The grades of the values of one pickle."""
 
     def __init__(self) -> None:
-        self.looks_left = MIN_LOOKS
+        self.looks = Looks()
         self.known: dict[int, tuple[Any, int]] = {}  # id -> the value, which keeps its id; grade
         self.have_changed = False  # a value was changed after it had been graded
 
@@ -86,10 +101,6 @@ class Grades:
     def worst(self, values: Parts) -> int:
         """Return the worst grade of several values."""
         return max(map(self.of, values), default=DATA)
-
-    def allow(self, nbytes: int) -> None:
-        """Allow the looks of a pickle of this size."""
-        self.looks_left = max(self.looks_left, int(nbytes * LOOKS_A_BYTE))
 
     def forget(self, value: Any) -> None:
         """Forget all grades if a value has one, since the pickle changes it."""
@@ -163,9 +174,9 @@ class Grades:
         Raises:
             DamagedError: it does.
         """
-        self.looks_left -= looks
-        if self.looks_left < 0:
-            raise DamagedError("values are shared and changed again and again before they are used")
+        self.looks.left -= looks
+        if self.looks.left < 0:
+            raise WorkError("values are shared and changed again and again before they are used")
 
 
 class _Node:

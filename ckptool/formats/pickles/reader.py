@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from time import thread_time
 from typing import Any, NamedTuple
 
-from ckptool.errors import CkptError, DamagedError
+from ckptool.errors import CkptError, DamagedError, UnsupportedError
 from ckptool.formats.base import NamedGlobal, Note, PickleExtent, check_unpacked
-from ckptool.formats.pickles.budget import Budget
+from ckptool.formats.pickles.budget import Budget, WorkError
+from ckptool.formats.pickles.grades import Looks
 from ckptool.formats.pickles.machine import WINDOW, PickleMachine, is_extension
 from ckptool.formats.pickles.storages import StorageKey
 from ckptool.formats.pickles.tensor_views import as_text
@@ -30,6 +32,8 @@ SHORT = 1 << 12  # bytes fetched at a time for a short pickle with tensors' valu
 MAX_NESTING = 4  # levels of streams inside pickles; real files have one
 MAX_STREAMS = 1 << 16  # in one file; more would take too long,
 STREAM_BYTES = 1 << 12  # unless they are as long as those with real tensors
+SECONDS_ASIDE = 4.0  # of the processor, for all pickles behind and beside the file's own,
+BYTES_A_SECOND = 1 << 23  # and one second more for so many bytes
 _BYTES = (bytes, bytearray, str, BytesRef)
 
 
@@ -46,6 +50,8 @@ class _SharedState:
 
     names: dict[tuple[int, GlobalRef, bool], NamedGlobal] = field(default_factory=dict)
     budget: Budget = field(default_factory=Budget)
+    looks: Looks = field(default_factory=Looks)
+    seconds_aside: float = SECONDS_ASIDE  # that are left for pickles beside the file's own
     streams: dict[int, tuple[Any, Any]] = field(default_factory=dict)  # id(bytes) -> (bytes, tree)
     preambles: dict[int, bytes] = field(default_factory=dict)  # level -> the last stream's
     nested_bytes: int = 0  # in all nested streams together
@@ -160,17 +166,32 @@ class Pickles:
 
         If they cannot be read as a pickle to its end, only dangerous names are recorded that can be
         names of modules: two lines of any data are a name, and three bytes an extension code.
+
+        Raises:
+            UnsupportedError: all such pickles together take more work than those of any program.
         """
-        aside = replace(self, label=label, _shared=_SharedState())
+        shared = self._shared
+        aside = replace(self, label=label, _shared=_SharedState(looks=shared.looks))
+        begun = thread_time()
         builder = TorchBuilder(lambda _key, _nbytes: None, aside.open_nested)
         machine = aside.machine(source, builder, offset, window)
-        value, end = None, None
-        with suppress(CkptError):
+        value, end, is_missed = None, None, False
+        try:
             value = aside._run(machine, builder, label)
             end = machine.end
+        except WorkError:  # a loader that does the work meets what follows
+            is_missed = True
+        except CkptError:
+            is_missed = _is_pickle(source, offset, window)
         for (depth, _, _), named in aside._shared.names.items():
             if end is not None or _is_certain(named):
                 self._note(named, self.depth + depth)
+        shared.seconds_aside -= thread_time() - begun
+        if is_missed or shared.seconds_aside + source.size / BYTES_A_SECOND < 0:
+            raise UnsupportedError(
+                "pickles behind or beside the first one that cannot be followed in useful time",
+                hint="load each object and save it to a file of its own",
+            )
         return Heard(value, end)
 
     @contextmanager
@@ -205,7 +226,8 @@ class Pickles:
         if self.depth == 0:
             self._shared.most_nested = max(self._shared.most_nested, source.size * MAX_NESTING)
             builder.budget.allow(source.size)
-        builder.grammar.grades.allow(source.size)
+            self._shared.looks.allow(source.size)
+        builder.grammar.grades.looks = self._shared.looks
         window = window or (SHORT if self.depth else WINDOW)
         return PickleMachine(source, offset, builder, window=window)
 
@@ -275,6 +297,15 @@ class Pickles:
     def _inner(self) -> Pickles:
         label = self.label if self.depth else f"bytes inside {self.label}"
         return replace(self, label=label, depth=self.depth + 1)
+
+
+def _is_pickle(source: Source, offset: int, window: int) -> bool:
+    """Return whether bytes that cannot be followed are a pickle, which a loader would follow."""
+    machine = PickleMachine(source, offset, window=window)
+    with suppress(CkptError):
+        machine.run()
+        return bool(machine.globals)
+    return False
 
 
 def _is_certain(named: NamedGlobal) -> bool:

@@ -371,7 +371,9 @@ def _is_gadget(ref: GlobalRef) -> bool:
     if parts[0] in STDLIB and parts[0] not in HARMLESS_STDLIB:
         return True
     families = (".".join(parts[: i + 1]) for i in range(min(len(parts), 8)))
-    is_program = parts[-1] == "__main__" and len(parts) > 1  # runs when it is imported
+    # Programs run when they are imported; examples among the tests of numpy are such.
+    is_program = parts[-1] == "__main__" and len(parts) > 1
+    is_program |= parts[0] in OWN_PACKAGES and "tests" in parts
     return (
         is_program
         or ref.qualname in GADGET_NAMES

@@ -185,7 +185,8 @@ class ZipArchive:
     def _find_usual(self, record: ZipRecord) -> None:
         """Look at the headers in the window at once, from that of a record on in the directory.
 
-        Those of stored records that are as the directory says are remembered. All others are left
+        Those of stored records that are as the directory says, and begin as no array of numpy, are
+        remembered. All others are left
         to whoever asks for them: a record that nothing refers to may be damaged.
         """
         window, begun, usual = self._window, self._window_offset, self._usual
@@ -209,6 +210,7 @@ class ZipArchive:
                 and (flags & HAS_DESCRIPTOR or local_crc == crc)
                 and window[at : at + width] == listed[entry + shift : entry + shift + width]
                 and start + packed <= limit
+                and (window[start - begun : start - begun + 1] or ARRAY) != ARRAY
             ):
                 usual[offset] = start
 
