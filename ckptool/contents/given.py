@@ -73,8 +73,17 @@ _KEEPING = LOOKUPS | RUNS_SOURCE
 
 
 def _outside(tree: Tree, calls: Iterable[Opaque]) -> Iterator[Any]:
-    """Yield the tensors and the containers of a tree, without what calls alone hold."""
-    seen = {id(call) for call in calls}
+    """Yield the tensors and the containers of a tree, without what calls alone hold.
+
+    An object that ``cls.__new__`` made is in the tree, and beside it in ``calls``: with one tuple
+    of arguments.
+    """
+    seen: set[int] = set()
+    arguments: set[int] = set()
+    for call in calls:
+        seen.add(id(call))
+        if call.args:  # all empty tuples are one
+            arguments.add(id(call.args))
     waiting = [tree]
     while waiting:
         node = waiting.pop()
@@ -83,7 +92,11 @@ def _outside(tree: Tree, calls: Iterable[Opaque]) -> Iterator[Any]:
         elif is_container(node) and id(node) not in seen:
             seen.add(id(node))
             yield node
-            waiting += [child for _, child in children(node)]
+            held = [child for _, child in children(node)]
+            if isinstance(node, Opaque) and id(node.args) in arguments:
+                own = {id(value) for value in node.args} - {id(node.state)}
+                held = [child for child in held if id(child) not in own]
+            waiting += held
 
 
 def _refuse(
