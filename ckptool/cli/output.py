@@ -134,16 +134,24 @@ class _Shown(Meter):
         is_due = now - self.begun > PROGRESS_AFTER and now - self.shown > PROGRESS_EVERY
         if self.is_terminal and is_due:
             self.shown = now
-            sys.stderr.write(f"\r{self.verb}: {self._text(now - self.begun)}\x1b[K")
+            room = columns_of(sys.stderr) - len(f"{self.verb}: ")
+            texts = self._texts(now - self.begun)
+            text = next((text for text in texts if len(text) <= room), texts[-1])
+            sys.stderr.write(f"\r{self.verb}: {text}\x1b[K")
             sys.stderr.flush()
 
-    def _text(self, seconds: float) -> str:
+    def _texts(self, seconds: float) -> Sequence[str]:
+        """Return what is shown, the longest text first."""
         rate = self.done / seconds
         done, speed = f"{self.done / MIB:,.0f} MiB", f"{rate / MIB:,.0f} MiB/s"
         if not rate or self.done > self.total:  # a part of the work was not announced
-            return f"{done}, {speed} "
-        share, left = self.done / self.total, (self.total - self.done) / rate
-        return f"{share:.0%}, {done} of {self.total / MIB:,.0f} MiB, {speed}, {_time(left)} left "
+            return f"{done}, {speed} ", f"{done} "
+        share, left = f"{self.done / self.total:.0%}", _time((self.total - self.done) / rate)
+        return (
+            f"{share}, {done} of {self.total / MIB:,.0f} MiB, {speed}, {left} left ",
+            f"{share}, {speed}, {left} left ",
+            f"{share} ",
+        )
 
     def wipe(self) -> None:
         """Remove the line."""
@@ -153,6 +161,14 @@ class _Shown(Meter):
 
 
 MIB = 1 << 20
+
+
+def columns_of(stream: TextIO) -> int:
+    """Return the width of a terminal; one that states none has 80 columns."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or 80
+    except OSError:
+        return 80
 
 
 def _time(seconds: float) -> str:

@@ -146,6 +146,20 @@ def test_progress_of_known_work_shows_its_share_and_the_time_left(slow, monkeypa
     assert "copying: 0%, 4 MiB of 1,000 MiB, 1 MiB/s, 16:36 left" in sys.stderr.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("columns", "told"), [(40, "0%, 1 MiB/s, 16:36 left "), (30, "0% ")], ids=str
+)
+def test_progress_fits_narrow_terminals(columns, told, slow, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(streams, "columns_of", lambda _stream: columns)
+    with streams.progressing("copying") as advance:
+        announce(advance, 1000 << 20)
+        for _ in range(4):
+            advance(1 << 20)
+    lines = sys.stderr.getvalue().split("\r")
+    assert lines[-2] == f"copying: {told}\x1b[K"
+
+
 def test_more_than_was_announced_has_no_share(slow, monkeypatch):
     monkeypatch.setattr(sys, "stderr", Terminal())
     with streams.progressing("copying") as advance:

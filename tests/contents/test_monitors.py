@@ -264,8 +264,8 @@ def test_a_folder_shows_every_metric_and_why_one_is_best(run, ckptool):
     folder = run(lambda v: {"metrics": dict.fromkeys(("top1", "lpips", "q"), v), "best_psnr": v})
     shown = ckptool("inspect", folder)
     heads = shown.splitlines()[1].split()
-    assert heads == ["file", "epoch", "step", "metrics/top1", "metrics/lpips", "metrics/q",
-                     "best_psnr", "size", "EMA"]  # fmt: skip
+    assert heads == ["file", "epoch", "metrics/top1", "metrics/lpips", "metrics/q", "best_psnr",
+                     "size", "changed", "EMA"]  # fmt: skip
     assert "best metrics/top1: 0.9 in e2.pt  (higher is better, by its name)" in shown
     assert "best metrics/lpips: 0.2 in e1.pt  (lower is better, by its name)" in shown
     assert "no best by metrics/q: it is not known whether lower or higher is better" in shown
