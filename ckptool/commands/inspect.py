@@ -28,7 +28,6 @@ from ckptool.ema.layouts import Layouts
 from ckptool.ema.locate import locate_ema
 from ckptool.errors import UsageError
 from ckptool.formats.base import Checkpoint
-from ckptool.formats.file_kinds import file_kinds
 from ckptool.formats.pickles.trust import trust_of
 from ckptool.formats.provenance import KEY, as_fields, read_provenance
 from ckptool.process.progress import Progress, no_progress
@@ -129,6 +128,8 @@ def _sharing(checkpoint: Checkpoint) -> SharingReport | None:
     """Return the files of a checkpoint of several; None for a file, and for a part."""
     if checkpoint.is_part or not checkpoint.path.is_dir():
         return None
+    from ckptool.formats.file_kinds import file_kinds  # noqa: PLC0415 - for directories only
+
     files = (FilesReport(*kind) for kind in file_kinds(checkpoint))
     return SharingReport(checkpoint.world, checkpoint.strategy, tuple(files))
 

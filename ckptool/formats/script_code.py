@@ -43,12 +43,13 @@ _VETTED = frozenset({
     "prim", "prims", "aten", "quantized", "_quantized", "quantization", "sparse", "mkldnn",
     "mkldnn_prepacked", "onednn", "profiler", "rnn", "xnnpack", "vulkan", "metal",
 })  # fmt: skip
-_WORD = re.compile(rf"\b({_ACTING})\b")
+# Patterns, which re compiles and keeps when there is code: few files have any.
+_WORD = rf"\b({_ACTING})\b"
 # A function that loading runs, up to the next line that is indented no deeper than its head.
-_BODY = re.compile(r"^([ \t]*)def\b[^\n]*__setstate__.*?(?=^\1?[^\s]|\Z)", re.DOTALL | re.MULTILINE)
-_PRINTS = re.compile(r"\b_?[pP]rint\b")
-_NAMESPACE = re.compile(r"(?:(?<![\w.])ops|\btorch\.classes)\b(?:\.(\w+)\.(\w+))?")
-_GETATTR = re.compile(r"\bgetattr\b(?:\s*\(\s*[\w.]+\s*,\s*\"([\w.]*)\"\s*\))?")
+_BODY = r"(?ms)^([ \t]*)def\b[^\n]*__setstate__.*?(?=^\1?[^\s]|\Z)"
+_PRINTS = r"\b_?[pP]rint\b"
+_NAMESPACE = r"(?:(?<![\w.])ops|\btorch\.classes)\b(?:\.(\w+)\.(\w+))?"
+_GETATTR = r"\bgetattr\b(?:\s*\(\s*[\w.]+\s*,\s*\"([\w.]*)\"\s*\))?"
 _ACTS = frozenset(_ACTING.split("|"))
 
 
@@ -114,15 +115,15 @@ def sources(archive: ZipArchive, folder: str) -> Iterator[tuple[ZipRecord, str]]
 
 def _acting(text: str) -> Iterator[GlobalRef]:
     """Yield the operators in a source that act on the system."""
-    for match in _WORD.finditer(text):
+    for match in re.finditer(_WORD, text):
         if _is_behind_dot(text, match.start()) or match[1].startswith("rpc_"):
             yield GlobalRef("torch", match[1])
-    if any(_PRINTS.search(body[0]) for body in _BODY.finditer(text)):
+    if any(re.search(_PRINTS, body[0]) for body in re.finditer(_BODY, text)):
         yield GlobalRef("builtins", "print")
-    for match in _NAMESPACE.finditer(text):
+    for match in re.finditer(_NAMESPACE, text):
         if match[1] not in _VETTED:
             yield GlobalRef(f"torch.ops.{match[1] or '?'}", match[2] or "?")
-    for match in _GETATTR.finditer(text):
+    for match in re.finditer(_GETATTR, text):
         if match[1] is None or match[1] in _ACTS:
             yield GlobalRef("torch.jit", f"getattr {match[1] or '?'}")
 
