@@ -44,7 +44,10 @@ def _shapes(subject: Subject) -> Verdicts:
     optimizers = optimizers_of(subject)
     if not any(map(_moments, optimizers)):
         yield NotChecked("CK504", "the optimizer keeps no moments", is_absent=True)
-    known = Weights(shapes, _shapes_beside_averages(subject), _trained(subject))
+    beside = _beside_averages(subject)
+    own = Counter(ref.shape for table in beside for ref in table.tensors.values())
+    count = sum(len(_parameters(table)) for table in beside) or shapes.total()
+    known = Weights(shapes, own, _trained(subject), count)
     is_alone = sum(_fits(optimizer, shapes) for optimizer in optimizers) == 0
     for optimizer in optimizers:
         reason = _not_by_shape(optimizer, shapes)
@@ -53,8 +56,8 @@ def _shapes(subject: Subject) -> Verdicts:
             continue
         yield from _torn(optimizer)
         yield from _misfits(subject, optimizer, known, is_alone=is_alone)
-        if len(optimizer.parameters) > shapes.total():
-            message = f"{len(optimizer.parameters)} parameters, but {shapes.total()} weights"
+        if len(optimizer.parameters) > known.held:
+            message = f"{len(optimizer.parameters)} parameters, but the file has {known.held}"
             yield finding("CK521", format_address(optimizer.address), message)
 
 
@@ -64,6 +67,7 @@ class Weights(NamedTuple):
     shapes: Counter[Shape]  # of all floating-point weights
     own: Counter[Shape]  # without the EMA weights
     trained: list[Parameter]  # the model's parameters, in its order
+    held: int  # parameters, without the EMA weights
 
 
 PROJECTED = ("projector", "rank", "proj_type")  # GaLore, APOLLO: their moments have fewer rows
@@ -188,12 +192,11 @@ def _permuted_in(
     return f"group {nth}"
 
 
-def _shapes_beside_averages(subject: Subject) -> Counter[tuple[int, ...]]:
-    """Count the shapes of all weights but EMA weights, which may be of an earlier model."""
+def _beside_averages(subject: Subject) -> list[Table]:
+    """Return the state dicts that hold no EMA weights, which may be of an earlier model."""
     model = subject.location.model
     averages = {id(c.table.node) for c in subject.averages} - {id(model.node) if model else 0}
-    tables = [table for table in subject.inventory.weights if id(table.node) not in averages]
-    return Counter(ref.shape for table in tables for ref in table.tensors.values())
+    return [table for table in subject.inventory.weights if id(table.node) not in averages]
 
 
 def _trained(subject: Subject) -> list[Parameter]:

@@ -65,7 +65,8 @@ def as_plain_data(tree: Any, taken: Mapping[str, object]) -> PlainData:
         part = next((at.partition("/")[0] for at, _ in work.refused if at), "")
         raise UnsupportedError(
             f"no plain data can hold all of it: {', '.join(rows)}{rest}",
-            hint=f"leave them out: --drop {part}" if part else "take the weights: --only model",
+            hint=(f"leave them out: --drop {part}; or " if part else "")
+            + "take the weights alone: PATH#@model",
         )
     return work.made
 

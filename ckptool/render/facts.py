@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 from ckptool.render import text as words
 from ckptool.render.page import Grid, Line, line
@@ -70,6 +71,11 @@ MAIN_SLOT = {
     MainSlot.UNKNOWN: "this file does not show whether the model's state dict holds EMA weights",
 }
 HOLDS_MEAN = "the model's state dict already holds the averaged weights"  # SWA, or a mean of files
+
+
+def is_mean(note: Mapping[str, Any] | None) -> bool:
+    """Return whether ckptool's note says that ``average`` wrote the model's state dict."""
+    return note is not None and note["command"] == "average"
 
 
 def slot_told(slot: MainSlot, kind: str | None) -> str:

@@ -12,12 +12,13 @@ from typing import Any
 
 from ckptool.formats.provenance import DONE
 from ckptool.render import text as words
-from ckptool.render.facts import file_kind, place, short
+from ckptool.render.facts import file_kind, is_mean, place, short
 from ckptool.render.page import Line, Piece, line
 from ckptool.reports.base import DECAYS, UPDATES, EmaStatus, MainSlot
 from ckptool.reports.inspect import CandidateReport, InspectReport, SafeLoadReport
 
 RESULTS = 2  # that the headline names
+MEAN = "mean of several checkpoints"
 DECIDES = "verify --require resume decides"
 SAFE_LOAD = "torch.load(weights_only=True), the default,"
 
@@ -63,7 +64,7 @@ def _weights(report: InspectReport) -> Iterator[Piece | str]:
         )
         return
     if chosen is None:
-        kind = "raw weights" if ema.main_slot is MainSlot.RAW else "weights"
+        kind = _raw(report) if ema.main_slot is MainSlot.RAW else "weights"
         yield from (f"{kind} in ", at, ", ") if model else ()
         yield from _undecided(report)
         return
@@ -72,7 +73,7 @@ def _weights(report: InspectReport) -> Iterator[Piece | str]:
         yield from (*_where(chosen), _ages(chosen))
         yield "; the two are equal" if chosen.distance == 0 else ""
         return
-    yield from ("raw weights in ", at, ", ") if model else ()
+    yield from (f"{_raw(report)} in ", at, ", ") if model else ()
     yield from (f"{_kind(report, chosen)} in ", *_where(chosen), _ages(chosen))
 
 
@@ -80,8 +81,12 @@ def _kind(report: InspectReport, candidate: CandidateReport | None) -> str:
     """Return the name of averaged weights: the EMA, SWA weights, or the mean of checkpoints."""
     if candidate is None or candidate.kind != "swa":
         return "EMA"
-    is_made = report.provenance and report.provenance["command"] == "average"
-    return "mean of several checkpoints" if is_made else "SWA"
+    return MEAN if is_mean(report.provenance) else "SWA"
+
+
+def _raw(report: InspectReport) -> str:
+    """Return the name of what the model's own state dict holds beside the averaged weights."""
+    return MEAN if is_mean(report.provenance) else "raw weights"
 
 
 def _undecided(report: InspectReport) -> Iterator[Piece | str]:
@@ -158,7 +163,7 @@ def _resumable(report: InspectReport) -> str:
     is_raw_gone = report.ema.main_slot is MainSlot.AVERAGED and not any(
         each.kind == "raw" for each in report.ema.candidates
     )
-    if is_raw_gone:
+    if is_raw_gone or is_mean(report.provenance):
         return f"Resume: the raw weights are gone ({DECIDES})."
     if not report.training.keys() & {"epoch", "global_step"}:
         return f"Resume: optimizer state, but no epoch or step ({DECIDES})."

@@ -12,7 +12,18 @@ from shlex import quote
 from typing import Any
 
 from ckptool.render import text as words
-from ckptool.render.facts import TOP, Fact, facts, finding_row, place, post_hoc, short, slot_told
+from ckptool.render.facts import (
+    HOLDS_MEAN,
+    TOP,
+    Fact,
+    facts,
+    finding_row,
+    is_mean,
+    place,
+    post_hoc,
+    short,
+    slot_told,
+)  # fmt: skip
 from ckptool.render.headline import headline
 from ckptool.render.page import Grid, Line, Page, line, one_by_one
 from ckptool.render.tensors_text import tensor_list, tensor_tree
@@ -145,7 +156,8 @@ def _ema_lines(report: InspectReport) -> Iterator[Fact]:
         yield "model", line("its state dict holds the weights from before the averaging began")
     elif ema.candidates:
         kind = next((c.kind for c in ema.candidates if c.address == ema.selected), None)
-        yield "model", line(slot_told(ema.main_slot, kind))
+        told = HOLDS_MEAN if is_mean(report.provenance) else slot_told(ema.main_slot, kind)
+        yield "model", line(told)
 
 
 def _candidate_lines(candidate: CandidateReport) -> Iterator[Fact]:

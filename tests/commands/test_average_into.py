@@ -72,6 +72,10 @@ def test_no_run_goes_on_from_it(run, average, tmp_path, ckptool):
     assert "CK419" not in {found["rule"] for found in before}
     (told,) = (found["message"] for found in after if found["rule"] == "CK419")
     assert "a mean of several checkpoints" in told
+    shown = ckptool("inspect", tmp_path / "out.ckpt")
+    assert "mean of several checkpoints in state_dict" in shown
+    assert "raw weights in" not in shown
+    assert "holds the raw weights" not in shown
 
 
 def test_a_checkpoint_outside_the_mean_takes_it_in_its_own_dtypes(run, average, tmp_path, ckptool):

@@ -68,7 +68,9 @@ def test_all_that_is_refused_is_counted():
         UnsupportedError, match=r"part/0 \(lab.f\).*part/19 .* and 10 more"
     ) as caught:
         as_plain_data(tree, {})
-    assert caught.value.hint == "leave them out: --drop part"
+    assert (
+        caught.value.hint == "leave them out: --drop part; or take the weights alone: PATH#@model"
+    )
 
 
 def frozen(*members: object) -> Made:
