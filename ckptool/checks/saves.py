@@ -175,12 +175,14 @@ def _sources(table: Table) -> frozenset[Source]:
 
 
 def _apart(files: Iterable[File]) -> list[list[File]]:
-    """Return the files in order of time, divided at the longest pause that is too long."""
+    """Return the files in order of time, divided at the pause that is too long by most."""
     ordered = sorted(files)
-    pauses = [after.written - before.written for before, after in pairwise(ordered)]
-    longest = max(range(len(pauses)), key=pauses.__getitem__) + 1
-    is_long = pauses[longest - 1] > PAUSE + ordered[longest].nbytes / RATE
-    return [ordered[:longest], ordered[longest:]] if is_long else [ordered]
+    beyond = [
+        after.written - before.written - (PAUSE + after.nbytes / RATE)
+        for before, after in pairwise(ordered)
+    ]
+    longest = max(range(len(beyond)), key=beyond.__getitem__) + 1
+    return [ordered[:longest], ordered[longest:]] if beyond[longest - 1] > 0 else [ordered]
 
 
 CHECKS = (

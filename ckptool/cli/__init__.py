@@ -12,18 +12,16 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from itertools import takewhile
 from typing import Any
 
 from ckptool.cli.catalogue import COMMANDS, OTHER_NAMES, command_of, spelled_out
 from ckptool.cli.output import ExitCode, own_place, used_color
-from ckptool.cli.parameters import plain_call
+from ckptool.cli.parameters import HELP, asks_for_help, plain_call
 from ckptool.errors import CkptError, UsageError, as_ckpt_error
 from ckptool.process.signals import INTERRUPTED, end_cleanly
 from ckptool.render.outputs import EXACT, holds_errors, rendered
 from ckptool.reports.base import ErrorReport
 
-HELP = frozenset({"-h", "--help"})
 NARROWEST = 20  # columns
 COLUMNS = 80  # of help in a pipe, unless the environment says how wide lines may be
 COMPLETES = "_CKPTOOL_COMPLETE"  # set by the shell that asks for completions
@@ -55,11 +53,12 @@ def main(args: Sequence[str]) -> int:
 def _run(args: Sequence[str]) -> Any:
     """Run a command; without typer, where its words are plain."""
     name, *words = args
-    if HELP.intersection(takewhile(lambda word: word != "--", args)):
-        if name in COMMANDS or name.startswith("-"):
-            return _tell_help(name, used_color(_asked(args, "--color", "auto")))
-    elif name in COMMANDS:
+    if name.startswith("-") and not HELP.isdisjoint(args):
+        return _tell_help(name, used_color(_asked(args, "--color", "auto")))
+    if name in COMMANDS:
         command = command_of(name)
+        if asks_for_help(command, words):
+            return _tell_help(name, used_color(_asked(args, "--color", "auto")))
         given = plain_call(command, words)
         if given is not None:
             return command(**given)

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise, takewhile
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+HELP = frozenset({"-h", "--help"})
 
 
 class Argument:
@@ -81,6 +84,22 @@ def plain_call(command: Callable[..., None], words: Sequence[str]) -> dict[str, 
         return _read((*parameters_of(command),), words)
     except (ValueError, KeyError, StopIteration):  # a value, an option, or the end was unexpected
         return None
+
+
+def asks_for_help(command: Callable[..., None], words: Sequence[str]) -> bool:
+    """Return whether help is asked for; behind an option, the same words are its value."""
+    words = [*takewhile(lambda word: word != "--", words)]
+    if HELP.isdisjoint(words):
+        return False
+    takes_value = {
+        name
+        for one in parameters_of(command)
+        if isinstance(one.declared, Option) and one.kind is not bool
+        for name, _ in one.spellings
+    }
+    return any(
+        word in HELP and before not in takes_value for before, word in pairwise(("", *words))
+    )
 
 
 def _read(parameters: Sequence[Parameter], words: Sequence[str]) -> dict[str, Any]:

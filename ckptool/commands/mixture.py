@@ -188,7 +188,7 @@ def _newest(places: Sequence[int], options: AverageOptions) -> Sequence[int]:
         every = f" with --every {options.every}" if options.every else ""
         raise UsageError(
             f"--last {wanted} asks for {wanted} checkpoints, and there are {len(places)}{every}",
-            hint=f"--last {len(places)} takes all of them; so does leaving it out",
+            hint="leave it out to take all of them",
         )
     return places[:wanted]
 

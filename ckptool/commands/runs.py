@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,10 @@ def _progress(training: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+ISO = "%Y-%m-%dT%H:%M:%SZ"
+YEARS = range(1900, 9000)  # others are no times of writing, and some overflow in a time zone
+
+
 def run_entry(report: InspectReport) -> RunEntry:
     """Return the line of a table for a report."""
     ema = report.ema
@@ -111,9 +115,10 @@ def run_entry(report: InspectReport) -> RunEntry:
 def _modified(path: str) -> str | None:
     """Return the time of the last change of a file or a directory of this machine."""
     try:
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(Path(path).stat().st_mtime))
-    except (OSError, OverflowError, ValueError):
+        written = datetime.fromtimestamp(Path(path).stat().st_mtime, UTC)
+    except (OSError, OverflowError, ValueError):  # a file system may have years beyond 9999
         return None
+    return written.strftime(ISO) if written.year in YEARS else None
 
 
 def best_by_metric(entries: Sequence[RunEntry]) -> dict[str, BestReport]:

@@ -73,7 +73,7 @@ _KEEPING = LOOKUPS | RUNS_SOURCE
 
 
 def _outside(tree: Tree, calls: Iterable[Opaque]) -> Iterator[Any]:
-    """Yield the tensors and the containers of a tree, without what calls alone hold.
+    """Yield the tensors of a tree and the containers of tensors, without what calls alone hold.
 
     An object that ``cls.__new__`` made is in the tree, and beside it in ``calls``: with one tuple
     of arguments.
@@ -91,11 +91,12 @@ def _outside(tree: Tree, calls: Iterable[Opaque]) -> Iterator[Any]:
             yield node
         elif is_container(node) and id(node) not in seen:
             seen.add(id(node))
-            yield node
             held = [child for _, child in children(node)]
             if isinstance(node, Opaque) and id(node.args) in arguments:
                 own = {id(value) for value in node.args} - {id(node.state)}
                 held = [child for child in held if id(child) not in own]
+            if any(isinstance(child, TensorRef) for child in held):
+                yield node
             waiting += held
 
 

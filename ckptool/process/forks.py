@@ -45,6 +45,8 @@ def work_in_forks(
 ) -> list[Any]:
     """Return the result of each item, in their order, computed by ``count`` processes.
 
+    Where so many cannot be had, this process computes all of them.
+
     Args:
         count: the number of processes with this one.
         items: each takes about as long as the others.
@@ -54,34 +56,42 @@ def work_in_forks(
     Raises:
         CkptError: one of the processes met it.
     """
+
+    def own_item(item: Item) -> Any:
+        result = carry_out(item)
+        done(item)
+        return result
+
     parent, children = os.getpid(), dict[int, int]()  # the process, and where it answers
+    # Where ended children are ignored, as by some supervisors, nobody could wait for them.
+    reaped = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         with held():  # a signal in between would run the cleanup of this process in a child
             for rank in range(1, count):
                 answer, given = os.pipe()
-                child = os.fork()
+                try:
+                    child = os.fork()
+                except OSError:  # no further process can be had
+                    os.close(answer)
+                    os.close(given)
+                    break
                 if not child:
                     _answer_and_end(
                         Ranks(rank, count, partial(_send, given)), parent, items, carry_out
                     )
                 os.close(given)
                 children[child] = answer
-
-        def own(share: Sequence[Item]) -> list[Any]:
-            results = []
-            for item in share:
-                results.append(carry_out(item))
-                done(item)
-            return results
-
+        if len(children) < count - 1:
+            return [own_item(item) for item in items]
         return Ranks(0, count, lambda text: [text, *map(_heard, children.values())]).work(
-            items, own
+            items, lambda share: [own_item(item) for item in share]
         )
     finally:
         for child, answer in children.items():
             os.close(answer)
             os.kill(child, signal.SIGKILL)  # one that has answered has ended, but is not forgotten
             os.waitpid(child, 0)
+        signal.signal(signal.SIGCHLD, reaped)
 
 
 def _answer_and_end(

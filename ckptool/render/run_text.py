@@ -117,7 +117,7 @@ def _metric(name: str, entry: RunEntry) -> str:
 def _rates(rates: Sequence[float]) -> str:
     """Return the learning rate; of several, the smallest and the largest."""
     ends = dict.fromkeys((min(rates), max(rates))) if rates else ()
-    return "–".join(f"{rate:.3g}" for rate in ends)
+    return "–".join(f"{_as_float(rate):.3g}" for rate in ends)
 
 
 def _percent(share: float | None) -> str:

@@ -54,6 +54,8 @@ def test_help_in_a_pipe_is_as_wide_as_the_environment_says(columns, ckptool, mon
 def test_help_is_asked_for_anywhere_but_behind_two_dashes(ckptool):
     shown = ckptool("diff", "--help")
     assert shown == ckptool("diff", "a.pt", "-h") == ckptool("diff", "--atol", "x", "--help")
+    refused = ckptool("verify", "a.pt", "--ignore-rules", "-h")  # a value: 0 would be "passed"
+    assert (refused.exit_code, "no rule '-h'" in refused.stderr) == (2, True)
     assert ckptool("diff", "a.pt", "--", "--help").exit_code == 2
     assert "No such command" in ckptool("dif", "--help").stderr
 

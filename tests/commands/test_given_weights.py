@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 
@@ -153,6 +154,18 @@ def test_weights_beside_such_a_call_are_taken(ckptool, tmp_path):
     wanted = torch.load(path, weights_only=False)["ema"]
     found = torch.load(out)
     assert all(torch.equal(found[name], wanted[name]) for name in LAYERS)
+
+
+def test_settings_that_a_call_is_given_are_no_weights(ckptool, tmp_path):
+    settings = {"lr": 0.1}
+
+    class Call:
+        def __reduce__(self):
+            return os.putenv, (settings, "x")
+
+    path = tmp_path / "last.pt"
+    torch.save({"model": {"w": torch.ones(2)}, "config": settings, "x": Call()}, path)
+    assert ckptool("inspect", path, "--stats", "--digests").exit_code == 0
 
 
 def test_what_a_call_alone_holds_is_no_part_of_the_checkpoint(tmp_path):

@@ -34,6 +34,25 @@ def test_results_are_in_order_and_every_process_has_a_share(count):
     assert told == [item for item, process in results if process == os.getpid()]
 
 
+def test_ended_children_may_be_ignored():
+    """As a supervisor can leave it to its children: then nobody may wait for them."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert work_in_forks(3, range(6), lambda item: item) == [*range(6)]
+        assert signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_without_further_processes_this_one_does_it_all(monkeypatch):
+    def no_process():
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    told = []
+    monkeypatch.setattr(os, "fork", no_process)
+    assert work_in_forks(3, range(6), lambda item: item, told.append) == [*range(6)] == told
+
+
 def test_an_error_of_a_child_is_raised_here():
     def fail_elsewhere(item):
         if item == 3:

@@ -84,6 +84,33 @@ def test_numbers_that_are_not_finite_are_marked():
     assert sparkline([-1.7e308, 1.7e308, 0.0])[:2] == "▁▇"
 
 
+@pytest.mark.parametrize("year", [11476, 9999, 1])
+def test_a_time_that_no_file_is_written_at_is_left_out(year, tmp_path, ckptool):
+    for name in ("a.pt", "b.pt"):
+        torch.save({"model": {"w": torch.ones(2)}, "epoch": 1}, tmp_path / name)
+    seconds = (year - 1970) * 31_556_952
+    try:
+        os.utime(tmp_path / "a.pt", (seconds, seconds))
+    except OSError:
+        pytest.skip("the file system has no such years")
+    shown = ckptool("inspect", tmp_path, "--json")
+    assert shown.exit_code == 0
+    times = [each["modified"] for each in shown.json["checkpoints"]]
+    kept = (tmp_path / "a.pt").stat().st_mtime == seconds  # ext4 takes the nearest it has
+    assert times[1]
+    assert times[0] is None or not kept
+    assert ckptool("inspect", tmp_path).exit_code == 0
+
+
+def test_a_learning_rate_larger_than_floats_is_shown(tmp_path, ckptool):
+    for epoch, name in enumerate(("a.pt", "b.pt")):
+        optimizer = torch.optim.SGD([torch.ones(2, requires_grad=True)], lr=0.1).state_dict()
+        optimizer["param_groups"][0]["lr"] = 10**400
+        state = {"model": {"w": torch.ones(2)}, "optimizer": optimizer, "epoch": epoch}
+        torch.save(state, tmp_path / name)
+    assert "inf" in ckptool("inspect", tmp_path)
+
+
 def test_an_integer_larger_than_floats_is_one_of_them(tmp_path, ckptool):
     for step in range(1, 4):
         loss = 10**400 if step == 2 else step

@@ -220,9 +220,10 @@ class ReadAhead:
 
     def _bring(self, chunk: Chunk) -> None:
         nbytes = chunk.stop - chunk.start
-        data = HELD.buffer(nbytes)
+        data = bytearray()
         error: Exception | None = None
         try:
+            data = HELD.buffer(nbytes)
             self._fetch(memoryview(data)[:nbytes], chunk.start)
         except Exception as raised:  # noqa: BLE001 - raised again where the bytes are read
             error = raised

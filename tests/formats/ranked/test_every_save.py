@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from ckptool.checks.saves import File, _apart
 from ckptool.errors import CkptError
 from ckptool.formats import open_checkpoint
 from helpers.aged import age
@@ -171,6 +172,12 @@ def test_what_is_silent_is_told_by_the_time_of_the_file(save, name, tmp_path, ck
     assert "CK530" not in {rule for rule, _ in findings(folder, ckptool)}
     os.utime(folder / name, (YEAR_2024 - HOUR,) * 2)
     assert any(judge(folder, save, ckptool) for judge in (is_told_of_step, is_harmless))
+
+
+def test_a_pause_before_a_small_file_counts_as_well_as_one_before_a_large_file():
+    small, large = File(4000, 10, "other"), File(9010, 5_000_000_000, "large")
+    parts = _apart([File(0, 10, "a"), small, File(4010, 10, "b"), large])
+    assert [[file.name for file in part] for part in parts] == [["a"], ["other", "b", "large"]]
 
 
 @pytest.mark.parametrize("pattern", SILENT)
