@@ -81,7 +81,7 @@ from ckptool.tree.nodes import (
     TensorRef,
 )
 
-NAMES = 1 << 2  # names of attributes that are looked at in the time of one look
+NAMES = 1 << 1  # names of attributes that are looked at in the time of one look
 _ROWS = (list, tuple, set, frozenset)
 _MOST = {  # the worst grade that an argument of a kind may have
     Kind.DATA: DATA, Kind.OBJECT: OBJECT, Kind.TENSOR: NAME, Kind.HELD: TRAP, Kind.FACTORY: TRAP,
@@ -330,7 +330,7 @@ class Grammar:
         if isinstance(state, dict):
             self.grades.count(len(state) // NAMES)
         for name, value in state.items() if isinstance(state, dict) else ():
-            if (type(name) is str and not asked(name)) or type(value) in SCALARS:
+            if type(value) in SCALARS or (type(name) is str and not asked(name)):
                 continue
             if name == "__dict__" and isinstance(value, dict):  # of pydantic
                 if not self._has_no_trap(value, asked):
