@@ -10,7 +10,7 @@ safetensors 0.8 ``safetensors/src/tensor.rs`` (``Dtype``).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from ckptool.records import NamedTuple
 
 
 class DType(NamedTuple):

@@ -12,7 +12,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 
 # Keyword -> the kind of weights that it marks. Weights of an averaging kind are taken; those of the
 # other kinds are reported, and taken only when they are named.
@@ -48,7 +50,7 @@ RAW = frozenset({"collected", "backup", "stored", "online"})
 STATISTICS = ("running_mean", "running_var")
 
 # Directories that hold the model's weights, beside one whose whole name is a keyword (``ema/``).
-MODEL_FOLDER = re.compile(
+MODEL_FOLDER = regex(
     r"(models?|net|nets|network|unet|nnet|weights?|ckpts?|checkpoints?|generator|raw|online)",
     re.IGNORECASE,
 )
@@ -61,8 +63,8 @@ class Marker(NamedTuple):
     kind: str
 
 
-_RUNS = re.compile(r"[^\W\d_]+|\d+")  # runs of letters or of digits
-_HUMPS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z]+")  # words in camel case
+_RUNS = regex(r"[^\W\d_]+|\d+")  # runs of letters or of digits
+_HUMPS = regex(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z]+")  # words in camel case
 
 
 MAX_TEXT = 2_000  # characters of a name that are read: people do not make longer names

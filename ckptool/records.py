@@ -1,17 +1,24 @@
-"""Records: classes of fields, which are dataclasses to all that ask, and cost little to define.
+"""Records and named tuples: classes of fields that cost little to define.
 
 ``dataclasses`` takes 6 ms to import, and half a millisecond for each class, since it writes the
-source of its methods and compiles it: a fifth of the time in which a small file is inspected. The
-methods of records are shared. What reads dataclasses (``fields``, ``asdict``) reads records, too:
-what it needs is made when it is asked for.
+source of its methods and compiles it, as ``typing.NamedTuple`` does for a sixth of a millisecond:
+together a quarter of the time in which a small file is inspected. The methods of records are
+shared. What reads dataclasses (``fields``, ``asdict``) reads records, too: what it needs is made
+when it is asked for. Named tuples are made by the import below in place of that of ``typing``.
 """
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from itertools import takewhile
 from operator import attrgetter
-from typing import Any, TypeVar, dataclass_transform, overload
+from types import FunctionType
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform, overload
+
+if TYPE_CHECKING:
+    from typing import NamedTuple as NamedTuple  # noqa: PLC0414 - others import it from here
 
 Made = TypeVar("Made")
 _REQUIRED: Any = object()  # the default of a field that has none
@@ -204,3 +211,45 @@ def _refuse(_self: Any, name: str, _value: Any = None) -> None:
     from dataclasses import FrozenInstanceError  # noqa: PLC0415 - for a mistake alone
 
     raise FrozenInstanceError(f"cannot change the field {name!r}")
+
+
+# ------------------------------------------------------------------------------------- named tuples
+
+
+@cache
+def _tuple_of(count: int) -> Any:
+    """Return the named tuple of so many fields whose code others share under other names."""
+    return namedtuple(f"TupleOf{count}", [f"field{at}" for at in range(count)])  # noqa: PYI024
+
+
+def _constructor(model: Any, fields: Sequence[str], defaults: Mapping[str, Any]) -> Any:
+    made: FunctionType = model.__new__
+    code = made.__code__.replace(co_varnames=("_cls", *fields))
+    return FunctionType(code, made.__globals__, "__new__", (*defaults.values(),))
+
+
+def _repr_tuple(self: Any) -> str:
+    parts = (f"{name}={value!r}" for name, value in zip(self._fields, self, strict=True))
+    return f"{type(self).__qualname__}({', '.join(parts)})"
+
+
+def _replace_some(self: Any, **changes: Any) -> Any:
+    return type(self)(**dict(zip(self._fields, self, strict=True)) | changes)
+
+
+class _NamedTuples(type):
+    def __new__(cls, name: str, _bases: Any, own: dict[str, Any]) -> Any:
+        fields = (*own.get("__annotations__", {}),)
+        model = _tuple_of(len(fields))
+        defaults = {field: own.pop(field) for field in fields if field in own}
+        getters = [model.__dict__[field] for field in model._fields]
+        made = {
+            "__slots__": (), "__new__": _constructor(model, fields, defaults), "_fields": fields,
+            "__match_args__": fields, "_field_defaults": defaults, "__repr__": _repr_tuple,
+            "_replace": _replace_some, **dict(zip(fields, getters, strict=True)),
+        }  # fmt: skip
+        return type(name, (model,), made | own)
+
+
+if not TYPE_CHECKING:
+    NamedTuple = type.__new__(_NamedTuples, "NamedTuple", (), {"__doc__": "As of ``typing``."})

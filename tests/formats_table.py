@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ckptool.formats import FOLDER_FORMATS, WHOLE_FORMATS
-from ckptool.formats.torch_zip import TORCHSCRIPT
+from ckptool.formats import all_formats
 
 PAGE = Path(__file__).parent.parent / "docs/formats.md"
 HEAD = "| format | written by |"
@@ -14,7 +13,7 @@ HEAD = "| format | written by |"
 def table() -> str:
     """Return the table; formats of one name share a row."""
     rows: dict[str, list[str]] = {}
-    for known in (*WHOLE_FORMATS, TORCHSCRIPT, *FOLDER_FORMATS):
+    for known in all_formats():
         suffixes = f" (`{' '.join(known.suffixes)}`)" if known.suffixes else ""
         rows.setdefault(known.name, []).append(known.written_by + suffixes)
     lines = (f"| `{name}` | {'; '.join(writers)} |" for name, writers in rows.items())

@@ -1,16 +1,17 @@
-"""Records are dataclasses: whatever reads, compares or copies these, does so with those."""
+"""Records are dataclasses, and named tuples those of ``typing``, to all that read or copy them."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import pickle
+import typing
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, asdict, dataclass, is_dataclass
 
 import pytest
 
-from ckptool.records import field, names_of, record, replace
+from ckptool.records import NamedTuple, field, names_of, record, replace
 
 TOLD = {"may be absent": True}
 
@@ -115,3 +116,82 @@ def test_a_record_that_is_not_frozen_is_itself_alone():
     assert (one.name, one.size) == ("a", 2)
     assert one != Free("a", 2)
     assert len({one, Free("a", 2)}) == 2
+
+
+# ------------------------------------------------------------------------------------- named tuples
+
+
+class TheirTuple(typing.NamedTuple):
+    name: str
+    size: int = 0
+    parts: tuple[int, ...] = ()
+
+    def doubled(self) -> int:
+        """Return a value that a method makes."""
+        return 2 * self.size
+
+
+class OurTuple(NamedTuple):
+    """Named values."""
+
+    name: str
+    size: int = 0
+    parts: tuple[int, ...] = ()
+
+    def doubled(self) -> int:
+        """Return a value that a method makes."""
+        return 2 * self.size
+
+    @property
+    def first(self) -> str:
+        return super().__getitem__(0)
+
+
+class Empty(NamedTuple):
+    pass
+
+
+TUPLES = [(("a",), {}), (("a", 1), {}), (("a", 1, (2,)), {}), ((), {"size": 3, "name": "a"})]
+WRONG_TUPLES = [((), {}), (("a", 1, (), 2), {}), (("a",), {"name": "b"}), (("a",), {"other": 1})]
+
+
+@pytest.mark.parametrize(("args", "kwargs"), TUPLES)
+def test_named_tuples_are_made_like_those_of_typing(args, kwargs):
+    ours, theirs = OurTuple(*args, **kwargs), TheirTuple(*args, **kwargs)
+    assert ours == theirs
+    assert hash(ours) == hash(theirs)
+    assert ours._asdict() == theirs._asdict()
+    assert (ours.name, ours.size, ours.parts) == (theirs.name, theirs.size, theirs.parts)
+    assert repr(ours) == repr(theirs).replace("TheirTuple", "OurTuple")
+    assert ours.doubled() == theirs.doubled()
+    assert ours.first == "a"
+    assert not hasattr(ours, "__dict__")
+
+
+@pytest.mark.parametrize(("args", "kwargs"), WRONG_TUPLES)
+def test_named_tuples_refuse_what_those_of_typing_do(args, kwargs):
+    for cls in (TheirTuple, OurTuple):
+        with pytest.raises(TypeError):
+            cls(*args, **kwargs)
+
+
+def test_named_tuples_have_the_rest_of_those_of_typing():
+    ours = OurTuple("a", 1)
+    assert OurTuple._fields == TheirTuple._fields == OurTuple.__match_args__
+    assert OurTuple._field_defaults == TheirTuple._field_defaults
+    assert typing.get_type_hints(OurTuple) == typing.get_type_hints(TheirTuple)
+    assert OurTuple.__doc__ == "Named values."
+    assert OurTuple._make(["b", 2, ()]) == ("b", 2, ())
+    with pytest.raises(TypeError):
+        OurTuple._make(["b"])
+    assert ours._replace(size=5) == ("a", 5, ())
+    with pytest.raises(TypeError):
+        ours._replace(other=5)
+    with pytest.raises(AttributeError):
+        ours.size = 3
+    assert copy.deepcopy(ours) == pickle.loads(pickle.dumps(ours)) == ours
+    assert type(copy.copy(ours)) is OurTuple
+    assert Empty() == ()
+    match ours:
+        case OurTuple(name, size):
+            assert (name, size) == ("a", 1)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from ckptool.checks.sources import Original
 from ckptool.contents.inventory import Inventory, Leaf
@@ -22,6 +22,7 @@ from ckptool.ema.locate import locate_ema
 from ckptool.formats.base import Checkpoint
 from ckptool.process.progress import Progress, no_progress
 from ckptool.process.ranks import Ranks
+from ckptool.records import NamedTuple
 from ckptool.reports.base import Finding
 from ckptool.tensors.scan import Scan, scan
 from ckptool.tree.nodes import Address, TensorRef

@@ -7,7 +7,6 @@ checkpoint, a row of ``contents/trainers.py`` knows what its trainer never store
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from ckptool.checks.base import Subject
@@ -19,6 +18,7 @@ from ckptool.contents.inventory import is_optimizer, is_state_dict
 from ckptool.contents.trainers import PARTS, PLAIN, SEEDED, Trainer, count_of, is_there
 from ckptool.contents.walks import ByLevel
 from ckptool.names import Words, says, whole
+from ckptool.regex import regex
 from ckptool.reports.base import Finding, Severity
 from ckptool.reports.verify import PartState, ResumePart, ResumeReport, ResumeVerdict
 from ckptool.tree.addresses import format_address
@@ -30,7 +30,7 @@ DATA = whole(
     "train_iterator", "loader",
 )  # fmt: skip
 CALLBACKS = whole("callback", "early_stopping", "stopper", "hook")
-OF_A_RANK = re.compile(r"(random_states|rng_state)_(\d+)\.(pkl|pth)")
+OF_A_RANK = regex(r"(random_states|rng_state)_(\d+)\.(pkl|pth)")
 MAX_DEPTH = 2  # levels below the top at which the state of a loader or a callback is
 MAX_CHILDREN = 1_000
 MAX_SHOWN = 8  # key paths of a part

@@ -7,7 +7,6 @@ Torch writes checksums and never reads them; ``tensors/scan.py`` does.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -29,6 +28,7 @@ from ckptool.formats.unopened import Unopened, unopened_files
 from ckptool.formats.zips.checksums import checksummed_records, is_one_archive, leftover_bytes
 from ckptool.formats.zips.deflated import DeflatedRecord
 from ckptool.formats.zips.records import DEFLATED, NO_CRC, ZipArchive, is_zip
+from ckptool.regex import regex
 from ckptool.reports.base import Finding, Severity
 from ckptool.reports.rules import BYTES, finding
 from ckptool.tree.addresses import format_address
@@ -36,7 +36,7 @@ from ckptool.tree.describing import named
 from ckptool.tree.nodes import Address
 from ckptool.tree.walking import tensors
 
-SHARD = re.compile(r"^(?P<stem>.*)-(?P<nth>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)$")
+SHARD = regex(r"^(?P<stem>.*)-(?P<nth>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)$")
 
 
 # ------------------------------------------------------------------------- files that do not open

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import NamedTuple
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
 from ckptool.contents.alignment import align_names, paired_prefixes
 from ckptool.contents.inventory import Leaf
 from ckptool.ema.findings import unplain_findings
+from ckptool.records import NamedTuple
 from ckptool.reports.rules import finding
 from ckptool.tree.describing import named
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts, an_optimizer
 from ckptool.checks.parameter_order import Parameter, is_explained
@@ -19,6 +19,7 @@ from ckptool.contents.inventory import Table
 from ckptool.contents.optimizers import OptimizerState, parameters_of
 from ckptool.formats.base import TensorReader
 from ckptool.names import STATISTICS
+from ckptool.records import NamedTuple
 from ckptool.reports.base import Finding
 from ckptool.reports.rules import finding
 from ckptool.tensors.sample import beginning, is_readable, spread

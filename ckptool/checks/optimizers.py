@@ -26,6 +26,7 @@ from ckptool.checks.settings import float16_setting, has_scaler, settings_in
 from ckptool.contents.optimizers import OptimizerState
 from ckptool.contents.training import StepCounter
 from ckptool.names import says, whole
+from ckptool.regex import regex
 from ckptool.reports.rules import finding
 from ckptool.tensors.sample import scalar_value
 from ckptool.tree.addresses import format_address
@@ -154,7 +155,7 @@ MAYBE_WITHIN = frozenset({
     "step", "iter", "iteration", "n_iter", "current_step", "train_step", "current_iter",
     "current_iteration", "iterations", "cur_iter", "batch",
 })  # fmt: skip
-ACCUMULATION = re.compile(r"accum", re.IGNORECASE)
+ACCUMULATION = regex(r"accum", re.IGNORECASE)
 
 
 def _steps(subject: Subject) -> Verdicts:

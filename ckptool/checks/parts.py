@@ -17,11 +17,12 @@ from ckptool.contents.trainers import PARTS, Trainer, is_there, trainer_of
 from ckptool.contents.training import StepCounter, step_counters
 from ckptool.contents.walks import ByLevel
 from ckptool.names import says, whole
+from ckptool.regex import regex
 from ckptool.tensors.sample import scalar_value
 from ckptool.tree.nodes import Address, Opaque, Tree, fields_of, is_container, is_real
 from ckptool.tree.walking import children
 
-SETTINGS = re.compile(r"args|config|cfg|hparams|hyper_parameters", re.IGNORECASE)
+SETTINGS = regex(r"args|config|cfg|hparams|hyper_parameters", re.IGNORECASE)
 SCHEDULER = whole("sched", "scheduler", "lrsched", "lrscheduler")
 MAX_BITS = 1000  # bits of an integer; floats end at 1024
 MAX_DEPTH = 4  # levels below the top

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
 from ckptool.checks.parts import (
@@ -28,6 +28,8 @@ from ckptool.checks.parts import (
 from ckptool.contents.inventory import is_optimizer, is_state_dict
 from ckptool.contents.metrics import is_held_out, is_of_training, measured, metric_tokens
 from ckptool.names import Words, says, whole
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.reports.rules import finding
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import Address, Tree
@@ -209,13 +211,11 @@ def _is_part(address: Address) -> bool:
 
 # ---------------------------------------------------------------------------------------- file name
 
-EPOCH = re.compile(
+EPOCH = regex(
     r"(?:^|[_\-.])(?:(?:ep|epoch)[=_\-]?(\d+)|e[=_\-]?(\d{2,}))(?=[_\-.]|$)", re.IGNORECASE
 )
-STEP = re.compile(
-    r"(?:^|[_\-.])(?:global_?)?(?:step|iter)s?[=_\-]?(\d+)(?=[_\-.]|$)", re.IGNORECASE
-)
-RESULT = re.compile(r"(?:^|[_\-])([a-z][a-z_/]*?)[=_]?(\d+\.\d+)(?=[_\-.]|$)", re.IGNORECASE)
+STEP = regex(r"(?:^|[_\-.])(?:global_?)?(?:step|iter)s?[=_\-]?(\d+)(?=[_\-.]|$)", re.IGNORECASE)
+RESULT = regex(r"(?:^|[_\-])([a-z][a-z_/]*?)[=_]?(\d+\.\d+)(?=[_\-.]|$)", re.IGNORECASE)
 
 
 def _file_name(subject: Subject) -> Verdicts:

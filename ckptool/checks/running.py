@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
 
 from ckptool.checks.base import Check, NotChecked, Subject
 from ckptool.errors import CkptError, RepetitionError, UnsupportedError
+from ckptool.records import NamedTuple
 from ckptool.reports.base import Finding, Severity
 from ckptool.reports.rules import BY_ID, BYTES, RULES, VALUES, Rule, finding
 from ckptool.reports.verify import COUNTING, CheckResult, State

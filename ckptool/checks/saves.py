@@ -10,11 +10,10 @@ they are. Then the times at which they were written are all there is.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, TypeGuard
+from typing import TypeGuard
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
 from ckptool.checks.optimizers import scheduler_steps
@@ -29,6 +28,8 @@ from ckptool.checks.parts import (
     trainer,
 )
 from ckptool.contents.inventory import Table
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.reports.rules import finding
 from ckptool.sources.base import Source
 from ckptool.sources.places import entries
@@ -37,12 +38,12 @@ from ckptool.tree.describing import named
 from ckptool.tree.nodes import TensorRef, Tree
 
 # Files with a part of the training state; the weights may be in another form at each save.
-STATE = re.compile(
+STATE = regex(
     r"(custom_checkpoint_\d+|(dl_state_dict|optimizer|random_states|rng_state|sampler|scaler"
     r"|scheduler)(_\d+)?)\.(bin|pkl|pt|pth)|.+\.ckpt"
 )
-OF_A_RANK = re.compile(r"^(random_states|rng_state)_\d+")  # their number is that of processes
-SAVE = re.compile(r"(?P<name>.*?)(?P<number>\d+)")
+OF_A_RANK = regex(r"^(random_states|rng_state)_\d+")  # their number is that of processes
+SAVE = regex(r"(?P<name>.*?)(?P<number>\d+)")
 MAX_FILES = 10_000
 SHOWN = 4  # files in a message
 PAUSE = 600  # seconds between the ends of two files of one save,

@@ -21,12 +21,13 @@ from ckptool.contents.walks import ByLevel
 from ckptool.errors import CkptError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.texts import load_json
+from ckptool.regex import regex
 from ckptool.sources.local import LocalFile
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import Address, GlobalRef, TensorRef, Tree, fields_of, is_container
 from ckptool.tree.walking import children
 
-SETTINGS = re.compile(
+SETTINGS = regex(
     r"(^|_)(args?|hparams|hyper_?parameters|hyperparams|config|cfg|conf|opts?|options|settings)"
     r"(_|\.|$)",
     re.IGNORECASE,
@@ -75,7 +76,7 @@ TEXTS = (
     "hparams.yaml", "config.yaml", "args.yaml", "args.json", "config.json", "training_args.json",
     "hparams.json",
 )  # fmt: skip
-LINE = re.compile(
+LINE = regex(
     r"^\s*[\"']?(?P<key>[\w.]+)[\"']?\s*:\s*[\"']?(?P<value>[\w.+-]+)[\"']?\s*,?\s*(#.*)?$",
     re.MULTILINE,
 )
@@ -131,7 +132,7 @@ PRECISIONS = frozenset({"precision", "mixed_precision", "amp", "amp_dtype", "aut
                         "mixed_precision_dtype", "fp16"})  # fmt: skip
 FLOAT16 = frozenset({"16", "16-mixed", "fp16", "float16", "fp16-mixed", "amp_fp16", "mixed_fp16",
                      "torch.float16", "f16"})  # fmt: skip
-BFLOAT16 = re.compile(r"bf16|bfloat16", re.IGNORECASE)
+BFLOAT16 = regex(r"bf16|bfloat16", re.IGNORECASE)
 
 
 def float16_setting(subject: Subject) -> str | None:
@@ -186,7 +187,7 @@ def _is_deepspeed(fields: Fields) -> bool:
 
 # ----------------------------------------------------------------------------------------- scaler
 
-SCALER = re.compile(
+SCALER = regex(
     r"(^|_|\.)(grad_?|amp_?|loss_?)?scaler\d*($|_|\.)|loss_scale|cur_scale|^amp$|amp_state"
     r"|amp_scaling"
     r"|^MixedPrecision",

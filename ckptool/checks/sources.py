@@ -7,7 +7,6 @@ An operand names the file alone, or with ``#@ema``, for its EMA weights. With ``
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 from ckptool.ema.buffers import with_models_buffers
 from ckptool.ema.candidates import EmaLocation
@@ -16,6 +15,7 @@ from ckptool.errors import CkptError
 from ckptool.formats.base import Checkpoint, TensorReader
 from ckptool.plans.extraction import complete, plan_extraction, plan_model
 from ckptool.plans.weights import Weights, take_weights
+from ckptool.records import NamedTuple
 from ckptool.reports.base import MainSlot
 from ckptool.tree.nodes import TensorRef
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from os.path import lexists
-from typing import Any, NamedTuple
+from typing import Any
+
+from ckptool.records import NamedTuple
 
 
 class Command(NamedTuple):

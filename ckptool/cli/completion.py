@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-PLAIN = re.compile(r"[\w./@:+#~-]+", re.ASCII)  # nothing that a shell expands or splits at
+from ckptool.regex import regex
+
+PLAIN = regex(r"[\w./@:+#~-]+", re.ASCII)  # nothing that a shell expands or splits at
 MOST = 500  # words that are offered
 
 

@@ -35,11 +35,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.contents.selection import parse_operand
 from ckptool.ema.layouts import EmaLayout, Layouts
 from ckptool.errors import CkptError
+from ckptool.records import NamedTuple
 from ckptool.reports.base import ConfigUse
 from ckptool.sources.urls import RemotePath
 

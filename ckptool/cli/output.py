@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ckptool.errors import UsageError
 from ckptool.process.progress import Meter, Progress
 from ckptool.process.signals import undone_at_end
-from ckptool.records import replace
+from ckptool.records import NamedTuple, replace
 from ckptool.render.outputs import MARKUP, TEXTS, outputs_of, rendered
 from ckptool.sources.urls import is_url
 

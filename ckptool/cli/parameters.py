@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise, takewhile
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from ckptool.records import NamedTuple
 
 HELP = frozenset({"-h", "--help"})
 

@@ -8,7 +8,6 @@ passed over with the reason: a damaged file, a directory without the files that 
 from __future__ import annotations
 
 import gc
-import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from ckptool.commands.rating import rank
 from ckptool.commands.runs import progress_entry
 from ckptool.commands.verify import Request, verify_all
 from ckptool.errors import UnreadableError
+from ckptool.regex import regex
 from ckptool.reports.run import RunEntry
 from ckptool.reports.verify import COUNTING, ChoiceReport, PassedOver, VerifyReport
 
@@ -89,7 +89,7 @@ def _first_passing(
 
 
 UNFINISHED = "it lacks files that make it a checkpoint: its save was not finished"
-NUMBER = re.compile(r"\d+")
+NUMBER = regex(r"\d+")
 
 
 def _reason(report: VerifyReport) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.comparison.differences import (
     Judged,
@@ -42,6 +42,7 @@ from ckptool.errors import UsageError
 from ckptool.process.limits import usable_cpus
 from ckptool.process.progress import Progress, no_progress
 from ckptool.process.ranks import Ranks
+from ckptool.records import NamedTuple
 from ckptool.reports.base import GroupDistance
 from ckptool.reports.diff import (
     CounterDifference,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 from ckptool.commands.promoting import carry_out, check_place
 from ckptool.contents.alignment import Alignment, align_names
@@ -20,6 +19,7 @@ from ckptool.formats.pickles.trace import Trace, tracing
 from ckptool.plans.averaging import Combined
 from ckptool.plans.promotion import optimizers, plan_promotion, refuse_unpatchable
 from ckptool.process.progress import Progress
+from ckptool.records import NamedTuple
 from ckptool.reports.base import Finding
 from ckptool.reports.write import IntoReport
 from ckptool.tensors.casting import Casting, start_of

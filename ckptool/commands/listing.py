@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any
 
-from ckptool.contents.given import refuse_any_given
 from ckptool.contents.optimizers import owners
 from ckptool.ema.candidates import EmaLocation
 from ckptool.ema.findings import kind_of, unplain_state_dicts
 from ckptool.formats.base import Checkpoint
 from ckptool.process.progress import Progress, announce
-from ckptool.records import replace
+from ckptool.records import NamedTuple, replace
 from ckptool.reports.base import Section
 from ckptool.reports.inspect import TensorEntry
-from ckptool.tensors.statistics import tensor_stats
-from ckptool.tensors.volume import refuse_repetition
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import Address, CompositeTensor
 from ckptool.tree.walking import tensors, whole_tensors
@@ -71,6 +68,8 @@ def list_tensors(
     if listing.sort or listing.top:
         entries = sorted(entries, key=ORDERS[listing.sort or "size"])[: listing.top]
     if listing.stats or listing.digests:
+        from ckptool.contents.given import refuse_any_given  # noqa: PLC0415 - for values alone
+
         refuse_any_given(checkpoint, checkpoint.tree)
     if listing.stats:
         entries = _with_stats(checkpoint, list(entries), progress)
@@ -110,6 +109,9 @@ def _kinds(location: EmaLocation) -> dict[Address, str]:
 def _with_stats(
     checkpoint: Checkpoint, entries: Sequence[TensorEntry], progress: Progress
 ) -> Iterator[TensorEntry]:
+    from ckptool.tensors.statistics import tensor_stats  # noqa: PLC0415 - for values alone
+    from ckptool.tensors.volume import refuse_repetition  # noqa: PLC0415
+
     listed = {entry.address for entry in entries}
     refs = {
         text: ref for at, ref in tensors(checkpoint.tree) if (text := format_address(at)) in listed

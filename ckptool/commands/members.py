@@ -7,12 +7,11 @@ Names order only what steps and epochs leave open, and none that contradict them
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.commands.operands import checkpoint_files, is_run
 from ckptool.commands.state_dicts import Taken, only_state_dict, take_state_dict
@@ -24,6 +23,8 @@ from ckptool.errors import UsageError, about
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.plans.extraction import complete
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.tensors.blocks import same_values
 from ckptool.tree.nodes import TensorRef
 
@@ -255,7 +256,7 @@ def _is_contradicted(ordered: Sequence[Opened], shared: Sequence[str]) -> bool:
     return any(later < earlier for counts in stated for earlier, later in pairwise(counts))
 
 
-NUMBER = re.compile(r"(\d+)")
+NUMBER = regex(r"(\d+)")
 
 
 def ordered_by_name(names: Sequence[str]) -> list[int] | None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 from ckptool.commands.members import (
     STEP,
@@ -34,6 +33,7 @@ from ckptool.plans.weighing import (
     schedule_shares,
     shares_between,
 )
+from ckptool.records import NamedTuple
 from ckptool.reports.base import PosthocReport
 
 

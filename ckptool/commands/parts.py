@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
 
 from ckptool.commands.origin import converted_from
 from ckptool.commands.state_dicts import state_dicts
@@ -23,6 +22,7 @@ from ckptool.formats.torch_zip import TorchZip
 from ckptool.plans.plain_data import as_plain_data
 from ckptool.plans.validation import names_to_note
 from ckptool.process.progress import Progress
+from ckptool.records import NamedTuple
 from ckptool.reports.base import Finding, Severity
 from ckptool.reports.rules import finding
 from ckptool.reports.write import ConvertReport, PlainReport

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import gc
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.checks.parts import number
 from ckptool.contents.metrics import is_of_training
 from ckptool.contents.monitors import Monitors, numbers_called
 from ckptool.errors import UsageError
 from ckptool.formats import open_checkpoint
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.reports.run import RunEntry
 from ckptool.tensors.sample import scalar_value
 
@@ -81,7 +82,7 @@ class _Rated(NamedTuple):
 
 
 # The place of the last entry of a log, which grows: trainer_state.json/log_history/12/eval_loss.
-ENTRY = re.compile(r"(?<=history/)\d+(?=/)")
+ENTRY = regex(r"(?<=history/)\d+(?=/)")
 
 
 def _refuse_other_metrics(name: str, rated: Sequence[_Rated]) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from math import isclose
 from pathlib import Path
-from typing import NamedTuple
 
 from ckptool.commands.members import STEP, WIDTH, Members, Opened, single
 from ckptool.commands.state_dicts import take_state_dict
@@ -19,6 +18,7 @@ from ckptool.formats import open_checkpoint
 from ckptool.plans.extraction import complete
 from ckptool.plans.posthoc import MAX_SNAPSHOTS, TOLERANCE, Series
 from ckptool.plans.weighing import Shares
+from ckptool.records import NamedTuple
 from ckptool.reports.base import PosthocReport
 from ckptool.tensors.blocks import equal_after_cast
 

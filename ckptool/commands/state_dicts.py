@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from ckptool.commands.origin import kind_at, kind_taken
 from ckptool.contents.given import refuse_given
 from ckptool.contents.inventory import Table, is_state_dict
@@ -14,6 +12,7 @@ from ckptool.errors import AddressError
 from ckptool.formats.base import Checkpoint
 from ckptool.plans.extraction import Extraction, plan_extraction, plan_model
 from ckptool.plans.weights import take_weights
+from ckptool.records import NamedTuple
 from ckptool.tensors.volume import refuse_repetition
 from ckptool.tree.addresses import refuse_ambiguous
 

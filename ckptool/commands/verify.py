@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.checks.base import NotChecked, Subject
 from ckptool.checks.certificate import certify, refused
@@ -49,6 +49,7 @@ from ckptool.formats.provenance import read_provenance
 from ckptool.formats.unopened import files_below
 from ckptool.process.progress import Progress, no_progress
 from ckptool.process.ranks import Ranks
+from ckptool.records import NamedTuple
 from ckptool.reports.base import Finding
 from ckptool.reports.rules import RULES, finding, is_rule
 from ckptool.reports.verify import VerifyReport

@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from ckptool.errors import UsageError
 from ckptool.formats.base import Checkpoint
@@ -14,6 +13,7 @@ from ckptool.plans.casts import plan_casting
 from ckptool.plans.extraction import Extraction
 from ckptool.plans.validation import Inputs, validation
 from ckptool.process.progress import Progress
+from ckptool.records import NamedTuple
 from ckptool.reports.base import Finding
 from ckptool.reports.write import CastReport, ShardReport
 from ckptool.tensors.casting import Losses

@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.comparison.arrays import CODES
 from ckptool.comparison.digests import digests_of
@@ -29,6 +29,7 @@ from ckptool.comparison.tolerances import Tolerances
 from ckptool.comparison.values import Job, Values, values_of
 from ckptool.dtypes import BY_NAME
 from ckptool.names import says, whole
+from ckptool.records import NamedTuple
 from ckptool.reports.diff import CounterDifference, Distance, TensorDifference, ValueDifference
 from ckptool.tensors.sample import scalar_value
 from ckptool.tree.nodes import TensorRef

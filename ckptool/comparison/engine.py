@@ -19,7 +19,7 @@ Where there is a device, it measures the long runs, and the CPU measures the sho
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from ckptool.comparison.arrays import BLOCK, NumpyArrays
 from ckptool.comparison.devices import Device
@@ -29,6 +29,7 @@ from ckptool.comparison.values import Job, Run, bytes_of, pieces_of
 from ckptool.process.forks import can_fork, work_in_forks
 from ckptool.process.progress import Progress, announce, no_progress
 from ckptool.process.ranks import Ranks
+from ckptool.records import NamedTuple
 from ckptool.tensors.blocks import in_batches
 
 TASK = 1 << 23  # bytes of one side in a task, roughly

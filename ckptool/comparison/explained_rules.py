@@ -8,10 +8,8 @@ only: where they do not make what was explained, they are used without ``*``, or
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from ckptool.comparison.explaining import (
     Cut,
@@ -27,12 +25,14 @@ from ckptool.errors import CkptError
 from ckptool.plans.casts import plan_casting
 from ckptool.plans.rule_patterns import Pattern
 from ckptool.plans.rules import apply_rules, parse_rule_file
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.tree.nodes import TensorRef
 from ckptool.tree.reshaping import joined, lifted, lowered, sliced, transposed
 
-_DIGITS = re.compile(r"\d+")
+_DIGITS = regex(r"\d+")
 # Characters that a rule takes for something else, or that TOML cannot hold.
-_UNWRITABLE = re.compile(r"[*#,=:@\s\x00-\x1f\x7f\ud800-\udfff]")
+_UNWRITABLE = regex(r"[*#,=:@\s\x00-\x1f\x7f\ud800-\udfff]")
 NEW = "new/"  # before new names, where one of them is a name of the source
 Tensors = Mapping[str, TensorRef]
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from ckptool.comparison.rows import Row, Rows, can_become
 from ckptool.comparison.tilings import Large, Named, Tiling, likeness, tiled
 from ckptool.dtypes import DType
 from ckptool.formats.base import TensorReader
+from ckptool.records import NamedTuple
 from ckptool.tree.nodes import TensorRef
 from ckptool.tree.reshaping import lowered, sliced
 

@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.comparison.tolerances import Tolerance
+from ckptool.records import NamedTuple
 
 Array = Any
 Namespace = Any  # the module numpy or torch

@@ -14,13 +14,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.comparison.objects import key_parts, keyed_by, object_parts, object_text, state_parts
 from ckptool.comparison.spelling import Speller, span_digest
 from ckptool.dtypes import BY_NAME, BY_NUMPY_CODE
 from ckptool.errors import DamagedError
 from ckptool.formats.base import TensorReader
+from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan
 from ckptool.sources.memory import Memory
 from ckptool.tree.addresses import format_address

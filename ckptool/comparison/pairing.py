@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.comparison.leaves import Leaf, TensorLeaf, form_of, is_tensor
 from ckptool.contents.alignment import align_names, unwrapped
 from ckptool.contents.globs import fits_one
 from ckptool.contents.renames import Rename, parse_rename, renamed_by
 from ckptool.errors import UsageError
+from ckptool.records import NamedTuple
 from ckptool.tree.nodes import TensorRef
 
 

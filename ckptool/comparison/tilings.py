@@ -6,17 +6,17 @@ A matrix may be tiled by transposes too: its columns are then their rows.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import takewhile
-from typing import NamedTuple
 
 from ckptool.comparison.rows import Row, Rows, can_become
 from ckptool.dtypes import DType
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.tree.nodes import TensorRef
 
-_WORDS = re.compile(r"[._/]")
-_DIGITS = re.compile(r"\d+")
+_WORDS = regex(r"[._/]")
+_DIGITS = regex(r"\d+")
 
 
 class Named(NamedTuple):

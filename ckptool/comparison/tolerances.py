@@ -13,14 +13,15 @@ first. Integers, bools and texts are never close, only equal.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.errors import UsageError
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 
-WILDCARDS = re.compile(r"\*|\?|\[[^\]]*\]")
+WILDCARDS = regex(r"\*|\?|\[[^\]]*\]")
 
 
 class Tolerance(NamedTuple):

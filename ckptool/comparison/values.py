@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from hashlib import sha256
 from io import BytesIO
-from typing import NamedTuple
 
 from ckptool.comparison.arrays import CODES, real_values
 from ckptool.comparison.leaves import TensorLeaf
@@ -18,6 +17,7 @@ from ckptool.comparison.tolerances import Tolerance
 from ckptool.dtypes import BY_NAME, DType
 from ckptool.errors import DamagedError
 from ckptool.formats.base import TensorReader
+from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan
 from ckptool.tensors.blocks import in_order, value_bytes
 from ckptool.tree.nodes import TensorRef

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 from ckptool.contents.inventory import Leaf
+from ckptool.records import NamedTuple
 from ckptool.tensors.sample import spread
 
 # Components that wrappers put into names: DataParallel and AveragedModel, torch.compile, FSDP

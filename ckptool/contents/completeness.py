@@ -11,10 +11,9 @@ Everything in the container of a state dict is one of three:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from operator import eq, is_
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.contents.finder import Finder, is_aside, is_random_state
 from ckptool.contents.inventory import Leaf, Table
@@ -33,6 +32,8 @@ from ckptool.contents.unplain import (
     is_computed,
 )
 from ckptool.formats.pickles.subclasses import LOCAL_PARTS
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.tree.describing import as_key
 from ckptool.tree.modules import NOT_PERSISTENT, has_known_names
 from ckptool.tree.nodes import (
@@ -46,7 +47,7 @@ from ckptool.tree.nodes import (
 )
 from ckptool.tree.walking import children, walk
 
-_QUANTIZED_PARTS = re.compile(r"_packed_params(\.|$)")
+_QUANTIZED_PARTS = regex(r"_packed_params(\.|$)")
 _SCRIPTED_OBJECT = "torch.ScriptObject"
 # Masked arrays of numpy, whose values and mask are bytes in the object's state.
 _MASKED = frozenset({"numpy.ma.core._mareconstruct", "numpy.ma._mareconstruct"})

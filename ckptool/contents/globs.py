@@ -6,17 +6,18 @@ A glob matches a key path as a whole, which people forget: ``bn`` does not match
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from itertools import islice
+
+from ckptool.regex import regex
 
 MAX_NEARBY = 5_000  # names that are compared with a mistyped one
 MAX_LENGTH = 200  # characters of such a name: longer ones are not typed
 SHOWN_NEARBY = 3
 SHOWN_FIRST = 6
 ALIKE = 0.6  # of the letters of a name
-SEPARATORS = re.compile("[/.]")
+SEPARATORS = regex("[/.]")
 
 
 def typable(names: Iterable[str]) -> list[str]:

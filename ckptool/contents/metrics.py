@@ -7,10 +7,10 @@ holds words that many names have and that decide only where nothing else does. W
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 
 from ckptool.names import Words, holds, tokens, whole
+from ckptool.regex import regex
 
 # Words by which lower is better, whatever else the name says: dice_loss, error_rate.
 LOSSES = whole("loss", "losses", "error", "err", "cost", "regret", "divergence", "distance")
@@ -78,7 +78,7 @@ NOISE = frozenset({
     "logs", "log", "value", "so", "far",
 })  # fmt: skip
 
-_GLUED = re.compile(
+_GLUED = regex(
     "(train|valid|val|test|eval|dev|best|min|max)"
     "(loss|acc|accuracy|err|error|auc|f|map|iou|miou|psnr|ssim|mae|mse|rmse|wer|cer|bleu|ppl|fid|"
     "dice|pck|score)"

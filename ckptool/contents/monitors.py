@@ -9,15 +9,16 @@ Where neither states a direction, nothing is guessed.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.contents.inventory import is_optimizer, is_state_dict, scalars_in
 from ckptool.contents.metrics import better_direction, is_best, measured, strong_direction
 from ckptool.contents.walks import ByLevel
 from ckptool.names import says, tokens, whole
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import Address, Opaque, TensorRef, Tree, is_real
 from ckptool.tree.walking import children
@@ -48,7 +49,7 @@ LOWER = whole(
 )  # fmt: skip
 
 # The state of a callback under a key that holds its settings, as Lightning writes it.
-IN_KEY = re.compile(r"""['"]?\b(\w{1,40})['"]?\s*[:=]\s*['"]([^'"]{1,200})['"]""")
+IN_KEY = regex(r"""['"]?\b(\w{1,40})['"]?\s*[:=]\s*['"]([^'"]{1,200})['"]""")
 MAX_KEY = 2_000  # characters of such a key
 
 

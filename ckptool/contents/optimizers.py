@@ -7,10 +7,11 @@ differ from those of the others: :data:`KINDS`.
 from __future__ import annotations
 
 from itertools import chain, islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.contents.inventory import Inventory, Table, is_flat_optimizer
 from ckptool.names import STATISTICS
+from ckptool.records import NamedTuple
 from ckptool.tree.nodes import Address, Opaque, TensorRef, Tree, fields_of
 
 MAX_PARAMETERS = 1 << 20  # a hostile file lists one group a million times

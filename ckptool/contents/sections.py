@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
 
 from ckptool.contents.inventory import Inventory, is_optimizer, is_state_dict
 from ckptool.names import says, whole
+from ckptool.records import NamedTuple
 from ckptool.reports.base import Amount, Section, TensorTotals
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from ckptool.contents.completeness import unlisted
 from ckptool.contents.finder import tensors_in
@@ -17,7 +17,7 @@ from ckptool.contents.globs import typable
 from ckptool.contents.inventory import Inventory, Leaf, Table, join_tables
 from ckptool.contents.unplain import refuse_incomplete
 from ckptool.errors import AddressError, UsageError
-from ckptool.records import replace
+from ckptool.records import NamedTuple, replace
 from ckptool.sources.places import as_path
 from ckptool.sources.urls import is_url
 from ckptool.tree.addresses import format_address, parse_address, resolve

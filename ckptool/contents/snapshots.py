@@ -14,11 +14,12 @@ https://github.com/lucidrains/ema-pytorch/blob/0.8.3/ema_pytorch/post_hoc_ema.py
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.formats.base import TensorReader
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.tensors.sample import scalar_value
 from ckptool.tree.nodes import Tree, is_real
 from ckptool.tree.walking import children
@@ -58,7 +59,7 @@ def _in_training_state(
             yield Snapshot(f"ema/emas/{number}", float(time), float(width), number)
 
 
-NETWORK = re.compile(r".*-(\d+)-(\d+\.\d+)\.pkl")
+NETWORK = regex(r".*-(\d+)-(\d+\.\d+)\.pkl")
 KIMG, GRANULARITY = 1000, 1024  # images; networks are saved after a multiple of the second
 
 
@@ -71,7 +72,7 @@ def _in_network(name: str, parts: dict[Any, Tree], _reader: TensorReader) -> Ite
         yield Snapshot("ema", images if is_exact else thousands * KIMG, float(named[2]), 0)
 
 
-TRACK = re.compile(r"(\d+)\.(\d+)\.pt")
+TRACK = regex(r"(\d+)\.(\d+)\.pt")
 PREFIX = "ema_model."
 
 

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
 
+from ckptool.records import NamedTuple
 from ckptool.tree.nodes import Tree
 from ckptool.tree.patterns import nodes_at
 

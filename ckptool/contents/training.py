@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.contents.inventory import (
     CPU_BYTES,
@@ -25,6 +25,8 @@ from ckptool.contents.monitors import Direction, Monitors
 from ckptool.contents.walks import ByLevel
 from ckptool.formats.base import TensorReader
 from ckptool.names import holds, says, tokens, whole
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.tensors.sample import scalar_value
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import Address, ArrayRef, Opaque, TensorRef, Tree, is_real
@@ -54,7 +56,7 @@ HOLDERS = frozenset({
 HOLDERS_DEPTH = 3  # Composer: state/timestamp/Timestamp
 
 # Keys of patience with a run that no longer improves.
-PATIENCE = re.compile(
+PATIENCE = regex(
     r"^(epochs_without_improvement|epochs_no_improve|no_improve\w*|wait(_count)?|num_bad_epochs|"
     r"patience(_counter)?|early_stop\w*|stopped_epoch|bad_epochs|counter)$",
     re.IGNORECASE,

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from ckptool.contents.inventory import Leaf
 from ckptool.errors import UnsupportedError
 from ckptool.formats.pickles.subclasses import LOCAL_PARTS, UNINITIALIZED, local_parts
 from ckptool.formats.pickles.torch_calls import CONVERTED
 from ckptool.formats.ranked.sharding_info import DIFFERING, LAYOUT
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.tree.describing import named
 from ckptool.tree.nodes import CompositeTensor, Opaque, TensorRef
 
@@ -127,8 +128,8 @@ COMPOSITES: tuple[tuple[str, Kind], ...] = (
 )
 FLAT = "flat_param"
 SHARDED_XLA = "_fsdp_shard"  # in the names of torch_xla's FSDP
-_FLAT = re.compile(rf"(^|\.)(_?flat_param(_\d+)?$|{SHARDED_XLA})")
-_WEIGHT = re.compile(r"(^|\.)(weight|bias)$|lora_")  # names of tensors that are never empty
+_FLAT = regex(rf"(^|\.)(_?flat_param(_\d+)?$|{SHARDED_XLA})")
+_WEIGHT = regex(r"(^|\.)(weight|bias)$|lora_")  # names of tensors that are never empty
 
 
 def unplain(name: str, leaf: Leaf) -> Unplain | None:
@@ -159,7 +160,7 @@ def _made_of(leaf: CompositeTensor) -> str:
 
 
 # Functions and classes of torch that make tensors. Classes like ``torch.device`` make none.
-_MAKES_TENSORS = re.compile(
+_MAKES_TENSORS = regex(
     r"^torch\.(?!(device|dtype|layout|memory_format|finfo|iinfo)$)[a-z_]\w*$"
     r"|^torch\.(\w+\.)*(\w*Tensor|Parameter|Buffer|Variable)(\.\w+)?$"
     r"|^torch\.(_utils|_tensor|functional|sparse|nested|special|fft|linalg)\.\w+$"

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.errors import DamagedError
 from ckptool.formats.pickles.trace import Trace
+from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan
 from ckptool.tree.addresses import format_address
 from ckptool.tree.describing import as_key

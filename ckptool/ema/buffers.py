@@ -13,9 +13,7 @@ averages only floating-point values leaves it at 0, and loses nothing by it.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from ckptool.contents.inventory import Leaf, Table
 from ckptool.ema.candidates import RAW_KIND, Candidate, EmaLocation
@@ -23,7 +21,8 @@ from ckptool.ema.evidence import is_constant
 from ckptool.errors import UsageError
 from ckptool.formats.base import Checkpoint, TensorReader
 from ckptool.names import STATISTICS
-from ckptool.records import replace
+from ckptool.records import NamedTuple, replace
+from ckptool.regex import regex
 from ckptool.reports.base import MainSlot
 from ckptool.tensors.sample import beginning, is_readable, scalar_value
 from ckptool.tree.describing import named
@@ -32,7 +31,7 @@ from ckptool.tree.nodes import TensorRef
 MAX_LOOKED = 4_096  # pairs whose values are read
 DIFFERENT = 1e-4  # root mean square distance from the initial value; smaller ones do no harm
 BATCHES = "num_batches_tracked"
-WORDS = re.compile(r"running|moving|num_batches|initiali[sz]ed|initted|inited")
+WORDS = regex(r"running|moving|num_batches|initiali[sz]ed|initted|inited")
 
 
 class Initial(NamedTuple):

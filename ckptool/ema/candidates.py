@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.contents.alignment import Alignment
 from ckptool.contents.inventory import Inventory, Table
 from ckptool.ema.evidence import Agreement, Evidence
 from ckptool.ema.layouts import EmaLayout
 from ckptool.names import AVERAGES
-from ckptool.records import field, record
+from ckptool.records import NamedTuple, field, record
 from ckptool.reports.base import EmaStatus, MainSlot
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import Address, TensorRef

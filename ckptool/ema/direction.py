@@ -20,12 +20,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.contents.inventory import Inventory, Leaf, Table
 from ckptool.ema.candidates import Candidate
 from ckptool.ema.ordering import order_by_shape
 from ckptool.formats.base import TensorReader
+from ckptool.records import NamedTuple
 from ckptool.tensors.sample import beginning, is_readable, scalar_value, spread
 from ckptool.tree.nodes import TensorRef, Tree, fields_of, is_real
 

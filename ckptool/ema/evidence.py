@@ -14,9 +14,9 @@ from array import array
 from collections.abc import Sequence
 from functools import cached_property
 from struct import pack, unpack
-from typing import NamedTuple
 
 from ckptool.formats.base import TensorReader
+from ckptool.records import NamedTuple
 from ckptool.tensors.sample import announce, beginning, gather, has_beginning, is_readable, spread
 from ckptool.tree.nodes import TensorRef
 

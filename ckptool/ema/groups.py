@@ -12,17 +12,16 @@ endings.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from ckptool.contents.inventory import Leaf, Table
 from ckptool.names import Marker, is_raw, marker_in, may_mark
-from ckptool.records import replace
+from ckptool.records import NamedTuple, replace
+from ckptool.regex import regex
 from ckptool.tree.addresses import node_at
 from ckptool.tree.nodes import Address, Tree
 
-NUMBERED = re.compile(r"^(?P<stem>.*?)(?P<number>\d+)$")
+NUMBERED = regex(r"^(?P<stem>.*?)(?P<number>\d+)$")
 MIN_NUMBERED = 3
 
 

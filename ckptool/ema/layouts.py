@@ -12,9 +12,10 @@ Key paths are patterns: ``callbacks/*/ema`` has one component that may be anythi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.contents.inventory import scalars_in
+from ckptool.records import NamedTuple
 from ckptool.tree.nodes import Address, Tree
 from ckptool.tree.patterns import fits, nodes_at
 

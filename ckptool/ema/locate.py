@@ -13,7 +13,6 @@ from ckptool.ema.examine import Examiner, TooManyError
 from ckptool.ema.layouts import Layouts
 from ckptool.ema.model import choose_model, marker_of
 from ckptool.ema.search import find_candidates, model_beside, unexamined
-from ckptool.ema.sidecars import among_sidecars
 from ckptool.errors import AddressError, EmaNotFoundError
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.provenance import read_provenance
@@ -79,6 +78,8 @@ def locate_ema(
         return EmaLocation(status, slot, None, first, None, inventory, given_up=True)
     location = decide(examiner, main, candidates)
     if location.status is EmaStatus.NONE:
+        from ckptool.ema.sidecars import among_sidecars  # noqa: PLC0415 - for few files
+
         location = _as_noted(checkpoint, among_sidecars(examiner, location))
     return _raw_weights(checkpoint, location) if ema == MODEL_ROLE else location
 

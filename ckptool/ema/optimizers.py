@@ -8,8 +8,9 @@ state.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
+from ckptool.records import NamedTuple
 from ckptool.tree.nodes import TensorRef, Tree, fields_of
 
 

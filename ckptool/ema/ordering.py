@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from ckptool.contents.inventory import Leaf
 from ckptool.ema.evidence import UNRELATED, distance
 from ckptool.formats.base import TensorReader
 from ckptool.names import STATISTICS
+from ckptool.records import NamedTuple
 from ckptool.tree.nodes import TensorRef
 
 DOUBTFUL = 0.5  # relative distance from which on a better partner is looked for

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
-from typing import NamedTuple
 
 from ckptool.contents.inventory import scalars_in
 from ckptool.ema.candidates import CHOSEN, RAW_KIND, Candidate, EmaLocation, table_address
 from ckptool.ema.metadata import DECLARATIONS
 from ckptool.errors import CkptError, EmaAmbiguousError, EmaNotFoundError, EmaRefusedError
 from ckptool.formats.base import Checkpoint
+from ckptool.records import NamedTuple
 from ckptool.tree.describing import named
 from ckptool.tree.nodes import is_container
 

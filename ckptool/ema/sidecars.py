@@ -27,6 +27,7 @@ from ckptool.formats.base import Checkpoint
 from ckptool.formats.provenance import read_provenance
 from ckptool.names import AVERAGES, MODEL_FOLDER, marker_in, unglued, unmarked
 from ckptool.records import replace
+from ckptool.regex import regex
 from ckptool.reports.base import MainSlot
 from ckptool.sources.local import BoundedFile
 
@@ -148,9 +149,9 @@ def _keeps_both(checkpoint: Checkpoint, layouts: Layouts) -> bool:
 
 
 MAX_NEIGHBOURS = 10_000  # entries of a directory that are read
-TRACK = re.compile(r"^\d+\.\d+$")  # stem of its files: <track>.<step>.pt
-STEP = re.compile(r"(\d+)$")
-ROLES = re.compile(
+TRACK = regex(r"^\d+\.\d+$")  # stem of its files: <track>.<step>.pt
+STEP = regex(r"(\d+)$")
+ROLES = regex(
     r"^(model|net|network|unet|nnet|weights?|ckpt|checkpoint|generator|g)?[\W_]*$", re.IGNORECASE
 )
 

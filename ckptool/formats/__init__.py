@@ -9,31 +9,20 @@ from __future__ import annotations
 
 import re
 from codecs import getincrementaldecoder
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
 from ckptool.errors import CkptError, UnknownFormatError, about
-from ckptool.formats.archives import TarArchive, ZipOfCheckpoints
 from ckptool.formats.base import Checkpoint, FileFormat, FolderFormat, Format
-from ckptool.formats.dcp import DcpFolder
-from ckptool.formats.lightning_folders import LightningFolder
-from ckptool.formats.model_folders import ModelFolders
-from ckptool.formats.plain_pickle import PlainPickle
-from ckptool.formats.ranked.dcp_safetensors import DcpSafetensorsFolder
-from ckptool.formats.ranked.deepspeed import DeepSpeedFolder
 from ckptool.formats.ranked.lone import with_note_on_rank
-from ckptool.formats.ranked.rank_files import RankFolder
-from ckptool.formats.ranked.universal import UniversalFolder
 from ckptool.formats.readings import with_other_readings
 from ckptool.formats.safetensors_file import SafetensorsFile
-from ckptool.formats.sharded import ShardFolder, ShardIndex
-from ckptool.formats.torch_legacy import TorchLegacy
-from ckptool.formats.torch_tar import TorchTar
+from ckptool.formats.sharded import ShardIndex
 from ckptool.formats.torch_zip import TORCHSCRIPT, TorchZip
-from ckptool.formats.trainer_folders import TrainerFolders, part_of_folder
-from ckptool.formats.unpacked_zip import UnpackedZip
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.sources.base import Source
 from ckptool.sources.places import as_path, is_folder, open_file
 
@@ -53,7 +42,7 @@ def open_checkpoint(path: str | Path | Source) -> Checkpoint:
         UnsupportedError: the checkpoint is valid, but holds something that cannot be represented.
     """
     if isinstance(path, Source):
-        return with_note_on_rank(_open_as(path, FORMATS))
+        return with_note_on_rank(_open_as(path, file_formats()))
     path = as_path(path)
     folder = folder_format(path)
     if folder is None:
@@ -66,19 +55,19 @@ def folder_format(path: Path) -> FolderFormat | None:
     """Return the format of a directory that is one checkpoint; None for all other paths."""
     if not is_folder(path):
         return None
-    return next((known for known in FOLDER_FORMATS if known.matches(path)), None)
+    return next((known for known in folder_formats() if known.matches(path)), None)
 
 
 def _open_file(path: Path) -> Checkpoint:
-    return _open_as(open_file(path), FORMATS)
+    return _open_as(open_file(path), file_formats())
 
 
 def _open_shard(path: Path) -> Checkpoint:
     """Open a shard, which is never an index: indices that name indices have no end."""
-    return _open_as(open_file(path), WHOLE_FORMATS)
+    return _open_as(open_file(path), _whole())
 
 
-def _open_as(file: Source, formats: tuple[FileFormat, ...]) -> Checkpoint:
+def _open_as(file: Source, formats: Iterable[FileFormat]) -> Checkpoint:
     try:
         known, checkpoint = _opened(file, formats)
         checkpoint = with_other_readings(checkpoint, file, known)
@@ -86,6 +75,8 @@ def _open_as(file: Source, formats: tuple[FileFormat, ...]) -> Checkpoint:
         file.close()
         of_folder = None
         if file.path and isinstance(error, UnknownFormatError):
+            from ckptool.formats.trainer_folders import part_of_folder  # noqa: PLC0415 - rare
+
             of_folder = part_of_folder(file.path)
         raise (of_folder or error).at(file.place) from error.__cause__
     except BaseException:
@@ -97,10 +88,10 @@ def _open_as(file: Source, formats: tuple[FileFormat, ...]) -> Checkpoint:
 
 def _open_member(file: Source) -> Checkpoint:
     """Open a file in an archive, which is never an archive: archives in archives have no end."""
-    return _open_as(file, MEMBER_FORMATS)
+    return _open_as(file, _members())
 
 
-def _opened(file: Source, formats: tuple[FileFormat, ...]) -> tuple[FileFormat, Checkpoint]:
+def _opened(file: Source, formats: Iterable[FileFormat]) -> tuple[FileFormat, Checkpoint]:
     """Open a file by the first format that takes it.
 
     Raises:
@@ -116,57 +107,71 @@ def _opened(file: Source, formats: tuple[FileFormat, ...]) -> tuple[FileFormat, 
     raise refusal or not_a_checkpoint(head)
 
 
-# Formats with a signature of their own come first, the vaguest last.
-MEMBER_FORMATS: tuple[FileFormat, ...] = (
-    TorchZip(),
-    SafetensorsFile(),
-    TorchTar(),
-    TorchLegacy(),
-    PlainPickle(),
-)
-# What begins as a zip or a tar of torch, and is none, may be an archive of checkpoints.
-ARCHIVES: tuple[FileFormat, ...] = (ZipOfCheckpoints(_open_member), TarArchive(_open_member))
-WHOLE_FORMATS: tuple[FileFormat, ...] = (*MEMBER_FORMATS, *ARCHIVES)
-FORMATS: tuple[FileFormat, ...] = (ShardIndex(_open_shard), *WHOLE_FORMATS)
-
-OF_RANKS: tuple[FolderFormat, ...] = (
-    LightningFolder(_open_file),
-    DcpFolder(),
-    UniversalFolder(_open_file),
-    DeepSpeedFolder(_open_file),
-    RankFolder(_open_file),
-    DcpSafetensorsFolder(_open_file),
-)
-FOLDER_FORMATS: tuple[FolderFormat, ...] = (
-    TrainerFolders(_open_file, OF_RANKS),
-    *OF_RANKS,
-    UnpackedZip(),
-    ShardFolder(_open_file),
-    ModelFolders(_open_file),
-)
+# The two that nearly all files have. The modules of all others are imported when neither takes a
+# file: together they cost a tenth of the time in which a small file is inspected.
+USUAL: tuple[FileFormat, ...] = (TorchZip(), SafetensorsFile())
 
 
-ALL_FORMATS: tuple[Format, ...] = (*FORMATS, TORCHSCRIPT, *FOLDER_FORMATS)
+def _members() -> Iterator[FileFormat]:
+    """Yield the formats of one file with one checkpoint; the vaguest come last."""
+    yield from USUAL
+    from ckptool.formats import others  # noqa: PLC0415 - see above
+
+    yield from others.FILES
+
+
+def _whole() -> Iterator[FileFormat]:
+    """Yield the formats of files that need no other file."""
+    yield from _members()
+    yield from _archives()
+
+
+def file_formats() -> Iterator[FileFormat]:
+    """Yield the formats of files, in the order in which they are asked about a file."""
+    yield ShardIndex(_open_shard)
+    yield from _whole()
+
+
+@cache
+def _archives() -> tuple[FileFormat, ...]:
+    """Return what begins as a zip or a tar of torch, is none, and may hold checkpoints."""
+    from ckptool.formats import others  # noqa: PLC0415 - see USUAL
+
+    return others.archives(_open_member)
+
+
+@cache
+def folder_formats() -> tuple[FolderFormat, ...]:
+    """Return the formats of directories, in the order in which they are asked."""
+    from ckptool.formats import directories  # noqa: PLC0415 - files need none of them
+
+    return directories.folder_formats(_open_file)
+
+
+def all_formats() -> Iterator[Format]:
+    """Yield the formats of files and of directories."""
+    yield from file_formats()
+    yield TORCHSCRIPT
+    yield from folder_formats()
 
 
 def title_of(name: str) -> str:
     """Return what people call the format of a name."""
-    titles = (known.title for known in ALL_FORMATS if known.name == name)
-    return next(titles, "") or name
+    return next((known.title for known in all_formats() if known.name == name), "") or name
 
 
 def fits(known: Format, suffix: str) -> bool:
     """Return whether a file of the format may have the suffix; some are for one format alone."""
     if known.is_exclusive:
         return suffix in known.suffixes
-    return not any(other.is_exclusive and suffix in other.suffixes for other in ALL_FORMATS)
+    return not any(other.is_exclusive and suffix in other.suffixes for other in all_formats())
 
 
-def _recognised(head: bytes, formats: tuple[FileFormat, ...]) -> Iterator[FileFormat]:
+def _recognised(head: bytes, formats: Iterable[FileFormat]) -> Iterator[FileFormat]:
     """Yield the formats that may read a file: the first that matches, and then archives."""
     matching = (known for known in formats if known.matches(head))
     yield from islice(matching, 1)
-    yield from (known for known in matching if known in ARCHIVES)
+    yield from (known for known in matching if known in _archives())
 
 
 class Lookalike(NamedTuple):
@@ -179,7 +184,7 @@ class Lookalike(NamedTuple):
 
 
 def _begins(pattern: bytes) -> re.Pattern[bytes]:
-    return re.compile(pattern, re.IGNORECASE | re.DOTALL)
+    return regex(pattern, re.IGNORECASE | re.DOTALL)
 
 
 def _unpacked_by(command: str) -> str:

@@ -31,13 +31,12 @@ from __future__ import annotations
 
 import binascii
 import posixpath
-import re
 from abc import abstractmethod
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from json import JSONDecodeError
 from pathlib import PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError, UnsupportedError
 from ckptool.formats.base import Checkpoint, FileFormat, TensorReader
@@ -52,7 +51,8 @@ from ckptool.formats.texts import from_json
 from ckptool.formats.torch_tar import TorchTar
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES
 from ckptool.formats.zips.records import STORED, ZipArchive, is_zip
-from ckptool.records import replace
+from ckptool.records import NamedTuple, replace
+from ckptool.regex import regex
 from ckptool.sources.base import Source
 from ckptool.sources.memory import Memory
 from ckptool.sources.window import Window
@@ -65,7 +65,7 @@ MAX_LISTENED = 1 << 12  # members that are looked into for a pickle
 SB3_SIGN, SB3_DATA = "_stable_baselines3_version", "data"
 SHOWN = 4  # ranks in a message
 MAX_DATA = 64 << 20  # bytes of that JSON
-RANK = re.compile(r"(?:.*/)?((?:mp|tp)_rank_\d+(?:_pp_rank_\d+)?)/.*")  # of NeMo's directories
+RANK = regex(r"(?:.*/)?((?:mp|tp)_rank_\d+(?:_pp_rank_\d+)?)/.*")  # of NeMo's directories
 PICKLED = ":serialized:"  # the key of an object there, as a pickle in base64
 
 OpenSource = Callable[[Source], Checkpoint]

@@ -11,11 +11,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.pickles.literal import Literal
-from ckptool.records import field, record, replace
+from ckptool.records import NamedTuple, field, record, replace
 from ckptool.sources.base import ByteSpan, Closing, Source
 from ckptool.tree.nodes import Address, GlobalRef, Opaque, TensorRef, Tree
 
@@ -255,7 +255,7 @@ class Checkpoint(Closing):
 
 
 class FileFormat(Format, ABC):
-    """A row of ``FORMATS``."""
+    """A format of files; ``formats/__init__.py`` and ``others.py`` have the instances."""
 
     @abstractmethod
     def matches(self, head: bytes) -> bool:
@@ -271,7 +271,7 @@ class FileFormat(Format, ABC):
 
 
 class FolderFormat(Format, ABC):
-    """A row of ``FOLDER_FORMATS``: a directory that is one checkpoint."""
+    """A format of directories that are one checkpoint; ``directories.py`` has the instances."""
 
     # Pattern for names of its files, without the directories before them -> what such a file holds.
     file_kinds: tuple[tuple[str, str], ...] = ()

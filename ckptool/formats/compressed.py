@@ -7,11 +7,11 @@ stream of it, since the first two or three may be there by chance.
 
 from __future__ import annotations
 
-import lzma
 import zlib
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+
+from ckptool.records import NamedTuple
 
 
 class _Kind(NamedTuple):
@@ -21,7 +21,15 @@ class _Kind(NamedTuple):
 
 
 def _lzma() -> Callable[[bytes, int], bytes]:
-    return lzma.LZMADecompressor(lzma.FORMAT_ALONE).decompress
+    from lzma import FORMAT_ALONE, LZMADecompressor, LZMAError  # noqa: PLC0415 - for few files
+
+    def unpacked(data: bytes, size: int) -> bytes:
+        try:
+            return LZMADecompressor(FORMAT_ALONE).decompress(data, size)
+        except LZMAError as error:
+            raise zlib.error from error
+
+    return unpacked
 
 
 def _zlib(window: int) -> Callable[[bytes, int], bytes]:
@@ -51,6 +59,6 @@ def _unpacks(kind: _Kind, head: bytes) -> bool:
         return True
     try:
         kind.unpack()(head, MAX_UNPACKED)
-    except (zlib.error, lzma.LZMAError, EOFError):
+    except (zlib.error, EOFError):
         return False
     return True

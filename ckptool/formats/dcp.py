@@ -20,10 +20,9 @@ Source: torch 2.13 ``torch/distributed/checkpoint/metadata.py``, ``filesystem.py
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.dtypes import DType
 from ckptool.errors import CkptError, DamagedError, UnreadableError, UnsupportedError
@@ -36,6 +35,8 @@ from ckptool.formats.pickles.tensor_views import as_text, dtype_of
 from ckptool.formats.pickles.torch_objects import TorchBuilder
 from ckptool.formats.provenance import KEY
 from ckptool.formats.ranked.assembly import Box, from_boxes, held_boxes
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.sources.places import open_file
 from ckptool.sources.window import Window
@@ -44,7 +45,7 @@ from ckptool.tree.nodes import MAX_DEPTH, Opaque, Tree, fields_of
 
 METADATA = ".metadata"
 SHARD = ".distcp"  # the suffix of files with chunks
-OF_RANK = re.compile(r"__(\d+)_\d+\.distcp")
+OF_RANK = regex(r"__(\d+)_\d+\.distcp")
 TENSOR = "TensorStorageMetadata"  # the class of the entry of a tensor
 MAX_NDIM, MAX_SIZE = 64, 2**63 - 1  # the limits of torch
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import NamedTuple
 
-from ckptool.formats import FOLDER_FORMATS, OF_RANKS
+from ckptool.formats import folder_formats
 from ckptool.formats.base import Checkpoint
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 
-# Rows of all formats: one may hold files of another. Those of ranks have names of their own.
-KINDS = [row for known in (*OF_RANKS, *FOLDER_FORMATS) for row in known.file_kinds]
-NUMBER = re.compile(r"\d+")
+_OF_TRAINERS, *_OTHERS = folder_formats()
+# Rows of all formats: a trainer's directory holds files of others, which have names of their own.
+KINDS = [row for known in (*_OTHERS, _OF_TRAINERS) for row in known.file_kinds]
+NUMBER = regex(r"\d+")
 
 
 class FileKind(NamedTuple):

@@ -27,7 +27,7 @@ Source: torch 2.13 ``torch/serialization.py``, ``_legacy_save`` and ``_legacy_lo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.dtypes import DType
 from ckptool.errors import CkptError, DamagedError, UnsupportedError
@@ -44,6 +44,7 @@ from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.pickles.storages import LocateStorage, StorageKey, Storages, storage_key
 from ckptool.formats.pickles.tensor_views import as_text
 from ckptool.formats.pickles.torch_objects import TorchBuilder
+from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.sources.memory import Memory
 from ckptool.tree.nodes import StorageRef

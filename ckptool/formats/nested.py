@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 from ckptool.errors import DamagedError
-from ckptool.formats import legacy_stream
 from ckptool.formats.base import Checkpoint, Format, TensorReader
 from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.torch_records import TorchRecords
@@ -67,6 +66,8 @@ def read_source(source: Source, pickles: Pickles) -> Any:
     Raises:
         DamagedError: it is no such stream.
     """
+    from ckptool.formats import legacy_stream  # noqa: PLC0415 - few pickles nest a stream
+
     head = source.read(0, min(legacy_stream.MAGIC_BYTES, source.size))
     if is_zip(head):
         pickles.note_archive(source)

@@ -17,8 +17,6 @@ Rules, each with its reason:
 
 from __future__ import annotations
 
-import re
-
 from ckptool.errors import CkptError
 from ckptool.formats.base import Checkpoint, FileFormat, NamedGlobal
 from ckptool.formats.behind import listen_behind
@@ -27,6 +25,7 @@ from ckptool.formats.pickles.machine import PickleMachine
 from ckptool.formats.pickles.reader import no_storage
 from ckptool.formats.pickles.torch_objects import TorchBuilder
 from ckptool.formats.pickles.trust import DANGEROUS, trust_of
+from ckptool.regex import regex
 from ckptool.sources.base import Source
 from ckptool.sources.memory import Memory
 from ckptool.tree.nodes import GlobalRef
@@ -35,13 +34,13 @@ _NAME = rb"[A-Za-z_][\w.]*\n"
 _MEMO = rb"(p[01]\n|q[\0\1])"  # the first entry: cPickle of Python 2 counts from 1
 
 # Protocols 0 and 1: a dict, a list or a class, with its memo instruction.
-_EARLY = re.compile(
+_EARLY = regex(
     rb"\([dl]" + _MEMO  # (dp0
     + rb"|[}\]]" + _MEMO  # }q
     + rb"|\(?c" + _NAME + _NAME + _MEMO  # ccopy_reg _reconstructor p0
     + rb"|\(i" + _NAME + _NAME + _MEMO  # (iargparse Namespace p0
 )  # fmt: skip
-_SAID = re.compile(rb"\x80[\0-\x05]")
+_SAID = regex(rb"\x80[\0-\x05]")
 
 
 class PlainPickle(FileFormat):

@@ -8,12 +8,12 @@ is assumed true as long as the file that it names does not contradict it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.formats.texts import load_json
 from ckptool.names import AVERAGES, marker_in
+from ckptool.records import NamedTuple
 
 KEY = "ckptool"  # in the metadata of a checkpoint
 
@@ -101,6 +101,8 @@ class Provenance(NamedTuple):
 
 def as_text(provenance: Provenance) -> str:
     """Return the note as one line of JSON."""
+    import json  # noqa: PLC0415 - for writing alone
+
     return json.dumps(as_fields(provenance), ensure_ascii=True)
 
 
@@ -139,8 +141,10 @@ def final(note: str) -> str:
 
 def read_provenance(metadata: Mapping[str, Any]) -> Provenance | None:
     """Return the note in a checkpoint's metadata; None if there is none, or not one of ckptool."""
+    if KEY not in metadata:
+        return None
     try:
-        fields = load_json(str(metadata.get(KEY, "")))
+        fields = load_json(str(metadata[KEY]))
     except (TypeError, ValueError, RecursionError):
         return None
     if not isinstance(fields, dict):

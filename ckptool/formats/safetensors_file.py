@@ -34,13 +34,14 @@ Source: safetensors 0.8 ``safetensors/src/tensor.rs``, ``read_metadata`` and ``M
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.dtypes import BY_SAFETENSORS_TAG, DType
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import Checkpoint, FileFormat, TensorReader, are_too_many
 from ckptool.formats.ranked.sharding_info import as_parts
 from ckptool.formats.texts import load_json
+from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.tree.geometry import contiguous_strides
 from ckptool.tree.nodes import Chunk, TensorRef

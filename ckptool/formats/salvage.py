@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.errors import CkptError, DamagedError
 from ckptool.formats.legacy_stream import is_legacy
@@ -28,6 +28,7 @@ from ckptool.formats.safetensors_file import (
 )
 from ckptool.formats.zips.headers import LOCAL
 from ckptool.formats.zips.records import STORED, ZipArchive, is_zip
+from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.sources.memory import Memory
 from ckptool.sources.places import open_file

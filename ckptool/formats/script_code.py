@@ -23,12 +23,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from ckptool.errors import DamagedError
 from ckptool.formats.base import NamedGlobal, Note
 from ckptool.formats.zips.directory import ZipRecord
 from ckptool.formats.zips.records import ZipArchive, folded
+from ckptool.records import NamedTuple
 from ckptool.tree.nodes import GlobalRef
 
 CONSTANTS = "constants.pkl"

@@ -30,16 +30,17 @@ from ckptool.formats.folders import WEIGHTS, FolderOfFiles, OpenFile, all_or_non
 from ckptool.formats.safetensors_file import noted_ties
 from ckptool.formats.texts import load_json
 from ckptool.records import replace
+from ckptool.regex import regex
 from ckptool.sources.base import Source
 from ckptool.sources.places import files_in
 from ckptool.tree.describing import named
 from ckptool.tree.nodes import Tree
 
 INDEX = ".index.json"
-WEIGHT_MAP = re.compile(rb'\s*\{.*"weight_map"\s*:', re.DOTALL)
-LONG_METADATA = re.compile(rb'\s*\{\s*"metadata"\s*:\s*\{[^}]*\Z')  # reaches beyond the head
+WEIGHT_MAP = regex(rb'\s*\{.*"weight_map"\s*:', re.DOTALL)
+LONG_METADATA = regex(rb'\s*\{\s*"metadata"\s*:\s*\{[^}]*\Z')  # reaches beyond the head
 MAX_INDEX = 256 << 20  # bytes; an index of 100,000 tensors has about ten million
-INDEX_NAME = re.compile(r"(?P<stem>.+)(?P<suffix>\.\w+)\.index(?P<variant>\.\w+)?\.json\Z")
+INDEX_NAME = regex(r"(?P<stem>.+)(?P<suffix>\.\w+)\.index(?P<variant>\.\w+)?\.json\Z")
 MODEL = "model"  # the key of the weights next to other checkpoints
 
 

@@ -26,11 +26,11 @@ Source: Python 3.11 to 3.14 ``tarfile.py``, ``TarInfo.frombuf`` and ``_proc_memb
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from ckptool.errors import DamagedError, UnsupportedError
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.sources.base import Source
 
 BLOCK = 512
@@ -42,9 +42,9 @@ _NAME_KINDS, _PAX_KINDS = b"LK", b"xXg"
 _NUMBERS = (slice(100, 108), slice(108, 116), slice(116, 124), slice(124, 136), slice(136, 148),
             slice(329, 337), slice(337, 345))  # fmt: skip
 _SIZE, _CHECKSUM = slice(124, 136), slice(148, 156)
-_OCTAL = re.compile(rb"[ 0-7]*")
-_RECORD = re.compile(rb"([0-9]{1,7}) ([^=\n]+)=")
-_PAX_SIZE = re.compile(r"[0-9]{1,19}")
+_OCTAL = regex(rb"[ 0-7]*")
+_RECORD = regex(rb"([0-9]{1,7}) ([^=\n]+)=")
+_PAX_SIZE = regex(r"[0-9]{1,19}")
 _REPACK = "unpack the archive and pack it again"
 _OF_ALL = frozenset({"path", "linkpath", "size"})  # keys that no archive sets for all members
 

@@ -6,17 +6,16 @@ what fits into a limit of bytes need not fit into the memory.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
+from ckptool.regex import regex
 from ckptool.tree.nodes import Tree
 
 MAX_NESTING = 100  # levels of JSON
 MAX_CONTAINERS = 3 << 20  # lists and objects in a document: a header of a million tensors has three
 MAX_VALUES = 1 << 24  # and values in them
-LINE = re.compile(r"(?P<name>[A-Za-z_][\w.\- ]*): *(?P<value>.*)")
+LINE = regex(r"(?P<name>[A-Za-z_][\w.\- ]*): *(?P<value>.*)")
 WORDS = {"true": True, "false": False, "null": None, "~": None}
 
 
@@ -28,6 +27,8 @@ def load_json(text: str | bytes, **hooks: Any) -> Any:
     Raises:
         ValueError: the text is no JSON, or has more containers or values than any real one.
     """
+    import json  # noqa: PLC0415 - 2 ms, and a torch zip has none
+
     if isinstance(text, str):
         containers, values = text.count("[") + text.count("{"), text.count(",")
     else:

@@ -16,7 +16,6 @@ directory) are read, with a note.
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
@@ -37,6 +36,7 @@ from ckptool.formats.zips.checksums import known_crc
 from ckptool.formats.zips.deflated import DeflatedRecord
 from ckptool.formats.zips.directory import AROUND, ZipRecord
 from ckptool.formats.zips.records import DEFLATED, NO_CRC, STORED, ZipArchive, folded
+from ckptool.regex import regex
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.sources.memory import Memory
 from ckptool.sources.window import Window
@@ -51,8 +51,8 @@ OF_TORCH = frozenset({  # records that torch makes anew with each archive
 OPENED_BY_TORCH = (".format_version", ".data/serialization_id", "byteorder")
 MAX_ID = 1 << 16  # bytes of the serialization id
 MAX_WORD = 64  # bytes of records that hold a number
-VERSION = re.compile(rb"\s*\+?(\d+)")  # a number as C reads it
-NUMBER = re.compile(rb"\s*[+-]?\d+(_\d+)*\s*")  # as Python reads it
+VERSION = regex(rb"\s*\+?(\d+)")  # a number as C reads it
+NUMBER = regex(rb"\s*[+-]?\d+(_\d+)*\s*")  # as Python reads it
 MIN_VERSION, MAX_VERSION = 1, 10  # of archives that torch 2.13 reads
 MAX_TOO_LONG = 100
 MAX_BYTEORDER = 16  # bytes of that record, which holds one word

@@ -24,21 +24,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.errors import DamagedError
 from ckptool.formats.script_code import CODE, sources
 from ckptool.formats.zips.records import ZipArchive
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.tree.nodes import Opaque, Tree
 from ckptool.tree.walking import MAX_PARTS, walk
 
-_CLASS = re.compile(
+_CLASS = regex(
     r"^class (?P<name>\w+)\(Module\):\n"
     r"  __parameters__ = \[(?P<parameters>[^\]\n]*)\]\n"
     r"  __buffers__ = \[(?P<buffers>[^\]\n]*)\]$",
     re.MULTILINE,
 )
-_NAME = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_NAME = regex(r'"((?:[^"\\]|\\.)*)"')
 
 
 class ScriptClass(NamedTuple):

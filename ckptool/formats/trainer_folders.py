@@ -35,7 +35,6 @@ Source: transformers 5.24 ``trainer.py``, accelerate 1.15 ``checkpointing.py``, 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,19 +48,20 @@ from ckptool.formats.sharded import INDEX, MODEL
 from ckptool.formats.texts import from_json, from_lines
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES
 from ckptool.records import replace
+from ckptool.regex import regex
 from ckptool.sources.places import entries, open_file
 from ckptool.tree.nodes import Tree
 
 SPEECHBRAIN = "CKPT.yaml"
-OF_RANK = re.compile(r"(random_states|rng_state)(_\d+)?\.(pkl|pth)")
+OF_RANK = regex(r"(random_states|rng_state)(_\d+)?\.(pkl|pth)")
 STATES = frozenset({"train_state.json", "trainer_state.json", "training_state.json"})
 TEXTS = frozenset({SPEECHBRAIN, *STATES})  # always read as text
-OF_ACCELERATE = re.compile(r"random_states_\d+\.pkl")
-SIGNS = re.compile(rf"trainer_state\.json|{OF_ACCELERATE.pattern}|CKPT\.yaml")
-PROGRESS = re.compile(r"(checkpoint-|step_)(?P<global_step>\d{1,15})|epoch_(?P<epoch>\d{1,15})")
+OF_ACCELERATE = regex(r"random_states_\d+\.pkl")
+SIGNS = regex(rf"trainer_state\.json|{OF_ACCELERATE.pattern}|CKPT\.yaml")
+PROGRESS = regex(r"(checkpoint-|step_)(?P<global_step>\d{1,15})|epoch_(?P<epoch>\d{1,15})")
 CONFIG = "config.json"  # beside the weights of a model
 WEIGHTS = CHECKPOINT_SUFFIXES - {".model"}  # a tokenizer alone makes no checkpoint
-OWN = re.compile(  # the parts of the layouts, with a number of rank or shard
+OWN = regex(  # the parts of the layouts, with a number of rank or shard
     r"(adapter_model|custom_checkpoint|dl_state_dict|model|optimizer|pytorch_model|random_states"
     r"|rng_state|sampler|scaler|scheduler)"
     r"([_-]\d+(-of-\d+)?)?\.(bin|pkl|pt|pth|safetensors)|.+\.ckpt"

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.folders import WEIGHTS
+from ckptool.records import NamedTuple
 from ckptool.sources.urls import RemotePath
 
 CHECKPOINT_SUFFIXES = WEIGHTS | {".pkl", ".tar", ".pyt", ".model", ".th", ".t7"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
 
 from ckptool.contents.globs import nearby
 from ckptool.dtypes import BY_NAME
@@ -11,6 +10,7 @@ from ckptool.errors import UsageError
 from ckptool.formats.base import TensorReader
 from ckptool.names import STATISTICS
 from ckptool.plans.weighing import Shares
+from ckptool.records import NamedTuple
 from ckptool.tensors.blocks import same_values
 from ckptool.tensors.casting import CASTABLE, Casting
 from ckptool.tensors.mean import Mean, Weighted

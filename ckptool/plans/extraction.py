@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from ckptool.contents.alignment import Alignment, paired_prefixes, unwrapped
 from ckptool.contents.completeness import Remainder, find_remainder, identities
@@ -17,6 +16,7 @@ from ckptool.contents.inventory import Leaf, Table
 from ckptool.contents.unplain import Unplain, refuse_incomplete, unplain_entries
 from ckptool.ema.candidates import AVERAGED_MODEL, CHOSEN, Candidate, EmaLocation
 from ckptool.errors import EmaAmbiguousError, EmaRefusedError
+from ckptool.records import NamedTuple
 from ckptool.tree.nodes import TensorRef
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from struct import Struct, error
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.dtypes import BY_NUMPY_CODE, STRUCT_CODES, DType
 from ckptool.errors import UnsupportedError
 from ckptool.formats.pickles.literal import Made, Persisted
 from ckptool.formats.pickles.weights_only import ALLOWED, as_torch_reads
+from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan
 from ckptool.sources.memory import Memory
 from ckptool.tree.addresses import format_address

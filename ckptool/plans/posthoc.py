@@ -13,9 +13,10 @@ The distance that is left is the residual: 0 where a snapshot has the wanted wid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ckptool.errors import UsageError
+from ckptool.records import NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from ckptool.contents.completeness import find_remainder
 from ckptool.contents.given import refuse_given
@@ -30,6 +29,7 @@ from ckptool.errors import EmaRefusedError, UnsupportedError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.pickles.trace import Trace
+from ckptool.records import NamedTuple
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import Address, TensorRef, Tree
 from ckptool.tree.walking import walk

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from ckptool.errors import UsageError
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 
-_MARK = re.compile(r"[*#]")
-_AXIS = re.compile(r"(.*?)(?:@(\+?)(-?\d{1,3}))?", re.DOTALL)
+_MARK = regex(r"[*#]")
+_AXIS = regex(r"(.*?)(?:@(\+?)(-?\d{1,3}))?", re.DOTALL)
 
 
 class Axis(NamedTuple):

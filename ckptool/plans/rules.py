@@ -11,12 +11,13 @@ import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.contents.globs import meant
 from ckptool.contents.renames import parse_rename, renamed_by
 from ckptool.errors import CkptError, UsageError
 from ckptool.plans.rule_patterns import Axis, Pattern, check_stars, names_of, sides_of
+from ckptool.records import NamedTuple
 from ckptool.tree.nodes import TensorRef
 from ckptool.tree.reshaping import joined, lifted, lowered, sliced, transposed
 

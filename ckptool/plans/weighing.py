@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from math import cos, isfinite, pi, sqrt
-from typing import NamedTuple
 
 from ckptool.errors import UsageError
+from ckptool.records import NamedTuple
 
 LARGEST = float(1 << 20)  # of the parts of shares: products with weights stay far from infinity
 

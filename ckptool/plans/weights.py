@@ -6,7 +6,7 @@ commands agree about which weights those are.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from ckptool.contents.given import refuse_given
 from ckptool.contents.selection import MODEL_ROLE, ROLES, select_node
@@ -18,6 +18,7 @@ from ckptool.ema.refusals import EXTRACT, require_ema
 from ckptool.errors import EmaAmbiguousError
 from ckptool.formats.base import Checkpoint
 from ckptool.plans.extraction import complete, plan_extraction
+from ckptool.records import NamedTuple
 from ckptool.reports.base import EmaStatus, MainSlot
 from ckptool.tensors.blocks import equal_after_cast, same_values
 from ckptool.tensors.volume import refuse_repetition

@@ -12,9 +12,10 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from heapq import heapify, heapreplace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from ckptool.errors import BY_CODE, CkptError, UnsupportedError
+from ckptool.records import NamedTuple
 
 Item = TypeVar("Item")
 

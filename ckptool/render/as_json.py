@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from ckptool.regex import regex
 from ckptool.reports.base import MAY_BE_ABSENT, SCHEMAS
 
-_OBEYED = re.compile("#(?=#)")  # only strings hold this character
+_OBEYED = regex("#(?=#)")  # only strings hold this character
 MAX_BITS = 4096  # of an integer in decimal; Python refuses to write much larger integers
 
 

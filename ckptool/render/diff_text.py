@@ -11,8 +11,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from string import digits
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
+from ckptool.records import NamedTuple
 from ckptool.render import text as words
 from ckptool.render.diff_order import in_order
 from ckptool.render.diff_values import number, percent, value_text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from ckptool.render import text as words
@@ -60,6 +59,8 @@ def post_hoc(snapshots: Sequence[SnapshotReport], folder: Path) -> str:
     if tracks:
         parts.append(f"{words.plural(len(tracks), 'track')} whose sigma_rel is not stored")
     typed = " --widths W,W" if tracks else ""
+    from shlex import quote  # noqa: PLC0415 - for few runs
+
     command = f"ckptool average {quote(str(folder))}{typed} --sigma-rel X -o OUT"
     shown = f"{' and '.join(parts)}; other widths: {command}"
     return words.printable(shown, len(shown))

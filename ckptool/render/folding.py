@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
+from ckptool.records import NamedTuple
 from ckptool.reports.inspect import TensorEntry
 
 MAX_PARTS = 24  # components of a name that become levels; the rest stays together

@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import NamedTuple
 
+from ckptool.records import NamedTuple
 from ckptool.render.html_document import shown
 
 SMALLEST = -12  # the lowest decade that is told from those below

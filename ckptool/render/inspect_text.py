@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from ckptool.render import text as words
@@ -147,6 +146,8 @@ def _ema_lines(report: InspectReport) -> Iterator[Fact]:
     for candidate in ema.candidates:
         yield from _candidate_lines(candidate)
         if ema.selected is None and candidate.tensors and report.address is None:
+            from shlex import quote  # noqa: PLC0415 - for few files
+
             where = f"{quote(report.path)} --ema {quote(candidate.address)}"
             yield "extract with", line(words.printable(f"ckptool extract-ema {where}"))
     if report.snapshots:

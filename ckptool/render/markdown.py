@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+from ckptool.regex import regex
 from ckptool.render.diff_text import answer_lines, listed
 from ckptool.render.facts import TOP, file_kind
 from ckptool.render.outputs import rendered
@@ -37,9 +38,7 @@ ROWS = 50  # tensors and values shown for a comparison
 MAX_ROWS = 200  # findings shown for one file; a job summary may have 1 MiB
 
 # Plain words: letters with hyphens or apostrophes between, numbers, lone signs; parentheses too.
-_PLAIN = re.compile(
-    r"\(?([^\W\d_]+(['’-][^\W\d_]+)*|\d+([.,]\d+)*%?|[=+/%×…–-])?[.,;:!?)]*", re.UNICODE
-)
+_PLAIN = regex(r"\(?([^\W\d_]+(['’-][^\W\d_]+)*|\d+([.,]\d+)*%?|[=+/%×…–-])?[.,;:!?)]*", re.UNICODE)
 _CODE = str.maketrans({"`": r"\x60", "|": r"\x7c"})  # a backtick ends code, a pipe its cell
 
 
@@ -70,9 +69,9 @@ def inline(text: object) -> str:
 
 
 # The start of code in a sentence: a call, an import, or a command of ours with its options.
-_BEGINS = re.compile(r"(?<![\w.`])(?:(?:import|from) [A-Za-z_][\w., ]*; |[A-Za-z_][\w.]*\()")
+_BEGINS = regex(r"(?<![\w.`])(?:(?:import|from) [A-Za-z_][\w., ]*; |[A-Za-z_][\w.]*\()")
 _OPTION = r"--?[a-z][\w-]*(?:[= ][A-Z]\w*)?"
-_COMMAND = re.compile(
+_COMMAND = regex(
     rf"(?<![\w.`-])(?:ckptool [a-z][a-z-]*(?: (?:{_OPTION}|'[^']*'|[A-Z]{{3,}}))*|{_OPTION})(?!\w)"
 )
 MAX_TRIES = 20  # starts of possible code that are tried, since a bracket may stay open

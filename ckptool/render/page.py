@@ -8,7 +8,9 @@ and files, whole and without blanks at their ends.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
+
+from ckptool.records import NamedTuple
 
 Piece = tuple[str, str]  # (text, meaning): title, label, name, good, warning, error, info, quiet
 

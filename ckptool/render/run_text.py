@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from ckptool.records import NamedTuple
 from ckptool.render import text as words
 from ckptool.render.facts import TOP, post_hoc, short
 from ckptool.render.page import Grid, Page, line, one_by_one

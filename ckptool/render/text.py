@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
 
+from ckptool.regex import regex
+
 NAME_LIMIT = 160  # characters of a name that are shown on a terminal
 WHOLE_LIMIT = 1 << 16  # in a pipe or a file, where people search for names: only a flood is cut
 
@@ -45,7 +47,7 @@ _BLANK = frozenset(
 )
 # What a log obeys: ``::error::`` at the beginning of a line, and ``##[error]``, ``##vso[`` and
 # ``##teamcity[`` anywhere.
-_OBEYED = re.compile(r"\A(\s*):(?=:)|#(?=#)")
+_OBEYED = regex(r"\A(\s*):(?=:)|#(?=#)")
 
 
 def printable(text: object, limit: int = NAME_LIMIT) -> str:

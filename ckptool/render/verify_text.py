@@ -5,12 +5,12 @@ In the log of a job people read the end.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
+from ckptool.regex import regex
 from ckptool.render import text as words
 from ckptool.render.facts import file_kind
 from ckptool.render.page import Grid, Line, Page, line, one_by_one
@@ -19,7 +19,7 @@ from ckptool.reports.base import Finding
 from ckptool.reports.verify import ChoiceReport, ResumeReport, ResumeVerdict, State, VerifyReport
 
 MESSAGE_LIMIT = 600  # characters
-NUMBER = re.compile(r"\d[\d.,]*(e[+-]?\d+)?")
+NUMBER = regex(r"\d[\d.,]*(e[+-]?\d+)?")
 
 Fault = tuple[str, str, str]  # rule, key path, and what is wrong
 

@@ -6,16 +6,16 @@ ends a part of a name if there is one.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Iterator
 from itertools import pairwise
 
+from ckptool.regex import regex
 from ckptool.render.page import Line, Piece
 
 BREAKS = ("/.", "_-,:=")  # behind which a word that is too wide may break, the best first
 ELLIPSIS = "…"
-UNIT = re.compile(r"\d (?:[KMGTP]iB|[BKMT%])\b|\d %")  # a number and its unit stay together
+UNIT = regex(r"\d (?:[KMGTP]iB|[BKMT%])\b|\d %")  # a number and its unit stay together
 
 
 def width_of(text: str) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from ckptool.records import record
+from ckptool.records import NamedTuple, record
 
 
 class Entry(NamedTuple):

@@ -7,8 +7,8 @@ severity of its rule, unless the rule is required: ``--require`` makes its findi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
+from ckptool.records import NamedTuple
 from ckptool.reports.base import Finding, Severity
 
 TREE, BYTES, VALUES = "tree", "bytes", "values"  # the parts that a rule reads, the cheapest first

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 
 from ckptool.errors import DamagedError, UnreadableError
+from ckptool.records import NamedTuple
 
 MAX_REQUEST = 1 << 30  # bytes of one request to a source
 

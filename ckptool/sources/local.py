@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import stat
 import threading
 from contextlib import suppress
@@ -12,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from ckptool.errors import UnreadableError
+from ckptool.regex import regex
 from ckptool.sources.base import Source
 
 # Nonblocking, since opening a fifo must not hang; binary, since Windows would change line ends.
@@ -37,7 +37,7 @@ _IRREGULAR = (
     (stat.S_ISSOCK, "a socket", None),
     (bool, "a device", None),
 )
-_SLASHLESS = re.compile("([a-z][a-z0-9]+):/([^/].*)")  # a URL that lacks a slash
+_SLASHLESS = regex("([a-z][a-z0-9]+):/([^/].*)")  # a URL that lacks a slash
 HAS_READS_AT_OFFSETS = hasattr(os, "preadv")  # Windows has none
 _moving = threading.Lock()  # held where there are none: descriptors have one position
 

@@ -7,21 +7,23 @@ no name for the operating system: functions of ``os`` see an invalid path.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Generator
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
+
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 
 if sys.platform == "win32":
     from pathlib import WindowsPath as _Base
 else:
     from pathlib import PosixPath as _Base
 
-URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://")
+URL = regex(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://")
 SCHEMES = ("https", "http", "hf", "s3", "gs", "az")
 WEB = frozenset({"https", "http"})
 ELSEWHERE = frozenset("/\\\0")  # no letters of a name
-HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:]*)(:\d*)?")
+HOST = regex(r"(\[[0-9A-Fa-f:.]+\]|[^:]*)(:\d*)?")
 
 
 class Status(NamedTuple):

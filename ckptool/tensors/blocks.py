@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import cache, partial
 from math import prod
 from threading import local
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckptool.dtypes import DType
 from ckptool.errors import DamagedError, RepetitionError, UnsupportedError
 from ckptool.formats.base import TensorReader
+from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan
 from ckptool.tree.geometry import contiguous_strides, numpy_shape
 from ckptool.tree.nodes import Chunk, TensorRef, longest_axis, narrowed

@@ -15,9 +15,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ckptool.dtypes import BY_NAME, DTYPES, DType
+from ckptool.records import NamedTuple
 from ckptool.sources.base import Source
 from ckptool.tensors.blocks import cast, in_batches
 from ckptool.tree.nodes import TensorRef

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+
+from ckptool.records import NamedTuple
 
 try:
     from isal.isal_zlib import crc32

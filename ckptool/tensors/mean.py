@@ -13,10 +13,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from threading import Lock, local
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ckptool.dtypes import DType
 from ckptool.formats.base import TensorReader
+from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.tensors.blocks import (
     Part,

@@ -19,13 +19,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 from ckptool.formats.base import TensorReader
 from ckptool.formats.zips.checksums import Checksummed, checksummed_records, is_storage
 from ckptool.process.limits import usable_cpus
 from ckptool.process.progress import Progress, announce
 from ckptool.process.ranks import Ranks
+from ckptool.records import NamedTuple
 from ckptool.reports.rules import BYTES, VALUES
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.tensors.blocks import BLOCK, in_batches, room

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ckptool.dtypes import DType
 from ckptool.formats.base import TensorReader
+from ckptool.records import NamedTuple
 from ckptool.reports.base import TensorStats
 from ckptool.tensors.blocks import blocks, numpy_dtype
 from ckptool.tree.nodes import TensorRef

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.errors import DamagedError
+from ckptool.records import NamedTuple
 from ckptool.tree.nodes import MAX_DEPTH, PLAIN, TENSORS, CompositeTensor, Opaque, TensorRef
 
 NOT_PERSISTENT = "_non_persistent_buffers_set"  # attribute with names that are not saved

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.dtypes import DType
-from ckptool.records import field, names_of, record
+from ckptool.records import NamedTuple, field, names_of, record
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.tree.geometry import contiguous_strides, extent, joined_length, stored_nbytes
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.errors import DamagedError
+from ckptool.records import NamedTuple
 from ckptool.tree.describing import as_key
 from ckptool.tree.modules import module_state_dict
 from ckptool.tree.nodes import (

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from ckptool.errors import DamagedError, about
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint, TensorReader
 from ckptool.formats.torch_records import PROVENANCE
 from ckptool.process.progress import Progress, announce
+from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan
 from ckptool.tensors.blocks import BLOCK, room
 from ckptool.tensors.casting import side_by_side

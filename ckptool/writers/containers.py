@@ -8,13 +8,13 @@ patchable format without a row records nothing about them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from ckptool.formats.base import Checkpoint, Format
 from ckptool.formats.provenance import KEY, LateNote, final
 from ckptool.formats.safetensors_file import SafetensorsFile, read_header
 from ckptool.formats.torch_zip import TorchZip
 from ckptool.process.progress import Progress
+from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.writers import safetensors_file, zip_patch
 from ckptool.writers.files.whole_file import PartialFile

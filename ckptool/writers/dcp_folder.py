@@ -14,10 +14,11 @@ import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from ckptool.formats.dcp import METADATA, SHARD, read_plan
 from ckptool.formats.provenance import KEY
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.sources.local import LocalFile
 from ckptool.sources.memory import Memory
 from ckptool.tensors.casting import Casting
@@ -31,7 +32,7 @@ from ckptool.writers.values import check_runs
 from ckptool.writers.zip_archive import ArchiveWriter
 
 CHUNKS = f"__0_0{SHARD}"  # the first file of the first process
-OF_A_SAVE = re.compile(rf"__\d+_\d+{re.escape(SHARD)}")
+OF_A_SAVE = regex(rf"__\d+_\d+{re.escape(SHARD)}")
 PLAN, PLACES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
 
 

@@ -18,12 +18,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from math import prod
 from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ckptool.dtypes import DType
 from ckptool.errors import UnsupportedError
 from ckptool.formats.base import TensorReader
 from ckptool.process.progress import Progress, no_progress
+from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.sources.local import LocalFile
 from ckptool.tensors.blocks import (

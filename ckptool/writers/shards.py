@@ -23,12 +23,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from ckptool.errors import CkptError, OutputError, UsageError
 from ckptool.formats.safetensors_file import parse_json
 from ckptool.formats.sharded import MAX_INDEX
 from ckptool.process.signals import held
+from ckptool.records import NamedTuple
 from ckptool.sources.local import LocalFile
 from ckptool.tensors.casting import Casting
 from ckptool.tree.nodes import TensorRef

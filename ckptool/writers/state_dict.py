@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from ckptool.formats import open_checkpoint
 from ckptool.formats.dcp import METADATA, DcpFolder
 from ckptool.formats.provenance import KEY, LateNote, final
+from ckptool.records import NamedTuple
 from ckptool.tensors.casting import Casting
 from ckptool.tree.nodes import TensorRef
 from ckptool.writers import dcp_folder, safetensors_file, torch_zip

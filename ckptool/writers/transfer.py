@@ -13,11 +13,11 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache, reduce
 from itertools import accumulate
-from typing import NamedTuple
 
 from ckptool.dtypes import DType
 from ckptool.formats.base import TensorReader
 from ckptool.process.progress import Progress, announce, no_progress
+from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.tensors.blocks import Part, bytes_of, in_order, numpy_dtype, parts, room
 from ckptool.tensors.casting import Casting, Losses, converted, side_by_side

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import NamedTuple
 
+from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan
 from ckptool.sources.local import LocalFile
 from ckptool.tensors.casting import Losses, side_by_side

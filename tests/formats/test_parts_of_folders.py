@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ckptool.errors import CkptError
-from ckptool.formats import FOLDER_FORMATS, folder_format, open_checkpoint
+from ckptool.formats import folder_format, folder_formats, open_checkpoint
 from helpers.paths import FIXTURES
 from helpers.thinned import slow
 
@@ -137,4 +137,4 @@ def test_every_format_of_a_directory_is_tried(tmp_path):
         "DcpSafetensorsFolder",  # no pickle
         "UnpackedZip",  # each file is a record
     }
-    assert tried | without == {type(known).__name__ for known in FOLDER_FORMATS}
+    assert tried | without == {type(known).__name__ for known in folder_formats()}

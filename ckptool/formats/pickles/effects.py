@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from ckptool.formats.pickles.torch_calls import COMPRESSED
 from ckptool.formats.pickles.trust import OWN_PACKAGES, STDLIB, is_own
 from ckptool.formats.pickles.vetted import PLAIN_OBJECTS
 from ckptool.names import is_capital
+from ckptool.regex import regex
 from ckptool.tree.nodes import (
     ArrayRef,
     BytesRef,
@@ -26,7 +26,7 @@ MAX_DATA = 1 << 10  # values in the arguments of one call
 
 _PLAIN = (str, bytes, bytearray, int, float, complex, type(None), BytesRef, TensorRef, ArrayRef)
 # Matches a path, a URL, a command line or code. An enum member's value is a word ("adamw", "v1.5").
-_REACHES = re.compile(
+_REACHES = regex(
     r"[/\\\s]|^[.~]|^[A-Za-z]:|\.[A-Za-z][A-Za-z0-9]{0,4}$"
     r"|\.(ckpt|parquet|safetensors|sqlite3|torrent)$|(?=.*\w)[;&|$`<>(){}\"'*%\0]"
 )

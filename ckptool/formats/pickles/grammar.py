@@ -14,7 +14,6 @@ packages that torch brings along, no object is made at all unless the class is v
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from itertools import chain, repeat
 from typing import Any
@@ -71,6 +70,7 @@ from ckptool.formats.pickles.vetted import (
     Takes,
     Vetted,
 )
+from ckptool.regex import regex
 from ckptool.tree.nodes import (
     BytesRef,
     CompositeTensor,
@@ -92,7 +92,7 @@ _OF_BASES = {
     "frozenset": Kind.KEYS, "Exception": Kind.HELD,
 }  # fmt: skip
 
-_HOOKS = re.compile(r"_\w*_hooks(_with_kwargs|_always_called)?|qconfig")
+_HOOKS = regex(r"_\w*_hooks(_with_kwargs|_always_called)?|qconfig")
 
 
 class Grammar:

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.errors import UnsupportedError
 from ckptool.formats.pickles.machine import Builder, PickleMachine
-from ckptool.records import field, record
+from ckptool.records import NamedTuple, field, record
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.sources.memory import Memory
 from ckptool.tree.nodes import GlobalRef

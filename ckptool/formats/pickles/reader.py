@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from time import thread_time
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.errors import CkptError, DamagedError, UnsupportedError
 from ckptool.formats.base import NamedGlobal, Note, PickleExtent, check_unpacked
@@ -24,7 +24,7 @@ from ckptool.formats.pickles.torch_objects import TorchBuilder
 from ckptool.formats.pickles.trace import Trace, Tracer, current_trace
 from ckptool.formats.pickles.trust import DANGEROUS, trust_of
 from ckptool.formats.pickles.uses import MAX_USES
-from ckptool.records import field, record, replace
+from ckptool.records import NamedTuple, field, record, replace
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.tree.nodes import BytesRef, GlobalRef
 

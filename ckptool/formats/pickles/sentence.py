@@ -30,7 +30,7 @@ import re
 from collections.abc import Iterable, Mapping
 from struct import Struct
 from struct import error as StructError  # noqa: N812
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.dtypes import DType
 from ckptool.errors import CkptError
@@ -39,6 +39,7 @@ from ckptool.formats.pickles.memo import Memo
 from ckptool.formats.pickles.storages import Storages
 from ckptool.formats.pickles.tensor_views import check_countable, storage_dtype
 from ckptool.formats.pickles.torch_calls import TORCH_CALLS
+from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan
 from ckptool.tree.geometry import extent
 from ckptool.tree.nodes import GlobalRef, NotedDict, StorageRef, TensorRef, plain_tensor

@@ -17,7 +17,6 @@ Source: torch 2.13 ``torch/serialization.py``, ``persistent_load`` in ``_load`` 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +31,7 @@ from ckptool.formats.pickles.tensor_views import (
     swapped_bytes,
 )
 from ckptool.records import replace
+from ckptool.regex import regex
 from ckptool.sources.base import ByteSpan
 from ckptool.tree.nodes import StorageRef, plain_storage
 
@@ -39,7 +39,7 @@ StorageKey = str | bytes | int
 LocateStorage = Callable[[StorageKey, int], ByteSpan | None]  # (key, nbytes) -> its bytes
 
 # The devices that torch's registry of deserializers knows, with those of other vendors.
-_DEVICE = re.compile(r"cpu|meta|mps|(cuda|hpu|xpu|npu|mlu|musa|mtia|maia|xla|privateuseone)(:\d+)?")
+_DEVICE = regex(r"cpu|meta|mps|(cuda|hpu|xpu|npu|mlu|musa|mtia|maia|xla|privateuseone)(:\d+)?")
 MAX_DEVICES = 1 << 10  # device tags that are looked at
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from _compat_pickle import PYTHON2_EXCEPTIONS, PYTHON3_OSERROR_EXCEPTIONS
 from collections.abc import Mapping
 from enum import Enum, auto
-from typing import NamedTuple
 
 from ckptool.names import is_capital
+from ckptool.records import NamedTuple
 
 
 class Kind(Enum):

@@ -16,10 +16,10 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Callable, Collection, Iterable
 from keyword import iskeyword
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.formats.base import Checkpoint
-from ckptool.records import record
+from ckptool.records import NamedTuple, record
 from ckptool.tree.nodes import GlobalRef
 
 _STORED = (

@@ -15,10 +15,10 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from math import prod
-from typing import NamedTuple
 
 from ckptool.dtypes import DType
 from ckptool.errors import DamagedError, UnsupportedError
+from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan
 from ckptool.tree.geometry import contiguous_strides
 from ckptool.tree.nodes import Chunk, TensorRef, Tree

@@ -24,29 +24,30 @@ Source: DeepSpeed 0.19.8 ``utils/zero_to_fp32.py``, ``runtime/engine.py``, ``run
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import Checkpoint, TensorReader
 from ckptool.formats.folders import FolderOfFiles, all_or_none, globals_by_file, joined, reader_of
-from ckptool.formats.ranked.zero import MODULE, OPTIMIZER, PARTITIONED, PLAN, ZeroPlan
+from ckptool.formats.ranked.ranks import MODEL_WORLD, MODULE, OPTIMIZER, WORLD
+from ckptool.formats.ranked.zero import PARTITIONED, PLAN, ZeroPlan
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.sources.places import entries, open_file
 from ckptool.tree.describing import named
 from ckptool.tree.nodes import Tree, fields_of
 
 LATEST = "latest"
 # Fields of the model's file: the ranks among which the batches, and the model, are divided.
-WORLD, MODEL_WORLD = "dp_world_size", "mp_world_size"
 MAX_TAG = 255  # bytes of a file name
-FILE = re.compile(
+FILE = regex(
     r"(?:(?:bf16_|fp16_)?zero_pp_rank_(?P<rank>\d{1,9})_)?mp_rank_(?P<mp>\d{1,9})"
     r"_(?P<kind>model|optim)_states\.pt"
 )
-PARALLEL = re.compile(r"(layer_\d+|expp?)[-_].*_states\.pt")  # of pipelines and of experts
+PARALLEL = regex(r"(layer_\d+|expp?)[-_].*_states\.pt")  # of pipelines and of experts
 
 
 JOIN = "convert it with DeepSpeed's ds_to_universal.py; or name a single file to see what is in it"

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.pickles.subclasses import LOCAL_PARTS
 from ckptool.formats.ranked.assembly import Box
+from ckptool.records import NamedTuple
 from ckptool.tree.nodes import CompositeTensor, Opaque, TensorRef, Tree, fields_of
 
 WHERE = "_coordinate_on_dim"  # the place of a rank in its mesh

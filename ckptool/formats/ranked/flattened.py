@@ -22,13 +22,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import TensorReader
 from ckptool.formats.ranked.assembly import FETCH, Joined, Run, from_runs
 from ckptool.formats.ranked.ranks import refuse_copies, refuse_different
 from ckptool.formats.ranked.zero import shapes_of
+from ckptool.records import NamedTuple
 from ckptool.tree.nodes import TensorRef, Tree, fields_of
 
 MODEL, METADATA = "model", "shard_metadata"

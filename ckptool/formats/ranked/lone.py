@@ -11,9 +11,7 @@ from itertools import islice
 
 from ckptool.formats.base import Checkpoint, Note
 from ckptool.formats.pickles.subclasses import LOCAL_PARTS
-from ckptool.formats.ranked.deepspeed import MODEL_WORLD
-from ckptool.formats.ranked.rank_files import FILE, world_by_name
-from ckptool.formats.ranked.zero import MODULE
+from ckptool.formats.ranked.ranks import FILE, MODEL_WORLD, MODULE, world_by_name
 from ckptool.names import marker_in
 from ckptool.records import replace
 from ckptool.tree.nodes import TensorRef, fields_of

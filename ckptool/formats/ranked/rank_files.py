@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ckptool.errors import CkptError, DamagedError
 from ckptool.formats.base import Checkpoint, TensorReader
@@ -40,18 +40,23 @@ from ckptool.formats.ranked.distributed import (
     world_of,
 )
 from ckptool.formats.ranked.flattened import FLATTENED, is_flattened, unflattened
-from ckptool.formats.ranked.ranks import PREFIX, refuse_different, refuse_missing, scalar
+from ckptool.formats.ranked.ranks import (
+    FILE,
+    PREFIX,
+    refuse_different,
+    refuse_missing,
+    scalar,
+    world_by_name,
+)
 from ckptool.formats.ranked.sharding_info import DIFFERING
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES
 from ckptool.names import STATISTICS, marker_in
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.sources.places import files_in
 from ckptool.tree.nodes import CompositeTensor, TensorRef, Tree
 
-FILE = re.compile(
-    r"((?P<kind>.*?)[_.-])?(world_size_(?P<world>\d{1,9})_)?(rank|shard)[_-]?(?P<rank>\d{1,9})"
-    r"(-of-(?P<of>\d{1,9}))?\.(pt|pth|bin|ckpt|safetensors)"
-)
-SERIES = re.compile(r"\d+|latest|last|best")  # what differs between the saves of a run
+SERIES = regex(r"\d+|latest|last|best")  # what differs between the saves of a run
 SHOWN = 4  # ways of sharing that are named
 MAX_VISITS = 1 << 22  # values of all ranks that are looked at
 MAX_NESTING = 16  # levels at which tensors are joined; state dicts of optimizers have three
@@ -139,12 +144,6 @@ def _files(listed: Sequence[Path]) -> Iterator[RankFile]:
         match = FILE.fullmatch(path.name)
         if match:
             yield RankFile(match["kind"] or "", world_by_name(match), int(match["rank"]), path)
-
-
-def world_by_name(match: re.Match[str]) -> int | None:
-    """Return the number of ranks in a file's name; None if it has none."""
-    told = match["world"] or match["of"]
-    return None if told is None else int(told)
 
 
 # -------------------------------------------------------------------------------------------- tree

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from math import copysign, inf
@@ -9,11 +10,25 @@ from struct import pack, unpack
 
 from ckptool.errors import DamagedError
 from ckptool.formats.base import TensorReader
+from ckptool.regex import regex
 from ckptool.tree.nodes import TensorRef, Tree
 
 SHOWN = 4  # names in a message
 PREFIX = 1 << 12  # bytes of each tensor by which ranks are told apart
+# The names of the files of ranks, and fields that DeepSpeed writes beside the model.
+FILE = regex(
+    r"((?P<kind>.*?)[_.-])?(world_size_(?P<world>\d{1,9})_)?(rank|shard)[_-]?(?P<rank>\d{1,9})"
+    r"(-of-(?P<of>\d{1,9}))?\.(pt|pth|bin|ckpt|safetensors)"
+)
+MODULE, OPTIMIZER = "module", "optimizer"
+WORLD, MODEL_WORLD = "dp_world_size", "mp_world_size"
 MAX_WORLD = 1 << 20  # processes; no run has had more, and a claim of more is not counted up to
+
+
+def world_by_name(match: re.Match[str]) -> int | None:
+    """Return the number of ranks in a file's name; None if it has none."""
+    told = match["world"] or match["of"]
+    return None if told is None else int(told)
 
 
 def refuse_missing(found: Mapping[int, str], count: int, why: str) -> None:

@@ -10,17 +10,17 @@ Source: torch 2.13 ``torch/distributed/checkpoint/_hf_utils.py``, ``hf_storage.p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ckptool.errors import DamagedError
 from ckptool.formats.texts import load_json
+from ckptool.regex import regex
 from ckptool.tree.nodes import CompositeTensor, TensorRef
 
 KEY, OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
-SHARD = re.compile(r"shard-(?P<rank>\d{1,9})-model-\d+-of-\d+\.safetensors")
+SHARD = regex(r"shard-(?P<rank>\d{1,9})-model-\d+-of-\d+\.safetensors")
 LAYOUT = "dcp_shard"  # of a tensor of which a file has only a part
 DIFFERING = "differing_ranks"  # of a plain tensor that has other values in each rank's file
 PART = "part"

@@ -24,7 +24,6 @@ Source: DeepSpeed 0.19.8 ``checkpoint/ds_to_universal.py``, ``checkpoint/univers
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from math import prod
@@ -35,18 +34,26 @@ from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.folders import FolderOfFiles, all_or_none, globals_by_file, joined
 from ckptool.formats.ranked.assembly import Run, from_runs
-from ckptool.formats.ranked.deepspeed import MODEL_WORLD, WORLD, save_named
-from ckptool.formats.ranked.ranks import refuse_different, refuse_missing
-from ckptool.formats.ranked.zero import MODULE, OPTIMIZER, PLAN, names_of, param_groups, shapes_of
+from ckptool.formats.ranked.deepspeed import save_named
+from ckptool.formats.ranked.ranks import (
+    MODEL_WORLD,
+    MODULE,
+    OPTIMIZER,
+    WORLD,
+    refuse_different,
+    refuse_missing,
+)
+from ckptool.formats.ranked.zero import PLAN, names_of, param_groups, shapes_of
+from ckptool.regex import regex
 from ckptool.tree.nodes import TensorRef, Tree, fields_of
 
 ZERO, WEIGHT, PARAM = "zero", "fp32", "param"
 STEPS = "global_steps"
 LATEST_UNIVERSAL = "latest_universal"
 MODEL_FILES = "*mp_rank_*_model_states.pt"
-MODEL_RANK = re.compile(r"mp_rank_(\d{1,9})_")
+MODEL_RANK = regex(r"mp_rank_(\d{1,9})_")
 # What a file's name says of its rank, and the field that states how many there are.
-WORLDS = {re.compile(r"zero_pp_rank_(\d{1,9})_"): WORLD, MODEL_RANK: MODEL_WORLD}
+WORLDS = {regex(r"zero_pp_rank_(\d{1,9})_"): WORLD, MODEL_RANK: MODEL_WORLD}
 COMMON = "optimizer_state.pt"
 MAX_FILES = 1 << 20
 

@@ -17,6 +17,8 @@ from ckptool.errors import DamagedError
 from ckptool.formats.base import TensorReader
 from ckptool.formats.ranked.assembly import Joined, Run, from_runs
 from ckptool.formats.ranked.ranks import (
+    MODULE,
+    OPTIMIZER,
     is_rounded,
     refuse_copies,
     refuse_different,
@@ -25,7 +27,6 @@ from ckptool.formats.ranked.ranks import (
 )
 from ckptool.tree.nodes import Opaque, TensorRef, Tree, fields_of
 
-MODULE, OPTIMIZER = "module", "optimizer"
 PARTITIONED = "optimizer_state_dict"
 # Fields of the model's file that say how to assemble it; of no use to a reader afterwards.
 PLAN = frozenset({

@@ -5,11 +5,10 @@ With ``torch.serialization.set_crc32_options(False)`` torch writes 0 as the chec
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from ckptool.errors import DamagedError
 from ckptool.formats.zips.directory import ZipRecord, find_end
 from ckptool.formats.zips.records import NO_CRC, STORED, ZipArchive, is_zip
+from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan, Source
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from struct import Struct
 from struct import error as StructError  # noqa: N812
-from typing import NamedTuple
 
 from ckptool.errors import DamagedError
 from ckptool.formats.zips.headers import (
@@ -19,6 +18,7 @@ from ckptool.formats.zips.headers import (
     ZIP64_END,
     ZIP64_LOCATOR,
 )
+from ckptool.records import NamedTuple
 from ckptool.sources.base import Source
 
 WINDOW = 4096  # bytes that miniz, and so torch, reads at a time from the end on

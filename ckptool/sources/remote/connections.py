@@ -15,9 +15,9 @@ from contextlib import suppress
 from functools import cache
 from http.client import HTTPConnection
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import NamedTuple
 from urllib.parse import SplitResult, quote, urlsplit
 
+from ckptool.records import NamedTuple
 from ckptool.sources.remote.base import TransferError
 from ckptool.sources.remote.retries import Patience
 

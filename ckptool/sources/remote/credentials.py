@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import NamedTuple
+
+from ckptool.records import NamedTuple
 
 HUB = "https://huggingface.co"
 MAX_TOKEN = 1 << 12  # bytes

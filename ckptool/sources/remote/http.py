@@ -15,15 +15,16 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from http.client import HTTPException, HTTPResponse
-from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.sources.remote.base import RemoteObject, ReplacedError, TransferError
 from ckptool.sources.remote.web import DOWNLOAD, Answer, Web, broken, refuse_status
 
 MAX_WHOLE = 8 << 20  # bytes of a file that is read as a whole where the server knows no ranges
 PIECE = 1 << 20  # bytes of an answer that are received at a time, at most
-RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
+RANGE = regex(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})")
 
 
 class Validator(NamedTuple):

@@ -9,11 +9,12 @@ The token goes to the endpoint alone, never to the storage.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote, urljoin
 
+from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.sources.remote import retries
 from ckptool.sources.remote.base import NotThereError, RemoteObject, TransferError
 from ckptool.sources.remote.credentials import HubAccess, hub_access
@@ -23,12 +24,12 @@ from ckptool.sources.remote.retries import repeated
 from ckptool.sources.remote.web import Web
 from ckptool.sources.urls import RemotePath
 
-PLACE = re.compile(
+PLACE = regex(
     r"(?:(?P<kind>models|datasets|spaces)/)?(?P<repo>[^/@]+/[^/@]+)"
     r"(?:@(?P<revision>refs/(?:convert|pr)/[^/]+|[^/]+))?(?:/(?P<path>.*))?"
 )
 MAX_DOCUMENT = 8 << 20  # bytes of an answer of the API
-NEXT = re.compile(r'<([^>]*)>\s*;\s*rel="?next"?')
+NEXT = regex(r'<([^>]*)>\s*;\s*rel="?next"?')
 FORM = "hf://owner/repo/file or hf://owner/repo@revision/file"
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from ckptool.errors import UnreadableError
+from ckptool.records import NamedTuple
 from ckptool.sources.base import Source
 from ckptool.sources.remote.base import NotThereError, TransferError
 from ckptool.sources.remote.stores import Store

@@ -9,8 +9,9 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
+from ckptool.records import NamedTuple
 from ckptool.sources.remote.base import RemoteObject, TransferError
 
 Answer = TypeVar("Answer")

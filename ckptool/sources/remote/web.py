@@ -6,9 +6,9 @@ import time
 from collections.abc import Collection, Mapping
 from email.utils import parsedate_to_datetime
 from http.client import HTTPException, HTTPResponse
-from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
+from ckptool.records import NamedTuple
 from ckptool.sources.remote.base import NotThereError, TransferError
 from ckptool.sources.remote.connections import (
     CHECK_HOST,
