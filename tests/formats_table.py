@@ -13,7 +13,8 @@ HEAD = "| format | written by |"
 def table() -> str:
     """Return the table; formats of one name share a row."""
     rows: dict[str, list[str]] = {}
-    for known in all_formats():
+    _index, *others = all_formats()  # the index of shards is opened as the folder that it is in
+    for known in others:
         suffixes = f" (`{' '.join(known.suffixes)}`)" if known.suffixes else ""
         rows.setdefault(known.name, []).append(known.written_by + suffixes)
     lines = (f"| `{name}` | {'; '.join(writers)} |" for name, writers in rows.items())

@@ -10,9 +10,8 @@ from ckptool.formats.base import Checkpoint
 from ckptool.records import NamedTuple
 from ckptool.regex import regex
 
-_OF_TRAINERS, *_OTHERS = folder_formats()
-# Rows of all formats: a trainer's directory holds files of others, which have names of their own.
-KINDS = [row for known in (*_OTHERS, _OF_TRAINERS) for row in known.file_kinds]
+# Rows of all formats: one may hold files of another. The vaguest come last.
+KINDS = [row for known in folder_formats() for row in known.file_kinds]
 NUMBER = regex(r"\d+")
 
 
