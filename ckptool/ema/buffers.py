@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ckptool.contents.inventory import Leaf, Table
 from ckptool.ema.candidates import RAW_KIND, Candidate, EmaLocation
-from ckptool.ema.evidence import is_constant
+from ckptool.ema.evidence import is_constant, is_everywhere
 from ckptool.errors import UsageError
 from ckptool.formats.base import Checkpoint, TensorReader
 from ckptool.names import STATISTICS
@@ -78,6 +78,8 @@ def _initial(name: str, ours: TensorRef, theirs: TensorRef, reader: TensorReader
     if not is_constant(average):
         return None
     mine = beginning(reader, ours)
+    if is_everywhere(average[0], mine):
+        return None
     off = [number - average[0] for number in mine]
     if not off or not math.sqrt(sum(n * n for n in off) / len(off)) > DIFFERENT:
         return None

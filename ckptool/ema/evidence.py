@@ -107,7 +107,12 @@ def _is_equal(mine: Sequence[float], yours: Sequence[float], dtype: str) -> bool
 
 def is_constant(numbers: Sequence[float]) -> bool:
     """Return whether all are 0 or all are 1, as in a newly made layer."""
-    return len(numbers) > 0 and numbers[0] in {0.0, 1.0} and all(n == numbers[0] for n in numbers)
+    return len(numbers) > 0 and numbers[0] in {0.0, 1.0} and is_everywhere(numbers[0], numbers)
+
+
+def is_everywhere(number: float, numbers: Sequence[float]) -> bool:
+    """Return whether all are the number."""
+    return numbers.count(number) == len(numbers)
 
 
 def distance(reader: TensorReader, one: TensorRef, other: TensorRef, limit: int = 256) -> float:

@@ -121,6 +121,7 @@ KINDS = {"storage": 1, "module": 2, "PathText": 10}
 CLASSES = {"FloatStorage": 3, "LongStorage": 4, "QUInt4x2Storage": 5, "NoStorage": 6, "text": 1}
 CLASSES |= {"UntypedStorage": 7, "ComplexFloatStorage": 20}
 DEVICES = {"cpu": 8, "meta": 9, "cuda:0": 11, "toaster": 12, "name": 3, "bytes": 21}
+SPELLED = ("cuda:0", "cuda:1", "meta", "toaster", "c", "", "é", "a device of a long name")
 HOOKS = {"OrderedDict": 13, "dict": 14, "not yet called": 15, "text": 1}
 FUNCTIONS = {"v2": 16, "v1": 17, "not yet called": 18, "system": 19, "text": 1}
 
@@ -184,12 +185,13 @@ def tup(*items: bytes) -> bytes:
 def sentence(base: int, key: str = "0", numel: int = 16, offset: int = 0, **more: Any) -> bytes:
     """A tensor as torch writes it, whose parts may be replaced."""
     sizes, strides = more.get("sizes", (2, 3)), more.get("strides", (3, 1))
-    puts = iter(more.get("puts") or range(base, base + 7))
-    width, wide = more.get("width", "r"), more.get("wide", "")
+    puts = iter(more.get("puts") or range(base, base + 8))
+    width, wide, device = more.get("width", "r"), more.get("wide", ""), more.get("device", 8)
     parts = (
         get(more.get("function", 16)), b"((", get(more.get("kind", 1), wide),
         get(more.get("cls", 3), wide), text(key), put(next(puts), width),
-        get(more.get("device", 8), wide), number(numel, more.get("count", "")), b"t",
+        text(device) + put(next(puts), width) if isinstance(device, str) else get(device, wide),
+        number(numel, more.get("count", "")), b"t",
         put(next(puts), width), b"Q", number(offset, more.get("count", "")),
         *(
             tup(*(number(n, more.get("size", "")) for n in row))
@@ -240,9 +242,10 @@ def sentences(draw: st.DrawFn) -> bytes:
     base = draw(mostly(BASE, st.sampled_from([0, 250, 254, 256, 1000])))
     more: dict[str, Any] = {
         "function": draw(entry(FUNCTIONS)), "kind": draw(entry(KINDS)),
-        "cls": draw(entry(CLASSES)), "device": draw(entry(DEVICES)), "hooks": draw(entry(HOOKS)),
+        "cls": draw(entry(CLASSES)), "hooks": draw(entry(HOOKS)),
+        "device": draw(st.one_of(entry(DEVICES), mostly("cuda:0", st.sampled_from(SPELLED)))),
         "sizes": draw(mostly((2, 3), ROWS)), "strides": draw(mostly((3, 1), ROWS)),
-        "puts": draw(mostly(None, st.lists(INDICES, min_size=7, max_size=7))),
+        "puts": draw(mostly(None, st.lists(INDICES, min_size=8, max_size=8))),
         "flag": draw(mostly(b"\x89", st.sampled_from([b"\x88", b"N", b"K\x01"]))),
         "width": draw(mostly("r", st.just("q"))), "wide": draw(mostly("", st.just("j"))),
         "size": draw(mostly("", st.sampled_from("KMJ"))),
@@ -285,12 +288,14 @@ def dicts(draw: st.DrawFn) -> bytes:
         }[key]
         free += key == "spelled"
         usual = {"key": str(at % 2), "function": draw(mostly(16, INDICES))}
-        usual["device"] = draw(mostly(8, st.integers(BASE, free + 7)))
+        usual["device"] = draw(
+            st.one_of(mostly(8, st.integers(BASE, free + 7)), st.sampled_from(["cuda:0", "xla:1"]))
+        )
         usual["hooks"] = draw(mostly(13, st.integers(BASE, free + 7)))
         usual["sizes"], usual["strides"] = draw(st.sampled_from([((2, 3), (3, 1)), ((), ())]))
         entry = draw(mostly(sentence(free, **usual), sentences()))
         parts.append(named + entry)
-        free += 7 if usual["sizes"] else 5
+        free += (7 if usual["sizes"] else 5) + isinstance(usual["device"], str)
     return b"}(" + b"".join(parts) + draw(mostly(b"u", st.sampled_from([b"0u", b"K\x01u"])))
 
 
@@ -354,6 +359,10 @@ PLAIN = {
     "another class": {"cls": CLASSES["LongStorage"], "key": "1", "numel": 8},
     "another device": {"device": DEVICES["cuda:0"], "key": "1"},
     "a device that torch does not know": {"device": DEVICES["toaster"], "key": "1"},
+    "a device that is spelled": {"device": "cuda:0"},
+    "a device that is spelled, of a scalar": {
+        "device": "cuda:0", "sizes": (), "strides": (), "key": "2", "numel": 1,
+    },
     "a gradient": {"flag": b"\x88"},
     "wide indices": {"wide": "j"},
     "far entries of the memo": {"puts": range(70_000, 70_007)},
@@ -386,6 +395,11 @@ ODD = {
     "a tuple of more": replacing(number(2) + number(3) + b"\x86", number(2) + number(3) + b"\x87"),
     "fewer strides": sentence(BASE, strides=(1,)),
     "values that are nowhere": sentence(BASE, device=DEVICES["meta"]),
+    "values that are nowhere, as spelled": sentence(BASE, device="meta"),
+    "a device of another length": sentence(BASE, device="cuda:0").replace(b"X\x06", b"X\x05"),
+    "a device that becomes the hooks": sentence(
+        BASE, device="cuda:0", puts=[BASE, 13, *range(BASE + 1, BASE + 7)]
+    ),
     "no values": sentence(BASE, numel=0, sizes=(0,), strides=(1,)),
     "no values, and sizes": sentence(BASE, numel=0),
     "two values in a byte": sentence(BASE, key="1", cls=CLASSES["QUInt4x2Storage"]),
@@ -432,6 +446,20 @@ def test_the_tensors_of_a_dict_are_read_in_one_call():
     ours = same(whole(b"}(" + b"".join(entries) + b"u", get(BASE), get(BASE + 28)))
     assert ours.taken == 1
     assert len(ours.storages.known) == 2
+
+
+def test_the_tensors_of_a_gpu_are_read_in_one_call():
+    """Torch spells their device anew for each; the counters of an optimizer are on the CPU."""
+    entries = (
+        text("w") + put(BASE) + sentence(BASE + 1, device="cuda:0"),
+        text("step") + put(BASE + 9) + sentence(BASE + 10, "2", 1, sizes=(), strides=()),
+        text("v") + put(BASE + 15) + sentence(BASE + 16, "1", device="cuda:1"),
+    )
+    ours = same(whole(b"}(" + b"".join(entries) + b"u", *map(get, range(BASE, BASE + 24))))
+    assert ours.taken == 1
+    assert [storage.device for storage in ours.storages.known.values()] == [
+        "cpu", "cuda:0", "cuda:1"
+    ]  # fmt: skip
 
 
 def test_a_sentence_that_reads_what_one_before_it_stored_ends_the_run():

@@ -16,6 +16,8 @@ Rules, each with its reason:
   remains the only reader of everything else, and the only one that finds faults.
 * Both functions have been called word by word before, so that their names have been noted.
 * A sentence may store a value in the memo under an index that it reads later. The machine reads it.
+* The location is ``hL`` for ``"cpu"`` alone: torch makes the text of ``"cuda:0"`` anew for each
+  tensor, so the pickle spells and stores it each time, ``X<length>"cuda:0" rM``.
 * Most of a sentence repeats from tensor to tensor, so each wording is decoded once. But tuples in
   the memo are made anew: a pickle may put them into its tree, where one tuple at two places is not
   two tuples.
@@ -47,10 +49,11 @@ from ckptool.tree.nodes import GlobalRef, NotedDict, StorageRef, TensorRef, plai
 _GET = rb"(?:h.|j....)"  # BINGET, LONG_BINGET
 _PUT = rb"r(....)"  # LONG_BINPUT: all memo entries but the first 256
 _INT = rb"(?:K.|M..|J....)"  # BININT1, BININT2, BININT
+_DEVICE = rb"(" + _GET + rb")|(X[\x02-\x14]\0\0\0[a-z0-9:]{2,20})" + _PUT
 _ROW = rb"(" + _INT + rb"{1,3}[\x85-\x87]|\(" + _INT + rb"{4,32}t)"  # TUPLE1 to TUPLE3, TUPLE
 _SENTENCE = re.compile(
     rb"\(\((" + _GET + _GET + rb"X[\x01-\x09])\0\0\0([0-9]{1,9})" + _PUT
-    + rb"(" + _GET + _INT + rb")t" + _PUT + rb"Q"
+    + rb"(?:" + _DEVICE + rb")(" + _INT + rb")t" + _PUT + rb"Q"
     + rb"(" + _INT + rb")(?:\)\)|" + _ROW + _PUT + _ROW + _PUT + rb")"
     + rb"([\x88\x89]" + _GET + rb")\)R" + _PUT + rb"t" + _PUT + rb"R" + _PUT,
     re.DOTALL,
@@ -58,9 +61,10 @@ _SENTENCE = re.compile(
 HOOKS = "collections.OrderedDict"
 _REBUILD = TORCH_CALLS["torch._utils._rebuild_tensor_v2"]
 _INTS = re.compile(_INT, re.DOTALL).findall
-_WORDS = re.compile(_GET + rb"|" + _INT, re.DOTALL).findall
+_WORDS = re.compile(_GET, re.DOTALL).findall
 _LENGTHS = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
-_PUTS = {20: Struct("<5I").unpack, 28: Struct("<7I").unpack}  # by their bytes: a scalar has five
+# By their bytes: a scalar has two less, and a device that is spelled one more.
+_PUTS = {4 * count: Struct(f"<{count}I").unpack for count in (5, 6, 7, 8)}
 _UINT32 = Struct("<I").unpack_from
 _BINUNICODE, _LONG_BINPUT, _BINGET, _LONG_BINGET = b"Xrhj"
 
@@ -71,7 +75,7 @@ def _ascending(count: int) -> tuple[int, int]:
     return sum(places), sum(step * place for step, place in enumerate(places))
 
 
-_ASCENDING = {4 * count: _ascending(count) for count in (5, 7)}
+_ASCENDING = {nbytes: _ascending(nbytes // 4) for nbytes in _PUTS}
 
 
 class _Geometry(NamedTuple):
@@ -88,7 +92,7 @@ class _Wording(NamedTuple):
 
     kind_at: int  # indices of the memo that it reads
     class_at: int
-    device_at: int
+    device: int | str  # the index, or the device itself if it is spelled
     hooks_at: int
     length: int  # of the key
     numel: int
@@ -101,11 +105,13 @@ class _Wordings(dict[tuple[bytes, ...], _Wording]):
     """The wordings of sentences by their bytes."""
 
     def __missing__(self, spelled: tuple[bytes, ...]) -> _Wording:
-        named, counted, offset, sizes, strides, flagged = spelled
+        named, got, device, counted, offset, sizes, strides, flagged = spelled
         kind_at, class_at = map(_number, _WORDS(named[:-2]))
-        device_at, numel = map(_number, _WORDS(counted))
-        places = kind_at, class_at, device_at, _number(flagged[1:])
-        form = _geometry(sizes, strides)
+        if device and device[1] != len(device) - 5:
+            raise _UnusualError
+        placed = device[5:].decode() if device else _number(got)
+        places = kind_at, class_at, placed, _number(flagged[1:])
+        form, numel = _geometry(sizes, strides), _number(counted)
         made = _Wording(*places, named[-1], numel, _number(offset), form, flagged[0] == 0x88)
         self[spelled] = made
         return made
@@ -158,12 +164,13 @@ def _entries(run: Iterable[_Told]) -> tuple[Any, ...]:
     """Return what the sentences of a run put into the memo; the empty tuple is no entry."""
     made: list[Any] = []
     for name, (_, kind, cls, device, _), key, wording, storage, tensor in run:
-        _, _, _, _, _, numel, offset, (shape, strides, *_), requires_grad = wording
+        _, _, placed, _, _, numel, offset, (shape, strides, *_), requires_grad = wording
         rows = (*shape,), (*strides,)
         hooks = NotedDict()
         args = storage, offset, *rows, requires_grad, hooks
         made += () if name is None else (name,)
-        made += key, (kind, cls, key, device, numel), *(rows if shape else ()), hooks, args, tensor
+        made += (key,) if type(placed) is int else (key, device)
+        made += (kind, cls, key, device, numel), *(rows if shape else ()), hooks, args, tensor
     return tuple(made)
 
 
@@ -205,10 +212,10 @@ class TensorSentence:
         try:
             while found and len(run) < room:
                 (
-                    named, digits, put_key, counted, put_id, offset, sizes, put_sizes,
-                    strides, put_strides, flagged, put_hooks, put_args, put_made,
+                    named, digits, put_key, got, placed, put_device, counted, put_id, offset,
+                    sizes, put_sizes, strides, put_strides, flagged, put_hooks, put_args, put_made,
                 ) = found.groups(b"")  # fmt: skip
-                wording = wordings[named, counted, offset, sizes, strides, flagged]
+                wording = wordings[named, got, placed, counted, offset, sizes, strides, flagged]
                 head = heads.get(id(wording))
                 if head is None:
                     head = heads[id(wording)] = self._head(wording, memo)
@@ -216,8 +223,11 @@ class TensorSentence:
                 if wording.length != len(key) or numel < 1:
                     break  # a storage without bytes is made anew each time
                 puts = b"".join(
-                    (put_key, put_id, put_sizes, put_strides, put_hooks, put_args, put_made)
-                )
+                    (
+                        put_key, put_device, put_id, put_sizes, put_strides, put_hooks, put_args,
+                        put_made,
+                    )
+                )  # fmt: skip
                 times, steps = _ASCENDING[len(puts)]
                 start = free if name is None else free + 1
                 is_usual = int.from_bytes(puts, "little") == start * times + steps
@@ -250,7 +260,8 @@ class TensorSentence:
     def _head(self, wording: _Wording, memo: Memo) -> _Head:
         """Return the values that a sentence reads, which have to be as torch writes them."""
         kind, cls = memo[wording.kind_at], memo[wording.class_at]
-        device, hooks = memo[wording.device_at], memo[wording.hooks_at]
+        placed, hooks = wording.device, memo[wording.hooks_at]
+        device: Any = memo[placed] if type(placed) is int else placed
         places = id(kind), id(cls), id(device), id(hooks)
         known = self._heads.get(places)
         if known is None:
@@ -296,7 +307,7 @@ def _next_key(window: bytes, at: int, free: int, memo: Memo) -> tuple[Any, str |
 def _reads_its_own(wording: _Wording, puts: bytes) -> bool:
     """Return whether a sentence reads an entry of the memo that it has stored before."""
     indices = _PUTS[len(puts)](puts)
-    return wording.device_at == indices[0] or wording.hooks_at in indices[:-3]
+    return wording.device == indices[0] or wording.hooks_at in indices[:-3]
 
 
 def _store(run: list[_Told], puts: bytes, memo: Memo) -> None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from struct import Struct
+from struct import Struct, unpack_from
 from struct import error as StructError  # noqa: N812
 
 from ckptool.errors import DamagedError
@@ -25,6 +25,7 @@ WINDOW = 4096  # bytes that miniz, and so torch, reads at a time from the end on
 AROUND = 4096  # bytes of small records that are read along with what they are next to
 IS_FOLDER = 0x10  # an attribute of DOS
 MAX_DIRECTORY = 1 << 30  # bytes; a directory of 100,000 records has about ten million
+_FIELD = Struct("<2H").unpack_from  # the kind and the length of an extra field
 MAX_TOLD = 100  # entries that are reported as unread by torch
 
 
@@ -235,17 +236,17 @@ def _zip64_sizes(extra: bytes, plain: int, packed: int, header: int) -> tuple[in
     """Return the sizes and offset; extra field 0x0001 has those that are all ones in 32 bits."""
     at = 0
     while at + 4 <= len(extra):
-        kind, length = (
-            int.from_bytes(extra[at : at + 2], "little"),
-            extra[at + 2] + 256 * extra[at + 3],
-        )
+        kind, length = _FIELD(extra, at)
         if kind == 1:
             try:
-                values = iter(Struct(f"<{length // 8}Q").unpack_from(extra, at + 4))
-                plain, packed, header = (
-                    next(values) if v == UINT32_MAX else v for v in (plain, packed, header)
-                )
-            except (StopIteration, RuntimeError, StructError) as error:
+                values, taken = unpack_from(f"<{length // 8}Q", extra, at + 4), 0
+                if plain == UINT32_MAX:
+                    plain, taken = values[taken], taken + 1
+                if packed == UINT32_MAX:
+                    packed, taken = values[taken], taken + 1
+                if header == UINT32_MAX:
+                    header = values[taken]
+            except (IndexError, StructError) as error:
                 raise DamagedError("a zip64 field lacks the sizes it should hold") from error
             return plain, packed, header
         at += 4 + length
