@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from ckptool.contents.inventory import Leaf
 from ckptool.records import NamedTuple
 from ckptool.tensors.sample import spread
+from ckptool.tree.nodes import TensorRef
 
 # Components that wrappers put into names: DataParallel and AveragedModel, torch.compile, FSDP
 # (torch's and fairscale's), activation checkpointing, Lightning's strategies before 2.0.
@@ -50,6 +51,16 @@ class Alignment(NamedTuple):
     rivals: tuple[str, ...]  # prefixes of the EMA's names under which as many would pair
     colliding: tuple[str, ...]  # the model's names that the EMA's naming cannot tell apart
     tied: Mapping[str, str]  # pairs of shared tensors: model's name -> the name it shares with
+
+
+def paired_tensors(
+    model: Mapping[str, Leaf], average: Mapping[str, Leaf], pairs: Mapping[str, str]
+) -> Iterator[tuple[str, TensorRef, TensorRef]]:
+    """Yield (model's name, its tensor, the EMA's tensor) of the pairs of plain tensors."""
+    for name, other in pairs.items():
+        ours, theirs = model[name], average[other]
+        if isinstance(ours, TensorRef) and isinstance(theirs, TensorRef):
+            yield name, ours, theirs
 
 
 def align_names(

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from ckptool.contents.alignment import paired_tensors
 from ckptool.contents.inventory import Leaf, Table
 from ckptool.ema.candidates import RAW_KIND, Candidate, EmaLocation
 from ckptool.ema.evidence import is_constant, is_everywhere
@@ -52,13 +53,8 @@ def initial_buffers(
         return ()  # all its values are initial
     if candidate.table.node is model.node and candidate.table.prefix == model.prefix:
         return ()  # the model's own state dict
-    pairs = [
-        (name, ours, theirs)
-        for name, other in candidate.alignment.pairs.items()
-        if isinstance(ours := model.entries[name], TensorRef)
-        and isinstance(theirs := candidate.table.entries[other], TensorRef)
-        and len(ours.shape) < 2
-    ]
+    every = paired_tensors(model.entries, candidate.table.entries, candidate.alignment.pairs)
+    pairs = [pair for pair in every if len(pair[1].shape) < 2]
     # Names of statistics come first: a model can have more than MAX_LOOKED biases.
     pairs.sort(key=lambda pair: WORDS.search(pair[0]) is None)
     found = [

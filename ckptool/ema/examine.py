@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from ckptool.contents.alignment import Alignment, align_by_table, align_names, align_positions
+from ckptool.contents.alignment import (
+    Alignment,
+    align_by_table,
+    align_names,
+    align_positions,
+    paired_tensors,
+)
 from ckptool.contents.inventory import Table, take_inventory
 from ckptool.ema.candidates import CHOSEN, Candidate
 from ckptool.ema.evidence import Evidence
@@ -26,7 +32,7 @@ from ckptool.names import unmarked
 from ckptool.records import replace
 from ckptool.reports.base import DECAYS
 from ckptool.tree.addresses import node_at
-from ckptool.tree.nodes import Address, TensorRef
+from ckptool.tree.nodes import Address
 from ckptool.tree.walking import children
 
 MAX_PARTS = 64  # parts beside or in a state dict that are tried as a dict of names
@@ -205,13 +211,8 @@ class Examiner:
 
 def evidence_of(reader: TensorReader, main: Table, table: Table, alignment: Alignment) -> Evidence:
     """Return the pairs of tensors whose values can be compared; nothing is read yet."""
-    pairs = [
-        (ours, theirs)
-        for name, other in alignment.pairs.items()
-        if isinstance(ours := main.entries[name], TensorRef)
-        and isinstance(theirs := table.entries[other], TensorRef)
-    ]
-    return Evidence(reader, tuple(pairs))
+    pairs = paired_tensors(main.entries, table.entries, alignment.pairs)
+    return Evidence(reader, tuple((ours, theirs) for _, ours, theirs in pairs))
 
 
 def _coverage_text(alignment: Alignment | None, table: Table) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from ckptool.contents.alignment import align_names
+from ckptool.contents.alignment import align_names, paired_tensors
 from ckptool.contents.completeness import find_remainder, identities
 from ckptool.contents.finder import Finder
 from ckptool.contents.inventory import Leaf, Table, scalars_in, take_inventory
@@ -32,7 +32,7 @@ from ckptool.formats.provenance import read_provenance
 from ckptool.reports.base import DECAYS, UPDATES, Finding, MainSlot
 from ckptool.reports.rules import finding
 from ckptool.tree.describing import named
-from ckptool.tree.nodes import CompositeTensor, TensorRef
+from ckptool.tree.nodes import CompositeTensor
 
 IMMATURE_ABOVE = 0.05  # share of the initial weights that is still in the EMA
 
@@ -246,13 +246,8 @@ def _beside(path: Path, name: str) -> Path | None:
 
 def _compared(reader: TensorReader, ours: Mapping[str, Leaf], raw: Mapping[str, Leaf]) -> Agreement:
     """Compare a sample of the weights with the raw weights of their source."""
-    paired = align_names(raw, ours).pairs
-    pairs = [
-        (one, other)
-        for name, mine in paired.items()
-        if isinstance(one := raw[name], TensorRef) and isinstance(other := ours[mine], TensorRef)
-    ]
-    return compare_sample(reader, pairs, cast=True)
+    pairs = paired_tensors(raw, ours, align_names(raw, ours).pairs)
+    return compare_sample(reader, [(one, other) for _, one, other in pairs], cast=True)
 
 
 # ----------------------------------------------------------------------- tensors that are not plain

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from math import isnan
 
+from ckptool.contents.alignment import paired_tensors
 from ckptool.contents.inventory import Leaf, Table, join_tables
 from ckptool.ema.candidates import AssumedEqual, Candidate
 from ckptool.ema.evidence import CAREFUL, compare_sample
@@ -121,13 +122,9 @@ def _twins(one: Candidate, other: Candidate) -> tuple[tuple[TensorRef, TensorRef
     """Return the pairs of tensors that belong to the same tensor of the model."""
     ours = one.alignment.pairs if one.alignment else {}
     theirs = other.alignment.pairs if other.alignment else {}
-    return tuple(
-        (a, b)
-        for name in ours
-        if name in theirs
-        and isinstance(a := one.table.entries[ours[name]], TensorRef)
-        and isinstance(b := other.table.entries[theirs[name]], TensorRef)
-    )
+    pairs = {mine: theirs[name] for name, mine in ours.items() if name in theirs}
+    found = paired_tensors(one.table.entries, other.table.entries, pairs)
+    return tuple((a, b) for _, a, b in found)
 
 
 def _unequal_places(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ckptool.errors import UnsupportedError
 from ckptool.records import replace
@@ -27,18 +27,39 @@ def transposed(ref: TensorRef) -> TensorRef:
     Raises:
         UnsupportedError: it has fewer than two.
     """
-    refuse_packed(ref)
     if len(ref.shape) < 2:
+        refuse_packed(ref)
         raise UnsupportedError(f"a tensor of shape {list(ref.shape)} has no transpose")
+    return _with_axes(ref, lambda values, _new: (*values[:-2], values[-1], values[-2]))
+
+
+def axis_first(ref: TensorRef, axis: int) -> TensorRef:
+    """Return a tensor with one dimension before all others."""
+    return _with_axes(ref, lambda values, _new: (values[axis], *values[:axis], *values[axis + 1 :]))
+
+
+def lifted(ref: TensorRef, axis: int) -> TensorRef:
+    """Return a tensor with a new dimension of size 1."""
+    return _with_axes(ref, lambda values, new: (*values[:axis], new, *values[axis:]))
+
+
+def lowered(ref: TensorRef, axis: int) -> TensorRef:
+    """Return a tensor without a dimension of size 1."""
+    return _with_axes(ref, lambda values, _new: (*values[:axis], *values[axis + 1 :]))
+
+
+# (a value for each dimension, the value for a new one) -> the values in another order
+Rearrange = Callable[[tuple[int, ...], int], tuple[int, ...]]
+
+
+def _with_axes(ref: TensorRef, rearranged: Rearrange) -> TensorRef:
+    """Return a tensor with its dimensions in another order, with one more, or with one less."""
+    refuse_packed(ref)
     chunks = tuple(
-        Chunk(chunk.span, _swapped(chunk.offsets), _swapped(chunk.shape), _swapped(chunk.strides))
-        for chunk in (_gridded(ref, chunk) for chunk in ref.chunks)
+        Chunk(c.span, rearranged(c.offsets, 0), rearranged(c.shape, 1), rearranged(c.strides, 1))
+        for c in (_gridded(ref, chunk) for chunk in ref.chunks)
     )
-    return replace(ref, shape=_swapped(ref.shape), chunks=chunks)
-
-
-def _swapped(values: tuple[int, ...]) -> tuple[int, ...]:
-    return (*values[:-2], values[-1], values[-2])
+    return replace(ref, shape=rearranged(ref.shape, 1), chunks=chunks)
 
 
 def _gridded(ref: TensorRef, chunk: Chunk) -> Chunk:
@@ -46,20 +67,6 @@ def _gridded(ref: TensorRef, chunk: Chunk) -> Chunk:
     if len(chunk.offsets) == len(ref.shape):
         return chunk
     return chunk._replace(offsets=(0,) * len(ref.shape))
-
-
-def axis_first(ref: TensorRef, axis: int) -> TensorRef:
-    """Return a tensor with one dimension before all others."""
-    refuse_packed(ref)
-
-    def moved(values: tuple[int, ...]) -> tuple[int, ...]:
-        return (values[axis], *values[:axis], *values[axis + 1 :])
-
-    chunks = tuple(
-        Chunk(c.span, moved(c.offsets), moved(c.shape), moved(c.strides))
-        for c in (_gridded(ref, chunk) for chunk in ref.chunks)
-    )
-    return replace(ref, shape=moved(ref.shape), chunks=chunks)
 
 
 def sliced(ref: TensorRef, axis: int, start: int, stop: int) -> TensorRef:
@@ -119,31 +126,3 @@ def _refuse_unlike(first: TensorRef, ref: TensorRef, axis: int) -> None:
             f"{first.dtype} {list(first.shape)} and {ref.dtype} {list(ref.shape)} cannot be joined "
             f"along dimension {axis}"
         )
-
-
-def lifted(ref: TensorRef, axis: int) -> TensorRef:
-    """Return a tensor with a new dimension of size 1."""
-    refuse_packed(ref)
-
-    def wider(values: tuple[int, ...], value: int) -> tuple[int, ...]:
-        return (*values[:axis], value, *values[axis:])
-
-    chunks = tuple(
-        Chunk(c.span, wider(c.offsets, 0), wider(c.shape, 1), wider(c.strides, 1))
-        for c in (_gridded(ref, chunk) for chunk in ref.chunks)
-    )
-    return replace(ref, shape=wider(ref.shape, 1), chunks=chunks)
-
-
-def lowered(ref: TensorRef, axis: int) -> TensorRef:
-    """Return a tensor without a dimension of size 1."""
-    refuse_packed(ref)
-
-    def narrower(values: tuple[int, ...]) -> tuple[int, ...]:
-        return (*values[:axis], *values[axis + 1 :])
-
-    chunks = tuple(
-        Chunk(c.span, narrower(c.offsets), narrower(c.shape), narrower(c.strides))
-        for c in (_gridded(ref, chunk) for chunk in ref.chunks)
-    )
-    return replace(ref, shape=narrower(ref.shape), chunks=chunks)

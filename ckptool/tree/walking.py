@@ -152,24 +152,22 @@ def _inside(address: Address, kids: list[tuple[Key, Tree]]) -> Iterator[tuple[Ad
 
 
 def tensors(tree: Tree) -> Iterator[tuple[Address, TensorRef]]:
-    """Yield each tensor under ``tree`` with its key path; composite tensors part by part."""
-    if isinstance(tree, TensorRef):
-        yield (), tree
-    for visit in walk(tree):
-        if visit.alias_of is None:
-            for key, child in visit.children:
-                if isinstance(child, TensorRef):
-                    yield (*visit.address, key), child
+    """Return each tensor under ``tree`` with its key path; composite tensors part by part."""
+    return _leaves_of(tree, TensorRef)
 
 
 def whole_tensors(tree: Tree) -> Iterator[tuple[Address, TensorRef | CompositeTensor]]:
-    """Yield what :func:`tensors` yields, and each composite tensor before its parts."""
-    if isinstance(tree, TENSORS):
+    """Return what :func:`tensors` returns, and each composite tensor before its parts."""
+    return _leaves_of(tree, TENSORS)
+
+
+def _leaves_of(tree: Tree, kinds: type | tuple[type, ...]) -> Iterator[tuple[Address, Any]]:
+    if isinstance(tree, kinds):
         yield (), tree
     for visit in walk(tree):
         if visit.alias_of is None:
             for key, child in visit.children:
-                if isinstance(child, TENSORS):
+                if isinstance(child, kinds):
                     yield (*visit.address, key), child
 
 
