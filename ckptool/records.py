@@ -66,13 +66,24 @@ def record(cls: type[Made], /) -> type[Made]: ...
 
 @overload
 def record(
-    *, frozen: bool = True, slots: bool = False, eq: bool = True
+    *, frozen: bool = True, slots: bool = False, eq: bool = True, kw_only: bool = False
 ) -> Callable[[type[Made]], type[Made]]: ...
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
-def record(cls: Any = None, /, *, frozen: bool = True, slots: bool = False, eq: bool = True) -> Any:
-    """Return the class as a record; what the arguments mean, ``dataclasses.dataclass`` says."""
+def record(
+    cls: Any = None,
+    /,
+    *,
+    frozen: bool = True,
+    slots: bool = False,
+    eq: bool = True,
+    kw_only: bool = False,  # noqa: ARG001 - only type checkers look at it
+) -> Any:
+    """Return the class as a record; what the arguments mean, ``dataclasses.dataclass`` says.
+
+    A record also has the fields of the one that it is derived from; its own come first.
+    """
     if cls is None:
         return lambda cls: _made(cls, frozen=frozen, slots=slots, eq=eq)
     return _made(cls, frozen=frozen, slots=slots, eq=eq)
@@ -97,6 +108,7 @@ def _made(cls: Any, *, frozen: bool, slots: bool, eq: bool) -> Any:
     own = dict(cls.__dict__)
     hints = own.get("__annotations__", {})
     fields = {name: _declared(own.pop(name, _REQUIRED)) for name in hints}
+    fields = {**fields, **getattr(cls.__base__, "__record__", {}), **fields}
     methods: dict[str, Any] = {
         "__match_args__": (*fields,), "__record__": fields, "__repr__": _repr,
         "__init__": _init_slots if slots else _init, "__dataclass_fields__": _InDataclasses(),
@@ -146,9 +158,10 @@ class _InDataclasses:
     def __get__(self, _one: object, cls: Any) -> Any:
         from dataclasses import make_dataclass  # noqa: PLC0415 - 6 ms
 
-        hints = cls.__annotations__
+        bases = [each for each in reversed(cls.__mro__) if "__record__" in vars(each)]
+        hints = {name: hint for each in bases for name, hint in each.__annotations__.items()}
         fields = [(name, hints[name], one.in_dataclasses()) for name, one in cls.__record__.items()]
-        made: Any = make_dataclass(cls.__name__, fields)
+        made: Any = make_dataclass(cls.__name__, fields, kw_only=len(bases) > 1)
         cls.__dataclass_fields__ = made.__dataclass_fields__
         return made.__dataclass_fields__
 

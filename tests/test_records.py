@@ -46,6 +46,22 @@ class Free:
     size: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class TheirsOfMore:
+    more: int = 1
+    name: str
+
+
+@record(kw_only=True)
+class Base:
+    name: str
+
+
+@record(kw_only=True)
+class OfMore(Base):
+    more: int = 1
+
+
 RECORDS = [Plain, Slotted]
 GIVEN = [(("a",), {}), (("a", 1), {}), (("a",), {"told": "b"}), ((), {"name": "a", "size": 3})]
 WRONG = [((), {}), (("a", 1, {}, "b", 5), {}), (("a",), {"name": "b"}), (("a",), {"other": 1})]
@@ -116,6 +132,17 @@ def test_a_record_that_is_not_frozen_is_itself_alone():
     assert (one.name, one.size) == ("a", 2)
     assert one != Free("a", 2)
     assert len({one, Free("a", 2)}) == 2
+
+
+def test_a_record_has_the_fields_of_its_base_behind_its_own():
+    ours, theirs = OfMore(name="a"), TheirsOfMore(name="a")
+    assert names_of(OfMore) == ("more", "name")
+    assert asdict(ours) == asdict(theirs)
+    assert [one.type for one in dataclasses.fields(ours)] == ["int", "str"]
+    assert ours != OfMore(name="a", more=2)
+    assert dataclasses.replace(ours, name="b") == replace(ours, name="b") == OfMore(name="b")
+    with pytest.raises(TypeError):
+        OfMore(more=2)
 
 
 # ------------------------------------------------------------------------------------- named tuples

@@ -110,7 +110,7 @@ def _of_text(path: Path) -> Iterator[Fields]:
         return
     try:
         parsed = load_json(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         yield {match["key"]: _value(match["value"]) for match in LINE.finditer(text)}
     else:
         yield from (fields for _, fields in _within((), parsed))

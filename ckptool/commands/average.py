@@ -11,7 +11,7 @@ from ckptool.commands.into import Slot, open_slot, write_into
 from ckptool.commands.members import EPOCH, STEP, WIDTH, Opened, are_equal
 from ckptool.commands.mixture import AverageOptions, Mixture, choose, refuse_contradictions
 from ckptool.commands.sources import note_of
-from ckptool.commands.writing import choose_form, report_casts, report_shards, ties_in, write_output
+from ckptool.commands.writing import choose_form, write_output
 from ckptool.contents.selection import Operand
 from ckptool.ema.layouts import Layouts
 from ckptool.plans.averaging import Combined, combine
@@ -112,28 +112,19 @@ def _in_a_file(
     """Write the mean as a file, or as shards."""
     form = choose_form(path, output, options, NAME)
     *others, newest = mixture.members.opened
-    plan = Extraction(combined.tensors, frozenset(combined.averaged), (), ())
+    left_out = newest.taken.plan.left_out
+    plan = Extraction(combined.tensors, frozenset(combined.averaged), (), (), left_out=left_out)
     together = newest.checkpoint.with_files_of(each.checkpoint for each in others)
-    outcome = write_output(
+    made = write_output(
         together, plan, form, options, note, progress,
         finite=combined.averaged,
         inputs=[(each.checkpoint.reader, each.tensors) for each in mixture.members.opened],
     )  # fmt: skip
     return AverageReport(
-        output=outcome.named,
-        format=form.kind,
-        tensors=outcome.tensors,
-        bytes=outcome.state_dict.nbytes,
         averaged=len(combined.averaged),
         newest=combined.newest,
         statistics=combined.statistics,
-        tied=plan.tied,
-        ties=ties_in(form.kind, options.ties),
-        left_out=newest.taken.plan.left_out,
-        casts=report_casts(outcome),
-        shards=report_shards(outcome),
-        removed=outcome.removed,
-        findings=outcome.findings,
+        **vars(made),
     )
 
 

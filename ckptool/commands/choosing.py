@@ -81,10 +81,10 @@ def _first_passing(
     passed_over |= {report.path: _reason(report) for report in reports if not report.ok}
     passed_over |= {str(path): UNFINISHED for folder in folders for path in _unfinished(folder)}
     return ChoiceReport(
-        chosen,
-        why if chosen is not None else "none passes",
-        tuple(reports),
-        tuple(PassedOver(path, reason) for path, reason in passed_over.items()),
+        path=chosen,
+        why=why if chosen is not None else "none passes",
+        reports=tuple(reports),
+        passed_over=tuple(PassedOver(path, reason) for path, reason in passed_over.items()),
     )
 
 

@@ -8,15 +8,8 @@ from pathlib import Path
 
 from ckptool.commands.origin import converted_from
 from ckptool.commands.parts import read_parts, write_whole
-from ckptool.commands.state_dicts import ROLE_NAMES, only_state_dict, state_dicts, take_state_dict
-from ckptool.commands.writing import (
-    WriteOptions,
-    choose_form,
-    report_casts,
-    report_shards,
-    ties_in,
-    write_output,
-)
+from ckptool.commands.state_dicts import ROLE_NAMES, state_dicts, take_state_dict
+from ckptool.commands.writing import WriteOptions, choose_form, write_output
 from ckptool.contents.renames import parse_rename, renamed_by
 from ckptool.ema.candidates import EmaLocation
 from ckptool.ema.layouts import Layouts
@@ -110,34 +103,22 @@ def convert(
             )
         form = choose_form(path, output, options, path.resolve().stem + ".safetensors")
         address, globs = _asked(options)
-        if address is None:
-            address = only_state_dict(checkpoint, location)
-        taken, kind, plan = take_state_dict(checkpoint, location, address, layouts)
+        taken, kind, plan = take_state_dict(checkpoint, address, layouts, location)
         before = plan.tensors
         rules = _rules(plan, options)
         plan = complete(_chosen(plan, options, globs, rules.rules), checkpoint.path)
         options = replace(options, dtype=(*rules.dtypes, *options.dtype))
         note = as_text(converted_from(path, taken, kind, made_at))
-        outcome = write_output(checkpoint, plan, form, options, note, progress)
+        made = write_output(checkpoint, plan, form, options, note, progress)
+        made = replace(made, findings=(*made.findings, *names_to_note(checkpoint)))
         return ConvertReport(
             path=str(path),
-            output=outcome.named,
-            format=form.kind,
-            written=not options.dry_run,
             address=taken,
             kind=kind,
-            tensors=outcome.tensors,
-            bytes=outcome.state_dict.nbytes,
-            tied=plan.tied,
-            ties=ties_in(form.kind, options.ties),
             renamed=_renamed(before, plan.tensors),
             reshaped=_reshaped(before, plan.tensors),
-            left_out=plan.left_out,
             beside=_beside(checkpoint, taken),
-            casts=report_casts(outcome),
-            shards=report_shards(outcome),
-            removed=outcome.removed,
-            findings=(*outcome.findings, *names_to_note(checkpoint)),
+            **vars(made),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckptool.commands.state_dicts import only_state_dict, take_state_dict
+from ckptool.commands.state_dicts import take_state_dict
 from ckptool.comparison.explained_rules import rules_for
 from ckptool.comparison.explaining import (
     Cut,
@@ -17,7 +17,6 @@ from ckptool.comparison.explaining import (
 )
 from ckptool.contents.selection import Operand
 from ckptool.ema.layouts import Layouts
-from ckptool.ema.locate import locate_ema
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.process.progress import Progress, no_progress
@@ -65,11 +64,7 @@ KINDS: dict[type, str] = {Same: "copy", Cut: "slice", Joined: "join", Stacked: "
 
 
 def _side(checkpoint: Checkpoint, operand: Operand, layouts: Layouts) -> Side:
-    location = locate_ema(checkpoint, layouts=layouts)
-    address = operand.address
-    if address is None:
-        address = only_state_dict(checkpoint, location)
-    tensors = take_state_dict(checkpoint, location, address, layouts).plan.tensors
+    tensors = take_state_dict(checkpoint, operand.address, layouts).plan.tensors
     refuse_repetition(tensors.values())
     return Side(tensors, checkpoint.reader)
 

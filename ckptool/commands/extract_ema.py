@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from ckptool.commands.origin import kind_taken, origin
-from ckptool.commands.writing import (
-    Outcome,
-    WriteOptions,
-    choose_form,
-    report_casts,
-    report_shards,
-    ties_in,
-    write_output,
-)
+from ckptool.commands.writing import WriteOptions, choose_form, write_output
 from ckptool.ema.candidates import table_address
 from ckptool.ema.layouts import Layouts
 from ckptool.formats import open_checkpoint
@@ -26,7 +18,8 @@ from ckptool.plans.renaming import only_matching, strip_prefix
 from ckptool.plans.validation import warnings
 from ckptool.plans.weights import Weights, take_weights
 from ckptool.process.progress import Progress, no_progress
-from ckptool.reports.write import ExtractReport
+from ckptool.records import replace
+from ckptool.reports.write import ExtractReport, WeightsReport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +81,9 @@ def extract_ema(
         )
         plan, location = _plan(checkpoint, weights, options), weights.location
         note = as_text(origin("extract-ema", path, location, location.selected, made_at))
-        outcome = write_output(
-            checkpoint, plan, form, options, note, progress, finite=plan.averaged
-        )
-        findings = (*outcome.findings, *warnings(checkpoint, location))
-        return replace(_report(path, weights, plan, outcome, options), findings=findings)
+        made = write_output(checkpoint, plan, form, options, note, progress, finite=plan.averaged)
+        made = replace(made, findings=(*made.findings, *warnings(checkpoint, location)))
+        return _report(path, weights, plan, made, options)
 
 
 def _plan(checkpoint: Checkpoint, weights: Weights, options: ExtractOptions) -> Extraction:
@@ -103,31 +94,25 @@ def _plan(checkpoint: Checkpoint, weights: Weights, options: ExtractOptions) -> 
 
 
 def _report(
-    path: Path, weights: Weights, plan: Extraction, outcome: Outcome, options: ExtractOptions
+    path: Path,
+    weights: Weights,
+    plan: Extraction,
+    made: WeightsReport,
+    options: ExtractOptions,
 ) -> ExtractReport:
     location, chosen = weights.location, weights.location.selected
     model = table_address(location.model) if location.model else None
     return ExtractReport(
         path=str(path),
-        output=outcome.named,
-        format=outcome.state_dict.kind,
-        written=not options.dry_run,
         ema=(weights.candidate.address if weights.candidate else model) or "",
         model=model,
         names=options.names,
         main_slot=location.told_slot,
-        tensors=outcome.tensors,
-        bytes=outcome.state_dict.nbytes,
         averaged=len(plan.averaged),
         from_model=plan.from_model,
-        tied=plan.tied,
         dropped=plan.dropped,
         file=str(chosen.file) if chosen and chosen.file else None,
         kind=kind_taken(location),
-        ties=ties_in(outcome.state_dict.kind, options.ties),
-        casts=report_casts(outcome),
-        shards=report_shards(outcome),
-        removed=outcome.removed,
-        left_out=plan.left_out,
         buffers=options.buffers,
+        **vars(made),
     )

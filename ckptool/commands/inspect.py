@@ -32,7 +32,7 @@ from ckptool.formats.pickles.trust import trust_of
 from ckptool.formats.provenance import KEY, as_fields, read_provenance
 from ckptool.process.progress import Progress, no_progress
 from ckptool.records import replace
-from ckptool.reports.base import Finding, SnapshotReport
+from ckptool.reports.base import Finding
 from ckptool.reports.inspect import (
     CandidateReport,
     EmaReport,
@@ -114,7 +114,7 @@ def inspect_checkpoint(
         pickle={"globals": _globals(checkpoint)},
         weights_only=_safe_load(checkpoint),
         metadata={k: v for k, v in checkpoint.metadata.items() if k != KEY},
-        snapshots=_snapshots(checkpoint),
+        snapshots=snapshots_in(checkpoint.path.name, checkpoint.tree, checkpoint.reader) or None,
         provenance=as_fields(origin) if origin else None,
         findings=tuple(_findings(checkpoint, location)),
         model=_model(location),
@@ -179,11 +179,6 @@ def refuse_unused(
             names = [entry.address for entry in whole.entries or ()]
             if not any(fits(glob, name) for name in names):
                 raise UsageError(f"--match {glob!r} fits no tensor", hint=meant(glob, names))
-
-
-def _snapshots(checkpoint: Checkpoint) -> tuple[SnapshotReport, ...] | None:
-    found = snapshots_in(checkpoint.path.name, checkpoint.tree, checkpoint.reader)
-    return tuple(SnapshotReport(*each) for each in found) or None
 
 
 def describe_ema(location: EmaLocation) -> EmaReport:

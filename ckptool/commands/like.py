@@ -85,7 +85,7 @@ def _document(path: Path, error: CkptError) -> dict[str, Any]:
             raise error
         try:
             document = load_json(file.read(0, file.size))
-        except (ValueError, RecursionError):
+        except ValueError:
             raise error from None
     if not isinstance(document, dict) or document.get("schema") != "ckptool/inspect/1":
         raise error

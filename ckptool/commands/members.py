@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ckptool.commands.operands import checkpoint_files, is_run
-from ckptool.commands.state_dicts import Taken, only_state_dict, take_state_dict
+from ckptool.commands.state_dicts import Taken, take_state_dict
 from ckptool.contents.selection import Operand
 from ckptool.contents.training import read_training_state
 from ckptool.ema.layouts import Layouts
-from ckptool.ema.locate import locate_ema
 from ckptool.errors import UsageError, about
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
@@ -117,15 +116,13 @@ def _open(
 ) -> Opened:
     checkpoint = stack.enter_context(open_checkpoint(operand.path))
     with about(operand.path):
-        location = locate_ema(checkpoint, layouts=layouts)
         address = operand.address if operand.address is not None else role
-        if address is None:
-            address = only_state_dict(checkpoint, location, beside_optimizer=True)
-        taken = take_state_dict(checkpoint, location, address, layouts)
+        taken = take_state_dict(checkpoint, address, layouts, beside_optimizer=True)
         tensors = complete(taken.plan, operand.path).tensors
     stated = read_training_state(checkpoint.tree, checkpoint.reader).facts
     facts = {name: stated[name] for name in COUNTERS if _is_count(stated.get(name))}
-    return Opened(checkpoint, taken, address, tensors, facts, is_listed)
+    asked = taken.address if address is None else address
+    return Opened(checkpoint, taken, asked, tensors, facts, is_listed)
 
 
 def _is_copy(each: Opened, other: Opened) -> bool:

@@ -130,8 +130,6 @@ def write_whole(
         kind=WHOLE,
         tensors=len(held),
         bytes=sum(ref.nbytes for ref in held),
-        tied={},
-        ties="shared",
         beside=tuple(key for key in map(str, fields_of(checkpoint.tree)) if key in dropped),
         plain=made.plain,
         findings=(
@@ -181,7 +179,7 @@ def _anew(checkpoint: Checkpoint, dropped: list[Address], safe: bool) -> PlanOfW
         raise UnsupportedError("numpy arrays in a file with big-endian tensors")
     plan = plan_rewritten(checkpoint, literal, data.tree, data.storages, dropped)
     refuse_unsafe(plan.pickle)
-    return PlanOfWhole(plan, tuple(PlainReport(*each) for each in data.replaced))
+    return PlanOfWhole(plan, tuple(data.replaced))
 
 
 def _torch_file(output: Path) -> Path:

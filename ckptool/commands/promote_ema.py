@@ -132,7 +132,6 @@ def _report(
         path=str(path),
         output=str(output),
         format=checkpoint.format_name,
-        written=False,
         ema=candidate.address if candidate else "",
         model=table_address(location.model) if location.model else "",
         main_slot=location.told_slot,

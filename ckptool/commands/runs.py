@@ -33,8 +33,8 @@ def run_report(path: str, entries: Iterable[RunEntry]) -> RunReport:
     ordered = sorted(entries, key=_place)
     best = best_by_metric(ordered)
     return RunReport(
-        path,
-        tuple(ordered),
+        path=path,
+        checkpoints=tuple(ordered),
         best={name: found.path for name, found in best.items()},
         best_by=best,
         unrated=tuple(name for name in _compared(ordered) if name not in best),

@@ -10,21 +10,20 @@ from pathlib import Path
 from ckptool.commands.members import STEP, WIDTH, Members, Opened, single
 from ckptool.commands.state_dicts import take_state_dict
 from ckptool.contents.selection import Operand
-from ckptool.contents.snapshots import Snapshot, snapshots_in
+from ckptool.contents.snapshots import snapshots_in
 from ckptool.ema.layouts import Layouts
-from ckptool.ema.locate import locate_ema
 from ckptool.errors import EmaRefusedError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.plans.extraction import complete
 from ckptool.plans.posthoc import MAX_SNAPSHOTS, TOLERANCE, Series
 from ckptool.plans.weighing import Shares
 from ckptool.records import NamedTuple
-from ckptool.reports.base import PosthocReport
+from ckptool.reports.base import PosthocReport, SnapshotReport
 from ckptool.tensors.blocks import equal_after_cast
 
 
 class _Member(NamedTuple):
-    snapshot: Snapshot
+    snapshot: SnapshotReport
     width: float
     opened: Opened
 
@@ -108,8 +107,7 @@ def _members(
         for each in snapshots:
             width = _width(each, widths, operand.path)
             facts = {STEP: each.time, WIDTH: width}
-            location = locate_ema(checkpoint, layouts=layouts)
-            taken = take_state_dict(checkpoint, location, each.address, layouts)
+            taken = take_state_dict(checkpoint, each.address, layouts)
             opened = Opened(
                 checkpoint, taken, each.address, complete(taken.plan, checkpoint.path).tensors,
                 facts, is_listed=is_listed,
@@ -147,15 +145,16 @@ def _precision(member: _Member) -> int:
     return sum(ref.nbytes for ref in member.opened.tensors.values())
 
 
-def _width(snapshot: Snapshot, widths: Sequence[float], path: Path) -> float:
-    if snapshot.width is not None:
-        if widths and not any(isclose(snapshot.width, each) for each in widths):
+def _width(snapshot: SnapshotReport, widths: Sequence[float], path: Path) -> float:
+    stated = snapshot.sigma_rel
+    if stated is not None:
+        if widths and not any(isclose(stated, each) for each in widths):
             raise UsageError(
-                f"the file states the sigma_rel {snapshot.width:g}, which --widths does not name",
+                f"the file states the sigma_rel {stated:g}, which --widths does not name",
                 path=path,
                 hint="leave out --widths: the files state theirs",
             )
-        return snapshot.width
+        return stated
     if snapshot.track < len(widths):
         return widths[snapshot.track]
     raise UsageError(

@@ -16,7 +16,6 @@ from ckptool.commands.origin import averaged_from
 from ckptool.commands.state_dicts import take_state_dict
 from ckptool.dtypes import BY_NAME
 from ckptool.ema.layouts import Layouts
-from ckptool.ema.locate import locate_ema
 from ckptool.errors import UsageError, about
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import TensorReader
@@ -120,6 +119,5 @@ def _member(stack: ExitStack, folder: Path, note: SourceNote, layouts: Layouts) 
         )
     checkpoint = stack.enter_context(open_checkpoint(path))
     with about(path):
-        location = locate_ema(checkpoint, layouts=layouts)
-        taken = take_state_dict(checkpoint, location, note.address, layouts)
+        taken = take_state_dict(checkpoint, note.address, layouts)
         return Member(str(path), checkpoint.reader, complete(taken.plan, path).tensors)

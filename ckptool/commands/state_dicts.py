@@ -8,6 +8,7 @@ from ckptool.contents.inventory import Table, is_state_dict
 from ckptool.contents.selection import EMA_ROLE, MODEL_ROLE, ROLES, select_table
 from ckptool.ema.candidates import EmaLocation, table_address
 from ckptool.ema.layouts import Layouts
+from ckptool.ema.locate import locate_ema
 from ckptool.errors import AddressError
 from ckptool.formats.base import Checkpoint
 from ckptool.plans.extraction import Extraction, plan_extraction, plan_model
@@ -70,14 +71,29 @@ def _roles_there(location: EmaLocation) -> dict[str, str]:
 
 
 def take_state_dict(
-    checkpoint: Checkpoint, location: EmaLocation, address: str, layouts: Layouts
+    checkpoint: Checkpoint,
+    address: str | None,
+    layouts: Layouts,
+    location: EmaLocation | None = None,
+    *,
+    beside_optimizer: bool = False,
 ) -> Taken:
-    """Return the state dict at a key path, or the one that a role means.
+    """Return the state dict at a key path, or the one that a role means; by default the only one.
+
+    Args:
+        checkpoint: the checkpoint.
+        address: a key path or a role.
+        layouts: custom layouts of the configuration, tried before the known ones.
+        location: of its weights, if it is known.
+        beside_optimizer: the only one may be beside an optimizer.
 
     Raises:
-        AddressError: there is none.
+        AddressError: there is none; or several, and none is named.
         EmaNotFoundError, EmaAmbiguousError, EmaRefusedError: a role that the file does not have.
     """
+    location = location or locate_ema(checkpoint, layouts=layouts)
+    if address is None:
+        address = only_state_dict(checkpoint, location, beside_optimizer=beside_optimizer)
     if address in ROLES:
         weights = take_weights(checkpoint, ema=address, layouts=layouts, command=None)
         plan = plan_extraction(*weights, "model")

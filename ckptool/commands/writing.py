@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,8 @@ from ckptool.plans.casts import plan_casting
 from ckptool.plans.extraction import Extraction
 from ckptool.plans.validation import Inputs, validation
 from ckptool.process.progress import Progress
-from ckptool.records import NamedTuple
-from ckptool.reports.base import Finding
-from ckptool.reports.write import CastReport, ShardReport
+from ckptool.records import NamedTuple, replace
+from ckptool.reports.write import CastReport, ShardReport, WeightsReport
 from ckptool.tensors.casting import Losses
 from ckptool.writers.files.destination import check_folder, check_output, format_of, output_path
 from ckptool.writers.files.whole_file import folder_for
@@ -52,7 +51,7 @@ class Form(NamedTuple):
     limit: int | None  # bytes of a shard
 
 
-def ties_in(kind: str, asked: str) -> str:
+def _ties_in(kind: str, asked: str) -> str:
     """Return how shared tensors are written in a format: ``asked`` is for safetensors."""
     return {"torch-zip": "shared", "dcp": "each"}.get(kind, asked)
 
@@ -86,27 +85,6 @@ def choose_form(
     return form
 
 
-class Outcome(NamedTuple):
-    """The result of writing, or of a dry run."""
-
-    state_dict: StateDict
-    account: Account
-    findings: tuple[Finding, ...]
-    removed: tuple[str, ...]  # shards of the replaced set that the new set lacks
-
-    @property
-    def tensors(self) -> int:
-        """The number of tensors in all files."""
-        return sum(len(shard.tensors) for shard in self.state_dict.shards)
-
-    @property
-    def named(self) -> str:
-        """The path to name to a loader: the index if there are shards."""
-        state_dict = self.state_dict
-        is_set = state_dict.index_file is not None and not state_dict.is_folder
-        return str(state_dict.index_file if is_set else state_dict.output)
-
-
 def write_output(
     checkpoint: Checkpoint,
     plan: Extraction,
@@ -117,8 +95,10 @@ def write_output(
     *,
     finite: Collection[str] = (),
     inputs: Inputs = (),
-) -> Outcome:
+) -> WeightsReport:
     """Write the files and validate the values, or only validate them in a dry run.
+
+    Returns what the reports of all such commands have.
 
     Args:
         checkpoint: the file that holds the values.
@@ -138,7 +118,7 @@ def write_output(
         form.kind,
         plan.tensors,
         plan_casting(plan.tensors, options.dtype),
-        noted=plan.tied if ties_in(form.kind, options.ties) == "once" else {},
+        noted=plan.tied if _ties_in(form.kind, options.ties) == "once" else {},
         wrap=options.wrap,
         max_shard=form.limit,
         damaged=options.force,
@@ -148,8 +128,7 @@ def write_output(
     if not options.dry_run:
         tidy(state_dict.index_file or index_path(form.output), state_dict.paths, checkpoint.files)
     targets = _targets(checkpoint, state_dict, force=options.force)
-    gone = state_dict.left_over
-    removed = tuple(path.name for path in gone)
+    facts = _facts(state_dict, options, plan)
     moved = state_dict.cast if options.dry_run else state_dict.values
     with validation(
         checkpoint,
@@ -164,15 +143,16 @@ def write_output(
     ) as judge:
         if options.dry_run:
             count_losses(state_dict, how)
-            return Outcome(state_dict, account, judge(), removed)
-        with (
-            folder_for(form.output) if state_dict.is_folder else nullcontext(),
-            whole_files(targets, force=options.force, gone=gone) as files,
-        ):
-            write(state_dict, files, how, note)
-            found = judge()  # a refusal discards the files
-            checkpoint.reader.refuse_changed()
-            return Outcome(state_dict, account, found, removed)
+            found = judge()
+        else:
+            with (
+                folder_for(form.output) if state_dict.is_folder else nullcontext(),
+                whole_files(targets, force=options.force, gone=state_dict.left_over) as files,
+            ):
+                write(state_dict, files, how, note)
+                found = judge()  # a refusal discards the files
+                checkpoint.reader.refuse_changed()
+    return replace(facts, casts=_casts(state_dict, account.losses), findings=found)
 
 
 def _targets(checkpoint: Checkpoint, state_dict: StateDict, *, force: bool) -> list[Path]:
@@ -187,16 +167,33 @@ def _targets(checkpoint: Checkpoint, state_dict: StateDict, *, force: bool) -> l
     return [check_output(path, inputs, force=force) for path in state_dict.paths]
 
 
-def report_casts(outcome: Outcome) -> CastReport | None:
+def _facts(state_dict: StateDict, options: WriteOptions, plan: Extraction) -> WeightsReport:
+    """Return the report of the files, before anything is written."""
+    is_set = state_dict.index_file is not None and not state_dict.is_folder
+    return WeightsReport(
+        # The path to name to a loader: the index if there are shards.
+        output=str(state_dict.index_file if is_set else state_dict.output),
+        format=state_dict.kind,
+        written=not options.dry_run,
+        tensors=sum(len(shard.tensors) for shard in state_dict.shards),
+        bytes=state_dict.nbytes,
+        tied=plan.tied,
+        ties=_ties_in(state_dict.kind, options.ties),
+        left_out=plan.left_out,
+        shards=tuple(_shards(state_dict)) if is_set else (),
+        removed=tuple(path.name for path in state_dict.left_over),
+    )
+
+
+def _casts(state_dict: StateDict, losses: Mapping[str, Losses]) -> CastReport | None:
     """Return the effect of ``--dtype``; None if it was not given."""
-    casting = outcome.state_dict.casting
+    casting = state_dict.casting
     if not casting.dtypes:
         return None
-    losses = outcome.account.losses
     total = sum(losses.values(), Losses())
     cast = [
         casting.dtype_of(ref)
-        for shard in outcome.state_dict.shards
+        for shard in state_dict.shards
         for ref in shard.tensors.values()
         if casting.is_cast(ref)
     ]
@@ -212,16 +209,7 @@ def report_casts(outcome: Outcome) -> CastReport | None:
     )
 
 
-def report_shards(outcome: Outcome) -> tuple[ShardReport, ...]:
-    """Return the files of a set with an index; an empty tuple if there is one file."""
-    state_dict = outcome.state_dict
-    if state_dict.index_file is None or state_dict.is_folder:
-        return ()
-    return tuple(
-        ShardReport(
-            file=shard.path.name,
-            tensors=len(shard.tensors),
-            bytes=sum(map(state_dict.casting.nbytes_of, shard.tensors.values())),
-        )
-        for shard in state_dict.shards
-    )
+def _shards(state_dict: StateDict) -> Iterator[ShardReport]:
+    for shard in state_dict.shards:
+        nbytes = sum(map(state_dict.casting.nbytes_of, shard.tensors.values()))
+        yield ShardReport(shard.path.name, len(shard.tensors), nbytes)

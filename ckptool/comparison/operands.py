@@ -161,7 +161,7 @@ def read_manifest(path: Path) -> dict[str, Leaf] | None:
     try:
         entries = load_json(text)["entries"]
         return {str(entry["address"]): _digest(entry) for entry in entries}
-    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise DamagedError(
             "a document of ckptool inspect without digests",
             hint="make it with: ckptool inspect PATH --digests --json",

@@ -18,34 +18,25 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ckptool.formats.base import TensorReader
-from ckptool.records import NamedTuple
 from ckptool.regex import regex
+from ckptool.reports.base import SnapshotReport
 from ckptool.tensors.sample import scalar_value
 from ckptool.tree.nodes import Tree, is_real
 from ckptool.tree.walking import children
 
 MAX_TIME = 1 << 53  # no run counts further, and floats are exact up to it
 
-
-class Snapshot(NamedTuple):
-    """A power-function EMA as it was at one time."""
-
-    address: str  # key path of its state dict
-    time: float  # since the start of training, in any unit
-    width: float | None  # sigma_rel; None: the files do not state it
-    track: int  # number of the width, in files that do not state it
+Found = Iterator[SnapshotReport]
 
 
-def snapshots_in(name: str, tree: Tree, reader: TensorReader) -> tuple[Snapshot, ...]:
+def snapshots_in(name: str, tree: Tree, reader: TensorReader) -> tuple[SnapshotReport, ...]:
     """Return the snapshots in a checkpoint, whose file is called ``name``; none without updates."""
     parts = dict(children(tree))
     found = (tuple(look(name, parts, reader)) for look in LOOKS)
     return tuple(each for each in next(filter(None, found), ()) if 0 < each.time < MAX_TIME)
 
 
-def _in_training_state(
-    _name: str, parts: dict[Any, Tree], reader: TensorReader
-) -> Iterator[Snapshot]:
+def _in_training_state(_name: str, parts: dict[Any, Tree], reader: TensorReader) -> Found:
     ema, state = (dict(children(parts.get(key))) for key in ("ema", "state"))
     time = scalar_value(reader, state.get("cur_nimg"))
     widths = ema.get("stds")
@@ -56,33 +47,33 @@ def _in_training_state(
         return
     for number, width in enumerate(widths):
         if is_real(width) and 0 < width < 1:
-            yield Snapshot(f"ema/emas/{number}", float(time), float(width), number)
+            yield SnapshotReport(f"ema/emas/{number}", float(time), float(width), number)
 
 
 NETWORK = regex(r".*-(\d+)-(\d+\.\d+)\.pkl")
 KIMG, GRANULARITY = 1000, 1024  # images; networks are saved after a multiple of the second
 
 
-def _in_network(name: str, parts: dict[Any, Tree], _reader: TensorReader) -> Iterator[Snapshot]:
+def _in_network(name: str, parts: dict[Any, Tree], _reader: TensorReader) -> Found:
     named = NETWORK.fullmatch(name)
     if named and "ema" in parts:
         thousands = int(named[1])
         images = (thousands * KIMG + KIMG - 1) // GRANULARITY * GRANULARITY
         is_exact = images // KIMG == thousands
-        yield Snapshot("ema", images if is_exact else thousands * KIMG, float(named[2]), 0)
+        yield SnapshotReport("ema", images if is_exact else thousands * KIMG, float(named[2]), 0)
 
 
 TRACK = regex(r"(\d+)\.(\d+)\.pt")
 PREFIX = "ema_model."
 
 
-def _in_track(name: str, parts: dict[Any, Tree], _reader: TensorReader) -> Iterator[Snapshot]:
+def _in_track(name: str, parts: dict[Any, Tree], _reader: TensorReader) -> Found:
     named = TRACK.fullmatch(name)
     if named and "step" in parts and any(str(key).startswith(PREFIX) for key in parts):
-        yield Snapshot(f"{PREFIX}*", float(named[2]), None, int(named[1]))
+        yield SnapshotReport(f"{PREFIX}*", float(named[2]), None, int(named[1]))
 
 
-LOOKS: tuple[Callable[[str, dict[Any, Tree], TensorReader], Iterator[Snapshot]], ...] = (
+LOOKS: tuple[Callable[[str, dict[Any, Tree], TensorReader], Found], ...] = (
     _in_training_state,
     _in_network,
     _in_track,

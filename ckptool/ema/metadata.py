@@ -230,7 +230,7 @@ def config_beside(path: Path) -> dict[str, Any]:
     try:
         with LocalFile(config) as file:  # only regular files: a pipe would never end
             fields = load_json(file.head(MAX_CONFIG))
-    except (CkptError, ValueError, RecursionError):
+    except (CkptError, ValueError):
         return {}
     return fields if isinstance(fields, dict) else {}
 

@@ -283,7 +283,7 @@ def _document(source: Source) -> dict[str, Any]:
         raise DamagedError(f"{source.size:,} bytes of JSON, more than is read", address=SB3_DATA)
     try:
         document = from_json(source.read(0, source.size).decode())
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DamagedError(f"its JSON cannot be read: {error}", address=SB3_DATA) from error
     if not isinstance(document, dict):
         raise DamagedError("its JSON is no object", address=SB3_DATA)

@@ -41,13 +41,13 @@ from ckptool.sources.base import ByteSpan, Source
 from ckptool.sources.places import open_file
 from ckptool.sources.window import Window
 from ckptool.tree.describing import named
+from ckptool.tree.geometry import are_sizes
 from ckptool.tree.nodes import MAX_DEPTH, Opaque, Tree, fields_of
 
 METADATA = ".metadata"
 SHARD = ".distcp"  # the suffix of files with chunks
 OF_RANK = regex(r"__(\d+)_\d+\.distcp")
 TENSOR = "TensorStorageMetadata"  # the class of the entry of a tensor
-MAX_NDIM, MAX_SIZE = 64, 2**63 - 1  # the limits of torch
 
 Place = tuple[str, int, int]  # file in the directory, offset, length
 
@@ -257,10 +257,8 @@ def _boxes(planned: Any, name: str) -> list[Box]:
 
 
 def _sizes(values: Any, name: str) -> tuple[int, ...]:
-    if not isinstance(values, (list, tuple)) or len(values) > MAX_NDIM:
+    if not are_sizes(values):
         raise DamagedError("the plan lacks its size, or where a chunk lies", address=name)
-    if not all(type(size) is int and 0 <= size <= MAX_SIZE for size in values):
-        raise DamagedError("the plan gives it a size that is none", address=name)
     return tuple(values)
 
 

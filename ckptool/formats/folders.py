@@ -57,12 +57,13 @@ def joined(
 ) -> Checkpoint:
     """Return the checkpoint at ``path`` that consists of ``files``, which it then owns.
 
-    The keys of ``files`` name them in the notes; ``more`` are further fields of the checkpoint.
+    The keys of ``files`` name them in what is told of their pickles, and in notes; ``more`` are
+    further fields of the checkpoint.
     """
     fields: dict[str, Any] = {
         "size_bytes": sum(part.size_bytes for part in files.values()),
         "reader": reader_of(files),
-        "globals_named": tuple(named for part in files.values() for named in part.globals_named),
+        "globals_named": globals_by_file(files),
         "notes": tuple(
             note._replace(address=f"{name}: {note.address}" if note.address else name)
             for name, part in files.items()

@@ -17,8 +17,7 @@ from pathlib import Path
 from ckptool.errors import DamagedError
 from ckptool.formats.base import Checkpoint, FolderFormat
 from ckptool.formats.dcp import DcpFolder
-from ckptool.formats.folders import OpenFile, all_or_none, globals_by_file, joined
-from ckptool.records import replace
+from ckptool.formats.folders import OpenFile, all_or_none, joined
 
 META = "meta.pt"
 
@@ -56,6 +55,5 @@ class LightningFolder(FolderFormat):
             if twice:
                 raise DamagedError(f"{META} has what the plan has too", address=twice[0])
         parts = {folder.name: tensors, META: meta}
-        whole = joined(self, folder, parts, {**tensors.tree, **meta.tree}, parts=tensors.parts)
-        named = (*tensors.globals_named, *globals_by_file({META: meta}))
-        return replace(whole, globals_named=named, strategy=tensors.strategy)
+        tree, strategy = {**tensors.tree, **meta.tree}, tensors.strategy
+        return joined(self, folder, parts, tree, parts=tensors.parts, strategy=strategy)

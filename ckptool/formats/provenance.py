@@ -145,7 +145,7 @@ def read_provenance(metadata: Mapping[str, Any]) -> Provenance | None:
         return None
     try:
         fields = load_json(str(metadata[KEY]))
-    except (TypeError, ValueError, RecursionError):
+    except (TypeError, ValueError):
         return None
     if not isinstance(fields, dict):
         return None

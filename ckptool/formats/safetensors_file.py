@@ -40,7 +40,7 @@ from ckptool.dtypes import BY_SAFETENSORS_TAG, DType
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import Checkpoint, FileFormat, TensorReader, are_too_many
 from ckptool.formats.ranked.sharding_info import as_parts
-from ckptool.formats.texts import load_json
+from ckptool.formats.texts import json_object, without_repeats
 from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.tree.geometry import contiguous_strides
@@ -161,26 +161,17 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     """Return a JSON object; refuse repeated keys and everything that strict readers refuse."""
     if raw[:1] != b"{":
         raise DamagedError("the header does not begin with {")
-    try:
-        fields: dict[str, Any] = load_json(
-            raw.decode("utf-8"),
-            object_pairs_hook=_without_repeats,
-            parse_int=_plain_integer,
-            parse_constant=_refuse_constant,
-        )
-    except RecursionError as error:
-        raise DamagedError("the header is nested without end") from error
-    except ValueError as error:
-        raise DamagedError(f"the header is no valid JSON: {error}") from error
-    return fields
+    return json_object(
+        raw,
+        "the header",
+        object_pairs_hook=_plain_texts,
+        parse_int=_plain_integer,
+        parse_constant=_refuse_constant,
+    )
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise DamagedError(f"the header has the key {twice!r:.100} twice")
+def _plain_texts(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = without_repeats(pairs)
     for key, value in pairs:
         _check_text(key)
         if isinstance(value, str):

@@ -28,7 +28,7 @@ from ckptool.errors import AbsentError, CkptError, DamagedError, UnsupportedErro
 from ckptool.formats.base import Checkpoint, FileFormat, Note, TensorReader
 from ckptool.formats.folders import WEIGHTS, FolderOfFiles, OpenFile, all_or_none, joined, reader_of
 from ckptool.formats.safetensors_file import noted_ties
-from ckptool.formats.texts import load_json
+from ckptool.formats.texts import json_object
 from ckptool.records import replace
 from ckptool.regex import regex
 from ckptool.sources.base import Source
@@ -149,13 +149,8 @@ def _read_index(file: Source) -> tuple[dict[str, str], dict[str, Any]]:
     """Return (tensor's name -> shard's file name, metadata of the index)."""
     if file.size > MAX_INDEX:
         raise DamagedError(f"an index of {file.size:,} bytes is larger than any real one")
-    try:
-        fields = load_json(file.read(0, file.size), object_pairs_hook=_without_repeats)
-    except RecursionError as error:
-        raise DamagedError("the index is nested without end") from error
-    except ValueError as error:
-        raise DamagedError(f"the index is no valid JSON: {error}") from error
-    weight_map = fields.get("weight_map") if isinstance(fields, dict) else None
+    fields = json_object(file.read(0, file.size), "the index")
+    weight_map = fields.get("weight_map")
     if not isinstance(weight_map, dict):
         raise DamagedError("the index maps nothing: weight_map is no object")
     for name, shard in weight_map.items():
@@ -166,13 +161,6 @@ def _read_index(file: Source) -> tuple[dict[str, str], dict[str, Any]]:
             )
     metadata = fields.get("metadata")
     return weight_map, metadata if isinstance(metadata, dict) else {}
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise DamagedError("the index has a name twice; readers would disagree")
-    return made
 
 
 def _is_plain_name(shard: str) -> bool:

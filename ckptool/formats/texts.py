@@ -6,9 +6,11 @@ what fits into a limit of bytes need not fit into the memory.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from ckptool.errors import DamagedError
 from ckptool.regex import regex
 from ckptool.tree.nodes import Tree
 
@@ -25,7 +27,8 @@ def load_json(text: str | bytes, **hooks: Any) -> Any:
     Brackets and commas inside of strings count too: the limits are far above real documents.
 
     Raises:
-        ValueError: the text is no JSON, or has more containers or values than any real one.
+        ValueError: the text is no JSON, is nested without end, or has more containers or values
+            than any real one.
     """
     import json  # noqa: PLC0415 - 2 ms, and a torch zip has none
 
@@ -35,7 +38,38 @@ def load_json(text: str | bytes, **hooks: Any) -> Any:
         containers, values = text.count(b"[") + text.count(b"{"), text.count(b",")
     if containers > MAX_CONTAINERS or values > MAX_VALUES:
         raise ValueError(f"it has more than {MAX_CONTAINERS:,} containers or {MAX_VALUES:,} values")
-    return json.loads(text, **hooks)
+    try:
+        return json.loads(text, **hooks)
+    except RecursionError as error:
+        raise ValueError("it is nested without end") from error
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these pairs.
+
+    Raises:
+        ValueError: a key comes twice.
+    """
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ValueError(f"it has the key {twice!r:.100} twice; readers would disagree")
+    return made
+
+
+def json_object(text: bytes, what: str, **hooks: Any) -> dict[str, Any]:
+    """Return a JSON object in UTF-8, in which no key comes twice.
+
+    Raises:
+        DamagedError: ``what`` is none.
+    """
+    try:
+        fields = load_json(text.decode(), **{"object_pairs_hook": without_repeats, **hooks})
+    except ValueError as error:
+        raise DamagedError(f"{what} is no valid JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise DamagedError(f"{what} is no JSON object")
+    return fields
 
 
 def from_json(text: str) -> Tree:

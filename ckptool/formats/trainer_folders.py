@@ -41,7 +41,7 @@ from typing import Any
 
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError
 from ckptool.formats.base import Checkpoint, FolderFormat, Note
-from ckptool.formats.folders import FolderOfFiles, OpenFile, all_or_none, globals_by_file, joined
+from ckptool.formats.folders import FolderOfFiles, OpenFile, all_or_none, joined
 from ckptool.formats.model_folders import ModelFolder
 from ckptool.formats.ranked.deepspeed import LATEST
 from ckptool.formats.sharded import INDEX, MODEL
@@ -146,7 +146,6 @@ class TrainerFolders(FolderOfFiles):
             folder,
             parts,
             {name: part.tree for name, part in parts.items()} | tree,
-            globals_named=globals_by_file(parts),
             parts=(*texts, *(path for part in parts.values() for path in part.parts)),
             **_of_ranks(parts),
         )
@@ -226,5 +225,5 @@ def _read_text(path: Path) -> Tree:
     try:
         text = data.decode()
         return from_json(text) if path.suffix == ".json" else from_lines(text)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DamagedError(f"the text cannot be read: {error}", path=path) from error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import chain, pairwise
 
 from ckptool.contents.globs import meant
 from ckptool.dtypes import DType
 from ckptool.errors import UsageError
+from ckptool.sources.base import overlapping
 from ckptool.tensors.casting import ALSO, CASTABLE, Casting, start_of
 from ckptool.tree.nodes import TensorRef
 
@@ -65,7 +67,9 @@ def _refuse_torn(
     tensors: Mapping[str, TensorRef], others: Casting, chosen: Mapping[str, DType]
 ) -> None:
     """Refuse different dtypes for tensors that share bytes, which are cast together."""
-    for one, other in _overlapping(tensors):
+    stored = {name: ref for name, ref in tensors.items() if ref.chunks and ref.numel}
+    spans = ((ref.chunks[0].span, name) for name, ref in stored.items())
+    for one, other in chain.from_iterable(map(pairwise, overlapping(spans))):
         first, second = (
             chosen.get(name) or others.dtype_of(tensors[name]) for name in (one, other)
         )
@@ -74,16 +78,3 @@ def _refuse_torn(
                 f"{one} and {other} share bytes, and would become {first.name} and {second.name}",
                 hint="name both in one glob: --dtype 'GLOB=D'",
             )
-
-
-def _overlapping(tensors: Mapping[str, TensorRef]) -> Iterator[tuple[str, str]]:
-    """Yield pairs of tensors that overlap, so that each tensor of a run of bytes is in one."""
-    spans = {name: ref.chunks[0].span for name, ref in tensors.items() if ref.chunks and ref.numel}
-    last, end = "", 0
-    for name in sorted(spans, key=lambda n: (id(spans[n].source), spans[n].offset)):
-        span = spans[name]
-        if last and span.source == spans[last].source and span.offset < end:
-            yield last, name
-            end = max(end, span.offset + span.nbytes)
-        else:
-            last, end = name, span.offset + span.nbytes

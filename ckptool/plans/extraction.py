@@ -180,11 +180,9 @@ def renamed(plan: Extraction, rename: Callable[[str], str], how: str, otherwise:
             f"{how} several tensors would be called {twice[0]!r}",
             hint=f"keep the names apart: {otherwise}",
         )
-    return Extraction(
+    return plan._replace(
         tensors={new[name]: ref for name, ref in plan.tensors.items()},
         averaged=frozenset(new[name] for name in plan.averaged if name in new),
         from_model=tuple(new[name] for name in plan.from_model if name in new),
-        dropped=plan.dropped,
         refused={rename(name): why for name, why in plan.refused.items()},
-        left_out=plan.left_out,
     )

@@ -17,7 +17,7 @@ from ckptool.dtypes import BY_NUMPY_CODE, STRUCT_CODES, DType
 from ckptool.errors import UnsupportedError
 from ckptool.formats.pickles.literal import Made, Persisted
 from ckptool.formats.pickles.weights_only import ALLOWED, as_torch_reads
-from ckptool.records import NamedTuple
+from ckptool.reports.write import PlainReport
 from ckptool.sources.base import ByteSpan
 from ckptool.sources.memory import Memory
 from ckptool.tree.addresses import format_address
@@ -28,20 +28,12 @@ SHOWN = 20  # refused values in a message
 MAX_LEVELS = 100  # of values in values
 
 
-class Plain(NamedTuple):
-    """A value that was replaced."""
-
-    address: str  # its key path
-    was: str  # its class
-    became: str  # dict, list, str, int, float, …
-
-
 @dataclass(slots=True)
 class PlainData:
     """An object as plain data."""
 
     tree: Any = None
-    replaced: list[Plain] = field(default_factory=list)
+    replaced: list[PlainReport] = field(default_factory=list)
     storages: dict[str, ByteSpan] = field(default_factory=dict)  # of arrays, which became tensors
 
 
@@ -133,7 +125,7 @@ class _Work:
         value.update(made)
 
     def _note(self, at: Address, was: str, became: str) -> None:
-        self.made.replaced.append(Plain(format_address(at), was, became))
+        self.made.replaced.append(PlainReport(format_address(at), was, became))
 
     # --------------------------------------------------------------------------------- objects
 

@@ -30,6 +30,7 @@ from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.pickles.trace import Trace
 from ckptool.records import NamedTuple
+from ckptool.sources.base import overlapping
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import Address, TensorRef, Tree
 from ckptool.tree.walking import walk
@@ -239,28 +240,12 @@ def _outside(tree: Tree, slot: Tree, own: Collection[str]) -> Iterator[tuple[Add
 def _distinct(checkpoint: Checkpoint, patches: list[Patch]) -> tuple[Patch, ...]:
     """Return one patch for each target; refuse EMA weights that differ on bytes of two targets."""
     moves = {(p.target.chunks, p.target.dtype, p.source): p for p in reversed(patches)}
-    for group in _overlapping(moves.values()):
+    for group in overlapping((patch.target.chunks[0].span, patch) for patch in moves.values()):
         found = contradiction(group, checkpoint.reader)
         if found is not None:
             raise _differ(checkpoint, *found)
     targets = {(p.target.chunks, p.target.dtype): p for p in reversed(patches)}
     return tuple(reversed(targets.values()))
-
-
-def _overlapping(patches: Iterable[Patch]) -> Iterator[list[Patch]]:
-    """Yield the groups of patches whose targets overlap."""
-    group: list[Patch] = []
-    end = 0
-    for patch in sorted(patches, key=lambda p: p.target.chunks[0].span.offset):
-        span = patch.target.chunks[0].span
-        if span.offset >= end:
-            if len(group) > 1:
-                yield group
-            group = []
-        group.append(patch)
-        end = max(end, span.offset + span.nbytes)
-    if len(group) > 1:
-        yield group
 
 
 def _differ(checkpoint: Checkpoint, one: Patch, other: Patch) -> EmaRefusedError:

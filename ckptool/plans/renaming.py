@@ -78,13 +78,11 @@ def _fitting(plan: Extraction, globs: Sequence[str], stripped: str | None = None
 
 
 def _with_names(plan: Extraction, kept: set[str]) -> Extraction:
-    return Extraction(
+    return plan._replace(
         tensors={name: ref for name, ref in plan.tensors.items() if name in kept},
         averaged=plan.averaged & kept,
         from_model=tuple(name for name in plan.from_model if name in kept),
-        dropped=plan.dropped,
         refused={name: why for name, why in plan.refused.items() if name in kept},
-        left_out=plan.left_out,
     )
 
 

@@ -22,6 +22,7 @@ from ckptool.reports.base import SCHEMAS
 TEXTS = ("text", "stat", "names", "verbose", "quiet", "list")
 EXACT = frozenset({"json"})  # the reports as they are, or an error in their place
 MARKUP = frozenset({"html", "junit"})  # documents that declare UTF-8 as their encoding
+NO_MARKDOWN = {"ExplainReport", "ErrorReport"}  # TOML; told on the other stream
 WITH_TENSORS = frozenset({"html"})  # every tensor is drawn
 
 
@@ -56,16 +57,9 @@ RENDERERS: Mapping[str, Mapping[str, str]] = {
     "quiet": {"VerifyReport": "verify_text.show_quietly"},
     "json": dict.fromkeys(SCHEMAS, "as_json.to_documents"),
     "md": {
-        "InspectReport": "markdown.text_to_markdown",
-        "RunReport": "markdown.text_to_markdown",
-        "ExtractReport": "markdown.text_to_markdown",
-        "PromoteReport": "markdown.text_to_markdown",
-        "ConvertReport": "markdown.text_to_markdown",
-        "AverageReport": "markdown.text_to_markdown",
+        **{name: "markdown.text_to_markdown" for name in SCHEMAS if name not in NO_MARKDOWN},
         **_verdicts("markdown.verdicts_to_markdown"),
         "DiffReport": "markdown.diffs_to_markdown",
-        "RulesReport": "markdown.text_to_markdown",
-        "LayoutsReport": "markdown.text_to_markdown",
     },
     "html": {
         "InspectReport": "html_inspect.inspects_to_html",

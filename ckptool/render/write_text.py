@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ckptool.render import text as words
 from ckptool.render.facts import (
@@ -27,25 +28,9 @@ from ckptool.reports.write import (
     IntoReport,
     PlainReport,
     PromoteReport,
+    WeightsReport,
+    WriteReport,
 )
-
-_Written = ExtractReport | ConvertReport | AverageReport
-
-
-@one_by_one
-def show_extract(report: ExtractReport) -> Page:
-    """Yield the output, its sources, the tensors that the EMA lacked, and the findings."""
-    yield _output(report)
-    yield facts("From", _extract_lines(report))
-    yield from _findings(report.findings)
-
-
-def _output(report: _Written | PromoteReport, done: str = "") -> Line:
-    """Return ``wrote OUT``, with the kind of the file."""
-    done = done or ("wrote" if report.written else "would write")
-    path = (words.printable(report.output), "title")
-    return line(f"{done} ", path, f"  {file_kind(report.format)}")
-
 
 _NAMES = {
     "model": "names as in the model",
@@ -83,13 +68,13 @@ def _extract_lines(report: ExtractReport) -> Iterator[Fact]:
         yield "model", line(slot_told(MainSlot.AVERAGED, report.kind))
 
 
-def _tie_lines(report: _Written) -> Iterator[Fact]:
+def _tie_lines(report: WeightsReport) -> Iterator[Fact]:
     if report.tied:
         ties = ", ".join(f"{short(a)} = {short(b)}" for a, b in list(report.tied.items())[:3])
         yield "tied", line(ties, (_TIES[report.ties], "quiet"))
 
 
-def _output_lines(report: _Written) -> Iterator[Fact]:
+def _output_lines(report: WeightsReport) -> Iterator[Fact]:
     if report.left_out:
         values = [f"{name} ({what})" for name, what in report.left_out.items()]
         yield "no weights", line(f"{len(values)} left out: {words.some(values)}")
@@ -98,7 +83,7 @@ def _output_lines(report: _Written) -> Iterator[Fact]:
     yield from _shard_lines(report)
 
 
-def _shard_lines(report: _Written) -> Iterator[Fact]:
+def _shard_lines(report: WeightsReport) -> Iterator[Fact]:
     if report.shards:
         yield "shards", line(words.plural(len(report.shards), "file"))
     for shard in report.shards:
@@ -121,14 +106,6 @@ def _cast(casts: CastReport) -> Line:
     lost = ((casts.overflowed, "overflow", "warning"), (casts.vanished, "became 0", "warning"))
     pieces = [(f"; {words.plural(n, 'value')} {what}", style) for n, what, style in lost if n]
     return line(f"{words.plural(casts.tensors, 'tensor')} to {casts.dtype}", *pieces)
-
-
-@one_by_one
-def show_convert(report: ConvertReport) -> Page:
-    """Yield the output, the state dict that it holds, and what the checkpoint has besides."""
-    yield _output(report)
-    yield facts("From", _convert_lines(report))
-    yield from _findings(report.findings)
 
 
 def _convert_lines(report: ConvertReport) -> Iterator[Fact]:
@@ -157,14 +134,6 @@ def _plain_lines(plain: Sequence[PlainReport]) -> Iterator[Fact]:
     for at, ((was, became), count) in enumerate(counts.items()):
         changed = f"{words.plural(count, 'value')} of {short(was)} to {became}"
         yield "plain" if not at else "", line(changed)
-
-
-@one_by_one
-def show_average(report: AverageReport) -> Page:
-    """Yield the output, and each checkpoint with its weight."""
-    yield _output(report)
-    yield facts("From", _average_lines(report))
-    yield from _findings(report.findings)
 
 
 def _average_lines(report: AverageReport) -> Iterator[Fact]:
@@ -214,10 +183,15 @@ def _into_lines(into: IntoReport) -> Iterator[Fact]:
     yield "into", line("a copy of ", (words.printable(into.path), "name"), at)
     if into.kept:
         yield "kept", line(f"{len(into.kept)} of its model: {words.some(into.kept)}")
-    for what, count in into.casts.items():
+    yield from _replaced_lines(into)
+
+
+def _replaced_lines(report: IntoReport | PromoteReport) -> Iterator[Fact]:
+    """Yield what other weights mean to the checkpoint that they were put into."""
+    for what, count in report.casts.items():
         yield "cast", line(f"{words.plural(count, 'tensor')} from {short(what)}")
-    if into.optimizers:
-        where = words.some(into.optimizers)
+    if report.optimizers:
+        where = words.some(report.optimizers)
         yield "optimizer", line(f"{where} belongs to the raw weights: do not resume from this file")
 
 
@@ -237,22 +211,7 @@ def _posthoc_lines(made: PosthocReport) -> Iterator[Fact]:
 _KINDS = {"raw": "raw weights", "ema": "EMA weights", "swa": "SWA weights"}
 
 
-@one_by_one
-def show_promote(report: PromoteReport) -> Page:
-    """Yield the replaced tensors, the ones that replace them, and those that stay."""
-    yield _output(report, _done(report))
-    yield facts("Promotion", _promote_lines(report))
-    yield from _findings(report.findings)
-
-
 _ONE_IN_MEMORY = "the EMA weights are the very tensors of the model's state dict, not copies"
-
-
-def _done(report: PromoteReport) -> str:
-    if report.in_place and not report.bytes:
-        return "unchanged:"
-    verbs = ("replaced", "would replace") if report.in_place else ("wrote", "would write")
-    return verbs[0] if report.written else verbs[1]
 
 
 def _promote_lines(report: PromoteReport) -> Iterator[Fact]:
@@ -272,17 +231,10 @@ def _promote_lines(report: PromoteReport) -> Iterator[Fact]:
         yield "kept", line(f"{len(report.kept)} that the EMA lacks: {kept}")
     if report.dropped:
         yield "left out", line(f"{len(report.dropped)}: {words.some(report.dropped)}")
-    for cast, tensors in report.casts.items():
-        yield "cast", line(f"{words.plural(tensors, 'tensor')} from {short(cast)}")
     if report.shared:
         seen = words.some(report.shared)
         yield "shared", line((f"{len(report.shared)} elsewhere change too: {seen}", "warning"))
-    if report.optimizers:
-        where = words.some(report.optimizers)
-        yield (
-            "optimizer",
-            line(f"{where} belongs to the raw weights: do not resume from this file"),
-        )
+    yield from _replaced_lines(report)
     if report.backup:
         yield "backup", line((words.printable(report.backup), "name"))
 
@@ -306,3 +258,41 @@ def _shown(same: list[Finding]) -> Iterator[Finding]:
     yield from same[:limit]
     if same[limit:]:
         yield replace(same[0], address="", message=f"and {len(same) - limit:,} more tensors")
+
+
+# -------------------------------------------------------------------------------------- the pages
+
+
+def _done(report: WriteReport) -> str:
+    return "wrote" if report.written else "would write"
+
+
+def _promoted(report: PromoteReport) -> str:
+    if not report.in_place:
+        return _done(report)
+    if not report.bytes:
+        return "unchanged:"
+    return "replaced" if report.written else "would replace"
+
+
+def _page(
+    title: str,
+    lines: Callable[[Any], Iterator[Fact]],
+    done: Callable[[Any], str] = _done,
+) -> Callable[[Sequence[Any]], Page]:
+    """Return the function that shows reports: ``wrote OUT``, how it came about, the findings."""
+
+    @one_by_one
+    def show(report: WriteReport) -> Page:
+        path = (words.printable(report.output), "title")
+        yield line(f"{done(report)} ", path, f"  {file_kind(report.format)}")
+        yield facts(title, lines(report))
+        yield from _findings(report.findings)
+
+    return show
+
+
+show_extract = _page("From", _extract_lines)
+show_convert = _page("From", _convert_lines)
+show_average = _page("From", _average_lines)
+show_promote = _page("Promotion", _promote_lines, _promoted)

@@ -33,8 +33,12 @@ class ConfigUse:
     ignored: tuple[str, ...]  # since the file lies in the directory of an operand
 
 
-# Configuration files that were used, or ignored; None: there are none.
-Configured = tuple[ConfigUse, ...] | None
+@record(kw_only=True)
+class ConfiguredReport:
+    """The fields of the reports of all commands that obey a configuration."""
+
+    # Configuration files that were used, or ignored; None: there are none.
+    config: tuple[ConfigUse, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 @record

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckptool.records import field, record
-from ckptool.reports.base import MAY_BE_ABSENT, Configured, GroupDistance
+from ckptool.reports.base import MAY_BE_ABSENT, ConfiguredReport, GroupDistance
 
 
 @record
@@ -110,8 +110,8 @@ class DiffSummary:
     roles: tuple[RoleDistance, ...] = ()  # in the order of the tree
 
 
-@record
-class DiffReport:
+@record(kw_only=True)
+class DiffReport(ConfiguredReport):
     """The answer of ``ckptool diff`` for two operands."""
 
     equal: bool
@@ -130,8 +130,6 @@ class DiffReport:
     unused: tuple[str, ...] = ()  # options of the command line that match nothing: --ignore 'x*'
     # The order in which a list of tensors shows them: change, name or size.
     order: str | None = field(default=None, metadata=MAY_BE_ABSENT)
-    # Configuration files beside the checkpoint, which may not loosen checks.
-    config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 @record

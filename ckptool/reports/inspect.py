@@ -8,7 +8,7 @@ from typing import Any
 from ckptool.records import field, record
 from ckptool.reports.base import (
     MAY_BE_ABSENT,
-    Configured,
+    ConfiguredReport,
     EmaStatus,
     Finding,
     GroupDistance,
@@ -131,8 +131,8 @@ class TensorEntry:
     parameter: str | None = field(default=None, metadata=MAY_BE_ABSENT)
 
 
-@record
-class InspectReport:
+@record(kw_only=True)
+class InspectReport(ConfiguredReport):
     """The answer of ``ckptool inspect`` for one file."""
 
     path: str
@@ -162,5 +162,3 @@ class InspectReport:
     address: str | None = field(default=None, metadata=MAY_BE_ABSENT)
     # Values of that part, by key path: plain ones, and the first ones of a tensor.
     values: Mapping[str, Any] | None = field(default=None, metadata=MAY_BE_ABSENT)
-    # Configuration files beside the checkpoint, which may not loosen checks.
-    config: Configured = field(default=None, metadata=MAY_BE_ABSENT)

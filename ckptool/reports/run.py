@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ckptool.records import field, record
-from ckptool.reports.base import MAY_BE_ABSENT, Configured, MainSlot, SnapshotReport
+from ckptool.reports.base import MAY_BE_ABSENT, ConfiguredReport, MainSlot, SnapshotReport
 
 
 @record
@@ -43,8 +43,8 @@ class BestReport:
     because: str  # the source of ``better``: a key path, or "its name"
 
 
-@record
-class RunReport:
+@record(kw_only=True)
+class RunReport(ConfiguredReport):
     """The answer of ``ckptool inspect`` for a directory: a table of a run's checkpoints."""
 
     path: str
@@ -53,5 +53,3 @@ class RunReport:
     # The same with the value, and the reason why it is the best.
     best_by: Mapping[str, BestReport] = field(default_factory=dict)
     unrated: tuple[str, ...] = ()  # metrics for which lower or higher may be better
-    # Configuration files beside the checkpoint, which may not loosen checks.
-    config: Configured = field(default=None, metadata=MAY_BE_ABSENT)

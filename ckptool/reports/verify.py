@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from ckptool.records import field, record
-from ckptool.reports.base import MAY_BE_ABSENT, Configured, Finding, Severity
+from ckptool.reports.base import MAY_BE_ABSENT, ConfiguredReport, Finding, Severity
 
 
 class State(StrEnum):
@@ -77,8 +77,8 @@ class ResumeReport:
     because: tuple[str, ...]  # errors for which the run does not go on
 
 
-@record
-class VerifyReport:
+@record(kw_only=True)
+class VerifyReport(ConfiguredReport):
     """The answer of ``ckptool verify`` for one file."""
 
     path: str
@@ -93,8 +93,6 @@ class VerifyReport:
     error: Mapping[str, Any] | None = field(default=None, metadata=MAY_BE_ABSENT)
     # Key path of the part that was checked; all other key paths are relative to it.
     address: str | None = field(default=None, metadata=MAY_BE_ABSENT)
-    # Configuration files beside the checkpoint, which may not loosen checks.
-    config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
     # What a resume keeps and loses; None: nobody asked whether the run can be resumed.
     resume: ResumeReport | None = field(default=None, metadata=MAY_BE_ABSENT)
 
@@ -107,16 +105,14 @@ class PassedOver:
     reason: str
 
 
-@record
-class ChoiceReport:
+@record(kw_only=True)
+class ChoiceReport(ConfiguredReport):
     """The checkpoint of a run that ``verify --latest-valid`` or ``--best`` chose."""
 
     path: str | None  # None: no checkpoint passed
     why: str
     reports: tuple[VerifyReport, ...]  # of the checkpoints that were checked, in that order
     passed_over: tuple[PassedOver, ...] = ()  # also saves that were never finished
-    # Configuration files beside the checkpoint, which may not loosen checks.
-    config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 @record

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ckptool.records import field, record
-from ckptool.reports.base import MAY_BE_ABSENT, Configured, Finding, MainSlot, PosthocReport
+from ckptool.reports.base import MAY_BE_ABSENT, ConfiguredReport, Finding, MainSlot, PosthocReport
 
 
 @record
@@ -28,54 +28,58 @@ class ShardReport:
     bytes: int
 
 
-@record
-class ExtractReport:
-    """The result of ``ckptool extract-ema``, or the plan with ``--dry-run``."""
+@record(kw_only=True)
+class WriteReport(ConfiguredReport):
+    """The fields of the reports of all commands that write weights."""
 
-    path: str
     output: str
-    format: str  # safetensors | torch-zip
-    written: bool
-    ema: str  # key path of the EMA weights
-    model: str | None
-    names: str  # model | bare | ema
-    main_slot: MainSlot
+    format: str  # safetensors | torch-zip | dcp; that of the checkpoint if it is a copy of one
+    written: bool = False  # or only planned, with ``--dry-run``
     tensors: int
     bytes: int
-    averaged: int  # tensors that come from the EMA
-    from_model: tuple[str, ...]  # names of the tensors that the EMA lacks
-    tied: Mapping[str, str]
-    dropped: tuple[str, ...]  # names in the EMA that the model lacks
     findings: tuple[Finding, ...] = ()
-    file: str | None = None  # the sidecar file that holds the EMA weights, if it is another file
-    kind: str = "ema"  # of EMA weights; chosen: named by the user; table: a state dict as it is
+
+
+@record(kw_only=True)
+class WeightsReport(WriteReport):
+    """The fields of the reports of all commands that write state dicts."""
+
+    tied: Mapping[str, str] = field(default_factory=dict)
     ties: str = "shared"  # how shared tensors are written: shared | once | each
     casts: CastReport | None = None  # with --dtype
     shards: tuple[ShardReport, ...] = ()  # with several files, of which ``output`` is the index
     removed: tuple[str, ...] = ()  # shards of the replaced set that the new set lacks
     # Name of each other value in the state dict -> the kind of value.
     left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+@record(kw_only=True)
+class ExtractReport(WeightsReport):
+    """The result of ``ckptool extract-ema``, or the plan with ``--dry-run``."""
+
+    path: str
+    ema: str  # key path of the EMA weights
+    model: str | None
+    names: str  # model | bare | ema
+    main_slot: MainSlot
+    averaged: int  # tensors that come from the EMA
+    from_model: tuple[str, ...]  # names of the tensors that the EMA lacks
+    dropped: tuple[str, ...]  # names in the EMA that the model lacks
+    file: str | None = None  # the sidecar file that holds the EMA weights, if it is another file
+    kind: str = "ema"  # of EMA weights; chosen: named by the user; table: a state dict as it is
     buffers: str = "ema"  # ema: as stored; model: the model's own, which ``from_model`` includes
-    # Configuration files beside the checkpoint, which may not loosen checks.
-    config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
 
 
-@record
-class PromoteReport:
+@record(kw_only=True)
+class PromoteReport(WriteReport):
     """The result of ``ckptool promote-ema``, or the plan with ``--dry-run``."""
 
     path: str
-    output: str
-    format: str
-    written: bool
     ema: str
     model: str
-    main_slot: MainSlot  # of the input
-    tensors: int  # replaced
-    bytes: int  # replaced
+    main_slot: MainSlot  # of the input; ``tensors`` and ``bytes`` are those that were replaced
     kept: tuple[str, ...]  # the model's tensors that the EMA lacks; they stay
     dropped: tuple[str, ...]
-    findings: tuple[Finding, ...] = ()
     file: str | None = None  # the sidecar file that holds the EMA weights, if it is another file
     # "float32 to bfloat16" -> number of tensors whose dtype changes so.
     casts: Mapping[str, int] = field(default_factory=dict)
@@ -83,8 +87,6 @@ class PromoteReport:
     optimizers: tuple[str, ...] = ()  # their state belongs to the weights that were replaced
     in_place: bool = False
     backup: str | None = None  # the name under which the replaced file stays
-    # Configuration files beside the checkpoint, which may not loosen checks.
-    config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 @record
@@ -96,32 +98,17 @@ class PlainReport:
     became: str  # dict, list, str, int, float, …
 
 
-@record
-class ConvertReport:
+@record(kw_only=True)
+class ConvertReport(WeightsReport):
     """The result of ``ckptool convert``, or the plan with ``--dry-run``."""
 
     path: str
-    output: str
-    format: str  # safetensors | torch-zip | dcp
-    written: bool
     address: str  # key path of the state dict
     kind: str  # raw, ema, swa, teacher, …; table: nothing tells; checkpoint: a whole one
-    tensors: int
-    bytes: int
-    tied: Mapping[str, str]
-    ties: str  # how shared tensors are written: shared | once | each
     beside: tuple[str, ...]  # top-level keys of the checkpoint that the output lacks
-    # Name of each other value in the state dict -> the kind of value.
-    left_out: Mapping[str, str] = field(default_factory=dict)
     renamed: int = 0  # tensors that have another name
     reshaped: int = 0  # tensors that --split, --join or --transpose made of others
     plain: tuple[PlainReport, ...] = ()  # with --safe
-    casts: CastReport | None = None  # with --dtype
-    shards: tuple[ShardReport, ...] = ()  # with several files, of which ``output`` is the index
-    removed: tuple[str, ...] = ()  # shards of the replaced set that the new set lacks
-    findings: tuple[Finding, ...] = ()
-    # Configuration files beside the checkpoint, which may not loosen checks.
-    config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 @record
@@ -150,8 +137,8 @@ class ExplainedTensor:
     note: str = ""  # what is known of one that is not explained, or not made by the rules
 
 
-@record
-class ExplainReport:
+@record(kw_only=True)
+class ExplainReport(ConfiguredReport):
     """The result of ``ckptool convert --explain``."""
 
     source: str
@@ -160,8 +147,6 @@ class ExplainReport:
     explained: int
     unused: tuple[str, ...]  # names of the source that nothing is made of
     rules: str  # TOML for ``--rules``
-    # Configuration files beside the checkpoint, which may not loosen checks.
-    config: Configured = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 @record
@@ -178,27 +163,14 @@ class AverageSource:
     distance: float | None = None
 
 
-@record
-class AverageReport:
+@record(kw_only=True)
+class AverageReport(WeightsReport):
     """The result of ``ckptool average``, or the plan with ``--dry-run``."""
 
-    output: str
-    format: str  # safetensors | torch-zip; with --into that of the checkpoint
-    tensors: int
-    bytes: int
     averaged: int  # tensors that are means
     newest: tuple[str, ...]  # names of tensors that are those of the newest checkpoint
     statistics: tuple[str, ...]  # batch statistics that were averaged
     sources: tuple[AverageSource, ...] = ()  # the newest last, if the order is known
-    written: bool = False
-    tied: Mapping[str, str] = field(default_factory=dict)
-    ties: str = "shared"  # how shared tensors are written: shared | once | each
-    # Name of each other value in the state dict -> the kind of value.
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    casts: CastReport | None = None  # with --dtype
-    shards: tuple[ShardReport, ...] = ()  # with several files, of which ``output`` is the index
-    removed: tuple[str, ...] = ()  # shards of the replaced set that the new set lacks
-    findings: tuple[Finding, ...] = ()
     into: IntoReport | None = field(default=None, metadata=MAY_BE_ABSENT)  # --into
     posthoc: PosthocReport | None = field(default=None, metadata=MAY_BE_ABSENT)  # --sigma-rel
     order: str = "operands"  # global_step | epoch | name (numbers in it) | operands
@@ -206,5 +178,3 @@ class AverageReport:
     intervals: str | None = field(default=None, metadata=MAY_BE_ABSENT)
     # Path of a copy in a directory -> path of the checkpoint that it repeats and that counts.
     copies: Mapping[str, str] = field(default_factory=dict)
-    # Configuration files beside the checkpoint, which may not loosen checks.
-    config: Configured = field(default=None, metadata=MAY_BE_ABSENT)

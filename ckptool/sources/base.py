@@ -14,14 +14,16 @@ headers that are not at hand (``guard``), and leave out samples (``admits``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from ckptool.errors import DamagedError, UnreadableError
 from ckptool.records import NamedTuple
 
 MAX_REQUEST = 1 << 30  # bytes of one request to a source
+
+Item = TypeVar("Item")
 
 
 class ByteSpan(NamedTuple):
@@ -30,6 +32,21 @@ class ByteSpan(NamedTuple):
     source: Source
     offset: int  # bytes from the start of the source
     nbytes: int
+
+
+def overlapping(spanned: Iterable[tuple[ByteSpan, Item]]) -> Iterator[list[Item]]:
+    """Yield the items whose bytes overlap, together and in the order of their bytes."""
+    group: list[Item] = []
+    source, end = None, 0
+    for span, item in sorted(spanned, key=lambda each: (id(each[0].source), each[0].offset)):
+        if span.source is not source or span.offset >= end:
+            if len(group) > 1:
+                yield group
+            group, source, end = [], span.source, 0
+        group.append(item)
+        end = max(end, span.offset + span.nbytes)
+    if len(group) > 1:
+        yield group
 
 
 class Guard(NamedTuple):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import prod
-from typing import TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from ckptool.dtypes import DType
 from ckptool.errors import UnsupportedError
@@ -62,6 +62,13 @@ def joined_length(runs: Iterable[tuple[int, int]]) -> int:
 
 
 MAX_DIMENSIONS = 64  # of an array of numpy
+MAX_SIZE = 2**63 - 1  # of a tensor of torch
+
+
+def are_sizes(values: Any) -> TypeGuard[Sequence[int]]:
+    """Return whether a value in a file is a shape of a tensor, or a place in one."""
+    is_row = isinstance(values, (list, tuple)) and len(values) <= MAX_DIMENSIONS
+    return is_row and all(type(size) is int and 0 <= size <= MAX_SIZE for size in values)
 
 
 def numpy_shape(shape: Shape) -> Shape:

@@ -44,7 +44,7 @@ def refused(refusing):
 
 def test_document_has_its_keys(path, ckptool, tmp_path):
     report = ckptool("extract-ema", path, "-o", tmp_path / "out.pt", "--json").json
-    assert list(report)[: len(DOCUMENT)] == DOCUMENT
+    assert report.keys() >= {*DOCUMENT}
     assert report["schema"] == "ckptool/extract-ema/1"
     assert (report["path"], report["output"]) == (str(path), str(tmp_path / "out.pt"))
     assert (report["format"], report["written"]) == ("torch-zip", True)

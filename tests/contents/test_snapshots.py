@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ckptool.commands.snapshots import parse_widths
-from ckptool.contents.snapshots import Snapshot, snapshots_in
+from ckptool.contents.snapshots import snapshots_in
 from ckptool.errors import UsageError
 from ckptool.formats.base import TensorReader
 from ckptool.render.facts import post_hoc
@@ -45,7 +45,7 @@ TRACK = {"step": 0, "ema_model.w": 0}
     ],
 )  # fmt: skip
 def test_snapshots_of_a_file(name, tree, found):
-    assert snapshots_in(name, tree, READER) == tuple(Snapshot(*each) for each in found)
+    assert snapshots_in(name, tree, READER) == tuple(SnapshotReport(*each) for each in found)
 
 
 def test_time_zero_is_no_snapshot():

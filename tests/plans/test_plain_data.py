@@ -7,6 +7,7 @@ import pytest
 from ckptool.errors import UnsupportedError
 from ckptool.formats.pickles.literal import Made
 from ckptool.plans.plain_data import as_plain_data
+from ckptool.reports.write import PlainReport
 from ckptool.tree.nodes import GlobalRef
 
 
@@ -21,7 +22,7 @@ def test_an_object_that_is_met_twice_stays_one():
     data = as_plain_data(tree, {})
     assert data.tree["a"] == {"lr": 0.1}
     assert data.tree["a"] is data.tree["b"][0]
-    assert [tuple(row) for row in data.replaced] == [("a", "argparse.Namespace", "dict")]
+    assert data.replaced == [PlainReport("a", "argparse.Namespace", "dict")]
 
 
 def test_an_object_that_holds_itself():

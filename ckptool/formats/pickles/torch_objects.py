@@ -246,21 +246,20 @@ class TorchBuilder(NotingBuilder):
 
     def items_of(self, target: Any) -> dict[Any, Any]:
         """Return the dict for the items; note a name (``os.environ``) that a loader changes."""
-        self.is_plain = False
-        if is_the_loaders(target):
-            self.note_call(part_of(target, "__setitem__"), ())
-        self._check_filled(target, "__setitem__")
-        self.grammar.grades.forget(target)
+        self._note_filled(target, "__setitem__")
         return super().items_of(target)
 
     def elements_of(self, target: Any, how: str) -> list[Any]:
         """Return the list for the elements; note a name (``sys.path``) that a loader changes."""
+        self._note_filled(target, "append")
+        return super().elements_of(target, how)
+
+    def _note_filled(self, target: Any, method: str) -> None:
         self.is_plain = False
         if is_the_loaders(target):
-            self.note_call(part_of(target, "append"), ())
-        self._check_filled(target, "append")
+            self.note_call(part_of(target, method), ())
+        self._check_filled(target, method)
         self.grammar.grades.forget(target)
-        return super().elements_of(target, how)
 
     def _check_filled(self, target: Any, method: str) -> None:
         """Note an object that a method of an own class fills, or one of which its state decides.

@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from ckptool.formats.pickles.calls import FROM_TYPE, NESTED
 from ckptool.formats.pickles.machine import Builder
 from ckptool.formats.pickles.torch_calls import TORCH_CALLS
 from ckptool.records import field, record
 from ckptool.tree.nodes import PLAIN, GlobalRef, NotedDict, Opaque, StorageRef, TensorRef
+
+Content = TypeVar("Content", dict[Any, Any], list[Any])
 
 # Functions that copy the container in this argument into their result, which shows all of it.
 _COPIED = {
@@ -170,21 +172,18 @@ class Tracer(Builder):
 
     def items_of(self, target: Any) -> dict[Any, Any]:
         """Return the builder's dict for the items of an object; note the dict."""
-        items = self._builder.items_of(target)
-        if isinstance(target, GlobalRef):
-            self._given(Opaque(target.qualname, (items,), called=True))
-        else:
-            self._note(target, items)
-        return items
+        return self._filled(target, self._builder.items_of(target))
 
     def elements_of(self, target: Any, how: str) -> list[Any]:
         """Return the builder's list for the elements of an object; note the list."""
-        elements = self._builder.elements_of(target, how)
+        return self._filled(target, self._builder.elements_of(target, how))
+
+    def _filled(self, target: Any, content: Content) -> Content:
         if isinstance(target, GlobalRef):
-            self._given(Opaque(target.qualname, (elements,), called=True))
+            self._given(Opaque(target.qualname, (content,), called=True))
         else:
-            self._note(target, elements)
-        return elements
+            self._note(target, content)
+        return content
 
     def _note_all(self, made: Any, func: Any, args: tuple[Any, ...]) -> None:
         self._note(made, func, *args)

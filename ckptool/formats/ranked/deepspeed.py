@@ -31,7 +31,7 @@ from typing import Any
 
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import Checkpoint, TensorReader
-from ckptool.formats.folders import FolderOfFiles, all_or_none, globals_by_file, joined, reader_of
+from ckptool.formats.folders import FolderOfFiles, all_or_none, joined, reader_of
 from ckptool.formats.ranked.ranks import MODEL_WORLD, MODULE, OPTIMIZER, WORLD
 from ckptool.formats.ranked.zero import PARTITIONED, PLAN, ZeroPlan
 from ckptool.records import NamedTuple
@@ -95,7 +95,6 @@ class DeepSpeedFolder(FolderOfFiles):
             folder,
             parts,
             tree,
-            globals_named=globals_by_file(parts),
             world=plan.world or None,
             strategy=f"ZeRO stage {plan.stage}" if plan.world else "without ZeRO",
             of_one_rank=(*((f.path.name,) for f in files if f.rank is not None), (WORLD,)),

@@ -20,6 +20,7 @@ from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.pickles.subclasses import LOCAL_PARTS
 from ckptool.formats.ranked.assembly import Box
 from ckptool.records import NamedTuple
+from ckptool.tree.geometry import are_sizes
 from ckptool.tree.nodes import CompositeTensor, Opaque, TensorRef, Tree, fields_of
 
 WHERE = "_coordinate_on_dim"  # the place of a rank in its mesh
@@ -188,7 +189,7 @@ def _mesh_sizes(mesh: Mapping[Any, Any]) -> tuple[int, ...] | None:
     if not isinstance(axes, tuple):
         return None
     shapes = [fields_of(axis).get("shape") for axis in axes]
-    sizes = [prod(shape) if _are_sizes(shape) else 0 for shape in shapes]
+    sizes = [prod(shape) if are_sizes(shape) else 0 for shape in shapes]
     return (*sizes,) if all(sizes) else None
 
 
@@ -204,13 +205,8 @@ def _shards(states: Sequence[Any], name: str) -> Iterator[Held]:
         place = fields_of(fields.get("metadata"))
         offsets, sizes = place.get("shard_offsets"), place.get("shard_sizes")
         local = fields.get("tensor")
-        if not (_are_sizes(offsets) and _are_sizes(sizes) and isinstance(local, TensorRef)):
+        if not (are_sizes(offsets) and are_sizes(sizes) and isinstance(local, TensorRef)):
             raise DamagedError("it does not say where its part belongs", address=name)
         if local.shape != tuple(sizes):
             raise DamagedError("a shard has another shape than it says", address=name)
         yield Held(Box(tuple(offsets), tuple(sizes)), local)
-
-
-def _are_sizes(values: Any) -> TypeGuard[Sequence[int]]:
-    is_row = isinstance(values, (tuple, list))
-    return is_row and all(type(size) is int and size >= 0 for size in values)

@@ -30,7 +30,7 @@ from typing import Any
 
 from ckptool.errors import CkptError, DamagedError
 from ckptool.formats.base import Checkpoint, TensorReader
-from ckptool.formats.folders import FolderOfFiles, all_or_none, globals_by_file, joined, reader_of
+from ckptool.formats.folders import FolderOfFiles, all_or_none, joined, reader_of
 from ckptool.formats.ranked.assembly import Box, from_boxes, held_boxes
 from ckptool.formats.ranked.distributed import (
     is_distributed,
@@ -126,7 +126,6 @@ class RankFolder(FolderOfFiles):
             folder,
             parts,
             tree,
-            globals_named=globals_by_file(parts),
             world=len({file.rank for file in files}),
             strategy=_strategy(part.tree for part in parts.values()),
             of_one_rank=tuple((name,) for name in parts),

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from ckptool.errors import DamagedError
-from ckptool.formats.texts import load_json
+from ckptool.formats.texts import json_object
 from ckptool.regex import regex
+from ckptool.tree.geometry import are_sizes
 from ckptool.tree.nodes import CompositeTensor, TensorRef
 
 KEY, OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
@@ -24,7 +25,6 @@ SHARD = regex(r"shard-(?P<rank>\d{1,9})-model-\d+-of-\d+\.safetensors")
 LAYOUT = "dcp_shard"  # of a tensor of which a file has only a part
 DIFFERING = "differing_ranks"  # of a plain tensor that has other values in each rank's file
 PART = "part"
-MAX_SIZE = 2**63 - 1  # the limit of torch
 
 
 def saved_offsets(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]] | None:
@@ -35,20 +35,13 @@ def saved_offsets(metadata: Mapping[str, str]) -> dict[str, tuple[int, ...]] | N
     """
     if KEY not in metadata:
         return None
-    try:
-        fields = load_json(metadata[KEY])
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{KEY} in its header is no JSON") from error
-    if not isinstance(fields, dict):
-        raise DamagedError(f"{KEY} in its header is no JSON object")
+    fields = json_object(metadata[KEY].encode(), f"{KEY} in its header")
     return {name: _offsets(name, field) for name, field in fields.items()}
 
 
 def _offsets(name: str, field: Any) -> tuple[int, ...]:
     offsets = field.get(OFFSETS) if isinstance(field, dict) else None
-    if not isinstance(offsets, list) or not all(
-        type(start) is int and 0 <= start <= MAX_SIZE for start in offsets
-    ):
+    if not are_sizes(offsets):
         raise DamagedError(f"{KEY} does not say where its part begins", address=name)
     return (*offsets,)
 

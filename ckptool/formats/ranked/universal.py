@@ -32,7 +32,7 @@ from typing import Any
 
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import Checkpoint
-from ckptool.formats.folders import FolderOfFiles, all_or_none, globals_by_file, joined
+from ckptool.formats.folders import FolderOfFiles, all_or_none, joined
 from ckptool.formats.ranked.assembly import Run, from_runs
 from ckptool.formats.ranked.deepspeed import save_named
 from ckptool.formats.ranked.ranks import (
@@ -110,7 +110,6 @@ class UniversalFolder(FolderOfFiles):
             named,
             parts,
             {**tree, **rest},
-            globals_named=globals_by_file(parts),
             strategy="whole parameters, a file for each state of each",
         )
 

@@ -25,6 +25,7 @@ from ckptool.formats.ranked.ranks import (
     refuse_missing,
     scalar,
 )
+from ckptool.tree.geometry import MAX_SIZE, are_sizes
 from ckptool.tree.nodes import Opaque, TensorRef, Tree, fields_of
 
 PARTITIONED = "optimizer_state_dict"
@@ -39,7 +40,6 @@ STATES = ("base_optimizer_state", "optimizer_state_dict")
 CONSUMED = frozenset({*MASTERS, *STATES})
 STEP = "step"
 WHOLE_STAGE = 3  # from it on the parameters themselves are partitioned
-MAX_NDIM, MAX_SIZE = 64, 2**63 - 1  # the limits of torch
 
 
 class ZeroPlan:
@@ -342,13 +342,9 @@ def shapes_of(group: Any) -> dict[Any, tuple[int, ...]]:
     """
     shapes = {}
     for name, shape in fields_of(group).items():
-        sizes = tuple(shape) if isinstance(shape, (tuple, list)) else (-1,)
-        is_shape = len(sizes) <= MAX_NDIM and all(
-            type(size) is int and 0 <= size <= MAX_SIZE for size in sizes
-        )
-        if not is_shape or prod(sizes) > MAX_SIZE:
+        if not are_sizes(shape) or prod(shape) > MAX_SIZE:
             raise DamagedError("param_shapes states a shape that no tensor has", address=str(name))
-        shapes[name] = sizes
+        shapes[name] = tuple(shape)
     return shapes
 
 

@@ -93,8 +93,8 @@ def test_a_shard_too_many_is_refused(case, name, tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "no JSON"),
-        ("[" * 100_000, "no JSON"),
+        ("{", "no valid JSON"),
+        ("[" * 100_000, "no valid JSON"),
         ("[]", "no JSON object"),
         ('{"w": {"saved_offsets": [-1]}}', "does not say where its part begins"),
         ('{"w": {"saved_offsets": [1e3]}}', "does not say where its part begins"),
