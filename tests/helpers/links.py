@@ -17,13 +17,13 @@ TARGETS = {"link_open": "href", "image": "src"}  # of the tokens that lead somew
 
 def broken_links(page: Path) -> list[str]:
     """Return the links of a page that lead nowhere. Links to the web are not followed."""
-    return [link for link in _links(page) if not _leads_somewhere(page, link)]
+    return [link for link in links_of(page.read_text()) if not _leads_somewhere(page, link)]
 
 
-def _links(page: Path) -> Iterator[str]:
-    for token in _tokens(PARSER.parse(page.read_text())):
-        if token.type in TARGETS:
-            yield str(token.attrGet(TARGETS[token.type]))
+def links_of(text: str) -> list[str]:
+    """Return where the links and the pictures of a page lead, in their order."""
+    found = (token for token in _tokens(PARSER.parse(text)) if token.type in TARGETS)
+    return [str(token.attrGet(TARGETS[token.type])) for token in found]
 
 
 def _tokens(tokens: list[Token]) -> Iterator[Token]:
