@@ -95,16 +95,19 @@ def _scale(axis: DecadeAxis) -> str:
 
 def _ticks(axis: DecadeAxis, y: int) -> Iterator[str]:
     anchors = {axis.first: "start", axis.last: "end"}
-    for tick in axis.ticks:
+    apart = 1 if len(axis.ticks) <= 3 else 2 if len(axis.ticks) <= 5 else 3
+    for i, tick in enumerate(axis.ticks):
         anchor = anchors.get(tick, "middle")
         at = f'x="{_percent(axis, tick)}" y="{y}" text-anchor="{anchor}"'
-        yield f'<text class="quiet" {at}>{axis.label(tick)}</text>'
+        kind = "quiet minor" if i % apart else "quiet"  # on a phone there is room for three
+        yield f'<text class="{kind}" {at}>{axis.label(tick)}</text>'
 
 
 def histogram(values: Sequence[float], caption: str) -> Iterator[str]:
     """Yield how many of the positive shares are in each decade."""
     decades = [decade_of(value) for value in values]
-    first, last = min(decades), max(decades)
+    last = max(decades)
+    first = min(*decades, last - 2)  # one bar alone would fill the page
     counts = {decade: decades.count(decade) for decade in range(first, last + 1)}
     axis = DecadeAxis(first, last + 1, in_percent=True)
     most, step = max(counts.values()), 100 / len(counts)
@@ -197,8 +200,9 @@ def _tiles(parts: Sequence[Part], box: Box) -> Iterator[str]:
             f'<rect class="tile {part.kind}" width="100%" height="100%"/>'
         )
         if wide >= LABELLED[0] and tile.height >= LABELLED[1]:
-            size = f'<tspan class="size"> {shown(part.words)}</tspan>'
-            yield f'<text x="4" y="13">{shown(part.label)}{size}</text>'
+            size = f'<span class="size"> {shown(part.words)}</span>'
+            label = f'<div class="on-tile">{shown(part.label)}{size}</div>'
+            yield f'<foreignObject width="100%" height="{HEAD:.0f}">{label}</foreignObject>'
         yield "</svg>"
         if part.parts and wide >= SHARED[0] and tile.height >= SHARED[1]:
             inner = Box(tile.x + 0.3, tile.y + HEAD, tile.width - 0.6, tile.height - HEAD - 3)

@@ -12,7 +12,7 @@ from ckptool.render.diff_text import (
     listed,
     measured,
 )
-from ckptool.render.diff_values import number
+from ckptool.render.diff_values import number, percent
 from ckptool.render.facts import TOP
 from ckptool.render.html_charts import Bar, axis_of, bar_chart, histogram
 from ckptool.render.html_document import document, folding, shown, table
@@ -104,11 +104,16 @@ def _drift(label: str, group: GroupDistance) -> Bar:
 
 def _sections(sections: Sequence[GroupDistance]) -> Iterator[str]:
     rows = [
-        (_name(s.address), shown(s.role), f"{s.differing:,} of {s.tensors:,}",
-         f"{s.values_differing:,}", number(s.max_abs), number(s.relative_l2), f"{s.nonfinite:,}")
+        (_name(s.address), shown(s.role), f"{s.differing:,} of {s.tensors:,}" if s.tensors else "",
+         _count(s.values_differing), number(s.max_abs) if s.tensors else "",
+         percent(s.relative_l2), _count(s.nonfinite))
         for s in sections
     ]  # fmt: skip
     if rows:
-        heads = ("section", "role", "tensors differ", "values differ", "max abs", "relative",
+        heads = ("section", "role", "tensors differ", "values differ", "max abs", "rel. L2",
                  "non-finite")  # fmt: skip
         yield from folding("Sections", table(heads, rows, right=range(2, 7)))
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number else ""

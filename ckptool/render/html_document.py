@@ -8,6 +8,7 @@ every width: on a phone each row of a table is a paragraph.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from itertools import groupby
@@ -37,8 +38,25 @@ COLORS: Mapping[str, Mapping[str, str]] = {
 TEXTS = ("ink", "quiet", "name", "good", "warning", "error", "info")  # colours of text on paper
 
 
+MANY = 7  # columns; tables with more are stacked unless the window is wide
+MANY_WIDTH = "72rem"
+LONG_WORD = re.compile(r"[^\s<>]{25}")  # of a cell; shorter ones stay whole
+
+
 def _variables(scheme: str) -> str:
     return " ".join(f"--{use}: {color};" for use, color in COLORS[scheme].items())
+
+
+def _stacked(tables: str) -> str:
+    """Return the style of tables whose rows are paragraphs: the name, and under it the cells."""
+    return f"""{tables} thead {{ display: none; }} {tables}, {tables} tbody {{ display: block; }}
+  {tables} tr {{ display: block; padding: .35rem 0; border-bottom: 1px solid var(--line); }}
+  {tables} td {{ border: 0; padding: 0 1rem 0 0; display: inline-block; text-align: left;
+    min-width: 0; max-width: 100%; }}
+  {tables} td:first-child {{ display: block; min-width: 0; }}
+  {tables} td:empty {{ display: none; }}
+  {tables} td[data-label]:not([data-label=""])::before {{ content: attr(data-label) " ";
+    color: var(--quiet); }}"""
 
 
 STYLE = f"""
@@ -46,7 +64,7 @@ STYLE = f"""
 @media (prefers-color-scheme: dark) {{ :root {{ {_variables("dark")} }} }}
 @media print {{ :root {{ {_variables("light")} }} }}
 * {{ box-sizing: border-box; }}
-body {{ margin: 0 auto; padding: 1rem; max-width: 64rem; background: var(--paper);
+body {{ margin: 0 auto; padding: 1rem; max-width: 80rem; background: var(--paper);
   color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }}
 h1 {{ font-size: 1.3rem; overflow-wrap: anywhere; margin: .5rem 0; }}
 h2 {{ font-size: 1.05rem; display: inline; }} h3 {{ font-size: .95rem; margin: 1rem 0 .25rem; }}
@@ -57,14 +75,14 @@ article + article {{ margin-top: 3rem; border-top: 2px solid var(--line); paddin
 .name, code {{ font-family: ui-monospace, monospace; font-size: .88em; overflow-wrap: anywhere; }}
 .title {{ font-weight: 600; }} .label, .quiet {{ color: var(--quiet); }}
 {" ".join(f".{use} {{ color: var(--{use}); }}" for use in TEXTS[2:])}
-.error, .good, .warning {{ font-weight: 600; }}
+.error, .good, .warning {{ font-weight: 600; }} .state {{ white-space: nowrap; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 th, td {{ text-align: left; padding: .2rem .9rem .2rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; font-size: .9rem; white-space: pre-line; overflow-wrap: break-word; }}
 th {{ color: var(--quiet); font-weight: normal; }}
-td:first-child:has(.name) {{ min-width: 10rem; }}
-td.right, th.right {{ text-align: right; white-space: nowrap; }}
+td.long, td:first-child:has(.name) {{ min-width: 11em; overflow-wrap: anywhere; }}
+td.right, th.right {{ text-align: right; }} td.right {{ white-space: nowrap; }}
 figure {{ margin: .5rem 0 1rem; }} svg {{ display: block; overflow: hidden; }}
 figcaption {{ color: var(--quiet); font-size: .85rem; overflow-wrap: anywhere; }}
 svg text {{ font: 12px system-ui, sans-serif; fill: var(--ink); }}
@@ -73,6 +91,8 @@ svg rect.bar {{ fill: var(--bar); }} svg rect.passed {{ fill: var(--good); }}
 svg rect.failed {{ fill: var(--error); }} svg rect.unchecked {{ fill: var(--edge); }}
 svg rect.warned {{ fill: var(--warning); }} svg rect.noted {{ fill: var(--info); }}
 svg .tile {{ stroke: var(--edge); stroke-width: 1px; }}
+.on-tile {{ font: 12px/18px system-ui, sans-serif; padding: 0 4px; white-space: nowrap;
+  overflow: hidden; text-overflow: ellipsis; }}
 {" ".join(f".{use} {{ fill: var(--{use}); }}" for use in COLORS["light"] if use[:4] == "tile")}
 ul.legend {{ list-style: none; padding: 0; margin: .3rem 0; display: flex; flex-wrap: wrap;
   gap: .2rem 1.2rem; font-size: .85rem; }}
@@ -83,18 +103,16 @@ ol.bars li {{ display: grid; grid-template-columns: minmax(7rem, 17rem) 1fr 8rem
 ol.shares li {{ grid-template-columns: 8rem 1fr 16rem; }}
 ol.bars li > :last-child {{ text-align: right; font-variant-numeric: tabular-nums; }}
 footer {{ margin-top: 2rem; color: var(--quiet); font-size: .85rem; }}
-@media screen and (max-width: 40rem) {{ svg .size {{ display: none; }}
-  thead {{ display: none; }} table, tbody {{ display: block; }}
-  tr {{ display: block; padding: .35rem 0; border-bottom: 1px solid var(--line); }}
-  td, td.right {{ border: 0; padding: 0 1rem 0 0; display: inline-block; text-align: left; }}
-  td:first-child, td:first-child:has(.name) {{ display: block; min-width: 0; }}
-  td:empty {{ display: none; }}
-  td[data-label]:not([data-label=""])::before {{ content: attr(data-label) " ";
-    color: var(--quiet); }}
+@media screen and (max-width: {MANY_WIDTH}) {{ {_stacked("table.many")} }}
+@media screen and (max-width: 40rem) {{ {_stacked("table")}
+  svg .size, .minor {{ display: none; }}
   ol.bars li {{ grid-template-columns: 1fr 5rem; }}
   ol.bars li > .name {{ grid-column: 1 / -1; }} ol.shares li {{ grid-template-columns: 1fr; }} }}
 @media print {{ body {{ max-width: none; padding: 0; font-size: 10pt; }}
   .wide {{ overflow: visible; }} tr, svg, ol.bars li {{ break-inside: avoid; }}
+  .minor {{ display: none; }} .many th, .many td {{ font-size: 7pt; padding-right: .5em; }}
+  ol.bars li {{ grid-template-columns: 15rem 1fr 6rem; }}
+  ol.shares li {{ grid-template-columns: 6rem 1fr 15rem; }}
   ::details-content {{ content-visibility: visible; block-size: auto; }} }}
 """
 
@@ -129,21 +147,26 @@ def table(
 ) -> Iterator[str]:
     """Yield a table; ``heads`` are texts, cells are HTML, columns of ``right`` are numbers."""
     sides = [' class="right"' if i in right else "" for i in range(len(heads))]
-    yield '<div class="wide"><table>'
+    many = ' class="many"' if len(heads) > MANY else ""
+    yield f'<div class="wide"><table{many}>'
     if any(heads):
         cells = (f"<th{side}>{escape(head)}</th>" for head, side in zip(heads, sides, strict=True))
         yield f"<thead><tr>{''.join(cells)}</tr></thead>"
     yield "<tbody>"
+    labels = ["", *(f' data-label="{escape(head)}"' for head in heads[1:])]
     for row in rows:
-        labels = ["", *(f' data-label="{escape(head)}"' for head in heads[1:])]
         cells = (
-            f"<td{side}{label}>{cell}</td>"
+            f"<td{side or _length(cell)}{label}>{cell}</td>"
             for cell, side, label in zip(row, sides, labels, strict=True)
         )
         yield f"<tr>{''.join(cells)}</tr>"
     yield "</tbody></table></div>"
     if left_out > 0:
         yield f"<p>and {left_out:,} more</p>"
+
+
+def _length(cell: str) -> str:
+    return ' class="long"' if LONG_WORD.search(cell) else ""
 
 
 # ----------------------------------------------------------------------------------- pages of text

@@ -105,4 +105,4 @@ def _checks(report: VerifyReport) -> Iterator[str]:
 
 
 def _marked(text: str, kind: str) -> str:
-    return f'<span class="{kind}">{shown(text)}</span>'
+    return f'<span class="{kind} state">{shown(text)}</span>'

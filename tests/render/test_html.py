@@ -18,6 +18,7 @@ from ckptool.render.html_document import COLORS, STYLE, TEXTS, page_as_html
 from ckptool.render.html_verify import verdicts_to_html
 from ckptool.render.page import Grid, line
 from helpers import verdicts
+from helpers.contrast import contrast
 from helpers.paths import FIXTURES
 
 EVIL = '</title><script>alert("x")</script><img src=x onerror=alert(1)>\x1b[31m'
@@ -167,42 +168,53 @@ def test_the_exit_code_is_that_of_the_text(kind, ckptool, folder):
 # ----------------------------------------------------------------------------------------- colours
 
 
-def luminance(color: str) -> float:
-    """Relative luminance, https://www.w3.org/TR/WCAG22/#dfn-relative-luminance."""
-    shares = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
-    return sum(weight * s for weight, s in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def contrast(one: str, other: str) -> float:
-    darker, lighter = sorted(map(luminance, (one, other)))
-    return (lighter + 0.05) / (darker + 0.05)
-
-
 def test_contrast_is_that_of_the_standard():
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
 
 
+RULE = re.compile(r"([^{}]+)\{([^{}]*)\}")
+SETTING = re.compile(r"(?<![\w-])(color|fill): var\(--([\w-]+)\)")
+
+
+def used() -> dict[str, set[str]]:
+    """Return the colours of the style by what has them: texts, and shapes of charts."""
+    found: dict[str, set[str]] = {"text": set(), "shape": set()}
+    for selector, settings in RULE.findall(STYLE):
+        for setting, use in SETTING.findall(settings):
+            is_text = setting == "color" or "text" in selector
+            found["text" if is_text else "shape"].add(use)
+    return found
+
+
+def test_the_style_tells_which_colours_are_texts_and_shapes():
+    """Else the test of their contrast would pass over some."""
+    assert used()["text"] == set(TEXTS)
+    assert used()["shape"] >= {"bar", "good", "warning", "error", "info", "edge", "tile-model"}
+
+
 @pytest.mark.parametrize("scheme", COLORS)
 def test_text_and_charts_have_enough_contrast(scheme):
-    """4.5 for text and 3 for what charts are made of: WCAG 2.2, levels AA of 1.4.3 and 1.4.11."""
+    """4.5 for text and 3 for what charts are made of: WCAG 2.2, levels AA of 1.4.3 and 1.4.11.
+
+    The areas of a treemap are told apart by their edges, so these need the contrast.
+    """
     colors = COLORS[scheme]
-    tiles = [color for use, color in colors.items() if use.startswith("tile-")]
-    texts = [(colors[use], colors["paper"]) for use in TEXTS]
-    texts += [(colors["ink"], tile) for tile in tiles]
-    shapes = [(colors[use], colors["paper"]) for use in ("bar", "good", "error", "edge")]
-    shapes += [(colors["edge"], tile) for tile in tiles]
-    assert [pair for pair in texts if contrast(*pair) < 4.5] == []
-    assert [pair for pair in shapes if contrast(*pair) < 3] == []
+    tiles = {use for use in used()["shape"] if use.startswith("tile-")}
+    texts = [(use, "paper") for use in used()["text"]] + [("ink", tile) for tile in tiles]
+    shapes = [(use, "paper") for use in used()["shape"] - tiles | {"edge"}]
+    shapes += [("edge", tile) for tile in tiles]
+    for pairs, least in ((texts, 4.5), (shapes, 3)):
+        ratios = {pair: contrast(colors[pair[0]], colors[pair[1]]) for pair in pairs}
+        assert {pair: ratio for pair, ratio in ratios.items() if ratio < least} == {}
 
 
 def test_both_schemes_have_the_same_colours_and_the_style_no_other():
     assert COLORS["light"].keys() == COLORS["dark"].keys()
     known = {color for colors in COLORS.values() for color in colors.values()}
     assert set(re.findall(r"#[0-9a-f]{3,8}\b", STYLE)) == known
-    used = set(re.findall(r"var\(--([\w-]+)\)", STYLE))
-    assert used == COLORS["light"].keys() - {"paper", "ink"} | {"paper", "ink"}
+    named = set(re.findall(r"var\(--([\w-]+)\)", STYLE))
+    assert named == COLORS["light"].keys() - {"paper", "ink"} | {"paper", "ink"}
 
 
 # ------------------------------------------------------------------------------------------ charts
