@@ -17,16 +17,18 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 10_000  # nothing is wrapped in a pipe: grep needs whole lines
 
-# Colours by meaning; names of the 16 ANSI colours, so that they suit dark and light themes alike.
+# Colours by meaning: of the 256 of terminals those between dark and light, which can be read on
+# black and on white. What the first 16 are is set by themes: yellow may be unreadable on white,
+# blue on black, and "dim" on both. Rich takes the nearest where a terminal has only 16.
 STYLES = {
     "title": "bold",
-    "label": "dim",
-    "name": "cyan",
-    "good": "green",
-    "warning": "yellow",
-    "error": "bold red",
-    "info": "blue",
-    "quiet": "dim",
+    "label": "color(244)",  # grey
+    "name": "color(31)",  # cyan
+    "good": "color(28)",  # green
+    "warning": "color(136)",  # a dark yellow
+    "error": "bold color(196)",  # red
+    "info": "color(33)",  # blue
+    "quiet": "color(244)",
 }
 
 

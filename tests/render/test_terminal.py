@@ -7,13 +7,22 @@ import re
 import pytest
 import torch
 from rich.cells import cell_len
+from rich.color import ColorSystem
+from rich.style import Style
 
+from ckptool.render.terminal import STYLES
+from helpers.contrast import contrast
 from helpers.making import average_of, save, weights
 from helpers.paths import FIXTURES
 from helpers.terminals import ESCAPES, WIDTH, on_terminal, plain
 
 EXPORTED = FIXTURES / "ema" / "emacallback" / "exported.ckpt"
-COLOURS = re.compile(r"\x1b\[([0-9]+;)*(3[0-7]|9[0-7])(;[0-9]+)*m")
+COLOURS = re.compile(r"\x1b\[([0-9]+;)*(3[0-8]|9[0-7])(;[0-9]+)*m")
+TOLD_APART = ("quiet", "name", "good", "warning", "error", "info")
+BACKGROUNDS = {
+    "black": "#000000", "white": "#ffffff", "a dark editor": "#1e1e1e", "Ubuntu": "#300a24",
+    "Solarized dark": "#002b36", "Solarized light": "#fdf6e3",
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------- widths
@@ -81,6 +90,26 @@ def test_a_pipe_gets_whole_lines(long_names, ckptool_process):
 
 
 # ------------------------------------------------------------------------------------------ colours
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+@pytest.mark.parametrize("meaning", [name for name, style in STYLES.items() if "color" in style])
+def test_colours_can_be_read_on_dark_and_on_light_terminals(meaning, background):
+    color = Style.parse(STYLES[meaning]).color.get_truecolor().hex
+    assert contrast(color, BACKGROUNDS[background]) >= 3
+
+
+@pytest.mark.parametrize("meaning", STYLES)
+def test_no_text_is_dim_or_in_a_colour_that_themes_set(meaning):
+    """Of these nobody can know the contrast."""
+    style = Style.parse(STYLES[meaning])
+    assert not style.dim
+    assert style.color is None or style.color.number >= 16
+
+
+def test_terminals_of_16_colours_tell_meanings_apart():
+    colors = [Style.parse(STYLES[meaning]).color for meaning in TOLD_APART]
+    assert len({color.downgrade(ColorSystem.STANDARD).number for color in colors}) == len(colors)
 
 
 def test_a_terminal_gets_colours():
