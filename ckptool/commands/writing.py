@@ -182,6 +182,7 @@ def _facts(state_dict: StateDict, options: WriteOptions, plan: Extraction) -> We
         left_out=plan.left_out,
         shards=tuple(_shards(state_dict)) if is_set else (),
         removed=tuple(path.name for path in state_dict.left_over),
+        wrap=options.wrap,
     )
 
 

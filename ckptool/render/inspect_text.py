@@ -149,7 +149,8 @@ def _ema_lines(report: InspectReport) -> Iterator[Fact]:
             from shlex import quote  # noqa: PLC0415 - for few files
 
             where = f"{quote(report.path)} --ema {quote(candidate.address)}"
-            yield "extract with", line(words.printable(f"ckptool extract-ema {where}"))
+            typed = f"ckptool extract-ema {where}"
+            yield "extract with", line(words.printable(typed, len(typed)))
     if report.snapshots:
         yield "post-hoc", line(post_hoc(report.snapshots, Path(report.path).parent))
     in_slot = {c.address for c in ema.candidates if c.address == c.model}

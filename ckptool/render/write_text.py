@@ -18,6 +18,7 @@ from ckptool.render.facts import (
     short,
     slot_told,
 )
+from ckptool.render.next_step import next_step
 from ckptool.render.page import Line, Page, line, one_by_one
 from ckptool.reports.base import Finding, MainSlot, PosthocReport
 from ckptool.reports.write import (
@@ -280,7 +281,10 @@ def _page(
     lines: Callable[[Any], Iterator[Fact]],
     done: Callable[[Any], str] = _done,
 ) -> Callable[[Sequence[Any]], Page]:
-    """Return the function that shows reports: ``wrote OUT``, how it came about, the findings."""
+    """Return the function that shows reports: ``wrote OUT``, how it came about, the findings.
+
+    The last line is what to type next.
+    """
 
     @one_by_one
     def show(report: WriteReport) -> Page:
@@ -288,6 +292,7 @@ def _page(
         yield line(f"{done(report)} ", path, f"  {file_kind(report.format)}")
         yield facts(title, lines(report))
         yield from _findings(report.findings)
+        yield from next_step(report)
 
     return show
 

@@ -49,6 +49,7 @@ class WeightsReport(WriteReport):
     casts: CastReport | None = None  # with --dtype
     shards: tuple[ShardReport, ...] = ()  # with several files, of which ``output`` is the index
     removed: tuple[str, ...] = ()  # shards of the replaced set that the new set lacks
+    wrap: str | None = field(default=None, metadata=MAY_BE_ABSENT)  # key around the state dict
     # Name of each other value in the state dict -> the kind of value.
     left_out: Mapping[str, str] = field(default_factory=dict)
 

@@ -28,6 +28,16 @@ def test_no_line_is_wider_than_a_terminal(shown):
     assert max(map(len, shown.splitlines())) <= COLUMNS
 
 
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_narrow_terminals_get_whole_sentences_too(name, ckptool, monkeypatch):
+    """At 40 columns options stand above their texts; no word but those of the usage is broken."""
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = ckptool(*name.split(), "--help")
+    assert max(map(len, narrow.splitlines())) <= 40
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "".join(narrow.split()) == "".join(ckptool(*name.split(), "--help").split())
+
+
 def test_nothing_is_cut_short(shown):
     """An operand that can be given several times has the only dots."""
     assert not re.search(r"…|(?<![\],E])\.\.\.", shown.replace("[ARGS]...", ""))
