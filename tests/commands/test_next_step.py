@@ -11,6 +11,8 @@ import safetensors.torch
 import torch
 
 import ckptool as package
+from ckptool.render.next_step import next_step
+from ckptool.reports.write import WeightsReport
 from helpers.output import run_inside
 from helpers.paths import FIXTURES
 
@@ -127,6 +129,17 @@ def test_promotions_of_every_framework_are_proved_by_the_line():
 def test_a_dry_run_has_no_next_step_nor_has_json():
     for options in (("--dry-run",), ("--json",)):
         assert NEXT not in run_inside("extract-ema", "last.ckpt", *options)
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [("a.pt", '"a.pt"'), ('"a".pt', '"\\"a\\".pt"'), ("a\\b.pt", '"a\\\\b.pt"'), ("a\nb.pt", None)],
+)
+def test_paths_are_literals_of_python(path, shown):
+    report = WeightsReport(output=path, format="torch-zip", written=True, tensors=1, bytes=4)
+    lines = [line.text for line in next_step(report)]
+    said = f"Next: state_dict = torch.load({shown}, weights_only=True)"
+    assert lines == ([] if shown is None else ["", said])
 
 
 def test_a_path_that_cannot_be_typed_is_not_shown():
