@@ -331,7 +331,7 @@ UNCOUNTED = frozenset({"CK125", "CK126"})  # notes that leave open whether files
 
 # Rules of which the formats tell as they read; see ``Note``.
 NOTED = ("CK108", "CK110", "CK111", "CK112", "CK113", "CK122", "CK123", "CK124", "CK125",
-         "CK126")  # fmt: skip
+         "CK126", "CK127")  # fmt: skip
 
 CHECKS = (
     Check(NOTED, _notes),

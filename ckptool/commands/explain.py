@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from ckptool.commands.state_dicts import take_state_dict
-from ckptool.comparison.explained_rules import rules_for
-from ckptool.comparison.explaining import (
+from ckptool.comparison.explained_rules import is_writable, rules_for
+from ckptool.comparison.explaining import Side, explain
+from ckptool.comparison.explanations import (
     Cut,
     Explanations,
     Found,
     Joined,
     Same,
-    Side,
     Stacked,
-    explain,
     sources_of,
 )
 from ckptool.contents.selection import Operand
@@ -79,6 +78,8 @@ def _row(name: str, found: Explanations, sides: list[Side], made: set[str]) -> E
     note = ""
     if name in found.doubled:
         note = f"another copy of {names[0]}, which rules use once"
+    elif name not in made and is_writable(name, each):
+        note = "no rules make it, or they would be too many to write"
     elif name not in made:
         note = "its names cannot be written in a rule; --rules leaves the old ones"
     return ExplainedTensor(

@@ -2,16 +2,18 @@
 
 First every rule is written for single tensors. Then rules that differ in numbers alone, as those of
 the layers do, become one with ``*`` for the number. In the end the rules are applied, to references
-only: where they do not make what was explained, they are used without ``*``, or left out.
+only: where they do not make what was explained, they are used without ``*``, or left out. A rule is
+held against the name of each tensor. Where that would take too long, because a hundred thousand
+tensors have a rule each, no rules are written.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ckptool.comparison.explaining import (
+from ckptool.comparison.explanations import (
     Cut,
     Explanations,
     Found,
@@ -33,6 +35,7 @@ from ckptool.tree.reshaping import joined, lifted, lowered, sliced, transposed
 _DIGITS = regex(r"\d+")
 # Characters that a rule takes for something else, or that TOML cannot hold.
 _UNWRITABLE = regex(r"[*#,=:@\s\x00-\x1f\x7f\ud800-\udfff]")
+MAX_MATCHES = 1 << 23  # names that are held against rules
 NEW = "new/"  # before new names, where one of them is a name of the source
 Tensors = Mapping[str, TensorRef]
 
@@ -62,17 +65,15 @@ ORDER = ("split", "transpose", "join", "rename", "drop")
 
 def rules_for(found: Explanations, source: Tensors, result: Tensors) -> tuple[str, set[str]]:
     """Return the rules as TOML, and the names of the tensors that they make as explained."""
-    writable = {
-        name: each
-        for name, each in found.found.items()
-        if not any(_UNWRITABLE.search(one) for one in (name, *sources_of(each)))
-    }
+    writable = {name: each for name, each in found.found.items() if is_writable(name, each)}
     unused = [name for name in found.unused if not _UNWRITABLE.search(name)]
     expected = {name: expected_ref(each) for name, each in writable.items()}
     best: tuple[str, set[str]] = ("", set())
     for shorten in (True, False):
         steps = list(_steps(writable, unused, source))
         lines = _lines(steps, source, shorten=shorten)
+        if len(lines) * len(source) > MAX_MATCHES:
+            continue
         lines += [("dtype", text) for text in _dtypes(writable, result)]
         text = _toml(lines)
         made = _made_by(text, source)
@@ -86,6 +87,11 @@ def rules_for(found: Explanations, source: Tensors, result: Tensors) -> tuple[st
         if len(right) == len(expected):
             break
     return best
+
+
+def is_writable(name: str, each: Found) -> bool:
+    """Return whether rules can have the name of a tensor and of those that it is made of."""
+    return not any(_UNWRITABLE.search(one) for one in (name, *sources_of(each)))
 
 
 def _made_by(text: str, source: Tensors) -> dict[str, tuple[TensorRef, str]]:
@@ -241,9 +247,12 @@ def _lines(steps: Sequence[Step], source: Tensors, *, shorten: bool) -> list[tup
         key = (_blank(step), step.option, step.sizes, step.axis) if shorten else id(step)
         groups.setdefault(key, []).append(_counted(step) if shorten else step)
     lines: list[tuple[str, str]] = []
+    names = {*source, *(name for step in steps for name in step.targets)}
+    matches = 0
     for members in groups.values():
         together = _together(members) if len(members) > 1 else None
-        if together is not None and _fits_only(together, members, steps, source):
+        matches += len(together.sources) * len(names) if together else 0
+        if together and matches <= MAX_MATCHES and _fits_only(together, members, names):
             members = [together]  # noqa: PLW2901
         lines += [(step.option, step.text()) for step in members]
     return _gathered(lines)
@@ -303,15 +312,13 @@ def _together(steps: Sequence[Step]) -> Step | None:
     return steps[0]._replace(sources=tuple(made[:count]), targets=tuple(made[count:]))
 
 
-def _fits_only(
-    together: Step, members: Sequence[Step], steps: Sequence[Step], source: Tensors
-) -> bool:
+def _fits_only(together: Step, members: Sequence[Step], names: Iterable[str]) -> bool:
     """Return whether a rule takes the tensors of the single rules, and no others."""
-    names = {*source, *(name for step in steps for name in step.targets)}
-    meant = [Pattern(name) for step in members for name in step.sources]
+    meant = {name for step in members for name in step.sources}
+    counted = [Pattern(name) for name in meant if "#" in name]
     return not any(
-        Pattern(text).match(name) and not any(one.match(name) for one in meant)
-        for text in together.sources
+        pattern.match(name) and name not in meant and not any(one.match(name) for one in counted)
+        for pattern in map(Pattern, together.sources)
         for name in names
     )
 

@@ -3,16 +3,26 @@
 Each tensor of the result is looked for in the source: as a copy, a cast, a transpose, a slice, a
 concatenation, or a stack of these. Values count, to the last bit, and names only choose among equal
 ones. Each tensor of the source is used once, as in a conversion that loses and doubles nothing.
+
+Whole tensors are found by digests. Parts are found by looking at all that is left, one by one: so
+pairs are counted, and where they are too many, the rest stays unexplained and says so.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from ckptool.comparison.rows import Row, Rows, can_become
-from ckptool.comparison.tilings import Large, Named, Tiling, likeness, tiled
+from ckptool.comparison.explanations import (
+    Cut,
+    Explanations,
+    Found,
+    Joined,
+    Same,
+    Stacked,
+)
+from ckptool.comparison.rows import Row, Rows, TooManyError, can_become
+from ckptool.comparison.tilings import Large, Named, Pool, Tiling, likeness, tiled
 from ckptool.dtypes import DType
 from ckptool.formats.base import TensorReader
 from ckptool.records import NamedTuple
@@ -20,6 +30,10 @@ from ckptool.tree.nodes import TensorRef
 from ckptool.tree.reshaping import lowered, sliced
 
 MAX_STACKED = 1 << 12  # tensors in one
+MAX_PAIRS = 1 << 23  # tensors that are looked at for others, all searches together
+AN_INDEX = 1 << 4  # such looks take the time of one at an index of a tensor, whose values are read
+MAX_ALIKE = 1 << 6  # equal tensors whose names are compared
+NOT_SEARCHED = "it was not looked for in parts of tensors: too many tensors are left for that"
 
 
 class Side(NamedTuple):
@@ -29,85 +43,54 @@ class Side(NamedTuple):
     reader: TensorReader
 
 
-class Same(NamedTuple):
-    """A whole tensor of the source."""
-
-    source: Named
-    is_turned: bool = False
-
-
-class Cut(NamedTuple):
-    """A part of a tensor of the source, or of one index of it, along a dimension."""
-
-    source: Named
-    number: int | None  # index of the first dimension, which is removed; None: the tensor itself
-    tiling: Tiling | None  # None: the index itself
-    place: int  # of the piece in the tiling
-    is_turned: bool
-
-
-class Joined(NamedTuple):
-    """Tensors of the source one after the other."""
-
-    tiling: Tiling
-
-
-class Stacked(NamedTuple):
-    """Tensors of the source, or joins of them, along a new first dimension."""
-
-    entries: tuple[Same | Joined, ...]
-
-
-Found = Same | Cut | Joined | Stacked
-
-
-@dataclass(slots=True)
-class Explanations:
-    """The tensors of the result with their explanations, and what is left."""
-
-    found: dict[str, Found] = field(default_factory=dict)
-    doubled: dict[str, Same] = field(default_factory=dict)  # of a tensor that is used already
-    unexplained: dict[str, str] = field(default_factory=dict)  # name -> what is known of it
-    unused: list[str] = field(default_factory=list)  # names of the source
-
-
 def explain(source: Side, result: Side) -> Explanations:
     """Return the explanation of each tensor of ``result`` by tensors of ``source``."""
     search = _Search(source, result)
     search.find_names()
-    for sure in (True, False):  # first what leaves no choice, so that constants wait
-        search.find_whole(sure=sure)
-        search.find_cuts()
-        search.find_joins()
-        search.find_stacks()
-        search.find_unstacked(has_gaps=not sure)
-    search.find_slices()
+    try:
+        for sure in (True, False):  # first what leaves no choice, so that constants wait
+            search.find_whole(sure=sure)
+            search.find_cuts()
+            search.find_joins()
+            search.find_stacks()
+            search.find_unstacked(has_gaps=not sure)
+        search.find_slices()
+        search.tell_rest()
+    except TooManyError:
+        search.give_up()
     return search.conclude()
 
 
 class _Search:
     def __init__(self, source: Side, result: Side) -> None:
         self._source_rows, self._result_rows = Rows(source.reader), Rows(result.reader)
-        plain = {name: ref for name, ref in source.tensors.items() if _is_plain(ref)}
-        self._all = [Named(name, ref) for name, ref in source.tensors.items()]
-        self._unused = {name: Named(name, ref) for name, ref in plain.items()}
-        self._waiting = {
-            name: Named(name, ref) for name, ref in result.tensors.items() if _is_plain(ref)
-        }
+        self._all = _plain(source)
+        self._unused, self._waiting = Pool(self._all), Pool(_plain(result))
         self._odd = [name for name, ref in result.tensors.items() if not _is_plain(ref)]
         self._made = Explanations()
+        self._pairs = 0  # tensors that were looked at
+
+    def _look_at(self, count: int) -> None:
+        """Count tensors before they are looked at.
+
+        Raises:
+            TooManyError: they are too many.
+        """
+        self._pairs += count
+        if self._pairs > MAX_PAIRS:
+            raise TooManyError
 
     def _take(self, target: Named, found: Found, *sources: Named) -> None:
         self._made.found[target.name] = found
-        del self._waiting[target.name]
+        self._waiting.remove(target.name)
         for source in sources:
-            self._unused.pop(source.name, None)
+            self._unused.remove(source.name)
 
     # ---------------------------------------------------------------------------- whole tensors
 
     def find_names(self) -> None:
         """Find tensors that are the same under the same name."""
-        for target in list(self._waiting.values()):
+        for target in self._waiting:
             source = self._unused.get(target.name)
             if source and _kind(source) == _kind(target) and self._is_same(source, target):
                 self._take(target, Same(source), source)
@@ -125,19 +108,20 @@ class _Search:
 
     def _find_equal(self, *, turned: bool, cast: bool, sure: bool) -> None:
         known: dict[tuple[tuple[int, ...], DType], dict[Row, list[Named]]] = {}
-        alike = Counter(map(self._content, self._waiting.values())) if sure else Counter[object]()
-        for target in list(self._waiting.values()):
+        alike = Counter(map(self._content, self._waiting)) if sure else Counter[object]()
+        for target in self._waiting:
             ref = target.ref
             shape = _swapped(ref.shape) if turned else ref.shape
             if turned and len(shape) < 2:
                 continue
             place = (shape, ref.dtype)
             if place not in known:
-                known[place] = self._by_digest(shape, ref.dtype, turned=turned, cast=cast)
+                sources = self._unused.of_shape(shape)
+                known[place] = self._by_digest(sources, ref.dtype, turned=turned, cast=cast)
             same = known[place].get(self._result_rows.whole(ref, ref.dtype), [])
-            same = [source for source in same if source.name in self._unused]
+            same[:MAX_ALIKE] = [each for each in same[:MAX_ALIKE] if each.name in self._unused]
             if same and alike[self._content(target)] <= len(same):
-                best = max(same, key=lambda source: likeness(source.name, target.name))
+                best = _most_alike(same, target)
                 alike[self._content(target)] -= 1
                 self._take(target, Same(best, turned), best)
 
@@ -146,14 +130,13 @@ class _Search:
         return (*_kind(target), digest)
 
     def _by_digest(
-        self, shape: tuple[int, ...], dtype: DType, *, turned: bool, cast: bool
+        self, sources: Collection[Named], dtype: DType, *, turned: bool, cast: bool
     ) -> dict[Row, list[Named]]:
-        """Return the unused tensors of a shape by the digests that they have in a dtype."""
+        """Return tensors of the source by the digests that they have in a dtype."""
+        self._look_at(len(sources))
         found: dict[Row, list[Named]] = {}
-        for source in self._unused.values():
-            if source.ref.shape == shape and can_become(source.ref, dtype):
-                if not cast and source.ref.dtype is not dtype:
-                    continue
+        for source in sources:
+            if can_become(source.ref, dtype) and (cast or source.ref.dtype is dtype):
                 digest = self._source_rows.turned if turned else self._source_rows.whole
                 found.setdefault(digest(source.ref, dtype), []).append(source)
         return found
@@ -162,12 +145,12 @@ class _Search:
 
     def find_cuts(self) -> None:
         """Find tensors of the source that are cut into tensors of the result."""
-        for source in list(self._unused.values()):
+        for source in self._unused:
             self._cut(source, None, has_gaps=False)
 
     def find_slices(self) -> None:
         """Find tensors of the result that are parts of tensors of the source."""
-        for source in list(self._unused.values()):
+        for source in self._unused:
             self._cut(source, None, has_gaps=True)
 
     def _cut(self, source: Named, tiling: Tiling | None, *, has_gaps: bool) -> None:
@@ -180,25 +163,32 @@ class _Search:
 
     def _tiled_source(self, source: Named, *, has_gaps: bool = False) -> Tiling | None:
         large = Large(source, self._source_rows, lambda small: small.dtype)
-        return tiled(large, self._waiting.values(), self._result_rows, has_gaps=has_gaps)
+        return tiled(large, self._waiting, self._result_rows, self._look_at, has_gaps=has_gaps)
 
     def _tiled_target(self, target: Named, taken: set[str]) -> Tiling | None:
         large = Large(target, self._result_rows, lambda _small: target.ref.dtype)
-        free = (source for source in self._unused.values() if source.name not in taken)
-        return tiled(large, free, self._source_rows)
+        return tiled(large, self._unused, self._source_rows, self._look_at, taken=taken)
 
     def find_joins(self) -> None:
         """Find tensors of the result that are joined of tensors of the source."""
-        for target in list(self._waiting.values()):
+        for target in self._waiting:
             tiling = self._tiled_target(target, set())
             if tiling is not None:
                 self._take(target, Joined(tiling), *(piece.tensor for piece in tiling.pieces))
 
     # -------------------------------------------------------------------------------------- stacks
 
+    def _may_be_stack(self, ref: TensorRef, others: Pool) -> bool:
+        """Return whether a tensor can be as many others; each has one dimension less."""
+        if len(ref.shape) < 2 or not 2 <= ref.shape[0] <= MAX_STACKED or not ref.numel:
+            return False
+        self._look_at(len(others.by_shape))
+        lower = (s for shape, s in others.by_shape.items() if len(shape) == len(ref.shape) - 1)
+        return sum(map(len, lower)) * 2 >= ref.shape[0]  # some may be missing
+
     def find_stacks(self) -> None:
         """Find tensors of the result that are stacks of tensors of the source, or of joins."""
-        for target in list(self._waiting.values()):
+        for target in self._waiting:
             entries = self._entries(target)
             if entries:
                 self._take(target, Stacked(tuple(entries)), *_sources(entries))
@@ -206,11 +196,19 @@ class _Search:
     def _entries(self, target: Named) -> list[Same | Joined]:
         """Return what each index of a tensor is; nothing if one of them is not found."""
         shape, entries, taken = target.ref.shape, list[Same | Joined](), set[str]()
-        if not _may_be_stack(target.ref, self._unused):
+        if not self._may_be_stack(target.ref, self._unused):
             return []
-        known = {turned: self._by_digest(_turn(shape[1:], turned), target.ref.dtype, turned=turned,
-                                         cast=True) for turned in _ways(shape[1:])}  # fmt: skip
+        known = {
+            turned: self._by_digest(
+                self._unused.of_shape(_turn(shape[1:], turned)),
+                target.ref.dtype,
+                turned=turned,
+                cast=True,
+            )
+            for turned in _ways(shape[1:])
+        }
         for index in _indices(target):
+            self._look_at(AN_INDEX)
             found = self._entry(index, known, taken)
             if found is None:
                 return []
@@ -223,10 +221,11 @@ class _Search:
     ) -> Same | Joined | None:
         digest = self._result_rows.whole(index.ref, index.ref.dtype)
         for is_turned, by_digest in known.items():
-            same = [each for each in by_digest.get(digest, ()) if each.name not in taken]
+            equal = by_digest.get(digest, [])
+            self._look_at(len(equal))
+            same = [each for each in equal if each.name not in taken]
             if same:
-                best = max(same, key=lambda source: likeness(source.name, index.name))
-                return Same(best, is_turned)
+                return Same(_most_alike(same, index), is_turned)
         tiling = self._tiled_target(index, taken)
         return None if tiling is None else Joined(tiling)
 
@@ -235,8 +234,8 @@ class _Search:
 
         With ``has_gaps``, some may be nothing of the result.
         """
-        for source in list(self._unused.values()):
-            if not _may_be_stack(source.ref, self._waiting):
+        for source in self._unused:
+            if not self._may_be_stack(source.ref, self._waiting):
                 continue
             rows = self._parts(source, has_gaps=has_gaps)
             for target, found in rows:
@@ -246,61 +245,88 @@ class _Search:
         """Return the tensors that the indices are; without gaps, nothing if one is not found."""
         rows: list[tuple[Named, Cut]] = []
         taken: set[str] = set()
+        wholes = self._wholes_like(source.ref)
         for number, index in enumerate(_indices(source)):
-            free = [each for each in self._waiting.values() if each.name not in taken]
-            found = self._part(source, number, index, free, has_gaps=has_gaps)
+            self._look_at(AN_INDEX)
+            found = self._part(source, number, index, wholes, taken)
+            if not found:
+                large = Large(index, self._source_rows, lambda small: small.dtype)
+                tiling = tiled(
+                    large, self._waiting, self._result_rows, self._look_at,
+                    taken=taken, has_gaps=has_gaps,
+                )  # fmt: skip
+                pieces = enumerate(tiling.pieces) if tiling else ()
+                found = [
+                    (p.tensor, Cut(source, number, tiling, at, p.is_turned)) for at, p in pieces
+                ]
             if not found and not has_gaps:
                 return []
             rows += found
             taken |= {target.name for target, _ in found}
         return rows
 
+    def _wholes_like(self, ref: TensorRef) -> Wholes:
+        """Return the waiting tensors that an index of a tensor may be, by their digests."""
+        wholes: Wholes = {}
+        for is_turned in _ways(ref.shape[1:]):
+            digest = self._result_rows.turned if is_turned else self._result_rows.whole
+            for target in self._waiting.of_shape(_turn(ref.shape[1:], is_turned)):
+                dtype = target.ref.dtype
+                self._look_at(1)
+                if can_become(ref, dtype):
+                    by_digest = wholes.setdefault((is_turned, dtype), {})
+                    by_digest.setdefault(digest(target.ref, dtype), []).append(target)
+        return wholes
+
     def _part(
-        self, source: Named, number: int, index: Named, free: list[Named], *, has_gaps: bool
+        self, source: Named, number: int, index: Named, wholes: Wholes, taken: set[str]
     ) -> list[tuple[Named, Cut]]:
-        for is_turned in _ways(index.ref.shape):
-            for target in sorted(free, key=lambda t: likeness(t.name, index.name), reverse=True):
-                dtype, shape = target.ref.dtype, _turn(target.ref.shape, is_turned)
-                if shape == index.ref.shape and can_become(source.ref, dtype):
-                    rows = self._result_rows
-                    digest = (rows.turned if is_turned else rows.whole)(target.ref, dtype)
-                    if self._source_rows.whole(index.ref, dtype) == digest:
-                        return [(target, Cut(source, number, None, 0, is_turned))]
-        large = Large(index, self._source_rows, lambda small: small.dtype)
-        tiling = tiled(large, free, self._result_rows, has_gaps=has_gaps)
-        pieces = enumerate(tiling.pieces) if tiling else ()
-        return [(p.tensor, Cut(source, number, tiling, at, p.is_turned)) for at, p in pieces]
+        """Return the waiting tensor that is an index of a tensor; nothing if there is none."""
+        for (is_turned, dtype), by_digest in wholes.items():
+            equal = by_digest.get(self._source_rows.whole(index.ref, dtype), [])
+            self._look_at(len(equal))
+            same = [target for target in equal if target.name not in taken]
+            if same:
+                return [(_most_alike(same, index), Cut(source, number, None, 0, is_turned))]
+        return []
 
     # --------------------------------------------------------------------------------- conclusion
 
-    def conclude(self) -> Explanations:
-        """Return the explanations, with what can be told of the tensors that have none."""
-        made = self._made
-        made.unexplained |= dict.fromkeys(self._odd, "it is quantized, packed or not stored")
-        for target in self._waiting.values():
-            again = self._again(target)
-            if again is not None:
-                made.doubled[target.name] = again
+    def tell_rest(self) -> None:
+        """Tell what is known of the tensors that have no explanation."""
+        every = Pool(self._all)
+        first: dict[tuple[tuple[int, ...], DType], dict[Row, list[Named]]] = {}
+        for target in self._waiting:
+            dtype, shape = target.ref.dtype, target.ref.shape
+            if (shape, dtype) not in first:
+                sources = every.of_shape(shape)
+                first[shape, dtype] = self._by_digest(sources, dtype, turned=False, cast=True)
+            again = first[shape, dtype].get(self._result_rows.whole(target.ref, dtype))
+            if again:
+                self._made.doubled[target.name] = Same(again[0])
             else:
-                made.unexplained[target.name] = self._known_of(target)
-        made.unused = list(self._unused)
-        return made
+                known = self._known_of(target, every.of_shape(shape))
+                self._made.unexplained[target.name] = known
 
-    def _again(self, target: Named) -> Same | None:
-        """Return a tensor that is used already, of which this one is another copy."""
-        dtype, shape = target.ref.dtype, target.ref.shape
-        fitting = (each for each in self._all if each.ref.shape == shape and _is_plain(each.ref))
-        same = (
-            each for each in fitting if can_become(each.ref, dtype) and self._is_same(each, target)
-        )
-        return next(map(Same, same), None)
+    def give_up(self) -> None:
+        """Leave the tensors that wait unexplained, since the search takes too long."""
+        for target in self._waiting:
+            if target.name not in self._made.doubled:
+                self._made.unexplained.setdefault(target.name, NOT_SEARCHED)
 
-    def _known_of(self, target: Named) -> str:
-        """Return what the source has of a tensor that has no explanation."""
+    def conclude(self) -> Explanations:
+        """Return the explanations, and what is left."""
+        self._made.unexplained |= dict.fromkeys(self._odd, "it is quantized, packed or not stored")
+        self._made.unused = [each.name for each in self._unused]
+        return self._made
+
+    def _known_of(self, target: Named, sources: Collection[Named]) -> str:
+        """Return what tensors of the same shape have of one that has no explanation."""
         dtype, shape = target.ref.dtype, target.ref.shape
         for axis, word in ((0, "rows"), (1, "columns")):
-            for source in self._all if len(shape) > axis and len(shape) > 1 else ():
-                if source.ref.shape == shape and can_become(source.ref, dtype):
+            for source in sources if len(shape) > 1 else ():
+                self._look_at(shape[axis])
+                if can_become(source.ref, dtype):
                     old = self._source_rows.along(source.ref, axis, dtype)
                     new = self._result_rows.along(target.ref, axis, dtype)
                     if sorted(old) == sorted(new):
@@ -308,13 +334,16 @@ class _Search:
         return "no tensor has its values"
 
 
-def sources_of(found: Found) -> tuple[str, ...]:
-    """Return the names of the tensors that an explanation is of."""
-    if isinstance(found, (Same, Cut)):
-        return (found.source.name,)
-    if isinstance(found, Joined):
-        return tuple(piece.tensor.name for piece in found.tiling.pieces)
-    return tuple(name for entry in found.entries for name in sources_of(entry))
+Wholes = dict[tuple[bool, DType], dict[Row, list[Named]]]  # (transposed, dtype) -> by digest
+
+
+def _plain(side: Side) -> list[Named]:
+    return [Named(name, ref) for name, ref in side.tensors.items() if _is_plain(ref)]
+
+
+def _most_alike(same: Sequence[Named], target: Named) -> Named:
+    """Return the one of equal tensors whose name is most like another; of many, of the first."""
+    return max(same[:MAX_ALIKE], key=lambda each: likeness(each.name, target.name))
 
 
 def _is_plain(ref: TensorRef) -> bool:
@@ -335,14 +364,6 @@ def _turn(shape: tuple[int, ...], is_turned: bool) -> tuple[int, ...]:  # noqa: 
 
 def _ways(shape: tuple[int, ...]) -> tuple[bool, ...]:
     return (False, True) if len(shape) > 1 else (False,)
-
-
-def _may_be_stack(ref: TensorRef, others: Mapping[str, Named]) -> bool:
-    """Return whether a tensor can be as many others; each has one dimension less."""
-    if len(ref.shape) < 2 or not 2 <= ref.shape[0] <= MAX_STACKED or not ref.numel:
-        return False
-    lower = sum(len(other.ref.shape) == len(ref.shape) - 1 for other in others.values())
-    return lower * 2 >= ref.shape[0]  # some may be missing
 
 
 def _indices(tensor: Named) -> Iterator[Named]:

@@ -18,9 +18,16 @@ from ckptool.tree.nodes import TensorRef
 from ckptool.tree.reshaping import axis_first, transposed
 
 MAX_ELEMENTS = 1 << 20  # of a vector
+MAX_ROWS = 1 << 22  # digests that are always computed,
+A_ROW = 1 << 8  # or one for so many bytes of the tensors
+ELEMENTS = 8  # of a vector, which are no digests, that take the time and the memory of one
 DIGEST = 16  # bytes
 
 Row = bytes
+
+
+class TooManyError(Exception):
+    """The search for parts of tensors would take too long."""
 
 
 def can_become(ref: TensorRef, dtype: DType) -> bool:
@@ -35,14 +42,27 @@ class Rows:
         self._reader = reader
         self._known: dict[tuple[int, int, str], tuple[Row, ...]] = {}
         self._kept: list[TensorRef] = []  # so that no id is given to another tensor
+        self._count = self._nbytes = 0  # of the rows so far
 
     def along(self, ref: TensorRef, axis: int, dtype: DType) -> tuple[Row, ...]:
-        """Return the digest of each row along a dimension; of long vectors, nothing."""
+        """Return the digest of each row along a dimension; of long vectors, nothing.
+
+        Raises:
+            TooManyError: the rows are so many and so short that they take too long.
+        """
         key = (id(ref), axis, dtype.name)
         if key not in self._known:
+            self._spend(ref, ref.shape[axis])
             self._kept.append(ref)
             self._known[key] = tuple(self._rows(ref, axis, dtype))
         return self._known[key]
+
+    def _spend(self, ref: TensorRef, rows: int) -> None:
+        """Count rows before they are made."""
+        self._count += rows // ELEMENTS if len(ref.shape) == 1 else rows
+        self._nbytes += ref.nbytes
+        if self._count > max(MAX_ROWS, self._nbytes // A_ROW):
+            raise TooManyError
 
     def whole(self, ref: TensorRef, dtype: DType) -> Row:
         """Return the digest of all values, whatever their shape."""

@@ -6,7 +6,7 @@ A matrix may be tiled by transposes too: its columns are then their rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from itertools import takewhile
 
 from ckptool.comparison.rows import Row, Rows, can_become
@@ -24,6 +24,40 @@ class Named(NamedTuple):
 
     name: str
     ref: TensorRef
+
+
+class Pool:
+    """Tensors by name and by shape, in their order; models have few shapes."""
+
+    def __init__(self, tensors: Iterable[Named]) -> None:
+        self._by_name: dict[str, Named] = {}
+        self.by_shape: dict[tuple[int, ...], dict[str, Named]] = {}
+        for tensor in tensors:
+            self._by_name[tensor.name] = tensor
+            self.by_shape.setdefault(tensor.ref.shape, {})[tensor.name] = tensor
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._by_name
+
+    def __iter__(self) -> Iterator[Named]:
+        return iter(list(self._by_name.values()))
+
+    def get(self, name: str) -> Named | None:
+        """Return the tensor of a name, if it is there."""
+        return self._by_name.get(name)
+
+    def of_shape(self, shape: tuple[int, ...]) -> Collection[Named]:
+        """Return the tensors of a shape."""
+        return self.by_shape.get(shape, {}).values()
+
+    def remove(self, name: str) -> None:
+        """Remove the tensor of a name, if it is there."""
+        tensor = self._by_name.pop(name, None)
+        if tensor is not None:
+            of_shape = self.by_shape[tensor.ref.shape]
+            del of_shape[name]
+            if not of_shape:
+                del self.by_shape[tensor.ref.shape]
 
 
 class Piece(NamedTuple):
@@ -65,7 +99,13 @@ def likeness(one: str, other: str) -> tuple[int, int]:
 
 
 def tiled(
-    large: Large, smalls: Iterable[Named], rows: Rows, *, has_gaps: bool = False
+    large: Large,
+    smalls: Pool,
+    rows: Rows,
+    look_at: Callable[[int], None],
+    *,
+    taken: Container[str] = (),
+    has_gaps: bool = False,
 ) -> Tiling | None:
     """Return the tiling of a tensor by others, each used once; None if there is none.
 
@@ -73,14 +113,16 @@ def tiled(
         large: the tensor.
         smalls: tensors that may be pieces, all or some of them.
         rows: the digests of these.
+        look_at: called with numbers of tensors, or of their shapes, before they are looked at.
+        taken: names of tensors that are no pieces.
         has_gaps: rows of the tensor may belong to no piece.
     """
     ref = large.tensor.ref
     if not ref.numel:
         return None
-    candidates = list(smalls)
     for axis in range(len(ref.shape)):
-        for dtype, fitting in _by_dtype(large, candidates, axis):
+        look_at(len(smalls.by_shape))
+        for dtype, fitting in _by_dtype(large, smalls, axis, look_at, taken):
             size = sum(small.ref.shape[along] for small, along in fitting)
             if not fitting or (size < ref.shape[axis] and not has_gaps):
                 continue
@@ -93,14 +135,19 @@ def tiled(
 Fitting = list[tuple[Named, int]]  # a small tensor, and the dimension of its rows
 
 
-def _by_dtype(large: Large, smalls: Sequence[Named], axis: int) -> Iterator[tuple[DType, Fitting]]:
+def _by_dtype(
+    large: Large, smalls: Pool, axis: int, look_at: Callable[[int], None], taken: Container[str]
+) -> Iterator[tuple[DType, Fitting]]:
     """Yield the tensors whose rows can be rows of the large one, by the dtype of comparison."""
     found: dict[DType, Fitting] = {}
-    for small in smalls:
-        dtype = large.dtype_with(small.ref)
-        if can_become(large.tensor.ref, dtype) and can_become(small.ref, dtype):
-            for along in _axes(large.tensor.ref.shape, axis, small.ref.shape):
-                found.setdefault(dtype, []).append((small, along))
+    for shape, tensors in smalls.by_shape.items():
+        for along in _axes(large.tensor.ref.shape, axis, shape):
+            look_at(len(tensors))
+            for small in tensors.values():
+                dtype = large.dtype_with(small.ref)
+                can_be = can_become(large.tensor.ref, dtype) and can_become(small.ref, dtype)
+                if can_be and small.name not in taken:
+                    found.setdefault(dtype, []).append((small, along))
     yield from found.items()
 
 

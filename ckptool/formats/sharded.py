@@ -7,9 +7,10 @@ Layout, as Hugging Face libraries write it::
     model-00001-of-00002.safetensors  the shards, next to the index; for torch's files
     …                                 pytorch_model.bin.index.json and .bin
 
-Rules: a shard's file is a name in the index's directory, never a path out of it. A tensor's name
-comes once in all shards, and is in the shard that the map gives. Tensors beyond the map are kept
-too, since loaders load whole shards. A file that is named like a shard but is not in the map is
+Rules: a shard's file is a name in the index's directory, never a path out of it. A tensor is in the
+shard that the map gives. Tensors beyond the map are kept too, since loaders load whole shards: a
+tensor that is in two shards has the same values in both, or it depends on the loader's order which
+of them counts. A file that is named like a shard but is not in the map is
 reported: some loaders load it, and some do not. A directory with one index is a checkpoint; other
 checkpoints in the directory (``optimizer.pt``) are next to the weights in the tree, under their
 file names.
@@ -28,13 +29,14 @@ from ckptool.errors import AbsentError, CkptError, DamagedError, UnsupportedErro
 from ckptool.formats.base import Checkpoint, FileFormat, Note, TensorReader
 from ckptool.formats.folders import WEIGHTS, FolderOfFiles, OpenFile, all_or_none, joined, reader_of
 from ckptool.formats.safetensors_file import noted_ties
+from ckptool.formats.same_values import SameValues
 from ckptool.formats.texts import json_object
 from ckptool.records import replace
 from ckptool.regex import regex
 from ckptool.sources.base import Source
 from ckptool.sources.places import files_in
 from ckptool.tree.describing import named
-from ckptool.tree.nodes import Tree
+from ckptool.tree.nodes import TensorRef, Tree
 
 INDEX = ".index.json"
 WEIGHT_MAP = regex(rb'\s*\{.*"weight_map"\s*:', re.DOTALL)
@@ -77,7 +79,7 @@ class ShardIndex(FileFormat):
                 name: opened.enter_context(self._opened(folder / name, index))
                 for name in dict.fromkeys(weight_map.values())
             }
-            tree = _joined(weight_map, shards)
+            tree, notes = _joined(weight_map, shards)
             texts = {key: value for key, value in metadata.items() if isinstance(value, str)}
             tree |= {name: tree[kept] for name, kept in noted_ties(texts, tree)}
         whole = joined(
@@ -89,7 +91,7 @@ class ShardIndex(FileFormat):
             reader=TensorReader(file, *reader_of(shards).opened),
         )
         left_out = _left_out(index, set(weight_map.values()))
-        return replace(whole, notes=(*whole.notes, *left_out))
+        return replace(whole, notes=(*whole.notes, *notes, *left_out))
 
     def _opened(self, path: Path, index: Path) -> Checkpoint:
         try:
@@ -219,8 +221,15 @@ def _note(message: str) -> Note:
     return Note("CK108", "", message)
 
 
-def _joined(weight_map: dict[str, str], shards: dict[str, Checkpoint]) -> dict[str, Tree]:
-    """Return the tensors of all shards by name, in the order of the map."""
+def _joined(
+    weight_map: dict[str, str], shards: dict[str, Checkpoint]
+) -> tuple[dict[str, Tree], list[Note]]:
+    """Return the tensors of all shards by name, in the order of the map, and notes on them.
+
+    Raises:
+        DamagedError: a tensor has other values in another shard.
+        RepetitionError: it would take too long to see whether it has.
+    """
     tree: dict[str, Tree] = {}
     lacking: list[str] = []
     for name, shard in weight_map.items():
@@ -231,16 +240,35 @@ def _joined(weight_map: dict[str, str], shards: dict[str, Checkpoint]) -> dict[s
             tree[name] = held[name]
     if lacking:
         raise _lack(lacking, weight_map)
+    repeated: list[str] = []
+    same = SameValues(reader_of(shards))
     for shard, part in shards.items():
         for name, value in part.tree.items():
-            if tree.setdefault(name, value) is not value:
-                raise DamagedError(
-                    f"it is in {shard} and in another shard too, and loaders take whole shards: "
-                    "the last one that they load counts",
-                    address=str(name),
-                    hint="fetch the files again, all from one save",
-                )
-    return tree
+            if (kept := tree.setdefault(name, value)) is not value:
+                if not _is_same(kept, value, same):
+                    raise _differs(name, shard)
+                repeated.append(str(name))
+    return tree, [_repeated(repeated)] if repeated else []
+
+
+def _is_same(one: Tree, other: Tree, same: SameValues) -> bool:
+    tensors = isinstance(one, TensorRef) and isinstance(other, TensorRef)
+    return tensors and same.are_equal(one, other)
+
+
+def _differs(name: Any, shard: str) -> DamagedError:
+    return DamagedError(
+        f"it is in {shard} and, with other values, in another shard too; loaders take whole "
+        "shards: the last one that they load counts",
+        address=str(name),
+        hint="fetch the files again, all from one save",
+    )
+
+
+def _repeated(names: list[str]) -> Note:
+    are = _counted(len(names), "tensor is", "tensors are")
+    said = f"{are} in more than one shard, with the same values in each: {named(names)}"
+    return Note("CK127", "", said)
 
 
 def _lack(names: list[str], weight_map: dict[str, str]) -> AbsentError:

@@ -96,6 +96,9 @@ RULES: tuple[Rule, ...] = (
          "The file is of one rank of several, so its weights may be parts.",
          "name the directory with the files of all ranks, which ckptool joins where they say how; "
          "or compare the shapes with the model's: --like"),
+    Rule("CK127", "in-two-shards", _WARNING,
+         "A tensor is in several shards, with the same values in each.",
+         "write the shards again: ckptool convert INDEX -o OUT.safetensors --max-shard-size 5GB"),
     # ---------------------------------------------------------------------------------- safety
     Rule("CK201", "dangerous-call", _ERROR,
          "Unpickling would run code that reaches the system, or call an unknown function.",

@@ -18,6 +18,7 @@ from helpers.faults import CASES, Case
 TESTED_ELSEWHERE = {
     "CK106": "test_container.py: it takes somebody who writes meanwhile",
     "CK125": "test_dcp_safetensors.py: it takes a directory of shards",
+    "CK127": "test_sharded.py: it takes a directory of shards",
     "CK120": "test_unreadable.py: one path alone is an error, not a finding",
     "CK418": "test_own_notes.py: it takes a file that ckptool wrote, and its source",
 }

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 from ckptool.commands.explain import explain_conversion
+from ckptool.comparison import explaining
 from ckptool.comparison.explained_rules import Step
-from ckptool.comparison.explaining import Same
+from ckptool.comparison.explanations import Same
 from ckptool.comparison.rows import can_become
 from ckptool.comparison.tilings import likeness
 from ckptool.contents.selection import Operand
@@ -258,3 +259,78 @@ def test_the_text_of_an_answer():
         "# unexplained: b\\x0a: no tensor has its values", "# not by rules: c: another copy of x",
         "# not used: y", "[[rule]]", 'rename = "x=a"',
     ]  # fmt: skip
+
+
+# ----------------------------------------------------------------------------------------- too many
+
+
+def explanation_of(tmp_path, source, result):
+    for name, tensors in (("old.pt", source), ("new.pt", result)):
+        torch.save(tensors, tmp_path / name)
+    return explain_conversion(Operand(tmp_path / "old.pt"), Operand(tmp_path / "new.pt"))
+
+
+@pytest.mark.parametrize(
+    ("limit", "value"),
+    [("explaining.MAX_PAIRS", 50), ("rows.MAX_ROWS", 20)],
+)
+def test_where_too_much_is_left_the_rest_is_told_as_not_searched(
+    limit, value, tmp_path, monkeypatch
+):
+    """Pairs of tensors are counted, and rows: whole tensors are found before."""
+    monkeypatch.setattr(f"ckptool.comparison.{limit}", value)
+    monkeypatch.setattr("ckptool.comparison.rows.A_ROW", 1 << 20)
+    source = {f"a.{i}": random(5, 3) for i in range(20)}
+    result = {f"b.{i}": source[f"a.{i}"] for i in range(5)} | {
+        f"c.{i}": random(3 + i % 2, 3) for i in range(15)
+    }
+    report = explanation_of(tmp_path, source, result)
+    assert {row.name for row in report.tensors if row.kind == "copy"} == {*list(result)[:5]}
+    notes = {row.note for row in report.tensors if row.kind == "unexplained"}
+    assert notes == {explaining.NOT_SEARCHED}
+
+
+def test_names_of_equal_tensors_are_compared_with_a_few(tmp_path, monkeypatch):
+    calls = 0
+
+    def counted(one, other):
+        nonlocal calls
+        calls += 1
+        return likeness(one, other)
+
+    monkeypatch.setattr(explaining, "likeness", counted)
+    source = {f"a.{i}": torch.zeros(3) for i in range(300)}
+    report = explanation_of(tmp_path, source, {f"b.{i}": torch.zeros(3) for i in range(300)})
+    assert report.explained == 300
+    assert calls <= 300 * explaining.MAX_ALIKE
+
+
+def test_rules_that_would_be_too_many_are_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("ckptool.comparison.explained_rules.MAX_MATCHES", 100)
+    source = {f"{letter}.w": random(3) for letter in "abcdefghijklm"}
+    report = explanation_of(tmp_path, source, {f"new_{n}": t for n, t in source.items()})
+    assert (report.explained, report.rules) == (13, "")
+    assert {row.note for row in report.tensors} == {
+        "no rules make it, or they would be too many to write"
+    }
+
+
+def test_experts_are_found_by_digest_not_one_by_one(tmp_path, monkeypatch):
+    """Stacks of each layer, cut into experts: the work grows with them, not with their square."""
+    looked = 0
+    look_at = explaining._Search._look_at
+
+    def counted(self, count):
+        nonlocal looked
+        looked += count
+        look_at(self, count)
+
+    monkeypatch.setattr(explaining._Search, "_look_at", counted)
+    source = {f"layers.{i}.experts": random(16, 3, 2) for i in range(8)}
+    result = {
+        f"layers.{i}.experts.{e}.w": stack[e].clone()
+        for i, stack in enumerate(source.values())
+        for e in range(16)
+    }
+    assert explanation_of(tmp_path, source, result).explained == 128
+    assert looked < 40 * 128

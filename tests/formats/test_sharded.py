@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ckptool import load_state_dict
-from ckptool.errors import DamagedError, UnknownFormatError
-from ckptool.formats import open_checkpoint
+from ckptool.errors import DamagedError, RepetitionError, UnknownFormatError
+from ckptool.formats import open_checkpoint, same_values
+from ckptool.sources.local import LocalFile
 from helpers.making import average_of, resumable, weights
 from helpers.tensors import assert_same_tensors
 
@@ -235,17 +236,65 @@ def test_the_tensor_that_its_shard_lacks_is_the_address(tmp_path, ckptool):
     assert found["address"] == "mtp.fc.weight"
 
 
-@pytest.mark.parametrize("is_mapped", [True, False])
-def test_a_tensor_in_two_shards_is_refused(is_mapped, tmp_path, ckptool):
-    """transformers, diffusers and accelerate load whole shards: the last one counts."""
-    index = shard(tmp_path, weights())
+def in_both_shards(folder, *, is_mapped=True, added=0.0, suffix=".safetensors"):
+    """Put one tensor into both shards, in the second one perhaps with other values."""
+    index = shard(folder, weights(), suffix=suffix)
     name = next(iter(weights()))
-    for path in sorted(tmp_path.glob("*.safetensors")):
-        save_file({**load_file(path), name: weights()[name] + 1}, path)
+    load, save = (load_file, save_file) if suffix == ".safetensors" else (torch.load, torch.save)
+    for path, more in zip(sorted(folder.glob(f"*{suffix}")), (0.0, added), strict=True):
+        save({**load(path), name: weights()[name] + more}, path)
     content = json.loads(index.read_text())
     if not is_mapped:
         del content["weight_map"][name]
     index.write_text(json.dumps(content))
-    done = ckptool("extract-ema", tmp_path, "--ema", "@model", "-o", tmp_path / "o.pt", "--json")
-    assert done.exit_code == 2
-    assert "it is in model-00002-of-00002.safetensors and in another" in str(done.json["error"])
+    return name
+
+
+@pytest.mark.parametrize("is_mapped", [True, False])
+def test_a_tensor_of_two_values_in_two_shards_is_refused(is_mapped, tmp_path, ckptool):
+    """transformers, diffusers and accelerate load whole shards: the last one counts."""
+    in_both_shards(tmp_path, is_mapped=is_mapped, added=1.0)
+    for command in (("extract-ema", "--ema", "@model", "-o", tmp_path / "o.pt"), ("inspect",)):
+        done = ckptool(command[0], tmp_path, *command[1:], "--json")
+        assert done.exit_code == 2
+        said = "it is in model-00002-of-00002.safetensors and, with other values, in another"
+        assert said in str(done.json["error"])
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+@pytest.mark.parametrize("is_mapped", [True, False])
+def test_a_tensor_of_one_value_in_two_shards_is_told(is_mapped, suffix, tmp_path, ckptool):
+    """Whichever shard a loader takes it from, the model is the same."""
+    name = in_both_shards(tmp_path, is_mapped=is_mapped, suffix=suffix)
+    assert_same_tensors(load_state_dict(tmp_path, "model"), weights())
+    for command in ("inspect", "verify"):
+        found = rules(ckptool(command, tmp_path, "--json"))["CK127"]
+        assert (found["severity"], name in found["message"]) == ("warning", True)
+    out = tmp_path / "out"
+    out.mkdir()
+    assert ckptool("convert", tmp_path, "-o", out / "whole.safetensors").exit_code == 0
+    assert_same_tensors(load_file(out / "whole.safetensors"), weights())
+
+
+def test_shards_that_view_the_same_bytes_again_and_again_are_refused(tmp_path, monkeypatch):
+    """To compare a thousand views of all of a file would take a thousand readings of it."""
+    monkeypatch.setattr(same_values, "MAX_COMPARED", 1 << 14)
+    values = torch.randn(2000)
+    tensors = {f"w{i}": values[i : i + 1000] for i in range(1000)}
+    names = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
+    for name in names:
+        torch.save(tensors, tmp_path / name)
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {f"w{i}": names[i % 2] for i in range(1000)}}))
+    read = 0
+
+    class Counting(LocalFile):
+        def read(self, offset, nbytes):
+            nonlocal read
+            read += nbytes
+            return super().read(offset, nbytes)
+
+    monkeypatch.setattr("ckptool.sources.places.LocalFile", Counting)
+    with pytest.raises(RepetitionError, match="again and again"):
+        open_checkpoint(index)
+    assert read < 10 * sum((tmp_path / name).stat().st_size for name in names)

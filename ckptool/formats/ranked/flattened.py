@@ -29,12 +29,12 @@ from ckptool.formats.base import TensorReader
 from ckptool.formats.ranked.assembly import FETCH, Joined, Run, from_runs
 from ckptool.formats.ranked.ranks import refuse_copies, refuse_different
 from ckptool.formats.ranked.zero import shapes_of
+from ckptool.formats.same_values import SameValues
 from ckptool.records import NamedTuple
 from ckptool.tree.nodes import TensorRef, Tree, fields_of
 
 MODEL, METADATA = "model", "shard_metadata"
 PARAMS, SHARED = "param_metadata", "shared_param_info"
-COMPARED = 1 << 20  # bytes at a time
 FLATTENED = "flattened parameters, cut into equal runs (fairscale's FSDP)"
 
 
@@ -73,10 +73,11 @@ def unflattened(trees: Mapping[str, Tree], reader: TensorReader) -> dict[str, Tr
     cut = [key for key, flat in plans[first].items() if not flat.is_whole]
     refuse_copies(reader, {file: [held[key] for key in cut] for file, held in parts.items()})
     found: dict[Any, Tree] = {}
+    same = SameValues(reader)
     for key, flat in plans[first].items():
         held = [of_rank[key] for of_rank in parts.values()]
         if flat.is_whole:
-            _refuse_own(key, dict(zip(parts, held, strict=True)), reader)
+            _refuse_own(key, dict(zip(parts, held, strict=True)), same)
         found |= _cut(key, Joined(held[:1] if flat.is_whole else held), flat.shapes)
     for source, other in shared[first]:
         if source not in found:
@@ -123,28 +124,17 @@ def _part(node: Tree, key: str, flat: Flat) -> TensorRef:
     return from_runs(key, (count,), [Run(node, 0, count)])
 
 
-def _refuse_own(key: str, held: Mapping[str, TensorRef], reader: TensorReader) -> None:
+def _refuse_own(key: str, held: Mapping[str, TensorRef], same: SameValues) -> None:
     """Refuse a parameter that each rank holds whole unless all hold the same values."""
     (first, one), *others = held.items()
     for file, other in others:
-        if not _are_equal(one, other, reader):
+        if not same.are_equal(one, other):
             raise UnsupportedError(
                 f"{first} and {file} each hold a whole one, with other values: experts, of which "
                 "each rank has its own under the same name, are not joined",
                 address=key,
                 hint="name the file of a rank to see what it holds: ckptool inspect FILE",
             )
-
-
-def _are_equal(one: TensorRef, other: TensorRef, reader: TensorReader) -> bool:
-    """Return whether two tensors have the same bytes; all of them are read."""
-    if (one.dtype, one.shape, one.byteorder) != (other.dtype, other.shape, other.byteorder):
-        return False
-    return all(
-        reader.read(a.span, start, COMPARED) == reader.read(b.span, start, COMPARED)
-        for a, b in zip(one.chunks, other.chunks, strict=True)
-        for start in range(0, a.span.nbytes, COMPARED)
-    )
 
 
 def _cut(key: str, flat: Joined, shapes: Mapping[Any, tuple[int, ...]]) -> dict[Any, Tree]:

@@ -170,7 +170,7 @@ def test_a_whole_module_of_each_ranks_own_is_refused(second, tmp_path):
 
 
 def test_whole_modules_that_differ_at_the_end_alone_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("ckptool.formats.ranked.flattened.COMPARED", 4)
+    monkeypatch.setattr("ckptool.formats.same_values.COMPARED", 4)
     folder = with_experts(tmp_path, torch.tensor([1.0, 2, 3]), torch.tensor([1.0, 2, 4]))
     with pytest.raises(UnsupportedError, match="with other values"):
         open_checkpoint(folder)
