@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 import ckptool
+from ckptool.checks import registry
+from ckptool.render.outputs import RENDERERS
 from helpers.output import environment
 from helpers.paths import FIXTURES
 
@@ -167,8 +169,12 @@ def test_no_module_is_long():
 # ---------------------------------------------------------------------------- who is tested by whom
 
 # Modules that no test imports are tested through commands: a failure there names the command, and
-# not the module. So there may be no more of them.
-THROUGH_COMMANDS = 80
+# not the module. So there may be no more of them. Tests run over all rows of these two tables.
+THROUGH_COMMANDS = 65
+IN_TABLES = {
+    *(f"render.{each.partition('.')[0]}" for row in RENDERERS.values() for each in row.values()),
+    *(f"checks.{name}" for name in vars(registry) if f"checks.{name}" in PATHS),
+}
 IMPORT = re.compile(r"^\s*(?:from|import) (ckptool[\w.]*)(?: import ([\w, ]+))?", re.MULTILINE)
 
 
@@ -177,7 +183,8 @@ def test_most_modules_are_imported_by_a_test():
     for path in Path(__file__).parent.rglob("*.py"):
         for module, names in IMPORT.findall(path.read_text()):
             named |= {module, *(f"{module}.{name.strip()}" for name in names.split(","))}
-    alone = [m for m in PATHS if m not in PACKAGES and f"ckptool.{m}" not in named]
+    modules = PATHS.keys() - PACKAGES - IN_TABLES
+    alone = [module for module in modules if f"ckptool.{module}" not in named]
     assert len(alone) <= THROUGH_COMMANDS, f"a new module wants a test: {sorted(alone)}"
 
 

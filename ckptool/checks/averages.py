@@ -99,7 +99,7 @@ def _absent(subject: Subject) -> Verdicts:
     elif location.status is EmaStatus.AMBIGUOUS:
         yield finding("CK401", "", f"it is not clear which are the EMA weights: {places}")
     else:
-        yield finding("CK401", "", f"nothing that is an average without being asked for: {places}")
+        yield finding("CK401", "", f"only weights that are EMA weights if you name them: {places}")
 
 
 def _shapes(subject: Subject) -> Verdicts:
@@ -126,7 +126,7 @@ def _partial(subject: Subject) -> Verdicts:
     weights = [n for n in missing if model and model.entries[n].dtype.is_floating]
     if weights:
         total = len(chosen.alignment.pairs) + len(missing)
-        message = f"{len(weights)} of the model's {total} tensors have none: {named(weights)}"
+        message = f"{len(weights)} of the model's {total} tensors are not in it: {named(weights)}"
         half = half_averaged(chosen, model, subject.checkpoint.reader)
         message += f"; {half_averaged_message(half)}" if half else ""
         yield finding("CK409", chosen.address, message)

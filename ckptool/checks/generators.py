@@ -113,13 +113,14 @@ def _is_jax_key(array: ArrayRef) -> bool:
 
 def _wrong_tensor(ref: TensorRef, path: tuple[str, ...], *, in_list: bool = False) -> str | None:
     if ref.dtype.name != "uint8" or len(ref.shape) != 1:
-        return f"a {ref.dtype} tensor of shape {list(ref.shape)}; wanted is a row of bytes (uint8)"
+        form = f"a {ref.dtype} tensor of shape {list(ref.shape)}"
+        return f"{form}; torch wants a row of bytes (uint8)"
     if ref.device != "cpu":
         return f"it lies on {ref.device}; torch.set_rng_state wants it on the CPU"
     of_device = any(says(key, OF_DEVICE) for key in path)
     is_cpu = not of_device and not in_list and any(says(key, OF_CPU) for key in path)
     if ref.shape[0] != CPU_BYTES and (is_cpu or ref.shape[0] not in DEVICE_BYTES):
-        return f"{ref.shape[0]} bytes; wanted are {min(DEVICE_BYTES) if of_device else CPU_BYTES}"
+        return f"{ref.shape[0]} bytes; torch wants {min(DEVICE_BYTES) if of_device else CPU_BYTES}"
     return None
 
 

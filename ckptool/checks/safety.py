@@ -131,7 +131,7 @@ def _line(names: Sequence[str], checkpoint: Checkpoint) -> str:
     if refusal is None and (line := allowing_line(names)):
         return line
     why = f" (it would refuse {refusal.what})" if isinstance(refusal, Refusal) else ""
-    return f"no allowing helps with these{why}: save plain dicts, lists and numbers instead"
+    return f"add_safe_globals does not help{why}: save plain dicts, lists and numbers instead"
 
 
 CHECKS = (

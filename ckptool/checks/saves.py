@@ -58,7 +58,7 @@ def _complete(subject: Subject) -> Verdicts:
     missing = sorted(_states_in(before).keys() - _states_in(subject.path).keys())
     if missing:
         names = named([_states_in(before)[key] for key in missing])
-        yield finding("CK525", "", f"{before.name} beside it has {names}, and this save has not")
+        yield finding("CK525", "", f"{before.name} beside it has {names}; this save lacks them")
 
 
 def _save_before(folder: Path) -> Path | None:

@@ -95,7 +95,7 @@ def _refuse_empty(args: Sequence[str]) -> None:
         if behind not in MAY_BE_EMPTY:
             where = f"the argument behind {behind}" if behind.startswith("-") else "an argument"
             raise UsageError(
-                f"{where} is empty, as of a variable that is not set",
+                f"{where} is empty; a variable in the command may not be set",
                 hint="name a file or a value; the working directory is .",
             )
 

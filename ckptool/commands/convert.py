@@ -171,7 +171,7 @@ def _asked(options: ConvertOptions) -> tuple[str | None, Sequence[str]]:
         return options.address, options.only
     if options.address is not None:
         raise UsageError(
-            f"--only {roles[-1]} names a state dict, and there is another one",
+            f"--only {roles[-1]} names a state dict, and another one is named too",
             hint="one output holds one state dict: run convert for each",
         )
     return ROLE_NAMES[roles[0]], [name for name in options.only if name not in ROLE_NAMES]

@@ -71,7 +71,7 @@ def _from_document(path: Path, address: str | None, error: CkptError) -> Mapping
     try:
         leaves = {str(entry["address"]): _leaf(entry) for entry in entries}
     except (KeyError, TypeError, AttributeError) as fault:
-        raise UsageError(f"the document of --like has an entry that is none: {fault}") from fault
+        raise UsageError(f"an entry of the document of --like is no tensor: {fault}") from fault
     wanted = _main_section(document) if address is None else address
     found = {at: leaf for at, leaf in entries_at(leaves, wanted).items() if "/" not in at}
     if not found:

@@ -183,7 +183,7 @@ def refuse_disorder(members: Members, *, by_step: bool) -> None:
     if members.order == OPERANDS or (by_step and members.order != STEP):
         raise UsageError(
             f"the order is not known: {_disorder(members.opened, by_step=by_step)}",
-            hint="name the checkpoints that count, without --last; --weights has their weights",
+            hint="leave out --last and name the checkpoints that count; --weights weighs them",
         )
 
 

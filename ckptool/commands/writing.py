@@ -72,7 +72,7 @@ def choose_form(
     form = Form(named, format_of(named), limit)
     if options.wrap is not None and form.kind == "safetensors":
         raise UsageError(
-            "safetensors holds tensors by name and nothing around them, so nothing to --wrap",
+            "a safetensors file holds tensors by name alone: there is nothing to --wrap",
             path=named,
             hint="write a torch file instead: -o NAME.pt",
         )

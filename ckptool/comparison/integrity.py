@@ -44,7 +44,7 @@ def refuse_damaged(
                 f"the record {record.name!r} does not have its checksum: its bytes were changed "
                 "after they were written",
                 path=checkpoint.path,
-                hint="take another copy; that the values differ says nothing while one is damaged",
+                hint="take another copy: differing values prove nothing while one file is damaged",
             )
 
 

@@ -165,7 +165,7 @@ def flatten(tree: Tree, reader: TensorReader, *, strict: bool = False) -> dict[s
         name = written = format_address(address)
         length += len(name)
         if length > MAX_LENGTH:
-            raise DamagedError("its addresses are so long that they have no room in memory")
+            raise DamagedError("its key paths are so long that they do not fit into the memory")
         if len(found) >= MAX_LEAVES:
             raise DamagedError(f"more than {MAX_LEAVES} values to compare one by one")
         while name in found:  # the keys 1 and "1" are written alike, but are two

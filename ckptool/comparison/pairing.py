@@ -92,8 +92,8 @@ def select_leaves(leaves: Mapping[str, Leaf], selection: Selection) -> dict[str,
             continue
         if name in chosen:
             raise UsageError(
-                f"--map gives two places one name: {name!r}",
-                hint="make the regular expression narrower: ^ and $ are the ends of an address",
+                f"--map gives two key paths one name: {name!r}",
+                hint="make the regular expression narrower: ^ and $ are the ends of a key path",
             )
         chosen[name] = leaf
     return chosen

@@ -44,7 +44,7 @@ def parse_operand(text: str) -> Operand:
     """
     if not text:  # as a path it would be the working directory
         raise UsageError(
-            "an operand is empty, as of a variable that is not set",
+            "an operand is empty; a variable in the command may not be set",
             hint="name a file; the working directory is .",
         )
     if is_url(text) and not os.path.lexists(text):

@@ -183,7 +183,7 @@ def _tree(plan: Any, shards: _Shards) -> Tree:
     except CkptError:
         raise
     except Exception as error:
-        raise DamagedError(f"the plan is not made as plans are: {error}") from error
+        raise DamagedError(f"the plan has another form than torch gives it: {error}") from error
 
 
 def _nested(plan: Any, shards: _Shards) -> Tree:
@@ -278,7 +278,7 @@ def _place(
 def _insert(tree: dict[Any, Any], keys: tuple[Any, ...], value: Tree) -> None:
     """Put a value at its key path; indices of lists are kept as keys."""
     if len(keys) > MAX_DEPTH or not all(isinstance(key, (str, int)) for key in keys):
-        raise DamagedError("the plan nests a value below what is no name and no index")
+        raise DamagedError("the plan puts a value below a key that is neither a name nor an index")
     node = tree
     for key in keys[:-1]:
         node = node.setdefault(key, {})

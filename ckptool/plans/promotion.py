@@ -135,7 +135,7 @@ def _refuse_nested(checkpoint: Checkpoint, patches: Iterable[Patch]) -> None:
     found = next((patch for patch in patches if archives.overlap(patch.place)), None)
     if found is not None:
         raise UnsupportedError(
-            "the slot lies in a zip archive inside the pickle, which has checksums of its own",
+            "the tensor lies in a zip archive inside the pickle, which has checksums of its own",
             path=checkpoint.path,
             address=found.name,
             hint=OTHERWISE,

@@ -91,7 +91,7 @@ class Split(Rule):
         equal, odd = divmod(rest, unsized) if unsized else (0, rest)
         sizes = [equal if size is None else size for size in self._sizes]
         if odd or rest < 0 or (self._axis.is_new and set(sizes) != {1}):
-            raise UsageError(f"a dimension of {whole} is not these {len(sizes)} parts")
+            raise UsageError(f"{len(sizes)} parts do not make a dimension of {whole}")
         return [(name, None, size) for name, size in zip(self._targets, sizes, strict=True)]
 
 

@@ -119,6 +119,6 @@ def shares_between(first: float, last: float) -> Shares:
     """
     if not 0 <= first < last:
         raise UsageError(
-            f"between the steps {first:g} and {last:g} of the running means lies nothing to average"
+            f"the running means are of the steps {first:g} and {last:g}: the second must be later"
         )
     return Shares((-first, last), last - first)

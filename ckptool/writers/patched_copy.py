@@ -130,7 +130,7 @@ def _obstacle(target: TensorRef, source: TensorRef, file: Source) -> str:
     chunk = target.chunks[0]
     if chunk.span.source is not file or target.lazy or _shares_memory(chunk):
         return (
-            "the slot is no run of values in the file of their own (encoded in the pickle, "
+            "the tensor of the model has no bytes of its own in the file (encoded in the pickle, "
             "compressed in the archive, conjugated or expanded)"
         )
     if target.dtype is not source.dtype and not _casts(source.dtype, target.dtype):

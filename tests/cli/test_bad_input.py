@@ -382,7 +382,7 @@ def test_a_variable_that_is_not_set_is_no_value(args, ckptool):
     """What it was to ask for would go unasked without a word."""
     output = ckptool(*args)
     assert_two_lines(output)
-    assert "empty, as of a variable that is not set" in output.stderr
+    assert "empty; a variable in the command may not be set" in output.stderr
 
 
 @pytest.mark.parametrize("more", [("--atol", "-1"), ("--tolerance", "x"), ("--no-such-option",)])

@@ -25,7 +25,10 @@ PAGE = 1000  # entries of a listing that are asked for at a time
 _REASONS = {
     "FileNotFoundError": ("no such file", "check bucket and key"),  # Python's own
     "PermissionDeniedError": ("the service forbids it", "check that these credentials may read it"),
-    "UnauthenticatedError": ("the service asks for credentials", "docs/remote.md says from where"),
+    "UnauthenticatedError": (
+        "the service asks for credentials",
+        "see docs/remote.md",
+    ),
     "InvalidPathError": ("no valid key", "check its spelling"),
 }
 
