@@ -82,7 +82,7 @@ def test_the_message_is_the_report(paths):
     with pytest.raises(AssertionError, match=r"net\.delta_A") as caught:
         assert_checkpoints_close(*paths, tolerances={"*.delta_*": 1e-8})
     assert str(caught.value).startswith("different  ")
-    assert "first in " in str(caught.value)
+    assert "first difference" in str(caught.value)
 
 
 def test_what_cannot_be_read_is_no_difference(paths, tmp_path):

@@ -96,10 +96,9 @@ def answer_lines(report: DiffReport) -> Iterator[str]:
     """Yield the first difference, and the counts, in words."""
     first = report.summary.first
     if first is not None:
-        section = words.printable(first.section) or "the weights"
         role = f" ({first.role})" if first.role and first.role != first.section else ""
         at = words.printable(first.address or TOP)
-        yield f"first in {section}{role}: {at} {KINDS[first.kind]}"
+        yield f"first difference{role}: {at} {KINDS[first.kind]}"
     yield f"tensors: {_counts(report.summary.tensors)}"
     if report.summary.values.get("compared"):
         yield f"other values: {_counts(report.summary.values)}"

@@ -23,8 +23,9 @@ def percent(change: float | None) -> str:
 def value_text(row: ValueDifference) -> str:
     """Return ``3 → 4``, and the remark."""
     skipped = _common_start(row.a, row.b)
-    one = "–" if row.kind == "added" else exactly(row.a, skipped)
-    other = "–" if row.kind == "removed" else exactly(row.b, skipped)
+    exact = _alone if row.kind in {"added", "removed"} else exactly
+    one = "–" if row.kind == "added" else exact(row.a, skipped)
+    other = "–" if row.kind == "removed" else exact(row.b, skipped)
     if isinstance(row.a, float) and isinstance(row.b, float) and row.kind == "value":
         one, other = _in_few_digits(row.a, row.b)
     return f"{one} → {other}" + (f"  {words.printable(row.note, 200)}" if row.note else "")
@@ -46,6 +47,11 @@ def exactly(value: object, skipped: int = 0) -> str:
         cut = len(value) > skipped + TEXT
         return f"'{'…' if skipped else ''}{words.printable(shown)}{'…' if cut else ''}'"
     return repr(value) if isinstance(value, float) else words.value(value)
+
+
+def _alone(value: object, skipped: int) -> str:
+    """Return a value that has no other side, so that few digits are enough."""
+    return f"{value:.6g}" if isinstance(value, float) else exactly(value, skipped)
 
 
 def _common_start(one: object, other: object) -> int:

@@ -103,9 +103,10 @@ ol.bars li {{ display: grid; grid-template-columns: minmax(7rem, 17rem) 1fr 8rem
 ol.shares li {{ grid-template-columns: 8rem 1fr 16rem; }}
 ol.bars li > :last-child {{ text-align: right; font-variant-numeric: tabular-nums; }}
 footer {{ margin-top: 2rem; color: var(--quiet); font-size: .85rem; }}
-@media screen and (max-width: {MANY_WIDTH}) {{ {_stacked("table.many")} }}
+@media screen and (max-width: {MANY_WIDTH}) {{ {_stacked("table.many")}
+  .minor {{ display: none; }} }}
 @media screen and (max-width: 40rem) {{ {_stacked("table")}
-  svg .size, .minor {{ display: none; }}
+  svg .size {{ display: none; }}
   ol.bars li {{ grid-template-columns: 1fr 5rem; }}
   ol.bars li > .name {{ grid-column: 1 / -1; }} ol.shares li {{ grid-template-columns: 1fr; }} }}
 @media print {{ body {{ max-width: none; padding: 0; font-size: 10pt; }}

@@ -24,7 +24,7 @@ STYLES = {
     "title": "bold",
     "label": "color(244)",  # grey
     "name": "color(31)",  # cyan
-    "good": "color(28)",  # green
+    "good": "bold color(28)",  # green
     "warning": "color(136)",  # a dark yellow
     "error": "bold color(196)",  # red
     "info": "color(33)",  # blue

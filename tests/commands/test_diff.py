@@ -550,7 +550,7 @@ def test_swapping_the_sides_swaps_the_report(compare):
 def test_the_answer_comes_first(ckptool, tmp_path):
     done = ckptool("diff", *pair(tmp_path, trained(), trained(lambda t: t.update(epoch=8))))
     assert done.startswith("different  ")
-    assert done.splitlines()[1] == "first in epoch: epoch has another value"
+    assert done.splitlines()[1] == "first difference: epoch has another value"
     assert done.splitlines()[-1].split() == ["epoch", "7", "→", "8"]
 
 
@@ -826,7 +826,7 @@ def test_an_object_and_a_container_in_its_place_differ_in_type(plain, is_first, 
     done = ckptool("diff", *paths)
     assert done.exit_code == 1
     is_dict = isinstance(plain, dict)  # the parts of a list have other names, and differ too
-    assert not is_dict or "first in args (config): args is of another type" in done.stdout
+    assert not is_dict or "first difference (config): args is of another type" in done.stdout
     rows = {row["address"]: row for row in ckptool("diff", *paths, "--json").json["values"]}
     shown = {rows["args"]["a"], rows["args"]["b"]}
     assert shown == {"argparse.Namespace()", "<dict or list>"}

@@ -63,7 +63,9 @@ def browser(tmp_path_factory):
 
 def checkpoint(path, scale: float):
     """Write a checkpoint with long names, an optimizer, and values that are not finite."""
-    model = {LONG.format(i): torch.full((64, 64), scale * (i + 1)) for i in range(24)}
+    shares = (1 + (scale - 1) * 10.0 ** -(i % 9) for i in range(24))  # so axes have many decades
+    model = {LONG.format(i): torch.full((64, 64), share).double() * (i + 1)
+             for i, share in enumerate(shares)}  # fmt: skip
     model |= {f"head.{i}.weight": torch.full((8, 8), scale) for i in range(40)}
     model["head.1.weight"][0, 0] = float("nan")
     ema = {name: tensor * 1.01 for name, tensor in model.items()}
