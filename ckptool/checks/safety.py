@@ -7,21 +7,24 @@ can do, and ``weights_only.py`` the names and steps that torch allows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
-from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
+from ckptool.checks.base import Check, NotChecked, Subject, Verdicts, once
 from ckptool.checks.container import TRUST, found_beside, not_looked_at
 from ckptool.contents.safe_loading import Load, SafeLoad, refused_step, safe_load
+from ckptool.errors import UnknownFormatError
 from ckptool.formats import open_checkpoint
-from ckptool.formats.base import Checkpoint
+from ckptool.formats.base import Checkpoint, NamedGlobal
 from ckptool.formats.dcp import SHARD
 from ckptool.formats.pickles.trust import DANGEROUS, trust_of
 from ckptool.formats.pickles.vetted import PLAIN_DATA
 from ckptool.formats.pickles.weights_only import Refusal, allowing_line
 from ckptool.formats.sharded import INDEX
+from ckptool.formats.torch_zip import names_in_arrays
+from ckptool.formats.zips.checksums import is_one_archive
 from ckptool.reports.base import Finding
-from ckptool.reports.rules import finding
+from ckptool.reports.rules import BYTES, finding
 from ckptool.tree.describing import named
 
 
@@ -38,11 +41,29 @@ def _has_pickles(subject: Subject) -> str | None:
     return None if has_pickles else f"{kind.name} files hold no pickle"
 
 
+@once
+def _with_arrays(subject: Subject) -> Checkpoint:
+    """Return the checkpoint with the names in arrays among its records, if all bytes are read.
+
+    On this machine they are known when it has been opened.
+    """
+    checkpoint = subject.checkpoint
+    names: list[NamedGlobal] = []
+    for file in checkpoint.reader.opened if BYTES in subject.reads else ():
+        if not file.is_near and is_one_archive(file):
+            begun = {each.offset for each in subject.scan.arrays if each.source is file}
+            with suppress(UnknownFormatError):  # a zip of something else
+                names += names_in_arrays(file, begun)
+    if not names:
+        return checkpoint
+    return replace(checkpoint, globals_named=(*checkpoint.globals_named, *names))
+
+
 def _when_loaded(rule: str) -> Check:
     """Return the check of a rule of ``TRUST``: whoever loads the directory may load other files."""
 
     def run(subject: Subject) -> Verdicts:
-        yield from TRUST[rule](subject.checkpoint)
+        yield from TRUST[rule](_with_arrays(subject))
         yield from (found for found in found_beside(subject) if found.rule == rule)
         if left := not_looked_at(subject):
             yield NotChecked(rule, f"not everything in the directory was looked at: {left}")
@@ -56,7 +77,7 @@ def _weights_only(subject: Subject) -> Verdicts:
         return
     asked = False
     said: dict[tuple[str, str | None], list[tuple[str, Finding]]] = {}  # by message and remedy
-    for path in (Path(source.name) for source in subject.checkpoint.reader.opened):
+    for path in (source.place for source in subject.checkpoint.reader.opened):
         if path.name.endswith((INDEX, SHARD)):  # no checkpoint by itself
             continue
         with open_checkpoint(path) as part:

@@ -108,6 +108,7 @@ def command(
     is_list = output == "text" and (flat or listing.is_chosen)
     drawn = listing._replace(every=True) if output in WITH_TENSORS else listing
     reports: list[Any] = []
+    first: Operand | None = None  # that is read
     unread: list[Any] = []  # the reports that stand for paths that cannot be read
     refused: list[CkptError] = []
     settings = read_settings("inspect", paths, config)
@@ -124,6 +125,7 @@ def command(
                     found: Any = inspect_directory(path, layouts=layouts)
                 else:
                     found = inspect_file(operand, drawn, progress=progress, layouts=layouts)
+                    first = first or operand
                 reports.append(with_config(found, settings))
             except CkptError as error:
                 refused.append(error)
@@ -132,7 +134,8 @@ def command(
 
                     unread.append(unreadable_entry(path, error))
                     reports.append(unread[-1])
-    refuse_unused(listing, [one for one in reports if isinstance(one, InspectReport)], layouts)
+    inspected = [one for one in reports if isinstance(one, InspectReport)]
+    refuse_unused(listing, inspected, first, layouts)
     shown = [one for one in reports if not any(one is entry for entry in unread)]
     if shown and not (refused and output in EXACT):
         if len(reports) > 1 and not (output in EXACT or listing.is_wanted):

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from ckptool.commands.into import Slot, open_slot, write_into
+from ckptool.commands.into import Slot, open_slot, whole, write_into
 from ckptool.commands.members import EPOCH, STEP, WIDTH, Opened, are_equal
 from ckptool.commands.mixture import AverageOptions, Mixture, choose, refuse_contradictions
 from ckptool.commands.sources import note_of
@@ -67,7 +67,7 @@ def average(
     with ExitStack() as stack:
         mixture = choose(stack, operands, options, layouts)
         tensors = mixture.members.opened[-1].tensors
-        slot = open_slot(stack, Path(options.into), tensors, layouts) if options.into else None
+        slot = open_slot(stack, whole(options.into), tensors, layouts) if options.into else None
         casting = slot.casting(tensors) if slot else plan_casting(tensors, options.dtype)
         combined = _combined(mixture, casting, options)
         apart, found = _look(mixture)

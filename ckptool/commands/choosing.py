@@ -20,6 +20,7 @@ from ckptool.errors import UnreadableError
 from ckptool.regex import regex
 from ckptool.reports.run import RunEntry
 from ckptool.reports.verify import COUNTING, ChoiceReport, PassedOver, VerifyReport
+from ckptool.sources.places import as_path
 
 Entries = list[RunEntry]
 
@@ -63,7 +64,7 @@ def _entries(folders: Iterable[Path]) -> Entries:
 
 
 def _age(entry: RunEntry) -> tuple[float, float, float]:
-    return entry.global_step or 0, entry.epoch or 0, Path(entry.path).stat().st_mtime
+    return entry.global_step or 0, entry.epoch or 0, as_path(entry.path).stat().st_mtime
 
 
 def _first_passing(
@@ -72,7 +73,7 @@ def _first_passing(
     """Return the first of ``ordered`` that passes; ``entries`` has the unreadable ones, too."""
     reports: list[VerifyReport] = []
     for entry in ordered:
-        reports += [looked.report for looked in verify_all([Path(entry.path)], request)]
+        reports += [looked.report for looked in verify_all([as_path(entry.path)], request)]
         gc.collect(0)
         if reports[-1].ok:
             break

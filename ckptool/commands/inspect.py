@@ -157,9 +157,14 @@ def _values(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def refuse_unused(
-    listing: Listing, reports: Sequence[InspectReport], layouts: Layouts = ()
+    listing: Listing,
+    reports: Sequence[InspectReport],
+    first: Operand | None,
+    layouts: Layouts = (),
 ) -> None:
     """Refuse globs and roles that fit no tensor of any of the files: they are typing errors.
+
+    ``first`` is the operand of the first report.
 
     Raises:
         UsageError: there is one.
@@ -169,13 +174,12 @@ def refuse_unused(
         if role not in roles:
             known = ", ".join(roles) or "none"
             raise UsageError(f"--only {role!r} is the role of no section", hint=f"roles: {known}")
-    if not (listing.match and reports):
+    if not listing.match or first is None:
         return
     listed = [entry.address for report in reports for entry in report.entries or ()]
     for glob in listing.match:
         if not any(fits(glob, address) for address in listed):
-            operand = Operand(Path(reports[0].path), reports[0].address)
-            whole = inspect_file(operand, Listing(every=True), layouts=layouts)
+            whole = inspect_file(first, Listing(every=True), layouts=layouts)
             names = [entry.address for entry in whole.entries or ()]
             if not any(fits(glob, name) for name in names):
                 raise UsageError(f"--match {glob!r} fits no tensor", hint=meant(glob, names))

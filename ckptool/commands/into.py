@@ -9,6 +9,7 @@ from pathlib import Path
 from ckptool.commands.promoting import carry_out, check_place
 from ckptool.contents.alignment import Alignment, align_names
 from ckptool.contents.inventory import Table
+from ckptool.contents.selection import parse_operand
 from ckptool.ema.candidates import CHOSEN, Candidate, EmaLocation, table_address
 from ckptool.ema.layouts import Layouts
 from ckptool.ema.locate import locate_ema
@@ -43,6 +44,22 @@ class Slot(NamedTuple):
         return Casting(
             exceptions={start_of(ref): slots[name].dtype for name, ref in tensors.items()}
         )
+
+
+def whole(text: str) -> Path:
+    """Return the path that ``--into`` names.
+
+    Raises:
+        UsageError: it names a part of a checkpoint.
+    """
+    path, address = parse_operand(text)
+    if address is None:
+        return path
+    raise UsageError(
+        f"--into takes a whole checkpoint, and {address!r:.80} is a key path in it",
+        path=path,
+        hint="leave out the # and what follows; the average replaces the model's state dict",
+    )
 
 
 def open_slot(

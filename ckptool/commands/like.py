@@ -22,7 +22,7 @@ from ckptool.errors import CkptError, UnknownFormatError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.texts import load_json
 from ckptool.plans.weights import select_role
-from ckptool.sources.local import LocalFile
+from ckptool.sources.places import open_file
 from ckptool.tree.addresses import parse_address
 from ckptool.tree.nodes import TensorRef
 
@@ -80,9 +80,10 @@ def _from_document(path: Path, address: str | None, error: CkptError) -> Mapping
 
 
 def _document(path: Path, error: CkptError) -> dict[str, Any]:
-    with LocalFile(path) as file:
+    with open_file(path) as file:
         if file.size > MAX_DOCUMENT:
             raise error
+        file.lift()
         try:
             document = load_json(file.read(0, file.size))
         except ValueError:

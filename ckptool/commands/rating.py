@@ -17,6 +17,7 @@ from ckptool.formats import open_checkpoint
 from ckptool.records import NamedTuple
 from ckptool.regex import regex
 from ckptool.reports.run import RunEntry
+from ckptool.sources.places import as_path
 from ckptool.tensors.sample import scalar_value
 
 Entries = Sequence[RunEntry]
@@ -129,7 +130,7 @@ def _rated(entry: RunEntry, metric: str) -> _Rated | None:
     better = {name: told["is"] for name, told in entry.better.items()}
     found = _called(values, metric)
     if not found and entry.error is None:
-        values, better = _any_numbers(Path(entry.path), metric)
+        values, better = _any_numbers(as_path(entry.path), metric)
         gc.collect(0)
         found = _called(values, metric) or list(values)
     if len(found) > 1:

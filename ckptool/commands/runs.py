@@ -17,6 +17,8 @@ from ckptool.formats import open_checkpoint
 from ckptool.reports.base import MainSlot
 from ckptool.reports.inspect import InspectReport
 from ckptool.reports.run import BestReport, RunEntry, RunReport
+from ckptool.sources.places import as_path, known_size
+from ckptool.sources.urls import WEB, RemotePath
 
 
 def inspect_directory(path: Path, *, layouts: Layouts = ()) -> RunReport:
@@ -58,7 +60,7 @@ def _run_entry(path: Path, layouts: Layouts) -> RunEntry:
 def unreadable_entry(path: Path, error: CkptError) -> RunEntry:
     """Return the line of a table for a file that cannot be read."""
     try:
-        size = path.stat().st_size
+        size = known_size(path)
     except OSError:
         size = 0
     is_of_part = error.path is not None and error.path != path
@@ -113,12 +115,17 @@ def run_entry(report: InspectReport) -> RunEntry:
 
 
 def _modified(path: str) -> str | None:
-    """Return the time of the last change of a file or a directory of this machine."""
+    """Return the time of the last change of a file or a directory, if its listing states it."""
+    place = as_path(path)
+    if isinstance(place, RemotePath) and place.scheme in WEB:  # lists nothing
+        return None
     try:
-        written = datetime.fromtimestamp(Path(path).stat().st_mtime, UTC)
+        changed = place.stat().st_mtime
+        written = datetime.fromtimestamp(changed, UTC)
     except (OSError, OverflowError, ValueError):  # a file system may have years beyond 9999
         return None
-    return written.strftime(ISO) if written.year in YEARS else None
+    is_known = changed or not isinstance(place, RemotePath)
+    return written.strftime(ISO) if is_known and written.year in YEARS else None
 
 
 def best_by_metric(entries: Sequence[RunEntry]) -> dict[str, BestReport]:

@@ -13,7 +13,8 @@ from hashlib import sha256
 from ckptool.comparison.operands import Side
 from ckptool.errors import CkptError
 from ckptool.formats.unopened import Unopened, unopened_files
-from ckptool.sources.local import LocalFile
+from ckptool.sources.places import open_file
+from ckptool.sources.urls import RemotePath
 
 FILES = "__files__"
 BLOCK = 1 << 20
@@ -63,11 +64,13 @@ def _hold(side: Side, files: list[Unopened], *, are_folders: bool) -> list[str]:
 
 def _content(file: Unopened) -> tuple[str, str]:
     """Return (why the file cannot be read, the text that represents its bytes)."""
-    if file.error:
+    is_far = isinstance(file.path, RemotePath) and not file.path.is_dir()  # not fetched so far
+    if file.error and not is_far:
         return file.error, ""
     digest = sha256()
     try:
-        with LocalFile(file.path) as source:
+        with open_file(file.path) as source:
+            source.lift()
             for at in range(0, source.size, BLOCK):
                 digest.update(source.read(at, min(BLOCK, source.size - at)))
             return "", f"{source.size:,} bytes, sha256 {digest.hexdigest()}"

@@ -17,7 +17,7 @@ directory) are read, with a note.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from itertools import islice
@@ -210,8 +210,16 @@ class TorchRecords:
             if record.header_offset not in self._located:
                 with suppress(CkptError):
                     self.archive.data_offset(record)
+        self.listen_to_arrays(pickles, [*self.archive.maybe_arrays.values()])
+
+    def listen_to_arrays(self, pickles: Pickles, records: Iterable[ZipRecord]) -> None:
+        """Record the names in those of the records that are arrays of objects.
+
+        Raises:
+            UnsupportedError: there are more than can be followed in useful time.
+        """
         found = 0
-        for record in [*self.archive.maybe_arrays.values()]:
+        for record in records:
             with suppress(DamagedError):
                 begin = values_at(self.archive.head(record, HEAD_BYTES))
                 if begin is not None and begin < record.size:

@@ -5,14 +5,41 @@ TorchScript archives (``torch.jit.save``) have the same records and more: see ``
 
 from __future__ import annotations
 
-from ckptool.formats.base import Checkpoint, FileFormat, Format
+from collections.abc import Container
+
+from ckptool.formats.base import Checkpoint, FileFormat, Format, NamedGlobal
 from ckptool.formats.nested import checkpoint_of, pickles_of
 from ckptool.formats.pickles.literal import Literal
 from ckptool.formats.script_code import is_torchscript
 from ckptool.formats.torch_records import TorchRecords
 from ckptool.formats.torchscript import name_modules, read_classes
-from ckptool.formats.zips.records import ZipArchive, is_zip
+from ckptool.formats.zips.records import STORED, ZipArchive, is_zip
 from ckptool.sources.base import Source
+
+
+def names_in_arrays(file: Source, offsets: Container[int]) -> tuple[NamedGlobal, ...]:
+    """Return the names in arrays of objects among the records of a zip.
+
+    Behind a URL records are not looked at when the file is opened.
+
+    Args:
+        file: the zip.
+        offsets: the places of the stored records that begin as arrays. Compressed ones are looked
+            into.
+
+    Raises:
+        CkptError: it is no zip of torch's, or has more arrays than can be followed.
+    """
+    archive, pickles = ZipArchive(file), pickles_of("data.pkl")
+    TorchRecords(archive).listen_to_arrays(
+        pickles,
+        [
+            record
+            for record in archive.records
+            if record.method != STORED or archive.data_offset(record) in offsets
+        ],
+    )
+    return pickles.globals_named
 
 
 class TorchScript(Format):

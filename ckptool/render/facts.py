@@ -51,7 +51,12 @@ def finding_row(finding: Finding) -> Fact:
     )
 
 
-def post_hoc(snapshots: Sequence[SnapshotReport], folder: Path) -> str:
+def folder_of(path: str) -> str:
+    """Return the directory of a file; a path would take a slash away from a URL."""
+    return path.rpartition("/")[0] if "://" in path else str(Path(path).parent)
+
+
+def post_hoc(snapshots: Sequence[SnapshotReport], folder: str) -> str:
     """Return the relative widths of snapshots, and the command that makes another one."""
     widths = sorted({each.sigma_rel for each in snapshots if each.sigma_rel is not None})
     tracks = {each.track for each in snapshots if each.sigma_rel is None}
@@ -61,7 +66,7 @@ def post_hoc(snapshots: Sequence[SnapshotReport], folder: Path) -> str:
     typed = " --widths W,W" if tracks else ""
     from shlex import quote  # noqa: PLC0415 - for few runs
 
-    command = f"ckptool average {quote(str(folder))}{typed} --sigma-rel X -o OUT"
+    command = f"ckptool average {quote(folder)}{typed} --sigma-rel X -o OUT"
     shown = f"{' and '.join(parts)}; other widths: {command}"
     return words.printable(shown, len(shown))
 

@@ -7,7 +7,6 @@ file goes through :func:`~ckptool.render.text.printable`; pages hold text, never
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ckptool.render import text as words
@@ -17,6 +16,7 @@ from ckptool.render.facts import (
     Fact,
     facts,
     finding_row,
+    folder_of,
     is_mean,
     place,
     post_hoc,
@@ -152,7 +152,7 @@ def _ema_lines(report: InspectReport) -> Iterator[Fact]:
             typed = f"ckptool extract-ema {where}"
             yield "extract with", line(words.printable(typed, len(typed)))
     if report.snapshots:
-        yield "post-hoc", line(post_hoc(report.snapshots, Path(report.path).parent))
+        yield "post-hoc", line(post_hoc(report.snapshots, folder_of(report.path)))
     in_slot = {c.address for c in ema.candidates if c.address == c.model}
     if any(found.rule == "CK417" and found.address in in_slot for found in report.findings):
         yield "model", line("its state dict holds the weights from before the averaging began")

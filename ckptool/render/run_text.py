@@ -42,7 +42,7 @@ def show_run(report: RunReport) -> Page:
     snapshots = [each for entry in report.checkpoints for each in entry.snapshots or ()]
     if snapshots and where:
         found = words.plural(len(snapshots), "EMA snapshot")
-        yield line(f"{found} of {post_hoc(snapshots, Path(report.path))}", wraps=False)
+        yield line(f"{found} of {post_hoc(snapshots, report.path)}", wraps=False)
     if report.unrated:
         names = ", ".join(map(short, report.unrated))
         ask = f"ckptool verify --best {short(report.unrated[0])}:max, or :min, takes your word"

@@ -68,6 +68,15 @@ def files_in(folder: Path) -> list[Path]:
     return [path for path in entries(folder) if path.is_file()]
 
 
+def known_size(path: Path) -> int:
+    """Return the bytes of a file; a server is not asked, so that they may be unknown there: 0.
+
+    Raises:
+        OSError: there is no such file here.
+    """
+    return int(path.store.known_size(path)) if isinstance(path, RemotePath) else path.stat().st_size
+
+
 def open_file(path: Path) -> Source:
     """Open a file, here or behind a URL.
 

@@ -23,6 +23,7 @@ URL = regex(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://")
 SCHEMES = ("https", "http", "hf", "s3", "gs", "az")
 WEB = frozenset({"https", "http"})
 ELSEWHERE = frozenset("/\\\0")  # no letters of a name
+QUERY = "?…"  # stands for a query
 HOST = regex(r"(\[[0-9A-Fa-f:.]+\]|[^:]*)(:\d*)?")
 
 
@@ -36,7 +37,8 @@ class Status(NamedTuple):
 class RemotePath(_Base):
     """A URL as a path.
 
-    Its text shows neither the user's name and password nor the query, which may hold a signature.
+    Its text shows neither the user's name and password nor the query, which may hold a signature:
+    an ellipsis stands for the query.
     """
 
     find_store: ClassVar[Callable[[RemotePath], Any]]  # set by ``places.py``
@@ -84,7 +86,7 @@ class RemotePath(_Base):
     @property
     def name(self) -> str:
         """The last part, as a file would be called; escapes that would lead elsewhere stay."""
-        last = shown(self.url).rstrip("/").rpartition("/")[2]
+        last = shown(self._split()[0]).rstrip("/").rpartition("/")[2]
         plain = self._unquoted(last)
         leads_elsewhere = plain in {".", ".."} or not ELSEWHERE.isdisjoint(plain)
         return last.replace("..", "%2E%2E") if leads_elsewhere else plain
@@ -191,15 +193,16 @@ class RemotePath(_Base):
 
 
 def shown(url: str) -> str:
-    """Return a URL without what may be secret: user and password, and the query."""
+    """Return a URL without what may be secret: user and password, and the text of the query."""
     scheme, _, rest = url.partition("://")
     if scheme.lower() not in WEB:
         return url
-    host, slash, path = rest.partition("?")[0].partition("/")
+    base, mark, _ = rest.partition("?")
+    host, slash, path = base.partition("/")
     host = host.rpartition("@")[2]
     if not HOST.fullmatch(host):  # maybe the beginning of a password with a ? or / in it
         return f"{scheme}://…"
-    return f"{scheme}://{host}{slash}{path}"
+    return f"{scheme}://{host}{slash}{path}{mark and QUERY}"
 
 
 def is_url(text: str) -> bool:

@@ -35,11 +35,12 @@ def checksum(read: Callable[[int, int], bytes], nbytes: int, start: int = 0) -> 
 
 
 class Seen(NamedTuple):
-    """The checksum of a run of bytes, and whether its values are finite."""
+    """The checksum of a run of bytes, and whether its values are finite, or an array's file."""
 
     nbytes: int = 0
     crc: int = 0
     is_finite: bool = True  # True is certain
+    is_array: bool = False  # a record that begins as a file of numpy, where that is looked for
 
     def then(self, other: Seen) -> Seen:
         """Combine this run with the run directly after it."""

@@ -21,6 +21,7 @@ from itertools import chain
 from pathlib import Path
 
 from ckptool.formats.base import TensorReader
+from ckptool.formats.npy import HEAD_BYTES, values_at
 from ckptool.formats.zips.checksums import Checksummed, checksummed_records, is_storage
 from ckptool.process.limits import usable_cpus
 from ckptool.process.progress import Progress, announce
@@ -78,6 +79,7 @@ class Scan:
     broken: tuple[BrokenRecord, ...]
     suspects: Tensors  # may hold non-finite values; all others do not
     left: tuple[Region, ...] = ()  # regions that the caller reads
+    arrays: tuple[Region, ...] = ()  # records behind a URL that begin as files of numpy
 
     def __add__(self, other: Scan) -> Scan:
         """Combine the scans of two parts."""
@@ -87,6 +89,7 @@ class Scan:
             self.broken + other.broken,
             _once(self.suspects + other.suspects),
             self.left + other.left,
+            self.arrays + other.arrays,
         )
 
 
@@ -131,6 +134,7 @@ def completed(so_far: Scan, seen: Mapping[ByteSpan, Seen]) -> Scan:
 def _judged(pairs: Iterable[tuple[Region, Seen]]) -> Scan:
     broken: list[BrokenRecord] = []
     suspects: list[tuple[Address, TensorRef]] = []
+    arrays: list[Region] = []
     records = without = 0
     for region, seen in pairs:
         record = region.record
@@ -146,7 +150,9 @@ def _judged(pairs: Iterable[tuple[Region, Seen]]) -> Scan:
             )
         if region.test and not seen.is_finite:
             suspects += region.tensors
-    return Scan(records, without, tuple(broken), _once(suspects))
+        if seen.is_array:
+            arrays.append(region)
+    return Scan(records, without, tuple(broken), _once(suspects), arrays=tuple(arrays))
 
 
 def _once(tensors: Iterable[tuple[Address, TensorRef]]) -> Tensors:
@@ -281,11 +287,14 @@ def _read(region: Region) -> Seen:
     """Compute the checksum of a region that has one, and test whether all its values are finite."""
     has_crc = region.record is not None and region.record.crc is not None
     crc, is_finite, at, end = 0, True, region.offset, region.offset + region.nbytes
+    is_array = False
     while at < end:
         block = room()[: min(BLOCK, end - at)]
         region.source.fill(block, at)
+        if at == region.offset and region.record is not None and not region.source.is_near:
+            is_array = values_at(bytes(block[:HEAD_BYTES])) is not None
         crc = crc32(block, crc) if has_crc else 0
         if region.test is not None and is_finite:
             is_finite = region.test(block)
         at += len(block)
-    return Seen(region.nbytes, crc, is_finite)
+    return Seen(region.nbytes, crc, is_finite, is_array)

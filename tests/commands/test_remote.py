@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from helpers import web
 from helpers.output import run_inside as run
 from helpers.paths import FIXTURES
 from helpers.thinned import one_in
+from helpers.two_faced import EVIL
+from helpers.unpacked import array, storage
 from helpers.web import Site, serving
 
 SAMPLE = FIXTURES / "ema" / "emacallback" / "exported.ckpt"
@@ -126,6 +129,56 @@ def test_convert_and_average(site, tmp_path, in_parts):
     assert run("diff", tmp_path / "mean.safetensors", one).exit_code == 0
 
 
+def test_an_average_is_written_into_a_copy_of_a_url(site, tmp_path, in_parts):
+    path = FIXTURES / "ema" / "has_ema" / "late.pt"
+    url, one, other = at(site, path), tmp_path / "one.pt", tmp_path / "other.pt"
+    site.every = lambda handler, data: (
+        web.status(403)(handler, data) if not handler.path.endswith("?sig=s3cret") else False
+    )
+    words = ("average", path, path, "--only", "model", "--into")
+    ours = run(*words, f"{url}?sig=s3cret", "-o", one)
+    theirs = run(*words, path, "-o", other)
+    assert ours.exit_code == theirs.exit_code == 0, ours
+    assert run("diff", one, other).exit_code == 0
+    done = run(*words, f"{url}?sig=of_another", "-o", tmp_path / "third.pt")
+    assert done.exit_code == 2
+    assert f"error: {url}?…: the server forbids it" in done.stderr
+    assert "of_another" not in done.stderr
+    done = run(*words, f"{url}?sig=s3cret#state_dict", "-o", tmp_path / "third.pt")
+    assert done.exit_code == 2
+    assert "--into takes a whole checkpoint" in done.stderr
+
+
+@pytest.mark.parametrize("words", [("inspect",), ("inspect", "--tensors")])
+def test_the_model_that_is_to_take_weights_may_be_behind_a_url(site, words):
+    asked = ("--tensors", "--json") if len(words) > 1 else ()
+    site.files["/model.json"] = run("inspect", SAMPLE, *asked).encode()
+    like = f"{site.url}/model.json?sig=s3cret" if asked else at(site, SAMPLE)
+    done = run("verify", SAMPLE, "--like", like, "--require", "loads")
+    assert done.exit_code == 0, done
+    assert site.asked
+
+
+def test_a_glob_that_fits_nothing_is_told_of_a_signed_url(site):
+    site.every = lambda handler, data: (
+        web.status(403)(handler, data) if not handler.path.endswith("?sig=s3cret") else False
+    )
+    done = run("inspect", f"{at(site, SAMPLE)}?sig=s3cret", "--match", "no.such.*")
+    assert done.exit_code == 2
+    assert "fits no tensor" in done.stderr
+
+
+def test_arrays_of_objects_are_looked_for_where_all_bytes_are_read(site, in_parts):
+    site.files["/a.pt"] = storage(bytes(5000) + b"1234")
+    assert run("verify", f"{site.url}/a.pt", "--bytes", "--require", "safe").exit_code == 0
+    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        site.files["/a.pt"] = storage(array(EVIL) + bytes(5000), method)
+        done = run("verify", f"{site.url}/a.pt", "--bytes", "--require", "safe")
+        assert done.exit_code == 1, done
+        assert "CK201" in done
+        assert "mkdir" in done
+
+
 def test_a_whole_checkpoint_without_its_optimizer(site, tmp_path, in_parts):
     path = FIXTURES / "ema" / "has_ema" / "late.pt"
     one, other = tmp_path / "one.ckpt", tmp_path / "other.ckpt"
@@ -197,7 +250,7 @@ def test_outputs_are_local(output):
 def test_an_output_that_is_a_url_is_named_as_one_without_its_secret():
     done = run("extract-ema", SAMPLE, "-o", "https://a.example/b.safetensors?sig=s3cret")
     assert done.exit_code == 2
-    assert "error: https://a.example/b.safetensors: outputs are files" in done.stderr
+    assert "error: https://a.example/b.safetensors?…: outputs are files" in done.stderr
     assert "s3cret" not in done.stderr + done
 
 
@@ -210,7 +263,7 @@ def test_in_place_is_refused(site):
 def test_a_missing_file_is_said_with_its_url(site):
     done = run("inspect", f"{site.url}/none.ckpt?sig=s3cret")
     assert done.exit_code == 2
-    assert f"{site.url}/none.ckpt: no such file (404)" in done.stderr
+    assert f"{site.url}/none.ckpt?…: no such file (404)" in done.stderr
     assert "s3cret" not in done.stderr + done
 
 

@@ -103,9 +103,14 @@ class ListingStore(Store):
             return None
         return None if entry is None else entry.size
 
+    def known_size(self, path: RemotePath) -> int:
+        """Return the bytes of a file in a directory that was listed; else 0."""
+        entry = self._listed.get(path.parent, {}).get(path.name)
+        return (entry.size or 0) if entry else 0
+
     def status_of(self, path: RemotePath) -> Status:
-        """Return size and time of a file."""
+        """Return size and time of a file; those of a directory are not known."""
         entry = self.entries(path.parent).get(path.name)
-        if entry is None or entry.size is None:
+        if entry is None:
             raise FileNotFoundError(2, "no such file", str(path))
-        return Status(entry.size, entry.modified)
+        return Status(entry.size or 0, entry.modified)

@@ -57,6 +57,10 @@ class Store(ABC):
         except UnreadableError:
             return None
 
+    def known_size(self, path: RemotePath) -> int:  # noqa: ARG002
+        """Return the bytes of a file as far as they are known without a request; else 0."""
+        return 0
+
     def status_of(self, path: RemotePath) -> Status:
         """Return size and time of a file.
 

@@ -36,9 +36,14 @@ def output_path(source: Path, output: str | Path | None, name: str | None = None
     """Return the file to write: beside the source, as named, or inside the directory that is named.
 
     ``name`` is that of the file in a directory, by default the same as beside the source.
+
+    Raises:
+        OutputError: it is a URL.
     """
-    if output is not None and is_folder_name(output):
-        return Path(output)
+    if output is not None:
+        _refuse_url(output)
+        if is_folder_name(output):
+            return Path(output)
     beside = _beside(source)
     return beside if output is None else in_folder(output, name or beside.name)
 
@@ -52,7 +57,11 @@ def in_folder(output: str | Path, name: str) -> Path:
     """Return ``output``, or if that is a directory, the file ``name`` in it.
 
     ``output`` is a directory if one exists there, or if it ends with a slash.
+
+    Raises:
+        OutputError: it is a URL.
     """
+    _refuse_url(output)
     is_folder = str(output).endswith(("/", os.sep)) or os.path.isdir(output)  # noqa: PTH112
     return Path(output) / name if is_folder else Path(output)
 
@@ -169,11 +178,11 @@ def check_folder(folder: Path) -> bool:
 THIS_MACHINE = "outputs are files of this machine, and this is a URL"
 
 
-def _refuse_url(path: Path) -> None:
-    """Refuse a URL; as a path of this machine it has lost a slash."""
-    first = path.parts[0] if path.parts else ""
-    if first.removesuffix(":") in SCHEMES and first.endswith(":") and not Path(first).exists():
-        url = RemotePath(str(path).replace(":/", "://", 1))
+def _refuse_url(output: str | Path) -> None:
+    """Refuse a URL, as a text or as a path of this machine, which has lost a slash."""
+    scheme, colon, rest = str(output).partition(":")
+    if scheme.lower() in SCHEMES and rest.startswith("/") and not Path(scheme + colon).exists():
+        url = RemotePath(f"{scheme}://{rest.lstrip('/')}")
         raise OutputError(THIS_MACHINE, path=url, hint="write a file here and upload it")
 
 
