@@ -15,6 +15,8 @@ from helpers.output import STEERING, run_inside, run_process
 from helpers.paths import FIXTURES, ZOO
 from helpers.thinned import choose_examples
 
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+
 
 def pytest_configure(config):
     """Examples for a quick run or a whole one, and signals as at a terminal.
@@ -42,7 +44,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch):
-    for name in STEERING:
+    for name in (*STEERING, *PROXIES, *map(str.upper, PROXIES)):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CKPTOOL_DEBUG", "1")  # a bug is a traceback, not a refusal
 

@@ -1,142 +1,144 @@
-"""Buckets, against a stand-in for S3 that answers the requests of obstore."""
+"""What is said where a bucket cannot be read: TLS, proxies, credentials, the library itself.
+
+``test_services.py`` has the answers of the services that others wrote.
+"""
 
 from __future__ import annotations
 
 import sys
-from urllib.parse import parse_qs, unquote, urlsplit
-from xml.sax.saxutils import escape
 
 import pytest
 
-from ckptool.sources.remote import cloud, retries, schemes
+from ckptool.sources.remote import cloud, schemes
+from ckptool.sources.remote.base import NotThereError, ReplacedError
 from helpers import web
 from helpers.output import run_inside as run
 from helpers.paths import FIXTURES
+from helpers.proxy import relaying
 from helpers.web import Site, serving
 
 SAMPLE = FIXTURES / "ema" / "emacallback" / "exported.ckpt"
 SECRET = "wJalrXUtnFEMI"
 
 
-def listing(handler, files) -> bytes:
-    """Return the answer to ListObjectsV2."""
-    asked = parse_qs(urlsplit(handler.path).query)
-    bucket = urlsplit(handler.path).path.strip("/")
-    prefix, delimiter = asked.get("prefix", [""])[0], asked.get("delimiter", [""])[0]
-    rows, folders = [], {}
-    for path, data in files.items():
-        key = path.removeprefix(f"/{bucket}/")
-        if not path.startswith(f"/{bucket}/") or not key.startswith(prefix):
-            continue
-        name, slash, _ = key.removeprefix(prefix).partition("/")
-        if delimiter and slash:
-            folders[f"{prefix}{name}/"] = None
-        else:
-            rows.append((key, len(data)))
-    keys = "".join(
-        f"<Contents><Key>{escape(key)}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified>"
-        f"<ETag>&quot;x&quot;</ETag><Size>{size}</Size></Contents>"
-        for key, size in rows
-    )
-    common = "".join(
-        f"<CommonPrefixes><Prefix>{escape(folder)}</Prefix></CommonPrefixes>" for folder in folders
-    )
-    return (
-        '<?xml version="1.0"?><ListBucketResult><IsTruncated>false</IsTruncated>'
-        f"<Name>{bucket}</Name><KeyCount>{len(rows)}</KeyCount>{keys}{common}</ListBucketResult>"
-    ).encode()
+def forget_clients() -> None:
+    schemes.cloud_store.cache_clear()
+    cloud.client_of.cache_clear()
 
 
 @pytest.fixture
-def bucket(monkeypatch):
+def clients(monkeypatch):
     pytest.importorskip("obstore")
-    schemes.cloud_store.cache_clear()
-    cloud.client_of.cache_clear()
-    monkeypatch.setattr(
-        retries, "PATIENCE", retries.PATIENCE._replace(sleep=lambda _seconds: None, attempts=2)
-    )
-    site = Site()
-
-    def answer(handler, _data) -> bool:
-        if "list-type=2" in handler.path:
-            handler.answer(200, listing(handler, site.files), **{"Content-Type": "application/xml"})
-            return True
-        path = unquote(urlsplit(handler.path).path)
-        if path not in site.files:
-            return web.status(404)(handler, b"")
-        handler.answer_range(site.files[path], **{"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"})
-        return True
-
-    site.every = answer
-    with serving(site) as running:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", running.url)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-        monkeypatch.setenv("AWS_REGION", "us-east-1")
-        yield running
-    schemes.cloud_store.cache_clear()
-    cloud.client_of.cache_clear()
+    web.be_quick(monkeypatch)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    forget_clients()
+    yield
+    forget_clients()
 
 
-def test_a_file_of_a_bucket(bucket, tmp_path):
-    bucket.files["/models/runs/last.ckpt"] = SAMPLE.read_bytes()
-    url, output = "s3://models/runs/last.ckpt", tmp_path / "ema.safetensors"
-    done = run("inspect", url)
-    assert done.exit_code == 0, done
-    assert run("extract-ema", url, "-o", output).exit_code == 0
-    assert run("diff", f"{SAMPLE}#@ema", output).exit_code == 0
-    assert all("AWS4-HMAC-SHA256" in each.headers["authorization"] for each in bucket.asked)
+@pytest.fixture
+def bucket(certificates):
+    """A server of one object that speaks TLS as elsewhere.example, and counts handshakes."""
+    with serving(Site({"/b/last.ckpt": SAMPLE.read_bytes()}), certificates.elsewhere) as site:
+        handshakes: list[str] = []
+        certificates.elsewhere.sni_callback = lambda _socket, name, _context: handshakes.append(
+            name
+        )
+        yield site, handshakes
+        certificates.elsewhere.sni_callback = None
 
 
-def test_a_folder_of_a_bucket(bucket):
-    folder = FIXTURES / "genuine" / "fsdp2" / "checkpoint"
-    for file in folder.rglob("*"):
-        if file.is_file():
-            bucket.files[f"/models/step/{file.relative_to(folder)}"] = file.read_bytes()
-    done = run("diff", "s3://models/step#@model", f"{folder}#@model")
-    assert done.exit_code == 0, done
+@pytest.fixture
+def proxied(bucket, clients, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://elsewhere.example")
+    with relaying(bucket[0], f"me:{SECRET}") as relay:
+        monkeypatch.setenv("HTTPS_PROXY", relay.url)
+        yield relay
 
 
-def test_a_run_in_a_bucket(bucket):
-    for name in ("a", "b"):
-        bucket.files[f"/models/runs/{name}.ckpt"] = SAMPLE.read_bytes()
-    done = run("inspect", "s3://models/runs/")
-    assert done.exit_code == 0, done
-    assert "b.ckpt" in done
-
-
-def test_another_version_is_told(bucket, tmp_path, monkeypatch):
-    data = SAMPLE.read_bytes()
-    bucket.files["/models/last.ckpt"] = data
-    monkeypatch.setattr("ckptool.sources.remote.file.TAIL", 1024)
-    monkeypatch.setattr("ckptool.sources.remote.file.HEAD", 4096)
-    plain = bucket.every
-
-    def replace(handler, given) -> bool:
-        if len(bucket.asked) == 2:
-            bucket.files["/models/last.ckpt"] = bytes(reversed(data))
-        return plain(handler, given)
-
-    bucket.every = replace
-    done = run("extract-ema", "s3://models/last.ckpt", "-o", tmp_path / "a.safetensors")
-    assert done.exit_code == 2, done
-    assert "replaced" in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("status", [403, 404])
-def test_refusals(bucket, status):
-    bucket.every = web.status(status)
-    done = run("inspect", "s3://models/last.ckpt")
+@pytest.mark.parametrize("place", ["last.ckpt", "runs"])
+def test_a_certificate_that_does_not_verify_is_an_error_at_once(
+    proxied, bucket, place, monkeypatch
+):
+    monkeypatch.setenv("AWS_ALLOW_INVALID_CERTIFICATES", "true")  # of no effect
+    done = run("inspect", f"s3://b/{place}")
     assert done.exit_code == 2
-    assert done.stderr.startswith("error: s3://models/last.ckpt: ")
-    assert "hint:" in done.stderr
+    assert "the TLS certificate of the storage service does not verify" in done.stderr
+    assert "SSL_CERT_FILE" in done.stderr
+    assert bucket[1] == ["elsewhere.example"]  # one handshake
+    assert not bucket[0].asked
+
+
+def test_an_authority_of_ones_own_and_a_proxy(proxied, bucket, certificates, tmp_path, monkeypatch):
+    authority = tmp_path / "ca.pem"
+    certificates.authority.cert_pem.write_to_path(authority)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+    done = run("inspect", "s3://b/last.ckpt")
+    assert done.exit_code == 0, done
+    assert proxied.asked == ["elsewhere.example:443"]
+    assert bucket[0].asked
+
+
+@pytest.mark.parametrize(
+    ("status", "said"), [(407, "asks for a login"), (403, "refuses the connection")]
+)
+def test_what_a_proxy_refuses_is_said_at_once(proxied, status, said):
+    proxied.refusals = dict.fromkeys(range(99), status)
+    done = run("inspect", "s3://b/last.ckpt")
+    assert done.exit_code == 2
+    assert f"s3://b/last.ckpt: the proxy {said}" in done.stderr
+    assert "hint: " in done.stderr
     assert SECRET not in done.stderr
+    assert len(proxied.asked) == 1
+
+
+def test_a_signature_in_a_url_is_not_shown(clients, monkeypatch):
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", f"sv=2026&sig={SECRET}")
+    with serving(Site(every=web.status(400))) as site:
+        monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", site.url)
+        done = run("inspect", "az://models/last.ckpt")
+    assert done.exit_code == 2
+    assert SECRET in site.asked[0].path
+    assert SECRET not in done.stderr + done
+
+
+def error(name: str, text: str) -> Exception:
+    return type(name, (Exception,), {})(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said", "is_transient"),
+    [
+        ("GenericError", "non-2xx status code: 503 Slow Down: <Code>", "503", True),
+        ("GenericError", "non-2xx status code: 400 Bad Request", "400", False),
+        ("GenericError", "HTTP error: error sending request", "sending request", True),
+        ("GenericError", "HTTP error: x\nDebug source:\nmessage: \"Timed out\"", "Timed out", True),
+        ("GenericError", "HTTP error: x\nDebug source: Name or service not known", "HTTP", False),
+        ("GenericError", "x\nDebug source: InvalidCertificate(\n Expired", "not verify: E", False),
+        ("GenericError", "GET http://h/k?sig=s3cret in 1ms", "h/k?… in", False),
+        ("GenericError", "x Debug source: http://169.254.169.254/latest", "no credentials", False),
+        ("UnauthenticatedError", "401", "asks for credentials", False),
+        ("OfTheFuture", "something", "something", False),
+    ],
+)  # fmt: skip
+def test_errors_of_the_library(name, text, said, is_transient):
+    found = cloud.failed(error(name, text))
+    assert said in found.message
+    assert found.hint
+    assert found.is_transient is is_transient
+    assert "s3cret" not in found.message
+
+
+def test_errors_that_tell_more_than_that_it_failed():
+    assert isinstance(cloud.failed(FileNotFoundError("x")), NotThereError)
+    assert isinstance(cloud.failed(error("PreconditionError", "412")), ReplacedError)
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch):
-    schemes.cloud_store.cache_clear()
-    cloud.client_of.cache_clear()
+    forget_clients()
     monkeypatch.setitem(sys.modules, "obstore", None)
     done = run("inspect", "gs://models/last.ckpt")
     assert done.exit_code == 2

@@ -7,6 +7,7 @@ import pytest
 from ckptool.errors import UnreadableError
 from ckptool.sources.remote import connections
 from ckptool.sources.remote.ahead import CHUNK, FAR
+from ckptool.sources.remote.base import TransferError
 from ckptool.sources.remote.file import HEAD, TAIL, RemoteFile
 from ckptool.sources.remote.http import HttpObject
 from ckptool.sources.remote.retries import Patience
@@ -399,3 +400,13 @@ def test_an_unknown_host_is_said():
     with pytest.raises(UnreadableError, match="not known") as error:
         opened(Site(url="http://no-such-host.invalid"))
     assert "curl" in error.value.hint
+
+
+@pytest.mark.parametrize("url", ["https://a b/c.pt", "https:///c.pt", "https://a\x7f/c.pt"])
+def test_a_host_has_no_spaces_and_no_controls(url):
+    with pytest.raises(TransferError, match="names no host"):
+        connections.site_of(url)
+
+
+def test_a_host_with_other_letters_is_asked_for_in_ascii():
+    assert connections.site_of("https://bücher.example/a.pt").host == "xn--bcher-kva.example"

@@ -100,6 +100,18 @@ def test_the_token_is_for_the_hub_alone_and_never_shown(hub, storage):
     assert "s3cret" not in done + done.stderr
 
 
+def test_a_document_of_digests_is_transferred_alone(hub, storage):
+    put(storage, SAMPLE, "last.ckpt")
+    document = run("inspect", SAMPLE, "--digests", "--json")
+    storage.files["/owner/repo/last.ckpt.digests.json"] = document.encode()
+    url = "hf://owner/repo/last.ckpt.digests.json"
+    assert run("diff", url, SAMPLE).exit_code == 0
+    assert run("diff", f"{url}#state_dict", f"{SAMPLE}#ema_state_dict").exit_code == 1
+    assert {each.path.partition("?")[0] for each in storage.asked} == {
+        "/owner/repo/last.ckpt.digests.json"
+    }
+
+
 def test_inspect_of_a_file_takes_few_requests(hub, storage):
     put(storage, SAMPLE, "last.ckpt")
     assert run("inspect", "hf://owner/repo/last.ckpt").exit_code == 0

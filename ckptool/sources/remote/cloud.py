@@ -8,18 +8,26 @@ read by boto3 where that is installed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
+from ckptool.sources.remote import file, retries
+from ckptool.sources.remote.ahead import CHUNK
 from ckptool.sources.remote.base import NotThereError, RemoteObject, ReplacedError, TransferError
+from ckptool.sources.remote.connections import OWN_AUTHORITY
 from ckptool.sources.remote.credentials import allows_plain_http, s3_endpoint, s3_profile
 from ckptool.sources.remote.listings import MAX_ENTRIES, Entry, ListingStore
+from ckptool.sources.remote.proxies import LOGIN
+from ckptool.sources.remote.retries import repeated
+from ckptool.sources.remote.web import TRANSIENT
 from ckptool.sources.urls import RemotePath
 
 INSTALL = "pip install 'ckptool[remote]'"
-PAGE = 1000  # entries of a listing that are asked for at a time
+PIECE = 1 << 20  # bytes of an answer that are received at a time
 
 # The error of obstore, by its name, with what it says to the user and what to do.
 _REASONS = {
@@ -31,6 +39,27 @@ _REASONS = {
     ),
     "InvalidPathError": ("no valid key", "check its spelling"),
 }
+_CHECK = (
+    "check the bucket's name, the endpoint, the credentials, and for S3 the region (AWS_REGION)"
+)
+STATUS = re.compile(r"status code: (\d{3})")
+CERTIFICATE = re.compile(r"InvalidCertificate\(\s*(\w+)")  # as rustls calls the reason
+SYSTEM = re.compile(r'(?:message|error): "([^"]{1,200})"')  # of the operating system
+QUERY = re.compile(r"\?\S*")  # of a URL in a message; it may be a signature
+_NO_CREDENTIALS = (
+    "no credentials were found, in the environment or of a virtual machine",
+    "docs/remote.md says from where they come",
+)
+# A word in the details of an error, with what it means and what to do.
+_OF_CONNECTIONS = (
+    ("ProxyAuthRequired", "the proxy asks for a login", LOGIN),
+    ("TunnelUnsuccessful", "the proxy refuses the connection to the storage service",
+     "check HTTPS_PROXY; NO_PROXY names the hosts that are asked directly"),
+    # Services that know the credentials of a virtual machine or a container:
+    ("http://169.254.169.254/", *_NO_CREDENTIALS),
+    ("http://169.254.170.2/", *_NO_CREDENTIALS),
+    ("http://metadata.google.internal/", *_NO_CREDENTIALS),
+)  # fmt: skip
 
 
 def obstore() -> Any:
@@ -47,78 +76,161 @@ def obstore() -> Any:
 
 
 def failed(error: Exception) -> TransferError:
-    """Return an error of the library as one of ours."""
+    """Return an error of the library as one of ours.
+
+    The library says by text alone what failed: the status of an answer, or behind "Debug source"
+    the errors of the connection. It repeats no request itself, or a certificate that does not
+    verify would be met ten times.
+    """
+    if isinstance(error, TransferError):
+        return error
     name = type(error).__name__
     if name == "PreconditionError":
         return ReplacedError()
     if name in _REASONS:
         message, hint = _REASONS[name]
         return (NotThereError if name == "FileNotFoundError" else TransferError)(message, hint)
-    said = " ".join(str(error).split("Debug source:")[0].split())[:300]
-    hint = (
-        "check the bucket's name, the endpoint, the credentials, and for S3 the region (AWS_REGION)"
-    )
-    return TransferError(f"the storage service failed: {said}", hint)  # obstore tried again
+    said, _, details = str(error).partition("Debug source:")
+    said = QUERY.sub("?…", " ".join(said.split()))[:300]
+    refused = CERTIFICATE.search(details)
+    if refused is not None:
+        return TransferError(
+            f"the TLS certificate of the storage service does not verify: {refused[1]}",
+            OWN_AUTHORITY,
+        )
+    for word, message, hint in _OF_CONNECTIONS:
+        if word in details:
+            return TransferError(message, hint)
+    status, system = STATUS.search(said), SYSTEM.search(details)
+    if status is not None:
+        is_transient = int(status[1]) in TRANSIENT
+    else:
+        is_transient = "HTTP error" in said and "not known" not in details
+        said = f"{said}: {system[1]}" if system else said
+    return TransferError(f"the storage service failed: {said}", _CHECK, is_transient=is_transient)
+
+
+def _asked(ask: Callable[[], Any]) -> Any:
+    """Return the answer to a request.
+
+    Raises:
+        TransferError: there is none.
+    """
+    try:
+        return ask()
+    except Exception as error:  # the library's errors have a base that is not public
+        raise failed(error) from error
 
 
 class CloudObject(RemoteObject):
     """An object of a bucket."""
 
-    def __init__(self, client: Any, key: str) -> None:
+    def __init__(self, client: Any, key: str, *, has_suffixes: bool = True) -> None:
         self._client, self._key = client, key
+        self._has_suffixes = has_suffixes  # the service knows ranges from the end
         self.size = 0
-        self._etag, self._version = "", ""
+        self._etag = self._version = ""
+        self._first = b""  # bytes of the beginning, fetched to find out the size
 
     @property
     def version(self) -> str:
-        """The ETag."""
-        return self._etag or self._version
+        """The ETag, or the date of the last change."""
+        return self._version
 
     def last(self, nbytes: int) -> bytes:
-        """Return the last bytes; where no range from the end is known, find out the size first.
-
-        Azure knows none, and an empty object has none.
-        """
-        try:
-            answer = obstore().get(self._client, self._key, options={"range": {"suffix": nbytes}})
-            self._remember(answer.meta)
-            return bytes(answer.bytes())
-        except Exception as error:  # the library's errors have a base that is not public
-            if type(error).__name__ in _REASONS:
-                raise failed(error) from error
-        try:
-            self._remember(obstore().head(self._client, self._key))
-        except Exception as error:
-            raise failed(error) from error
+        """Return the last bytes; where no range from the end is known, fetch the first ones too."""
+        if self._has_suffixes:
+            try:
+                answer = self._answer({"suffix": nbytes})
+            except Exception as error:
+                if _status(error) not in NO_SUFFIXES:
+                    raise failed(error) from error
+            else:
+                self._remember(answer.meta)
+                data = bytearray(min(nbytes, self.size))
+                self._receive(answer, memoryview(data), self.size - len(data))
+                return bytes(data)
+        self._find_size()
         data = bytearray(min(nbytes, self.size))
-        if data:
-            self.get(memoryview(data), self.size - len(data))
+        at, view = self.size - len(data), memoryview(data)
+        while view:
+            count = self.get(view, at)
+            view, at = view[count:], at + count
         return bytes(data)
+
+    def _find_size(self) -> None:
+        """Find out size and version by the first bytes, which are read next anyway."""
+        try:
+            answer = self._answer((0, file.HEAD))
+        except Exception as error:
+            if _status(error) != 416:  # an empty object has no range
+                raise failed(error) from error
+            self._remember(_asked(lambda: obstore().head(self._client, self._key)))
+            return
+        self._remember(answer.meta)
+        first = bytearray(min(file.HEAD, self.size))
+        self._receive(answer, memoryview(first), 0)
+        self._first = bytes(first)
+
+    def _answer(self, wanted: Any, **options: Any) -> Any:
+        return obstore().get(self._client, self._key, options={"range": wanted, **options})
 
     def _remember(self, meta: Any) -> None:
         self.size = meta["size"]
-        self._etag = meta.get("e_tag") or ""
-        self._version = str(meta.get("last_modified") or "")
+        self._etag, self._version = meta.get("e_tag") or "", _version(meta)
 
     def get(self, buffer: memoryview, offset: int) -> int:
-        """Fill ``buffer`` by one request."""
-        options: dict[str, Any] = {"range": (offset, offset + len(buffer))}
-        if self._etag and not self._etag.startswith("W/"):
-            options["if_match"] = self._etag
-        try:
-            answer = obstore().get(self._client, self._key, options=options)
-            meta, data = answer.meta, bytes(answer.bytes())
-        except Exception as error:
-            raise failed(error) from error
-        if meta["size"] != self.size or (meta.get("e_tag") or "") != self._etag:
+        """Fill ``buffer`` by one request, or the beginning of it with what was fetched before."""
+        if offset < len(self._first):
+            kept = self._first[offset : offset + len(buffer)]
+            buffer[: len(kept)] = kept
+            return len(kept)
+        is_strong = self._etag and not self._etag.startswith("W/")
+        condition = {"if_match": self._etag} if is_strong else {}
+        wanted = (offset, offset + len(buffer))
+        answer = _asked(lambda: self._answer(wanted, **condition))
+        meta = answer.meta
+        if meta["size"] != self.size or _version(meta) != self.version:
             raise ReplacedError
-        if len(data) != len(buffer):
+        self._receive(answer, buffer, offset)
+        return len(buffer)
+
+    @staticmethod
+    def _receive(answer: Any, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` with the body of an answer.
+
+        Raises:
+            TransferError: it is another range, or the connection broke off.
+        """
+        at = 0
+        try:
+            is_wanted = tuple(answer.range) == (offset, offset + len(buffer))
+            for piece in answer.stream(min_chunk_size=PIECE) if is_wanted else ():
+                part = memoryview(piece)[: len(buffer) - at]
+                buffer[at : at + len(part)] = part
+                at += len(part)
+        except Exception as error:
+            raised = failed(error)
+            raised.received = at
+            raise raised from error
+        if at != len(buffer):
             raise TransferError("the service answers with another range", "try again later")
-        buffer[:] = data
-        return len(data)
 
     def close(self) -> None:
         """Do nothing: the client is shared."""
+
+
+def _version(meta: Any) -> str:
+    return str(meta.get("e_tag") or meta.get("last_modified") or "")
+
+
+NO_SUFFIXES = frozenset({400, 416, 501})  # answers to ranges from the end
+
+
+def _status(error: Exception) -> int | None:
+    """Return the status of the answer that an error of the library is about."""
+    found = STATUS.search(str(error))
+    return int(found[1]) if found else None
 
 
 class CloudStore(ListingStore):
@@ -129,19 +241,21 @@ class CloudStore(ListingStore):
         bucket, key = _parts(path)
         if not key:
             raise TransferError("a bucket, not a file in it", f"{path.scheme}://bucket/key")
-        return CloudObject(client_of(path.scheme, bucket), key)
+        has_suffixes = path.scheme != "az"
+        return CloudObject(client_of(path.scheme, bucket), key, has_suffixes=has_suffixes)
 
     def listed(self, folder: RemotePath) -> Mapping[str, Entry]:
         """Return what lies directly below a prefix."""
         bucket, prefix = _parts(folder)
         client = client_of(folder.scheme, bucket)
+
+        def listing() -> Any:
+            return obstore().list_with_delimiter(client, prefix.rstrip("/") or None)
+
         try:
-            found = obstore().list_with_delimiter(client, prefix.rstrip("/") or None)
-        except Exception as error:
-            raised = failed(error)
-            if isinstance(raised, NotThereError):
-                return {}
-            raise raised from error
+            found = repeated(lambda: _asked(listing), retries.PATIENCE)
+        except NotThereError:
+            return {}
         entries = {str(each).rpartition("/")[2]: Entry(None) for each in found["common_prefixes"]}
         for each in found["objects"]:
             name = str(each["path"]).rpartition("/")[2]
@@ -176,10 +290,24 @@ def client_of(scheme: str, bucket: str) -> Any:
     more: dict[str, Any] = {}
     if scheme == "s3":
         more = {"endpoint": s3_endpoint()} if s3_endpoint() else {}
-        more |= {"client_options": {"allow_http": True}} if allows_plain_http() else {}
         more |= _profile()
+    patience = retries.PATIENCE
+    # These options are all that hold: none of the environment turns verification off. A request
+    # would end after 30 seconds, which are not enough for a chunk where the network is slow.
+    options = {
+        "allow_http": allows_plain_http(scheme),
+        "connect_timeout": timedelta(seconds=patience.connect),
+        "read_timeout": timedelta(seconds=patience.silence),
+        "timeout": timedelta(seconds=CHUNK / patience.rate),
+        "user_agent": "ckptool",
+    }
     try:
-        return from_url(f"{scheme}://{urlsplit(f'//{bucket}').netloc}", **more)
+        return from_url(
+            f"{scheme}://{urlsplit(f'//{bucket}').netloc}",
+            client_options=options,
+            retry_config={"max_retries": 0},
+            **more,
+        )
     except Exception as error:
         raise failed(error) from error
 

@@ -50,11 +50,42 @@ def _read(path: Path) -> str:
         return ""
 
 
-def allows_plain_http() -> bool:
-    """Return whether the endpoint of S3 that the environment names is not on TLS."""
-    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+def proxy_setting(scheme: str) -> str:
+    """Return the proxy that the environment names for ``http`` or ``https``; empty: none.
+
+    In a CGI program ``HTTP_PROXY`` is a field of a stranger's request.
+    """
+    names = [f"{scheme}_proxy", f"{scheme.upper()}_PROXY", "all_proxy", "ALL_PROXY"]
+    if "REQUEST_METHOD" in os.environ:
+        names.remove(f"{scheme.upper()}_PROXY")
+    return next((os.environ[name].strip() for name in names if name in os.environ), "")
+
+
+def hosts_without_proxy() -> list[str]:
+    """Return the hosts and domains that ``NO_PROXY`` names, in lower case."""
+    text = os.environ.get("no_proxy", os.environ.get("NO_PROXY", ""))
+    return text.lower().replace(",", " ").split()
+
+
+# For the scheme of a URL, variables that name the endpoint of its service, and one that allows
+# plain HTTP.
+_ENDPOINTS = {
+    "s3": (("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"), "AWS_ALLOW_HTTP"),
+    "gs": (("GOOGLE_BASE_URL",), "GOOGLE_ALLOW_HTTP"),
+    "az": (("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"), "AZURE_ALLOW_HTTP"),
+}
+
+
+def allows_plain_http(scheme: str) -> bool:
+    """Return whether the environment names an endpoint that is not on TLS."""
+    names, allowing = _ENDPOINTS[scheme]
     endpoint = next((os.environ[name] for name in names if os.environ.get(name)), "")
-    return endpoint.startswith("http://")
+    is_emulator = scheme == "az" and _is_true("AZURE_STORAGE_USE_EMULATOR")
+    return endpoint.startswith("http://") or is_emulator or _is_true(allowing)
+
+
+def _is_true(name: str) -> bool:
+    return os.environ.get(name, "").lower() in {"1", "true", "on", "yes", "y"}
 
 
 def s3_endpoint() -> str | None:

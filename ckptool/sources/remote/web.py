@@ -16,8 +16,8 @@ from ckptool.sources.remote.connections import (
     Pool,
     Site,
     site_of,
-    target_of,
 )
+from ckptool.sources.remote.proxies import LOGIN
 from ckptool.sources.remote.retries import Patience
 from ckptool.sources.urls import shown
 
@@ -88,7 +88,7 @@ class Web:
         while True:
             connection, is_used = self.pool.take(site, only_public=only_public)
             try:
-                connection.request("GET", target_of(parts), headers=dict(fields))
+                connection.get(parts, fields)
                 return Answer(connection.getresponse(), connection, url)
             except TransferError:
                 connection.close()
@@ -97,7 +97,7 @@ class Web:
                 connection.close()
                 if is_used and not isinstance(error, TimeoutError):
                     continue  # the server closed it while it was idle
-                raise broken(error, site.host) from error
+                raise broken(error, connection.peer) from error
 
     def text(self, answer: Answer, most: int) -> bytes:
         """Return the body of an answer of an API.
@@ -190,6 +190,7 @@ _REFUSALS = {
     401: ("the server asks for a login (401)", "give a token or a signed URL: docs/remote.md"),
     403: ("the server forbids it (403)", "check the token or the signed URL, which may be expired"),
     404: ("no such file (404)", "check the URL"),
+    407: ("the proxy asks for a login (407)", LOGIN),
     410: ("the file is gone (410)", "check the URL"),
     416: ("the server has no such range (416)", DOWNLOAD),
 }
