@@ -154,8 +154,11 @@ def certificate(report: ResumeReport | None) -> Page:
     yield line(("Resume: ", "title"), (said, style), (f"  {_circumstances(report)}", "label"))
     if report.verdict == ResumeVerdict.NO:
         return
-    yield from (line(f"  lost: {words.printable(lost)}") for lost in report.lost)
-    yield from (line(f"  provided that {words.printable(each)}") for each in report.provided)
+    for label, texts in (("lost", report.lost), ("provided that", report.provided)):
+        grid = Grid("left", "text")
+        for text in texts:
+            grid.add_row(line(f"  {label}"), words.printable(text))
+        yield grid
 
 
 def _circumstances(report: ResumeReport) -> str:

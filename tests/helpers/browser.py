@@ -10,6 +10,7 @@ import base64
 import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ OPTIONS = (
 )  # fmt: skip
 ENABLED = ("Page", "Runtime", "Log", "Network")  # parts of the protocol
 TROUBLE = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
+PATIENCE = 60  # seconds for an answer
 REQUESTED = "Network.requestWillBeSent"
 HIGH = 700  # pixels of the window
 
@@ -66,6 +68,8 @@ class Browser:
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self.left:
+            ready, _, _ = select.select([self.incoming], [], [], PATIENCE)
+            assert ready, "the browser does not answer"
             part = os.read(self.incoming, 1 << 16)
             assert part, "the browser has ended"
             self.left += part
