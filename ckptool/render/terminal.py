@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 from ckptool.render.encodings import fitted
@@ -19,7 +19,7 @@ PIPE_WIDTH = 10_000  # nothing is wrapped in a pipe: grep needs whole lines
 
 # Colours by meaning: of the 256 of terminals those between dark and light, which can be read on
 # black and on white. What the first 16 are is set by themes: yellow may be unreadable on white,
-# blue on black, and "dim" on both. Rich takes the nearest where a terminal has only 16.
+# blue on black, and "dim" on both.
 STYLES = {
     "title": "bold",
     "label": "color(244)",  # grey
@@ -30,6 +30,8 @@ STYLES = {
     "info": "color(33)",  # blue
     "quiet": "color(244)",
 }
+# Where a terminal has only 16 colours: those that most themes leave readable, and else none.
+FEW = {"title": "bold", "good": "bold", "warning": "bold magenta", "error": "bold red"}
 
 
 def show(
@@ -55,9 +57,10 @@ def show(
 def _draw(page: Page, stream: IO[str], color: str, width: int | None) -> None:
     console = console_for(stream, color)
     width = console.width if stream.isatty() else width
+    styles = FEW if console.color_system == "standard" else STYLES
     with console.capture() as captured:
         for each in laid_out(page, width):
-            console.print(_text(each), soft_wrap=True)
+            console.print(_text(each, styles), soft_wrap=True)
     stream.write(captured.get())
 
 
@@ -69,6 +72,7 @@ def console_for(stream: IO[str], color: str) -> Console:
     return Console(
         file=stream,
         force_terminal=forced,
+        color_system="256" if forced else "auto",  # what logs of jobs show, without a TERM
         no_color=True if color == "never" else None,
         highlight=False,
         markup=False,
@@ -78,10 +82,10 @@ def console_for(stream: IO[str], color: str) -> Console:
     )
 
 
-def _text(line: Line) -> Text:
+def _text(line: Line, styles: Mapping[str, str]) -> Text:
     from rich.text import Text
 
     drawn = Text(no_wrap=True)
     for content, meaning in line.pieces:
-        drawn.append(content, style=STYLES.get(meaning, ""))
+        drawn.append(content, style=styles.get(meaning, ""))
     return drawn
