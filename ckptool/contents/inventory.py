@@ -122,17 +122,16 @@ def take_inventory(tree: Tree) -> Inventory:
         if entries := _tensor_entries(visit.children):
             found.append((visit.address, visit.node, entries))
     others = {first: tuple(rest) for first, rest in aliases.items()}
+    # By position, all of them: an optimizer has a table for each of 100,000 parameters.
     tables = tuple(
-        Table(
-            address=address,
-            entries=entries,
-            node=node,
-            aliases=_aliases_of(address, others),
-            is_list=isinstance(node, (list, tuple)) and not named_pairs(node),
-        )
-        for address, node, entries in found
+        Table(at, entries, node, "", _aliases_of(at, others), _is_list(node), "", ())
+        for at, node, entries in found
     )
     return Inventory(tree, tables, optimizers, others, composites)
+
+
+def _is_list(node: Tree) -> bool:
+    return isinstance(node, (list, tuple)) and not named_pairs(node)
 
 
 def named_pairs(node: Tree) -> dict[str, Leaf]:
@@ -235,13 +234,16 @@ def _aliases_of(
     return tuple(islice(found, MAX_ALIASES))
 
 
-def scalars_in(node: Tree) -> dict[str, Any]:
-    """Return the plain values directly under a node; tensors of one element count as numbers."""
+def scalars_in(node: Tree, *, tensors: bool = True) -> dict[str, Any]:
+    """Return the plain values directly under a node; tensors of one element count as numbers.
+
+    Without ``tensors`` they do not.
+    """
     return {
         str(key): value
         for key, value in fields_of(node).items()
         if (
-            prod(value.shape) == 1
+            tensors and prod(value.shape) == 1
             if isinstance(value, TensorRef)
             else is_plain(value) and not isinstance(value, complex)
         )

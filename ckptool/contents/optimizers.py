@@ -134,11 +134,17 @@ def owners(inventory: Inventory, model: Table | None) -> dict[Address, str]:
 
 def model_parameters(model: Table) -> dict[str, TensorRef]:
     """Return the parameters of a state dict: without buffers, and of tied ones the first."""
+    floating = {
+        name: ref
+        for name, ref in model.tensors.items()
+        if ref.dtype.is_floating and not name.endswith(STATISTICS)
+    }
+    spans = [ref.chunks[0].span for ref in floating.values() if ref.chunks]
+    if len(set(spans)) == len(spans):  # as mostly: no two are tied
+        return floating
     parameters: dict[str, TensorRef] = {}
     seen: set[Any] = set()
-    for name, ref in model.tensors.items():
-        if not ref.dtype.is_floating or name.endswith(STATISTICS):
-            continue
+    for name, ref in floating.items():
         if ref.chunks:
             span, _, shape, strides = ref.chunks[0]
             place = span.offset, id(span.source), shape, strides

@@ -183,9 +183,8 @@ def _scalars(tree: Tree) -> list[tuple[Address, Any, bool]]:
     for address, node, among in walk:
         is_weights = is_state_dict(node) and not (among and _are_numbers(node))
         is_split_up = bool(address) and is_metric(str(address[-1]))
-        for key, value in scalars_in(node).items():
-            if not (is_weights and isinstance(value, TensorRef)):
-                found.append(((*address, key), value, among or (is_split_up and is_split(key))))
+        for key, value in scalars_in(node, tensors=not is_weights).items():
+            found.append(((*address, key), value, among or (is_split_up and is_split(key))))
         for key, child in _enterable(node):
             walk.enter((*address, key), child, among or holds_results(key))
     return found

@@ -8,7 +8,8 @@ sparse one, a numpy array, a placeholder without values) is refused by name, wit
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from operator import attrgetter
 from pathlib import Path
 
 from ckptool.contents.inventory import Leaf
@@ -195,6 +196,8 @@ def placeholders(entries: Mapping[str, Leaf]) -> tuple[str, ...]:
 def unplain_entries(entries: Mapping[str, Leaf]) -> dict[str, Unplain]:
     """Return the entries of a state dict that cannot be written as they are."""
     empty = frozenset(placeholders(entries))
+    if not empty and not _may_be_flat("\n".join(entries)) and _are_plain(entries.values()):
+        return {}
     found: dict[str, Unplain] = {}
     for name, leaf in entries.items():
         if type(leaf) is TensorRef and leaf.chunks and not empty and not _may_be_flat(name):
@@ -206,7 +209,13 @@ def unplain_entries(entries: Mapping[str, Leaf]) -> dict[str, Unplain]:
 
 
 def _may_be_flat(name: str) -> bool:
+    """Return whether a name, or one of several in a text, may be that of a flat parameter."""
     return FLAT in name or SHARDED_XLA in name
+
+
+def _are_plain(leaves: Collection[Leaf]) -> bool:
+    """Return whether all are tensors with values, as mostly; there may be 100,000."""
+    return set(map(type, leaves)) == {TensorRef} and all(map(attrgetter("chunks"), leaves))
 
 
 # ---------------------------------------------------------------------------------------- in words

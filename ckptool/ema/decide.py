@@ -64,6 +64,8 @@ def _in_main_slot(
     row = main_slot_layout(tree, spelled(main.address), examiner.layouts)
     swapped = next((c for c in candidates if c.is_raw and c.layout), None)
     free = next((c for c in candidates if train_mode(c.table.node) is False), None)
+    if row is None and not (swapped and swapped.layout) and free is None:
+        return None  # as mostly; to pair 100,000 names takes 0.07 s
     own = align_names(main.entries, main.entries)
     if row is not None:
         meta, meta_at = examiner.with_settings("ema", layout_metadata(examiner.checkpoint, row))

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from math import prod
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -189,14 +190,17 @@ def layout_metadata(checkpoint: Checkpoint, layout: EmaLayout) -> dict[str, Any]
     return {key: scalar_value(checkpoint.reader, value) for key, value in known.items()}
 
 
+_SHAPE = attrgetter("shape")
+
+
 def split_counters(table: Table, main: Table | None) -> tuple[dict[str, Leaf], dict[str, Leaf]]:
     """Return the weights, and the one-element tensors that describe them (n_averaged, step)."""
+    shapes = set(map(_SHAPE, table.entries.values()))
+    ones = {shape for shape in shapes if prod(shape) == 1}
     counting: dict[str, Leaf] = {
         name: ref
-        for name, ref in table.entries.items()
-        if prod(ref.shape) == 1
-        and isinstance(ref, TensorRef)
-        and name.rpartition(".")[2] in META_KEYS
+        for name, ref in (table.entries.items() if ones else ())
+        if ref.shape in ones and isinstance(ref, TensorRef) and name.rpartition(".")[2] in META_KEYS
     }
     if not counting:
         return dict(table.entries), {}

@@ -110,5 +110,7 @@ def without_counters(table: Table) -> Table | None:
     """
     _, counting = split_counters(table, None)
     own = {name for name in counting if "." not in name}
+    if not own:
+        return table if table.entries else None
     entries = {name: ref for name, ref in table.entries.items() if name not in own}
     return replace(table, entries=entries) if entries else None

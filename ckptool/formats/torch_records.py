@@ -206,10 +206,10 @@ class TorchRecords:
         Raises:
             UnsupportedError: there are more than can be followed in useful time.
         """
-        for record in self.archive.records:
-            if record.header_offset not in self._located:
-                with suppress(CkptError):
-                    self.archive.data_offset(record)
+        located = self._located
+        for record in [r for r in self.archive.records if r.header_offset not in located]:
+            with suppress(CkptError):
+                self.archive.data_offset(record)
         self.listen_to_arrays(pickles, [*self.archive.maybe_arrays.values()])
 
     def listen_to_arrays(self, pickles: Pickles, records: Iterable[ZipRecord]) -> None:
@@ -297,7 +297,7 @@ class TorchRecords:
             yield Note("CK122", f"{self.folder}data/{key}", what)
 
     def _outside(self) -> str | None:
-        if not all(map(_is_utf8, (record.name for record in self.archive.records))):
+        if not _is_utf8(self.archive.text_of_names):
             return "the name of a record is no UTF-8"
         outside = [r.name for r in self.archive.records if not r.name.startswith(self.folder)]
         if not outside:

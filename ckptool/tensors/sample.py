@@ -40,14 +40,19 @@ def is_readable(ref: TensorRef) -> bool:
     Byte order, strides, the negative bit and several chunks are no obstacle. A source behind a URL
     may admit no more samples.
     """
-    return has_beginning(ref) and (chunk := _first_chunk(ref)) is not None and _admits(chunk)
+    chunk = _beginning_of(ref)
+    return chunk is not None and _admits(chunk)
 
 
 def has_beginning(ref: TensorRef) -> bool:
     """Return whether :func:`beginning` could read it if it were near."""
+    return _beginning_of(ref) is not None
+
+
+def _beginning_of(ref: TensorRef) -> Chunk | None:
     if ref.dtype.name not in _FLOATS or (ref.lazy and set(ref.lazy) - {"neg"}):
-        return False
-    return 0 not in ref.shape and _first_chunk(ref) is not None
+        return None
+    return None if 0 in ref.shape else _first_chunk(ref)
 
 
 def _admits(chunk: Chunk) -> bool:
@@ -120,7 +125,8 @@ FEW = 64  # values read one by one where they lie further apart
 def _first_chunk(ref: TensorRef) -> Chunk | None:
     """Return the chunk with the tensor's first element; None if the tensor has no values."""
     for chunk in ref.chunks:  # a loop: next() takes three times as long
-        if not any(chunk.offsets) and 0 not in chunk.shape:
+        _, offsets, shape, _ = chunk
+        if not any(offsets) and 0 not in shape:
             return chunk
     return None
 

@@ -353,10 +353,8 @@ def narrowed(chunk: Chunk, axis: int, part: range, itemsize: int) -> Chunk:
 def stored_bytes(refs: Iterable[TensorRef]) -> int:
     """Return the bytes of the file that the tensors occupy, with shared bytes counted once."""
     runs: defaultdict[Source, list[tuple[int, int]]] = defaultdict(list)
-    for ref in refs:
-        for chunk in ref.chunks:
-            source, offset, nbytes = chunk.span
-            runs[source].append((offset, offset + nbytes))
+    for source, at, nbytes in [chunk.span for ref in refs for chunk in ref.chunks]:
+        runs[source].append((at, at + nbytes))
     return sum(map(joined_length, runs.values()))
 
 

@@ -25,6 +25,7 @@ WINDOW = 4096  # bytes that miniz, and so torch, reads at a time from the end on
 AROUND = 4096  # bytes of small records that are read along with what they are next to
 IS_FOLDER = 0x10  # an attribute of DOS
 MAX_DIRECTORY = 1 << 30  # bytes; a directory of 100,000 records has about ten million
+_READ = Struct("<8x2H4x3I4H2x2I").unpack_from  # of CENTRAL what is looked at
 _FIELD = Struct("<2H").unpack_from  # the kind and the length of an extra field
 MAX_TOLD = 100  # entries that are reported as unread by torch
 
@@ -77,17 +78,17 @@ def read_directory(found: Directory, refusals: list[str], unread: set[int]) -> l
     records: list[ZipRecord] = []
     at = free = 0  # free: the earliest offset for the next record
     is_in_order = True
-    unpack, width = CENTRAL.unpack_from, CENTRAL.size
-    last, disks, make = len(directory) - width, {own_disk, 1}, ZipRecord._make
+    width, last, disks = CENTRAL.size, len(directory) - CENTRAL.size, {own_disk, 1}
+    new, add = tuple.__new__, records.append
     for _ in range(count):
         if at > last or not directory.startswith(b"PK\x01\x02", at):
             raise DamagedError(
                 f"the zip directory breaks off after {len(records)} of {count} records"
             )
         (
-            _, _, _, flags, method, _, _, crc, packed, plain,
-            name_length, extra_length, comment_length, disk, _, attributes, header,
-        ) = unpack(directory, at)  # fmt: skip
+            flags, method, crc, packed, plain,
+            name_length, extra_length, comment_length, disk, attributes, header,
+        ) = _READ(directory, at)  # fmt: skip
         name_end = at + width + name_length
         name = directory[at + width : name_end].decode("utf-8", "surrogateescape")
         if packed == UINT32_MAX or plain == UINT32_MAX or header == UINT32_MAX:  # noqa: PLR1714
@@ -95,7 +96,7 @@ def read_directory(found: Directory, refusals: list[str], unread: set[int]) -> l
             plain, packed, header = _zip64_sizes(extra, plain, packed, header)
         if header + packed > offset:
             raise DamagedError(f"truncated: the record {name!r} reaches into the directory")
-        records.append(make((name, method, flags, crc, packed, plain, header, offset + at)))
+        add(new(ZipRecord, (name, method, flags, crc, packed, plain, header, offset + at)))
         at = name_end + extra_length + comment_length
         is_folder = attributes & IS_FOLDER or name[-1:] == "/"
         if disk not in disks or (plain and (not packed or is_folder)):

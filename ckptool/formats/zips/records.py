@@ -114,15 +114,23 @@ class ZipArchive:
         yield from self._differing.items()
 
     @cached_property
+    def text_of_names(self) -> str:
+        """The names of all records: what is in none of 100,000 is looked for at once."""
+        return "\n".join([record.name for record in self.records])
+
+    @cached_property
     def by_folded_name(self) -> Mapping[str, ZipRecord]:
         """The records by their names in lower case.
 
         Raises:
             DamagedError: two records of the archive have the same name.
         """
-        names = [record.name for record in self.records]
-        fold = str.lower if "".join(names).isascii() else folded  # as for each, but at once
-        by_name = dict(zip(map(fold, names), self.records, strict=True))
+        text, names = self.text_of_names, [record.name for record in self.records]
+        if not text.isascii():
+            names = list(map(folded, names))
+        elif text.lower() != text:
+            names = list(map(str.lower, names))
+        by_name = dict(zip(names, self.records, strict=True))
         if len(by_name) != len(self.records):
             name = next(r.name for r in self.records if by_name[folded(r.name)] is not r)
             raise DamagedError(
