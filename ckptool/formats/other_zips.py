@@ -9,6 +9,7 @@ from ckptool.formats.zips.records import ZipArchive
 
 AGENT = "data"  # stable-baselines3's JSON
 OF_ARCHIVES = (".ckpt", ".pt", ".pth", ".safetensors", ".tar", ".th")  # suffixes of what they hold
+_NO_ACCIDENT = "get it from its author again; no program writes such a file by accident"
 _UNPACK = "unpack it and point ckptool at the checkpoint inside"
 
 _EXPORTED = (
@@ -49,6 +50,28 @@ def not_from_torch(archive: ZipArchive) -> UnknownFormatError:
     )
 
 
+# Records in the archive's own directory by which other loaders know it, which run what is in it.
+_PROGRAMS = {
+    "archive_format": "torch.export.load", "serialized_exported_program.json": "torch.export.load",
+    ".data/extern_modules": "torch.package", "model.json": "torch.jit.load of some versions",
+}  # fmt: skip
+
+
+def refuse_programs(archive: ZipArchive, folder: str) -> None:
+    """Refuse a file of torch that is an archive of a program too: its loader runs another content.
+
+    Raises:
+        DamagedError: a record in the archive's directory says so.
+    """
+    for name, loader in _PROGRAMS.items():
+        if archive.get(folder + name) is not None:
+            raise DamagedError(
+                f"two files in one: a file of torch.save, and an archive that {loader} reads by "
+                f"its record {name!r}",
+                hint=_NO_ACCIDENT,
+            )
+
+
 def refuse_checkpoints(names: Iterable[str]) -> None:
     """Refuse a file of torch that is an archive of checkpoints too: its loader reads those alone.
 
@@ -60,5 +83,5 @@ def refuse_checkpoints(names: Iterable[str]) -> None:
             raise DamagedError(
                 f"two files in one: a file of torch.save, and an archive that holds {name!r:.80}, "
                 "which the loaders of agents and of NeMo read",
-                hint="get it from its author again; no program writes such a file by accident",
+                hint=_NO_ACCIDENT,
             )

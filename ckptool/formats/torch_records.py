@@ -26,7 +26,7 @@ from typing import Any
 from ckptool.errors import CkptError, DamagedError, UnsupportedError
 from ckptool.formats.base import Note
 from ckptool.formats.npy import HEAD_BYTES, values_at
-from ckptool.formats.other_zips import not_from_torch, refuse_checkpoints
+from ckptool.formats.other_zips import not_from_torch, refuse_checkpoints, refuse_programs
 from ckptool.formats.pickles.literal import Literal, read_literal
 from ckptool.formats.pickles.reader import SHORT, Pickles
 from ckptool.formats.pickles.storages import StorageKey
@@ -189,9 +189,10 @@ class TorchRecords:
             A note for each pickle that cannot be read.
 
         Raises:
-            DamagedError: the archive holds other checkpoints too.
+            DamagedError: the archive holds other checkpoints too, or a program.
         """
         refuse_checkpoints(record.name for record in self._beside_storages)
+        refuse_programs(self.archive, self.folder)
         for record in self._unnamed_records():
             with suppress(DamagedError):
                 self._listen_aside(pickles, record, 0)

@@ -1,30 +1,23 @@
 """No gadget passes: a vetted call that is handed what the pickle prepared is told as dangerous.
 
-``quietlib`` is a module that no list of names has: what it does is not to be told by its names, so
-that only the grammar of values can tell. The judge is torch.load in a process of its own: a payload
-counts if ``quietlib.touch`` was called there.
+The judge is torch.load in a process of its own: a payload counts if ``quietlib.touch`` was called
+there (``helpers/quiet.py``).
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from contextlib import suppress
 from itertools import product
 from pathlib import Path
 
 import pytest
 
-from ckptool.errors import CkptError, DamagedError
+from ckptool.errors import DamagedError
 from ckptool.formats.pickles import grades
 from ckptool.formats.pickles.calls import CALLS, FROM_TYPE, NESTED, NEWOBJ
 from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.pickles.torch_objects import TorchBuilder
 from ckptool.formats.pickles.trace import tracing
-from ckptool.formats.pickles.trust import DANGEROUS, trust_of
 from ckptool.formats.pickles.vetted import RUNS_SOURCE, VETTED
-from ckptool.sources.base import ByteSpan
 from ckptool.sources.memory import Memory
 from helpers.assembling import (
     EMPTY_DICT,
@@ -53,10 +46,11 @@ from helpers.assembling import (
     torch_zip,
 )
 from helpers.callables import CALLABLE
+from helpers.derived import CUT, DERIVED
 from helpers.handed import HANDED
 from helpers.held import HELD
-from helpers.output import environment
 from helpers.paths import FIXTURES
+from helpers.quiet import is_reported, loader
 
 T = name("quietlib.touch")  # takes any arguments
 P = call("functools.partial", T)
@@ -345,99 +339,15 @@ ATTACKS = {
     **HELD,
     **CALLABLE,
     **HANDED,
+    **DERIVED,
 }  # fmt: skip
-
-QUIETLIB = """
-import collections, datetime, enum, os
-import torch
-
-calls = 0
-def touch(*args, **kwargs):
-    global calls
-    calls += 1
-
-def stop():
-    touch(); raise StopIteration
-
-class Plain: pass
-class Base:
-    def __new__(cls, *args, **kwargs): return object.__new__(cls)
-    def __init__(self, *args, **kwargs): touch()
-class Made(Base):
-    def __new__(cls, *args, **kwargs): touch(); return object.__new__(cls)
-class Meta(type): pass
-class Word(str, enum.Enum):
-    APPEND = "append"
-class Named(torch.Tensor): pass
-class Answers:
-    def __getattr__(self, name): touch(); raise AttributeError(name)
-for name in ("iter", "len", "index", "int", "float", "complex", "str", "repr", "bytes", "format",
-             "getitem", "contains", "call", "lt", "gt", "add", "radd", "mul", "rmul", "bool",
-             "fspath", "array", "neg", "eq", "trunc", "setitem", "enter", "length_hint"):
-    setattr(Answers, f"__{name}__", touch)
-Answers.__hash__ = object.__hash__
-class Caller:
-    pass
-for name in ("iter", "eq", "hash", "str", "repr", "float", "int", "index", "array", "bool", "len",
-             "getitem"):
-    setattr(Caller, f"__{name}__", lambda self, *args: self.held())
-class Zone(datetime.tzinfo): pass
-class RealZone(datetime.tzinfo):
-    def utcoffset(self, date): return datetime.timedelta(0)
-class Apply:
-    def __new__(cls, function, *args): function(*args); return object.__new__(cls)
-class Closes:
-    close = touch
-class Text(str): pass
-class Set(set): pass
-class Dict(dict): pass
-Pair = collections.namedtuple("Pair", "first second")
-def tested(self, *args, **kwargs):
-    touch()
-    return iter(())
-from types import CodeType, FunctionType  # as many modules do
-from torch import SymInt
-from torch.optim import Optimizer
-from torch.utils.data.dataloader import _IterDataPipeSerializationWrapper
-import numpy._pytesttester
-numpy._pytesttester.PytestTester.__call__ = tested  # instead of the tests of a package
-"""
-# Loads each file in this process; whether the payload was called, and what the loader said.
-LOADER = """
-import io, json, sys, warnings
-warnings.simplefilter("ignore")
-import torch, quietlib
-from torch import distributed
-# Whole DistributedDataParallel objects are loaded in a group of processes only.
-distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-for line in sys.stdin:
-    quietlib.calls = 0
-    try:
-        torch.load(io.BytesIO(bytes.fromhex(line)), weights_only=False)
-        said = "loaded"
-    except BaseException as error:
-        said = f"{type(error).__name__}: {error}"
-    print(json.dumps([quietlib.calls, said]), flush=True)
-"""
 
 
 @pytest.fixture(scope="module")
 def load_for_real(tmp_path_factory):
     """How often a trusting loader calls the payload in a file, and what it says."""
-    folder = tmp_path_factory.mktemp("quiet")
-    (folder / "quietlib.py").write_text(QUIETLIB)
-    env = environment() | {"PYTHONPATH": str(folder)}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    command = [sys.executable, "-c", LOADER]
-    with subprocess.Popen(command, env=env, cwd=folder, text=True, **pipes) as loader:
-
-        def load(file: bytes) -> tuple[int, str]:
-            print(file.hex(), file=loader.stdin, flush=True)
-            calls, said = json.loads(loader.stdout.readline())
-            return calls, said
-
-        yield load
-        loader.stdin.close()
+    with loader(tmp_path_factory.mktemp("quiet")) as started:
+        yield started.load
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -447,6 +357,21 @@ def test_a_prepared_call_is_told_as_dangerous(attack, ckptool, tmp_path):
     output = ckptool("verify", path, "--json")
     assert output.exit_code == 1
     assert "CK201" in {f["rule"] for f in output.json["findings"]}
+
+
+@pytest.mark.parametrize("attack", CUT)
+def test_a_value_that_numpy_cuts_is_refused(attack, ckptool, tmp_path):
+    (tmp_path / "cut.pt").write_bytes(torch_zip(CUT[attack]))
+    output = ckptool("verify", tmp_path / "cut.pt", "--json")
+    assert output.exit_code == 1
+    assert "a numpy text" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attack", CUT)
+def test_what_numpy_makes_of_a_cut_value_calls(attack, load_for_real):
+    calls, said = load_for_real(torch_zip(CUT[attack]))
+    assert calls, said
 
 
 @pytest.mark.slow
@@ -627,15 +552,6 @@ def prepared_calls(qualname: str):
         given = [*args[:at], value, *args[at + 1 : -1 if at + 1 < len(args) else None]]
         yield call(qualname, *given)
         yield new(qualname, *given)
-
-
-def is_reported(body: bytes) -> bool:
-    pickles = Pickles("data.pkl", lambda _data, _pickles: None)
-    four = Memory(bytes(16))
-    builder = TorchBuilder(lambda _key, nbytes: ByteSpan(four, 0, nbytes), pickles.open_nested)
-    with suppress(CkptError):
-        pickles.read(Memory(program(body)), builder)
-    return any(trust_of(named) == DANGEROUS for named in pickles.globals_named)
 
 
 @pytest.mark.parametrize("attack", HELD)

@@ -159,3 +159,5 @@ def _by_name(table: Mapping[str, str]) -> frozenset[tuple[str, str]]:
 
 
 _MADE, _DROPPED = _by_name(MADE), _by_name(DROPPED)
+
+NAMES_OF_DROPPED = frozenset(name for _, name in _DROPPED)

@@ -15,10 +15,11 @@ _BY_READERS = frozenset(
     for kind in (dict, list, set, str, bytes, int, float, complex, slice, range)
     for name in dir(kind)
 ) | frozenset({
-    "_get_args", "_get_kwargs", "add_", "appendleft", "as_subclass", "characters_written", "clone",
-    "cpu", "cuda", "default_factory", "detach", "detach_", "device", "dtype", "elements",
-    "extendleft", "is_leaf", "move_to_end", "new", "numpy", "requires_grad_", "set_", "shape",
-    "size", "storage", "stride", "to", "type", "untyped_storage", "_untyped_storage", "view",
+    "_get_args", "_get_kwargs", "_is_locked", "add_", "appendleft", "as_subclass",
+    "characters_written", "clone", "cpu", "cuda", "default_factory", "detach", "detach_", "device",
+    "dtype", "elements", "extendleft", "is_leaf", "lock_", "move_to_end", "new", "numpy",
+    "requires_grad_", "set_", "shape", "size", "storage", "stride", "to", "type", "untyped_storage",
+    "_untyped_storage", "view",
 })  # fmt: skip
 
 # Methods that a ``__setstate__`` of torch's calls on the object that it has just filled.

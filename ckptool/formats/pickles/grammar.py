@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from itertools import chain, repeat
 from typing import Any
 
+from ckptool.formats.pickles.answers import is_imported, prepares_no_answer, worst_of_imported
 from ckptool.formats.pickles.asked import (
     is_asked,
     is_asked_by_states,
@@ -78,6 +79,7 @@ from ckptool.tree.nodes import (
     NotedDict,
     NotedList,
     Opaque,
+    SpannedBytes,
     TensorRef,
 )
 
@@ -92,6 +94,10 @@ _OF_BASES = {
     "frozenset": Kind.KEYS, "Exception": Kind.HELD,
 }  # fmt: skip
 
+# Keys that are no text when a loader makes them; a name of a module may be that of a text.
+_NO_NAMES = frozenset(
+    {int, float, complex, bool, type(None), bytes, SpannedBytes, tuple, frozenset}
+)
 _HOOKS = regex(r"_\w*_hooks(_with_kwargs|_always_called)?|qconfig")
 
 
@@ -188,7 +194,7 @@ class Grammar:
             names = (space.items or {}) if isinstance(space, Opaque) else space
             is_harmless = self.grade(bases) <= NESTED and not any(map(is_special, names))
             return is_harmless and worst < ARMED
-        return worst < ARMED
+        return worst <= (OBJECT if is_imported(qualname) else TRAP)
 
     def is_set(self, qualname: str, state: Any) -> bool:
         """Return whether an object of a class may be given a state."""
@@ -197,7 +203,13 @@ class Grammar:
         check = next((check for is_of, check in _STATES if is_of(qualname)), None)
         if check is not None:
             return check(self, state)
-        return self.grade(state) < ARMED and self._has_no_trap(state, is_asked_of_all)
+        if is_imported(qualname):
+            return self.grade(state) <= worst_of_imported(state)
+        return (
+            self.grade(state) < ARMED
+            and self._has_no_trap(state, is_asked_of_all)
+            and prepares_no_answer(state, self.grades, self._is_plain)
+        )
 
     def is_set_on_tensor(self, qualname: str | None, state: Any) -> bool:
         """Return whether a tensor of a class may be given a state; torch's subclasses read it."""
@@ -238,8 +250,11 @@ class Grammar:
         return self._is_row(Kind.ROW, args) and self._is_held(state)
 
     def _is_kept(self, state: Any) -> bool:
-        """Return whether a state is attributes of an object that only keeps them."""
-        if not is_object_state(state):
+        """Return whether a state is attributes of an object that only keeps them.
+
+        Those in slots are set one by one, by a method of the class.
+        """
+        if not isinstance(state, dict):
             return self.grade(state) == DATA
         return self.grade(state) <= TRAP and self._has_no_trap(state, is_asked_by_states)
 
@@ -335,7 +350,7 @@ class Grammar:
             if name == "__dict__" and isinstance(value, dict):  # of pydantic
                 if not self._has_no_trap(value, asked):
                     return False
-            elif isinstance(name, (str, Opaque)) and self.grade(value) > FOREIGN:
+            elif type(name) not in _NO_NAMES and self.grade(value) > FOREIGN:
                 return False
         return True
 

@@ -9,13 +9,13 @@ from ckptool.tree.nodes import Opaque
 
 # The attributes in which torch's modules look for others: they hold any object and any hook.
 LOOKED_IN = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
-_OF_ANY_MODULE = LOOKED_IN - {"_non_persistent_buffers_set"}  # which is there since torch 1.6
+OF_ANY_MODULE = LOOKED_IN - {"_non_persistent_buffers_set"}  # which is there since torch 1.6
 
 
 def is_module(key: Any) -> bool:
     """Return whether an object is a module by its attributes, and by nothing else."""
     state = key.state if isinstance(key, Opaque) and not key.args else None
-    return isinstance(state, dict) and all(name in state for name in _OF_ANY_MODULE)
+    return isinstance(state, dict) and all(name in state for name in OF_ANY_MODULE)
 
 
 def modules_below(state: Any) -> Iterator[Any]:

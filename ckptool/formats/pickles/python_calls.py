@@ -280,9 +280,19 @@ def _numpy_scalar(dtype: Any, data: Any = b"") -> Any:
     if code in {"c8", "c16"}:
         order = ">" if type_string.startswith(">") else "<"
         return complex(*Struct(order + ("2f", "2d")[code == "c16"]).unpack(raw))
+    if code[:1] in {"S", "U"}:
+        _check_length(dtype, type_string, len(raw))
     if code[:1] == "U":
         return raw.decode("utf-32-be" if type_string.startswith(">") else "utf-32-le").rstrip("\0")
     return raw.rstrip(b"\0") if code[:1] == "S" else Opaque("numpy.scalar", (type_string, raw))
+
+
+def _check_length(dtype: Opaque, type_string: str, nbytes: int) -> None:
+    """Refuse bytes that are not as many as a text has by its type; numpy drops those behind it."""
+    size = _numpy_itemsize(type_string)
+    stated = dtype.state[5] if isinstance(dtype.state, tuple) and len(dtype.state) > 5 else -1
+    if nbytes != size or stated not in {-1, size}:
+        raise DamagedError(f"a numpy text {type_string} of {size} bytes is made of {nbytes}")
 
 
 def _random(name: str, *args: Any) -> Opaque:

@@ -54,7 +54,7 @@ from ckptool.formats.pickles.torch_calls import (
 )
 from ckptool.formats.pickles.trust import is_own
 from ckptool.formats.pickles.uses import NotingBuilder
-from ckptool.formats.pickles.vetted import FUNCTIONS, RUNS_SOURCE, VETTED, Called, Vetted
+from ckptool.formats.pickles.vetted import FUNCTIONS, RUNS_SOURCE, VETTED, Called, Kind, Vetted
 from ckptool.tree.nodes import (
     PLAIN,
     ArrayRef,
@@ -72,6 +72,7 @@ LoadNested = Callable[[Any], Any]  # the bytes of a nested torch.save -> its tre
 
 _SIZED = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
 _PLAIN_KEYS = PLAIN | {bytes}
+_HASHING = frozenset({Kind.PAIRS, Kind.KEYS, Kind.BASED})  # kinds of arguments that are hashed
 
 
 def _UNSEEN() -> None:  # noqa: N802
@@ -140,9 +141,13 @@ class TorchBuilder(NotingBuilder):
 
     def _check_arguments(self, func: GlobalRef, row: Vetted, args: tuple[Any, ...]) -> bool:
         """Return whether arguments are of the kinds in a row; note the call if they are not."""
-        fits = self.grammar.takes(row, args)
-        if not fits:
-            self.note_misuse(func, args)
+        if not _HASHING.isdisjoint(row.takes) and self.grammar.grades.worst(args) > DATA:
+            # A later key may be compared with these, when what they hold is another.
+            fits = self.expect(func, partial(self.grammar.takes, row, args), args)
+        else:
+            fits = self.grammar.takes(row, args)
+            if not fits:
+                self.note_misuse(func, args)
         for kind, arg in zip(row.takes, args, strict=False):
             if isinstance(kind, frozenset) and isinstance(arg, GlobalRef):
                 self.placed.add(arg)

@@ -309,7 +309,7 @@ def _trust(ref: GlobalRef, named: NamedGlobal) -> str:
     if named.is_misused or ref.qualname in RUNS_SOURCE:
         return DANGEROUS
     is_mild = named.of_data or not named.called
-    if _is_vetted(ref):
+    if _is_vetted(ref) and (is_mild or not _is_storage(ref)):
         return KNOWN
     if ref.qualname in HARMLESS_TO_HOLD and not named.called:
         return UNKNOWN
@@ -346,8 +346,11 @@ def _acts(ref: GlobalRef) -> bool:
 
 
 def _is_vetted(ref: GlobalRef) -> bool:
-    if ref.qualname in VETTED or ref.qualname in TORCH_VALUES:
-        return True
+    return ref.qualname in VETTED or ref.qualname in TORCH_VALUES or _is_storage(ref)
+
+
+def _is_storage(ref: GlobalRef) -> bool:
+    """Return whether a name is a class of storages, which a call gives a row of numbers."""
     return ref.name in _STORAGES and ref.module in _STORAGE_MODULES
 
 
@@ -358,11 +361,13 @@ _OWN_GADGETS = frozenset(
     if name.partition(".")[0] in OWN_PACKAGES
 )
 # What prepares calls in Python's library, under the name of a package that imports it.
-# So are functions and code, and torch's classes that unpickle their state.
+# So are functions and code, torch's classes that unpickle their state, and classes that delete the
+# files that their attributes name.
 PREPARED = frozenset({
     "ABCMeta", "attrgetter", "itemgetter", "methodcaller", "partial", "partialmethod",
     "CodeType", "FunctionType", "LambdaType", "MethodType", "_DataPipeSerializationWrapper",
     "_IterDataPipeSerializationWrapper", "_MapDataPipeSerializationWrapper",
+    "DataSource", "FancyURLopener", "URLopener", "_TemporaryFileCloser",
 })  # fmt: skip
 
 

@@ -65,12 +65,14 @@ class NotingBuilder(Builder):
 
     def expect(
         self, what: GlobalRef | str, fits: Callable[[], bool], given: tuple[Any, ...]
-    ) -> None:
-        """Note a misuse of ``what`` if it is given what does not fit."""
-        if fits():
+    ) -> bool:
+        """Return whether ``what`` is given what fits; note a misuse if it is not, also later."""
+        is_sound = fits()
+        if is_sound:
             self._expected.append((what, fits, given))
         else:
             self.note_misuse(what, given)
+        return is_sound
 
     def look_again(self) -> None:
         """Note misuses by containers that were filled after an object had been given them."""

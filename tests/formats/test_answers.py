@@ -1,0 +1,78 @@
+"""States of the user's classes: what Python's and torch's code reads in them prepares no answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from ckptool.formats.pickles.answers import is_imported, worst_of_imported
+from ckptool.formats.pickles.grades import FOREIGN, NESTED
+from helpers.assembling import (
+    EMPTY_DICT,
+    call,
+    fields,
+    instance,
+    listed,
+    name,
+    namespace,
+    new,
+    pairs,
+    row,
+    text,
+)
+from helpers.derived import FACTORY, MODULE, SUBSET, T
+from helpers.quiet import is_reported
+
+X = text("x")
+RELU = instance("torch.nn.modules.activation.ReLU", **MODULE)
+HONEST = {
+    "settings": instance("somelib.Trainer", args=namespace(hook=T, depth=X)),
+    "a function": instance("somelib.Trainer", args=row(T, X), state=T),
+    "objects of the user's": instance(
+        "somelib.Trainer", state=instance("somelib.State", steps=X), defaults=EMPTY_DICT
+    ),
+    "a factory of empty values": instance(
+        "somelib.Optimizer", state=call("collections.defaultdict", name("builtins.dict"))
+    ),
+    "a module": instance("somelib.Trainer", state=instance(
+        "torch.nn.modules.container.Sequential", **{**MODULE, "_modules": pairs((X, RELU))}
+    )),
+    "a model that is called as a class of Python": instance(
+        "somelib.Pool", **{**MODULE, "_modules": pairs((X, RELU))}
+    ),
+    "a factory under another name": instance("somelib.Trainer", made_by=FACTORY),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("state", HONEST)
+def test_what_users_keep_is_not_reported(state):
+    assert not is_reported(HONEST[state])
+
+
+@pytest.mark.parametrize("attribute", ["args", "state", "param_groups", "_all_weights"])
+@pytest.mark.parametrize(
+    "value", [FACTORY, SUBSET, listed(FACTORY), instance("somelib.Any", get=T)], ids=repr
+)
+def test_what_could_call_when_it_is_read_is_reported(attribute, value):
+    assert is_reported(instance("somelib.Any", **{attribute: value}))
+
+
+def test_a_state_that_is_a_row_may_be_iterated():
+    assert is_reported(new("somelib.Any") + row(X, SUBSET, X) + b"b")
+    assert not is_reported(new("somelib.Any") + row(X, T, X) + b"b")
+
+
+def test_classes_are_known_by_their_own_names_in_the_packages_of_users():
+    assert is_imported("somelib.archives.ZipFile")
+    assert is_imported("somelib.NpzFile")  # of those that act when they are dropped
+    assert not is_imported("zipfile.ZipFile")  # Python's own have stricter rules
+    assert not is_imported("somelib.Model")
+
+
+def test_a_module_holds_objects_whatever_its_class_is_called():
+    assert worst_of_imported(dict.fromkeys(("_parameters", "_buffers", "_modules"))) == NESTED
+    assert worst_of_imported({"fp": None}) == FOREIGN
+
+
+def test_names_of_attributes_are_text():
+    assert is_reported(instance("argparse.Namespace") + pairs((name("somelib.NAME"), T)) + b"b")
+    assert not is_reported(fields(x=pairs((name("somelib.NAME"), T))))

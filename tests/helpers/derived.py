@@ -1,0 +1,192 @@
+"""Pickles of classes of Python's or torch's under a name of the user's, or derived from one.
+
+Their methods are Python's or torch's, and read what the state holds. Others make a value whose
+parts are not those that ckptool reads. Each value is the body of a pickle that calls
+``quietlib.touch``, as in ``test_grammar.py``.
+"""
+
+from __future__ import annotations
+
+from helpers.assembling import (
+    EMPTY_DICT,
+    EMPTY_LIST,
+    FALSE,
+    NONE,
+    TRUE,
+    build,
+    call,
+    data,
+    fields,
+    instance,
+    listed,
+    name,
+    namespace,
+    new,
+    number,
+    pairs,
+    row,
+    text,
+    torch_zip,
+)
+
+X, ZERO, ONE, T = text("x"), number(0), number(1), name("quietlib.touch")
+MEMO = b"\x94"
+MODULE = dict.fromkeys(("_parameters", "_buffers", "_modules"), EMPTY_DICT)
+FACTORY = call("collections.defaultdict", T)
+# They call the factory: the first when it is iterated, the second when it is asked for its length.
+SUBSET = instance("torch.utils.data.dataset.Subset", dataset=FACTORY, indices=listed(ZERO))
+CONCAT = instance("torch.utils.data.dataset.ConcatDataset", cumulative_sizes=FACTORY)
+LOADER = "torch.utils.data.dataloader.DataLoader"
+ANY_SET = b"\x8f"
+
+
+def got(index: int) -> bytes:
+    return b"h" + bytes([index])
+
+
+def date(zone: bytes) -> bytes:
+    return call("datetime.datetime", data(bytes([7, 230, 1, 1, 0, 0, 0, 0, 0, 0])), zone)
+
+
+def prepared(zone: bytes) -> bytes:
+    """The time zone, which is memo entry 0, gets a function after its date was used."""
+    return build(zone, fields(utcoffset=T)) + b"0"
+
+
+REAL = new("quietlib.RealZone")
+
+
+def compared(made: bytes, *more: bytes) -> bytes:
+    """A container made by a call with a date as its key, which is compared with a later one."""
+    first = REAL + MEMO + b"0" + made + MEMO + b"0" + prepared(got(0))
+    return first + got(1) + b"".join(more)
+
+
+ADDED = b"(", date(REAL), b"\x90"
+KEY = date(got(0))
+
+
+def optimizer(**state: bytes) -> bytes:
+    plain = {"param_groups": EMPTY_LIST, "defaults": EMPTY_DICT, "state": EMPTY_DICT}
+    return instance("quietlib.Optimizes", **{**plain, **state})
+
+
+def asked(attribute: bytes) -> bytes:
+    """An optimizer asks its defaults for ``setdefault``."""
+    return optimizer(defaults=build(new("argparse.Namespace"), pairs((attribute, T))))
+
+
+def recurrent(cls: str, **state: bytes) -> bytes:
+    plain = {"_all_weights": listed(listed(ONE)), "num_layers": ONE, "bidirectional": FALSE,
+             "bias": FALSE}  # fmt: skip
+    return instance(cls, **{**MODULE, **plain, **state})
+
+
+def dtype(code: str, size: int, order: str) -> bytes:
+    state = number(3), text(order), NONE, NONE, NONE, number(size), ONE, ZERO
+    return build(call("numpy.dtype", text(code), FALSE, TRUE), row(*state))
+
+
+def scalar(kind: bytes, value: bytes) -> bytes:
+    return call("numpy._core.multiarray.scalar", kind, data(value))
+
+
+def cut(word: str, size: int, *, by_state: bool = False) -> bytes:
+    """A text of numpy of which only the first characters are the name that numpy makes of it."""
+    code = f"U{len(word) if by_state else size}"
+    return scalar(dtype(code, 4 * size, "<"), word.encode("utf-32-le"))
+
+
+def two_streams() -> tuple[int, bytes]:
+    """A zip that calls, with a harmless one behind it, and the length of the first."""
+    acts = torch_zip(call("quietlib.touch"))[:-2] + b"\1\0x"  # numpy drops zeros at the end
+    quiet = bytearray(torch_zip(NONE))
+    end = quiet.rfind(b"PK\5\6")
+    entry = directory = int.from_bytes(quiet[end + 16 : end + 20], "little")
+    for at in [end + 16]:
+        quiet[at : at + 4] = (directory + len(acts)).to_bytes(4, "little")
+    while quiet[entry : entry + 4] == b"PK\1\2":
+        place = slice(entry + 42, entry + 46)
+        moved = int.from_bytes(quiet[place], "little") + len(acts)
+        quiet[place] = moved.to_bytes(4, "little")
+        entry += 46 + sum(
+            int.from_bytes(quiet[entry + at : entry + at + 2], "little") for at in (28, 30, 32)
+        )
+    return len(acts), acts + bytes(quiet)
+
+
+LENGTH, STREAMS = two_streams()
+
+DERIVED = {
+    # ----------------------------------------------- what a derived class reads in a state
+    "arguments-of-the-users-error": build(new("quietlib.Error"), fields(args=SUBSET)),
+    "groups-of-the-users-optimizer": optimizer(
+        param_groups=listed(call("collections.defaultdict", T) + X + ONE + b"s")
+    ),
+    "defaults-of-the-users-optimizer": optimizer(
+        defaults=instance("quietlib.Plain", setdefault=T)
+    ),
+    "defaults-that-are-a-module": optimizer(defaults=instance(
+        "torch.nn.modules.linear.Identity", **{**MODULE, "_modules": fields(setdefault=T)}
+    )),
+    "state-of-the-users-optimizer": optimizer(
+        param_groups=listed(fields(params=listed(X))), state=instance("quietlib.Plain", get=T)
+    ),
+    "imported-optimizer": instance(
+        "quietlib.Adam", defaults=EMPTY_DICT, state=EMPTY_DICT, param_groups=listed(FACTORY)
+    ),
+    "weights-of-the-users-module": recurrent("quietlib.Recurrent", _all_weights=FACTORY),
+    "weights-of-an-imported-module": recurrent("quietlib.LSTM", _all_weights=FACTORY),
+    "truth-of-the-users-module": recurrent("quietlib.Recurrent", bias=CONCAT),
+    "state-of-an-imported-generator": build(
+        new("quietlib.Random"), row(number(2), SUBSET, NONE)
+    ),
+    # ----------------------------------------------- classes of Python that many modules import
+    "imported-reference": new("quietlib.ref", ANY_SET, T),
+    "imported-product": new("quietlib.product", SUBSET),
+    "imported-archive": instance(
+        "quietlib.ZipFile", fp=namespace(close=T), mode=text("r"), _writing=FALSE,
+        _fileRefCnt=ONE, _filePassed=ZERO,
+    ),
+    "imported-arrays": instance(
+        "quietlib.NpzFile", zip=instance("quietlib.Plain", close=T), fid=NONE
+    ),
+    "imported-process": instance(
+        "quietlib.Popen", _child_created=TRUE, returncode=NONE, pid=ONE, _internal_poll=T
+    ),
+    "imported-barrier": build(
+        new("quietlib.Barrier"), row(ONE, ONE, ONE, ONE, namespace(create_memoryview=T))
+    ),
+    "imported-opener": instance(
+        "quietlib.URLopener", _URLopener__tempfiles=listed(X), _URLopener__unlink=T
+    ),
+    # ------------------------------------------------------- methods that run for an attribute
+    "attribute-in-slots": build(
+        new(LOADER), row(fields(_DataLoader__initialized=CONCAT), fields(x=ONE))
+    ),
+    "lock-of-a-tensordict": call(
+        "tensordict._reductions._make_td", name("quietlib.Plain"), fields(_is_locked=TRUE, lock_=T)
+    ),
+    "locked-tensordict": call(
+        "tensordict._reductions._make_td", name("quietlib.Plain"), fields(_is_locked=CONCAT)
+    ),
+    # -------------------------------------------------------------------------------- storages
+    "bytes-of-a-row": call("torch.UntypedStorage", SUBSET),
+    "bytes-of-a-row-by-another-name": call("torch.storage.UntypedStorage", SUBSET),
+    # ----------------------------------------------------------------------------- comparisons
+    "comparison-in-a-called-set": compared(call("builtins.set", listed(KEY)), *ADDED),
+    "comparison-in-a-called-base": compared(
+        call("copyreg._reconstructor", name("quietlib.Set"), name("builtins.set"), listed(KEY)),
+        *ADDED,
+    ),
+    "name-that-a-module-has": asked(name("quietlib.SETDEFAULT")),
+}  # fmt: skip
+
+# Values of numpy that are cut where their types end: these bodies are refused.
+CUT = {
+    "name-by-the-code": asked(cut("setdefaults", 10)),
+    "name-by-the-state": asked(cut("setdefaults", 10, by_state=True)),
+    "stream": call(
+        "torch.storage._load_from_bytes", scalar(dtype(f"S{LENGTH}", LENGTH, "|"), STREAMS)
+    ),
+}  # fmt: skip
