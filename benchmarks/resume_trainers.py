@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,20 @@ class Loop:
         return losses
 
 
+class WithoutNumpy(Loop):
+    """A loop that does not store the state of numpy's generator, from which nothing draws."""
+
+    def state(self) -> dict[str, Any]:
+        """Return all else."""
+        state = super().state()
+        del state["np_rng_state"]
+        return state
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore all else."""
+        super().load({**state, "np_rng_state": np.random.get_state()})  # noqa: NPY002
+
+
 def plain_overwriting(folder: Path, resume: Path | None, saving: Saving) -> Losses:
     """Save over the last file, as most scripts do."""
     loop = Loop()
@@ -130,11 +145,13 @@ def plain_overwriting(folder: Path, resume: Path | None, saving: Saving) -> Loss
     return loop.run(saving, lambda _step: folder / "last.pt", save)
 
 
-def plain_renaming(folder: Path, resume: Path | None, saving: Saving) -> Losses:
+def plain_renaming(
+    folder: Path, resume: Path | None, saving: Saving, make: type[Loop] = Loop
+) -> Losses:
     """Save under another name, sync, rename."""
     import os
 
-    loop = Loop()
+    loop = make()
     if resume is not None:
         loop.load(torch.load(resume, weights_only=False))
 
@@ -371,6 +388,7 @@ def _trusting(load: Callable[..., Any]) -> Callable[..., Any]:
 TRAINERS: dict[str, Run] = {
     "plain": plain_overwriting,
     "plain-atomic": plain_renaming,
+    "plain-no-numpy": partial(plain_renaming, make=WithoutNumpy),
     "dcp": torch_dcp,
     "trainer": hf_trainer,
     "accelerate": accelerate,

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from ckptool.checks.base import Subject
+from ckptool.checks.generators import NAMES, missing_beside_torch, unstored_by_choice
 from ckptool.checks.optimizers import stored_schedulers, was_scheduled
-from ckptool.checks.parts import facts_of, is_scaler, number, parts, trainer
+from ckptool.checks.parts import excused, facts_of, is_scaler, number, parts, trainer
 from ckptool.checks.running import REQUIREMENTS
 from ckptool.checks.settings import SETTINGS, float16_setting, has_scaler
 from ckptool.contents.inventory import is_optimizer, is_state_dict
@@ -24,7 +25,6 @@ from ckptool.reports.verify import PartState, ResumePart, ResumeReport, ResumeVe
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import Address, Tree, fields_of, is_plain
 
-GENERATORS = ("torch", "numpy", "python")  # those that every process has
 DATA = whole(
     "sampler", "dataloader", "data_loader", "dl_state_dict", "dataset_state", "data_sampler",
     "train_iterator", "loader",
@@ -81,6 +81,9 @@ def _conditions(
     row = trainer(subject)
     if row is PLAIN and any(p.part == "data" and p.state == PartState.UNUSED for p in told):
         yield "it was saved between two epochs: no position in the data is stored"
+    unstored = unstored_by_choice(subject)
+    if unstored is not None and not excused(subject, "rng", "CK531"):
+        yield f"nothing in the run draws from {NAMES[unstored]}'s random generator"
     if row.registered:
         count = count_of(subject.checkpoint.tree, row.registered)
         yield f"the script registers objects for checkpointing: {count}, as many as are stored"
@@ -124,7 +127,9 @@ NEEDED: Mapping[str, str] = {
 
 def _lacking_generators(subject: Subject) -> str:
     rng = subject.training.rng
-    missing = [kind for kind in GENERATORS if kind not in rng] if rng else []
+    missing = [] if "torch" in rng or not rng else ["torch"]
+    if rng and unstored_by_choice(subject) is None:  # else it is a condition, and no loss
+        missing += missing_beside_torch(subject)
     within = trainer(subject).within
     if within and not missing and _is_within_an_epoch(subject.checkpoint.tree):
         return within

@@ -43,10 +43,36 @@ def _torch_present(subject: Subject) -> Verdicts:
 
 
 def _others_present(subject: Subject) -> Verdicts:
-    missing = [kind for kind in ("numpy", "python") if kind not in subject.training.rng]
-    if missing:
+    missing = missing_beside_torch(subject)
+    if missing and unstored_by_choice(subject) is None:
         message = f"missing RNG states: {' and '.join(missing)}"
         yield excused(subject, "rng", "CK511") or finding("CK511", "", message)
+
+
+def _each_other_present(subject: Subject) -> Verdicts:
+    kind = unstored_by_choice(subject)
+    if kind is not None:
+        stored = f"torch's and {next(NAMES[other] for other in NAMES if other != kind)}'s"
+        message = f"the state of {NAMES[kind]}'s random generator is missing, {stored} are stored"
+        yield excused(subject, "rng", "CK531") or finding("CK531", "", message)
+
+
+NAMES = {"numpy": "numpy", "python": "Python"}  # of the generators besides torch's, in sentences
+
+
+def missing_beside_torch(subject: Subject) -> list[str]:
+    """Return the generators besides torch's whose state is not stored."""
+    return [kind for kind in NAMES if kind not in subject.training.rng]
+
+
+def unstored_by_choice(subject: Subject) -> str | None:
+    """Return the only generator whose state is not stored; None: all are, or more are missing.
+
+    A script that stores torch's state and one of the two others knows of random states, so it seems
+    to have chosen. It has chosen rightly if nothing draws from the third, which no file shows.
+    """
+    missing = missing_beside_torch(subject)
+    return missing[0] if len(missing) == 1 and "torch" in subject.training.rng else None
 
 
 def _forms(subject: Subject) -> Verdicts:
@@ -150,5 +176,6 @@ def _wrong_python(state: Any) -> str | None:
 CHECKS = (
     Check(("CK510",), _torch_present),
     Check(("CK511",), _others_present),
+    Check(("CK531",), _each_other_present),
     Check(("CK512",), _forms),
 )

@@ -171,7 +171,7 @@ REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 # Rules that a requirement asks for too. Their findings are opinions, so they keep their severity.
-ADVICE: Mapping[str, tuple[str, ...]] = {"resume": ("CK515",)}
+ADVICE: Mapping[str, tuple[str, ...]] = {"resume": ("CK515", "CK531")}
 
 
 def rules_asked_for(require: Iterable[str], selected: Iterable[str]) -> frozenset[str]:

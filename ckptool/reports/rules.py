@@ -268,6 +268,10 @@ RULES: tuple[Rule, ...] = (
          "Files with parts of one state dict were written far apart in time.",
          "if they were not copied or downloaded one by one, a file of another save is among them: "
          "compare their checksums with the save's own"),
+    Rule("CK531", "one-other-rng", _WARNING,
+         "The state of numpy's or of Python's random generator is missing, the others are stored.",
+         "fine if nothing in the run draws from it; else save numpy.random.get_state() and "
+         "random.getstate()", TREE, default=False),
     # --------------------------------------------------------------------------------- loading
     Rule("CK601", "missing-keys", _ERROR,
          "The model that is to be loaded has names the file lacks.",

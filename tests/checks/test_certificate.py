@@ -114,6 +114,17 @@ def test_what_was_ignored_is_told_as_lost(state, tmp_path, ckptool):
     assert report["resume"]["lost"] == ["the random state of torch and python starts again"]
 
 
+@pytest.mark.parametrize(("field", "name"), [("np_rng_state", "numpy"), ("py_rng_state", "Python")])
+def test_a_random_state_that_was_left_out_is_a_condition(field, name, state, tmp_path, ckptool):
+    """The run goes on to the bit if it never draws from it: the file cannot tell."""
+    del state[field]
+    path = runs.save(state, tmp_path)
+    for options in ((), ("--ignore-rules", "CK531")):
+        resume = asked(ckptool, path, *options)["resume"]
+        assert (resume["verdict"], resume["lost"]) == ("to-the-bit", [])
+        assert f"nothing in the run draws from {name}'s random generator" in resume["provided"]
+
+
 def test_a_scheduler_that_never_was_is_not_asked_for(state, tmp_path, ckptool):
     """torch's schedulers write ``initial_lr`` into the groups of their optimizer."""
     del state["lr_scheduler"]

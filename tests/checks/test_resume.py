@@ -43,13 +43,37 @@ def test_the_generation_of_seven_fields_does_not(path, tmp_path, ckptool):
     assert ckptool("verify", saved).exit_code == 0  # nobody said that it is for resuming
 
 
-@pytest.mark.parametrize("field", ["model", "optimizer", "lr_scheduler", "epoch", "rng_state",
-                                   "np_rng_state", "py_rng_state"])  # fmt: skip
+@pytest.mark.parametrize("field", ["model", "optimizer", "lr_scheduler", "epoch", "rng_state"])
 def test_each_field_that_a_resume_needs_is_missed(field, tmp_path, ckptool):
     state = load(FOURTEEN[0])
     del state[field]
     output = ckptool("verify", runs.save(state, tmp_path), "--require", "resume", "--json")
     assert output.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("unstored", "rules"),
+    [
+        (("np_rng_state",), {"warning": {"CK531"}}),
+        (("py_rng_state",), {"warning": {"CK531"}}),
+        (("np_rng_state", "py_rng_state"), {"error": {"CK511"}}),
+        (("rng_state",), {"error": {"CK510"}}),
+        (("rng_state", "np_rng_state"), {"error": {"CK510", "CK511"}}),
+    ],
+    ids=lambda case: "-".join(sorted(case)),
+)
+def test_one_random_state_beside_torchs_may_be_left_out_by_choice(
+    unstored, rules, state, tmp_path, ckptool
+):
+    """A loop that never draws from numpy goes on to the bit without its state."""
+    kept = {name: value for name, value in state.items() if name not in unstored}
+    path = runs.save(kept, tmp_path)
+    output = ckptool("verify", path, "--require", "resume", "--json")
+    assert output.exit_code == int("error" in rules)
+    for severity in ("error", "warning"):
+        assert rules_of(output, severity) == rules.get(severity, set())
+    strictly = ckptool("verify", path, "--require", "resume", "--strict")
+    assert strictly.exit_code == 1
 
 
 def test_a_best_value_that_nobody_kept_is_an_opinion(state, tmp_path, ckptool):

@@ -1,7 +1,8 @@
 """The word of ``verify --require resume`` against reality, on runs that are killed as they save.
 
 The small form of ``benchmarks/resume_reality.py``: a loop that saves over its last file, one that
-renames, and torch.distributed.checkpoint, killed before each call that changes a file.
+renames, one that leaves numpy's random state out, and torch.distributed.checkpoint, killed before
+each call that changes a file.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ SCRIPT = REPOSITORY / "benchmarks" / "resume_reality.py"
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="each kill is one of a fork")
-@pytest.mark.parametrize("trainer", ["plain", "plain-atomic", "dcp"])
+@pytest.mark.parametrize("trainer", ["plain", "plain-atomic", "plain-no-numpy", "dcp"])
 def test_no_killed_save_is_ok_that_does_not_resume(trainer):
     done = subprocess.run(
         [sys.executable, str(SCRIPT), trainer, "--by-calls", "--json"],
