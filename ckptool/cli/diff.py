@@ -77,7 +77,8 @@ def command(
         Option(
             metavar="GLOB",
             panel=WHICH,
-            help="Compare only tensors and values whose key path matches GLOB.",
+            help="Compare only tensors and values whose key path matches GLOB, or all of a role or "
+            "top-level key, such as model.",
         ),
     ] = None,
     ignore: Annotated[
@@ -85,7 +86,8 @@ def command(
         Option(
             metavar="GLOB",
             panel=WHICH,
-            help="Leave out tensors and values whose key path matches GLOB.",
+            help="Leave out tensors and values whose key path matches GLOB, or all of a role or "
+            "top-level key, such as optimizer.",
         ),
     ] = None,
     renames: Annotated[

@@ -114,8 +114,13 @@ def _compared(
 ) -> DiffReport:
     by_digest = one.is_manifest or other.is_manifest
     unread = hold_files(one, other)
+    roles = other.roles | one.roles
     left, right = (
-        select_leaves(side.tensors_once() if by_digest else side.leaves, options.selection)
+        select_leaves(
+            side.tensors_once() if by_digest else side.leaves,
+            options.selection,
+            roles | {"": side.roles.get("", "")},  # weights at the top of one side only
+        )
         for side in (one, other)
     )
     if options.any_dtype:
@@ -125,7 +130,6 @@ def _compared(
     pairs = pair_up(left, right, digests_of)
     tensors = [pair for pair in pairs if is_tensor_pair(left, right, pair)]
     rest = [pair for pair in pairs if not is_tensor_pair(left, right, pair)]
-    roles = other.roles | one.roles
     kept, any_dtype = options.tolerances, options.any_dtype
     for names in (left, right):
         refuse_repetition(leaf.ref for leaf in names.values() if isinstance(leaf, TensorLeaf))
@@ -242,7 +246,7 @@ def _unused(one: Side, other: Side, options: DiffOptions) -> Iterator[str]:
     if not any(options.asked):
         return
     names = list(dict.fromkeys([*one.leaves, *other.leaves]))
-    yield from unused_options(options.asked, names, options.selection)
+    yield from unused_options(options.asked, names, options.selection, other.roles | one.roles)
 
 
 def _hint(one: Side, other: Side) -> str | None:

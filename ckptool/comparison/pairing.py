@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any
 
 from ckptool.comparison.leaves import Leaf, TensorLeaf, form_of, is_tensor
@@ -42,7 +43,7 @@ class Pair(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """Choice of the leaves to compare, by globs, after the renames."""
+    """Choice of the leaves to compare: by globs after the renames, or by role or top-level key."""
 
     match: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
@@ -79,7 +80,12 @@ def merge_selection(
     )
 
 
-def select_leaves(leaves: Mapping[str, Leaf], selection: Selection) -> dict[str, Leaf]:
+Roles = Mapping[str, str]  # by top-level key; that of weights at the top is under ""
+
+
+def select_leaves(
+    leaves: Mapping[str, Leaf], selection: Selection, roles: Roles = MappingProxyType({})
+) -> dict[str, Leaf]:
     """Return the leaves to compare, renamed by the maps, then chosen by the globs.
 
     Raises:
@@ -88,7 +94,7 @@ def select_leaves(leaves: Mapping[str, Leaf], selection: Selection) -> dict[str,
     chosen: dict[str, Leaf] = {}
     for address, leaf in leaves.items():
         name = renamed_by(selection.renames, address)
-        if not _is_chosen(name, selection):
+        if not _is_chosen(name, _words_for(address, roles), selection):
             continue
         if name in chosen:
             raise UsageError(
@@ -99,7 +105,15 @@ def select_leaves(leaves: Mapping[str, Leaf], selection: Selection) -> dict[str,
     return chosen
 
 
-def unused_options(asked: Asked, names: Sequence[str], selection: Selection) -> Iterator[str]:
+def _words_for(address: str, roles: Roles) -> tuple[str, str]:
+    """Return the words that stand for all of a part: its top-level key, and its role."""
+    key = address.partition("/")[0]
+    return key, roles.get(key, roles.get("", ""))
+
+
+def unused_options(
+    asked: Asked, names: Sequence[str], selection: Selection, roles: Roles = MappingProxyType({})
+) -> Iterator[str]:
     """Yield the options that were typed and fit none of the names of either side.
 
     Each map is tried on the names that the maps before it leave. Globs are tried on the names that
@@ -112,17 +126,25 @@ def unused_options(asked: Asked, names: Sequence[str], selection: Selection) -> 
         if rename in typed and not any(map(pattern.search, renamed)):
             yield f"--map {typed[rename]!r}"
         renamed = [pattern.sub(replacement, name) for name in renamed]
+    words = [_words_for(name, roles) for name in names]
+    known = {word for both in words for word in both}
     for option, globs in (("--match", asked.match), ("--ignore", asked.ignore)):
-        yield from (f"{option} {glob!r}" for glob in globs if not fits_one(glob, renamed))
-    kept = [name for name in renamed if _is_chosen(name, selection)]
+        unfit = (glob for glob in globs if glob not in known and not fits_one(glob, renamed))
+        yield from (f"{option} {glob!r}" for glob in unfit)
+    kept = [
+        name for name, both in zip(renamed, words, strict=True) if _is_chosen(name, both, selection)
+    ]
     for text in asked.tolerances:
         if not fits_one(text.rpartition("=")[0], kept):
             yield f"--tolerance {text!r}"
 
 
-def _is_chosen(name: str, selection: Selection) -> bool:
-    wanted = not selection.match or any(fnmatchcase(name, glob) for glob in selection.match)
-    return wanted and not any(fnmatchcase(name, glob) for glob in selection.ignore)
+def _is_chosen(name: str, words: tuple[str, str], selection: Selection) -> bool:
+    def fits(glob: str) -> bool:
+        return glob in words or fnmatchcase(name, glob)
+
+    wanted = not selection.match or any(map(fits, selection.match))
+    return wanted and not any(map(fits, selection.ignore))
 
 
 Digests = Callable[[Sequence[Leaf]], Sequence[str]]

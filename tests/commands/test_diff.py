@@ -371,6 +371,44 @@ def test_globs_choose_what_is_compared(compare):
     assert kinds(compare(one, other, "--ignore", "b.*"), "values") == {"time": "value"}
 
 
+def parted(factor):
+    model = {"net.w": torch.full((2, 2), factor), "net.b": torch.full((2,), factor)}
+    state = {index: {"exp_avg": tensor} for index, tensor in enumerate(model.values())}
+    adam = {"state": state, "param_groups": [{"lr": factor, "params": [0, 1]}]}
+    return {"student": model, "adam": adam, "epoch": factor}
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (("--ignore", "optimizer"), {"student/net.w", "student/net.b", "epoch"}),
+        (("--ignore", "adam"), {"student/net.w", "student/net.b", "epoch"}),
+        (("--match", "model"), {"student/net.w", "student/net.b"}),
+        (("--match", "model", "--match", "epoch"), {"student/net.w", "student/net.b", "epoch"}),
+        (("--match", "student", "--ignore", "*.w"), {"student/net.b"}),
+        (("--match", "model", "--map", "^student/=teacher/"), {"teacher/net.w", "teacher/net.b"}),
+    ],
+    ids=lambda words: " ".join(sorted(words)),
+)
+def test_a_role_or_a_top_level_key_stands_for_all_of_it(words, left, compare):
+    document = compare(parted(1.0), parted(2.0), *words)
+    assert kinds(document).keys() | kinds(document, "values").keys() == left
+    assert document["unused"] == []
+
+
+def test_a_role_that_only_one_side_has_stands_for_the_key_on_both(compare):
+    one, other = parted(1.0), parted(2.0)
+    other["adam"] = {"note": 1}  # no longer of the form of an optimizer
+    assert kinds(compare(one, other, "--ignore", "optimizer"), "values").keys() == {"epoch"}
+
+
+def test_weights_at_the_top_have_a_role_too(ckptool, tmp_path):
+    one = {"net.w": torch.ones(2, 2), "net.b": torch.ones(2)}
+    done = ckptool("diff", *pair(tmp_path, one, parted(2.0)), "--match", "model", "--json")
+    assert kinds(done.json).keys() == {"net.w", "net.b"}
+    assert kinds(done.json, "values") == {}
+
+
 def test_the_configuration_gives_the_options(compare, tmp_path, monkeypatch):
     (tmp_path / "ckptool.toml").write_text(
         "[diff]\natol = 1e-3\nignore = [\"time\"]\nmap = ['^module\\.=']\n"

@@ -45,6 +45,8 @@ def test_what_fits_nothing_is_told_in_every_form(option, text, form, pair, ckpto
 USED = [
     ("--ignore", "*head*"),
     ("--match", "*/stem.*"),
+    ("--match", "model"),
+    ("--match", "state_dict"),
     ("--map", "^state_dict/=model/"),
     ("--tolerance", "state_dict/head.weight=1"),
 ]

@@ -70,6 +70,15 @@ def test_maps_rename_before_globs_choose():
     assert select_leaves(leaves, selection) == {"model.w": 1}
 
 
+def test_words_name_a_key_or_a_role_before_maps_rename():
+    selection = Selection(("model",), ("net/w",), (parse_rename("^net/=body/"),))
+    leaves = {"net/w": 1, "net/b": 2, "adam/lr": 3}
+    roles = {"net": "model", "adam": "optimizer"}
+    assert select_leaves(leaves, selection, roles) == {"body/w": 1, "body/b": 2}
+    assert select_leaves(leaves, Selection(ignore=("optimizer", "net"))) == {"adam/lr": 3}
+    assert select_leaves({"w": 1}, Selection(("model",)), {"": "model"}) == {"w": 1}
+
+
 def test_two_places_with_one_name_are_refused():
     with pytest.raises(UsageError, match="one name: 'x'"):
         select_leaves({"x": 1, "y": 2}, Selection(renames=(parse_rename("y=x"),)))
