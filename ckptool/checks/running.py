@@ -159,6 +159,7 @@ REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
         "CK101", "CK102", "CK103", "CK104", "CK105", "CK106", "CK107", "CK108", "CK112", "CK122",
     ),
     "safe": ("CK201", "CK203", "CK204", "CK210"),
+    "weights-only": ("CK122", "CK202"),
     "finite": ("CK301", "CK302", "CK303"),
     "ema": ("CK303", "CK401", "CK402", "CK403", "CK404", "CK405", "CK411", "CK418"),
     "resume": (

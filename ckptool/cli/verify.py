@@ -49,7 +49,7 @@ def command(
             autocompletion=completion.requirements,
             panel=MUST,
             help="Require that the checkpoint is what NAME says: ema, resume, finite, safe, "
-            "intact, loads or provenance.",
+            "weights-only, intact, loads or provenance.",
         ),
     ] = None,
     rules: Annotated[

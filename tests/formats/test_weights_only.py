@@ -18,6 +18,7 @@ import signal
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import _weights_only_unpickler, nn
 from torch._weights_only_unpickler import _get_allowed_globals
 
@@ -68,6 +69,27 @@ def test_torch_agrees(sample, new, tmp_path):
     state, _ = check_of(path)
     assert (state == "passed") <= torch_takes(path)  # never called loadable when it is not
     assert (state == "failed") <= (not torch_takes(path))
+
+
+@pytest.mark.parametrize("sample", [samples.ties, samples.namespace], ids=lambda s: s.__name__)
+def test_it_can_be_required(sample, tmp_path, ckptool):
+    path = tmp_path / "sample.pt"
+    torch.save(sample(), path)
+    done = ckptool("verify", path, "--require", "weights-only", "--json")
+    assert done.exit_code == int(not torch_takes(path))
+    assert ckptool("verify", path, "--rules", "CK202").exit_code == 0  # a note, if nobody requires
+
+
+def test_a_file_without_pickles_needs_no_such_load(tmp_path, ckptool):
+    save_file({"w": torch.ones(2)}, tmp_path / "w.safetensors")
+    assert ckptool("verify", tmp_path / "w.safetensors", "--require", "weights-only").exit_code == 0
+
+
+def test_a_pickle_that_torch_does_not_load_so_is_not_taken(tmp_path, ckptool):
+    with (tmp_path / "rng.pkl").open("wb") as file:
+        pickle.dump({"epoch": 1}, file)
+    done = ckptool("verify", tmp_path / "rng.pkl", "--require", "weights-only", "--json")
+    assert (done.exit_code, {f["rule"] for f in done.json["findings"]}) == (1, {"CK202"})
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
