@@ -58,7 +58,7 @@ def _sections(subject: Subject) -> dict[str, Tensors]:
 # ----------------------------------------------------------------------------------------- a sample
 
 
-def _sample(subject: Subject) -> Verdicts:
+def sampled(subject: Subject) -> Verdicts:
     """Look for non-finite values at the beginnings of some tensors of each section."""
     looked = floating = 0
     for section, tensors in _sections(subject).items():
@@ -205,7 +205,7 @@ def _integers(subject: Subject) -> Verdicts:
 
 
 CHECKS = (
-    Check(("CK303",), _sample),
+    Check(("CK303",), sampled),
     Check(("CK301", "CK302"), _nonfinite),
     Check(("CK304", "CK305"), _constant),
     Check(("CK307", "CK308"), _extreme),

@@ -98,7 +98,13 @@ def command(
     max_shard_size: shared.MaxShardSize = None,
     ties: shared.Ties = "once",
     wrap: shared.Wrap = None,
-    force: shared.Force = False,
+    force: Annotated[
+        bool,
+        Option(
+            "--force",
+            help="Replace an existing file, and accept damaged values and casts that overflow.",
+        ),
+    ] = False,
     dry_run: shared.DryRun = False,
     config: shared.Config = None,
     form: shared.Format = "text",

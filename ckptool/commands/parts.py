@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ckptool.checks.base import Subject
+from ckptool.checks.values import sampled
 from ckptool.commands.origin import converted_from
 from ckptool.commands.state_dicts import state_dicts
 from ckptool.contents.given import refuse_any_given
@@ -14,7 +17,7 @@ from ckptool.contents.sections import sections
 from ckptool.contents.training import read_training_state
 from ckptool.ema.candidates import EmaLocation
 from ckptool.ema.locate import locate_ema
-from ckptool.errors import UnsupportedError, UsageError, about
+from ckptool.errors import CkptError, UnsupportedError, UsageError, about
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.pickles.literal import Made
 from ckptool.formats.provenance import as_text
@@ -115,6 +118,7 @@ def write_whole(
     named = _torch_file(in_folder(output, path.stem + TorchZip.suffixes[0] if safe else path.name))
     target = check_output(named, checkpoint.files, force=force)
     note = as_text(converted_from(path, "", WHOLE, made_at))
+    nonfinite = _nonfinite(checkpoint, dropped)
     if not dry_run:
         with whole_file(target, force=force) as file:
             write_copy(plan, file, checkpoint, note, progress, force=force)
@@ -134,6 +138,7 @@ def write_whole(
         plain=made.plain,
         findings=(
             *_lost_ema(checkpoint, location, plan.tree, dropped),
+            *nonfinite,
             *(() if safe else names_to_note(checkpoint)),
         ),
     )
@@ -157,6 +162,22 @@ def _lost_ema(
         )
         remedy = "keep the model, or extract the EMA first: ckptool extract-ema"
         yield replace(finding("CK401", ema.address, message, remedy), severity=Severity.WARNING)
+
+
+def _nonfinite(checkpoint: Checkpoint, dropped: Collection[str]) -> list[Finding]:
+    """Return a warning for each kept tensor with NaN or infinities in a sample of the values.
+
+    Records are copied whatever they hold, so all values would have to be read by themselves. A
+    sample that cannot be read is no reason to refuse: the copy compares each record.
+    """
+    with suppress(CkptError):
+        return [
+            replace(found, severity=Severity.WARNING)
+            for found in sampled(Subject(checkpoint))
+            if isinstance(found, Finding)
+            if not {*parse_address(found.address)[0][:1]} & {*dropped}
+        ]
+    return []
 
 
 class PlanOfWhole(NamedTuple):

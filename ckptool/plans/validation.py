@@ -87,6 +87,8 @@ def refuse_unsound(
 ) -> tuple[Finding, ...]:
     """Refuse bytes that were changed since they were written, and non-finite EMA weights.
 
+    Other tensors are written as they are, and non-finite values in them are reported.
+
     Args:
         checkpoint: the file.
         seen: the scan of the file.
@@ -94,18 +96,24 @@ def refuse_unsound(
         force: take them all the same.
 
     Returns:
-        With ``force``, a finding for each tensor or record that would be refused.
+        A finding for each other tensor with non-finite values; with ``force``, also for each
+        tensor or record that would be refused.
 
     Raises:
         DamagedError: bytes do not fit their checksum: a disk or a copy has changed them.
         EmaRefusedError: EMA weights hold NaN or infinities; a model that loads them gives noise.
     """
-    suspects = [(str(name), ref) for (name,), ref in seen.suspects if name in averaged]
-    counts = {name: nonfinite_values(checkpoint.reader, ref).total for name, ref in suspects}
-    bad = {name: count for name, count in counts.items() if count}
+    counts = {str(name): nonfinite_values(checkpoint.reader, ref) for (name,), ref in seen.suspects}
+    bad = {name: each.total for name, each in counts.items() if each.total and name in averaged}
+    others = {
+        name: each.total
+        for name, each in counts.items()
+        if each.total and name not in averaged and not (each.is_mask or each.is_unset)
+    }
     return (
         *_refuse_broken(checkpoint, seen.broken, force=force),
         *_refuse_nonfinite(checkpoint, bad, force=force),
+        *_nonfinite(others),
     )
 
 
@@ -150,8 +158,13 @@ def _refuse_nonfinite(
             path=checkpoint.path,
             hint="an earlier checkpoint may be sound; --force writes these all the same",
         )
-    said = (finding("CK301", name, f"non-finite: {_values(count)}") for name, count in bad.items())
-    return tuple(replace(told, severity=Severity.WARNING) for told in said)
+    return tuple(_nonfinite(bad))
+
+
+def _nonfinite(bad: Mapping[str, int]) -> Iterator[Finding]:
+    for name, count in bad.items():
+        told = finding("CK301", name, f"non-finite: {_values(count)}")
+        yield replace(told, severity=Severity.WARNING)
 
 
 def warnings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:

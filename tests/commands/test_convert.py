@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import hypothesis.strategies as st
@@ -41,6 +42,35 @@ def converted(ckptool, tmp_path):
         return load_file(output) if output.suffix == ".safetensors" else load(output)
 
     return run
+
+
+# -------------------------------------------------------------------------------- what is written
+
+
+@pytest.mark.parametrize("operand", ["#@model", "#state_dict"])
+@pytest.mark.parametrize("options", [(), ("--dtype", "bfloat16"), ("--dry-run",), ("--force",)])
+def test_nonfinite_weights_are_written_and_told(operand, options, ckptool, tmp_path):
+    """As ``extract-ema --force`` tells of them: weights of a run that diverged may be wanted."""
+    model = weights() | {"stem.bias": torch.tensor([1.0, math.nan, math.inf, 2.0])}
+    path = save(tmp_path / "last.ckpt", model)
+    forced = (*options, "--force")
+    for command, more in (("convert", options), ("extract-ema", forced)):
+        asked = (command, f"{path}{operand}", "-o", tmp_path / f"{command}.pt")
+        done = ckptool(*asked, *more, "--json")
+        assert done.exit_code == 0
+        (found,) = done.json["findings"]
+        assert (found["rule"], found["severity"]) == ("CK301", "warning")
+        assert (found["address"], found["message"]) == ("stem.bias", "non-finite: 2 values")
+        assert "CK301" in ckptool(*asked, *forced)
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0, -math.inf, 0.0, -math.inf], [math.inf] * 4], ids=["mask", "observer"]
+)
+def test_a_mask_is_no_fault(values, ckptool, tmp_path):
+    path = save(tmp_path / "last.ckpt", weights(mask=torch.tensor(values)))
+    done = ckptool("convert", f"{path}#@model", "-o", tmp_path / "out.pt", "--json")
+    assert done.json["findings"] == []
 
 
 # ------------------------------------------------------------------------------- which state dict

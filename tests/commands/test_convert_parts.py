@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import struct
 import zipfile
@@ -40,6 +41,22 @@ def path(tmp_path):
 def without(path, *keys: str) -> dict:
     content = load(path)
     return {key: value for key, value in content.items() if key not in keys}
+
+
+@pytest.mark.parametrize("option", [("--drop", "optimizer"), ("--whole",), ("--safe",)], ids=str)
+def test_nonfinite_weights_of_a_whole_checkpoint_are_told(option, ckptool, tmp_path):
+    model = weights() | {"stem.bias": torch.full((4,), math.nan)}
+    path = save(tmp_path / "last.ckpt", model, average_of(weights()), **resumable(model))
+    done = ckptool("convert", path, *option, "-o", tmp_path / "out.ckpt", "--json")
+    told = {f["address"]: (f["rule"], f["severity"]) for f in done.json["findings"]}
+    assert done.exit_code == 0
+    assert told.pop("state_dict/stem.bias") == ("CK303", "warning")
+    assert told.keys() == (set() if option[0] == "--drop" else OF_THE_OPTIMIZER)
+    without = ckptool("convert", path, "--drop", "model", "-o", tmp_path / "less.ckpt", "--json")
+    assert "state_dict/stem.bias" not in {f["address"] for f in without.json["findings"]}
+
+
+OF_THE_OPTIMIZER = {"optimizer/state/1/exp_avg", "optimizer/state/1/exp_avg_sq"}
 
 
 @pytest.mark.parametrize(

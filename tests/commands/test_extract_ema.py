@@ -925,6 +925,14 @@ def test_a_model_that_is_not_finite_does_not_matter(ckptool, tmp_path):
     assert ckptool("extract-ema", path, "-o", tmp_path / "ema.pt").exit_code == 0
 
 
+def test_what_comes_from_a_model_that_is_not_finite_is_told(ckptool, tmp_path):
+    model = weights(mean=torch.tensor([math.nan, 1.0, 2.0]))
+    path = save(tmp_path / "nan.pt", model, average_of(weights()))
+    report = ckptool("extract-ema", path, "-o", tmp_path / "ema.pt", "--json").json
+    told = {(f["rule"], f["severity"], f["address"]) for f in report["findings"]}
+    assert ("CK301", "warning", "mean") in told
+
+
 def test_an_existing_file_is_kept_without_force(path, refused, ckptool, tmp_path):
     output = tmp_path / "ema.pt"
     output.write_text("mine")
