@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ from ckptool.reports.verify import ChoiceReport, VerifyReport
 
 Names = list[str] | None
 LONG = 600  # characters of a path or a reason
+SHOWN = 10  # of the checkpoints that were passed over
 
 MUST = "What must hold"  # panel of the help
 READS = "What is read"  # panel of the help
@@ -246,9 +248,19 @@ def _tell_passed_over(answers: Sequence[ChoiceReport | VerifyReport]) -> None:
     from ckptool.render.text import printable
 
     for report in answers:
-        for each in report.passed_over if isinstance(report, ChoiceReport) else ():
+        if not isinstance(report, ChoiceReport):
+            continue
+        for each in report.passed_over[:SHOWN]:
             path, reason = printable(each.path, LONG), printable(each.reason, LONG)
             sys.stderr.write(f"passed over {path}: {reason}\n")
+        if len(report.passed_over) > SHOWN:
+            more = len(report.passed_over) - SHOWN
+            sys.stderr.write(f"passed over {more:,} more: --json has them all\n")
+        if report.path is None and report.reports:
+            newest = report.reports[0]
+            required = f" --require {','.join(newest.required)}" if newest.required else ""
+            path = printable(shlex.quote(newest.path), LONG)
+            sys.stderr.write(f"hint: ckptool verify {path}{required} shows all that is wrong\n")
 
 
 def _whole(operand: Operand) -> Path:

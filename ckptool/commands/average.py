@@ -85,6 +85,7 @@ def average(
         order=mixture.members.order,
         intervals=mixture.intervals,
         copies=mixture.members.copies,
+        derived=mixture.members.derived,
     )
 
 

@@ -2,7 +2,8 @@
 
 The age of a checkpoint follows from its step, then its epoch. The modification time decides only
 between equals, since copying a run changes it. What a job leaves that is killed while it saves is
-passed over with the reason: a damaged file, a directory without the files that are written last.
+passed over with the reason: a damaged file, a directory without the files that are written last. So
+is what ckptool made of other checkpoints of the run.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from ckptool.commands.operands import checkpoint_files, is_run
 from ckptool.commands.rating import rank
-from ckptool.commands.runs import progress_entry
+from ckptool.commands.runs import OwnCheckpoints, own_checkpoints
 from ckptool.commands.verify import Request, verify_all
 from ckptool.errors import UnreadableError
 from ckptool.regex import regex
@@ -31,8 +32,9 @@ def latest_valid(folders: Sequence[Path], request: Request) -> ChoiceReport:
     Raises:
         CkptError: a directory cannot be listed, or a file cannot be read.
     """
-    ordered = sorted(_entries(folders), key=_age, reverse=True)
-    return _first_passing(ordered, ordered, folders, request, "the newest that passes")
+    run = _read(folders)
+    ordered = sorted(run.entries, key=_age, reverse=True)
+    return _first_passing(ordered, run, folders, request, "the newest that passes")
 
 
 def best_by(metric: str, folders: Sequence[Path], request: Request) -> ChoiceReport:
@@ -41,26 +43,28 @@ def best_by(metric: str, folders: Sequence[Path], request: Request) -> ChoiceRep
     Raises:
         UsageError: see :func:`~ckptool.commands.rating.rank`.
     """
-    entries = _entries(folders)
-    name, ordered = rank(metric, entries)
-    return _first_passing(ordered, entries, folders, request, f"the best {name} that passes")
+    run = _read(folders)
+    name, ordered = rank(metric, run.entries)
+    return _first_passing(ordered, run, folders, request, f"the best {name} that passes")
 
 
-def _entries(folders: Iterable[Path]) -> Entries:
-    """Return the checkpoints of runs, in the order of their steps.
+def _read(folders: Iterable[Path]) -> OwnCheckpoints:
+    """Return the checkpoints of runs in the order of their steps.
 
     A directory that is one checkpoint is its own entry.
     """
-    found: Entries = []
+    entries: Entries = []
+    derived: dict[str, str] = {}
     for folder in folders:
         if folder.is_file():
             hint = f"ckptool verify {shlex.quote(str(folder))} checks this file alone"
             raise UnreadableError("a file, not a directory to choose from", path=folder, hint=hint)
         is_one = folder.is_dir() and not is_run(folder)
-        for path in [folder] if is_one else checkpoint_files(folder):
-            found.append(progress_entry(path))
-            gc.collect(0)  # what is new: the program runs without, and a hundred trees would stay
-    return sorted(found, key=lambda e: (e.global_step or 0, e.epoch or 0, e.path))
+        found = own_checkpoints([folder] if is_one else checkpoint_files(folder))
+        entries += found.entries
+        derived |= found.derived
+    by_step = sorted(entries, key=lambda e: (e.global_step or 0, e.epoch or 0, e.path))
+    return OwnCheckpoints(by_step, derived)
 
 
 def _age(entry: RunEntry) -> tuple[float, float, float]:
@@ -68,9 +72,9 @@ def _age(entry: RunEntry) -> tuple[float, float, float]:
 
 
 def _first_passing(
-    ordered: Entries, entries: Entries, folders: Sequence[Path], request: Request, why: str
+    ordered: Entries, run: OwnCheckpoints, folders: Sequence[Path], request: Request, why: str
 ) -> ChoiceReport:
-    """Return the first of ``ordered`` that passes; ``entries`` has the unreadable ones, too."""
+    """Return the first of ``ordered`` that passes; ``run`` has the unreadable ones, too."""
     reports: list[VerifyReport] = []
     for entry in ordered:
         reports += [looked.report for looked in verify_all([as_path(entry.path)], request)]
@@ -78,9 +82,10 @@ def _first_passing(
         if reports[-1].ok:
             break
     chosen = reports[-1].path if reports and reports[-1].ok else None
-    passed_over = {entry.path: entry.error for entry in entries if entry.error is not None}
+    passed_over = {entry.path: entry.error for entry in run.entries if entry.error is not None}
     passed_over |= {report.path: _reason(report) for report in reports if not report.ok}
     passed_over |= {str(path): UNFINISHED for folder in folders for path in _unfinished(folder)}
+    passed_over |= run.derived
     return ChoiceReport(
         path=chosen,
         why=why if chosen is not None else "none passes",

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ckptool.commands.derivatives import Origin, derivatives, origin_of
 from ckptool.commands.operands import checkpoint_files, is_run
 from ckptool.commands.state_dicts import Taken, take_state_dict
 from ckptool.contents.selection import Operand
@@ -56,6 +57,7 @@ class Members(NamedTuple):
     order: str  # global_step | epoch | name | operands
     places: tuple[int, ...]  # of each among the operands without the copies
     copies: Mapping[str, str]  # path of a copy in a directory -> path of its original
+    derived: Mapping[str, str] = {}  # path of a file that ckptool made of others -> how it was made
 
     def only(self, places: Sequence[int]) -> Members:
         """Return these members alone, in the order of their places."""
@@ -80,10 +82,12 @@ def open_members(
         CkptError: a checkpoint cannot be read, or it is not clear what to take from it.
         UsageError: a directory holds weights that may not belong to its run.
     """
-    opened = [
-        _open(stack, each, role, layouts, is_listed=is_listed)
+    found = [
+        _Found(each, is_listed, stack.enter_context(open_checkpoint(each.path)))
         for each, is_listed in single(operands)
     ]
+    derived = _derived(found)
+    opened = [_open(each, role, layouts) for each in found if str(each.operand.path) not in derived]
     copies: dict[str, str] = {}
     kept: list[Opened] = []
     for each in opened:
@@ -93,7 +97,7 @@ def open_members(
         else:
             copies[str(each.path)] = str(original.path)
     order, places = _order(kept)
-    members = Members(tuple(kept), order, tuple(range(len(kept))), copies)
+    members = Members(tuple(kept), order, tuple(range(len(kept))), copies, derived)
     return members.only(places)
 
 
@@ -107,14 +111,29 @@ def single(operands: Sequence[Operand]) -> list[tuple[Operand, bool]]:
     ]
 
 
+class _Found(NamedTuple):
+    """An open checkpoint, of which nothing has been taken."""
+
+    operand: Operand
+    is_listed: bool
+    checkpoint: Checkpoint
+
+
+def _derived(found: Sequence[_Found]) -> dict[str, str]:
+    """Return the files in directories that ckptool made of others, and how."""
+    runs: dict[Path, list[tuple[str, Origin | None]]] = {}
+    for (path, _), is_listed, checkpoint in found:
+        if is_listed:
+            runs.setdefault(path.parent, []).append((str(path), origin_of(checkpoint)))
+    return {path: why for files in runs.values() for path, why in derivatives(files).items()}
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, (int, float)) and -MAX_COUNT < value < MAX_COUNT  # NaN is not
 
 
-def _open(
-    stack: ExitStack, operand: Operand, role: str | None, layouts: Layouts, *, is_listed: bool
-) -> Opened:
-    checkpoint = stack.enter_context(open_checkpoint(operand.path))
+def _open(found: _Found, role: str | None, layouts: Layouts) -> Opened:
+    operand, is_listed, checkpoint = found
     with about(operand.path):
         address = operand.address if operand.address is not None else role
         taken = take_state_dict(checkpoint, address, layouts, beside_optimizer=True)

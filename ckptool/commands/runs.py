@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ckptool.commands.derivatives import Origin, derivatives, origin_of
 from ckptool.commands.inspect import inspect_file, training_facts
 from ckptool.commands.operands import checkpoint_files
 from ckptool.contents.metrics import is_best, is_of_training
@@ -14,6 +16,7 @@ from ckptool.contents.training import read_training_state
 from ckptool.ema.layouts import Layouts
 from ckptool.errors import CkptError
 from ckptool.formats import open_checkpoint
+from ckptool.records import NamedTuple
 from ckptool.reports.base import MainSlot
 from ckptool.reports.inspect import InspectReport
 from ckptool.reports.run import BestReport, RunEntry, RunReport
@@ -74,9 +77,33 @@ def progress_entry(path: Path) -> RunEntry:
         with open_checkpoint(path) as checkpoint:
             state = read_training_state(checkpoint.tree, checkpoint.reader)
             size, name = checkpoint.size_bytes, checkpoint.format_name
+            made = origin_of(checkpoint)
     except CkptError as error:
         return unreadable_entry(path, error)
-    return RunEntry(str(path), size, name, ema=None, **_progress(training_facts(state)))
+    by, of = made or (None, None)
+    facts = _progress(training_facts(state))
+    return RunEntry(str(path), size, name, ema=None, **facts, made_by=by, made_of=of)
+
+
+class OwnCheckpoints(NamedTuple):
+    """The checkpoints of a run, and the files in its directory that are none."""
+
+    entries: list[RunEntry]
+    derived: Mapping[str, str]  # path of a file that ckptool made of others -> how
+
+
+def own_checkpoints(paths: Iterable[Path]) -> OwnCheckpoints:
+    """Return the lines of a table without EMA weights, those of a run's own checkpoints apart."""
+    entries = []
+    for path in paths:
+        entries.append(progress_entry(path))
+        gc.collect(0)  # what is new: the program runs without, and a hundred trees would stay
+    derived = derivatives((entry.path, _origin(entry)) for entry in entries)
+    return OwnCheckpoints([entry for entry in entries if entry.path not in derived], derived)
+
+
+def _origin(entry: RunEntry) -> Origin | None:
+    return (entry.made_by, entry.made_of or "") if entry.made_by is not None else None
 
 
 def _progress(training: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,6 +134,7 @@ def run_entry(report: InspectReport) -> RunEntry:
         main_slot=ema.main_slot,
         snapshots=report.snapshots,
         made_by=report.provenance["command"] if report.provenance else None,
+        made_of=report.provenance["source"] if report.provenance else None,
         modified=_modified(report.path),
         parameters=report.model.parameters if report.model else None,
         lr=tuple(rates),

@@ -250,12 +250,9 @@ def spans(rules: Sequence[str], order: Sequence[str]) -> str:
 
 @one_by_one
 def show_choice(report: ChoiceReport) -> Page:
-    """Yield only the path, for ``$(...)``; if no checkpoint passes, yield the reasons of each."""
+    """Yield only the path, for ``$(...)``; the reasons are in ``passed_over``, for stderr."""
     if report.path is not None:
         # A shell gets the path unchanged; a terminal gets control characters escaped.
         yield line(report.path if words.is_whole() else words.printable(report.path), wraps=False)
         return
     yield line(("none passes", "error"))
-    for one in report.reports:
-        yield line("")
-        yield from show_verify([one])

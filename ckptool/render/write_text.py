@@ -154,9 +154,7 @@ def _average_lines(report: AverageReport) -> Iterator[Fact]:
         yield "order", line("by the numbers in the names: the files state no step")
     if report.intervals is not None:
         yield "intervals", line(_INTERVALS[report.intervals])
-    for copy, original in report.copies.items():
-        same = f" holds the weights of {words.printable(original)}, which count once"
-        yield "copy", line((words.printable(copy), "name"), same)
+    yield from _uncounted_lines(report)
     tensors = f"{words.plural(report.averaged, 'tensor')} averaged"
     yield "tensors", line(f"{tensors}, {words.size(report.bytes)} in all")
     if report.newest:
@@ -169,6 +167,15 @@ def _average_lines(report: AverageReport) -> Iterator[Fact]:
         yield "buffers", line(f"{told}: torch.optim.swa_utils.update_bn makes better ones")
     yield from _tie_lines(report)
     yield from _output_lines(report)
+
+
+def _uncounted_lines(report: AverageReport) -> Iterator[Fact]:
+    """Yield the files in a directory that do not count."""
+    for copy, original in report.copies.items():
+        same = f" holds the weights of {words.printable(original)}, which count once"
+        yield "copy", line((words.printable(copy), "name"), same)
+    for path, why in report.derived.items():
+        yield "left out", line((words.printable(path), "name"), f": {words.printable(why)}")
 
 
 _INTERVALS = {

@@ -307,7 +307,7 @@ WRITING: tuple[Rule, ...] = (
          "name only one of them; if both are meant to count, give each a weight: --weights"),
     Rule("CK804", "written-into-the-run", _WARNING,
          "An average lies among the checkpoints that it is made of.",
-         "write it to another directory: commands on this one take it for a checkpoint of the run"),
+         "write it to another directory: other tools take it for a checkpoint of the run"),
 )  # fmt: skip
 
 BY_ID: Mapping[str, Rule] = {rule.id: rule for rule in (*RULES, *WRITING)}

@@ -26,11 +26,13 @@ class RunEntry:
     main_slot: MainSlot | None = None
     # Snapshots of EMAs that average --sigma-rel combines.
     snapshots: tuple[SnapshotReport, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)
-    made_by: str | None = None  # extract-ema | promote-ema, from ckptool's metadata in the file
+    # extract-ema | promote-ema | convert | average, from ckptool's note in the file.
+    made_by: str | None = None
     modified: str | None = None  # time of the last change, in UTC; None behind a URL
     parameters: int | None = None  # of the model
     lr: tuple[float, ...] = ()  # learning rates of the optimizers' groups, each once
     ema_distance: float | None = None  # of the EMA from the model's weights, sampled
+    made_of: str | None = None  # names of the files that ``made_by`` took
 
 
 @record

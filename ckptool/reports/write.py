@@ -179,3 +179,5 @@ class AverageReport(WeightsReport):
     intervals: str | None = field(default=None, metadata=MAY_BE_ABSENT)
     # Path of a copy in a directory -> path of the checkpoint that it repeats and that counts.
     copies: Mapping[str, str] = field(default_factory=dict)
+    # Path of a file in a directory that ckptool made of others -> how; it does not count.
+    derived: Mapping[str, str] = field(default_factory=dict)

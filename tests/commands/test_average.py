@@ -374,9 +374,11 @@ def test_an_order_that_nothing_states(tmp_path, refused):
 @pytest.mark.parametrize("more", [(), ("--last", "2"), ("--ema-decay", "0.9")])
 def test_weights_that_were_written_into_the_run_are_named(run, refused, ckptool, more):
     """The mean of a run must not take its extracted EMA for a checkpoint."""
+    ema = run / "a.ema.safetensors"
     assert ckptool("extract-ema", run / "a.ckpt").exit_code == 0
+    save_file(load_file(ema), ema)  # without the note that says so
     error = refused(run, "--only", "model", *more)
-    assert f"{run / 'a.ema.safetensors'} states no step, other" in error["message"]
+    assert f"{ema} states no step, other" in error["message"]
     assert "instead of their directory" in error["hint"]
 
 

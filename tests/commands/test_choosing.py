@@ -116,6 +116,77 @@ def test_a_distributed_checkpoint_without_its_metadata_is_passed_over(tmp_path, 
     assert (name, "not finished" in told) == ("step-10", True)
 
 
+# ------------------------------------------------------------------- what ckptool made of others
+
+
+@pytest.fixture
+def run(tmp_path, ckptool):
+    """Two checkpoints of a run, and in its directory what every command makes of them."""
+    folder = tmp_path / "run"
+    for step, loss in ((10, 0.5), (20, 0.4)):
+        state = {**runs.trained(), "global_step": step, "epoch": 1, "val_stats": {"loss": loss}}
+        runs.save(state, folder, f"step{step}.pt")
+    newest = folder / "step20.pt"
+    for line in (
+        ("extract-ema", newest),
+        ("convert", f"{newest}#@model", "-o", folder / "weights.safetensors"),
+        ("convert", newest, "--drop", "scaler", "-o", folder / "step30.pt"),
+        ("promote-ema", newest, "-o", folder / "step40.pt"),
+    ):
+        assert ckptool(*line).exit_code == 0
+    return folder
+
+
+DERIVED = {"step20.ema.safetensors", "weights.safetensors", "step30.pt", "step40.pt"}
+
+
+@pytest.mark.parametrize("option", [("--latest-valid",), ("--best", "val_stats/loss:min")])
+def test_what_ckptool_made_of_others_is_never_chosen(option, run, ckptool):
+    """The files in its directory are newer by the clock, and of the same step."""
+    name, said = chosen(ckptool, "verify", *option, run)
+    assert name == "step20.pt"
+    assert f"{run / 'step20.ema.safetensors'}: ckptool extract-ema made it of step20.pt" in said
+    report = ckptool("verify", *option, run, "--json").json
+    assert {Path(each["path"]).name for each in report["passed_over"]} == DERIVED
+
+
+def test_a_checkpoint_that_was_promoted_in_place_is_one_of_the_run(run, ckptool):
+    assert ckptool("promote-ema", run / "step20.pt", "--in-place").exit_code == 0
+    assert chosen(ckptool, "verify", "--latest-valid", run)[0] == "step20.pt"
+
+
+def test_a_directory_of_nothing_but_such_files_is_a_run(run, ckptool):
+    for path in (run / "step10.pt", run / "step20.pt"):
+        path.unlink()
+    name, said = chosen(ckptool, "verify", "--latest-valid", run)
+    assert (name in DERIVED, said) == (True, "")
+
+
+@pytest.mark.parametrize("options", [(), ("--last", "2"), ("--weights", "1,3")], ids=str)
+def test_an_average_leaves_them_out_and_says_so(options, run, ckptool, tmp_path):
+    done = ckptool("average", run, "--only", "ema", *options, "-o", tmp_path / "mean.pt", "--json")
+    assert done.exit_code == 0
+    assert [Path(each["path"]).name for each in done.json["sources"]] == ["step10.pt", "step20.pt"]
+    assert {Path(path).name for path in done.json["derived"]} == DERIVED
+    shown = ckptool("average", run, "--only", "ema", "-o", tmp_path / "new.pt", "--dry-run")
+    assert "left out" in shown
+    assert "ckptool extract-ema made it of step20.pt" in shown
+
+
+def test_an_average_takes_them_where_they_are_named(run, ckptool, tmp_path):
+    named = [run / "step10.pt", run / "step40.pt"]
+    done = ckptool("average", *named, "--only", "model", "-o", tmp_path / "mean.pt", "--json")
+    assert [each["path"] for each in done.json["sources"]] == [*map(str, named)]
+    assert done.json["derived"] == {}
+
+
+def test_the_average_of_a_run_in_its_directory_is_left_out_of_the_next(run, ckptool):
+    for name in ("mean.pt", "again.pt"):
+        done = ckptool("average", run, "--only", "model", "-o", run / name, "--json")
+        assert len(done.json["sources"]) == 2
+    assert str(run / "mean.pt") in done.json["derived"]
+
+
 def test_the_best_by_a_metric_of_the_log(tmp_path, ckptool):
     folder = hf_run(tmp_path / "run", (2, 4), (0.25, 0.5))
     assert chosen(ckptool, "verify", "--best", "eval_loss", folder) == ("checkpoint-2", "")

@@ -288,7 +288,34 @@ def test_without_a_valid_one_the_code_is_one_and_the_reasons_are_shown(run, ckpt
     output = ckptool("verify", "--latest-valid", run)
     assert output.exit_code == 1
     assert output.stdout == ""  # which a script takes for a path
-    assert "CK102" in output.stderr
+    path = run / "step2000.pt"
+    assert output.stderr.splitlines()[0] == "none passes"
+    assert f"passed over {path}: " in output.stderr
+    assert output.stderr.endswith(f"hint: ckptool verify {path} shows all that is wrong\n")
+
+
+@pytest.mark.parametrize("count", [9, 14])
+def test_the_reasons_take_a_line_each_and_are_folded(count, run, ckptool):
+    for path in run.iterdir():
+        path.unlink()
+    for step in range(count):
+        save(run / f"step{step:02}.pt", weights(), epoch=1, global_step=step)
+    output = ckptool("verify", "--latest-valid", run, "--require", "resume,ema")
+    first, *lines, hint = output.stderr.splitlines()
+    assert (output.exit_code, first) == (1, "none passes")
+    folded = count - 10
+    assert lines[-1] == f"passed over {folded} more: --json has them all" or folded < 0
+    told = lines[:-1] if folded > 0 else lines
+    newest = [f"passed over {run / f'step{step:02}.pt'}: CK" for step in reversed(range(count))]
+    assert [line[: len(start)] for line, start in zip(told, newest, strict=False)] == newest[:10]
+    shows = f"{newest_of(run)} --require resume,ema shows all that is wrong"
+    assert hint == f"hint: ckptool verify {shows}"
+    report = ckptool("verify", "--latest-valid", run, "--require", "resume,ema", "--json").json
+    assert len(report["passed_over"]) == count
+
+
+def newest_of(run):
+    return max(run.iterdir())
 
 
 @pytest.mark.parametrize("below", ["checkpoints", "version_0/checkpoints"])
