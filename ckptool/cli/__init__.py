@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ckptool.cli.catalogue import COMMANDS, OTHER_NAMES, command_of, spelled_out
-from ckptool.cli.output import ExitCode, own_place, used_color
+from ckptool.cli.output import ExitCode, own_place, tell_interrupt, used_color
 from ckptool.cli.parameters import HELP, asks_for_help, plain_call
 from ckptool.errors import CkptError, UsageError, as_ckpt_error
 from ckptool.process.signals import INTERRUPTED, end_cleanly
@@ -40,6 +40,7 @@ def main(args: Sequence[str]) -> int:
         # A command returns None when it succeeds, and an exit code when the answer is no.
         code = _run(args)
     except KeyboardInterrupt:
+        tell_interrupt()
         return INTERRUPTED
     except (BrokenPipeError, SystemExit):  # typer exits when a pipe breaks
         _close_stdout()
@@ -163,7 +164,7 @@ def _take_every_letter() -> None:
 
 def run() -> None:
     """Run the whole process, from the command line's arguments to its exit code."""
-    end_cleanly()
+    end_cleanly(tell_interrupt)
     # numpy's BLAS starts a thread for each CPU, which waits by spinning: 0.08 s of a core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _take_every_letter()

@@ -97,15 +97,35 @@ def spelled_out(args: Sequence[str]) -> list[str]:
     """Return the arguments with the short forms written out.
 
     ``ckptool FILE`` is ``inspect``, ``help COMMAND`` is ``--help``, and nothing at all is, too;
-    ``version`` is ``--version``.
+    ``version`` is ``--version``. Options may stand before the command, or before the FILE.
     """
     first, *rest = args or ["help"]
     if first == "version":
         return ["--version"]
     if first == "help":
         return [*rest[:1], "--help"]
-    is_path = first not in COMMANDS and not first.startswith("-") and _may_be_path(first)
+    if first.startswith("-"):
+        return list(args) if first in OF_THE_PROGRAM else _with_command_first(args)
+    is_path = first not in COMMANDS and _may_be_path(first)
     return ["inspect", *args] if is_path else list(args)
+
+
+OF_THE_PROGRAM = {
+    "-h", "--help", "-V", "--version", "--install-completion", "--show-completion",
+}  # fmt: skip
+
+
+def _with_command_first(args: Sequence[str]) -> list[str]:
+    """Return ``--json diff A B`` as ``diff --json A B``, and ``--format json FILE`` as inspect.
+
+    The first word that is a command or may be a path decides; the value of an option is neither.
+    """
+    for at, word in enumerate(args):
+        if word in COMMANDS:
+            return [word, *args[:at], *args[at + 1 :]]
+        if not word.startswith("-") and _may_be_path(word):
+            return ["inspect", *args]
+    return list(args)
 
 
 def _may_be_path(text: str) -> bool:

@@ -235,6 +235,13 @@ def tell_config(settings: Settings) -> None:
         sys.stderr.write(f"note: {printable(each.path)} decides on {', '.join(each.used)}\n")
 
 
+def tell_interrupt() -> None:
+    """Say on a terminal that Ctrl-C ended the run; a script has the exit code."""
+    if own_place().speaks and sys.stderr.isatty():
+        sys.stderr.write("interrupted: no unfinished file is left\n")
+        sys.stderr.flush()
+
+
 def source_date() -> float | None:
     """Return the time set for reproducible builds (https://reproducible-builds.org/specs)."""
     given = os.environ.get("SOURCE_DATE_EPOCH", "")

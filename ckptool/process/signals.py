@@ -25,12 +25,19 @@ class _Run:
     """The state of this process: its cleanup functions, and a signal that is delayed."""
 
     undo: tuple[Callable[[], None], ...] = ()
+    tell: Callable[[], None] | None = None  # say that the user ended it, by Ctrl-C
+    process = 0  # the one that says so: forks of it get the signal, too
+    is_interrupted = False
     held = 0  # blocks that must not be left half done
     came = False  # whether a signal came meanwhile
 
 
-def end_cleanly() -> None:
-    """Let signals end this process cleanly, except those that ``nohup`` and the like ignore."""
+def end_cleanly(tell: Callable[[], None] | None = None) -> None:
+    """Let signals end this process cleanly, except those that ``nohup`` and the like ignore.
+
+    ``tell`` is called at the end if the signal is SIGINT, after the cleanup.
+    """
+    _Run.tell, _Run.process = tell, os.getpid()
     for number in ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _signalled)
@@ -59,8 +66,9 @@ def held() -> Iterator[None]:
             _end()
 
 
-def _signalled(_number: int, _frame: object) -> None:
+def _signalled(number: int, _frame: object) -> None:
     _Run.came = True
+    _Run.is_interrupted = _Run.is_interrupted or number == signal.SIGINT
     if not _Run.held:
         _end()
 
@@ -69,4 +77,7 @@ def _end() -> None:
     for undo in reversed(_Run.undo):
         with suppress(Exception):
             undo()
+    if _Run.tell and _Run.is_interrupted and os.getpid() == _Run.process:
+        with suppress(Exception):
+            _Run.tell()
     os._exit(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""A run that is interrupted says nothing and exits with 130, also in its first moments."""
+"""A run that is interrupted exits with 130, also in its first moments; a terminal gets a line."""
 
 from __future__ import annotations
 
@@ -122,6 +122,9 @@ def terminal():
 WIPED = "\r\x1b[K"
 
 
+INTERRUPTED = "interrupted: no unfinished file is left\r\n"
+
+
 def assert_shown_and_wiped(shown, verb):
     lines = shown.split("\r")
     share, whole, left = r"(\d+%, )?", r"( of [\d,]+ MiB)?", r"(, [\d:]+( s)? left)?"
@@ -143,12 +146,34 @@ def test_progress_is_shown_on_a_terminal_and_wiped(
     assert_shown_and_wiped(read(), verb)
 
 
-def test_progress_is_wiped_when_interrupted(path, tmp_path, waiting, terminal):
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, "")])
+def test_progress_is_wiped_when_interrupted_and_one_line_says_so(
+    number, said, path, tmp_path, waiting, terminal
+):
     slave, read = terminal
     run = waiting("promote-ema", path, "-o", tmp_path / "out.pt", stderr=slave)
-    run.signal(signal.SIGINT)
+    run.signal(number)
     assert run.go() == 130
-    assert_shown_and_wiped(read(), "promoting")
+    shown = read()
+    assert shown.endswith(said)
+    assert_shown_and_wiped(shown.removesuffix(said), "promoting")
+
+
+def test_forks_that_get_the_signal_too_say_nothing(path, tmp_path, terminal):
+    """Ctrl-C goes to all processes of the terminal's group."""
+    slave, read = terminal
+    code = (
+        "import os, signal, sys, time\n"
+        "from ckptool.cli.output import tell_interrupt\n"
+        "from ckptool.process.signals import end_cleanly\n"
+        "end_cleanly(tell_interrupt)\n"
+        "child = os.fork()\n"
+        "os.kill(os.getpid(), signal.SIGINT) if child == 0 else os.waitpid(child, 0)\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment(), stderr=slave, timeout=60, check=False)
+    assert (done.returncode, read()) == (130, INTERRUPTED)
 
 
 def test_nothing_is_shown_on_a_pipe(path, tmp_path, waiting):
