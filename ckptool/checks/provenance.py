@@ -50,8 +50,9 @@ def _is_that_average(subject: Subject) -> Verdicts:
         yield finding("CK701", "", message, _again(subject))
 
 
-# Command that wrote a file, by its note -> how to make the file again; of others the rule says it.
+# Command that wrote a file, by its note -> how to make it again; without a note the rule says it.
 AGAIN = {
+    "extract-ema": "make the file again: ckptool extract-ema SOURCE",
     "average": "make the file again: ckptool average CHECKPOINTS, with the options that it had",
     "convert": "make the file again: ckptool convert SOURCE, with the options that it had",
     "promote-ema": "make the file again: ckptool promote-ema SOURCE -o OUT",
@@ -59,7 +60,7 @@ AGAIN = {
 
 
 def _again(subject: Subject) -> str | None:
-    """Return the remedy for a file that a command other than ``extract-ema`` wrote."""
+    """Return the remedy for a file that states which command wrote it."""
     note = read_provenance(subject.checkpoint.metadata)
     return AGAIN.get(note.command) if note is not None else None
 

@@ -68,6 +68,9 @@ def _name(path: str, report: RunReport) -> str:
     return Path(path).name if report.path else path
 
 
+NEXT_LR = "next lr"  # of the step after the save: most save after ``scheduler.step()``
+
+
 class Column(NamedTuple):
     """A column of the table, and when it leaves: the highest first."""
 
@@ -87,7 +90,7 @@ def _table(report: RunReport) -> Grid:
             Column(short(name), partial(_metric, name), 6 + i if i else 3)
             for i, name in enumerate(metrics)
         ),
-        Column("lr", lambda e: _rates(e.lr), 4),
+        Column(NEXT_LR, lambda e: _rates(e.lr), 4),
         Column("EMA distance", lambda e: _percent(e.ema_distance), 6 + len(metrics)),
         Column("size", lambda e: words.size(e.size_bytes), 2),
         Column("changed", lambda e: _time(e.modified), 5),
@@ -145,13 +148,13 @@ def trends(report: RunReport) -> Page:
     """Yield for each number that changes over the run the first and the last, and a sparkline."""
     read = [entry for entry in report.checkpoints if not entry.error]
     names = dict.fromkeys(name for entry in read for name in entry.metrics)
-    series: dict[str, tuple[Callable[[float], str], list[Any]]] = {
-        short(name): (words.value, [entry.metrics.get(name) for entry in read]) for name in names
-    }
-    series["lr"] = ("{:.3g}".format, [max(entry.lr, default=None) for entry in read])
-    series["EMA distance"] = (_percent, [entry.ema_distance for entry in read])
+    series: list[tuple[str, Callable[[float], str], list[Any]]] = [
+        (short(name), words.value, [entry.metrics.get(name) for entry in read]) for name in names
+    ]
+    series.append((NEXT_LR, "{:.3g}".format, [max(entry.lr, default=None) for entry in read]))
+    series.append(("EMA distance", _percent, [entry.ema_distance for entry in read]))
     grid = Grid("left", "right", "right", "left", title="Over the run", heads=("first", "last", ""))
-    for name, (shown, values) in series.items():
+    for name, shown, values in series:
         numbers = [_as_float(each) for each in values if _is_number(each)]
         if len(numbers) >= FEWEST and len(set(numbers)) > 1:
             ends = (shown(numbers[0]), shown(numbers[-1]))

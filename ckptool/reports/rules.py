@@ -41,6 +41,11 @@ _ERROR, _WARNING, _INFO = Severity
 
 _AGAIN = "get the file again from where it was written, or take an earlier checkpoint"
 
+_SAME_AGAIN = (
+    "make the file again by the command that wrote it: ckptool extract-ema SOURCE, convert, "
+    "average or promote-ema"
+)
+
 RULES: tuple[Rule, ...] = (
     # ------------------------------------------------------------------------------- container
     Rule("CK101", "container-damaged", _ERROR, "The file breaks the rules of its format.", _AGAIN),
@@ -289,10 +294,10 @@ RULES: tuple[Rule, ...] = (
     Rule("CK701", "not-that-average", _ERROR,
          "The weights are not the EMA weights in the source, or not those at the place named in "
          "it.",
-         "make the file again: ckptool extract-ema SOURCE"),
+         _SAME_AGAIN),
     Rule("CK702", "not-those-names", _ERROR,
          "The weights have other names or shapes than the source's.",
-         "make the file again: ckptool extract-ema SOURCE"),
+         _SAME_AGAIN),
 )  # fmt: skip
 
 # Rules for what is written from other files; verify has no input to compare it with.

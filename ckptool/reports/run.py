@@ -30,7 +30,7 @@ class RunEntry:
     made_by: str | None = None
     modified: str | None = None  # time of the last change, in UTC; None behind a URL
     parameters: int | None = None  # of the model
-    lr: tuple[float, ...] = ()  # learning rates of the optimizers' groups, each once
+    lr: tuple[float, ...] = ()  # of the optimizers' groups for the next step, each once
     ema_distance: float | None = None  # of the EMA from the model's weights, sampled
     made_of: str | None = None  # names of the files that ``made_by`` took
 

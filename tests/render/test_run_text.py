@@ -42,7 +42,7 @@ def test_each_checkpoint_has_its_learning_rate_distance_and_time(run, ckptool):
     assert rows[0] == f"{run}  5 checkpoints, {size / 1024:.3g} KiB, 16 parameters each"
     heads, first = rows[1].split("  "), rows[2].split()
     assert [head.strip() for head in heads if head] == [
-        "file", "step", "val_loss", "lr", "EMA distance", "size", "changed", "EMA",
+        "file", "step", "val_loss", "next lr", "EMA distance", "size", "changed", "EMA",
     ]  # fmt: skip
     assert first[:4] == ["1.pt", "1", "1", "0.25"]
     assert first[-3:] == ["2026-01-01", "00:00", "ema"]
@@ -62,8 +62,19 @@ def test_what_changes_over_the_run_is_drawn(run, ckptool):
     shown = ckptool("inspect", run).partition("Over the run")[2].splitlines()
     rows = {row.split()[0]: row.split() for row in shown[1:]}
     assert rows["val_loss"][1:] == ["1", "0.25", "▇▃▂▁"]
-    assert rows["lr"][1:] == ["0.25", "0.0312", "▇▄▂▁"]
+    assert rows["next"][1:] == ["lr", "0.25", "0.0312", "▇▄▂▁"]
     assert len(rows["EMA"][-1]) == 4
+
+
+def test_metrics_whose_names_are_shown_alike_have_a_line_each(tmp_path, ckptool):
+    """Two long names are cut to the same text, and one is called as a column of the table."""
+    long = "x" * 70
+    for step in (1, 2, 3):
+        results = {f"{long}1": 1 / step, f"{long}2": 5 - step, "next lr": step}
+        state = {"model": {"w": torch.ones(2)}, "step": step, "val_stats": results}
+        torch.save(state, tmp_path / f"{step}.pt")
+    drawn = ckptool("inspect", tmp_path).partition("Over the run")[2]
+    assert [row.split()[-1] for row in drawn.splitlines()[1:4]] == ["▇▃▁", "▇▄▁", "▁▄▇"]
 
 
 def test_two_checkpoints_make_no_trend(run, ckptool):
