@@ -35,7 +35,7 @@ COMMANDS: Mapping[str, Command] = {
         LOOK, "ckptool verify last.ckpt --require ema,resume",
     ),
     "diff": Command(
-        "diff.command", "Compare two checkpoints.",
+        "diff.command", "Compare two checkpoints, or two runs.",
         LOOK, "ckptool diff 'last.ckpt#@model' 'last.ckpt#@ema'",
     ),
     "extract-ema": Command(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 from ckptool.cli import completion
 from ckptool.cli import options as shared
@@ -20,8 +21,10 @@ from ckptool.cli.output import (
 )
 from ckptool.cli.parameters import Argument, Option
 from ckptool.commands.diff import DiffOptions, diff
+from ckptool.commands.operands import is_run
 from ckptool.comparison.pairing import Asked, merge_selection
 from ckptool.comparison.tolerances import merge_tolerances
+from ckptool.contents.selection import parse_operand
 from ckptool.errors import UsageError
 
 Operand = Annotated[
@@ -29,7 +32,8 @@ Operand = Annotated[
     Argument(
         metavar="PATH[#ADDRESS]",
         autocompletion=completion.operands,
-        help="A checkpoint, a part of it (a/b, @ema or @model), or a document of digests.",
+        help="A checkpoint, a part of it (a/b, @ema or @model), the directory of a run, or a "
+        "document of digests.",
     ),
 ]
 
@@ -146,13 +150,22 @@ def command(
     json: shared.Json = False,
     color: shared.Color = "auto",
 ) -> ExitCode:
-    """Compare two checkpoints.
+    """Compare two checkpoints, or two runs.
+
+    Of two directories of checkpoints, those of the same step are compared, so that the answer says
+    since when the runs differ.
 
     The exit code is 0 when they are equal, 1 when they differ, and 2 when they cannot be compared.
     """
     if stat and name_only:
         raise UsageError("--stat and --name-only do not go together")
-    output = output_for("DiffReport", form, json=json)
+    of_runs = _are_runs(a, b)
+    output = output_for("RunDiffReport" if of_runs else "DiffReport", form, json=json)
+    if of_runs and (stat or name_only or sort):
+        raise UsageError(
+            "--stat, --name-only and --sort are for two checkpoints, and these are two runs",
+            hint=f"leave it out, or name two checkpoints in {a} and {b}",
+        )
     if output != "text" and (stat or name_only):
         option = "--stat" if stat else "--name-only"
         raise UsageError(
@@ -177,9 +190,22 @@ def command(
     )
     with joined(place) as ranks:
         with progressing("comparing", [a, b]) as progress:
-            report = diff(a, b, options, progress=progress, layouts=configured.layouts, ranks=ranks)
-            report = with_config(report, configured)
+            compare: Callable[..., Any] = diff
+            if of_runs:
+                from ckptool.commands.diff_runs import diff_runs as compare
+
+            layouts = configured.layouts
+            made = compare(a, b, options, progress=progress, layouts=layouts, ranks=ranks)
+            report = with_config(made, configured)
         if place.speaks:
             with concluding():
                 answer([report], "stat" if stat else "names" if name_only else output, color=color)
+    if of_runs and report.unread:
+        return ExitCode.CANNOT
     return ExitCode.DONE if report.equal else ExitCode.NO
+
+
+def _are_runs(*texts: str) -> bool:
+    """Return whether all operands are directories of several checkpoints."""
+    operands = map(parse_operand, texts)
+    return all(each.address is None and is_run(each.path) for each in operands)

@@ -44,6 +44,7 @@ RENDERERS: Mapping[str, Mapping[str, str]] = {
         "VerifyReport": "verify_text.show_verify",
         "ChoiceReport": "verify_text.show_choice",
         "DiffReport": "diff_text.show_diff",
+        "RunDiffReport": "diff_runs_text.show_runs",
         "TextReport": "diff_text.show_lines",
         "RulesReport": "tables_text.show_rules",
         "LayoutsReport": "tables_text.show_layouts",

@@ -61,6 +61,7 @@ SCHEMAS: Mapping[str, str] = {
     "ChoiceReport": "ckptool/verify-choice/1",
     "RulesReport": "ckptool/rules/1",
     "DiffReport": "ckptool/diff/1",
+    "RunDiffReport": "ckptool/diff-run/1",
     "LayoutsReport": "ckptool/layouts/1",
     "ErrorReport": "ckptool/error/1",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any
 
 from ckptool.records import field, record
@@ -130,6 +131,55 @@ class DiffReport(ConfiguredReport):
     unused: tuple[str, ...] = ()  # options of the command line that match nothing: --ignore 'x*'
     # The order in which a list of tensors shows them: change, name or size.
     order: str | None = field(default=None, metadata=MAY_BE_ABSENT)
+
+
+class PairState(StrEnum):
+    """The answer for two checkpoints of two runs, or for one that only one of them has."""
+
+    EQUAL = "equal"
+    DIFFERENT = "different"
+    REMOVED = "removed"  # only in the first run
+    ADDED = "added"  # only in the second
+    UNREAD = "unread"  # one of them cannot be read, or they cannot be compared
+
+
+@record
+class PairReport:
+    """Two checkpoints of two runs that belong together, or one without a partner."""
+
+    state: PairState
+    step: float | None  # the global step that they state
+    epoch: float | None
+    a: str | None  # path in the first run
+    b: str | None
+    first: Divergence | None = None  # the first difference in the order of the tree
+    first_tensor: str | None = None  # key path of the first tensor that differs
+    tensors: int = 0  # those that count as different
+    values: int = 0
+    max_abs: float = 0.0
+    relative_l2: float | None = None
+    nonfinite: int = 0  # elements that differ, and are NaN or infinite on a side
+    not_compared: tuple[str, ...] = ()  # the parts that could not be compared, in words
+    error: str | None = field(default=None, metadata=MAY_BE_ABSENT)  # of one that is unread
+
+
+@record
+class RunDiffReport(ConfiguredReport):
+    """The answer of ``ckptool diff`` for the directories of two runs."""
+
+    equal: bool  # every checkpoint has a partner, and is equal to it
+    a: str
+    b: str
+    checkpoints: tuple[PairReport, ...]  # in the order of the run
+    same_until: PairReport | None  # the last that is equal before the first that differs
+    first: PairReport | None  # the first that differs
+    first_tensor: PairReport | None  # the first in which a tensor differs
+    # Path of a file that ckptool made of others -> how; it is no checkpoint of the run.
+    left_out: Mapping[str, str]
+    unread: int  # checkpoints that could not be compared
+    tolerances: tuple[Mapping[str, Any], ...]
+    strict: bool = False
+    unused: tuple[str, ...] = ()  # options of the command line that match nothing in any pair
 
 
 @record
