@@ -3,7 +3,8 @@
 What gives way in a table that is too wide, in this order:
 
 1. The beginning that all key paths share is told once, above the table.
-2. Columns leave in the order of ``Grid.drops``, until names have the room of ``NAME`` columns.
+2. Columns leave in the order of ``Grid.drops``, until names have the room of ``NAME`` columns; one
+   that left comes back if it fits beside whole names.
 3. A column of text is wrapped in its place.
 4. Names lose their middle, at dots and slashes.
 5. Rows are stacked: the name has a line of its own, all cells but bars stand under it, with their
@@ -73,15 +74,20 @@ def _narrow(grid: Grid, width: int) -> Iterator[Line]:
     note = list(wrapped(told, width)) if prefix else []
     found = [row for row in rows if not isinstance(row, Line)]
     widths = _widths(grid, found)
-    kept = list(range(len(widths)))
+    kept = [i for i, w in enumerate(widths) if w]
     least = [min(w, TEXT) if grid.sides[i] == "text" else w for i, w in enumerate(widths)]
     is_shortened = _has_names(found)
     least[0] = min(widths[0], NAME) if is_shortened else widths[0]
     left_out = []
     for i in grid.drops:
-        if _total(least, kept) > width:
+        if _total(least, kept) > width and i in kept:
             kept.remove(i)
             left_out.append(i)
+    whole = [widths[0], *least[1:]]
+    for i in reversed(left_out[:-1]):  # a narrow column fits where a wide one had to leave
+        if _total(whole, [*kept, i]) <= width:
+            kept = sorted([*kept, i])
+            left_out.remove(i)
     over = _total(widths, kept) - width
     if _total(least, kept) > width:
         yield from _titled(grid, note)
@@ -225,7 +231,7 @@ def _has_names(rows: Sequence[Row]) -> bool:
 
 
 def _names(row: Row) -> Iterator[str]:
-    return (text for text, meaning in row[0].pieces if meaning == "name")
+    return (text.lstrip(" ") for text, meaning in row[0].pieces if meaning == "name")
 
 
 def _shared(grid: Grid) -> str:
@@ -241,8 +247,9 @@ def _shared(grid: Grid) -> str:
 
 
 def _without(cell: Line, prefix: str) -> Line:
+    """Return the cell of a name without the beginning that is told once; its indent stays."""
     pieces = (
-        (text.removeprefix(prefix) if meaning == "name" else text, meaning)
+        (text.replace(prefix, "", 1) if meaning == "name" else text, meaning)
         for text, meaning in cell.pieces
     )
     return cell._replace(pieces=tuple(pieces))

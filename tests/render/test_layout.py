@@ -120,6 +120,26 @@ def test_no_line_of_a_table_is_too_wide(names, width, told):
         assert width_of(row) <= width
 
 
+def test_names_keep_their_indent_when_what_they_share_is_told_once():
+    grid = Grid("left", "right", title="Tensors", names=True)
+    for name in NAMES:
+        grid.add_row(line((f"  {name}", "name")), "1,234 KiB")
+    told, *rows = shown(grid, 40)[2:]
+    assert told == "  all names begin with model/blocks."
+    assert rows == [f"  {i}.attn.in_proj_weight  1,234 KiB" for i in range(3)]
+
+
+def test_a_narrow_column_comes_back_where_a_wide_one_had_to_leave():
+    grid = Grid("left", "right", "right", title="Files", heads=("lr", "loss"), drops=(1, 2))
+    grid.add_row("checkpoint", "1e-3", "0.123456789")
+    assert [row.split() for row in shown(grid, 25)[1:3]] == [
+        ["Files", "loss"], ["checkpoint", "0.123456789"],
+    ]  # fmt: skip
+    assert " ".join(" ".join(shown(grid, 20)).split()) == (
+        "Files lr checkpoint 1e-3 not shown, for want of room: loss"
+    )
+
+
 # ---------------------------------------------------------------------------- names in every output
 
 
