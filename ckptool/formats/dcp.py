@@ -25,7 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from ckptool.dtypes import DType
-from ckptool.errors import CkptError, DamagedError, UnreadableError, UnsupportedError
+from ckptool.errors import (
+    CkptError,
+    DamagedError,
+    RepetitionError,
+    UnreadableError,
+    UnsupportedError,
+)
 from ckptool.formats.base import Checkpoint, FolderFormat, NamedGlobal, Note, TensorReader
 from ckptool.formats.folders import all_or_none
 from ckptool.formats.nested import pickles_of, read_source
@@ -48,6 +54,10 @@ METADATA = ".metadata"
 SHARD = ".distcp"  # the suffix of files with chunks
 OF_RANK = regex(r"__(\d+)_\d+\.distcp")
 TENSOR = "TensorStorageMetadata"  # the class of the entry of a tensor
+
+MAX_CHUNKS = 1 << 14  # that are always read,
+A_CHUNK = 1 << 10  # or one for so many bytes of the files: its header alone is longer
+REPEATS = 2  # times that the bytes of the files are read as chunks
 
 Place = tuple[str, int, int]  # file in the directory, offset, length
 
@@ -129,15 +139,30 @@ class _Shards:
         self._open_file = open_file
         self.files: dict[str, Source] = {}
         self._pickles: dict[str, Pickles] = {}
+        self._room = 0  # bytes of the files
+        self._chunks = self._nbytes = 0  # that were read
 
     def read(self, place: Place) -> Tree:
-        """Return the object that is saved at a place."""
+        """Return the object that is saved at a place.
+
+        Raises:
+            RepetitionError: the plan has more chunks than the files have room for.
+        """
         name, offset, length = place
         if name not in self.files:
             if os.path.basename(name) != name or name in {"", ".", ".."}:  # noqa: PTH119
                 raise DamagedError(f"the plan points out of the folder: {name!r:.80}")
             self.files[name] = self._open_file(name)
             self._pickles[name] = pickles_of(name)
+            self._room += self.files[name].size
+        self._chunks, self._nbytes = self._chunks + 1, self._nbytes + length
+        is_many = self._chunks > max(MAX_CHUNKS, self._room // A_CHUNK)
+        if is_many or self._nbytes > REPEATS * self._room:
+            raise RepetitionError(
+                "the plan has more chunks than its files have room for: to read each of them would "
+                "take too long",
+                hint="fetch the directory again: no program writes a chunk twice",
+            )
         return read_source(Window(self.files[name], offset, length), self._pickles[name])
 
     @property

@@ -20,7 +20,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
 )
 
-from ckptool.errors import CkptError, DamagedError, UnsupportedError
+from ckptool.errors import CkptError, DamagedError, RepetitionError, UnsupportedError
+from ckptool.formats import dcp as format_dcp
 from ckptool.formats import open_checkpoint
 from ckptool.tensors.blocks import value_bytes
 from helpers.judge import assert_reads_like, tensor_bytes
@@ -163,6 +164,34 @@ def test_many_chunks_take_no_time(tmp_path):
     in_chunks(tmp_path, [((0, i), (1, 1)) for i in range(1000)], shape=(1, 1000))
     with open_checkpoint(tmp_path) as checkpoint:
         assert len(checkpoint.tree["weight"].chunks) == 1000
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+def test_a_chunk_that_is_named_again_and_again_is_refused(is_long, tmp_path, monkeypatch):
+    """A plan of 200 bytes a name could have a value of megabytes read for each."""
+    monkeypatch.setattr(format_dcp, "MAX_CHUNKS", 1 << 20 if is_long else 100)
+    save(tmp_path, {f"v{i}": ["x" * 100] for i in range(150)})
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert len(checkpoint.tree) == 150
+
+    def all_at_one_place(plan):
+        (first, *_) = plan.storage_data.values()
+        for index in plan.storage_data:
+            plan.storage_data[index] = first
+
+    edit_plan(tmp_path, all_at_one_place)
+    if is_long:
+        (file,) = tmp_path.glob("*.distcp")
+        (place, *_) = pickle.loads((tmp_path / ".metadata").read_bytes()).storage_data.values()
+        data = file.read_bytes()
+        file.write_bytes(data[place.offset : place.offset + place.length].rjust(
+            place.offset + place.length, b"\0"
+        ))  # fmt: skip
+    else:
+        monkeypatch.setattr(format_dcp, "REPEATS", 1 << 20)
+        monkeypatch.setattr(format_dcp, "A_CHUNK", 1 << 20)
+    with pytest.raises(RepetitionError, match="more chunks"):
+        open_checkpoint(tmp_path)
 
 
 def test_chunks_of_other_types(tmp_path):

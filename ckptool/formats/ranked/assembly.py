@@ -19,10 +19,13 @@ from math import prod
 from ckptool.dtypes import DType
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.records import NamedTuple
-from ckptool.sources.base import ByteSpan
+from ckptool.sources.base import ByteSpan, Source
 from ckptool.tree.geometry import contiguous_strides
 from ckptool.tree.nodes import Chunk, TensorRef, Tree
 
+MAX_STEPS = 1 << 25  # that are always done,
+A_STEP = 1 << 9  # or one for so many bytes of the files
+A_BOX = 1 << 4  # steps of a box, and the square of its dimensions
 Sizes = tuple[int, ...]
 FETCH = "fetch the files of all ranks again: one is missing, or is of another save"
 
@@ -98,8 +101,43 @@ def from_boxes(
     return TensorRef(found, shape, tuple(chunks), byteorder=first.byteorder if first else "little")
 
 
-def from_runs(name: str, shape: Sizes, runs: Iterable[Run]) -> TensorRef:
+class Work:
+    """Counter of what is done for all tensors of one save.
+
+    A small file can have a hundred thousand runs, each of which is a hundred boxes of a tensor of
+    many dimensions. Those of honest saves grow with the bytes of the files: the ranks, the tensors.
+    """
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._sizes: dict[Source, int] = {}
+
+    def read(self, source: Source) -> None:
+        """Count the bytes of a source once: more may be done for them."""
+        self._sizes[source] = source.size
+
+    def spend(self, steps: int) -> None:
+        """Count steps.
+
+        Raises:
+            UnsupportedError: they are more than any save of such a size needs.
+        """
+        self._steps += steps
+        if self._steps > MAX_STEPS and self._steps * A_STEP > sum(self._sizes.values()):
+            raise UnsupportedError(
+                "its tensors are cut into more pieces, or have more states, than any save of its "
+                "size: to put them together would take too long"
+            )
+
+
+def from_runs(name: str, shape: Sizes, runs: Iterable[Run], work: Work | None = None) -> TensorRef:
     """Return the tensor whose elements, in C order, are those of the runs one after the other.
+
+    Args:
+        name: of the tensor, for messages.
+        shape: of the tensor.
+        runs: elements of flat tensors.
+        work: the counter of all tensors of the save; a single run needs none.
 
     Raises:
         DamagedError: the runs are of several dtypes, are not flat, or have too few elements.
@@ -117,8 +155,12 @@ def from_runs(name: str, shape: Sizes, runs: Iterable[Run]) -> TensorRef:
             raise DamagedError("a part of it is not a flat tensor", address=name)
         if start + count > ref.numel:
             raise DamagedError("a part of it ends too soon", address=name)
+        before = len(chunks)
         chunks += _chunks_of(ref, start, shape, end, count)
         end += count
+        if work is not None:
+            work.read(ref.chunks[0].span.source)
+            work.spend((len(chunks) - before) * (A_BOX + len(shape) ** 2))
     if end != prod(shape) or first is None:
         raise DamagedError(
             f"its parts have {end:,} elements, and its shape {list(shape)} {prod(shape):,}",

@@ -5,7 +5,10 @@ Layout::
     shard-00001-model-00001-of-00001.safetensors    of each rank, with the offsets of its parts in
     shard-00002-model-00001-of-00001.safetensors    the header; see ``sharding_info.py``
 
-Rules: the parts of a tensor are boxes that cover it, each element once. The shape of a tensor is
+The second number is that of a group of tensors, each of which a rank writes into one file.
+
+Rules: the files of all groups are there; a rank that holds nothing of a group writes no file for
+it. The parts of a tensor are boxes that cover it, each element once. The shape of a tensor is
 how far its parts reach, as in torch, since no file states it; nor does any file state the number of
 ranks. So parts that are missing at the end are not noticed, which a note says.
 
@@ -14,13 +17,16 @@ Source: torch 2.13 ``torch/distributed/checkpoint/_consolidate_hf_safetensors.py
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
 
 from ckptool.errors import DamagedError
 from ckptool.formats.base import Checkpoint, Note
 from ckptool.formats.folders import FolderOfFiles, all_or_none, joined
 from ckptool.formats.ranked.assembly import Box, from_boxes, held_boxes
+from ckptool.formats.ranked.ranks import refuse_different
 from ckptool.formats.ranked.sharding_info import KEY, PART, SHARD, saved_offsets
 from ckptool.sources.places import entries
 from ckptool.tree.nodes import CompositeTensor, TensorRef, Tree
@@ -43,8 +49,10 @@ class DcpSafetensorsFolder(FolderOfFiles):
         """Return the assembled tensors; read only the headers."""
         with all_or_none() as opened:
             parts = self._opened(opened, _shards(folder))
+            names = {name: match for name in parts if (match := SHARD.fullmatch(name))}
+            _refuse_missing(names)
             tree = _tree(parts)
-        ranks = sorted({int(match["rank"]) for name in parts if (match := SHARD.fullmatch(name))})
+        ranks = {int(match["rank"]) for match in names.values()}
         said = f"shards of {len(ranks):,} ranks were found, and no file states how many there are"
         strategy = f"parts by their offsets, in the files of {len(ranks):,} ranks"
         whole = joined(
@@ -57,6 +65,23 @@ class DcpSafetensorsFolder(FolderOfFiles):
 
 def _shards(folder: Path) -> list[Path]:
     return [path for path in entries(folder) if SHARD.fullmatch(path.name)]
+
+
+def _refuse_missing(names: Mapping[str, re.Match[str]]) -> None:
+    """Refuse files whose names state several numbers of groups, or a group that is not there."""
+    totals = {name: int(match["groups"]) for name, match in names.items()}
+    refuse_different(totals, "the number of groups of tensors")
+    held = {int(match["group"]) for match in names.values()}
+    total = next(iter(totals.values()))
+    missing = next(number for number in count(1) if number not in held)
+    if missing <= total or max(held) > total:
+        which = (
+            f"no file is of number {missing:,}" if missing <= total else f"one is of {max(held):,}"
+        )
+        raise DamagedError(
+            f"by their names the tensors are in {total:,} groups of files, and {which}",
+            hint="fetch all files of one save again",
+        )
 
 
 def _tree(parts: Mapping[str, Checkpoint]) -> dict[str, Tree]:

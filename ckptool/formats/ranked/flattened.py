@@ -26,7 +26,7 @@ from typing import Any
 
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import TensorReader
-from ckptool.formats.ranked.assembly import FETCH, Joined, Run, from_runs
+from ckptool.formats.ranked.assembly import FETCH, Joined, Run, Work, from_runs
 from ckptool.formats.ranked.ranks import refuse_copies, refuse_different
 from ckptool.formats.ranked.zero import shapes_of
 from ckptool.formats.same_values import SameValues
@@ -73,12 +73,12 @@ def unflattened(trees: Mapping[str, Tree], reader: TensorReader) -> dict[str, Tr
     cut = [key for key, flat in plans[first].items() if not flat.is_whole]
     refuse_copies(reader, {file: [held[key] for key in cut] for file, held in parts.items()})
     found: dict[Any, Tree] = {}
-    same = SameValues(reader)
+    same, work = SameValues(reader), Work()
     for key, flat in plans[first].items():
         held = [of_rank[key] for of_rank in parts.values()]
         if flat.is_whole:
             _refuse_own(key, dict(zip(parts, held, strict=True)), same)
-        found |= _cut(key, Joined(held[:1] if flat.is_whole else held), flat.shapes)
+        found |= _cut(key, Joined(held[:1] if flat.is_whole else held), flat.shapes, work)
     for source, other in shared[first]:
         if source not in found:
             raise DamagedError(f"{METADATA} has no parameter that it shares", address=str(source))
@@ -137,7 +137,9 @@ def _refuse_own(key: str, held: Mapping[str, TensorRef], same: SameValues) -> No
             )
 
 
-def _cut(key: str, flat: Joined, shapes: Mapping[Any, tuple[int, ...]]) -> dict[Any, Tree]:
+def _cut(
+    key: str, flat: Joined, shapes: Mapping[Any, tuple[int, ...]], work: Work
+) -> dict[Any, Tree]:
     """Return the parameters in a flat one."""
     wanted = sum(map(prod, shapes.values()))
     if wanted != flat.numel:
@@ -149,7 +151,7 @@ def _cut(key: str, flat: Joined, shapes: Mapping[Any, tuple[int, ...]]) -> dict[
     found, start = {}, 0
     for name, shape in shapes.items():
         count = prod(shape)
-        found[name] = from_runs(name, shape, flat.between(start, count))
+        found[name] = from_runs(name, shape, flat.between(start, count), work)
         start += count
     return found
 

@@ -21,7 +21,9 @@ from ckptool.tree.geometry import are_sizes
 from ckptool.tree.nodes import CompositeTensor, TensorRef
 
 KEY, OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
-SHARD = regex(r"shard-(?P<rank>\d{1,9})-model-\d+-of-\d+\.safetensors")
+SHARD = regex(
+    r"shard-(?P<rank>\d{1,9})-model-(?P<group>\d{1,9})-of-(?P<groups>\d{1,9})\.safetensors"
+)
 LAYOUT = "dcp_shard"  # of a tensor of which a file has only a part
 DIFFERING = "differing_ranks"  # of a plain tensor that has other values in each rank's file
 PART = "part"

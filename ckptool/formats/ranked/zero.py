@@ -15,7 +15,7 @@ from typing import Any
 
 from ckptool.errors import DamagedError
 from ckptool.formats.base import TensorReader
-from ckptool.formats.ranked.assembly import Joined, Run, from_runs
+from ckptool.formats.ranked.assembly import Joined, Run, Work, from_runs
 from ckptool.formats.ranked.ranks import (
     MODULE,
     OPTIMIZER,
@@ -39,6 +39,7 @@ MASTERS = ("single_partition_of_fp32_groups", "fp32_flat_groups")
 STATES = ("base_optimizer_state", "optimizer_state_dict")
 CONSUMED = frozenset({*MASTERS, *STATES})
 STEP = "step"
+A_PART = 4  # steps of the state of a parameter, or of a flat buffer
 WHOLE_STAGE = 3  # from it on the parameters themselves are partitioned
 
 
@@ -56,6 +57,7 @@ class ZeroPlan:
         self._optim_ranks = {rank: name for rank, (name, _) in optims.items()}
         self._first = self.model_files[0][1]
         self.world = len(self.optim_files)
+        self._work = Work()
         self._uncut: set[Any] = set()  # states that are not as long as the weights; kept by rank
         self.stage = self._stage()
         self._groups = [shapes_of(g) for g in _list(self._first, "param_shapes")]
@@ -182,7 +184,7 @@ class ZeroPlan:
         for name, shape in shapes.items():
             flats = [_tensor(part.get(name), name) for part in held]
             runs = [Run(flat, 0, flat.numel) for flat in flats]
-            found[name] = from_runs(name, shape, _first_of(runs, prod(shape)))
+            found[name] = from_runs(name, shape, _first_of(runs, prod(shape)), self._work)
         return found
 
     def optimizer(self) -> dict[Any, Tree]:
@@ -191,7 +193,9 @@ class ZeroPlan:
         states = [_states(part) for _, part in self.optim_files]
         keys = dict.fromkeys(key for state in states[0].values() for key in fields_of(state))
         by_name: dict[Any, dict[Any, Tree]] = {name: {} for group in self._groups for name in group}
+        parts = A_PART * (len(by_name) + sum(map(len, masters)))
         for key in keys:
+            self._work.spend(parts)
             rows = [
                 [fields_of(state.get(number)).get(key) for number in range(len(flats))]
                 for state, flats in zip(states, masters, strict=True)
@@ -231,7 +235,7 @@ class ZeroPlan:
             start = 0
             for nth, (name, shape) in enumerate(shapes.items()):
                 count = prod(shape)
-                found[name] = from_runs(name, shape, group.between(start, count))
+                found[name] = from_runs(name, shape, group.between(start, count), self._work)
                 start += count
                 if isinstance(padded, list) and nth < len(padded):
                     start += _number(padded[nth], "param_alignment_paddings")
@@ -247,7 +251,7 @@ class ZeroPlan:
             for name, shape in shapes.items():
                 count = -(-prod(shape) // self.world)
                 slices = [run for rank in ranks for run in rank.between(start, count)]
-                found[name] = from_runs(name, shape, _first_of(slices, prod(shape)))
+                found[name] = from_runs(name, shape, _first_of(slices, prod(shape)), self._work)
                 start += count
         for rank in ranks:
             _refuse_rest(rank.numel - start, 1)

@@ -91,6 +91,29 @@ def test_a_shard_too_many_is_refused(case, name, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("pattern", "replacement", "said"),
+    [
+        ("model-00001-of", None, "2 groups of files, and no file is of number 1"),
+        ("model-00002-of", None, "2 groups of files, and no file is of number 2"),
+        ("of-00002", "of-00001", "1 groups of files, and one is of 2"),
+        ("of-00002", "of-00003", "3 groups of files, and no file is of number 3"),
+        ("of-00002", "of-999999999", "999,999,999 groups of files, and no file is of number 3"),
+        ("model-00002-of-00002", "model-00002-of-00003", "the number of groups of tensors is 2 in"),
+    ],
+)
+def test_a_group_of_tensors_that_is_not_there_is_refused(pattern, replacement, said, tmp_path):
+    """Its tensors would be missing without a word: each rank writes a file for each group."""
+    folder = copied("rows_many", tmp_path)
+    for path in sorted(folder.glob(f"*{pattern}*")):
+        if replacement is None:
+            path.unlink()
+        else:
+            path.rename(folder / path.name.replace(pattern, replacement))
+    with pytest.raises(DamagedError, match=said):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("{", "no valid JSON"),

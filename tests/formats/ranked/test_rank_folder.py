@@ -185,6 +185,36 @@ def test_a_world_that_the_tensors_deny_is_refused(tmp_path):
         open_checkpoint(tmp_path).close()
 
 
+def fewer(match):
+    """The last rank is left out, and the others say that it never was."""
+    is_last = int(match[2]) == int(match[1]) - 1
+    return None if is_last else f"size_{int(match[1]) - 1}_rank_{match[2]}"
+
+
+CLAIMS = {
+    "one less": fewer,
+    "one more": lambda m: f"size_{int(m[1]) + 1}_rank_{m[2]}",
+    "twice": lambda m: f"size_{2 * int(m[1])}_rank_{m[2]}",
+    "none": lambda m: f"size_0_rank_{m[2]}",
+    "one": lambda m: f"size_1_rank_{m[2]}",
+    "a billion": lambda m: f"size_999999999_rank_{m[2]}",
+    "shifted": lambda m: f"size_{m[1]}_rank_{int(m[2]) + 1}",
+    "turned round": lambda m: f"size_{m[1]}_rank_{int(m[1]) - 1 - int(m[2])}",
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+@pytest.mark.parametrize("case", [case for case in CASES if case != "replicated"])
+def test_names_that_claim_another_number_of_ranks_are_refused(case, claim, tmp_path):
+    for path in (RANKS / case).iterdir():
+        match = re.search(r"size_(\d+)_rank_(\d+)", path.name)
+        name = CLAIMS[claim](match)
+        if name:
+            shutil.copy(path, tmp_path / path.name.replace(match[0], name))
+    with pytest.raises(CkptError):
+        open_checkpoint(tmp_path)
+
+
 def test_a_lone_part_is_not_the_whole(tmp_path):
     shutil.copy(RANKS / "fsdp2_two" / "model_world_size_2_rank_0.pt", tmp_path)
     with pytest.raises(DamagedError, match="rank 1"):

@@ -6,11 +6,14 @@ from itertools import pairwise
 from math import prod
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptool.dtypes import BY_NAME
+from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import TensorReader
+from ckptool.formats.ranked import assembly
 from ckptool.formats.ranked.zero import ZeroPlan
 from ckptool.sources.base import ByteSpan
 from ckptool.sources.memory import Memory
@@ -116,3 +119,54 @@ def test_parameters_cut_one_by_one_are_whole(rows, world, data):
     ends = [0, *sorted(inside), len(joined[0])]
     flats = [[held(flat[a:b]) for a, b in pairwise(ends)] for flat in joined]
     assert_whole(save(3, parameters, flats), parameters)
+
+
+def in_pieces(dimensions: int, pieces: int) -> ZeroPlan:
+    """Stage 3 on one rank, with one parameter in many sub-groups of three elements."""
+    parameter = np.arange(1.0, 3 * pieces + 1)
+    group = {"w": parameter.reshape((1,) * (dimensions - 2) + (3, pieces))}
+    flats = [[held(part) for part in np.split(parameter, pieces)]]
+    return save(3, [group], flats)
+
+
+def test_a_parameter_of_few_dimensions_may_be_in_many_pieces(monkeypatch):
+    monkeypatch.setattr(assembly, "MAX_STEPS", 1 << 14)
+    assert in_pieces(2, 100).assembled()["module"]["w"].shape == (3, 100)
+
+
+def test_pieces_of_many_dimensions_are_counted(monkeypatch):
+    """Each piece may be a hundred boxes of sixty numbers: the file of 3 MB took gigabytes."""
+    monkeypatch.setattr(assembly, "MAX_STEPS", 1 << 14)
+    with pytest.raises(UnsupportedError, match="more pieces"):
+        in_pieces(60, 100).assembled()
+
+
+def test_states_of_all_parameters_are_counted(monkeypatch):
+    """A key for each parameter, which all parameters have: their product."""
+    monkeypatch.setattr(assembly, "MAX_STEPS", 1 << 14)
+    shapes = named([[(1,)] * 100])
+    flat = held(padded(np.concatenate([p.ravel() for p in shapes[0].values()]), 2))
+    plan = save(2, shapes, [[flat]])
+    (_, optim) = plan.optim_files[0]
+    optim["base_optimizer_state"]["state"][0] |= {f"step{i}": i for i in range(100)}
+    with pytest.raises(UnsupportedError, match="more states"):
+        plan.assembled()
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [0, 1, 3, 4, -2, 10**9, 1 << 70, 2.0, True, None, "2", [], [1], [3, 2], [2, "2"], (2, 3)],
+    ids=repr,
+)
+@pytest.mark.parametrize("is_of_all", [True, False])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_another_number_of_ranks_than_there_are_files_is_refused(stage, is_of_all, claim):
+    """DeepSpeed joins as many files as ``partition_count`` says, so a smaller one loses weights."""
+    parameters = named([[(4, 2)]])
+    flats = [[held(part)] for part in np.split(parameters[0]["g0.p0"].ravel(), 2)]
+    assert_whole(save(stage, parameters, flats), parameters)
+    plan = save(stage, parameters, flats)
+    for _, optim in plan.optim_files[: None if is_of_all else 1]:
+        optim["partition_count"] = claim
+    with pytest.raises(DamagedError, match=r"rank|from two saves"):
+        plan.refuse_mixed(TensorReader())
