@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import ssl
 import sys
@@ -47,6 +48,17 @@ def _plain_environment(monkeypatch):
     for name in (*STEERING, *PROXIES, *map(str.upper, PROXIES)):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CKPTOOL_DEBUG", "1")  # a bug is a traceback, not a refusal
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _unsynced():
+    """No waiting for the disk: what is read here is read before any power fails.
+
+    Processes of their own sync, and the tests of syncing put calls of their own in its place.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _fd: None)
+        yield
 
 
 @pytest.fixture

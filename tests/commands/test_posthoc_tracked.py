@@ -8,6 +8,8 @@ files that the library wrote.
 from __future__ import annotations
 
 import math
+from functools import cache
+from itertools import product
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 from ckptool.plans.posthoc import gamma_of
 from helpers.paths import FIXTURES
 from helpers.tensors import load
+from helpers.thinned import one_in
 
 POSTHOC = FIXTURES / "posthoc"
 STORED = (0.05, 0.28)
@@ -43,27 +46,38 @@ def tracked(run: Weights, width: float) -> Weights:
     return found
 
 
-def write(folder, run: Weights, every: int, ahead: int) -> None:
+def write(folder, emas: list[Weights], every: int, ahead: int) -> None:
     """Write snapshots in float32 as ``PostHocEMA.checkpoint`` writes them; they state no width.
 
     ``ahead`` is added to the steps in their names.
     """
-    folder.mkdir()
-    for track, width in enumerate(STORED):
-        ema = tracked(run, width)
+    for track, ema in enumerate(emas):
         for step in range(every, STEPS + 1, every):
             content = {f"ema_model.{name}": each[step - 1].float() for name, each in ema.items()}
             counters = {"initted": torch.tensor(1.0), "step": torch.tensor(float(step))}
             torch.save(content | counters, folder / f"{track}.{step + ahead}.pt")
 
 
+@pytest.fixture(scope="module")
+def snapshots(run, tmp_path_factory):
+    """Return the folder of snapshots at an interval, written when it is first asked for."""
+    emas = [tracked(run, width) for width in STORED]
+
+    @cache
+    def at(every: int, ahead: int):
+        folder = tmp_path_factory.mktemp(f"every {every} {ahead}")
+        write(folder, emas, every, ahead)
+        return folder
+
+    return at
+
+
 @pytest.fixture
-def made(ckptool, tmp_path, run):
+def made(ckptool, tmp_path, snapshots):
     """Make the EMA of a width from snapshots at an interval; its weights, and the residual."""
 
     def make(width: float, every: int, ahead: int = 0):
-        folder, output = tmp_path / f"{every} {ahead}", tmp_path / f"{every} {ahead}.pt"
-        write(folder, run, every, ahead)
+        folder, output = snapshots(every, ahead), tmp_path / f"{every} {ahead}.pt"
         done = ckptool(
             "average", folder, "--sigma-rel", width, "--widths", "0.05,0.28", "--force",
             "-o", output, "--json",
@@ -111,14 +125,14 @@ def test_a_width_that_the_snapshots_hold(run, made, width):
 
 # The library's decay counts one step more than its file names do. So does the profile; where the
 # snapshots are dense that one step shows, as it does in the EMA that the library makes of them.
+WIDTHS = (0.07, 0.1, 0.15, 0.2)
 NAMES = [(20, 0), (10, 0), (5, 0), (20, 1), (10, 1), (5, 1), (2, 1), (1, 1)]
 
 
-@pytest.mark.parametrize(("every", "ahead"), NAMES)
-@pytest.mark.parametrize("width", [0.07, 0.1, 0.15, 0.2])
-def test_a_width_between_them_is_as_near_as_the_residual_says(run, made, width, every, ahead):
+@pytest.mark.parametrize(("names", "width"), one_in(3, product(NAMES, WIDTHS)), ids=str)
+def test_a_width_between_them_is_as_near_as_the_residual_says(run, made, names, width):
     """The bound is derived in ``tests/plans/test_posthoc.py``."""
-    found, residual = made(width, every, ahead)
+    found, residual = made(width, *names)
     gamma = gamma_of(width)
     bound = residual * (gamma + 1) / math.sqrt(2 * gamma + 1) * scatter(run)
     off = (found - last(tracked(run, width))).norm().item()

@@ -121,7 +121,7 @@ class Trial:
         return done.exit_code
 
 
-@pytest.mark.parametrize(("command", "fault"), KINDS)
+@pytest.mark.parametrize(("command", "fault"), one_in(3, KINDS))
 def test_a_fault_at_every_request(site, scattered, tmp_path, command, fault, request, monkeypatch):
     """A quick run takes a few of the requests, one with the slow tests takes each."""
     trial = Trial(site, scattered, command, tmp_path)
