@@ -14,11 +14,13 @@ from ckptool.reports.write import (
     WriteReport,
 )
 
+QUERY = "?…"  # of a URL, which is not shown
+
 
 def next_step(report: WriteReport) -> Page:
     """Yield what to type next; nothing in a dry run, or where a path cannot be typed."""
     typed = _typed(report) if report.written else ""
-    if typed and words.printable(typed, len(typed)) == typed:
+    if typed and words.printable(typed, len(typed)) == typed and QUERY not in typed:
         yield line("")
         yield line(("Next: ", "label"), typed, wraps=False)
 

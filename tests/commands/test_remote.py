@@ -196,6 +196,16 @@ def test_promotion_writes_a_local_copy(site, tmp_path, in_parts):
     assert run("diff", one, other).exit_code == 0
 
 
+def test_what_to_type_next_is_left_out_where_a_query_would_have_to_be_typed(site, tmp_path):
+    url = at(site, SAMPLE)
+    done = run("promote-ema", url, "-o", tmp_path / "a.ckpt")
+    assert f"--against {url}" in done
+    done = run("promote-ema", f"{url}?sig=s3cret", "-o", tmp_path / "b.ckpt")
+    assert done.exit_code == 0
+    assert "--against" not in done
+    assert "s3cret" not in done
+
+
 def test_without_an_output_it_is_written_here(site, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run("extract-ema", at(site, SAMPLE)).exit_code == 0
