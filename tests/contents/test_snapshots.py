@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from ckptool.commands.snapshots import parse_widths
 from ckptool.contents.snapshots import snapshots_in
 from ckptool.errors import UsageError
 from ckptool.formats.base import TensorReader
-from ckptool.render.facts import post_hoc
+from ckptool.render.facts import folder_of, post_hoc
 from ckptool.reports.base import SnapshotReport
 from ckptool.tree.nodes import Opaque
 
@@ -63,7 +61,15 @@ def test_widths_that_are_typed():
 
 def test_the_command_is_one_to_type():
     found = [SnapshotReport("ema", 5, 0.05, 0), SnapshotReport("ema_model.*", 5, None, 1)]
-    assert post_hoc(found, Path("my run")) == (
+    assert post_hoc(found, "my run") == (
         "sigma_rel 0.05 and 1 track whose sigma_rel is not stored; other widths: "
         "ckptool average 'my run' --widths W,W --sigma-rel X -o OUT"
     )
+
+
+@pytest.mark.parametrize(
+    ("path", "folder"),
+    [("a/b.pt", "a"), ("b.pt", "."), ("s3://bucket/run/b.pt", "s3://bucket/run")],
+)
+def test_the_directory_of_a_url_keeps_its_slashes(path, folder):
+    assert folder_of(path) == folder
