@@ -69,11 +69,13 @@ def test_what_is_planned_is_done(path, ckptool, tmp_path):
     assert_same_objects(after, before)
 
 
-def test_the_text_is_the_same_but_for_its_first_word(path, ckptool, tmp_path):
+def test_the_text_is_the_same_but_for_its_first_word_and_the_next_step(path, ckptool, tmp_path):
     args = ("promote-ema", path, "-o", tmp_path / "out.pt", *ALLOWED)
     plan, done = ckptool(*args, "--dry-run"), ckptool(*args)
     assert plan.startswith("would write ")
-    assert plan.replace("would write", "wrote", 1) == done
+    same, _, step = done.partition("\nNext: ")
+    assert plan.replace("would write", "wrote", 1) == same
+    assert step.startswith("ckptool verify ")
 
 
 def test_what_is_planned_for_the_file_itself_is_done(path, ckptool, tmp_path):
