@@ -275,18 +275,14 @@ def beside(files: Sequence[Unopened]) -> Iterator[Finding]:
                 whole.append(file.name)
                 for find in TRUST.values():
                     yield from _in_folder(file, find(checkpoint))
-        except UnknownFormatError as error:
-            if file.says_only_checkpoint or (file.says_checkpoint and error.rule):
+        except (CkptError, OSError, MemoryError, RecursionError) as met:
+            error, is_known = as_ckpt_error(met), not isinstance(met, UnknownFormatError)
+            says = file.says_only_checkpoint or (file.says_checkpoint and error.rule)
+            if isinstance(error, DamagedError) or (says and not is_known):
                 yield from _damaged(file, error)
             else:
-                others.append(file.name)
+                others.append(f"{file.name} ({error.message})" if is_known else file.name)
             yield from _in_folder(file, met_before_failing(error.dangers))
-        except DamagedError as error:
-            yield from _damaged(file, error)
-            yield from _in_folder(file, met_before_failing(error.dangers))
-        except (CkptError, OSError, MemoryError, RecursionError) as error:
-            others.append(f"{file.name} ({as_ckpt_error(error).message})")
-            yield from _in_folder(file, met_before_failing(as_ckpt_error(error).dangers))
     if whole:
         message = f"checkpoints that can be opened, and were not checked: {named(whole)}"
         yield finding("CK121", "", message)

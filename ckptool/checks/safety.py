@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ckptool.checks.base import Check, NotChecked, Subject, Verdicts, once
 from ckptool.checks.container import TRUST, found_beside, not_looked_at
-from ckptool.contents.safe_loading import Load, SafeLoad, refused_step, safe_load
+from ckptool.contents.safe_loading import refused_step, safe_load
 from ckptool.errors import UnknownFormatError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint, NamedGlobal
@@ -24,6 +24,7 @@ from ckptool.formats.sharded import INDEX
 from ckptool.formats.torch_zip import names_in_arrays
 from ckptool.formats.zips.checksums import is_one_archive
 from ckptool.reports.base import Finding
+from ckptool.reports.inspect import Load, SafeLoadReport
 from ckptool.reports.rules import BYTES, finding
 from ckptool.tree.describing import named
 
@@ -114,7 +115,7 @@ def _of_file(checkpoint: Checkpoint) -> Verdicts:
         yield NotChecked("CK202", answer.why, is_absent=is_absent)
 
 
-def _remedy(answer: SafeLoad, checkpoint: Checkpoint) -> str:
+def _remedy(answer: SafeLoadReport, checkpoint: Checkpoint) -> str:
     if answer.load is Load.ARCHIVE:
         return f"load it with {checkpoint.format.loaded_by}(path)"
     if answer.load is Load.PROTOCOL:

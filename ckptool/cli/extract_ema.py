@@ -14,17 +14,7 @@ from ckptool.commands.extract_ema import ExtractOptions, extract_ema
 
 def command(
     path: shared.Operand,
-    output: Annotated[
-        str | None,
-        Option(
-            "-o",
-            "--output",
-            metavar="OUT",
-            help="Write to this file, in the format of its suffix: .safetensors, or .pt, .pth, "
-            ".ckpt or .bin for torch; NAME.dcp is a directory of torch.distributed.checkpoint. "
-            "The default is PATH with .ema.safetensors.",
-        ),
-    ] = None,
+    output: shared.OutputOrBeside = None,
     ema: shared.Ema = None,
     model: shared.Model = None,
     names: Annotated[

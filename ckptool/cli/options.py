@@ -85,15 +85,22 @@ Buffers = Annotated[
         help="Take buffers, such as batch statistics, from the ema or from the model.",
     ),
 ]
-_OUTPUT = Option(
-    "-o",
-    "--output",
-    metavar="OUT",
-    help="Write to this file, in the format of its suffix: .safetensors, or .pt, .pth, "
-    ".ckpt or .bin for torch; NAME.dcp is a directory of torch.distributed.checkpoint.",
+
+
+def output_option(text: str) -> Option:
+    """Return the option that names the output; ``text`` is its help."""
+    return Option("-o", "--output", metavar="OUT", help=text)
+
+
+_BY_SUFFIX = (
+    "Write to this file, in the format of its suffix: .safetensors, or .pt, .pth, .ckpt or .bin "
+    "for torch; NAME.dcp is a directory of torch.distributed.checkpoint."
 )
-Output = Annotated[str, _OUTPUT]
-OutputUnless = Annotated[str | None, _OUTPUT]  # another option takes its place
+Output = Annotated[str, output_option(_BY_SUFFIX)]
+OutputUnless = Annotated[str | None, output_option(_BY_SUFFIX)]  # another option takes its place
+OutputOrBeside = Annotated[
+    str | None, output_option(f"{_BY_SUFFIX} The default is PATH with .ema.safetensors.")
+]
 Dtypes = Annotated[
     Globs | None,
     Option(

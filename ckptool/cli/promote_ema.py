@@ -16,12 +16,9 @@ def command(
     path: shared.Operand,
     output: Annotated[
         str | None,
-        Option(
-            "-o",
-            "--output",
-            metavar="OUT",
-            help="Write to this file, or under the name of PATH into this directory, in the format "
-            "of PATH.",
+        shared.output_option(
+            "Write to this file, or under the name of PATH into this directory, in the format of "
+            "PATH."
         ),
     ] = None,
     in_place: Annotated[

@@ -284,8 +284,7 @@ def _safe_load(checkpoint: Checkpoint) -> SafeLoadReport | None:
     """Return whether torch's safe loader takes a file; None for a part, and where it has no say."""
     if checkpoint.is_part or not (checkpoint.format.is_weights_only or checkpoint.format.loaded_by):
         return None
-    answer = safe_load(checkpoint, MAX_PICKLE)
-    return SafeLoadReport(answer.load.value, answer.why, answer.names)
+    return safe_load(checkpoint, MAX_PICKLE)
 
 
 def _findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Finding]:

@@ -7,7 +7,6 @@ are asked of an open checkpoint, the cheap questions first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
 
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.pickles.weights_only import (
@@ -17,39 +16,13 @@ from ckptool.formats.pickles.weights_only import (
     pickle_protocol,
     refused,
 )
-from ckptool.records import record
+from ckptool.reports.inspect import Load, SafeLoadReport
 
 MAX_PICKLE = 1 << 30  # bytes of a pickle that is followed a second time
 NESTED = "bytes inside"  # pickles within pickles: a loader returns them as bytes
 
 
-class Load(StrEnum):
-    """Outcome of the load, or the ground on which it is refused."""
-
-    TAKEN = "taken"
-    NOT_ASKED = "not-asked"  # torch.load does not read files of this format so
-    UNKNOWN = "unknown"  # a pickle is too large to be followed
-    ARCHIVE = "archive"  # another function of torch reads it
-    PROTOCOL = "protocol"
-    NAMES = "names"
-    STEP = "step"
-
-
-@record(slots=True)
-class SafeLoad:
-    """Answer for one file."""
-
-    load: Load
-    why: str = ""  # of a refusal, behind "torch.load(weights_only=True)"; of an unknown answer
-    names: tuple[str, ...] = ()  # that are not allowed by default
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether the loader refuses the file."""
-        return self.load not in (Load.TAKEN, Load.NOT_ASKED, Load.UNKNOWN)
-
-
-def safe_load(checkpoint: Checkpoint, limit: int = MAX_PICKLE) -> SafeLoad:
+def safe_load(checkpoint: Checkpoint, limit: int = MAX_PICKLE) -> SafeLoadReport:
     """Return the loader's answer.
 
     Args:
@@ -58,23 +31,25 @@ def safe_load(checkpoint: Checkpoint, limit: int = MAX_PICKLE) -> SafeLoad:
     """
     kind = checkpoint.format
     if kind.loaded_by:
-        return SafeLoad(Load.ARCHIVE, f"does not take {kind.name} archives")
+        return SafeLoadReport(Load.ARCHIVE, f"does not take {kind.name} archives")
     if not kind.is_weights_only:
-        return SafeLoad(Load.NOT_ASKED, f"torch.load does not read {kind.name} files in this way")
+        return SafeLoadReport(
+            Load.NOT_ASKED, f"torch.load does not read {kind.name} files in this way"
+        )
     of_file = (entry for entry in checkpoint.globals_named if entry.ref.module)
     names = tuple(refused(e.ref for e in of_file if not e.pickle.startswith(NESTED)))
     protocol = pickle_protocol(checkpoint)
     if protocol > LAST_PROTOCOL:
         why = f"does not know the opcodes of protocol {protocol}, which the pickle has"
-        return SafeLoad(Load.PROTOCOL, why, names)
+        return SafeLoadReport(Load.PROTOCOL, why, names)
     if names:
         count = "1 name" if len(names) == 1 else f"{len(names)} names"
-        return SafeLoad(Load.NAMES, f"refuses {count}", names)
+        return SafeLoadReport(Load.NAMES, f"refuses {count}", names)
     refusal = refused_step(checkpoint, limit=limit)
     if isinstance(refusal, Refusal):
         why = f"refuses {refusal.what} (at byte {refusal.at} of the pickle)"
-        return SafeLoad(Load.STEP, why)
-    return SafeLoad(Load.TAKEN) if refusal is None else SafeLoad(Load.UNKNOWN, refusal)
+        return SafeLoadReport(Load.STEP, why)
+    return SafeLoadReport(Load.TAKEN) if refusal is None else SafeLoadReport(Load.UNKNOWN, refusal)
 
 
 def refused_step(

@@ -15,7 +15,7 @@ from ckptool.render import text as words
 from ckptool.render.facts import file_kind, is_mean, place, short
 from ckptool.render.page import Line, Piece, line
 from ckptool.reports.base import DECAYS, UPDATES, EmaStatus, MainSlot
-from ckptool.reports.inspect import CandidateReport, InspectReport, SafeLoadReport
+from ckptool.reports.inspect import CandidateReport, InspectReport, Load, SafeLoadReport
 
 RESULTS = 2  # that the headline names
 MEAN = "mean of several checkpoints"
@@ -185,9 +185,9 @@ def _loading(report: InspectReport) -> Iterator[Piece | str]:
 
 def _safe_load(answer: SafeLoadReport) -> Piece:
     """Return what torch.load does with the file, if nobody sets ``weights_only``."""
-    if answer.load == "taken":
+    if answer.load is Load.TAKEN:
         return (f"{SAFE_LOAD} takes it.", "good")
-    if answer.load == "unknown":
+    if answer.load is Load.UNKNOWN:
         return (
             f"Whether {SAFE_LOAD} takes it: verify --rules CK202 reads {short(answer.why)}.",
             "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any
 
 from ckptool.records import field, record
@@ -86,13 +87,30 @@ class GlobalReport:
     pickle: str
 
 
+class Load(StrEnum):
+    """The outcome of a load, or the ground on which it is refused."""
+
+    TAKEN = "taken"
+    NOT_ASKED = "not-asked"  # torch.load does not read files of this format so
+    UNKNOWN = "unknown"  # a pickle is too large to be followed
+    ARCHIVE = "archive"  # another function of torch reads it
+    PROTOCOL = "protocol"
+    NAMES = "names"
+    STEP = "step"
+
+
 @record
 class SafeLoadReport:
     """The answer of ``torch.load(weights_only=True)``, the default since torch 2.6."""
 
-    load: str  # taken | not-asked | unknown | archive | protocol | names | step
-    why: str  # what it refuses, or why the answer is not known
-    names: tuple[str, ...]  # that are not allowed by default
+    load: Load
+    why: str = ""  # of a refusal, behind "torch.load(weights_only=True)"; of an unknown answer
+    names: tuple[str, ...] = ()  # that are not allowed by default
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the loader refuses the file."""
+        return self.load not in (Load.TAKEN, Load.NOT_ASKED, Load.UNKNOWN)
 
 
 @record

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from ckptool.contents.safe_loading import Load, safe_load
+from ckptool.contents.safe_loading import safe_load
 from ckptool.formats import open_checkpoint
+from ckptool.reports.inspect import Load
 from helpers.paths import FIXTURES
 
 FILES = [*(FIXTURES / "genuine/lightning").glob("*.ckpt"), *(FIXTURES / "ema").rglob("*.pt")]
