@@ -277,6 +277,13 @@ def test_a_missing_file_is_said_with_its_url(site):
     assert "s3cret" not in done.stderr + done
 
 
+@pytest.mark.parametrize("choice", [("--latest-valid",), ("--best", "loss")])
+def test_a_web_server_has_no_run_to_choose_from(site, choice):
+    done = run("verify", *choice, f"{site.url}/Runs/?sig=s3cret")
+    assert done.exit_code == 2
+    assert f"error: {site.url}/Runs/?…: the server lists no files" in done.stderr
+
+
 def test_a_login_page_is_said(site):
     site.every = web.page
     done = run("inspect", f"{site.url}/a.ckpt")

@@ -191,6 +191,22 @@ def test_a_certificate_of_an_unknown_authority(certificates, monkeypatch):
         assert not site.asked
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_certificate_that_does_not_verify_is_met_once(
+    certificates, monkeypatch, scattered, command
+):
+    web.be_quick(monkeypatch)
+    names: list[str] = []
+    monkeypatch.setattr(
+        certificates.server, "sni_callback", lambda _socket, name, _context: names.append(name)
+    )
+    with serving(context=certificates.server) as site:
+        done = run(*COMMANDS[command](f"{site.url}/last.ckpt", scattered))
+    assert done.exit_code == 2
+    assert "does not verify" in done.stderr
+    assert names == ["localhost"]
+
+
 def test_a_certificate_of_another_host(certificates, monkeypatch):
     web.be_quick(monkeypatch)
     monkeypatch.setattr(connections, "verifying", lambda: certificates.client)

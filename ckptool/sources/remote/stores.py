@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
@@ -47,7 +48,7 @@ class Store(ABC):
         Raises:
             OSError: the store cannot list them.
         """
-        raise NotADirectoryError(f"{path}: the server lists no files")
+        raise NotADirectoryError(errno.ENOTDIR, "the server lists no files", str(path))
 
     def size_of(self, path: RemotePath) -> int | None:
         """Return the bytes of a file; None if there is none."""
