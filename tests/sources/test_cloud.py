@@ -143,3 +143,28 @@ def test_without_the_library_it_says_what_to_install(monkeypatch):
     done = run("inspect", "gs://models/last.ckpt")
     assert done.exit_code == 2
     assert "pip install 'ckptool[remote]'" in done.stderr
+
+
+def test_a_profile_of_aws_is_read_by_boto3(clients, monkeypatch, tmp_path):
+    pytest.importorskip("boto3")
+    (tmp_path / "credentials").write_text(
+        f"[mine]\naws_access_key_id = OF_MINE\naws_secret_access_key = {SECRET}\n"
+    )
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with serving(Site({"/b/last.ckpt": SAMPLE.read_bytes()})) as site:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", site.url)
+        done = run("inspect", "s3://b/last.ckpt")
+        assert done.exit_code == 0, done
+        assert all("Credential=OF_MINE/" in each.headers["authorization"] for each in site.asked)
+        monkeypatch.setenv("AWS_PROFILE", "nobodys")
+        forget_clients()
+        done = run("inspect", "s3://b/last.ckpt")
+    assert done.exit_code == 2
+    assert "nobodys" in done.stderr
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    forget_clients()
+    done = run("inspect", "s3://b/last.ckpt")
+    assert "pip install boto3" in done.stderr

@@ -324,4 +324,11 @@ def _profile() -> dict[str, Any]:
         raise TransferError(
             f"the profile {profile!r:.60} of AWS_PROFILE is read by boto3", "pip install boto3"
         ) from error
-    return {"credential_provider": Boto3CredentialProvider(boto3.Session(profile_name=profile))}
+    try:
+        session = boto3.Session(profile_name=profile)
+        return {"credential_provider": Boto3CredentialProvider(session)}
+    except Exception as error:  # of botocore: there is no such profile, or its file is damaged
+        raise TransferError(
+            f"the profile {profile!r:.60} of AWS_PROFILE cannot be used: {error!s:.200}",
+            "aws configure list-profiles shows those that there are",
+        ) from error
