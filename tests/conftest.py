@@ -20,12 +20,13 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
 def pytest_configure(config):
-    """Examples for a quick run or a whole one, and signals as at a terminal.
+    """Examples for a quick run or a whole one, no garbage yet, and signals as at a terminal.
 
     Who runs this under nohup, or with ``&``, has some signals ignored. Children inherit that, and
     those that are to be interrupted would go on to the end.
     """
     choose_examples(config.option.markexpr)
+    gc.disable()  # what is imported and collected stays
     for name in ("SIGINT", "SIGHUP"):  # Windows has no SIGHUP
         number = getattr(signal, name, signal.SIGINT)
         if signal.getsignal(number) is signal.SIG_IGN:
@@ -41,6 +42,7 @@ def pytest_collection_finish():
         torch.set_num_threads(1)
     gc.collect()
     gc.freeze()  # what was imported and collected is not looked at in each collection
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

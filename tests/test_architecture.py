@@ -112,12 +112,14 @@ def own_imports(module: str) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------- arrows
 
 
-@pytest.mark.parametrize("module", PATHS)
-def test_modules_import_only_from_rooms_that_they_may(module):
-    room = room_of(module)
-    allowed = {room, *ROOMS[room].split()} | EVERYWHERE
-    wrong = {other for other in own_imports(module) if room_of(other) not in allowed}
-    assert not wrong, f"ckptool.{module} ({room}) imports {wrong}"
+def test_modules_import_only_from_rooms_that_they_may():
+    wrong = {
+        (module, other)
+        for module in PATHS
+        for other in own_imports(module)
+        if room_of(other) not in {room_of(module), *ROOMS[room_of(module)].split()} | EVERYWHERE
+    }
+    assert not wrong
 
 
 def test_no_import_runs_upwards():
@@ -243,19 +245,25 @@ def test_a_library_has_one_home(outside):
 HEAVY = {"torch", "numpy", "ml_dtypes", "rich", "safetensors"}
 
 
-@pytest.mark.parametrize("module", PATHS)
-def test_what_is_heavy_is_imported_when_used(module):
-    for node in source(module).body:
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            assert not HEAVY & {name.partition(".")[0] for name in imported(node)}
+def test_what_is_heavy_is_imported_when_used():
+    at_the_top = {
+        (module, name)
+        for module in PATHS
+        for node in source(module).body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in imported(node)
+    }
+    assert not [each for each in at_the_top if each[1].partition(".")[0] in HEAVY]
 
 
 # --------------------------------------------------------------------------------- words not to use
 
 
-def calls(tree: ast.AST) -> Iterator[str]:
+@cache
+def calls(module: str) -> frozenset[str]:
     """The functions called, as written."""
-    return (ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call))
+    nodes = ast.walk(source(module))
+    return frozenset(ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call))
 
 
 # Tables of names, of which only what is used is imported: public names, commands, renderers.
@@ -263,13 +271,11 @@ LATE = {"", "cli.catalogue", "render.outputs"}
 NEVER = {"print", "eval", "exec", "compile", "__import__", "input", "globals", "os.system"}
 
 
-@pytest.mark.parametrize("module", PATHS)
-def test_nothing_is_printed_or_executed(module):
-    assert not NEVER & set(calls(source(module)))
-    loads = {name for name in calls(source(module)) if name.endswith((".load", ".Unpickler"))}
-    assert not loads
-    if module not in LATE:
-        assert not [name for name in calls(source(module)) if "import_module" in name]
+def test_nothing_is_printed_or_executed():
+    called = {(module, name) for module in PATHS for name in calls(module)}
+    assert not [each for each in called if each[1] in NEVER]
+    assert not [each for each in called if each[1].endswith((".load", ".Unpickler"))]
+    assert {module for module, name in called if "import_module" in name} <= LATE
 
 
 # Credentials are no options: they are where each ecosystem keeps them, for the library too. The
@@ -277,13 +283,17 @@ def test_nothing_is_printed_or_executed(module):
 KNOWS_THE_ENVIRONMENT = {"sources.remote.credentials", "__main__"}
 
 
-@pytest.mark.parametrize(
-    "module", [m for m in PATHS if room_of(m) != "cli" and m not in KNOWS_THE_ENVIRONMENT]
-)
-def test_only_the_command_line_knows_environment_and_streams(module):
-    names = {ast.unparse(n) for n in ast.walk(source(module)) if isinstance(n, ast.Attribute)}
+def test_only_the_command_line_knows_environment_and_streams():
     known = {"os.environ", "os.getenv", "sys.stdout", "sys.stderr", "sys.argv", "sys.exit"}
-    assert not known & names
+    parts = {name.partition(".")[2] for name in known}
+    wrong = {
+        (module, ast.unparse(node))
+        for module in PATHS
+        if room_of(module) != "cli" and module not in KNOWS_THE_ENVIRONMENT
+        for node in ast.walk(source(module))
+        if isinstance(node, ast.Attribute) and node.attr in parts
+    }
+    assert not [each for each in wrong if each[1] in known]
 
 
 # ----------------------------------------------------------------------------- who changes the disk
@@ -324,10 +334,10 @@ def changes(tree: ast.AST) -> Iterator[str]:
 NO_FILES = {"cli": {"os.open(os.devnull, os.O_WRONLY)"}}
 
 
-@pytest.mark.parametrize("module", [m for m in PATHS if room_of(m) != "writers"])
-def test_only_the_writers_change_the_disk(module):
+def test_only_the_writers_change_the_disk():
     """What they write, replace and delete is a table in SECURITY.md."""
-    assert set(changes(source(module))) == NO_FILES.get(module, set())
+    others = {m: set(changes(source(m))) for m in PATHS if room_of(m) != "writers"}
+    assert {module: found for module, found in others.items() if found} == NO_FILES
 
 
 @pytest.mark.parametrize(

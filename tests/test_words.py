@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 import ckptool
 
 PACKAGE = Path(ckptool.__file__).parent
@@ -45,22 +43,24 @@ def is_property(node: ast.FunctionDef) -> bool:
     return any("property" in ast.unparse(each) for each in node.decorator_list)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_docstrings_of_functions_begin_with_a_verb(module):
+def test_docstrings_of_functions_begin_with_a_verb():
     wrong = {
-        f"{node.name}, line {node.lineno}": first_word(node)
+        f"{module}: {node.name}, line {node.lineno}": first_word(node)
+        for module in MODULES
         for node in ast.walk(source(module))
-        if isinstance(node, ast.FunctionDef) and not is_property(node)
-        if first_word(node) in NO_VERBS
+        if isinstance(node, ast.FunctionDef) and first_word(node) in NO_VERBS
+        if not is_property(node)
     }
     assert not wrong
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_docstrings_of_classes_and_modules_begin_with_a_noun(module):
-    tree = source(module)
-    nodes = [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))]
-    wrong = {getattr(node, "name", module) for node in nodes if first_word(node) in HEADLESS}
+def test_docstrings_of_classes_and_modules_begin_with_a_noun():
+    wrong = {
+        f"{module}: {getattr(node, 'name', 'the module')}"
+        for module in MODULES
+        for node in ast.walk(source(module))
+        if isinstance(node, (ast.Module, ast.ClassDef)) and first_word(node) in HEADLESS
+    }
     assert not wrong
 
 
@@ -93,10 +93,10 @@ def shown(tree: ast.Module) -> Iterator[tuple[int, str]]:
             yield node.lineno, node.value
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_people_read_the_terms_of_the_field(module):
+def test_people_read_the_terms_of_the_field():
     wrong = [
-        (line, word[0], term)
+        (module, line, word[0], term)
+        for module in MODULES
         for line, text in shown(source(module))
         for retired, term in RETIRED.items()
         if (word := re.search(rf"\b{retired}\b", text))

@@ -1,7 +1,7 @@
 """Large numbers of cases: a part in every run, all of them where the slow tests run too.
 
 A table is thinned where its rows take the same way through the code, and another test takes each
-row, or each way, in every run. Of the examples that Hypothesis draws every run takes two fifths.
+row, or each way, in every run. Of the examples that Hypothesis draws every run takes a fifth.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ def choose_examples(marks: str) -> None:
     """Load the profile of Hypothesis for a run with these marks (pytest's ``-m``)."""
     is_quick = "not slow" in marks
     settings.register_profile("whole", PROFILE)
-    settings.register_profile("quick", PROFILE, max_examples=PROFILE.max_examples * 2 // 5)
+    settings.register_profile("quick", PROFILE, max_examples=PROFILE.max_examples // 5)
     settings.load_profile("quick" if is_quick else "whole")
 
 
 def examples(number: int) -> settings:
-    """Return the settings for this many examples, of which a quick run takes two fifths."""
+    """Return the settings for this many examples, of which a quick run takes a fifth."""
     return settings(max_examples=number * settings().max_examples // PROFILE.max_examples)
 
 
