@@ -40,6 +40,7 @@ from typing import Any
 from ckptool.contents.selection import parse_operand
 from ckptool.ema.layouts import EmaLayout, Layouts
 from ckptool.errors import CkptError
+from ckptool.formats.texts import load_toml
 from ckptool.records import NamedTuple
 from ckptool.reports.base import ConfigUse
 from ckptool.sources.urls import RemotePath
@@ -47,7 +48,6 @@ from ckptool.sources.urls import RemotePath
 # Name of the file -> keys that lead to our table.
 FILES: Mapping[str, tuple[str, ...]] = {"ckptool.toml": (), "pyproject.toml": ("tool", "ckptool")}
 MAX_SIZE = 1 << 20  # bytes
-MAX_DOTS = 1 << 12  # in a line: a key of a million parts would keep the parser busy for minutes
 
 Form = Callable[[Any], bool]
 
@@ -215,11 +215,7 @@ def _table(path: Path, keys: tuple[str, ...]) -> Mapping[str, Any] | None:
         text = path.read_text("utf-8")
         if keys and keys[-1] not in text:  # errors in a file without our table are not ours
             return None
-        if any(line.count(".") > MAX_DOTS for line in text.splitlines()):
-            raise ConfigError("a line with more dots than a key has", path=path)
-        import tomllib
-
-        table: Any = tomllib.loads(text)
+        table: Any = load_toml(text)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot be read as TOML: {error}", path=path) from error
     for key in keys:

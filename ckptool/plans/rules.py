@@ -7,7 +7,6 @@ a tensor, a join all parts or none, and two tensors of one name are refused.
 
 from __future__ import annotations
 
-import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 from ckptool.contents.globs import meant
 from ckptool.contents.renames import parse_rename, renamed_by
 from ckptool.errors import CkptError, UsageError
+from ckptool.formats.texts import load_toml
 from ckptool.plans.rule_patterns import Axis, Pattern, check_stars, names_of, sides_of
 from ckptool.records import NamedTuple
 from ckptool.tree.nodes import TensorRef
@@ -252,8 +252,8 @@ def parse_rule_file(text: str) -> RuleFile:
         UsageError: it is no such file.
     """
     try:
-        content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        content = load_toml(text)
+    except ValueError as error:
         raise UsageError(f"no TOML: {error}") from error
     rows, takes_all = content.pop("rule", []), content.pop("every_tensor", False)
     if content or not isinstance(takes_all, bool) or not isinstance(rows, list):
