@@ -23,6 +23,7 @@ from ckptool.formats.provenance import AverageNote, LateNote, SourceNote, as_tex
 from ckptool.plans.averaging import Combined, Member, combine
 from ckptool.plans.extraction import complete
 from ckptool.plans.weighing import Shares
+from ckptool.sources.places import is_file, is_folder
 from ckptool.sources.urls import RemotePath
 from ckptool.tensors.casting import Casting
 from ckptool.tensors.mean import Mean
@@ -111,7 +112,7 @@ def averaged_again(stack: ExitStack, folder: Path, note: AverageNote, layouts: L
 def _member(stack: ExitStack, folder: Path, note: SourceNote, layouts: Layouts) -> Member:
     below = PurePosixPath(note.file)
     path = folder / below
-    if below.is_absolute() or ".." in below.parts or not path.exists():
+    if below.is_absolute() or ".." in below.parts or not (is_file(path) or is_folder(path)):
         raise UsageError(
             f"{note.file}, from which the average was made, is not there",
             path=folder,

@@ -31,6 +31,7 @@ from ckptool.formats.base import Checkpoint, TensorReader
 from ckptool.formats.provenance import read_provenance
 from ckptool.reports.base import DECAYS, UPDATES, Finding, MainSlot
 from ckptool.reports.rules import finding
+from ckptool.sources.places import is_file
 from ckptool.tree.describing import named
 from ckptool.tree.nodes import CompositeTensor
 
@@ -241,7 +242,7 @@ def _beside(path: Path, name: str) -> Path | None:
     if not name or Path(name).name != name or name == path.name:
         return None
     source = path.with_name(name)
-    return source if source.is_file() else None
+    return source if is_file(source) else None
 
 
 def _compared(reader: TensorReader, ours: Mapping[str, Leaf], raw: Mapping[str, Leaf]) -> Agreement:

@@ -55,6 +55,13 @@ def is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112 - unlike Path.is_dir, it raises nothing
 
 
+def is_file(path: Path) -> bool:
+    """Return whether a path is a file; never raise an error, as for names that are too long."""
+    if isinstance(path, RemotePath):
+        return path.is_file()
+    return os.path.isfile(path)  # noqa: PTH113 - unlike Path.is_file, it raises nothing
+
+
 def entries(folder: Path) -> list[Path]:
     """Return the files and directories in a directory, sorted; none if it cannot be listed."""
     try:

@@ -128,7 +128,11 @@ def test_a_source_that_went_on_does_not(note, path, ckptool):
     assert "CK418" not in findings(ckptool, note)
 
 
-@pytest.mark.parametrize("source", ["../last.pt", "/etc/passwd", "", ".", "noted.safetensors"])
+@pytest.mark.parametrize(
+    "source",
+    ["../last.pt", "/etc/passwd", "", ".", "noted.safetensors", "x" * 5000, "a\0b"],
+    ids=lambda name: repr(name[:20]),
+)
 def test_only_a_neighbour_is_looked_at(source, note, ckptool, tmp_path):
     from safetensors import safe_open
 
@@ -136,6 +140,7 @@ def test_only_a_neighbour_is_looked_at(source, note, ckptool, tmp_path):
         metadata = opened.metadata()
     fields = json.loads(metadata["ckptool"]) | {"source": source}
     save_file(load_file(note), note, metadata | {"ckptool": json.dumps(fields)})
+    assert ckptool("inspect", note).exit_code == 0
     assert "CK418" not in findings(ckptool, note)
 
 
