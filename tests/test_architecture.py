@@ -30,6 +30,7 @@ ROOMS: dict[str, str] = {
     "errors": "",
     "dtypes": "",
     "names": "",
+    "toml": "",
     "reports": "",
     "process": "errors",
     "sources": "errors",
@@ -40,7 +41,7 @@ ROOMS: dict[str, str] = {
     "ema": "contents tensors formats tree sources names reports errors",
     "writers": "tensors formats tree sources process dtypes errors",
     "plans": (
-        "ema writers contents tensors formats tree sources process names reports dtypes errors"
+        "ema writers contents tensors formats tree sources process names reports dtypes toml errors"
     ),
     "checks": "plans ema contents tensors formats tree sources process names reports errors",
     "comparison": (
@@ -53,7 +54,7 @@ ROOMS: dict[str, str] = {
     ),
     "render": "formats reports",
     "testing": "render commands comparison contents",
-    "cli": "render commands comparison ema contents sources process reports errors root",
+    "cli": "render commands comparison ema contents sources process reports toml errors root",
     "__main__": "cli process root",
     "root": "api formats errors",
 }  # fmt: skip

@@ -40,10 +40,10 @@ from typing import Any
 from ckptool.contents.selection import parse_operand
 from ckptool.ema.layouts import EmaLayout, Layouts
 from ckptool.errors import CkptError
-from ckptool.formats.texts import load_toml
 from ckptool.records import NamedTuple
 from ckptool.reports.base import ConfigUse
 from ckptool.sources.urls import RemotePath
+from ckptool.toml import load_toml
 
 # Name of the file -> keys that lead to our table.
 FILES: Mapping[str, tuple[str, ...]] = {"ckptool.toml": (), "pyproject.toml": ("tool", "ckptool")}

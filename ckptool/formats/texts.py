@@ -1,8 +1,7 @@
 """Text that trainers write beside weights, read as numbers, bools, words and containers of them.
 
 All JSON of a file goes through ``load_json``: three bytes of it can be a container of 64, so that
-what fits into a limit of bytes need not fit into the memory. TOML, of rules and of configurations,
-goes through ``load_toml``.
+what fits into a limit of bytes need not fit into the memory.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from ckptool.tree.nodes import Tree
 MAX_NESTING = 100  # levels of JSON
 MAX_CONTAINERS = 3 << 20  # lists and objects in a document: a header of a million tensors has three
 MAX_VALUES = 1 << 24  # and values in them
-MAX_DOTS = 1 << 12  # in a line of TOML, or as much work in several
 LINE = regex(r"(?P<name>[A-Za-z_][\w.\- ]*): *(?P<value>.*)")
 WORDS = {"true": True, "false": False, "null": None, "~": None}
 
@@ -42,25 +40,6 @@ def load_json(text: str | bytes, **hooks: Any) -> Any:
         raise ValueError(f"it has more than {MAX_CONTAINERS:,} containers or {MAX_VALUES:,} values")
     try:
         return json.loads(text, **hooks)
-    except RecursionError as error:
-        raise ValueError("it is nested without end") from error
-
-
-def load_toml(text: str) -> dict[str, Any]:
-    """Return what ``tomllib.loads`` makes of a text, unless that would take minutes.
-
-    The parser's work on a key grows with the square of its parts. Dots inside of strings count too.
-
-    Raises:
-        ValueError: the text is no TOML, is nested without end, or has longer keys than any real
-            one.
-    """
-    import tomllib  # noqa: PLC0415 - 6 ms
-
-    if sum(line.count(".") ** 2 for line in text.splitlines()) > MAX_DOTS**2:
-        raise ValueError("it has lines with more dots than keys have")
-    try:
-        return tomllib.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested without end") from error
 

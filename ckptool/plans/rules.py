@@ -15,9 +15,9 @@ from typing import Any
 from ckptool.contents.globs import meant
 from ckptool.contents.renames import parse_rename, renamed_by
 from ckptool.errors import CkptError, UsageError
-from ckptool.formats.texts import load_toml
 from ckptool.plans.rule_patterns import Axis, Pattern, check_stars, names_of, sides_of
 from ckptool.records import NamedTuple
+from ckptool.toml import load_toml
 from ckptool.tree.nodes import TensorRef
 from ckptool.tree.reshaping import joined, lifted, lowered, sliced, transposed
 
