@@ -48,6 +48,7 @@ class Seen(NamedTuple):
             self.nbytes + other.nbytes,
             _times(_power(8 * other.nbytes), self.crc) ^ other.crc if self.nbytes else other.crc,
             self.is_finite and other.is_finite,
+            self.is_array if self.nbytes else other.is_array,
         )
 
 
