@@ -104,5 +104,5 @@ def test_circles_that_share_without_end_are_given_up(monkeypatch):
 
 def test_addresses_that_have_no_room_are_refused():
     tree = [{LONG: 1, 2: 3}] * 300
-    with pytest.raises(DamagedError, match="no room"):
+    with pytest.raises(DamagedError, match="do not fit"):
         flatten(tree, TensorReader())
