@@ -14,6 +14,7 @@ from ckptool.formats.pickles.asked import is_asked, is_asked_of_all, is_special
         ("__dict__", True, True, True),
         ("__pydantic_fields_set__", True, True, False),  # pydantic sets it on each object
         ("append", False, True, True),
+        ("close", False, True, True),
         ("keys", False, True, False),
         ("detach", False, True, False),
         ("learning_rate", False, False, False),

@@ -117,6 +117,22 @@ def two_streams() -> tuple[int, bytes]:
 
 LENGTH, STREAMS = two_streams()
 
+
+def archive(file: bytes) -> bytes:
+    """A ZipFile of the user's, which closes its file."""
+    return instance(
+        "quietlib.Archive", fp=build(file, fields(close=T)), mode=text("r"), _writing=FALSE,
+        _fileRefCnt=ONE, _filePassed=ZERO,
+    )  # fmt: skip
+
+
+def hashed_later(*, is_module: bool) -> bytes:
+    """A key that holds a date, whose time zone gets a function after the date was made."""
+    parts = REAL + MEMO + b"0" + date(got(0)) + MEMO + b"0" + prepared(got(0))
+    state = MODULE if is_module else {}
+    return parts + pairs((instance("quietlib.Key", **state, when=got(1)), ONE))
+
+
 DERIVED = {
     # ----------------------------------------------- what a derived class reads in a state
     "arguments-of-the-users-error": build(new("quietlib.Error"), fields(args=SUBSET)),
@@ -160,6 +176,12 @@ DERIVED = {
     "imported-opener": instance(
         "quietlib.URLopener", _URLopener__tempfiles=listed(X), _URLopener__unlink=T
     ),
+    # ------------------------------------------- derived classes that act when they are dropped
+    "process-of-the-user": instance(
+        "quietlib.Program", _child_created=TRUE, returncode=NONE, pid=ONE, _internal_poll=T
+    ),
+    "archive-of-the-user": archive(new("argparse.Namespace")),
+    "archive-of-an-object-of-the-user": archive(new("quietlib.Plain")),
     # ------------------------------------------------------- methods that run for an attribute
     "attribute-in-slots": build(
         new(LOADER), row(fields(_DataLoader__initialized=CONCAT), fields(x=ONE))
@@ -179,6 +201,9 @@ DERIVED = {
         call("copyreg._reconstructor", name("quietlib.Set"), name("builtins.set"), listed(KEY)),
         *ADDED,
     ),
+    # ------------------------------------------------------------------------------------ hashes
+    "hash-of-a-date-in-a-key": hashed_later(is_module=False),
+    "hash-of-a-date-in-what-looks-like-a-module": hashed_later(is_module=True),
     "name-that-a-module-has": asked(name("quietlib.SETDEFAULT")),
 }  # fmt: skip
 

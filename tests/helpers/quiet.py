@@ -23,7 +23,7 @@ from helpers.assembling import program
 from helpers.output import environment
 
 QUIETLIB = """
-import collections, datetime, enum, os, sys, types
+import collections, dataclasses, datetime, enum, os, sys, types
 import torch
 
 calls = 0
@@ -91,6 +91,10 @@ from numpy.lib._npyio_impl import NpzFile
 class Error(Exception): pass
 class Recurrent(LSTM): pass
 class Optimizes(Adam): pass
+class Archive(ZipFile): pass
+class Program(Popen): pass
+@dataclasses.dataclass(frozen=True)
+class Key: when: object
 SETDEFAULT = "setdefault"
 
 # What tensordict does, which need not be installed.

@@ -141,8 +141,10 @@ class TorchBuilder(NotingBuilder):
 
     def _check_arguments(self, func: GlobalRef, row: Vetted, args: tuple[Any, ...]) -> bool:
         """Return whether arguments are of the kinds in a row; note the call if they are not."""
-        if not _HASHING.isdisjoint(row.takes) and self.grammar.grades.worst(args) > DATA:
-            # A later key may be compared with these, when what they hold is another.
+        is_asked_later = row.rest is Kind.OBJECT or not _HASHING.isdisjoint(row.takes)
+        if is_asked_later and self.grammar.grades.worst(args) > DATA:
+            # A later key may be compared with these, and a date asks its time zone when it is
+            # hashed, whatever holds it: by then what they hold may be another.
             fits = self.expect(func, partial(self.grammar.takes, row, args), args)
         else:
             fits = self.grammar.takes(row, args)
