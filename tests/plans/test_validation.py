@@ -50,7 +50,7 @@ def test_with_force_they_are_reported(validated):
 
 
 def test_what_is_no_average_need_not_be_finite(validated):
-    assert validated(BAD, averaged={"stem.weight"}) == []
+    assert validated(BAD, averaged={"stem.weight"}) == [("CK301", "head.bias", "warning")]
 
 
 def test_bytes_that_do_not_fit_their_checksum_are_refused(validated):

@@ -102,7 +102,7 @@ def test_weights_that_are_typed():
 
 @pytest.mark.parametrize(("first", "last"), [(5, 5), (6, 5), (-1, 5)])
 def test_nothing_lies_between(first, last):
-    with pytest.raises(UsageError, match="nothing to average"):
+    with pytest.raises(UsageError, match="the second must be later"):
         shares_between(first, last)
 
 
@@ -164,4 +164,4 @@ def test_other_checkpoints_have_no_running_means(tmp_path, ckptool):
         *both, tmp_path / "c.pt", "--only", "ema"
     )
     message = refusal(tmp_path / "c.pt", tmp_path / "c.pt")
-    assert "between the steps 100 and 100 of the running means" in message
+    assert "the running means are of the steps 100 and 100: the second must be later" in message
