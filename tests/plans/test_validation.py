@@ -49,8 +49,13 @@ def test_with_force_they_are_reported(validated):
     assert validated(BAD, force=True) == [("CK301", "head.bias", "warning")]
 
 
-def test_what_is_no_average_need_not_be_finite(validated):
+def test_what_is_no_average_need_not_be_finite_and_is_reported(validated):
     assert validated(BAD, averaged={"stem.weight"}) == [("CK301", "head.bias", "warning")]
+
+
+def test_a_mask_is_no_fault(validated):
+    mask = weights() | {"mask": torch.tensor([0.0, float("-inf"), 0.0])}
+    assert validated(mask, averaged={"stem.weight"}) == []
 
 
 def test_bytes_that_do_not_fit_their_checksum_are_refused(validated):
