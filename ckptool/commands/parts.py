@@ -8,8 +8,6 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ckptool.checks.base import Subject
-from ckptool.checks.values import sampled
 from ckptool.commands.origin import converted_from
 from ckptool.commands.state_dicts import state_dicts
 from ckptool.contents.given import refuse_any_given
@@ -170,6 +168,9 @@ def _nonfinite(checkpoint: Checkpoint, dropped: Collection[str]) -> list[Finding
     Records are copied whatever they hold, so all values would have to be read by themselves. A
     sample that cannot be read is no reason to refuse: the copy compares each record.
     """
+    from ckptool.checks.base import Subject  # noqa: PLC0415 - for whole checkpoints only
+    from ckptool.checks.values import sampled  # noqa: PLC0415
+
     with suppress(CkptError):
         return [
             replace(found, severity=Severity.WARNING)
