@@ -25,7 +25,7 @@ def main() -> int:
                 Contender("inspect", ckptool("inspect", names), (names,)),
                 Contender("torch.load", python(LOAD, names), (names,)),
                 limit=0.2,
-                predicted="0.2: the tensors of a dict are read in one call; torch makes real ones",
+                predicted="0.19: the tensors of a dict are read in one call; torch makes real ones",
             ),
             Question(
                 "inspect 100,000 tensors, with EMA and Adam : torch.load",
@@ -40,7 +40,7 @@ def main() -> int:
                 of_training,
                 limit=11,
                 peak_limit=2048,
-                predicted="10.6: caches that hold a hundred thousand hold no million",
+                predicted="10.8: caches that hold a hundred thousand hold no million",
             ),
         )
         return answer(questions, options)

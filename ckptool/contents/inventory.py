@@ -109,9 +109,9 @@ def take_inventory(tree: Tree) -> Inventory:
         if visit.alias_of is not None:
             aliases.setdefault(visit.alias_of, []).append(visit.address)
             continue
-        if id(visit.node) in pairs:
+        if pairs and id(visit.node) in pairs:
             continue
-        if named := named_pairs(visit.node):
+        if isinstance(visit.node, (list, tuple)) and (named := named_pairs(visit.node)):
             pairs.update(id(pair) for _, pair in visit.children)
             found.append((visit.address, visit.node, named))
             continue
@@ -173,7 +173,7 @@ def is_optimizer(node: Tree) -> bool:
     """Return whether a node has the parts of an optimizer, pickled or as its state dict."""
     if isinstance(node, TensorRef):  # as 100,000 are
         return False
-    fields = fields_of(node)
+    fields = node if type(node) is dict else fields_of(node)
     return ("param_groups" in fields and "state" in fields) or is_flat_optimizer(fields)
 
 

@@ -257,11 +257,11 @@ class TorchRecords:
     @cached_property
     def _beside_storages(self) -> list[ZipRecord]:
         """The records that are no storages; nearly all are."""
+        storages = self._storages
         return [
             record
             for record in self.archive.records
-            if not record.name.startswith(self._storages)
-            and not folded(record.name).startswith(self._storages)
+            if not record.name.startswith(storages) and not folded(record.name).startswith(storages)
         ]
 
     @cached_property

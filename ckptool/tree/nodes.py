@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
-from operator import attrgetter
+from operator import add, attrgetter, le
 from types import MappingProxyType
 from typing import Any
 
@@ -352,8 +352,13 @@ def narrowed(chunk: Chunk, axis: int, part: range, itemsize: int) -> Chunk:
 
 def stored_bytes(refs: Iterable[TensorRef]) -> int:
     """Return the bytes of the file that the tensors occupy, with shared bytes counted once."""
+    spans = [chunk.span for ref in refs for chunk in ref.chunks]
+    sources, starts, sizes = zip(*spans, strict=True) if spans else ((), (), ())
+    ends = list(map(add, starts, sizes))
+    if len(set(sources)) == 1 and all(map(le, ends, starts[1:])):  # as mostly
+        return sum(sizes)
     runs: defaultdict[Source, list[tuple[int, int]]] = defaultdict(list)
-    for source, at, nbytes in [chunk.span for ref in refs for chunk in ref.chunks]:
+    for source, at, nbytes in spans:
         runs[source].append((at, at + nbytes))
     return sum(map(joined_length, runs.values()))
 

@@ -183,13 +183,20 @@ def leaves(tree: Tree) -> Iterator[TensorRef]:
             seen.add(id(node))
             if len(seen) > MAX_CONTAINERS:
                 raise DamagedError("too many values to count them all")
-            kids = list(map(_SECOND, children(node)))
+            kids = _values(node)
             if _TENSORS_ALONE.issuperset(kinds := set(map(type, kids))):
                 yield from kids
             elif kinds <= _FLAT:
                 yield from (child for child in kids if type(child) is TensorRef)
             else:
                 waiting += [child for child in kids if isinstance(child, _DEEP)]
+
+
+def _values(node: Tree) -> list[Tree]:
+    """Return the parts of a node without their names: an optimizer has 100,000 small dicts."""
+    if type(node) is dict and len(node) <= LONG:
+        return list(node.values())
+    return list(map(_SECOND, children(node)))
 
 
 _DEEP = (*CONTAINERS, TensorRef)

@@ -188,6 +188,7 @@ class TensorSentence:
         self._wordings = _Wordings()
         # Heads by the identities of their values, which they keep from being taken by others.
         self._heads: dict[tuple[int, ...], _Head] = {}
+        self._last: dict[int, _Head] = {}  # the last head of a wording, by its identity
 
     # One loop, as in the machine: a call for each step would take half of the time.
     def read(self, window: bytes, at: int, stack: list[Any], memo: Memo) -> int:  # noqa: C901
@@ -259,6 +260,9 @@ class TensorSentence:
 
     def _head(self, wording: _Wording, memo: Memo) -> _Head:
         """Return the values that a sentence reads, which have to be as torch writes them."""
+        last = self._last.get(id(wording))
+        if last is not None and _is_still(last, wording, memo):
+            return last
         kind, cls = memo[wording.kind_at], memo[wording.class_at]
         placed, hooks = wording.device, memo[wording.hooks_at]
         device: Any = memo[placed] if type(placed) is int else placed
@@ -270,7 +274,19 @@ class TensorSentence:
             if not (is_text and is_named and id(hooks) in self._calls):
                 raise _UnusualError
             known = self._heads[places] = _Head(storage_dtype(cls), kind, cls, device, hooks)
+        self._last[id(wording)] = known
         return known
+
+
+def _is_still(head: _Head, wording: _Wording, memo: Memo) -> bool:
+    """Return whether the memo holds the values of a head that was read before."""
+    placed = wording.device
+    return (
+        memo.get(wording.kind_at) is head.kind
+        and memo.get(wording.class_at) is head.cls
+        and memo.get(wording.hooks_at) is head.hooks
+        and (type(placed) is not int or memo.get(placed) is head.device)
+    )
 
 
 def _getter(window: bytes, at: int, memo: Memo, function: Any) -> bytes:
