@@ -155,7 +155,8 @@ class _Shards:
             self.files[name] = self._open_file(name)
             self._pickles[name] = pickles_of(name)
             self._room += self.files[name].size
-        self._chunks, self._nbytes = self._chunks + 1, self._nbytes + length
+        self._chunks += 1
+        self._nbytes += min(length, self.files[name].size)  # a longer one is refused below
         is_many = self._chunks > max(MAX_CHUNKS, self._room // A_CHUNK)
         if is_many or self._nbytes > REPEATS * self._room:
             raise RepetitionError(
