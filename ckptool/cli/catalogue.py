@@ -118,14 +118,15 @@ OF_THE_PROGRAM = {
 def _with_command_first(args: Sequence[str]) -> list[str]:
     """Return ``--json diff A B`` as ``diff --json A B``, and ``--format json FILE`` as inspect.
 
-    The first word that is a command or may be a path decides; the value of an option is neither.
+    The first word that is a command or exists as a path decides, or else one that may be a path.
+    The value of an option is mostly neither; ``--match 'model/*'`` may only look like a path.
     """
-    for at, word in enumerate(args):
-        if word in COMMANDS:
-            return [word, *args[:at], *args[at + 1 :]]
-        if not word.startswith("-") and _may_be_path(word):
-            return ["inspect", *args]
-    return list(args)
+    words = [(at, word) for at, word in enumerate(args) if not word.startswith("-")]
+    first = next(((at, word) for at, word in words if word in COMMANDS or lexists(word)), None)
+    if first is not None and first[1] in COMMANDS:
+        at, command = first
+        return [command, *args[:at], *args[at + 1 :]]
+    return ["inspect", *args] if any(_may_be_path(word) for _, word in words) else list(args)
 
 
 def _may_be_path(text: str) -> bool:

@@ -36,7 +36,7 @@ def diff_runs(
     """Compare the checkpoints of two runs; the arguments are those of ``diff``.
 
     Raises:
-        UsageError: no two checkpoints belong together, or ``diff`` refuses the options.
+        UsageError: no two checkpoints belong together, or the options suit no pair.
         CkptError: a directory cannot be listed, or the device is not there.
     """
     one, other = (own_checkpoints(checkpoint_files(parse_operand(text).path)) for text in (a, b))
@@ -48,12 +48,17 @@ def diff_runs(
         )
     rows: list[PairReport] = []
     unused: set[str] | None = None  # by every pair
+    refused: list[UsageError] = []
     for pair in pairs:
         row, made = _compared(pair, options, progress, layouts, ranks)
         rows.append(row)
-        if made is not None:
+        if isinstance(made, UsageError):
+            refused.append(made)
+        elif made is not None:
             unused = {*made.unused} if unused is None else unused & {*made.unused}
             gc.collect(0)  # what is new: the program runs without, and all trees would stay
+    if refused and unused is None:  # they suit no pair
+        raise refused[0]
     first = next((row for row in rows if row.state is PairState.DIFFERENT), None)
     before = rows if first is None else rows[: rows.index(first)]
     return RunDiffReport(
@@ -162,8 +167,8 @@ def _compared(
     progress: Progress,
     layouts: Layouts,
     ranks: Ranks,
-) -> tuple[PairReport, DiffReport | None]:
-    """Return the row of a pair, and the comparison; None where there is none."""
+) -> tuple[PairReport, DiffReport | UsageError | None]:
+    """Return the row of a pair, and the comparison, or why the options do not suit the pair."""
     step, epoch = _stated(pair)
     a, b = (entry.path if entry else None for entry in pair)
     if a is None or b is None:
@@ -171,11 +176,10 @@ def _compared(
         return PairReport(state, step, epoch, a, b), None
     try:
         made = diff(a, b, options, progress=progress, layouts=layouts, ranks=ranks)
-    except UsageError:
-        raise
     except CkptError as error:
-        where = f"{error.path}: " if error.path else ""
-        return PairReport(PairState.UNREAD, step, epoch, a, b, error=where + error.message), None
+        said = f"{error.path or f'{a} and {b}'}: {error.message}"
+        row = PairReport(PairState.UNREAD, step, epoch, a, b, error=said)
+        return row, error if isinstance(error, UsageError) else None
     return _row(made, step, epoch, a, b), made
 
 

@@ -119,11 +119,16 @@ class _Search:
                 sources = self._unused.of_shape(shape)
                 known[place] = self._by_digest(sources, ref.dtype, turned=turned, cast=cast)
             same = known[place].get(self._result_rows.whole(ref, ref.dtype), [])
-            same[:MAX_ALIKE] = [each for each in same[:MAX_ALIKE] if each.name in self._unused]
+            self._drop_used(same)
             if same and alike[self._content(target)] <= len(same):
                 best = _most_alike(same, target)
                 alike[self._content(target)] -= 1
                 self._take(target, Same(best, turned), best)
+
+    def _drop_used(self, same: list[Named]) -> None:
+        """Remove used tensors from a list, until none is among the first, which are compared."""
+        while any(each.name not in self._unused for each in same[:MAX_ALIKE]):
+            same[:MAX_ALIKE] = [each for each in same[:MAX_ALIKE] if each.name in self._unused]
 
     def _content(self, target: Named) -> object:
         digest = self._result_rows.whole(target.ref, target.ref.dtype)

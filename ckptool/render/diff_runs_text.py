@@ -22,6 +22,7 @@ TOLD: dict[PairState, Piece] = {
     PairState.ADDED: ("only in the second", "quiet"),
     PairState.UNREAD: ("not compared", "error"),
 }
+DIFFERING = frozenset({PairState.DIFFERENT, PairState.REMOVED, PairState.ADDED})
 
 
 @one_by_one
@@ -41,7 +42,9 @@ def show_runs(report: RunDiffReport) -> Page:
 
 
 def _answer(report: RunDiffReport) -> Line:
-    word: Piece = ("equal", "good") if report.equal else ("different", "error")
+    differs = any(row.state in DIFFERING for row in report.checkpoints)
+    word: Piece = ("different", "error") if differs else ("not all compared", "error")
+    word = ("equal", "good") if report.equal else word
     a, b = ((words.printable(text), "title") for text in (report.a, report.b))
     return line(word, "  ", a, " and ", b, *(f"\n{told}" for told in answer_lines(report)))
 

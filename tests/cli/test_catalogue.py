@@ -26,6 +26,8 @@ def test_help_and_example_are_those_of_the_command(name):
         (["--json", "no/such.pt"], ["inspect", "--json", "no/such.pt"]),
         (["--format", "json", "a.pt"], ["inspect", "--format", "json", "a.pt"]),
         (["--json", "diff", "a.pt", "b.pt"], ["diff", "--json", "a.pt", "b.pt"]),
+        (["--match", "model/*", "diff", "a", "b"], ["diff", "--match", "model/*", "a", "b"]),
+        (["--atol", "0.1", "diff", "a", "b"], ["diff", "--atol", "0.1", "a", "b"]),
         (["--format", "md", "verify", "a.pt"], ["verify", "--format", "md", "a.pt"]),
         (["--", "a.pt"], ["inspect", "--", "a.pt"]),
         (["--json"], ["--json"]),

@@ -140,6 +140,26 @@ def test_one_that_cannot_be_read_leaves_the_others_compared(runs, compare):
     assert "not compared: " in shown
 
 
+def test_a_pair_without_a_part_that_is_asked_for_leaves_the_others_compared(runs, compare):
+    """EMA weights often begin later than the run."""
+    for folder in runs:
+        for path in sorted(folder.iterdir())[1:]:
+            saved(path, global_step=torch.load(path)["global_step"], ema={"w": torch.ones(2)})
+    document, shown, code = compare(*runs, "--match", "ema/*")
+    first, *others = document["checkpoints"]
+    assert (first["state"], code) == ("unread", 2)
+    assert first["error"].endswith("no tensor or value is left to compare")
+    assert {row["state"] for row in others} == {"equal"}
+    assert "not all compared  " in shown
+    assert "different" not in shown
+
+
+def test_options_that_suit_no_pair_are_refused(runs, ckptool):
+    done = ckptool("diff", *runs, "--match", "none*")
+    assert done.exit_code == 2
+    assert "no tensor or value is left to compare" in done.stderr
+
+
 def test_runs_without_anything_in_common_are_refused(runs, ckptool, tmp_path):
     saved(tmp_path / "far" / "last.pt", global_step=7)
     done = ckptool("diff", runs[0], tmp_path / "far")

@@ -305,6 +305,18 @@ def test_names_of_equal_tensors_are_compared_with_a_few(tmp_path, monkeypatch):
     assert calls <= 300 * explaining.MAX_ALIKE
 
 
+def test_of_many_equal_tensors_none_is_used_for_two_dtypes(tmp_path):
+    """Each dtype has a list of its own of the same tensors, of which the other has used some."""
+    half, other = torch.zeros(4, dtype=torch.float16), torch.zeros(4, dtype=torch.bfloat16)
+    result = {"a": other} | {f"x.{i}": half.clone() for i in range(100)}
+    result |= {f"b.{i}": other.clone() for i in range(150)}
+    source = {f"s.{i:03d}": torch.zeros(4) for i in range(300)}
+    report = explanation_of(tmp_path, source, result)
+    used = [name for row in report.tensors for name in row.sources]
+    assert report.explained == len(used) == len(set(used)) == 251
+    assert len(report.unused) == 49
+
+
 def test_rules_that_would_be_too_many_are_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr("ckptool.comparison.explained_rules.MAX_MATCHES", 100)
     source = {f"{letter}.w": random(3) for letter in "abcdefghijklm"}
