@@ -153,6 +153,7 @@ DERIVED = {
     ),
     "weights-of-the-users-module": recurrent("quietlib.Recurrent", _all_weights=FACTORY),
     "weights-of-an-imported-module": recurrent("quietlib.LSTM", _all_weights=FACTORY),
+    "modules-of-the-users-module": recurrent("quietlib.Recurrent", _modules=SUBSET),
     "truth-of-the-users-module": recurrent("quietlib.Recurrent", bias=CONCAT),
     "state-of-an-imported-generator": build(
         new("quietlib.Random"), row(number(2), SUBSET, NONE)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ckptool.formats.pickles.acting import NAMES_OF_DROPPED
 from ckptool.formats.pickles.grades import FOREIGN, HOLDING, NESTED, OBJECT, Grades, is_function
-from ckptool.formats.pickles.modules import OF_ANY_MODULE, is_module
+from ckptool.formats.pickles.modules import LOOKED_IN, OF_ANY_MODULE, is_module
 from ckptool.formats.pickles.trust import is_own
 from ckptool.tree.nodes import CompositeTensor, Opaque, TensorRef
 
@@ -74,6 +74,11 @@ def prepares_no_answer(state: Any, grades: Grades, is_plain: IsPlain) -> bool:
         _can_be_read(part[name], grades, is_plain, most=OBJECT)
         for part in filter(None, parts)
         for name in READ.keys() & part.keys()
+    ) and all(
+        (isinstance(part[name], (dict, set)) and is_plain(part[name]))
+        or _can_be_read(part[name], grades, is_plain, most=OBJECT)
+        for part in filter(None, parts)
+        for name in LOOKED_IN & part.keys()  # a module's code looks there for other attributes
     )
 
 
