@@ -1,4 +1,4 @@
-"""Files that ckptool made of other checkpoints, in the directory of a run: no checkpoints of it.
+"""Files that ckptool made of other checkpoints in the directory of a run: no checkpoints of it.
 
 ``extract-ema epoch_5.ckpt`` writes ``epoch_5.ema.safetensors`` beside its source by default. Each
 such file says in a note which command made it (``formats/provenance.py``).
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ckptool.formats.base import Checkpoint
-from ckptool.formats.provenance import read_provenance
+from ckptool.formats.provenance import BETWEEN, read_provenance
 
 Origin = tuple[str, str]  # command, and the names of the files that it took
 
@@ -29,13 +29,18 @@ def told(origin: Origin) -> str:
 def derivatives(files: Iterable[tuple[str, Origin | None]]) -> Mapping[str, str]:
     """Return the files of one directory that are none of a run's own checkpoints, and why.
 
-    A checkpoint that was promoted in place is one of the run. A directory of nothing but such files
-    is a run by itself, of which none is left out: somebody has converted all checkpoints of a run.
+    A file that was made of others counts if none of them is there any more: a checkpoint that was
+    promoted in place and renamed is the only one of its step. A checkpoint that was promoted in
+    place is one of the run. A directory of nothing but such files is a run by itself, of which none
+    is left out: somebody has converted all checkpoints of a run.
     """
     origins = dict(files)
+    names = {Path(path).name for path in origins}
     made = {
         path: told(origin)
         for path, origin in origins.items()
-        if origin is not None and origin[1] != Path(path).name
+        if origin is not None
+        and origin[1] != Path(path).name
+        and not names.isdisjoint((origin[1], *origin[1].split(BETWEEN)))
     }
     return made if len(made) < len(origins) else {}

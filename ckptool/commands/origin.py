@@ -9,7 +9,7 @@ from pathlib import Path
 from ckptool import __version__
 from ckptool.ema.candidates import CHOSEN, RAW_KIND, Candidate, EmaLocation, table_address
 from ckptool.formats.base import Checkpoint
-from ckptool.formats.provenance import AverageNote, Provenance, read_provenance
+from ckptool.formats.provenance import BETWEEN, AverageNote, Provenance, read_provenance
 from ckptool.reports.base import MainSlot
 
 
@@ -37,7 +37,7 @@ def averaged_from(
     paths: Sequence[Path], kind: str, average: AverageNote, made_at: float | None = None
 ) -> Provenance:
     """Return the record of ``average``: usually a stochastic weight average (``swa``)."""
-    source = ", ".join(path.name for path in paths)
+    source = BETWEEN.join(path.name for path in paths)
     return _record("average", source, "", kind, made_at)._replace(average=average)
 
 

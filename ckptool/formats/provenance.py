@@ -16,6 +16,7 @@ from ckptool.names import AVERAGES, marker_in
 from ckptool.records import NamedTuple
 
 KEY = "ckptool"  # in the metadata of a checkpoint
+BETWEEN = ", "  # names of several sources
 
 
 DONE = {
