@@ -125,7 +125,9 @@ def judge(
         if not skipped[rule].is_absent
     ]
     order = list(Severity)
-    everything = sorted([*kept, *unmet], key=lambda f: (order.index(f.severity), f.rule))
+    known = sorted(kept, key=lambda f: (order.index(f.severity), f.rule))
+    errors = sum(f.severity is Severity.ERROR for f in known)
+    everything = [*known[:errors], *unmet, *known[errors:]]  # the cause, then what it kept unasked
     counts = COUNTING[chosen.strict]
     return Verdict(
         ok=not any(f.severity in counts for f in everything),

@@ -36,13 +36,15 @@ def inspect_directory(path: Path, *, layouts: Layouts = ()) -> RunReport:
 def run_report(path: str, entries: Iterable[RunEntry]) -> RunReport:
     """Return a table of checkpoints in the order of their steps, with the best by each metric."""
     ordered = sorted(entries, key=_place)
-    best = best_by_metric(ordered)
+    own = own_entries(ordered) if path else OwnCheckpoints(ordered, {})  # else: named one by one
+    best = best_by_metric(own.entries)
     return RunReport(
         path=path,
         checkpoints=tuple(ordered),
         best={name: found.path for name, found in best.items()},
         best_by=best,
-        unrated=tuple(name for name in _compared(ordered) if name not in best),
+        left_out=own.derived,
+        unrated=tuple(name for name in _compared(own.entries) if name not in best),
     )
 
 
@@ -98,6 +100,11 @@ def own_checkpoints(paths: Iterable[Path]) -> OwnCheckpoints:
     for path in paths:
         entries.append(progress_entry(path))
         gc.collect(0)  # what is new: the program runs without, and a hundred trees would stay
+    return own_entries(entries)
+
+
+def own_entries(entries: Sequence[RunEntry]) -> OwnCheckpoints:
+    """Return the entries without those of files that ckptool made of others of them."""
     derived = derivatives((entry.path, _origin(entry)) for entry in entries)
     return OwnCheckpoints([entry for entry in entries if entry.path not in derived], derived)
 

@@ -9,7 +9,7 @@ from ckptool.contents.selection import EMA_ROLE, MODEL_ROLE, ROLES, select_table
 from ckptool.ema.candidates import EmaLocation, table_address
 from ckptool.ema.layouts import Layouts
 from ckptool.ema.locate import locate_ema
-from ckptool.errors import AddressError
+from ckptool.errors import AddressError, about
 from ckptool.formats.base import Checkpoint
 from ckptool.plans.extraction import Extraction, plan_extraction, plan_model
 from ckptool.plans.weights import take_weights
@@ -102,7 +102,8 @@ def take_state_dict(
         is_ema = address == EMA_ROLE
         kind = kind_taken(weights.location) if is_ema else kind_at(location, place, checkpoint)
         return Taken(place, kind, plan)
-    table = select_table(location.inventory, address)
+    with about(checkpoint.path):
+        table = select_table(location.inventory, address)
     refuse_ambiguous(checkpoint.tree, table.address)
     refuse_given(checkpoint, (table,))
     refuse_repetition(table.tensors.values())

@@ -13,7 +13,7 @@ from ckptool.ema.examine import Examiner, TooManyError
 from ckptool.ema.layouts import Layouts
 from ckptool.ema.model import choose_model, marker_of
 from ckptool.ema.search import find_candidates, model_beside, unexamined
-from ckptool.errors import AddressError, EmaNotFoundError
+from ckptool.errors import AddressError, EmaNotFoundError, about
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.provenance import read_provenance
 from ckptool.records import replace
@@ -65,9 +65,10 @@ def locate_ema(
     """
     examiner = Examiner(checkpoint, layouts)
     inventory = examiner.inventory
-    asked = select_table(inventory, model) if model is not None else None
-    if ema is not None and ema not in {EMA_ROLE, MODEL_ROLE}:
-        return _named(examiner, select_table(inventory, ema), asked)
+    with about(checkpoint.path):
+        asked = select_table(inventory, model) if model is not None else None
+        if ema is not None and ema not in {EMA_ROLE, MODEL_ROLE}:
+            return _named(examiner, select_table(inventory, ema), asked)
     try:
         main, candidates = find_candidates(examiner, asked)
     except TooManyError:

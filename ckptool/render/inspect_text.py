@@ -104,11 +104,12 @@ def _sections(report: InspectReport) -> Grid:
                 drops=(3, 5), names=True)  # fmt: skip
     for section in report.sections:
         role = "" if section.role == section.address else section.role
+        whole = f"a whole {_whole_object(section)}" if section.object else ""
         grid.add_row(
             line("  ", (words.printable(section.address, 60) or TOP, "name")),
             line(
                 (role, _ROLE_STYLE.get(section.role, "")),
-                f", a whole {_whole_object(section)}" if section.object else "",
+                f", {whole}" if role and whole else whole,
             ),
             *_amounts(section.tensors, section.elements, section.bytes),
         )

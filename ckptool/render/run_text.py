@@ -146,7 +146,8 @@ LEVELS = "▁▂▃▄▅▆▇"
 
 def trends(report: RunReport) -> Page:
     """Yield for each number that changes over the run the first and the last, and a sparkline."""
-    read = [entry for entry in report.checkpoints if not entry.error]
+    own = (entry for entry in report.checkpoints if entry.path not in report.left_out)
+    read = [entry for entry in own if not entry.error]
     names = dict.fromkeys(name for entry in read for name in entry.metrics)
     series: list[tuple[str, Callable[[float], str], list[Any]]] = [
         (short(name), words.value, [entry.metrics.get(name) for entry in read]) for name in names
@@ -189,8 +190,12 @@ def _level(point: float, low: float, high: float) -> str:
     return LEVELS[round((len(LEVELS) - 1) * ((point / 2 - low / 2) / span))] if span else LEVELS[0]
 
 
+# Command that made a file whose model holds averaged weights -> what they are.
+_IS_AVERAGED = {"promote-ema": "is EMA, promoted", "average": "is an average"}
+
+
 def _ema_cell(entry: RunEntry) -> str:
     """Return where the EMA weights are, or that the model's state dict holds them."""
     if entry.main_slot is MainSlot.AVERAGED:
-        return "is EMA, promoted" if entry.made_by == "promote-ema" else "is EMA"
+        return _IS_AVERAGED.get(entry.made_by or "", "is EMA")
     return short(entry.ema or TOP)

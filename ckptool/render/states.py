@@ -43,9 +43,9 @@ def in_state(report: VerifyReport, state: State) -> list[CheckResult]:
     return [check for check in report.checks if check.state == state]
 
 
-def found_by_severity(report: VerifyReport) -> list[str]:
+def found_by_severity(findings: Sequence[Finding]) -> list[str]:
     """Return ``["1 error", "2 warnings"]``."""
-    severities = [finding.severity for finding in report.findings]
+    severities = [finding.severity for finding in findings]
     return [
         plural(severities.count(severity), noun)
         for severity, noun in NOUNS.items()
@@ -58,7 +58,7 @@ def counts(report: VerifyReport) -> str:
 
     A check that found only a note is no failed one.
     """
-    told = [*found_by_severity(report), f"{len(in_state(report, State.PASSED))} ok"]
+    told = [*found_by_severity(report.findings), f"{len(in_state(report, State.PASSED))} ok"]
     unchecked = len(in_state(report, State.NOT_CHECKED))
     return ", ".join(told) + (f"; {unchecked} not checked" if unchecked else "")
 

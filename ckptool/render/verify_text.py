@@ -117,8 +117,9 @@ def _common(
 
 
 def _headline(report: VerifyReport, *, tells: bool) -> Line:
-    size = words.size(report.size_bytes)
-    what = f"{file_kind(report.format)}, {size}" if report.format else f"cannot be opened, {size}"
+    what = file_kind(report.format) if report.format else "cannot be opened"
+    if report.format or report.size_bytes:  # else unknown: a directory, or behind a URL
+        what += f", {words.size(report.size_bytes)}"
     word = verdict(report)
     told = (": ", (word, _VERDICT_STYLE[word])) if tells else ()
     return line((path_of(report), "title"), f"  {what}", *told)
@@ -131,7 +132,10 @@ def _summary(reports: Sequence[VerifyReport], hint: str = "") -> Page:
     unchecked = {c.rule for report in reports for c in in_state(report, State.NOT_CHECKED)}
     rest = f"; {len(unchecked)} not checked{hint}" if unchecked else ""
     if len(reports) == 1:
-        found = [*found_by_severity(reports[0]), f"{len(in_state(reports[0], State.PASSED))} ok"]
+        found = [
+            *found_by_severity(_told(reports[0])),
+            f"{len(in_state(reports[0], State.PASSED))} ok",
+        ]
         yield line("\n", (word, _VERDICT_STYLE[word]), f": {', '.join(found)}{rest}")
         return
     yield line((f"\n{passed:,} of {len(reports):,} passed", _VERDICT_STYLE[word]), rest)

@@ -54,4 +54,6 @@ class RunReport(ConfiguredReport):
     best: Mapping[str, str]  # metric -> path of the checkpoint that is best by it
     # The same with the value, and the reason why it is the best.
     best_by: Mapping[str, BestReport] = field(default_factory=dict)
+    # Path of a file that ckptool made of others of the run -> how: no part of best and trends.
+    left_out: Mapping[str, str] = field(default_factory=dict)
     unrated: tuple[str, ...] = ()  # metrics for which lower or higher may be better

@@ -157,3 +157,14 @@ def test_a_requirement_has_the_rules_without_which_it_would_not_hold(rule, requi
     chosen = select(require=[requirement])
     found = judge([finding(rule, "", "a fault")], {}, chosen)
     assert (found.ok, found.findings[0].severity) == (False, "error")
+
+
+def test_what_was_found_is_told_before_what_could_not_be_checked():
+    """``--latest-valid`` gives the first error as the reason."""
+    chosen = select(require=("intact",))
+    cut = finding("CK104", "", "a shard is missing")
+    note = finding("CK202", "", "names")
+    skipped = {rule: NotChecked(rule, "not open") for rule in REQUIREMENTS["intact"]}
+    told = judge([note, cut], skipped, chosen).findings
+    rest = [rule for rule in REQUIREMENTS["intact"] if rule != "CK104"]
+    assert [each.rule for each in told] == ["CK104", *rest, "CK202"]

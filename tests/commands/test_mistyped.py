@@ -29,10 +29,11 @@ def path(tmp_path):
 def test_what_was_meant_is_named(typed, meant, path, ckptool):
     for refused in (
         ckptool("extract-ema", path, "--ema", typed, "--dry-run"),
+        ckptool("convert", f"{path}#{typed}", "-o", path.with_name("out.pt")),
         ckptool("diff", path, f"{path}#{typed}"),
     ):
         assert refused.exit_code == 2
-        assert "no such place" in refused.stderr
+        assert f"error: {path}: {typed}: no such place" in refused.stderr
         assert meant in refused.stderr
 
 

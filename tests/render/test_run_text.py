@@ -66,6 +66,29 @@ def test_what_changes_over_the_run_is_drawn(run, ckptool):
     assert len(rows["EMA"][-1]) == 4
 
 
+def test_files_that_were_made_of_others_are_no_part_of_the_trends_and_the_best(run, ckptool):
+    before = ckptool("inspect", run)
+    told = [line for line in before.splitlines() if "best val_loss" in line]
+    assert len(told) == 1
+    args = (run / "4.pt", "--ema", "ema", "-o", run / "0promoted.pt")
+    made = ckptool("promote-ema", *args)
+    assert made.exit_code == 0
+    mean = ckptool("average", run / "3.pt", run / "4.pt", "--only", "model", "-o", run / "mean.pt")
+    assert mean.exit_code == 0
+    shown = ckptool("inspect", run)
+    assert "is EMA, promoted\n" in shown
+    assert "is an average\n" in shown
+    assert shown.partition("Over the run")[2] == before.partition("Over the run")[2]
+    assert [line for line in shown.splitlines() if "best val_loss" in line] == told
+    left_out = ckptool("inspect", run, "--json").json["left_out"]
+    assert left_out == {
+        str(run / "0promoted.pt"): "ckptool promote-ema made it of 4.pt",
+        str(run / "mean.pt"): "ckptool average made it of 3.pt, 4.pt",
+    }
+    named = [run / "4.pt", run / "0promoted.pt"]  # one by one: they are asked for
+    assert ckptool("inspect", *named, "--json").exit_code == 0
+
+
 def test_metrics_whose_names_are_shown_alike_have_a_line_each(tmp_path, ckptool):
     """Two long names are cut to the same text, and one is called as a column of the table."""
     long = "x" * 70

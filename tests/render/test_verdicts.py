@@ -60,6 +60,22 @@ def test_quiet_tells_of_files_that_fail_and_only_why():
     assert re.findall(r"CK\d+", said) == ["CK102"]
 
 
+def test_a_fault_that_two_rules_find_is_shown_and_counted_once():
+    both = tuple(Finding(f"CK{n}", Severity.ERROR, "w", f"NaN {n}") for n in (301, 303))
+    said = shown(replace(verdicts.bad(), findings=both))
+    assert "CK301" in said
+    assert "CK303" not in said
+    assert "failed: 1 error," in said
+
+
+def test_no_size_is_stated_where_it_is_unknown():
+    unopened = replace(verdicts.bad(), format=None, size_bytes=0)
+    assert shown(unopened).splitlines()[0] == "runs/bad.ckpt  cannot be opened"
+    assert shown(replace(unopened, size_bytes=2048)).startswith(
+        "runs/bad.ckpt  cannot be opened, 2 KiB\n"
+    )
+
+
 def test_rules_with_one_message_are_one_finding():
     why = "required, but not checked: the file cannot be opened"
     same = tuple(Finding(f"CK{n}", Severity.ERROR, "", why) for n in (103, 104, 501))
