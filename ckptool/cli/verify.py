@@ -252,10 +252,10 @@ def _tell_passed_over(answers: Sequence[ChoiceReport | VerifyReport]) -> None:
             continue
         for each in report.passed_over[:SHOWN]:
             path, reason = printable(each.path, LONG), printable(each.reason, LONG)
-            sys.stderr.write(f"passed over {path}: {reason}\n")
+            sys.stderr.write(f"skipped {path}: {reason}\n")
         if len(report.passed_over) > SHOWN:
             more = len(report.passed_over) - SHOWN
-            sys.stderr.write(f"passed over {more:,} more: --json has them all\n")
+            sys.stderr.write(f"skipped {more:,} more: --json has them all\n")
         if report.path is None and report.reports:
             newest = report.reports[0]
             required = f" --require {','.join(newest.required)}" if newest.required else ""

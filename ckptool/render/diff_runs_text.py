@@ -127,7 +127,7 @@ COLUMNS: Sequence[_Column] = (
     _Column("epoch", lambda row: _counter(row.epoch), 3),
     _Column("", lambda row: line(TOLD[row.state]), side="left"),
     _Column("tensors", lambda row: _count(row.tensors), 2),
-    _Column("values", lambda row: _count(row.values), 5),
+    _Column("other values", lambda row: _count(row.values), 5),
     _Column("max abs", lambda row: number(row.max_abs) if row.max_abs else "", 4),
     _Column("rel. L2", lambda row: percent(row.relative_l2)),
     _Column("", lambda row: line(*_strange(row)), side="left"),

@@ -89,7 +89,7 @@ def test_a_save_of_the_trainer_that_was_not_finished(missing, tmp_path, ckptool)
     (folder / "checkpoint-4" / missing).unlink()
     name, told = chosen(ckptool, *LATEST, folder)
     assert name == "checkpoint-2"
-    assert told.startswith(f"passed over {folder / 'checkpoint-4'}: ")
+    assert told.startswith(f"skipped {folder / 'checkpoint-4'}: ")
     report = ckptool(*LATEST, folder, "--json").json
     assert [Path(each["path"]).name for each in report["passed_over"]] == ["checkpoint-4"]
 
@@ -201,6 +201,6 @@ def test_a_checkpoint_that_cannot_be_read_at_all_is_passed_over(tmp_path, ckptoo
     (tmp_path / "step2.pt").write_bytes(raw[: len(raw) // 2])
     name, told = chosen(ckptool, *LATEST, tmp_path)
     assert name == "step1.pt"
-    assert told.startswith(f"passed over {tmp_path / 'step2.pt'}: ")
+    assert told.startswith(f"skipped {tmp_path / 'step2.pt'}: ")
     best = ("verify", "--best", "epoch:max", "--require", "resume", tmp_path)
     assert chosen(ckptool, *best) == (name, told)

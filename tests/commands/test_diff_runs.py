@@ -52,6 +52,18 @@ def compare(ckptool):
     return run
 
 
+def test_values_that_are_no_tensors_have_a_column_of_their_own(runs, compare):
+    one, other = runs
+    saved(other / "ckpt_400.pt", 400, global_step=400, optimizer_lr=0.2)
+    _, shown, code = compare(one, other)
+    assert code == 1
+    (heads,) = (row for row in shown.splitlines() if "  other values  " in row)
+    (last,) = (row for row in shown.splitlines() if "ckpt_400.pt" in row)
+    assert last[: heads.index("other values") + len("other values")].split()[-2:] == [
+        "different", "1",
+    ]  # fmt: skip
+
+
 def test_the_same_runs_are_equal_whatever_their_files_are_called(runs, compare):
     document, shown, code = compare(*runs)
     assert (document["equal"], code) == (True, 0)

@@ -290,7 +290,7 @@ def test_without_a_valid_one_the_code_is_one_and_the_reasons_are_shown(run, ckpt
     assert output.stdout == ""  # which a script takes for a path
     path = run / "step2000.pt"
     assert output.stderr.splitlines()[0] == "none passes"
-    assert f"passed over {path}: " in output.stderr
+    assert f"skipped {path}: " in output.stderr
     assert output.stderr.endswith(f"hint: ckptool verify {path} shows all that is wrong\n")
 
 
@@ -304,9 +304,9 @@ def test_the_reasons_take_a_line_each_and_are_folded(count, run, ckptool):
     first, *lines, hint = output.stderr.splitlines()
     assert (output.exit_code, first) == (1, "none passes")
     folded = count - 10
-    assert lines[-1] == f"passed over {folded} more: --json has them all" or folded < 0
+    assert lines[-1] == f"skipped {folded} more: --json has them all" or folded < 0
     told = lines[:-1] if folded > 0 else lines
-    newest = [f"passed over {run / f'step{step:02}.pt'}: CK" for step in reversed(range(count))]
+    newest = [f"skipped {run / f'step{step:02}.pt'}: CK" for step in reversed(range(count))]
     assert [line[: len(start)] for line, start in zip(told, newest, strict=False)] == newest[:10]
     shows = f"{newest_of(run)} --require resume,ema shows all that is wrong"
     assert hint == f"hint: ckptool verify {shows}"
