@@ -195,7 +195,9 @@ def _newest(places: Sequence[int], options: AverageOptions) -> Sequence[int]:
 
 def _enough(members: Members) -> Members:
     if len(members.opened) < 2:
-        raise UsageError("an average takes at least two checkpoints")
+        count = len(members.derived)
+        left_out = f"; {count:,} that ckptool made of others do not count" if count else ""
+        raise UsageError(f"an average takes at least two checkpoints{left_out}")
     return members
 
 

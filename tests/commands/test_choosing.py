@@ -173,6 +173,13 @@ def test_an_average_leaves_them_out_and_says_so(options, run, ckptool, tmp_path)
     assert "ckptool extract-ema made it of step20.pt" in shown
 
 
+def test_an_average_of_one_that_is_left_names_those_that_do_not_count(run, ckptool, tmp_path):
+    (run / "step10.pt").unlink()
+    done = ckptool("average", run, "--only", "ema", "-o", tmp_path / "mean.pt")
+    assert done.exit_code == 2
+    assert "at least two checkpoints; 4 that ckptool made of others do not count" in done.stderr
+
+
 def test_an_average_takes_them_where_they_are_named(run, ckptool, tmp_path):
     named = [run / "step10.pt", run / "step40.pt"]
     done = ckptool("average", *named, "--only", "model", "-o", tmp_path / "mean.pt", "--json")
