@@ -32,18 +32,18 @@ def _typed(report: WriteReport) -> str:
     if isinstance(report, AverageReport) and report.into is not None:
         return _verified(report.output, "--require ema")
     if isinstance(report, ConvertReport) and _is_whole(report) and not report.plain:
-        return f"ckptool diff {quote(report.path)} {quote(report.output)}"
+        return f"ckptool diff {_in_shell(report.path)} {_in_shell(report.output)}"
     return _loaded(report) if isinstance(report, WeightsReport) else ""
 
 
 def _promoted(report: PromoteReport) -> str:
     source = report.backup if report.in_place else report.path
-    against = f"--against {quote(source)}" if source else "--require ema"
+    against = f"--against {_in_shell(source)}" if source else "--require ema"
     return _verified(report.output, against)
 
 
 def _verified(output: str, how: str) -> str:
-    return f"ckptool verify {quote(output)} {how}"
+    return f"ckptool verify {_in_shell(output)} {how}"
 
 
 def _loaded(report: WeightsReport) -> str:
@@ -62,6 +62,11 @@ def _loaded(report: WeightsReport) -> str:
 
 def _is_whole(report: WeightsReport) -> bool:
     return isinstance(report, ConvertReport) and report.kind == "checkpoint"
+
+
+def _in_shell(path: str) -> str:
+    """Return a path as a word of the shell; one that begins with a dash would be an option."""
+    return quote(f"./{path}" if path.startswith("-") else path)
 
 
 def _literal(text: str) -> str:

@@ -44,6 +44,8 @@ LOADED = {
 CHECKED = {
     "promote-ema last.ckpt -o p.ckpt": ("verify p.ckpt --against last.ckpt", 0),
     "promote-ema last.ckpt -o 'p 1.ckpt'": ("verify 'p 1.ckpt' --against last.ckpt", 0),
+    "promote-ema last.ckpt -o ./-p.ckpt": ("verify ./-p.ckpt --against last.ckpt", 0),
+    "convert last.ckpt --whole -o ./-s.ckpt": ("diff last.ckpt ./-s.ckpt", 0),
     "promote-ema last.ckpt --in-place --backup": ("verify last.ckpt --against last.ckpt.bak", 0),
     "promote-ema last.ckpt --in-place": ("verify last.ckpt --require ema", 0),
     "convert last.ckpt --drop optimizer -o s.ckpt": ("diff last.ckpt s.ckpt", 1),
