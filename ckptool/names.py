@@ -101,7 +101,7 @@ class Run(NamedTuple):
     is_last: bool  # they must end it
 
 
-Words = Mapping[str, tuple[Run, ...]]  # by the first word of each run
+Words = Mapping[str, tuple[Run, ...]]  # by the first word of each run, also in the plural
 
 
 def whole(*entries: str) -> Words:
@@ -113,7 +113,9 @@ def whole(*entries: str) -> Words:
     table: dict[str, tuple[Run, ...]] = {}
     for entry in entries:
         run = Run(tokens(entry), entry.startswith("^"), entry.endswith("$"))
-        table[run.words[0]] = (*table.get(run.words[0], ()), run)
+        first, *others = run.words
+        for begins in (first,) if others else (first, f"{first}s"):
+            table[begins] = (*table.get(begins, ()), run)
     return table
 
 
@@ -129,10 +131,10 @@ def says(text: str, wanted: Words) -> bool:
 
 def holds(parts: Sequence[str], wanted: Words) -> bool:
     """Return whether a name that is split into ``parts`` has one of the wanted words."""
+    if wanted.keys().isdisjoint(parts):  # as of most names
+        return False
     return any(
-        _fits(parts, at, run)
-        for at, part in enumerate(parts)
-        for run in (*wanted.get(part, ()), *wanted.get(part.removesuffix("s"), ()))
+        _fits(parts, at, run) for at, part in enumerate(parts) for run in wanted.get(part, ())
     )
 
 

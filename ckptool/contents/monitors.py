@@ -79,16 +79,18 @@ class Monitors:
 
     def __init__(self, tree: Tree) -> None:
         self._places = dict(_statements(tree))
-        self._metrics: dict[str, set[Direction]] = {}  # by what is measured
-        self._general: set[Direction] = set()  # for values whose names state no direction
+        metrics: dict[str, set[Direction]] = {}  # by what is measured
+        general: set[Direction] = set()  # for values whose names state no direction
         for stated in self._places.values():
             told = _direction(stated)
             if told is None:
                 continue
             if stated.monitored and stated.sign is not None:
-                self._metrics.setdefault(measured(stated.monitored), set()).add(told)
+                metrics.setdefault(measured(stated.monitored), set()).add(told)
             if stated.monitored or not stated.values:
-                self._general.add(told)
+                general.add(told)
+        self._metrics = {what: _agreed(told) for what, told in metrics.items()}
+        self._general = _agreed(general)
 
     def directions(self, addresses: Iterable[str]) -> dict[str, Direction]:
         """Return the known directions, by the key paths of the metrics."""
@@ -98,7 +100,7 @@ class Monitors:
     def direction(self, address: str) -> Direction | None:
         """Return the direction for a key path; None where neither file nor name states it."""
         container, _, name = address.rpartition("/")
-        told = _agreed(self._metrics.get(measured(name), set()))
+        told = self._metrics.get(measured(name))
         if told is not None:
             return told
         here = self._places.get(container)
@@ -106,7 +108,7 @@ class Monitors:
         if here is not None and (is_about or not strong_direction(name)):
             told = _direction(here)
         elif not strong_direction(name) and is_best(name):
-            told = _agreed(self._general)
+            told = self._general
         if told is None and (sign := better_direction(address)):
             told = Direction(sign, "its name")
         return told

@@ -79,6 +79,8 @@ def wrapped(line: Line, width: int, hanging: int = 0) -> Iterator[Line]:
 
 def _break(text: str, start: int, room: int) -> tuple[int, int]:
     """Return the end of a line that begins at ``start``, and the beginning of the next one."""
+    if 2 * (len(text) - start) <= room:  # no character takes more; a pipe has any room
+        return len(text), len(text)
     used, end = 0, start
     while end < len(text) and used + _columns(text[end]) <= room:
         used += _columns(text[end])
