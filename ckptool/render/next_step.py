@@ -47,17 +47,17 @@ def _verified(output: str, how: str) -> str:
 
 
 def _loaded(report: WeightsReport) -> str:
-    """Return a statement that loads what was written, by the library of the format."""
+    """Return the import and the call that load what was written, by the library of the format."""
     path = _literal(report.output)
     if report.shards or report.format == "dcp":
-        return f"state_dict = ckptool.load_state_dict({path})"
+        return f"from ckptool import load_state_dict; state_dict = load_state_dict({path})"
     if report.format != "safetensors":
         name = "checkpoint" if _is_whole(report) else "state_dict"
         key = "" if report.wrap is None else f"[{_literal(report.wrap)}]"
-        return f"{name} = torch.load({path}, weights_only=True){key}"
+        return f"import torch; {name} = torch.load({path}, weights_only=True){key}"
     if report.tied and report.ties == "once":
-        return f"safetensors.torch.load_model(model, {path})"
-    return f"state_dict = safetensors.torch.load_file({path})"
+        return f"from safetensors.torch import load_model; load_model(model, {path})"
+    return f"from safetensors.torch import load_file; state_dict = load_file({path})"
 
 
 def _is_whole(report: WeightsReport) -> bool:

@@ -7,10 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import torch
 
-import ckptool as package
 from ckptool.render.next_step import next_step
 from ckptool.reports.write import WeightsReport
 from helpers.output import run_inside
@@ -19,9 +17,9 @@ from helpers.paths import FIXTURES
 NEXT = "Next: "
 LAST = FIXTURES / "ema" / "emacallback" / "exported.ckpt"
 CALLBACK = FIXTURES / "ema" / "emacallback" / "callback_only.ckpt"
-FILE = 'state_dict = safetensors.torch.load_file("{}")'
-TORCH = 'state_dict = torch.load("{}", weights_only=True)'
-OURS = 'state_dict = ckptool.load_state_dict("{}")'
+FILE = 'from safetensors.torch import load_file; state_dict = load_file("{}")'
+TORCH = 'import torch; state_dict = torch.load("{}", weights_only=True)'
+OURS = 'from ckptool import load_state_dict; state_dict = load_state_dict("{}")'
 
 # Command -> the line, for which {} is the output. All loaded state dicts have the same 11 tensors.
 LOADED = {
@@ -75,8 +73,8 @@ def told(command: str) -> str:
 
 
 def loaded(statement: str, **known) -> dict:
-    """Run a statement of Python, and return the names that it has bound."""
-    names = {"ckptool": package, "safetensors": safetensors, "torch": torch} | known
+    """Run a line of Python that is typed as it stands, and return the names that it has bound."""
+    names = dict(known)
     exec(statement, names)
     return names
 
@@ -102,7 +100,9 @@ def test_shared_tensors_that_are_written_once_are_loaded_into_the_model():
     model[1].weight = model[0].weight
     torch.save({"model": model.state_dict()}, "tied.pt")
     statement = told("convert tied.pt#model -o a.safetensors")
-    assert statement == 'safetensors.torch.load_model(model, "a.safetensors")'
+    assert statement == (
+        'from safetensors.torch import load_model; load_model(model, "a.safetensors")'
+    )
     other = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
     other[1].weight = other[0].weight
     loaded(statement, model=other)
@@ -112,7 +112,7 @@ def test_shared_tensors_that_are_written_once_are_loaded_into_the_model():
 def test_a_checkpoint_that_became_plain_data_is_loaded_safely():
     torch.save({"model": {"w": torch.ones(2)}, "at": Path("a/b")}, "path.pt")
     statement = told("convert path.pt --safe -o a.pt")
-    assert statement == 'checkpoint = torch.load("a.pt", weights_only=True)'
+    assert statement == 'import torch; checkpoint = torch.load("a.pt", weights_only=True)'
     assert loaded(statement)["checkpoint"].keys() == {"model", "at"}
 
 
@@ -140,7 +140,7 @@ def test_a_dry_run_has_no_next_step_nor_has_json():
 def test_paths_are_literals_of_python(path, shown):
     report = WeightsReport(output=path, format="torch-zip", written=True, tensors=1, bytes=4)
     lines = [line.text for line in next_step(report)]
-    said = f"Next: state_dict = torch.load({shown}, weights_only=True)"
+    said = f"Next: import torch; state_dict = torch.load({shown}, weights_only=True)"
     assert lines == ([] if shown is None else ["", said])
 
 
