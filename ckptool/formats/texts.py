@@ -66,7 +66,7 @@ def json_object(text: bytes, what: str, **hooks: Any) -> dict[str, Any]:
     try:
         fields = load_json(text.decode(), **{"object_pairs_hook": without_repeats, **hooks})
     except ValueError as error:
-        raise DamagedError(f"{what} is no valid JSON: {error}") from error
+        raise DamagedError(f"{what} cannot be read as JSON: {error}") from error
     if not isinstance(fields, dict):
         raise DamagedError(f"{what} is no JSON object")
     return fields
