@@ -297,8 +297,8 @@ def cut_small(monkeypatch) -> None:
     """As if the files were large: nearly all that is read is a request."""
     for module, name, value in (
         (file, "TAIL", 1024), (file, "HEAD", 4096), (file, "WINDOW", 512),
-        (file, "MAX_WINDOW", 4096), (ahead, "CHUNK", 9000), (ahead, "MIN_GAP", 0),
-        (http, "MAX_WHOLE", 16),
+        (file, "MAX_WINDOW", 4096), (ahead, "CHUNK", 9000), (ahead, "HELD", ahead.Held()),
+        (ahead, "MIN_GAP", 0), (http, "MAX_WHOLE", 16),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, value)
 

@@ -53,6 +53,12 @@ def remote() -> Bytes:
     return Bytes()
 
 
+@pytest.fixture(autouse=True)
+def _own_buffers(monkeypatch):
+    """Buffers that no other test has: threads of theirs may still hold some."""
+    monkeypatch.setattr(ahead, "HELD", ahead.Held())
+
+
 @pytest.fixture
 def source(remote):
     with RemoteFile(remote, Path("x.pt"), QUICK) as opened:
@@ -91,7 +97,6 @@ def test_long_runs_are_cut(source, remote):
 def test_chunks_are_fetched_in_the_order_of_reading(remote, monkeypatch):
     """One that is read late must not take the room of one that is read next."""
     monkeypatch.setattr(ahead, "CHUNK", 1_000_000)
-    monkeypatch.setattr(ahead, "HELD", ahead.Held())  # whose buffers have this size
     monkeypatch.setattr(ahead, "ROOM", 2_000_000)
     monkeypatch.setattr(ahead, "THREADS", 1)
     wanted = [(at * 1_000_000, 1_000_000) for at in (9, 3, 17, 5, 4, 1, 12, 7)]
