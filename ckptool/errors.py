@@ -24,6 +24,8 @@ class CkptError(Exception):
         hint: the next thing to type or to look at, or None.
         dangers: names that a loader would have met before it, too, failed.
         rule: the id of the rule that is broken, or None.
+        size: the bytes of the file at ``path``, where it was opened; or None.
+        adding: words with which the same command goes on, or () where no words help.
     """
 
     code: ClassVar[str] = "error"
@@ -44,6 +46,8 @@ class CkptError(Exception):
         self.hint = hint or self.default_hint
         self.dangers: tuple[str, ...] = ()
         self.rule: str | None = None  # of ``reports/rules.py``, where the reader knows it
+        self.size: int | None = None
+        self.adding: tuple[str, ...] = ()
 
     def add(self, more: str) -> None:
         """Append ``more`` to the message."""

@@ -126,7 +126,8 @@ def _partial(subject: Subject) -> Verdicts:
     weights = [n for n in missing if model and model.entries[n].dtype.is_floating]
     if weights:
         total = len(chosen.alignment.pairs) + len(missing)
-        message = f"{len(weights)} of the model's {total} tensors are not in it: {named(weights)}"
+        absent = [*weights, *(name for name in missing if name not in set(weights))]
+        message = f"{len(absent)} of the model's {total} tensors are not in it: {named(absent)}"
         half = half_averaged(chosen, model, subject.checkpoint.reader)
         message += f"; {half_averaged_message(half)}" if half else ""
         yield finding("CK409", chosen.address, message)

@@ -36,6 +36,7 @@ class NotChecked(NamedTuple):
     rule: str
     reason: str
     is_absent: bool = False  # the check looked: the file has nothing that the rule concerns
+    is_told: bool = False  # the file fails for the reason itself, which is a finding of its own
 
 
 @dataclass(eq=False, kw_only=True)

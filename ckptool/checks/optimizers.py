@@ -44,7 +44,9 @@ def _scheduler_present(subject: Subject) -> Verdicts:
     if excuse is None and subject.inventory.optimizers and not was_scheduled(subject):
         reason = "no scheduler of torch drove the optimizer: its groups have no initial_lr"
         excuse = NotChecked("CK507", reason, is_absent=True)
-    message = "the file holds no scheduler's state: last_epoch, _last_lr"
+    message = "the file holds no scheduler's state (last_epoch, _last_lr)"
+    if was_scheduled(subject):
+        message += ", but a scheduler set the optimizer's rates: its groups have initial_lr"
     yield excuse or finding("CK507", "", message)
 
 

@@ -122,7 +122,7 @@ def judge(
         _unmet(BY_ID[rule], skipped[rule])
         for rule in chosen.listed
         if rule in chosen.required and rule in skipped and rule not in failed
-        if not skipped[rule].is_absent
+        if not (skipped[rule].is_absent or skipped[rule].is_told)
     ]
     order = list(Severity)
     known = sorted(kept, key=lambda f: (order.index(f.severity), f.rule))

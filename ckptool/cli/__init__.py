@@ -118,7 +118,7 @@ def _translated(error: Exception) -> CkptError:
 
 
 def _refuse(error: CkptError, args: Sequence[str]) -> int:
-    report = ErrorReport(error.document | {"hint": error.hint or _help_of(args)})
+    report = ErrorReport(error.document | {"hint": _hint(error, args)})
     with contextlib.suppress(OSError, AttributeError):  # without output the exit code reports it
         name = "json" if "--json" in args else _asked(args, "--format", "text")
         name = name if own_place().speaks else "text"  # one document for all processes
@@ -129,6 +129,18 @@ def _refuse(error: CkptError, args: Sequence[str]) -> int:
 
             show([report], sys.stderr, used_color(_asked(args, "--color", "auto")))
     return ExitCode.CANNOT
+
+
+def _hint(error: CkptError, args: Sequence[str]) -> str:
+    """Return the hint of an error, with the same command again where words are to be added."""
+    hint = error.hint or _help_of(args)
+    if not error.adding:
+        return hint
+    from shlex import join
+
+    command, *rest = args
+    words = [*error.adding, *rest] if "--" in rest else [*rest, *error.adding]
+    return f"{hint}: {join(['ckptool', command, *words])}"
 
 
 def _help_of(args: Sequence[str]) -> str:

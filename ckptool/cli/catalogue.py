@@ -118,13 +118,14 @@ OF_THE_PROGRAM = {
 def _with_command_first(args: Sequence[str]) -> list[str]:
     """Return ``--json diff A B`` as ``diff --json A B``, and ``--format json FILE`` as inspect.
 
-    The first word that is a command or exists as a path decides, or else one that may be a path.
-    The value of an option is mostly neither; ``--match 'model/*'`` may only look like a path.
+    The first word that is a command and no path decides, or else one that exists or may be a path.
+    The value of an option may exist too: ``-o out.pt convert a.pt``; or only look like a path, as
+    ``--match 'model/*'`` does.
     """
     words = [(at, word) for at, word in enumerate(args) if not word.startswith("-")]
-    first = next(((at, word) for at, word in words if word in COMMANDS or lexists(word)), None)
-    if first is not None and first[1] in COMMANDS:
-        at, command = first
+    commands = [(at, word) for at, word in words if word in COMMANDS]
+    if commands:
+        at, command = next((one for one in commands if not lexists(one[1])), commands[0])
         return [command, *args[:at], *args[at + 1 :]]
     return ["inspect", *args] if any(_may_be_path(word) for _, word in words) else list(args)
 

@@ -41,8 +41,8 @@ def command(
         Option(
             metavar="GLOB",
             panel=TENSORS,
-            help="List only tensors whose key path matches GLOB, or holds this word; can be given "
-            "several times.",
+            help="List only tensors whose key path matches GLOB or holds this word, or all of a "
+            "role (optimizer); can be given several times.",
         ),
     ] = None,
     only: Annotated[

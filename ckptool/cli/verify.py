@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +27,7 @@ from ckptool.cli.output import (
 from ckptool.cli.parameters import Option
 from ckptool.commands.like import read_like
 from ckptool.commands.report_files import check_report_files
-from ckptool.commands.verify import Request, chosen_rules, combined, verify_all
+from ckptool.commands.verify import Request, chosen_rules, combined, verify_all, with_new_names
 from ckptool.contents.selection import Operand, parse_operand
 from ckptool.errors import CkptError, UsageError
 from ckptool.render.outputs import outputs_of
@@ -189,6 +189,7 @@ def command(
             )
             made, refused = _answers(paths, request, latest=latest, best=best)
             answers = [with_config(each, settings) for each in made]
+        again = _options_again(lists, flags, like=like, against=against, config=config)
         tells_alone = len(answers) == 1 and shown in outputs_of(
             "ErrorReport"
         )  # the error has everything that the report would have
@@ -201,7 +202,7 @@ def command(
                     aside = any(isinstance(a, ChoiceReport) and a.path is None for a in answers)
                     answer(answers, text, color=color, stream=sys.stderr if aside else None)
                 if shown == "text":
-                    _tell_passed_over(answers)
+                    _tell_passed_over(answers, again)
     if refused and (tells_alone or shown == "text"):
         raise refused[0]
     return code
@@ -243,7 +244,24 @@ def _answers(
     return [each.report for each in looked], [each.error for each in looked if each.error]
 
 
-def _tell_passed_over(answers: Sequence[ChoiceReport | VerifyReport]) -> None:
+def _options_again(
+    lists: Mapping[str, list[str]], flags: Mapping[str, bool | None], **single: str | Path | None
+) -> list[str]:
+    """Return the options that decide on the verdict, as words of a command line."""
+    words = [
+        word
+        for name, texts in with_new_names(lists).items()
+        for word in (f"--{name.replace('_', '-')}", ",".join(texts))
+    ]
+    words += [f"--{'' if on else 'no-'}{name}" for name, on in flags.items() if on is not None]
+    for name, value in single.items():
+        words += [f"--{name}", str(value)] if value is not None else []
+    return words
+
+
+def _tell_passed_over(
+    answers: Sequence[ChoiceReport | VerifyReport], options: Sequence[str]
+) -> None:
     """Print on stderr what was passed over, and why; stdout has the path alone, for a script."""
     from ckptool.render.text import printable
 
@@ -257,10 +275,8 @@ def _tell_passed_over(answers: Sequence[ChoiceReport | VerifyReport]) -> None:
             more = len(report.passed_over) - SHOWN
             sys.stderr.write(f"skipped {more:,} more: --json has them all\n")
         if report.path is None and report.reports:
-            newest = report.reports[0]
-            required = f" --require {','.join(newest.required)}" if newest.required else ""
-            path = printable(shlex.quote(newest.path), LONG)
-            sys.stderr.write(f"hint: ckptool verify {path}{required} shows all that is wrong\n")
+            command = shlex.join(["ckptool", "verify", report.reports[0].path, *options])
+            sys.stderr.write(f"hint: all that is wrong: {printable(command, LONG)}\n")
 
 
 def _whole(operand: Operand) -> Path:

@@ -176,9 +176,10 @@ def refuse_unused(
             raise UsageError(f"--only {role!r} is the role of no section", hint=f"roles: {known}")
     if not listing.match or first is None:
         return
+    of_tensors = {part.role for report in reports for part in report.sections if part.tensors}
     listed = [entry.address for report in reports for entry in report.entries or ()]
     for glob in listing.match:
-        if not any(fits(glob, address) for address in listed):
+        if glob not in of_tensors and not any(fits(glob, address) for address in listed):
             whole = inspect_file(first, Listing(every=True), layouts=layouts)
             names = [entry.address for entry in whole.entries or ()]
             if not any(fits(glob, name) for name in names):
@@ -220,6 +221,7 @@ def _candidate(candidate: Candidate, location: EmaLocation) -> CandidateReport:
         meta=candidate.meta,
         distance=candidate.agreement.distance if candidate.agreement else None,
         meta_at=candidate.meta_at,
+        no_distance=candidate.agreement.why or None if candidate.agreement else None,
     )
 
 

@@ -46,14 +46,16 @@ class Listing(NamedTuple):
         """Whether any are listed."""
         return bool(self.every or self.stats or self.digests or self.is_chosen)
 
-    def takes(self, address: str) -> bool:
+    def takes(self, address: str, role: str | None) -> bool:
         """Return whether the tensor at a key path is listed, as far as its name decides."""
-        return not self.match or any(fits(glob, address) for glob in self.match)
+        return not self.match or any(fits(glob, address, role) for glob in self.match)
 
 
-def fits(text: str, address: str) -> bool:
-    """Return whether a key path matches a glob, or holds a word without the signs of one."""
-    return fnmatchcase(address, text if GLOB_SIGNS & set(text) else f"*{text}*")
+def fits(text: str, address: str, role: str | None = None) -> bool:
+    """Return whether a key path matches a glob, or holds a word, or is in a section of the role."""
+    if not GLOB_SIGNS & set(text):
+        return text == role or text in address
+    return fnmatchcase(address, text)
 
 
 def list_tensors(
@@ -86,7 +88,7 @@ def _entries(
     for address, ref in whole_tensors(checkpoint.tree):
         text = format_address(address)
         role = roles.get(format_address(address[:1]), roles.get(""))
-        if not listing.takes(text) or (listing.only and role not in listing.only):
+        if not listing.takes(text, role) or (listing.only and role not in listing.only):
             continue
         entry = TensorEntry(text, str(ref.dtype), ref.shape, 0, "cpu", kind=kinds.get(address))
         if isinstance(ref, CompositeTensor):  # its parts are listed too, with their bytes

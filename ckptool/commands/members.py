@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ckptool.commands.derivatives import Origin, derivatives, origin_of
@@ -19,12 +20,13 @@ from ckptool.commands.state_dicts import Taken, take_state_dict
 from ckptool.contents.selection import Operand
 from ckptool.contents.training import read_training_state
 from ckptool.ema.layouts import Layouts
-from ckptool.errors import UsageError, about
+from ckptool.errors import DamagedError, UnknownFormatError, UsageError, about
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.plans.extraction import complete
 from ckptool.records import NamedTuple
 from ckptool.regex import regex
+from ckptool.sources.urls import RemotePath
 from ckptool.tensors.blocks import same_values
 from ckptool.tree.nodes import TensorRef
 
@@ -83,7 +85,7 @@ def open_members(
         UsageError: a directory holds weights that may not belong to its run.
     """
     found = [
-        _Found(each, is_listed, stack.enter_context(open_checkpoint(each.path)))
+        _Found(each, is_listed, stack.enter_context(_opened(each.path, is_listed=is_listed)))
         for each, is_listed in single(operands)
     ]
     derived = _derived(found)
@@ -99,6 +101,22 @@ def open_members(
     order, places = _order(kept)
     members = Members(tuple(kept), order, tuple(range(len(kept))), copies, derived)
     return members.only(places)
+
+
+def _opened(path: Path, *, is_listed: bool) -> Checkpoint:
+    """Open a checkpoint.
+
+    Raises:
+        CkptError: it cannot be read. One in a directory might be of any step, so that none is left
+            out in silence.
+    """
+    try:
+        return open_checkpoint(path)
+    except (DamagedError, UnknownFormatError) as error:
+        if is_listed and not isinstance(path, RemotePath):
+            moved = f"mv {quote(str(path))} {quote(f'{path}.damaged')}"
+            error.hint = f"to average the other checkpoints, move this one away: {moved}"
+        raise
 
 
 def single(operands: Sequence[Operand]) -> list[tuple[Operand, bool]]:

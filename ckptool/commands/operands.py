@@ -14,7 +14,7 @@ from ckptool.formats.folders import all_or_none
 from ckptool.formats.sharded import INDEX
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES, files_below
 from ckptool.records import replace
-from ckptool.sources.places import is_folder
+from ckptool.sources.places import is_folder, known_size
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import is_container
 from ckptool.tree.walking import children
@@ -57,6 +57,16 @@ def keys_at(path: str, container: str) -> list[str]:
             for key, child in islice(children(node), MOST_KEYS)
         ]
     return [*(ROLES if not container else ()), *keys]
+
+
+def size_of_unread(path: Path, error: CkptError | None) -> int:
+    """Return the bytes of a file that cannot be read; 0 where they are unknown."""
+    if error is not None and error.size is not None and error.path == path:
+        return error.size
+    try:
+        return 0 if is_folder(path) else known_size(path)
+    except OSError:
+        return 0
 
 
 def files_of(path: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ckptool.commands.derivatives import Origin, derivatives, origin_of
 from ckptool.commands.inspect import inspect_file, training_facts
-from ckptool.commands.operands import checkpoint_files
+from ckptool.commands.operands import checkpoint_files, size_of_unread
 from ckptool.contents.metrics import is_best, is_of_training
 from ckptool.contents.training import read_training_state
 from ckptool.ema.layouts import Layouts
@@ -20,7 +20,7 @@ from ckptool.records import NamedTuple
 from ckptool.reports.base import MainSlot
 from ckptool.reports.inspect import InspectReport
 from ckptool.reports.run import BestReport, RunEntry, RunReport
-from ckptool.sources.places import as_path, known_size
+from ckptool.sources.places import as_path
 from ckptool.sources.urls import WEB, RemotePath
 
 
@@ -64,10 +64,7 @@ def _run_entry(path: Path, layouts: Layouts) -> RunEntry:
 
 def unreadable_entry(path: Path, error: CkptError) -> RunEntry:
     """Return the line of a table for a file that cannot be read."""
-    try:
-        size = known_size(path)
-    except OSError:
-        size = 0
+    size = size_of_unread(path, error)
     is_of_part = error.path is not None and error.path != path
     message = f"{error.path.name}: {error.message}" if error.path and is_of_part else error.message
     return RunEntry(str(path), size, None, None, None, {}, None, error=message)

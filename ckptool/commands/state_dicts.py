@@ -46,13 +46,18 @@ def only_state_dict(
     places = [*named, *(f"#{at or '*'}" for at in others_at)]
     counted = f"{len(weights)} state dicts" if len(weights) != 1 else "a state dict"
     others = " and an optimizer" if optimizers else ""
-    raise AddressError(
+    error = AddressError(
         f"the checkpoint holds {counted}{others}: which one is meant?"
         if weights
         else "the checkpoint holds no state dict of weights",
         path=checkpoint.path,
         hint=f"name it behind the path: {', '.join(places)}" if weights else None,
     )
+    if beside_optimizer and roles:  # the command has --only, which names it for all checkpoints
+        options = [("--only", name) for name, role in ROLE_NAMES.items() if role in roles]
+        error.hint = f"choose with {' or '.join(map(' '.join, options))}"
+        error.adding = options[-1]
+    raise error
 
 
 def state_dicts(location: EmaLocation) -> list[Table]:

@@ -29,7 +29,13 @@ from ckptool.checks.running import (
     spare,
 )
 from ckptool.checks.sources import Original, read_original
-from ckptool.commands.operands import as_operand, checkpoint_files, is_run, open_part
+from ckptool.commands.operands import (
+    as_operand,
+    checkpoint_files,
+    is_run,
+    open_part,
+    size_of_unread,
+)
 from ckptool.contents.dangers import met_before_failing
 from ckptool.contents.inventory import Leaf
 from ckptool.contents.selection import Operand, parse_operand
@@ -50,7 +56,7 @@ from ckptool.formats.unopened import files_below
 from ckptool.process.progress import Progress, no_progress
 from ckptool.process.ranks import Ranks
 from ckptool.records import NamedTuple
-from ckptool.reports.base import Finding
+from ckptool.reports.base import Finding, Severity
 from ckptool.reports.rules import RULES, finding, is_rule
 from ckptool.reports.verify import VerifyReport
 from ckptool.tree.walking import leaves
@@ -217,7 +223,7 @@ def _unread(operand: Operand, error: CkptError, request: Request) -> VerifyRepor
     """Return the report on a path of which nothing is known but that it could not be read."""
     shown = f": {error.path}" if error.path not in {None, operand.path} else ""
     found = finding("CK120", error.address or "", f"{error.message}{shown}", error.hint)
-    report = _only([found], operand, request, "the path cannot be read")
+    report = _only([found], operand, request, "the path cannot be read", error)
     return replace(report, error=error.document)
 
 
@@ -254,11 +260,15 @@ def _source(operand: str, layouts: Layouts, opened: ExitStack, made: Checkpoint)
 def _unopened(operand: Operand, error: CkptError, request: Request) -> VerifyReport:
     """Return the report on a file that cannot be opened: its damage; the rest is not checked."""
     findings = (*damage(operand.path, error), *met_before_failing(error.dangers))
-    return _only(findings, operand, request, "the file cannot be opened")
+    return _only(findings, operand, request, "the file cannot be opened", error)
 
 
 def _only(
-    findings: Iterable[Finding], operand: Operand, request: Request, reason: str
+    findings: Iterable[Finding],
+    operand: Operand,
+    request: Request,
+    reason: str,
+    error: CkptError | None = None,
 ) -> VerifyReport:
     """Return a report of these findings; everything else is not checked, for the reason given."""
     findings = tuple(findings)
@@ -267,11 +277,11 @@ def _only(
         active=request.chosen.active | said,
         listed=tuple(r.id for r in RULES if r.id in said or r.id in request.chosen.listed),
     )
-    skipped = {rule: NotChecked(rule, reason) for rule in chosen.listed}
+    is_told = any(f.severity is Severity.ERROR or f.rule in chosen.required for f in findings)
+    skipped = {rule: NotChecked(rule, reason, is_told=is_told) for rule in chosen.listed}
     verdict = judge(findings, skipped, chosen)
     path = operand.path
-    size = os.stat(path).st_size if os.path.isfile(path) else 0  # noqa: PTH113, PTH116 - no raise
-    report = _report(operand, verdict, request, None, size)
+    report = _report(operand, verdict, request, None, size_of_unread(path, error))
     if RESUME in request.required and not os.path.isdir(path):  # noqa: PTH112 - never raises
         report = replace(report, resume=refused(verdict.findings))
     return report

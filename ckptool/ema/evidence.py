@@ -36,6 +36,7 @@ class Agreement(NamedTuple):
     distance: float | None  # ‖EMA - model‖ / ‖model‖ over the sample; None: nothing comparable
     finite: bool = True  # no NaN or infinity in the sample of the EMA
     left_out: bool = False  # there are values, but a frugal source admitted none of them
+    why: str = ""  # why no distance is told although there are values
 
     @property
     def identical(self) -> bool:
@@ -74,7 +75,7 @@ def compare_sample(
     chosen = spread(usable, tensors)
     announce(reader, (ref for pair in chosen for ref in pair))
     if not chosen and any(all(map(has_beginning, pair)) for pair in pairs):
-        return Agreement(0, 0, None, left_out=True)
+        return Agreement(0, 0, None, left_out=True, why=MANY_REQUESTS)
     compared = equal = 0
     off = norm = 0.0
     initial: list[tuple[float, float]] = []  # of tensors never updated in the EMA
@@ -91,9 +92,17 @@ def compare_sample(
             off, norm = off + difference, norm + size
     if norm == 0:  # there are no other tensors
         off, norm = sum(a for a, _ in initial), sum(b for _, b in initial)
-    is_told = norm > 0 and math.isfinite(off) and math.isfinite(norm)  # squares may overflow
-    distance = math.sqrt(off / norm) if is_told else None
-    return Agreement(compared, equal, distance, finite)
+    is_finite = math.isfinite(off) and math.isfinite(norm)  # squares may overflow
+    if is_finite and norm > 0:
+        return Agreement(compared, equal, math.sqrt(off / norm), finite)
+    why = (ALL_ZERO if is_finite else NON_FINITE) if compared else ""
+    return Agreement(compared, equal, None, finite, why=why)
+
+
+# Reasons for which values have no distance.
+MANY_REQUESTS = "the sample would take many requests over the network"
+NON_FINITE = "NaN, infinite or huge values in the sample"
+ALL_ZERO = "the model's values in the sample are all 0"
 
 
 def _is_equal(mine: Sequence[float], yours: Sequence[float], dtype: str) -> bool:

@@ -78,7 +78,10 @@ def _open_as(file: Source, formats: Iterable[FileFormat]) -> Checkpoint:
             from ckptool.formats.trainer_folders import part_of_folder  # noqa: PLC0415 - rare
 
             of_folder = part_of_folder(file.path)
-        raise (of_folder or error).at(file.place) from error.__cause__
+        refusal = (of_folder or error).at(file.place)
+        if refusal.path == file.place:  # else it concerns a file of which this one is an index
+            refusal.size = file.size
+        raise refusal from error.__cause__
     except BaseException:
         file.close()
         raise

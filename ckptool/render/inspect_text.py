@@ -179,6 +179,8 @@ def _candidate_lines(candidate: CandidateReport) -> Iterator[Fact]:
     if candidate.distance is not None and candidate.model is not None:
         share = f"{100 * candidate.distance:.3g} %"
         yield "distance", line(f"{share} from the model's weights (relative L2, sampled)")
+    elif candidate.no_distance and candidate.model is not None:
+        yield "distance", line(f"unknown: {candidate.no_distance}")
     if candidate.unexpected:
         extra = words.some(candidate.unexpected)
         yield "unpaired", line(f"{len(candidate.unexpected)} of its names: {extra}")

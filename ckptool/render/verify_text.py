@@ -133,7 +133,7 @@ def _summary(reports: Sequence[VerifyReport], hint: str = "") -> Page:
     rest = f"; {len(unchecked)} not checked{hint}" if unchecked else ""
     if len(reports) == 1:
         found = [
-            *found_by_severity(_told(reports[0])),
+            *found_by_severity([*_merged(_told(reports[0]))]),
             f"{len(in_state(reports[0], State.PASSED))} ok",
         ]
         yield line("\n", (word, _VERDICT_STYLE[word]), f": {', '.join(found)}{rest}")
@@ -148,12 +148,11 @@ def certificate(report: ResumeReport | None) -> Page:
     """Yield whether the run goes on from here, then a line for each loss and condition."""
     if report is None:
         return
-    because, *others = report.because or ("",)
-    more = f" (and {words.plural(len(others), 'more error')})" if others else ""
+    errors = words.plural(len(report.because), "error")  # which stand below
     said, style = {
         ResumeVerdict.TO_THE_BIT: ("yes, to the bit", "good"),
         ResumeVerdict.WITH_LOSSES: ("yes, but not to the bit", "good"),
-        ResumeVerdict.NO: (f"no: {words.printable(because, MESSAGE_LIMIT)}{more}", "error"),
+        ResumeVerdict.NO: (f"no, because of {errors}", "error"),
     }[report.verdict]
     yield line(("Resume: ", "title"), (said, style), (f"  {_circumstances(report)}", "label"))
     if report.verdict == ResumeVerdict.NO:
@@ -187,9 +186,10 @@ def _findings(findings: Iterable[Finding]) -> Page:
 
 def _merged(findings: Iterable[Finding]) -> Iterator[Finding]:
     """Yield the findings; of those that differ only in the rule, the first names the others."""
-    alike: dict[tuple[str, str, str | None], list[Finding]] = {}
+    alike: dict[tuple[str, str, str, str | None], list[Finding]] = {}
     for found in findings:
-        alike.setdefault((found.address, found.message, found.remedy), []).append(found)
+        fault = (found.severity, found.address, found.message, found.remedy)
+        alike.setdefault(fault, []).append(found)
     for first, *others in alike.values():
         more = f" (also {', '.join(other.rule for other in others)})" if others else ""
         yield replace(first, message=first.message + more)

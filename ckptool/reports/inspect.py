@@ -44,6 +44,8 @@ class CandidateReport:
     distance: float | None
     # Key paths of the metadata that is not stored beside the EMA weights.
     meta_at: Mapping[str, str] = field(default_factory=dict)
+    # The reason why the values that were to be compared have no distance.
+    no_distance: str | None = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 @record

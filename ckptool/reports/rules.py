@@ -207,7 +207,7 @@ RULES: tuple[Rule, ...] = (
     Rule("CK506", "optimizer-step", _WARNING, "The optimizer has made more steps than the run.",
          "optimizer and counter were saved at different steps: save them together"),
     Rule("CK507", "no-scheduler", _ERROR, "There is no learning-rate scheduler state.",
-         "save scheduler.state_dict() too; --ignore-rules CK507 when there is none", TREE,
+         "save scheduler.state_dict() too; --ignore-rules CK507 if the run has none", TREE,
          default=False),
     Rule("CK508", "scheduler-lr", _WARNING,
          "The scheduler's last learning rate is not the optimizer's.",

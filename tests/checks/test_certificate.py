@@ -101,7 +101,10 @@ def test_a_file_that_cannot_be_opened_does_not_resume(state, tmp_path, ckptool):
     path = runs.save(state, tmp_path)
     path.write_bytes(path.read_bytes()[:2000])
     assert asked(ckptool, path)["resume"]["verdict"] == "no"
-    assert "\nResume: no: " in ckptool("verify", path, "--require", "resume").stdout
+    shown = ckptool("verify", path, "--require", "resume").stdout
+    assert "\nResume: no, because of 1 error\n" in shown
+    assert shown.count("truncated") == shown.count("CK") == 1, "one fault is told once"
+    assert "\nfailed: 1 error, 0 ok; " in shown
 
 
 def test_what_was_ignored_is_told_as_lost(state, tmp_path, ckptool):

@@ -39,3 +39,16 @@ def test_help_and_example_are_those_of_the_command(name):
 )
 def test_short_forms(typed, meant):
     assert spelled_out(typed) == meant
+
+
+def test_an_option_before_the_command_may_name_a_file_that_exists(tmp_path, monkeypatch):
+    """The output of yesterday: -o out.pt convert a.pt."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("out.pt", "a.pt"):
+        (tmp_path / name).touch()
+    typed = ["-o", "out.pt", "convert", "a.pt"]
+    assert spelled_out(typed) == ["convert", "-o", "out.pt", "a.pt"]
+    assert spelled_out(["--format", "json", "a.pt"]) == ["inspect", "--format", "json", "a.pt"]
+    (tmp_path / "verify").touch()
+    assert spelled_out(["--json", "diff", "verify", "a.pt"]) == ["diff", "--json", "verify", "a.pt"]
+    assert spelled_out(["--like", "verify", "diff", "a"]) == ["diff", "--like", "verify", "a"]

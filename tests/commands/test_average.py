@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
 from fractions import Fraction
 from functools import partial
 
@@ -344,6 +346,27 @@ def test_the_only_state_dict(tmp_path):
 )
 def test_options_that_do_not_fit(run, refused, more, message):
     assert message in refused(run, *more)["message"]
+
+
+def test_the_hint_is_the_same_command_with_the_role(run, ckptool, tmp_path):
+    command = ["ckptool", "average", str(run), "--last", "3", "-o", str(tmp_path / "a b.pt")]
+    hint = ckptool(*command[1:]).stderr.splitlines()[-1]
+    _, _, typed = hint.partition(": ckptool ")
+    again = shlex.split(f"ckptool {typed}")
+    assert again == [*command, "--only", "model"]
+    assert ckptool(*again[1:]).exit_code == 0
+
+
+def test_a_broken_checkpoint_of_a_run_is_named_with_the_line_that_moves_it(run, ckptool, tmp_path):
+    """It might be of any step, so that it is not left out in silence."""
+    command = ("average", run, "--only", "model", "--last", "3", "-o", tmp_path / "out.pt")
+    broken = run / "b.ckpt"
+    broken.write_bytes(broken.read_bytes()[:3000])
+    refused = ckptool(*command)
+    hint = refused.stderr.splitlines()[-1]
+    assert (refused.exit_code, str(broken) in refused.stderr) == (2, True)
+    subprocess.run(shlex.split(hint.rpartition(": ")[2]), check=True)
+    assert ckptool(*command).exit_code == 0
 
 
 def test_one_is_no_average(run, refused):

@@ -42,6 +42,17 @@ def test_states_of_an_optimizer_have_the_names_of_the_parameters(file, ckptool):
     assert "parameter" not in entries(ckptool, file, "--match", "model/0.weight")[0]
 
 
+def test_a_role_matches_all_of_its_sections(tmp_path, ckptool):
+    """As in diff: the key of the optimizer need not hold the word."""
+    content = torch.load(saved(tmp_path / "a.pt"), weights_only=True)
+    content["opt"] = content.pop("optimizer")
+    torch.save(content, tmp_path / "a.pt")
+    told = entries(ckptool, tmp_path / "a.pt", "--match", "optimizer")
+    assert {entry["address"].split("/")[0] for entry in told} == {"opt"}
+    assert told == entries(ckptool, tmp_path / "a.pt", "--only", "optimizer")
+    assert ckptool("inspect", tmp_path / "a.pt", "--match", "scheduler").exit_code == 2
+
+
 def test_names_that_the_optimizer_stores_count(tmp_path, ckptool):
     path = saved(tmp_path / "a.pt", lambda model: list(model.named_parameters())[::-1])
     told = [e["parameter"] for e in entries(ckptool, path, "--match", "*/exp_avg")]

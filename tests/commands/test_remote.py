@@ -360,3 +360,11 @@ def test_extraction_transfers_the_ema_and_nothing_else(site, large, tmp_path):
     other = tmp_path / "b.safetensors"
     assert run("extract-ema", tmp_path / "last.ckpt", "-o", other).exit_code == 0
     assert run("diff", tmp_path / "a.safetensors", other).exit_code == 0
+
+
+@pytest.mark.parametrize("end", [5000, -22])
+def test_a_damaged_file_behind_a_url_has_its_size(end, site, tmp_path):
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(SAMPLE.read_bytes()[:end])
+    report = run("verify", at(site, cut), "--json").json
+    assert (report["ok"], report["size_bytes"]) == (False, cut.stat().st_size)

@@ -174,3 +174,12 @@ def test_values_whose_squares_overflow_are_finite_and_told_nothing_of():
     )
     found = agreement(model, average)
     assert (found.finite, found.distance) == (True, None)
+
+
+def test_a_distance_that_is_not_told_has_a_reason():
+    model, average = drawn(), near(drawn())
+    assert agreement(model, average).why == ""
+    spoiled = {name: torch.full_like(tensor, math.nan) for name, tensor in average.items()}
+    assert "NaN" in agreement(model, spoiled).why
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in model.items()}
+    assert "all 0" in agreement(zeros, average).why
