@@ -56,8 +56,9 @@ def _row(rule: Rule) -> str:
     when = "" if rule.default else "on request"
     reads = "" if rule.cost == "tree" else f"`--{rule.cost}`"
     runs = ", ".join(filter(None, (reads, when))) or "always"
-    remedy = rule.remedy[0].upper() + rule.remedy[1:] + "."
-    return f"| {rule.id} {rule.name} | {rule.severity} | {rule.meaning} | {remedy} | {runs} |"
+    is_command = rule.remedy.startswith("ckptool ")  # which is typed as it is
+    remedy = rule.remedy if is_command else rule.remedy[0].upper() + rule.remedy[1:]
+    return f"| {rule.id} {rule.name} | {rule.severity} | {rule.meaning} | {remedy}. | {runs} |"
 
 
 if __name__ == "__main__":

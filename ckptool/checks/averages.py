@@ -127,7 +127,8 @@ def _partial(subject: Subject) -> Verdicts:
     if weights:
         total = len(chosen.alignment.pairs) + len(missing)
         absent = [*weights, *(name for name in missing if name not in set(weights))]
-        message = f"{len(absent)} of the model's {total} tensors are not in it: {named(absent)}"
+        verb = "is" if len(absent) == 1 else "are"
+        message = f"{len(absent)} of the model's {total} tensors {verb} not in it: {named(absent)}"
         half = half_averaged(chosen, model, subject.checkpoint.reader)
         message += f"; {half_averaged_message(half)}" if half else ""
         yield finding("CK409", chosen.address, message)

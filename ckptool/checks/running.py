@@ -102,7 +102,7 @@ def _broken(check: Check, message: str, address: str) -> list[Finding | NotCheck
 def _not_asked(rule: Rule, chosen: Selection) -> str:
     if rule.cost in {BYTES, VALUES} and rule.cost not in chosen.reads:
         return f"reads all {rule.cost}: --{rule.cost}"
-    return "off by default: --rules with its id, or --require"
+    return "off by default: ask with --rules or --require"
 
 
 # --------------------------------------------------------------------------------------- judgement

@@ -27,7 +27,14 @@ from ckptool.cli.output import (
 from ckptool.cli.parameters import Option
 from ckptool.commands.like import read_like
 from ckptool.commands.report_files import check_report_files
-from ckptool.commands.verify import Request, chosen_rules, combined, verify_all, with_new_names
+from ckptool.commands.verify import (
+    Request,
+    chosen_rules,
+    combined,
+    required,
+    verify_all,
+    with_new_names,
+)
 from ckptool.contents.selection import Operand, parse_operand
 from ckptool.errors import CkptError, UsageError
 from ckptool.render.outputs import outputs_of
@@ -180,7 +187,7 @@ def command(
             layouts = settings.layouts
             request = Request(
                 chosen_rules(given, **compared),
-                tuple(given.get("require", ())),
+                required(given, **compared),
                 like=read_like(like, layouts) if like else None,
                 against=against,
                 layouts=layouts,

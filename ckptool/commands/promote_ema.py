@@ -112,11 +112,11 @@ def _target(path: Path, output: str | Path | None, *, in_place: bool, backup: bo
     if output is None:
         with open_checkpoint(path) as checkpoint:
             refuse_unpatchable(checkpoint)  # no place to write would help
-        raise UsageError(
-            "no output: use -o FILE or --in-place",
-            path=path,
-            hint=f"-o {quote(path.stem + '.promoted' + path.suffix)}, or --in-place --backup",
+        error = UsageError(
+            "no output: use -o FILE or --in-place", path=path, hint="--in-place --backup, or a copy"
         )
+        error.adding = ("-o", path.stem + ".promoted" + path.suffix)
+        raise error
     return in_folder(output, path.name)
 
 

@@ -75,7 +75,7 @@ class Request(NamedTuple):
     """Options of ``verify`` for each file."""
 
     chosen: Selection = select()
-    required: tuple[str, ...] = ()  # as typed, for the report
+    required: tuple[str, ...] = ()  # as ``required`` returns it, for the report
     like: Mapping[str, Leaf] | None = None  # the names and shapes of a model
     against: str | None = None  # PATH[#ADDRESS] of the weights that these were made from
     layouts: Layouts = ()
@@ -131,6 +131,12 @@ def combined(
     asked = rules_asked_for(require, typed.get("rules", ()))
     spared = {"ignore_rules": spare(configured.get("ignore_rules", ()), asked)}
     return {**configured, **spared, **typed}
+
+
+def required(options: Mapping[str, Any], *, like: bool, against: bool) -> tuple[str, ...]:
+    """Return what is required, as asked for and by the files to compare with."""
+    asked = (*options.get("require", ()), *_compared(like=like, against=against))
+    return tuple(dict.fromkeys(asked))
 
 
 def _compared(*, like: bool, against: bool) -> list[str]:

@@ -87,7 +87,7 @@ def _immature(_checkpoint: Checkpoint, _location: EmaLocation, candidate: Candid
         return None
     decay, updates = (first_of(names, candidate.meta) for names in (DECAYS, UPDATES))
     settings = f"decay {decay:g}, {updates} updates"
-    return f"young: {100 * share:.0f} % of the EMA is still the initial weights ({settings})"
+    return f"{100 * share:.0f} % of the EMA is still the initial weights ({settings})"
 
 
 def remaining_share(candidate: Candidate) -> float | None:

@@ -39,7 +39,7 @@ def find_candidates(
         model = without_counters(without(model, groups))
     examined = [
         examiner.examine(
-            group.table, group.marker.kind, f"its key says {group.marker.word!r}", model
+            group.table, group.marker.kind, f"the word {group.marker.word!r} in its key", model
         )
         for group in [*proposals, *groups]
         if group.table.node is not (model.node if model else None) or group.table.prefix

@@ -94,10 +94,8 @@ class Provenance(NamedTuple):
         done = DONE.get(self.command, "extracted")
         place = f", {self.ema}" if self.ema else ""
         what = f"{self.mean}," if self.mean else f"the {self.kind_of_average.upper()} of"
-        return (
-            f"these weights are {what} {self.source}{place} "
-            f"({done} {self.time}), says the note that ckptool left in the file"
-        )
+        made = f"{what} {self.source}{place} ({done} {self.time})"
+        return f"these weights are {made}, by the note that ckptool left in the file"
 
 
 def as_text(provenance: Provenance) -> str:

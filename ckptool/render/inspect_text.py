@@ -67,6 +67,7 @@ def show_list(report: InspectReport) -> Page:
 
 MAX_VALUES = 200
 VALUE_LIMIT = 1_000  # characters
+WHY_LIMIT = 400
 MUCH_UNUSED = 1 << 16  # bytes of storages that no tensor views
 
 
@@ -173,7 +174,7 @@ def _candidate_lines(candidate: CandidateReport) -> Iterator[Fact]:
         yield "in file", line((words.printable(candidate.file), "name"))
     if candidate.layout:
         yield "layout", line(f"{candidate.layout} ({candidate.library})")
-    yield "found by", line(words.printable(candidate.why))
+    yield "found by", line(words.printable(candidate.why, WHY_LIMIT))
     if candidate.model is not None:
         yield "covers", _coverage(candidate)
     if candidate.distance is not None and candidate.model is not None:

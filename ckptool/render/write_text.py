@@ -78,7 +78,7 @@ def _tie_lines(report: WeightsReport) -> Iterator[Fact]:
 def _output_lines(report: WeightsReport) -> Iterator[Fact]:
     if report.left_out:
         values = [f"{name} ({what})" for name, what in report.left_out.items()]
-        yield "no weights", line(f"{len(values)} left out: {words.some(values)}")
+        yield "left out", line(words.some(values))
     if report.casts:
         yield "cast", _cast(report.casts)
     yield from _shard_lines(report)
@@ -147,7 +147,7 @@ def _average_lines(report: AverageReport) -> Iterator[Fact]:
     if apart:
         least, most = f"{100 * min(apart):.3g} %", f"{100 * max(apart):.3g} %"
         span = least if least == most else f"{least} to {most}"
-        yield "apart", line(f"{span} from the nearest other (relative L2, sampled)")
+        yield "apart", line(f"each is {span} from the one nearest to it (relative L2, sampled)")
     if report.posthoc is not None:
         yield from _posthoc_lines(report.posthoc)
     if report.order == "name":
@@ -159,7 +159,7 @@ def _average_lines(report: AverageReport) -> Iterator[Fact]:
     yield "tensors", line(f"{tensors}, {words.size(report.bytes)} in all")
     if report.newest:
         kept = words.some(report.newest)
-        yield "newest", line(f"{len(report.newest)} of the newest checkpoint: {kept}")
+        yield "newest", line(f"{len(report.newest)} taken from the newest checkpoint: {kept}")
     if report.into is not None:
         yield from _into_lines(report.into)
     if report.statistics:
