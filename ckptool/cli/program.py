@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -87,9 +88,33 @@ def run_program(args: Sequence[str]) -> Any:
 
 def complete() -> None:
     """Print the words that may come next, for a shell; typer reads what was typed."""
+    lead = _join_roles()
     typed = " ".join(os.environ.get(name, "") for name in WORDS).split()
-    with contextlib.suppress(SystemExit):
+    with contextlib.redirect_stdout(io.StringIO()) as found, contextlib.suppress(SystemExit):
         program(typed)(args=[], prog_name="ckptool")
+    for text in found.getvalue().splitlines(keepends=True):
+        sys.stdout.write(text.removeprefix(lead))
+
+
+def _join_roles() -> str:
+    """Join the words at which bash cuts ``FILE#@ema``, and return what precedes the last one.
+
+    Bash takes an @ for the beginning of a host, and replaces only the word that it begins.
+    """
+    words, at = os.environ.get(WORDS[0], "").split("\n"), os.environ.get("COMP_CWORD", "")
+    if "@" not in words or not at.isdecimal() or int(at) >= len(words):
+        return ""
+    joined: list[str] = []
+    lead = ""
+    for word in words[: int(at) + 1]:
+        if word and joined and joined[-1].endswith("#" if word == "@" else "#@"):
+            lead = joined[-1].removesuffix("@")
+            joined[-1] += word
+        else:
+            lead = ""
+            joined.append(word)
+    os.environ[WORDS[0]], os.environ["COMP_CWORD"] = "\n".join(joined), str(len(joined) - 1)
+    return lead
 
 
 def _usage_error(error: Any) -> UsageError:

@@ -53,6 +53,23 @@ def test_places_in_a_checkpoint_are_completed(file):
     assert completed("extract-ema", f"{file}#ar") == [f"{file}#args/"]
 
 
+@pytest.mark.parametrize(
+    ("typed", "offered"), [(["@"], ["@ema", "@model"]), (["@", "e"], ["@ema"])]
+)
+def test_roles_are_completed_although_bash_cuts_words_at_an_at_sign(typed, offered, file):
+    """Bash replaces what the sign begins, so that the path must not be offered again."""
+
+    def of_words(*words):
+        typed = "\n".join(map(str, ("ckptool", *words)))
+        env = {"COMP_WORDS": typed, "COMP_CWORD": str(len(words))}
+        return run_process(env={"_CKPTOOL_COMPLETE": "complete_bash", **env}).split()
+
+    assert of_words("inspect", f"{file}#", *typed) == offered
+    assert of_words("diff", f"{file}#", "@", "model", f"{file}#", *typed) == offered
+    assert of_words("diff", f"{file}#", "@", "model", f"{file}#mo") == [f"{file}#model/"]
+    assert "--match" in of_words("diff", f"{file}#", "@", "model", "--ma")
+
+
 def test_keys_are_escaped_as_in_key_paths(tmp_path):
     torch.save({"a/b": {"c*": 1}, 0: []}, tmp_path / "a.pt")
     assert keys_at(str(tmp_path / "a.pt"), "") == ["@ema", "@model", "a~1b/", "0"]
