@@ -18,6 +18,7 @@ from ckptool.cli.catalogue import COMMANDS, OTHER_NAMES, command_of, spelled_out
 from ckptool.cli.output import ExitCode, own_place, tell_interrupt, used_color
 from ckptool.cli.parameters import HELP, asks_for_help, plain_call
 from ckptool.errors import CkptError, UsageError, as_ckpt_error
+from ckptool.process.allowance import keep_within
 from ckptool.process.signals import INTERRUPTED, end_cleanly
 from ckptool.render.outputs import EXACT, holds_errors, rendered
 from ckptool.reports.base import ErrorReport
@@ -143,6 +144,18 @@ def _hint(error: CkptError, args: Sequence[str]) -> str:
     return f"{hint}: {join(['ckptool', command, *words])}"
 
 
+def _tell_limit(error: CkptError) -> None:
+    """Say why the process ends, from within whatever it does; a shell wants no words."""
+    if COMPLETES in os.environ:
+        return
+    try:
+        _refuse(error, sys.argv[1:])
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except Exception:  # noqa: BLE001 - a module that is being imported cannot be used
+        os.write(2, f"error: {error.message}\nhint: {error.hint}\n".encode())
+
+
 def _help_of(args: Sequence[str]) -> str:
     """Return what to type instead of a word that is no command, or for the help of the command."""
     if args and args[0] in OTHER_NAMES:
@@ -177,6 +190,8 @@ def _take_every_letter() -> None:
 def run() -> None:
     """Run the whole process, from the command line's arguments to its exit code."""
     end_cleanly(tell_interrupt)
+    if os.environ.get("CKPTOOL_LIMITS") != "off":
+        keep_within(_tell_limit)
     # numpy's BLAS starts a thread for each CPU, which waits by spinning: 0.08 s of a core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     _take_every_letter()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ckptool.errors import UsageError
+from ckptool.process.allowance import stop
 from ckptool.process.progress import Meter, Progress
 from ckptool.process.signals import undone_at_end
 from ckptool.records import NamedTuple, replace
@@ -84,6 +85,7 @@ def write_document(text: str, name: str) -> None:
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-")
     if name in MARKUP and encoding not in {"utf-8", "utf8"}:
         text = text.encode("ascii", "xmlcharrefreplace").decode("ascii")
+    stop()  # nothing comes behind a part of a document
     sys.stdout.write(text + "\n")
 
 

@@ -3,7 +3,8 @@
 The command line ends the process in the signal's handler. So no exception travels through code that
 was not written for it (imports, finalizers, other people's libraries), no thread is waited for, and
 there is no traceback. ``undone_at_end`` registers the cleanup. ``held`` delays the end while the
-state of the disk and the state that the process knows differ.
+state of the disk and the state that the process knows differ. ``end_now`` ends the process likewise
+without a signal.
 
 A process that has not asked for this with ``end_cleanly`` gets Python's own exceptions.
 """
@@ -27,7 +28,8 @@ class _Run:
     undo: tuple[Callable[[], None], ...] = ()
     tell: Callable[[], None] | None = None  # say that the user ended it, by Ctrl-C
     process = 0  # the one that says so: forks of it get the signal, too
-    is_interrupted = False
+    last_words: Callable[[], None] | None = None  # said at the end
+    code = INTERRUPTED
     held = 0  # blocks that must not be left half done
     came = False  # whether a signal came meanwhile
 
@@ -66,9 +68,17 @@ def held() -> Iterator[None]:
             _end()
 
 
+def end_now(code: int, last_words: Callable[[], None]) -> None:
+    """End this process as a signal does, with an exit code, and with what ``last_words`` says."""
+    _Run.came, _Run.code, _Run.last_words = True, code, last_words
+    if not _Run.held:
+        _end()
+
+
 def _signalled(number: int, _frame: object) -> None:
     _Run.came = True
-    _Run.is_interrupted = _Run.is_interrupted or number == signal.SIGINT
+    if number == signal.SIGINT:
+        _Run.last_words = _Run.tell
     if not _Run.held:
         _end()
 
@@ -77,7 +87,7 @@ def _end() -> None:
     for undo in reversed(_Run.undo):
         with suppress(Exception):
             undo()
-    if _Run.tell and _Run.is_interrupted and os.getpid() == _Run.process:
+    if _Run.last_words and os.getpid() == _Run.process:
         with suppress(Exception):
-            _Run.tell()
-    os._exit(INTERRUPTED)
+            _Run.last_words()
+    os._exit(_Run.code)

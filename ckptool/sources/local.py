@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from ckptool.errors import UnreadableError
+from ckptool.process.allowance import ALLOWANCE
 from ckptool.regex import regex
 from ckptool.sources.base import Source
 
@@ -62,6 +63,11 @@ class LocalFile(Source):
             os.close(self.fd)
             raise _irregular(path, self.status.st_mode)
         super().__init__(str(path), self.status.st_size)
+        self.allow()
+
+    def allow(self) -> None:
+        """Add the work for this file to what the process may do."""
+        ALLOWANCE.grant(self.name, self.identity, self.size)
 
     def fetch(self, offset: int, nbytes: int) -> bytes:
         """Return bytes of the file."""
@@ -132,6 +138,9 @@ class BoundedFile(LocalFile):
     def lift(self) -> None:
         """Let all bytes be read from now on."""
         self._most = None
+
+    def allow(self) -> None:
+        """Allow no work: nobody asked for this file."""
 
     def fetch(self, offset: int, nbytes: int) -> bytes:
         """Return bytes of the file."""

@@ -18,13 +18,13 @@ of work is counted, and refused where it exceeds what a pickle of that size need
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from time import thread_time
 from typing import Any
 
 from ckptool.errors import DamagedError
+from ckptool.process.limits import resident_bytes
 from ckptool.tree.nodes import GlobalRef, Opaque, TensorRef
 
 MIN_WORK = 1 << 24  # parts of keys, and elements or bytes of copies; larger files may do more
@@ -194,27 +194,6 @@ class Budget:
         self._seconds -= thread_time() - begun
         if self._seconds < 0:
             raise WorkError("keys that are made to find no place in a dict")
-
-
-def resident_bytes() -> int:
-    """Return the memory that the process holds now.
-
-    That is its peak where the system has no /proc, and 0 on Windows, which tells neither so simply.
-    """
-    try:
-        with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123 - asked for each megabyte
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return _peak_bytes()
-
-
-def _peak_bytes() -> int:
-    try:
-        import resource  # noqa: PLC0415 - POSIX has it
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak << 10  # bytes there, KiB elsewhere
 
 
 def _own_size(node: Any) -> int:

@@ -22,6 +22,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 
 from ckptool.errors import UnreadableError
+from ckptool.process.allowance import ALLOWANCE
 from ckptool.sources.base import Guard, Source
 from ckptool.sources.remote.ahead import ReadAhead
 from ckptool.sources.remote.base import RemoteObject, TransferError
@@ -66,6 +67,7 @@ class RemoteFile(Source):
         self._ahead = ReadAhead(self._fetched, f"read {path.name}")
         self._window, self._follows = WINDOW, -1
         self._guards = _Guards()
+        ALLOWANCE.grant(self.name, self.identity, self.size)
 
     @property
     def identity(self) -> Hashable:

@@ -1,0 +1,91 @@
+"""The CPU time and the memory that a command may take for the files that it opens.
+
+Readers count the work of each kind that is known to grow (``formats/pickles/budget.py`` and its
+like), and say what is wrong with the file. This is the bound for all other work, which nobody
+thought of: what a whole process takes, whatever the command does. Genuine files stay far below it.
+
+Every file that is opened adds to the allowance, the more the larger it is. The command line looks
+at it now and then by a timer of the CPU. If it is used up, the process ends as by a signal: it
+removes its unfinished files, and says why. A program that imports ckptool has no such timer.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Hashable
+from functools import partial
+from time import process_time
+
+from ckptool.errors import UnsupportedError
+from ckptool.process.limits import resident_bytes
+from ckptool.process.signals import end_now
+
+SHARE = 64_000_000  # bytes: each file has one allowance for each share, and one at least
+SECONDS = 19.0  # of the CPU: with the last step and the end, the command takes 20
+MEMORY = 7 << 28  # bytes that the process holds: between two looks it may grow to 2 GiB
+FIRST, EVERY = 1.0, 0.25  # seconds of the CPU until the first look, and between two looks
+REFUSED = 2  # the exit code
+HINT = "ask for a part of it, PATH#ADDRESS; if you trust the file, CKPTOOL_LIMITS=off lifts limits"
+
+
+class Allowance:
+    """Sum of what the files that were opened so far allow, and the check of what was taken."""
+
+    def __init__(self) -> None:
+        self.shares = 0
+        self.last: str | None = None  # the file that was opened last
+        self._known: set[Hashable] = set()
+
+    def grant(self, name: str, identity: Hashable, nbytes: int) -> None:
+        """Allow the work for a file; one that is opened again adds nothing."""
+        self.last = name
+        if identity not in self._known:
+            self._known.add(identity)
+            self.shares += max(1, -(-nbytes // SHARE))
+
+    def check(self, seconds: float, memory: int) -> None:
+        """Refuse to go on if so much CPU time or memory is more than is allowed.
+
+        Raises:
+            UnsupportedError: it is.
+        """
+        shares = max(1, self.shares)
+        taken = None
+        if seconds > SECONDS * shares:
+            taken = f"{seconds:,.1f} seconds of CPU time"
+        elif memory > MEMORY * shares:
+            taken = f"{memory / (1 << 30):,.1f} GiB of memory"
+        if taken:
+            message = f"the command took {taken}, more than any file of this size needs"
+            raise UnsupportedError(message, path=self.last, hint=HINT)
+
+
+ALLOWANCE = Allowance()  # of this process
+
+
+def keep_within(tell: Callable[[UnsupportedError], None]) -> None:
+    """Let this process end once its allowance is used up, with what ``tell`` says of the error.
+
+    Windows has no timer of the CPU: nothing is bound there.
+    """
+    if not hasattr(signal, "setitimer"):
+        return
+
+    def look(_number: int, _frame: object) -> None:
+        try:
+            # torch holds gigabytes of its own, where a comparison uses a GPU.
+            held = 0 if "torch" in sys.modules else resident_bytes()
+            ALLOWANCE.check(process_time(), held)
+        except UnsupportedError as error:
+            stop()
+            end_now(REFUSED, partial(tell, error))
+
+    signal.signal(signal.SIGPROF, look)
+    signal.setitimer(signal.ITIMER_PROF, FIRST, EVERY)
+
+
+def stop() -> None:
+    """Look no more: the answer is being written."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, 0)
