@@ -87,6 +87,14 @@ def command(
             help="Show range, mean and norm of the values of each tensor.",
         ),
     ] = False,
+    histogram: Annotated[
+        bool,
+        Option(
+            "--histogram",
+            panel=TENSORS,
+            help="Show how the values of each tensor are spread, besides --stats.",
+        ),
+    ] = False,
     digests: Annotated[
         bool,
         Option(
@@ -103,8 +111,9 @@ def command(
     """Show what a checkpoint holds, and where its EMA is."""
     output = output_for("InspectReport", form, json=json)
     listing = Listing(
-        tensors or flat, tuple(match or ()), stats, digests, tuple(only or ()), sort, top
-    )
+        tensors or flat, tuple(match or ()), stats or histogram, digests, tuple(only or ()),
+        sort, top, histogram,
+    )  # fmt: skip
     is_list = output == "text" and (flat or listing.is_chosen)
     drawn = listing._replace(every=True) if output in WITH_TENSORS else listing
     reports: list[Any] = []

@@ -35,6 +35,7 @@ class Listing(NamedTuple):
     only: tuple[str, ...] = ()  # those of the sections with these roles
     sort: str | None = None  # size or name; None: the order of the file
     top: int | None = None  # so many at most
+    histogram: bool = False  # count how the values are spread; it needs ``stats``
 
     @property
     def is_chosen(self) -> bool:
@@ -74,7 +75,7 @@ def list_tensors(
 
         refuse_any_given(checkpoint, checkpoint.tree)
     if listing.stats:
-        entries = _with_stats(checkpoint, list(entries), progress)
+        entries = _with_stats(checkpoint, list(entries), progress, histogram=listing.histogram)
     if listing.digests:
         entries = _with_digests(checkpoint, list(entries))
     return tuple(entries)
@@ -109,7 +110,11 @@ def _kinds(location: EmaLocation) -> dict[Address, str]:
 
 
 def _with_stats(
-    checkpoint: Checkpoint, entries: Sequence[TensorEntry], progress: Progress
+    checkpoint: Checkpoint,
+    entries: Sequence[TensorEntry],
+    progress: Progress,
+    *,
+    histogram: bool = False,
 ) -> Iterator[TensorEntry]:
     from ckptool.tensors.statistics import tensor_stats  # noqa: PLC0415 - for values alone
     from ckptool.tensors.volume import refuse_repetition  # noqa: PLC0415
@@ -123,7 +128,7 @@ def _with_stats(
     checkpoint.reader.expect_values(refs.values())
     for entry in entries:
         ref = refs.get(entry.address)
-        stats = tensor_stats(checkpoint.reader, ref) if ref is not None else None
+        stats = ref and tensor_stats(checkpoint.reader, ref, histogram=histogram)
         progress(entry.bytes)
         yield replace(entry, stats=stats)
 

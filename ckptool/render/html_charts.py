@@ -7,7 +7,7 @@ size. Charts show only numbers that the document has in words as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -69,7 +69,7 @@ def bar_chart(bars: Sequence[Bar], axis: DecadeAxis, caption: str) -> Iterator[s
     grid = "".join(f'<line x1="{_percent(axis, t)}" y1="0" x2="{_percent(axis, t)}" y2="16"/>'
                    for t in axis.ticks)  # fmt: skip
     scale = f'<li><span class="name"></span>{_scale(axis)}<span></span></li>'
-    yield f'<figure><ol class="bars">{scale}'
+    yield f'<figure><ol class="bars"{_names(bar.label for bar in bars)}>{scale}'
     for bar in bars:
         rect = ""
         if bar.value > 0:
@@ -82,6 +82,40 @@ def bar_chart(bars: Sequence[Bar], axis: DecadeAxis, caption: str) -> Iterator[s
             f"<span>{shown(bar.words)}</span></li>"
         )
     yield f"{scale}</ol><figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def _names(labels: Iterable[str]) -> str:
+    """Return the attribute that gives names as many columns as the longest has letters."""
+    return f' style="--names: {max(map(len, labels), default=0)}ch"'
+
+
+class Shape(NamedTuple):
+    """A row of small histograms: a label, the numbers in equal intervals, and their ends."""
+
+    label: str
+    counts: Sequence[int]
+    words: str
+
+
+def shapes(rows: Sequence[Shape], caption: str) -> Iterator[str]:
+    """Yield a histogram in each row; the highest bar of each is as high as the row."""
+    high = 28
+    yield f'<figure><ol class="bars"{_names(row.label for row in rows)}>'
+    for row in rows:
+        most, step = max(row.counts), 100 / len(row.counts)
+        rects = "".join(
+            f'<rect class="bar" x="{i * step:.1f}%" width="{0.9 * step:.1f}%" '
+            f'y="{high - tall:.1f}" height="{tall:.1f}"/>'
+            for i, count in enumerate(row.counts)
+            if count and (tall := max(high * count / most, 1.0))
+        )
+        label = f"{shown(row.label)}: {shown(row.words)}"
+        yield (
+            f'<li><span class="name">{shown(row.label)}</span>'
+            f'<svg width="100%" height="{high}" role="img" aria-label="{label}">{rects}</svg>'
+            f"<span>{shown(row.words)}</span></li>"
+        )
+    yield f"</ol><figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _percent(axis: DecadeAxis, decade: int) -> str:

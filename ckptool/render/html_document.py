@@ -98,7 +98,7 @@ ul.legend {{ list-style: none; padding: 0; margin: .3rem 0; display: flex; flex-
   gap: .2rem 1.2rem; font-size: .85rem; }}
 ul.legend svg {{ display: inline-block; vertical-align: -2px; margin-right: .3rem; }}
 ol.bars {{ list-style: none; padding: 0; margin: 0; }}
-ol.bars li {{ display: grid; grid-template-columns: minmax(7rem, 17rem) 1fr 8rem;
+ol.bars li {{ display: grid; grid-template-columns: clamp(7rem, var(--names, 17rem), 45%) 1fr 9rem;
   gap: 0 .8rem; align-items: center; font-size: .85rem; padding: .1rem 0; }}
 ol.shares li {{ grid-template-columns: 8rem 1fr 16rem; }}
 ol.bars li > :last-child {{ text-align: right; font-variant-numeric: tabular-nums; }}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ckptool.render import text as words
 from ckptool.render.facts import place
-from ckptool.render.html_charts import Bar, Part, axis_of, bar_chart, treemap
+from ckptool.render.html_charts import Bar, Part, Shape, axis_of, bar_chart, shapes, treemap
 from ckptool.render.html_diff import drift_by_layer
 from ckptool.render.html_document import document, folding, page_as_html, shown
 from ckptool.render.inspect_text import show_inspect
@@ -49,6 +49,7 @@ def _article(report: InspectReport | RunReport) -> Iterator[str]:
             yield from treemap(parts, "Each rectangle is as large as the bytes of its tensors.")
         yield from drift_by_layer("EMA distance by layer", report.ema_layers or ())
         yield from _spreads(report)
+        yield from _histograms(report)
         yield from blocks[folds:]
     else:
         yield from page_as_html(_below_the_path(_run_page(report)))
@@ -76,6 +77,22 @@ def _spreads(report: InspectReport) -> Iterator[str]:
         left = f" {len(measured) - BARS:,} more are not drawn." if len(measured) > BARS else ""
         caption = f"Standard deviation of the finite values, on a logarithmic scale.{left}"
         yield from folding("Spread of the values", bar_chart(bars, axis_of(values or [1]), caption))
+
+
+def _histograms(report: InspectReport) -> Iterator[str]:
+    """Yield how the values of each tensor are spread, for ``--histogram``."""
+    found = [
+        Shape(
+            entry.address, entry.stats.histogram, f"{entry.stats.min:.3g} to {entry.stats.max:.3g}"
+        )
+        for entry in report.entries or ()
+        if entry.stats and entry.stats.histogram
+    ]
+    if found:
+        left = f" {len(found) - BARS:,} more are not drawn." if len(found) > BARS else ""
+        count = len(found[0].counts)
+        caption = f"Numbers of values in {count} equal intervals, from the smallest to the largest."
+        yield from folding("Histograms of the values", shapes(found[:BARS], caption + left))
 
 
 def _spread(address: str, stats: TensorStats) -> Bar:

@@ -141,7 +141,6 @@ def _time(written: str | None) -> str:
 
 FEWEST = 3  # checkpoints that make a trend
 POINTS = 40  # of a trend, at most
-LEVELS = "▁▂▃▄▅▆▇"
 
 
 def trends(report: RunReport) -> Page:
@@ -182,12 +181,7 @@ def sparkline(numbers: Sequence[float]) -> str:
     points = [numbers[min(end, len(numbers) - 1)] for end in ends]
     finite = [point for point in points if isfinite(point)]
     low, high = min(finite, default=0.0), max(finite, default=0.0)
-    return "".join(_level(point, low, high) if isfinite(point) else "×" for point in points)
-
-
-def _level(point: float, low: float, high: float) -> str:
-    span = high / 2 - low / 2  # halves, since the whole may be larger than floats are
-    return LEVELS[round((len(LEVELS) - 1) * ((point / 2 - low / 2) / span))] if span else LEVELS[0]
+    return "".join(words.level(point, low, high) if isfinite(point) else "×" for point in points)
 
 
 # Command that made a file whose model holds averaged weights -> what they are.

@@ -43,9 +43,11 @@ def tensor_tree(entries: Sequence[TensorEntry]) -> Grid:
 def _grid(entries: Sequence[TensorEntry], *, names: bool) -> Grid:
     stats = (*STATS, "") if _has_stats(entries) else ()
     sides = ("left", "left", "left", "right", "right", *("right" for _ in stats), "text")
-    heads = ("dtype", "shape", "", "size", *stats, "") if stats else ()
-    has_digests = any(entry.sha256 for entry in entries)
-    drops = ((9, 8, 4, 1, 2) if has_digests else (11, 9, 8, 4, 1, 2)) if stats else (1,)
+    has_histograms = any(entry.stats and entry.stats.histogram for entry in entries)
+    last = "values, from min to max" if has_histograms else ""
+    heads = ("dtype", "shape", "", "size", *stats, last) if stats else ()
+    needs_last = has_histograms or any(entry.sha256 for entry in entries)
+    drops = ((9, 8, 4, 1, 2, 7) if needs_last else (11, 9, 8, 4, 1, 2)) if stats else (1,)
     return Grid(*sides, title="Tensors", heads=heads, drops=drops, names=names)
 
 
@@ -61,6 +63,8 @@ def _cells(entry: TensorEntry, times: int) -> tuple[Line | str, ...]:
     shape = f"[{', '.join(map(str, entry.shape))}]"
     folded = f"×{times}" if times > 1 else ""
     told: list[Piece] = [(entry.sha256, "")] if entry.sha256 else []
+    if entry.stats and entry.stats.histogram:
+        told.append((_profile(entry.stats.histogram), ""))
     if entry.parameter is not None:
         told.append((f"of {words.printable(entry.parameter)}", "quiet"))
     if entry.kind:
@@ -76,3 +80,8 @@ def _cells(entry: TensorEntry, times: int) -> tuple[Line | str, ...]:
         )
     pieces = [(text if not i else f"  {text}", meaning) for i, (text, meaning) in enumerate(told)]
     return entry.dtype, shape, folded, words.size(entry.bytes * times), *numbers, line(*pieces)
+
+
+def _profile(counts: Sequence[int]) -> str:
+    """Return a bar for each count, from 0 to the largest."""
+    return "".join(words.level(count, 0, max(counts)) for count in counts)

@@ -131,3 +131,12 @@ def some(names: tuple[str, ...] | list[str], limit: int = 3) -> str:
     shown = ", ".join(printable(name, 60) for name in names[:limit])
     rest = len(names) - limit
     return f"{shown} and {rest:,} more" if rest > 0 else shown
+
+
+LEVELS = "▁▂▃▄▅▆▇"
+
+
+def level(point: float, low: float, high: float) -> str:
+    """Return the bar, as high as a letter, of a number between two others."""
+    span = high / 2 - low / 2  # halves, since the whole may be larger than floats are
+    return LEVELS[round((len(LEVELS) - 1) * ((point / 2 - low / 2) / span))] if span else LEVELS[0]

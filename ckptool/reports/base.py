@@ -185,3 +185,5 @@ class TensorStats:
     std: float | None  # of the population
     norm: float | None  # L2
     nonfinite: int
+    # The numbers of values in equal intervals from min to max; None: nobody asked for them.
+    histogram: tuple[int, ...] | None = field(default=None, metadata=MAY_BE_ABSENT)

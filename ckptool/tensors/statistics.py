@@ -188,10 +188,16 @@ def at_limit(reader: TensorReader, ref: TensorRef) -> int:
 # -------------------------------------------------------------------------------------------- stats
 
 
-def tensor_stats(reader: TensorReader, ref: TensorRef) -> TensorStats | None:
+BINS = 20  # intervals of a histogram
+
+
+def tensor_stats(
+    reader: TensorReader, ref: TensorRef, *, histogram: bool = False
+) -> TensorStats | None:
     """Return minimum, maximum, mean, standard deviation and norm of the finite values, in float64.
 
-    Return None for dtypes without an order (complex) or without arithmetic.
+    Return None for dtypes without an order (complex) or without arithmetic. A ``histogram`` reads
+    the values once more.
     """
     if ref.dtype.numpy is None or ref.dtype.kind == "complex" or not ref.chunks:
         return None
@@ -212,7 +218,29 @@ def tensor_stats(reader: TensorReader, ref: TensorRef) -> TensorStats | None:
         return TensorStats(None, None, None, None, None, nonfinite)
     count, mean, spread = _combined(moments)
     norm = math.sqrt(spread + count * mean * mean)
-    return TensorStats(min(lows), max(highs), mean, math.sqrt(spread / count), norm, nonfinite)
+    low, high = min(lows), max(highs)
+    bins = _histogram(reader, ref, low, high) if histogram else None
+    return TensorStats(low, high, mean, math.sqrt(spread / count), norm, nonfinite, bins)
+
+
+def _histogram(
+    reader: TensorReader, ref: TensorRef, low: float, high: float
+) -> tuple[int, ...] | None:
+    """Return how many finite values are in each of equal intervals from ``low`` to ``high``.
+
+    Halves are counted, since ``high - low`` may be larger than floats are. Return None where there
+    is nothing to tell apart.
+    """
+    import numpy as np
+
+    counts = np.zeros(BINS, np.int64)
+    ends = low / 2, high / 2
+    if not ends[0] < ends[1]:
+        return None
+    for block in blocks(reader, ref):
+        values = block.astype(np.float64)
+        counts += np.histogram(values[np.isfinite(values)] / 2, BINS, ends)[0]
+    return tuple(map(int, counts))
 
 
 def _combined(moments: list[tuple[int, float, float]]) -> tuple[int, float, float]:

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -285,6 +286,31 @@ def test_stats_of_huge_values_say_nothing_on_stderr(ckptool, tmp_path):
     output = ckptool("inspect", tmp_path / "huge.pt", "--stats", "--json")
     assert (output.exit_code, output.stderr) == (0, "")
     assert [e["stats"]["max"] for e in output.json["entries"]] == [1.7e308, 2**62]
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_histograms_are_those_of_numpy(name, tmp_path, ckptool):
+    torch.save({name: VALUES[name]}, tmp_path / "a.pt")
+    (entry,) = ckptool("inspect", tmp_path / "a.pt", "--histogram", "--json").json["entries"]
+    values = VALUES[name].to(torch.float64).flatten().numpy()
+    if values.min() == values.max():
+        assert "histogram" not in entry["stats"]
+    else:
+        assert entry["stats"]["histogram"] == np.histogram(values, 20)[0].tolist()
+
+
+def test_a_histogram_leaves_out_what_is_not_finite_and_spans_all_floats(tmp_path, ckptool):
+    wide = torch.tensor([-1.7e308, math.nan, 0.0, 1.7e308, math.inf], dtype=torch.float64)
+    near = torch.tensor([0.0, 5e-324], dtype=torch.float64)
+    torch.save({"wide": wide, "near": near}, tmp_path / "a.pt")
+    done = ckptool("inspect", tmp_path / "a.pt", "--histogram", "--json")
+    told, close = (entry["stats"] for entry in done.json["entries"])
+    assert done.stderr == ""
+    assert [i for i, n in enumerate(told["histogram"]) if n] == [0, 10, 19]
+    assert "histogram" not in close
+    assert "▇▁▁▁▁▁▁▁▁▁▇▁▁▁▁▁▁▁▁▇" in ckptool("inspect", tmp_path / "a.pt", "--histogram")
+    (entry, _) = ckptool("inspect", tmp_path / "a.pt", "--stats", "--json").json["entries"]
+    assert "histogram" not in entry["stats"]
 
 
 def test_stats_of_a_match_read_only_that(ckptool):

@@ -25,6 +25,7 @@ EVIL = '</title><script>alert("x")</script><img src=x onerror=alert(1)>\x1b[31m'
 VOID = {"meta", "line", "rect"}
 KINDS = {
     "inspect": ("inspect", "{a}"),
+    "inspect, histograms": ("inspect", "{a}", "--histogram"),
     "inspect, several": ("inspect", "{a}", "{b}"),
     "inspect, a run": ("inspect", FIXTURES / "resume"),
     "inspect, a part": ("inspect", "{a}#model"),

@@ -91,7 +91,7 @@ def documents(tmp_path_factory):
     plain = FIXTURES / "ema" / "plain_loop" / "last.pt"
     asked = {
         "inspect": ("inspect", a),
-        "inspect, values": ("inspect", a, plain, "--stats"),
+        "inspect, values": ("inspect", a, plain, "--histogram"),
         "inspect, a run": ("inspect", FIXTURES / "resume"),
         "verify": ("verify", a, half, plain, "--require", "resume"),
         "verify, the best": ("verify", FIXTURES / "resume", "--best", "val_stats/loss:min"),

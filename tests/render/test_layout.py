@@ -162,7 +162,7 @@ def long_names(tmp_path_factory):
 
 def commands(folder):
     one, other = sorted(folder.iterdir())[:2]
-    yield from (("inspect", one), ("inspect", one, "--tensors"), ("inspect", one, "--stats"))
+    yield from (("inspect", one), ("inspect", one, "--tensors"), ("inspect", one, "--histogram"))
     yield from (("inspect", folder), ("inspect", f"{one}#optimizer"), ("verify", one, "-v"))
     yield from (("verify", one, other), ("diff", one, other), ("diff", one, other, "--stat"))
     yield from (("diff", f"{one}#@model", f"{one}#@ema"), ("rule",), ("layouts",))
