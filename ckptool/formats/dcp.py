@@ -13,6 +13,8 @@ Rules: a chunk's file is a name in the directory, never a path out of it. A chun
 the dtype that the plan states, and every element of a tensor is in one chunk. Chunks that were
 transformed on writing (compressed) are no slices of a file, so they are refused. The nesting is
 restored from ``planner_data``: ``model.stem.weight`` is the tensor ``stem.weight`` of ``model``.
+A loader makes the flat name anew of these keys, and takes the values that the plan has under that
+one. So keys that make another name than the one that they stand beside are refused.
 
 Source: torch 2.13 ``torch/distributed/checkpoint/metadata.py``, ``filesystem.py``.
 """
@@ -37,7 +39,7 @@ from ckptool.formats.folders import all_or_none
 from ckptool.formats.nested import pickles_of, read_source
 from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.pickles.storages import StorageKey
-from ckptool.formats.pickles.tensor_views import as_text, dtype_of
+from ckptool.formats.pickles.tensor_views import as_text, dtype_of, kind_of
 from ckptool.formats.pickles.torch_objects import TorchBuilder
 from ckptool.formats.provenance import KEY
 from ckptool.formats.ranked.assembly import Box, from_boxes, held_boxes
@@ -216,12 +218,30 @@ def _nested(plan: Any, shards: _Shards) -> Tree:
     fields = _fields(plan, "the plan")
     stored = _places(fields.get("storage_data"))
     paths = fields.get("planner_data")
+    if not isinstance(paths, (dict, type(None))):
+        raise DamagedError(f"the plan has {kind_of(paths)} where torch puts a dict of key paths")
     tree: dict[Any, Any] = {}
     for name, entry in _fields(fields.get("state_dict_metadata"), "the list of names").items():
-        path = paths.get(name) if isinstance(paths, dict) else None
-        keys = path if isinstance(path, tuple) and path else (name,)
+        keys = _keys(name, paths or {})
         _insert(tree, keys, _value(_text(name), entry, stored, shards))
     return tree
+
+
+def _keys(name: Any, paths: Mapping[Any, Any]) -> tuple[Any, ...]:
+    """Return the nested keys that a flat name was made of.
+
+    Raises:
+        DamagedError: they make another flat name, under which torch would look for the values.
+    """
+    path = paths.get(name, (name,))
+    keys = tuple(path) if isinstance(path, (tuple, list)) else ()
+    if not keys or ".".join(map(as_text, keys)) != name:
+        raise DamagedError(
+            "the plan puts it under keys that make another name, by which torch would take other "
+            "values",
+            address=str(name),
+        )
+    return keys
 
 
 def _places(storage_data: Any) -> dict[tuple[str, tuple[int, ...]], Place]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 import socket
+from collections import UserDict
 from contextlib import suppress
 from itertools import pairwise
 
@@ -265,6 +266,36 @@ def test_broken_plans(change, tmp_path):
     edit_plan(tmp_path, change)
     with pytest.raises(DamagedError):
         open_checkpoint(tmp_path)
+
+
+def swap_key_paths(plan):
+    paths = plan.planner_data
+    one, other = "model.weight", "model.scalar"
+    paths[one], paths[other] = paths[other], paths[one]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (swap_key_paths, "make another name"),
+        (lambda plan: plan.planner_data.update({"model.weight": ("model", "other")}), "name"),
+        (lambda plan: plan.planner_data.update({"model.weight": ()}), "make another name"),
+        (lambda plan: plan.planner_data.update({"model.weight": "ab"}), "make another name"),
+        (lambda plan: vars(plan).update(planner_data=UserDict(plan.planner_data)), "UserDict"),
+    ],
+)
+def test_key_paths_that_torch_takes_for_other_tensors_are_refused(change, said, tmp_path):
+    """Torch joins the keys of a path to a name again, and reads the tensor of that name."""
+    save(tmp_path, state())
+    edit_plan(tmp_path, change)
+    with pytest.raises(DamagedError, match=said):
+        open_checkpoint(tmp_path)
+
+
+def test_key_paths_may_be_lists(tmp_path):
+    save(tmp_path, state())
+    edit_plan(tmp_path, lambda plan: plan.planner_data.update({"model.half": ["model", "half"]}))
+    assert_reads_like(tmp_path, state())
 
 
 def test_only_refusals_escape_from_mutated_plans(tmp_path):
