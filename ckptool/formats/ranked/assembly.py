@@ -173,6 +173,13 @@ def from_runs(name: str, shape: Sizes, runs: Iterable[Run], work: Work | None = 
     return TensorRef(first.dtype, shape, tuple(chunks), byteorder=first.byteorder)
 
 
+def first_of(runs: Sequence[Run], count: int) -> Iterator[Run]:
+    """Yield the first ``count`` elements of the runs: the rest is padding."""
+    for ref, start, numel in runs:
+        yield Run(ref, start, min(numel, count))
+        count -= min(numel, count)
+
+
 class Joined:
     """Flat tensors, one after the other, as one."""
 

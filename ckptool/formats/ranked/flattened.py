@@ -72,6 +72,8 @@ def unflattened(trees: Mapping[str, Tree], reader: TensorReader) -> dict[str, Tr
     first = next(iter(trees))
     cut = [key for key, flat in plans[first].items() if not flat.is_whole]
     refuse_copies(reader, {file: [held[key] for key in cut] for file, held in parts.items()})
+    for key in cut:
+        _refuse_exchanged(key, parts, plans)
     found: dict[Any, Tree] = {}
     same, work = SameValues(reader), Work()
     for key, flat in plans[first].items():
@@ -135,6 +137,22 @@ def _refuse_own(key: str, held: Mapping[str, TensorRef], same: SameValues) -> No
                 address=key,
                 hint="name the file of a rank to see what it holds: ckptool inspect FILE",
             )
+
+
+def _refuse_exchanged(
+    key: str, parts: Mapping[str, Mapping[str, TensorRef]], plans: Mapping[str, Mapping[str, Flat]]
+) -> None:
+    """Refuse padding before elements of a later rank: only the end of a flat one is padded."""
+    padded = None
+    for file, held in parts.items():
+        if padded and held[key].numel:
+            raise DamagedError(
+                f"{padded} ends with padding, but {file}, of a later rank, has values: files of "
+                "several ranks are exchanged",
+                address=key,
+                hint="fetch the file of each rank from where the others came from",
+            )
+        padded = file if plans[file][key].padding else padded
 
 
 def _cut(

@@ -15,7 +15,8 @@ from typing import Any
 
 from ckptool.errors import DamagedError
 from ckptool.formats.base import TensorReader
-from ckptool.formats.ranked.assembly import Joined, Run, Work, from_runs
+from ckptool.formats.ranked.assembly import Joined, Run, Work, first_of, from_runs
+from ckptool.formats.ranked.fragments import Group, refuse_exchanged
 from ckptool.formats.ranked.ranks import (
     MODULE,
     OPTIMIZER,
@@ -104,6 +105,8 @@ class ZeroPlan:
             refuse_copies(reader, {name: [*_frozen_parts(m)] for name, m in self.model_files})
         values = {name: [*self._flat(part)] for name, part in self.optim_files}
         refuse_copies(reader, values)
+        if self.stage < WHOLE_STAGE:
+            refuse_exchanged(self.optim_files, [*self._parted()])
         steps = {name: _steps(part, reader) for name, part in self.optim_files}
         refuse_different(steps, "the optimizer's step")
         self._refuse_other_step({*next(iter(steps.values()))}, reader)
@@ -184,7 +187,7 @@ class ZeroPlan:
         for name, shape in shapes.items():
             flats = [_tensor(part.get(name), name) for part in held]
             runs = [Run(flat, 0, flat.numel) for flat in flats]
-            found[name] = from_runs(name, shape, _first_of(runs, prod(shape)), self._work)
+            found[name] = from_runs(name, shape, first_of(runs, prod(shape)), self._work)
         return found
 
     def optimizer(self) -> dict[Any, Tree]:
@@ -224,23 +227,35 @@ class ZeroPlan:
 
     def _cut_groups(self, flats: Sequence[Sequence[Any]]) -> dict[Any, Tree]:
         """Return the parameters of stages 1 and 2: slices of each group's joined buffer."""
-        paddings = _list(self.optim_files[0][1], "param_alignment_paddings")
         found: dict[Any, Tree] = {}
         for number, shapes in enumerate(self._groups):
             pieces = [rank[number] if number < len(rank) else None for rank in flats]
             if not any(pieces):
                 continue  # the optimizer has no such state of this group
             group = Joined([_tensor(piece, "") for piece in pieces])
-            padded = paddings[number] if number < len(paddings) else []
-            start = 0
-            for nth, (name, shape) in enumerate(shapes.items()):
-                count = prod(shape)
-                found[name] = from_runs(name, shape, group.between(start, count), self._work)
-                start += count
-                if isinstance(padded, list) and nth < len(padded):
-                    start += _number(padded[nth], "param_alignment_paddings")
-            _refuse_rest(group.numel - start, 2 * self.world)
+            *starts, end = self._starts(number)
+            for (name, shape), start in zip(shapes.items(), starts, strict=True):
+                found[name] = from_runs(name, shape, group.between(start, prod(shape)), self._work)
+            _refuse_rest(group.numel - end, 2 * self.world)
         return found
+
+    def _starts(self, number: int) -> list[int]:
+        """Return where the parameters of a group begin in its buffer, and where the last ends."""
+        paddings, starts = _list(self.optim_files[0][1], "param_alignment_paddings"), [0]
+        padded = paddings[number] if number < len(paddings) else []
+        for nth, shape in enumerate(self._groups[number].values()):
+            starts.append(starts[-1] + prod(shape))
+            if isinstance(padded, list) and nth < len(padded):
+                starts[-1] += _number(padded[nth], "param_alignment_paddings")
+        return starts
+
+    def _parted(self) -> Iterator[Group]:
+        """Yield the groups of stages 1 and 2; padding is taken off the part of the last rank."""
+        flats = [[*_masters(part)] for _, part in self.optim_files]
+        for number, shapes in enumerate(self._groups):
+            part = max((rank[number].numel for rank in flats if number < len(rank)), default=0)
+            sizes = zip(self._starts(number), map(prod, shapes.values()), strict=False)
+            yield Group(dict(zip(shapes, sizes, strict=True)), part)
 
     def _cut_each(self, flats: Sequence[Sequence[Any]]) -> dict[Any, Tree]:
         """Return the parameters of stage 3: a slice of each rank's joined buffers."""
@@ -251,7 +266,7 @@ class ZeroPlan:
             for name, shape in shapes.items():
                 count = -(-prod(shape) // self.world)
                 slices = [run for rank in ranks for run in rank.between(start, count)]
-                found[name] = from_runs(name, shape, _first_of(slices, prod(shape)), self._work)
+                found[name] = from_runs(name, shape, first_of(slices, prod(shape)), self._work)
                 start += count
         for rank in ranks:
             _refuse_rest(rank.numel - start, 1)
@@ -286,13 +301,6 @@ def _refuse_rest(rest: int, limit: int) -> None:
             f"the parameters do not fill the optimizer's flat buffers: {rest:,} elements are left",
             hint="the model's and the optimizer's files are of two saves: fetch them again",
         )
-
-
-def _first_of(runs: Sequence[Run], count: int) -> Iterator[Run]:
-    """Yield the first ``count`` elements of the runs: the rest is padding."""
-    for ref, start, numel in runs:
-        yield Run(ref, start, min(numel, count))
-        count -= min(numel, count)
 
 
 # ------------------------------------------------------------------------------------------ fields

@@ -124,6 +124,26 @@ def test_a_copy_under_another_ranks_name_is_refused(case, tmp_path):
         open_checkpoint(folder).close()
 
 
+def exchange(one, other):
+    """Give two files each other's name."""
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+@pytest.mark.parametrize("case", [case for case in MANY if not case.startswith("stage3")])
+def test_files_that_have_each_others_names_are_refused(case, tmp_path):
+    """Stages 1 and 2 state the parameters in each file; in stage 3, every file has all of them."""
+    folder = copied(case, tmp_path)
+    first, second, *_ = sorted(folder.glob("*optim_states.pt"))
+    exchange(first, second)
+    with pytest.raises(DamagedError, match="exchanged") as refused:
+        open_checkpoint(folder).close()
+    assert first.name in str(refused.value)
+    assert "rank 1" in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("case", "name"), [(c, n) for c, n in FILES if c in {"stage2_bf16", "stage3_bf16"}]
 )

@@ -69,6 +69,17 @@ def test_without_a_rank_it_is_refused(case, name, tmp_path):
         open_checkpoint(folder).close()
 
 
+def test_files_that_have_each_others_names_are_refused(tmp_path):
+    """Where one ends with padding; ranks whose parts are all full tell nothing."""
+    folder = shutil.copytree(ROOT / "fairscale_two", tmp_path / "save")
+    one, other = sorted(folder.iterdir())
+    one.rename(folder / "aside")
+    other.rename(one)
+    (folder / "aside").rename(other)
+    with pytest.raises(DamagedError, match="exchanged"):
+        open_checkpoint(folder).close()
+
+
 @pytest.mark.parametrize("case", JOINED)
 def test_a_copy_or_a_rank_too_many_is_refused(case, tmp_path):
     first, second, *_ = sorted(path.name for path in (ROOT / case).iterdir())

@@ -14,6 +14,7 @@ from ckptool.dtypes import BY_NAME
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import TensorReader
 from ckptool.formats.ranked import assembly
+from ckptool.formats.ranked.fragments import Group, refuse_exchanged
 from ckptool.formats.ranked.zero import ZeroPlan
 from ckptool.sources.base import ByteSpan
 from ckptool.sources.memory import Memory
@@ -119,6 +120,68 @@ def test_parameters_cut_one_by_one_are_whole(rows, world, data):
     ends = [0, *sorted(inside), len(joined[0])]
     flats = [[held(flat[a:b]) for a, b in pairwise(ends)] for flat in joined]
     assert_whole(save(3, parameters, flats), parameters)
+
+
+def stating(parameters, world: int) -> list[dict[str, object]]:
+    """What each rank states of its parts, as DeepSpeed counts it: element by element."""
+    flats = [np.concatenate([np.full(p.size, n) for n, p in enumerate(group.values())])
+             for group in parameters]  # fmt: skip
+    parts = [np.split(np.pad(flat, (0, -len(flat) % world), constant_values=-1), world)
+             for flat in flats]  # fmt: skip
+    return [
+        {
+            "param_slice_mappings": [
+                {
+                    name: {"start": int(np.argmax(part[rank] == n)), "numel": int(count)}
+                    for n, name in enumerate(group)
+                    if (count := (part[rank] == n).sum())
+                }
+                for group, part in zip(parameters, parts, strict=True)
+            ]
+        }
+        for rank in range(world)
+    ]
+
+
+def placed(parameters, world: int) -> list[Group]:
+    """The groups with the places of their parameters."""
+    made = []
+    for group in parameters:
+        sizes = [p.size for p in group.values()]
+        starts = np.cumsum([0, *sizes[:-1]]).tolist()
+        part = -(-sum(sizes) // world)
+        made.append(Group(dict(zip(group, zip(starts, sizes, strict=True), strict=True)), part))
+    return made
+
+
+@given(groups, st.integers(2, 8), st.data())
+def test_ranks_in_another_order_are_refused_where_they_say_so(rows, world, data):
+    parameters = named(rows)
+    stated, known = stating(parameters, world), placed(parameters, world)
+    order = data.draw(st.permutations(range(world)))
+    files = [(f"rank{n}", stated[rank]) for n, rank in enumerate(order)]
+    told = [stated[rank] for rank in order]
+    is_other = any(a != b and any(a["param_slice_mappings"])
+                   for a, b in zip(told, stated, strict=True))  # fmt: skip
+    if is_other:
+        with pytest.raises(DamagedError, match="exchanged"):
+            refuse_exchanged(files, known)
+    else:
+        refuse_exchanged(files, known)
+
+
+@pytest.mark.parametrize(
+    "mappings", [None, 3, [], [{}], [{"w": None}], [{"w": {"start": 1, "numel": 99}}], [[]], [3]]
+)
+def test_other_statements_say_nothing(mappings):
+    known = placed(named([[(4,), (2,)]]), 2)
+    refuse_exchanged([("a", {"param_slice_mappings": mappings}), ("b", {})], known)
+
+
+def test_parameters_that_do_not_fit_their_buffers_take_no_time():
+    known = [Group({"w": (0, 1 << 60)}, 1)]
+    stated = {"param_slice_mappings": [{"w": {"start": 0, "numel": 1}}]}
+    refuse_exchanged([("a", stated), ("b", stated)], known)
 
 
 def in_pieces(dimensions: int, pieces: int) -> ZeroPlan:
