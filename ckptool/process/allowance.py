@@ -21,9 +21,10 @@ from ckptool.errors import UnsupportedError
 from ckptool.process.limits import resident_bytes
 from ckptool.process.signals import end_now
 
-SHARE = 64_000_000  # bytes: each file has one allowance for each share, and one at least
-SECONDS = 19.0  # of the CPU: with the last step and the end, the command takes 20
-MEMORY = 7 << 28  # bytes that the process holds: between two looks it may grow to 2 GiB
+SHARE = 64_000_000  # bytes: a file up to this size allows as much as
+SECONDS = 19.0  # of the CPU (with the last step and the end, the command takes 20), and
+MEMORY = 7 << 28  # bytes that the process holds (between two looks it may grow to 2 GiB);
+LARGER = 10  # a larger file allows so many times as much for each such part of it
 FIRST, EVERY = 1.0, 0.25  # seconds of the CPU until the first look, and between two looks
 REFUSED = 2  # the exit code
 HINT = "ask for a part of it, PATH#ADDRESS; if you trust the file, CKPTOOL_LIMITS=off lifts limits"
@@ -42,7 +43,8 @@ class Allowance:
         self.last = name
         if identity not in self._known:
             self._known.add(identity)
-            self.shares += max(1, -(-nbytes // SHARE))
+            parts = -(-nbytes // SHARE)
+            self.shares += LARGER * parts if parts > 1 else 1
 
     def check(self, seconds: float, memory: int) -> None:
         """Refuse to go on if so much CPU time or memory is more than is allowed.

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ckptool.errors import UnsupportedError
-from ckptool.process.allowance import MEMORY, SECONDS, SHARE, Allowance
+from ckptool.process.allowance import LARGER, MEMORY, SECONDS, SHARE, Allowance
 from ckptool.sources.local import BoundedFile, LocalFile
 from helpers.output import environment
 from helpers.paths import FIXTURES
@@ -19,7 +19,15 @@ has_timers = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no 
 
 @pytest.mark.parametrize(
     ("sizes", "shares"),
-    [([], 1), ([0], 1), ([SHARE], 1), ([SHARE + 1], 2), ([10 * SHARE], 10), ([1, 1, SHARE], 3)],
+    [
+        ([], 1),
+        ([0], 1),
+        ([SHARE], 1),
+        ([1, 1, SHARE], 3),
+        ([SHARE + 1], 2 * LARGER),
+        ([10 * SHARE], 10 * LARGER),
+        ([1, SHARE + 1], 1 + 2 * LARGER),
+    ],
 )
 def test_each_file_allows_the_more_the_larger_it_is(sizes, shares):
     allowance = Allowance()
