@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,6 +66,26 @@ def test_pickles_of_one_file_share_the_budget():
         work.count_inert()
     with pytest.raises(DamagedError, match="objects"):
         work.count_inert()
+
+
+@pytest.mark.parametrize("grown", [budget.MAX_RESIDENT, budget.MAX_RESIDENT + 1])
+def test_memory_is_counted_from_the_first_pickle_that_is_not_small(monkeypatch, grown):
+    """What the process held before is not the pickle's; small ones before it may share a file."""
+    blocks, resident = 10 * budget.MAX_BLOCKS, 1 << 34
+    monkeypatch.setattr(budget, "sys", SimpleNamespace(getallocatedblocks=lambda: blocks))
+    monkeypatch.setattr(budget, "resident_bytes", lambda: resident)
+    work = Budget()
+    work.begin_memory(budget.SMALL)
+    work.check_memory(budget.SMALL)
+    resident += 1 << 30
+    work.begin_memory(1)
+    work.begin_memory(1 << 20)
+    blocks, resident = blocks + budget.MAX_BLOCKS + 1, resident + grown
+    if grown <= budget.MAX_RESIDENT:
+        work.check_memory(1 << 20)
+    else:
+        with pytest.raises(DamagedError, match="512 MiB of objects"):
+            work.check_memory(1 << 20)
 
 
 def test_larger_files_may_do_more():

@@ -13,7 +13,7 @@ of work is counted, and refused where it exceeds what a pickle of that size need
   can be made to find each place of a dict's table taken. That cannot be counted here, so the time
   of filling large dicts is measured.
 * **Copies** cost their lengths.
-* **Memory** is the growth of the process since the first of the pickles.
+* **Memory** is the growth of the process since the first of the pickles that is not small.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ MIN_WORK = 1 << 24  # parts of keys, and elements or bytes of copies; larger fil
 MAX_BLOCKS = 1 << 22  # blocks of memory; up to this number their size is not checked
 MAX_RESIDENT = 1 << 29  # bytes that the process may grow by,
 RESIDENT_RATIO = 16  # or this many times the pickle
+SMALL = 1 << 16  # bytes of pickles whose memory is not asked for: at most a quarter of that growth
 MAX_COPYING = 1 << 22  # calls that make a container; one tensor takes one of them
 MAX_INERT = 1 << 19  # objects and calls that stay inert; more would take too long to look at
 MAX_CLASHES = 1 << 6  # keys that are set although another key has their hash
@@ -58,7 +59,8 @@ class Budget:
         self._nbytes = 0  # of the largest pickle
         self._allowed = MIN_WORK
         self._seconds = SECONDS
-        self._blocks = self._resident = 0  # at the beginning of the first pickle
+        self._begun = 0  # bytes of pickles
+        self._blocks = self._resident = 0  # before the pickle with which they were no longer small
         self._keys = self._copies = self._copying = self._inert = self._clashes = self._repeats = 0
         self._first: dict[int, Any] = {}  # hash -> the first key that had it
         self._clashed: dict[int, int] = {}  # hash -> keys that had it too
@@ -69,14 +71,19 @@ class Budget:
         self._allowed = max(self._allowed, nbytes)
         self._seconds = max(self._seconds, SECONDS + nbytes / BYTES_A_SECOND)
 
-    def begin_memory(self) -> None:
-        """Remember the memory of the process before the first pickle of the file."""
-        if not self._resident:  # a file may hold thousands of pickles, and the numbers take time
+    def begin_memory(self, nbytes: int) -> None:
+        """Remember the memory of the process before a pickle of ``nbytes`` bytes.
+
+        Once is enough, and small pickles need no check. Python goes through all its memory to
+        count blocks: a third of a millisecond where there are three million objects.
+        """
+        self._begun += nbytes
+        if self._begun > SMALL and not self._resident:
             self._blocks, self._resident = sys.getallocatedblocks(), resident_bytes()
 
     def check_memory(self, nbytes: int) -> None:
         """Refuse a pickle of ``nbytes`` bytes that takes more memory than any useful one does."""
-        if sys.getallocatedblocks() - self._blocks > MAX_BLOCKS:
+        if self._begun > SMALL and sys.getallocatedblocks() - self._blocks > MAX_BLOCKS:
             grown = resident_bytes() - self._resident
             if grown > max(MAX_RESIDENT, max(nbytes, self._nbytes) * RESIDENT_RATIO):
                 raise WorkError(f"a program that spells {grown >> 20} MiB of objects")

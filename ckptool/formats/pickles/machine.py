@@ -205,7 +205,7 @@ class PickleMachine:
         Raises:
             DamagedError: the bytes are no pickle, or it ends before its STOP.
         """
-        self.builder.budget.begin_memory()
+        self.builder.budget.begin_memory(self.source.size)
         with collection_paused():
             return self._run()
 
