@@ -7,10 +7,12 @@ import os
 import signal
 import ssl
 import sys
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
 
+from ckptool.cli import config
 from helpers.fresh import running_torch
 from helpers.output import STEERING, run_inside, run_process
 from helpers.paths import FIXTURES, ZOO
@@ -42,6 +44,7 @@ def pytest_collection_finish():
         torch.set_num_threads(1)
     gc.collect()
     gc.freeze()  # what was imported and collected is not looked at in each collection
+    gc.set_threshold(100_000)  # otherwise each command is followed by one
     gc.enable()
 
 
@@ -61,6 +64,23 @@ def _unsynced():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _fd: None)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _parsed_once():
+    """One parse of each configuration: most commands here find that of this repository."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "load_toml", cache(config.load_toml))
+        yield
+
+
+@pytest.fixture
+def tmp_path(tmp_path):
+    """Pytest's, without its links to folders that are gone: ckptool looks at all that is beside."""
+    for path in tmp_path.parent.glob("*current"):
+        if path.is_symlink():
+            path.unlink()
+    return tmp_path
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def help_of_program() -> HelpReport:
 def help_of_command(name: str) -> HelpReport:
     """Return the help of a command."""
     command = command_of(name)
-    parameters = (*parameters_of(command),)
+    parameters = parameters_of(command)
     operands = [one for one in parameters if not isinstance(one.declared, Option)]
     panels: Panels = {"Arguments": [*map(_entry, operands)], OPTIONS: []}
     for one in parameters:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import pairwise, takewhile
 from pathlib import Path
 from types import NoneType, UnionType
@@ -60,8 +61,13 @@ class Parameter(NamedTuple):
                 yield no, False
 
 
-def parameters_of(command: Callable[..., None]) -> Iterator[Parameter]:
-    """Yield the parameters of a command in the order of its signature."""
+@cache
+def parameters_of(command: Callable[..., None]) -> tuple[Parameter, ...]:
+    """Return the parameters of a command in the order of its signature."""
+    return (*_declared(command),)
+
+
+def _declared(command: Callable[..., None]) -> Iterator[Parameter]:
     hints = get_type_hints(command, include_extras=True)
     names = command.__code__.co_varnames[: command.__code__.co_argcount]
     defaults = command.__defaults__ or ()
@@ -83,7 +89,7 @@ def parameters_of(command: Callable[..., None]) -> Iterator[Parameter]:
 def plain_call(command: Callable[..., None], words: Sequence[str]) -> dict[str, Any] | None:
     """Return the arguments with which typer would call a command; None: ask typer."""
     try:
-        return _read((*parameters_of(command),), words)
+        return _read(parameters_of(command), words)
     except (ValueError, KeyError, StopIteration):  # a value, an option, or the end was unexpected
         return None
 

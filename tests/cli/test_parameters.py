@@ -79,7 +79,7 @@ def test_what_is_read_plainly_is_what_typer_reads(name):
     shares = []
 
     @examples(300)
-    @given(command_lines((*parameters_of(command),)))
+    @given(command_lines(parameters_of(command)))
     def agrees(words):
         found = plain_call(command, words)
         shares.append(found is not None)
