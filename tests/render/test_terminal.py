@@ -13,7 +13,7 @@ from ckptool.render.terminal import STYLES
 from helpers.contrast import contrast
 from helpers.making import average_of, save, weights
 from helpers.paths import FIXTURES
-from helpers.terminals import ESCAPES, WIDTH, on_terminal, plain
+from helpers.terminals import ESCAPES, WIDTH, on_terminal, plain, process_on_terminal
 
 EXPORTED = FIXTURES / "ema" / "emacallback" / "exported.ckpt"
 COLOURS = re.compile(r"\x1b\[([0-9]+;)*(3[0-8]|9[0-7])(;[0-9]+)*m")
@@ -21,6 +21,25 @@ BACKGROUNDS = {
     "black": "#000000", "white": "#ffffff", "a dark editor": "#1e1e1e", "Ubuntu": "#300a24",
     "Solarized dark": "#002b36", "Solarized light": "#fdf6e3",
 }  # fmt: skip
+
+
+COMMANDS = [
+    (80, {}, "inspect", EXPORTED, "--tensors"),
+    (50, {"TERM": "xterm"}, "inspect", FIXTURES / "resume"),
+    (30, {}, "inspect", "missing"),
+    (120, {"NO_COLOR": "1"}, "verify", EXPORTED, "--bytes"),
+    (60, {"COLORTERM": "truecolor"}, "diff", f"{EXPORTED}#@model", f"{EXPORTED}#@ema"),
+    (40, {"TERM": "dumb"}, "extract-ema", EXPORTED, "-o", "out.pt", "--dry-run"),
+    (100, {"COLUMNS": "70"}, "verify", "--help"),
+]
+
+
+@pytest.mark.parametrize(("width", "env", "args"), [(w, e, a) for w, e, *a in COMMANDS])
+def test_the_program_writes_what_the_command_line_writes_here(width, env, args):
+    """So that the other tests of terminals need no process of their own."""
+    shown = process_on_terminal(*args, width=width, env=env)
+    assert on_terminal(*args, width=width, env=env) == shown
+    assert shown
 
 
 # ------------------------------------------------------------------------------------------- widths
