@@ -161,7 +161,7 @@ def test_each_wait_is_needed(found, passed_over, late):
             super().__init__(queues)
             setattr(getattr(self, event), wait, lambda: None)
 
-    assert not all(found(slot=Hasty, late=late))
+    assert not all(found(slot=Hasty, count=12 * STAGED, late=late))
 
 
 def test_a_file_that_ends_too_soon_is_damaged_on_a_device_too(tmp_path):
