@@ -54,6 +54,8 @@ def test_what_reads_gives_the_same_answer(args, ckptool):
         ("promote-ema", LATE, "-o", "promoted.pt"),
         ("promote-ema", LATE, "--in-place"),
         ("convert", f"{LATE}#@model", "-o", "model.safetensors"),
+        ("average", FIXTURES / "resume", "-o", "mean.safetensors"),
+        ("verify", LATE, "--report", "junit=verdict.xml"),
     ],
     ids=lambda args: "-".join(map(str, args[::3])),
 )

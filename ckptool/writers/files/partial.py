@@ -40,10 +40,10 @@ def check_system(target: Path) -> None:
     """
     if fcntl is None:
         raise OutputError(
-            "ckptool writes no checkpoints on Windows, which has neither these file locks nor "
-            "renames of open files",
+            "ckptool writes no checkpoints on Windows, and no files of reports: it has neither "
+            "these file locks nor renames of open files",
             path=target,
-            hint="run this command in WSL; inspect, verify and diff work here",
+            hint="run this command in WSL; inspect, verify and diff work here, with > FILE",
         )
 
 
