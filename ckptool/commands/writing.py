@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ckptool.errors import UsageError
 from ckptool.formats.base import Checkpoint
+from ckptool.formats.safetensors_file import NO_TIES
 from ckptool.plans.casts import plan_casting
 from ckptool.plans.extraction import Extraction
 from ckptool.plans.validation import Inputs, validation
@@ -113,12 +114,15 @@ def write_output(
     Raises:
         CkptError: see ``extract_ema``.
     """
+    noted = {}
+    if _ties_in(form.kind, options.ties) == "once":
+        noted = {name: kept for name, kept in plan.tied.items() if name not in NO_TIES}
     state_dict = plan_state_dict(
         form.output,
         form.kind,
         plan.tensors,
         plan_casting(plan.tensors, options.dtype),
-        noted=plan.tied if _ties_in(form.kind, options.ties) == "once" else {},
+        noted=noted,
         wrap=options.wrap,
         max_shard=form.limit,
         damaged=options.force,
@@ -170,6 +174,7 @@ def _targets(checkpoint: Checkpoint, state_dict: StateDict, *, force: bool) -> l
 def _facts(state_dict: StateDict, options: WriteOptions, plan: Extraction) -> WeightsReport:
     """Return the report of the files, before anything is written."""
     is_set = state_dict.index_file is not None and not state_dict.is_folder
+    ties = _ties_in(state_dict.kind, options.ties)
     return WeightsReport(
         # The path to name to a loader: the index if there are shards.
         output=str(state_dict.index_file if is_set else state_dict.output),
@@ -177,8 +182,8 @@ def _facts(state_dict: StateDict, options: WriteOptions, plan: Extraction) -> We
         written=not options.dry_run,
         tensors=sum(len(shard.tensors) for shard in state_dict.shards),
         bytes=state_dict.nbytes,
-        tied=plan.tied,
-        ties=_ties_in(state_dict.kind, options.ties),
+        tied=dict(state_dict.noted) if ties == "once" else plan.tied,
+        ties=ties,
         left_out=plan.left_out,
         shards=tuple(_shards(state_dict)) if is_set else (),
         removed=tuple(path.name for path in state_dict.left_over),

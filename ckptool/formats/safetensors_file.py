@@ -39,6 +39,7 @@ from typing import Any
 from ckptool.dtypes import BY_SAFETENSORS_TAG, DType
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import Checkpoint, FileFormat, TensorReader, are_too_many
+from ckptool.formats.provenance import KEY
 from ckptool.formats.ranked.sharding_info import as_parts
 from ckptool.formats.texts import json_object, without_repeats
 from ckptool.records import NamedTuple
@@ -51,6 +52,8 @@ MAX_HEADER = 100_000_000
 MAX_METADATA = 1 << 17  # entries; stricter than the library, whose users do not show all entries
 MAX_UINT64 = (1 << 64) - 1
 METADATA = "__metadata__"
+# Keys of the metadata of a file or an index that are no names of shared tensors.
+NO_TIES = frozenset({"format", "total_size", KEY})
 FIELDS = {"dtype", "shape", "data_offsets"}
 
 _BITS = {tag: row.itemsize * 8 // row.packed for tag, row in BY_SAFETENSORS_TAG.items()}
@@ -92,9 +95,14 @@ def noted_ties(metadata: Mapping[str, str], names: Collection[str]) -> list[tupl
     """Return (name, written name) of the shared tensors that the metadata records.
 
     ``safetensors.torch.save_model`` writes one name and records the others; ``load_model`` restores
-    them all, so the file holds them all.
+    them all, so the file holds them all. ``format: pt`` records none, although a tensor may be
+    called ``pt``.
     """
-    return [(n, kept) for n, kept in metadata.items() if kept in names and n not in names]
+    return [
+        (name, kept)
+        for name, kept in metadata.items()
+        if kept in names and name not in names and name not in NO_TIES
+    ]
 
 
 class Entry(NamedTuple):

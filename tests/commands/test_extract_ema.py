@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, load_model, save_file
 
+from ckptool import load_state_dict
 from helpers.making import average_of, resumable, save, weights
 from helpers.paths import FIXTURES, unprivileged
 from helpers.tensors import assert_same_tensor, assert_same_tensors, load, load_noted, storage_of
@@ -317,6 +318,18 @@ def test_ties_survive_in_torch_files(tied, ckptool, tmp_path):
     written = load(tmp_path / "ema.pt")
     assert_same_tensors(written, wanted)
     assert storage_of(written["embed"]) == storage_of(written["decoder"])
+
+
+@pytest.mark.parametrize("more", [(), ("--max-shard-size", "20B")])
+def test_ties_of_names_that_metadata_has_for_itself_are_written(more, ckptool, tmp_path):
+    """Noted, they would be lost: ``format`` is always pt there."""
+    shared, names = torch.ones(3), ("w", "format", "total_size", "ckptool", "tied")
+    tensors = dict.fromkeys(names, shared)
+    torch.save(tensors, tmp_path / "last.pt")
+    output = tmp_path / "out.safetensors"
+    report = ckptool("convert", tmp_path / "last.pt", "-o", output, *more, "--json").json
+    assert (report["tied"], report["tensors"]) == ({"tied": "w"}, 4)
+    assert_same_tensors(load_state_dict(report["output"], "model"), tensors)
 
 
 def test_ties_are_written_once_in_safetensors_and_noted(tied, ckptool, tmp_path):

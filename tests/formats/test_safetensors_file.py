@@ -80,6 +80,15 @@ def test_metadata(tmp_path):
         assert list(checkpoint.tree) == ["a"]
 
 
+def test_the_format_of_a_file_is_no_shared_tensor(tmp_path):
+    """``format: pt`` is in nearly every file, and a tensor may be called ``pt``."""
+    path = tmp_path / "model.safetensors"
+    metadata = {"format": "pt", "tied": "pt"}
+    safetensors.torch.save_file({"pt": torch.ones(1)}, path, metadata=metadata)
+    with open_checkpoint(path) as checkpoint:
+        assert list(checkpoint.tree) == ["pt", "tied"]
+
+
 def test_names_keep_the_order_of_the_header(tmp_path):
     path = write(tmp_path, {"z": entry([2], 0), "a": entry([2], 8)}, size=16)
     with open_checkpoint(path) as checkpoint:
