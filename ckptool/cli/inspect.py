@@ -20,6 +20,7 @@ from ckptool.commands.listing import Listing
 from ckptool.commands.operands import checkpoint_files, is_run
 from ckptool.contents.selection import Operand, parse_operand
 from ckptool.errors import CkptError
+from ckptool.process.progress import parts
 from ckptool.render.outputs import EXACT, WITH_TENSORS
 from ckptool.reports.inspect import InspectReport
 
@@ -124,8 +125,8 @@ def command(
     layouts = settings.layouts
     tell_config(settings)
     with progressing("reading") as progress:
-        operands: Iterable[Operand] = map(parse_operand, paths)
-        for operand in _each(operands, refused) if listing.is_wanted else operands:
+        named = [*map(parse_operand, paths)]
+        for operand in parts(progress, [*_each(named, refused)] if listing.is_wanted else named):
             path = operand.path
             try:
                 if _is_run(operand):

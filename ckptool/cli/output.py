@@ -116,12 +116,22 @@ def write_reports(
         write_report_file(path, rendered(reports, name), force=force)
 
 
+class Part(NamedTuple):
+    """A part of the work, and the bytes that were done and announced before it."""
+
+    at: int
+    of: int
+    done: int
+    total: int
+
+
 class _Shown(Meter):
     """A line on stderr with bytes, rate and the time that is left."""
 
     def __init__(self, verb: str, far: Sequence[str] = ()) -> None:
         self.verb, self.far = verb, far
         self.done = self.total = 0
+        self.part = Part(1, 1, 0, 0)
         self.begun, self.shown = time.monotonic(), 0.0
         self.is_terminal = sys.stderr.isatty()
 
@@ -129,6 +139,9 @@ class _Shown(Meter):
         self.total += nbytes
         if self.far and nbytes >= MIB:
             sys.stderr.write(f"note: {self.verb} {nbytes / MIB:,.0f} MiB over the network\n")
+
+    def begin(self, at: int, count: int) -> None:
+        self.part = Part(at, count, self.done, self.total)
 
     def __call__(self, nbytes: int) -> None:
         self.done += nbytes
@@ -144,13 +157,16 @@ class _Shown(Meter):
 
     def _texts(self, seconds: float) -> Sequence[str]:
         """Return what is shown, the longest text first."""
-        rate = self.done / seconds
-        done, speed = f"{self.done / MIB:,.0f} MiB", f"{rate / MIB:,.0f} MiB/s"
-        if not rate or self.done > self.total:  # a part of the work was not announced
+        at, count, before, announced = self.part
+        done, speed = f"{self.done / MIB:,.0f} MiB", f"{self.done / seconds / MIB:,.0f} MiB/s"
+        own, total = self.done - before, self.total - announced
+        if not self.done or own > total:  # a part of the work was not announced
             return f"{done}, {speed} ", f"{done} "
-        share, left = f"{self.done / self.total:.0%}", _time((self.total - self.done) / rate)
+        part = (at - 1 + (own / total if total else 0)) / count  # they are much alike
+        share, left = f"{part:.0%}", _time(seconds * (1 - part) / part) if part else "?"
+        whole = f" of {self.total / MIB:,.0f} MiB" if count == 1 else f", {at:,} of {count:,} files"
         return (
-            f"{share}, {done} of {self.total / MIB:,.0f} MiB, {speed}, {left} left ",
+            f"{share}, {done}{whole}, {speed}, {left} left ",
             f"{share}, {speed}, {left} left ",
             f"{share} ",
         )

@@ -17,7 +17,7 @@ from ckptool.commands.runs import own_checkpoints
 from ckptool.contents.selection import parse_operand
 from ckptool.ema.layouts import Layouts
 from ckptool.errors import CkptError, UsageError
-from ckptool.process.progress import Progress, no_progress
+from ckptool.process.progress import Progress, no_progress, parts
 from ckptool.process.ranks import Ranks
 from ckptool.records import NamedTuple
 from ckptool.reports.diff import DiffReport, PairReport, PairState, RunDiffReport
@@ -49,7 +49,7 @@ def diff_runs(
     rows: list[PairReport] = []
     unused: set[str] | None = None  # by every pair
     refused: list[UsageError] = []
-    for pair in pairs:
+    for pair in parts(progress, pairs):
         row, made = _compared(pair, options, progress, layouts, ranks)
         rows.append(row)
         if isinstance(made, UsageError):

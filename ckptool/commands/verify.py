@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.provenance import read_provenance
 from ckptool.formats.unopened import files_below
-from ckptool.process.progress import Progress, no_progress
+from ckptool.process.progress import Progress, no_progress, parts
 from ckptool.process.ranks import Ranks
 from ckptool.records import NamedTuple
 from ckptool.reports.base import Finding, Severity
@@ -187,19 +188,25 @@ def verify_all(operands: Iterable[Path | Operand], request: Request) -> list[Loo
         CkptError: the file of ``--against``, which the others are compared with, could not be read.
     """
     looked: list[Looked] = []
-    for operand in map(as_operand, operands):
-        path = operand.path
-        if operand.address is not None or not is_run(path):
-            looked.append(_look(operand, request))
-            continue
-        try:
-            files = checkpoint_files(path)
-        except CkptError as error:
+    listed = [(operand, *_listed(operand)) for operand in map(as_operand, operands)]
+    following = parts(request.progress, [each for _, each_of, _ in listed for each in each_of])
+    for operand, found, error in listed:
+        if error is not None:
             looked.append(Looked(_unread(operand, error, request), error))
-        else:
-            looked += [_look(Operand(file), request) for file in files]
-            looked += _rest(path, files, request)
+        looked += [_look(each, request) for each in islice(following, len(found))]
+        if found and found != [operand]:
+            looked += _rest(operand.path, [each.path for each in found], request)
     return looked
+
+
+def _listed(operand: Operand) -> tuple[list[Operand], CkptError | None]:
+    """Return the checkpoints of a run, or the operand itself; and why a run cannot be listed."""
+    if operand.address is not None or not is_run(operand.path):
+        return [operand], None
+    try:
+        return [*map(Operand, checkpoint_files(operand.path))], None
+    except CkptError as error:
+        return [], error
 
 
 def _rest(folder: Path, files: Sequence[Path], request: Request) -> Iterator[Looked]:

@@ -13,7 +13,7 @@ import torch
 
 import ckptool as library
 from ckptool.cli import output as streams
-from ckptool.process.progress import announce
+from ckptool.process.progress import announce, parts
 from helpers.making import average_of, save, weights
 from helpers.output import environment
 from helpers.paths import FIXTURES
@@ -158,6 +158,19 @@ def test_progress_fits_narrow_terminals(columns, told, slow, monkeypatch):
             advance(1 << 20)
     lines = sys.stderr.getvalue().split("\r")
     assert lines[-2] == f"copying: {told}\x1b[K"
+
+
+def test_progress_of_several_checkpoints_counts_them(slow, monkeypatch):
+    """The bytes of the later ones are not known yet, so that a share of bytes would be wrong."""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with streams.progressing("comparing") as advance:
+        for _ in parts(advance, "abcd"):
+            announce(advance, 2 << 20)
+            advance(1 << 20)
+            advance(1 << 20)
+    shown = sys.stderr.getvalue()
+    assert "comparing: 38%, 3 MiB, 2 of 4 files, 1 MiB/s, 5 s left" in shown
+    assert "comparing: 100%, 8 MiB, 4 of 4 files, 1 MiB/s, 0 s left" in shown
 
 
 def test_more_than_was_announced_has_no_share(slow, monkeypatch):
