@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import pairwise
 
 from ckptool.regex import regex
@@ -23,6 +24,7 @@ def width_of(text: str) -> int:
     return len(text) if text.isascii() else sum(map(_columns, text))
 
 
+@lru_cache(maxsize=1 << 12)
 def _columns(char: str) -> int:
     if unicodedata.category(char) in {"Mn", "Me"}:
         return 0
@@ -56,6 +58,9 @@ def padded(line: Line, width: int, side: str) -> Line:
 def lines_of(line: Line) -> Iterator[Line]:
     """Yield the parts of a line between its newlines."""
     text = line.text
+    if "\n" not in text:  # nearly all, and some pages have millions
+        yield line
+        return
     ends = [at for at, char in enumerate(text) if char == "\n"]
     for before, end in pairwise([-1, *ends, len(text)]):
         yield cut(line, before + 1, end)
@@ -64,6 +69,9 @@ def lines_of(line: Line) -> Iterator[Line]:
 def wrapped(line: Line, width: int, hanging: int = 0) -> Iterator[Line]:
     """Yield a line in parts of at most ``width`` columns; all but the first are indented."""
     text = line.text
+    if width_of(text) <= width:
+        yield line
+        return
     indent = " " * (len(text) - len(text.lstrip(" ")) + hanging)
     indent = indent if 2 * len(indent) < width else ""
     start = 0
@@ -73,31 +81,37 @@ def wrapped(line: Line, width: int, hanging: int = 0) -> Iterator[Line]:
         part = cut(line, start, end)
         yield joined(indent, part) if start else part
         start = begin
-    if not text:
-        yield line
 
 
 def _break(text: str, start: int, room: int) -> tuple[int, int]:
     """Return the end of a line that begins at ``start``, and the beginning of the next one."""
     if 2 * (len(text) - start) <= room:  # no character takes more; a pipe has any room
         return len(text), len(text)
-    used, end = 0, start
-    while end < len(text) and used + _columns(text[end]) <= room:
-        used += _columns(text[end])
-        end += 1
+    end = _end(text, start, room)
     if end == len(text):
         return end, end
     blank = text.rfind(" ", start, end + 1)
     while blank > start and UNIT.match(text, blank - 1):
         blank = text.rfind(" ", start, blank)
     if blank > start and text[start:blank].strip():
-        return len(text[:blank].rstrip(" ")), blank + 1
+        return start + len(text[start:blank].rstrip(" ")), blank + 1
     for signs in BREAKS:
         behind = max(text.rfind(sign, start, end) for sign in signs) + 1
         if behind > start + room // 3:
             return behind, behind
     end = max(end, start + 1)
     return end, end
+
+
+def _end(text: str, start: int, room: int) -> int:
+    """Return the end of the characters from ``start`` that fit into so many columns."""
+    if text[start : start + room + 1].isascii():
+        return min(start + max(room, 0), len(text))
+    used, end = 0, start
+    while end < len(text) and used + _columns(text[end]) <= room:
+        used += _columns(text[end])
+        end += 1
+    return end
 
 
 def shortened(name: str, width: int) -> str:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from ckptool.render import wrapping
 from ckptool.render.layout import laid_out
 from ckptool.render.page import Grid, line
 from ckptool.render.wrapping import shortened, width_of, wrapped
@@ -207,3 +208,14 @@ def test_the_count_of_non_finite_values_stays_where_bars_leave(tmp_path, monkeyp
         told = " ".join(plain(on_terminal("diff", "a.pt", "b.pt", width=width)).split())
         assert "1 NOT FINITE" in told
         assert ("█" in told) is (width == 100)
+
+
+@pytest.mark.parametrize(
+    ("text", "most"), [("ascii words " * 10_000, 0), ("漢字 und Wörter " * 1000, 4)]
+)
+def test_the_letters_of_a_long_text_are_measured_a_few_times_at_most(text, most, monkeypatch):
+    """Pages of a million rows: where all is ASCII, no letter is looked at by itself."""
+    measured = []
+    monkeypatch.setattr(wrapping, "_columns", lambda char: measured.append(char) or 1)
+    assert len(list(wrapped(line(text), 40))) > 300
+    assert len(measured) <= most * len(text)
