@@ -116,6 +116,16 @@ def _whole(subject: Subject) -> Verdicts:
             subject.checkpoint.reader.read(blob.span(0, blob.size))
         except DamagedError as error:
             yield finding("CK105", format_address(address), error.message)
+    if BYTES in subject.reads:
+        yield from _different_copies(subject)
+
+
+def _different_copies(subject: Subject) -> Verdicts:
+    """Report a tensor that has other values in another file; many bytes are compared here alone."""
+    try:
+        subject.checkpoint.refuse_different_copies()
+    except DamagedError as error:
+        yield finding("CK101", error.address or "", error.message, error.hint)
 
 
 def _compressed(subject: Subject) -> dict[DeflatedRecord, Address]:

@@ -28,6 +28,8 @@ def refuse_given(
 ) -> None:
     """Refuse state dicts that a loader would give to calls that may change them.
 
+    Refuse tensors of several files too, if they have other values there.
+
     Args:
         checkpoint: the file with the state dicts.
         tables: the state dicts.
@@ -35,7 +37,9 @@ def refuse_given(
 
     Raises:
         UnsupportedError: there is such a call.
+        DamagedError: a tensor has other values in another file.
     """
+    checkpoint.refuse_different_copies()
     calls = _changing_calls(checkpoint)
     if trace is not None:
         calls += [call for call in trace.given if call.qualname.startswith("<")]
@@ -51,7 +55,9 @@ def refuse_any_given(checkpoint: Checkpoint, tree: Tree) -> None:
 
     Raises:
         UnsupportedError: there is such a call.
+        DamagedError: a tensor has other values in another file.
     """
+    checkpoint.refuse_different_copies()
     calls = _changing_calls(checkpoint)
     if calls:
         _refuse(checkpoint, calls, _outside(tree, calls), None)

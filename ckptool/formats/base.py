@@ -220,6 +220,9 @@ class Checkpoint(Closing):
     world: int | None = None  # processes that saved it, where the files say so
     strategy: str | None = None  # how they shared the tensors among them
     of_one_rank: tuple[Address, ...] = ()  # key paths of what single processes keep
+    # Comparisons of tensors that several files hold, which raise an error where they differ; those
+    # that would read too much while the files are opened.
+    uncompared: tuple[Callable[[], None], ...] = ()
 
     @property
     def format_name(self) -> str:
@@ -248,6 +251,16 @@ class Checkpoint(Closing):
     def is_local(self) -> bool:
         """True if it is in a directory of this machine, where other files may belong to it."""
         return all(source.path and source.is_near for source in self.reader.opened)
+
+    def refuse_different_copies(self) -> None:
+        """Compare the tensors that several files hold, before a command takes values.
+
+        Raises:
+            DamagedError: a tensor has other values in another file.
+            RepetitionError: to compare them would take too long.
+        """
+        for compare in self.uncompared:
+            compare()
 
     def close(self) -> None:
         """Close the files; the tree stays usable, but its values cannot be read."""

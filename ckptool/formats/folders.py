@@ -69,5 +69,6 @@ def joined(
             for name, part in files.items()
             for note in part.notes
         ),
+        "uncompared": tuple(each for part in files.values() for each in part.uncompared),
     }
     return Checkpoint(path=path, format=kind, tree=tree, **{**fields, **more})

@@ -10,10 +10,10 @@ Layout, as Hugging Face libraries write it::
 Rules: a shard's file is a name in the index's directory, never a path out of it. A tensor is in the
 shard that the map gives. Tensors beyond the map are kept too, since loaders load whole shards: a
 tensor that is in two shards has the same values in both, or it depends on the loader's order which
-of them counts. A file that is named like a shard but is not in the map is
-reported: some loaders load it, and some do not. A directory with one index is a checkpoint; other
-checkpoints in the directory (``optimizer.pt``) are next to the weights in the tree, under their
-file names.
+of them counts. Many bytes are compared only when a command takes values. A file that is named like
+a shard but is not in the map is reported: some loaders load it, and some do not. A directory with
+one index is a checkpoint; other checkpoints in the directory (``optimizer.pt``) are next to the
+weights in the tree, under their file names.
 
 Source: huggingface_hub ``serialization/_torch.py``, transformers ``modeling_utils.py``.
 """
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from ckptool.errors import AbsentError, CkptError, DamagedError, UnsupportedErro
 from ckptool.formats.base import Checkpoint, FileFormat, Note, TensorReader
 from ckptool.formats.folders import WEIGHTS, FolderOfFiles, OpenFile, all_or_none, joined, reader_of
 from ckptool.formats.safetensors_file import noted_ties
-from ckptool.formats.same_values import SameValues
+from ckptool.formats.same_values import Copy, SameValues, differs, may_be_equal
 from ckptool.formats.texts import json_object
 from ckptool.records import replace
 from ckptool.regex import regex
@@ -79,7 +80,11 @@ class ShardIndex(FileFormat):
                 name: opened.enter_context(self._opened(folder / name, index))
                 for name in dict.fromkeys(weight_map.values())
             }
-            tree, notes = _joined(weight_map, shards)
+            tree, copies = _joined(weight_map, shards)
+            same = SameValues(reader_of(shards))
+            is_compared = same.is_cheap(copies)
+            if is_compared:
+                same.refuse_different(copies)
             texts = {key: value for key, value in metadata.items() if isinstance(value, str)}
             tree |= {name: tree[kept] for name, kept in noted_ties(texts, tree)}
         whole = joined(
@@ -91,7 +96,13 @@ class ShardIndex(FileFormat):
             reader=TensorReader(file, *reader_of(shards).opened),
         )
         left_out = _left_out(index, set(weight_map.values()))
-        return replace(whole, notes=(*whole.notes, *notes, *left_out))
+        later = () if is_compared else (partial(same.refuse_different, copies),)
+        repeated = _repeated([copy.name for copy in copies], is_compared=is_compared)
+        return replace(
+            whole,
+            notes=(*whole.notes, *repeated, *left_out),
+            uncompared=(*whole.uncompared, *later),
+        )
 
     def _opened(self, path: Path, index: Path) -> Checkpoint:
         try:
@@ -223,12 +234,11 @@ def _note(message: str) -> Note:
 
 def _joined(
     weight_map: dict[str, str], shards: dict[str, Checkpoint]
-) -> tuple[dict[str, Tree], list[Note]]:
-    """Return the tensors of all shards by name, in the order of the map, and notes on them.
+) -> tuple[dict[str, Tree], list[Copy]]:
+    """Return the tensors of all shards by name, in the order of the map; then those held twice.
 
     Raises:
-        DamagedError: a tensor has other values in another shard.
-        RepetitionError: it would take too long to see whether it has.
+        DamagedError: a tensor is of another kind in another shard.
     """
     tree: dict[str, Tree] = {}
     lacking: list[str] = []
@@ -240,35 +250,31 @@ def _joined(
             tree[name] = held[name]
     if lacking:
         raise _lack(lacking, weight_map)
-    repeated: list[str] = []
-    same = SameValues(reader_of(shards))
+    copies: list[Copy] = []
     for shard, part in shards.items():
         for name, value in part.tree.items():
             if (kept := tree.setdefault(name, value)) is not value:
-                if not _is_same(kept, value, same):
-                    raise _differs(name, shard)
-                repeated.append(str(name))
-    return tree, [_repeated(repeated)] if repeated else []
+                copies.append(_copy(str(name), shard, kept, value))
+    return tree, copies
 
 
-def _is_same(one: Tree, other: Tree, same: SameValues) -> bool:
-    tensors = isinstance(one, TensorRef) and isinstance(other, TensorRef)
-    return tensors and same.are_equal(one, other)
+def _copy(name: str, shard: str, kept: Tree, value: Tree) -> Copy:
+    are_tensors = isinstance(kept, TensorRef) and isinstance(value, TensorRef)
+    if not are_tensors or not may_be_equal(kept, value):
+        raise differs(name, shard)
+    return Copy(name, shard, kept, value)
 
 
-def _differs(name: Any, shard: str) -> DamagedError:
-    return DamagedError(
-        f"it is in {shard} and, with other values, in another shard too; loaders take whole "
-        "shards: the last one that they load counts",
-        address=str(name),
-        hint="fetch the files again, all from one save",
-    )
-
-
-def _repeated(names: list[str]) -> Note:
+def _repeated(names: list[str], *, is_compared: bool) -> Iterator[Note]:
+    if not names:
+        return
     are = _counted(len(names), "tensor is", "tensors are")
-    said = f"{are} in more than one shard, with the same values in each: {named(names)}"
-    return Note("CK127", "", said)
+    how = (
+        "with the same values in each"
+        if is_compared
+        else "and their values are compared when they are taken, or by verify --bytes"
+    )
+    yield Note("CK127", "", f"{are} in more than one shard, {how}: {named(names)}")
 
 
 def _lack(names: list[str], weight_map: dict[str, str]) -> AbsentError:

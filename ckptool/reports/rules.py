@@ -102,7 +102,7 @@ RULES: tuple[Rule, ...] = (
          "name the directory with the files of all ranks, which ckptool joins where they say how; "
          "or compare the shapes with the model's: --like"),
     Rule("CK127", "in-two-shards", _WARNING,
-         "A tensor is in several shards, with the same values in each.",
+         "A tensor is in several shards, which have to hold the same values.",
          "write the shards again: ckptool convert INDEX -o OUT.safetensors --max-shard-size 5GB"),
     # ---------------------------------------------------------------------------------- safety
     Rule("CK201", "dangerous-call", _ERROR,

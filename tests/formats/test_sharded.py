@@ -14,6 +14,7 @@ from ckptool.formats import open_checkpoint, same_values
 from ckptool.sources.local import LocalFile
 from helpers.making import average_of, resumable, weights
 from helpers.tensors import assert_same_tensors
+from helpers.web import serving
 
 INDEX = "model.safetensors.index.json"
 
@@ -274,6 +275,69 @@ def test_a_tensor_of_one_value_in_two_shards_is_told(is_mapped, suffix, tmp_path
     out.mkdir()
     assert ckptool("convert", tmp_path, "-o", out / "whole.safetensors").exit_code == 0
     assert_same_tensors(load_file(out / "whole.safetensors"), weights())
+
+
+TAKING = (
+    ("convert", "-o", "OUT"), ("extract-ema", "--ema", "@model", "-o", "OUT"),
+    ("inspect", "--stats"), ("inspect", "--digests"), ("diff", "PATH"),
+    ("average", "PATH", "-o", "OUT"), ("convert", "--explain", "PATH"),
+    ("verify", "--against", "PATH"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", TAKING, ids=" ".join)
+@pytest.mark.parametrize("beside", [False, True])
+def test_copies_of_many_bytes_are_compared_by_commands_that_take_values(
+    command, beside, monkeypatch, tmp_path, ckptool
+):
+    monkeypatch.setattr(same_values, "AT_ONCE", 0)
+    folder, out = tmp_path / "model", tmp_path / "out.safetensors"
+    folder.mkdir()
+    name = in_both_shards(folder, added=1.0)
+    if beside:
+        torch.save({"state": {}, "param_groups": []}, folder / "optimizer.pt")
+    path = f"{folder}#@model" if command[0] == "convert" else folder
+    words = {"PATH": path, "OUT": out}
+    first, *more = (words.get(word, word) for word in command)
+    done = ckptool(first, path, *more)
+    assert (done.exit_code in {1, 2}, out.exists()) == (True, False)
+    assert "with other values" in done + done.stderr
+    assert name in done + done.stderr
+
+
+def test_inspect_says_that_copies_of_many_bytes_were_not_compared(monkeypatch, tmp_path, ckptool):
+    monkeypatch.setattr(same_values, "AT_ONCE", 0)
+    name = in_both_shards(tmp_path, added=1.0)
+    for command in ("inspect", "verify"):
+        done = ckptool(command, tmp_path, "--json")
+        said = rules(done)["CK127"]["message"]
+        assert (done.exit_code, "compared when they are taken" in said, name in said) == (
+            0, True, True,
+        )  # fmt: skip
+    done = ckptool("verify", tmp_path, "--bytes", "--json")
+    assert (done.exit_code, rules(done)["CK101"]["address"]) == (1, name)
+
+
+def test_equal_copies_of_many_bytes_are_taken(monkeypatch, tmp_path, ckptool):
+    monkeypatch.setattr(same_values, "AT_ONCE", 0)
+    in_both_shards(tmp_path)
+    assert_same_tensors(load_state_dict(tmp_path, "model"), weights())
+    assert ckptool("verify", tmp_path, "--bytes").exit_code == 0
+
+
+def test_copies_behind_a_url_are_not_read_by_inspect(tmp_path, ckptool):
+    values = torch.arange(1 << 20, dtype=torch.float32)
+    index = shard(tmp_path, {"w": values, "x": values[:9].clone()})
+    for path in tmp_path.glob("*.safetensors"):
+        save_file({**load_file(path), "w": values}, path)
+    with serving() as site:
+        for path in tmp_path.iterdir():
+            site.files[f"/{path.name}"] = path.read_bytes()
+        url = f"{site.url}/{index.name}"
+        assert "CK127" in rules(ckptool("inspect", url, "--json"))
+        assert site.sent < values.nbytes
+        assert ckptool("convert", url, "-o", tmp_path / "out.safetensors").exit_code == 0
+        assert torch.equal(load_file(tmp_path / "out.safetensors")["w"], values)
 
 
 def test_shards_that_view_the_same_bytes_again_and_again_are_refused(tmp_path, monkeypatch):
