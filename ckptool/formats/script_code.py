@@ -14,9 +14,13 @@ Rules, each with its reason:
 * Operators and classes of namespaces that are not vetted come from libraries, or talk to other
   processes.
 * Names of records are compared whatever their case, since torch finds them so.
+* ``bytecode.pkl`` is the program for torch's lite interpreter
+  (``torch.jit.mobile._load_for_lite_interpreter``), which reads it in place of the code and runs
+  each ``__setstate__`` in it. ``torch.load`` does not. Its operators are texts: ``aten::save``.
 
-Source: torch 2.13 ``torch/csrc/jit/serialization/import.cpp``, ``import_source.cpp``; the list of
-operators is ``torch._C._jit_get_all_schemas()``.
+Source: torch 2.13 ``torch/csrc/jit/serialization/import.cpp``, ``import_source.cpp``,
+``torch/csrc/jit/mobile/import.cpp``; the list of operators is
+``torch._C._jit_get_all_schemas()``.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from ckptool.tree.nodes import GlobalRef
 
 CONSTANTS = "constants.pkl"
 CODE = "code/"
+BYTECODE = "bytecode.pkl"
 MAX_CODE = 16 << 20  # bytes of all sources together
 SHOWN = 4  # operators in a message
 
@@ -41,7 +46,8 @@ _RUN_ON_LOAD = "__setstate__"
 _ACTING = "save|from_file|rpc_async|rpc_sync|rpc_remote|PythonOp|IgnoredPythonOp"
 _VETTED = frozenset({
     "prim", "prims", "aten", "quantized", "_quantized", "quantization", "sparse", "mkldnn",
-    "mkldnn_prepacked", "onednn", "profiler", "rnn", "xnnpack", "vulkan", "metal",
+    "mkldnn_prepacked", "onednn", "profiler", "rnn", "xnnpack", "vulkan", "metal", "prepacked",
+    "vulkan_prepack", "metal_prepack", "upgrader",
 })  # fmt: skip
 # Patterns, which re compiles and keeps when there is code: few files have any.
 _WORD = rf"\b({_ACTING})\b"
@@ -50,6 +56,8 @@ _BODY = r"(?ms)^([ \t]*)def\b[^\n]*__setstate__.*?(?=^\1?[^\s]|\Z)"
 _PRINTS = r"\b_?[pP]rint\b"
 _NAMESPACE = r"(?:(?<![\w.])ops|\btorch\.classes)\b(?:\.(\w+)\.(\w+))?"
 _GETATTR = r"\bgetattr\b(?:\s*\(\s*[\w.]+\s*,\s*\"([\w.]*)\"\s*\))?"
+# In bytecode, where the next instruction follows the name, and may be a letter.
+_OPERATOR = rf"\b([A-Za-z_]\w*)::(?:({_ACTING})|(\w+))"
 _ACTS = frozenset(_ACTING.split("|"))
 
 
@@ -58,17 +66,33 @@ class ScriptCode(NamedTuple):
 
     is_run: bool  # by loading the archive
     calls: tuple[NamedGlobal, ...]  # of what acts on the system
+    by_lite: ScriptCode | None = None  # the program for the lite interpreter
 
     @property
-    def note(self) -> Note | None:
-        """A note on code that loading runs, or that acts when the module is called."""
+    def all_run(self) -> tuple[NamedGlobal, ...]:
+        """The calls that act on the system and that a loader makes."""
+        by_lite = self.by_lite.all_run if self.by_lite else ()
+        return (*(self.calls if self.is_run else ()), *by_lite)
+
+    @property
+    def notes(self) -> Iterator[Note]:
+        """Notes on code that loading runs, or that acts when the module is called."""
         if self.is_run:
             what = "loading it runs code that is in the archive: a __setstate__ of TorchScript"
-            return Note("CK204", CODE, what)
-        if self.calls:
-            names = ", ".join(call.ref.qualname for call in self.calls[:SHOWN])
-            return Note("CK204", CODE, f"its program calls {names}, though not when it is loaded")
-        return None
+            yield Note("CK204", CODE, what)
+        elif self.calls:
+            what = f"its program calls {_named(self.calls)}, though not when it is loaded"
+            yield Note("CK204", CODE, what)
+        if self.by_lite is not None and self.by_lite.is_run:
+            what = "torch's lite interpreter runs a __setstate__ in it when it loads the archive"
+            yield Note("CK204", BYTECODE, what)
+        elif self.by_lite is not None and self.by_lite.calls:
+            what = f"its program for the lite interpreter calls {_named(self.by_lite.calls)}"
+            yield Note("CK204", BYTECODE, f"{what}, though not when it is loaded")
+
+
+def _named(calls: tuple[NamedGlobal, ...]) -> str:
+    return ", ".join(call.ref.qualname for call in calls[:SHOWN])
 
 
 NO_CODE = ScriptCode(is_run=False, calls=())
@@ -80,20 +104,39 @@ def is_torchscript(archive: ZipArchive, folder: str) -> bool:
 
 
 def read_code(archive: ZipArchive, folder: str) -> ScriptCode:
-    """Return what the code in an archive would do; nothing if it is not of TorchScript.
+    """Return what the programs in an archive would do.
 
     Raises:
         DamagedError: there is more code than any model has.
     """
+    by_lite = _read_bytecode(archive, folder)
     if not is_torchscript(archive, folder):
-        return NO_CODE
+        return NO_CODE._replace(by_lite=by_lite)
     is_run = False
     calls: dict[GlobalRef, NamedGlobal] = {}
     for record, text in sources(archive, folder):
         is_run |= _RUN_ON_LOAD in text
         for ref in _acting(text):
             calls.setdefault(ref, NamedGlobal(ref, called=True, pickle=record.name))
-    return ScriptCode(is_run, tuple(calls.values()))
+    return ScriptCode(is_run, tuple(calls.values()), by_lite)
+
+
+def _read_bytecode(archive: ZipArchive, folder: str) -> ScriptCode | None:
+    """Return what the program for the lite interpreter would do; None if there is none."""
+    record = archive.get(folder + BYTECODE)
+    if record is None:
+        return None
+    if max(record.size, record.compressed_size) > MAX_CODE:
+        raise DamagedError(f"more than {MAX_CODE} bytes of code")
+    text = archive.read(record).decode("utf-8", "replace")
+    found = {
+        GlobalRef("torch" if of in _VETTED else f"torch.ops.{of}", acting or other)
+        for of, acting, other in re.findall(_OPERATOR, text)
+        if acting or of not in _VETTED
+    }
+    refs = sorted(found, key=lambda ref: ref.qualname)
+    calls = tuple(NamedGlobal(ref, called=True, pickle=record.name) for ref in refs)
+    return ScriptCode(_RUN_ON_LOAD in text, calls)
 
 
 def sources(archive: ZipArchive, folder: str) -> Iterator[tuple[ZipRecord, str]]:

@@ -118,8 +118,7 @@ class TorchRecords:
                 max(packed, key=lambda r: r.size).name, sum(r.size for r in packed)
             )
         self.code = read_code(self.archive, self.folder)
-        if self.code.is_run:
-            pickles.add(self.code.calls)
+        pickles.add(self.code.all_run)
         begin = self.archive.data_offset(self.pickle)
         self.archive.source.bring(begin, self.pickle.compressed_size + AROUND)
         builder = TorchBuilder(self.locate, pickles.open_nested, self.byteorder)
@@ -280,8 +279,7 @@ class TorchRecords:
     def notes(self) -> Iterator[Note]:
         """Yield notes on refusals of torch, on ambiguous records and on a changed pickle."""
         yield from self._refusals()
-        if self.code.note:
-            yield self.code.note
+        yield from self.code.notes
         for name, doubt in self.archive.doubts:
             yield Note("CK111", name, f"{doubt}; torch and ckptool go by the directory")
         if self._pickle_is_as_written is False:

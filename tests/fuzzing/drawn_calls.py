@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from ckptool.formats.pickles.answers import READ
-from ckptool.formats.pickles.asked import BY_DROPPED, BY_STATES
+from ckptool.formats.pickles.asked import BY_STATES
+from ckptool.formats.pickles.dropped import CALLED
 from ckptool.formats.pickles.vetted import RUNS_SOURCE, VETTED
 from helpers.assembling import (
     EMPTY_DICT,
@@ -47,7 +48,7 @@ READERS = (  # they iterate, hash or ask what they are given
     "torch.Size",
 )  # fmt: skip
 NAMES = sorted({
-    *READ, *BY_DROPPED, *BY_STATES, "__array__", "__dict__", "__getitem__", "__iter__",
+    *READ, *CALLED, *BY_STATES, "__array__", "__dict__", "__getitem__", "__iter__",
     "__len__", "__reduce__",
     "__setstate__", "_get_args", "_is_locked", "_modules", "_parameters", "_buffers", "append",
     "as_subclass", "cumulative_sizes", "data", "dataset", "default_factory", "detach", "dtype",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from helpers.assembling import (
     EMPTY_DICT,
     EMPTY_LIST,
+    EMPTY_TUPLE,
     FALSE,
     NONE,
     TRUE,
@@ -38,6 +39,8 @@ SUBSET = instance("torch.utils.data.dataset.Subset", dataset=FACTORY, indices=li
 CONCAT = instance("torch.utils.data.dataset.ConcatDataset", cumulative_sizes=FACTORY)
 LOADER = "torch.utils.data.dataloader.DataLoader"
 ANY_SET = b"\x8f"
+CALLER = instance("quietlib.Caller", held=T)  # its class calls what it holds, whatever is asked
+PARTIAL = call("functools.partial", T)
 
 
 def got(index: int) -> bytes:
@@ -133,6 +136,23 @@ def hashed_later(*, is_module: bool) -> bytes:
     return parts + pairs((instance("quietlib.Key", **state, when=got(1)), ONE))
 
 
+# What a module needs to be called, and a hook that is called before.
+HOOKS = {
+    "_forward_pre_hooks": pairs((ONE, T)), "_forward_hooks": EMPTY_DICT,
+    "_backward_hooks": EMPTY_DICT, "_backward_pre_hooks": EMPTY_DICT,
+    "_forward_hooks_with_kwargs": EMPTY_DICT, "_forward_pre_hooks_with_kwargs": EMPTY_DICT,
+    "_forward_hooks_always_called": EMPTY_DICT,
+}  # fmt: skip
+
+
+def promise(loop: bytes) -> bytes:
+    """A future of the user's that tells its loop of an exception that nobody asked for."""
+    return instance(
+        "quietlib.Promise", _Future__log_traceback=TRUE, _exception=NONE, _source_traceback=NONE,
+        _loop=loop,
+    )  # fmt: skip
+
+
 DERIVED = {
     # ----------------------------------------------- what a derived class reads in a state
     "arguments-of-the-users-error": build(new("quietlib.Error"), fields(args=SUBSET)),
@@ -183,6 +203,44 @@ DERIVED = {
     ),
     "archive-of-the-user": archive(new("argparse.Namespace")),
     "archive-of-an-object-of-the-user": archive(new("quietlib.Plain")),
+    # ------------------------------------------------- what a derived class is made of
+    "number-of-the-user": new("quietlib.Float", CALLER),
+    "array-of-the-user": new("quietlib.Matrix", listed(CALLER)),
+    "text-of-the-user": new("quietlib.Text", CALLER),
+    "text-of-a-row": new("quietlib.Text", row(ONE, listed(CALLER))),
+    "product-of-the-user": new("quietlib.Product", CALLER),
+    "product-by-keywords": name("quietlib.Product") + row(CALLER) + EMPTY_DICT + b"\x92",
+    "reference-of-the-user": new("quietlib.Reference", ANY_SET, T),
+    "reference-that-calls-a-module": new("quietlib.Reference", ANY_SET, instance(
+        "torch.nn.modules.linear.Identity", **MODULE, **HOOKS
+    )),
+    # -------------------------------------------------- what is read when an object is dropped
+    "number-of-a-process": instance(
+        "quietlib.Program", _child_created=TRUE, returncode=NONE, pid=CALLER
+    ),
+    "truth-of-a-transport": instance("quietlib.Transport", _sock=ONE, _closing=CALLER),
+    "loop-of-a-promise": promise(namespace(call_exception_handler=T)),
+    "loop-that-is-a-prepared-call": promise(build(
+        PARTIAL, row(T, EMPTY_TUPLE, EMPTY_DICT, fields(call_exception_handler=T))
+    )),
+    "end-of-a-file": instance("quietlib.Wrapper", detach=T),
+    # ------------------------------------------------- what is found among a module's parts
+    "function-among-modules": instance(
+        "quietlib.Closing", **{**MODULE, "_modules": fields(close=T)}
+    ),
+    "prepared-call-among-parameters": instance(
+        "quietlib.Closing", **{**MODULE, "_parameters": fields(close=PARTIAL)}
+    ),
+    "module-with-a-hook": instance("quietlib.Closing", **{**MODULE, "_modules": fields(
+        close=instance("torch.nn.modules.linear.Identity", **MODULE, **HOOKS)
+    )}),
+    "number-among-modules": build(new("quietlib.Recurrent"), fields(
+        _parameters=EMPTY_DICT, _buffers=EMPTY_DICT, _modules=fields(num_layers=CALLER),
+        _all_weights=listed(listed(ONE)), bidirectional=FALSE, bias=FALSE,
+    )),
+    # ------------------------------------------------------------- what setters and errors read
+    "number-in-slots": build(new("quietlib.Pickles"), row(NONE, fields(fast=CALLER))),
+    "state-that-an-error-shows": build(new("packaging.version.Version"), fields(x=CALLER)),
     # ------------------------------------------------------- methods that run for an attribute
     "attribute-in-slots": build(
         new(LOADER), row(fields(_DataLoader__initialized=CONCAT), fields(x=ONE))

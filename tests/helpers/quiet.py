@@ -93,6 +93,21 @@ class Recurrent(LSTM): pass
 class Optimizes(Adam): pass
 class Archive(ZipFile): pass
 class Program(Popen): pass
+import io, pickle
+from asyncio.futures import _PyFuture
+from asyncio.selector_events import _SelectorDatagramTransport
+import numpy
+class Matrix(numpy.matrix): pass
+class Float(numpy.float64): pass
+class Product(product): pass
+class Reference(ref): pass
+class Transport(_SelectorDatagramTransport): pass
+class Promise(_PyFuture): pass
+class Pickles(pickle.Pickler): pass
+class Wrapper(io.TextIOWrapper):
+    def __del__(self): self.detach()
+class Closing(torch.nn.Module):
+    def __del__(self): self.close()
 @dataclasses.dataclass(frozen=True)
 class Key: when: object
 SETDEFAULT = "setdefault"

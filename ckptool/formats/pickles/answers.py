@@ -7,11 +7,21 @@ of ``READ``. So such a value may hold functions, but no object that could call t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ckptool.formats.pickles.acting import NAMES_OF_DROPPED
-from ckptool.formats.pickles.grades import FOREIGN, HOLDING, NESTED, OBJECT, Grades, is_function
+from ckptool.formats.pickles.asked import is_asked_of_all
+from ckptool.formats.pickles.dropped import READ_BESIDE, READ_WHEN_DROPPED
+from ckptool.formats.pickles.grades import (
+    ARMED,
+    FOREIGN,
+    HOLDING,
+    NESTED,
+    OBJECT,
+    Grades,
+    is_function,
+)
 from ckptool.formats.pickles.modules import LOOKED_IN, OF_ANY_MODULE, is_module
 from ckptool.formats.pickles.trust import is_own
 from ckptool.tree.nodes import CompositeTensor, Opaque, TensorRef
@@ -40,6 +50,8 @@ IMPORTED = frozenset({
     "combinations_with_replacement", "compress", "cycle", "dircmp", "finalize", "islice",
     "pairwise", "permutations", "product", "ref", "starmap", "takewhile", "tee", "zip_longest",
 })  # fmt: skip
+# Packages whose classes name a state that they cannot take in the error that they raise.
+SHOWING = ("packaging.",)
 # Own objects of these cannot be iterated or indexed.
 _NO_ROWS = ("argparse.Namespace", "types.SimpleNamespace", "optparse.Values")
 
@@ -47,9 +59,13 @@ IsPlain = Callable[[Any], bool]
 
 
 def is_imported(qualname: str) -> bool:
-    """Return whether a name of the user's may be a class of Python's or torch's that acts."""
+    """Return whether a name of the user's may be a class of Python's or torch's that acts.
+
+    Classes that show a state which they cannot take are among them.
+    """
     name = qualname.rpartition(".")[2]
-    return (name in IMPORTED or name in NAMES_OF_DROPPED) and not is_own(qualname)
+    is_of_others = name in IMPORTED or name in NAMES_OF_DROPPED or qualname.startswith(SHOWING)
+    return is_of_others and not is_own(qualname)
 
 
 def worst_of_imported(state: Any) -> int:
@@ -69,29 +85,118 @@ def prepares_no_answer(state: Any, grades: Grades, is_plain: IsPlain) -> bool:
     """
     parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
     if not all(part is None or isinstance(part, dict) for part in parts):
-        return _can_be_read(state, grades, is_plain, most=HOLDING)
-    return all(
-        _can_be_read(part[name], grades, is_plain, most=OBJECT)
-        for part in filter(None, parts)
-        for name in READ.keys() & part.keys()
-    ) and all(
-        (isinstance(part[name], (dict, set)) and is_plain(part[name]))
-        or _can_be_read(part[name], grades, is_plain, most=OBJECT)
-        for part in filter(None, parts)
-        for name in LOOKED_IN & part.keys()  # a module's code looks there for other attributes
+        return can_be_read(state, grades, is_plain, most=HOLDING)
+    # The class's setters are given what is set in slots.
+    is_set = len(parts) == 1 or _can_all_be_read(parts[1], parts[1] or (), grades, is_plain)
+    return is_set and all(_prepares_none(part, grades, is_plain) for part in parts if part)
+
+
+def _prepares_none(part: dict[Any, Any], grades: Grades, is_plain: IsPlain) -> bool:
+    """Return whether nothing calls what attributes hold, if other code than the user's reads it."""
+    return (
+        _can_all_be_read(part, READ.keys() & part.keys(), grades, is_plain)
+        and (
+            grades.of(part) < HOLDING
+            or _can_all_be_read(part, _read_when_dropped(part), grades, is_plain, OBJECT)
+        )
+        and all(
+            (isinstance(part[name], (dict, set)) and is_plain(part[name]))
+            or can_be_read(part[name], grades, is_plain, most=OBJECT)
+            for name in LOOKED_IN & part.keys()  # a module's code looks there for other attributes
+        )
+        and holds_modules(part, grades, is_plain)
     )
 
 
-def _can_be_read(value: Any, grades: Grades, is_plain: IsPlain, *, most: int) -> bool:
+def _can_all_be_read(
+    part: Any, names: Iterable[Any], grades: Grades, is_plain: IsPlain, of_namespaces: int = ARMED
+) -> bool:
+    return all(
+        can_be_read(part[name], grades, is_plain, most=OBJECT, of_namespaces=of_namespaces)
+        for name in names
+    )
+
+
+def _read_when_dropped(part: dict[Any, Any]) -> frozenset[Any]:
+    """Return the names of attributes that a ``__del__`` may read."""
+    found = READ_WHEN_DROPPED & part.keys()
+    return found | (READ_BESIDE & part.keys()) if found else found
+
+
+def holds_modules(state: Any, grades: Grades, is_plain: IsPlain) -> bool:
+    """Return whether a module's parts can be taken for its attributes.
+
+    A name that is no attribute of a module is looked for in its parts, none of which is a function.
+    A module that holds a function calls it when it is called itself.
+    """
+    if not isinstance(state, dict):
+        return True
+    for inside in (state[name] for name in OF_ANY_MODULE if name in state):
+        if not isinstance(inside, dict) or grades.of(inside) < HOLDING:
+            continue
+        grades.count(1 + len(inside))
+        for name, part in inside.items():
+            if type(part) is TensorRef or grades.of(part) < HOLDING:
+                continue
+            is_called = not isinstance(name, str) or is_asked_of_all(name)
+            if is_function(part) or is_called:
+                return False
+            is_silent = is_module(part) or name not in READ
+            if not is_silent and not can_be_read(part, grades, is_plain, most=OBJECT):
+                return False
+    return True
+
+
+def may_make_class(args: tuple[Any, ...]) -> bool:
+    """Return whether a metaclass would take the arguments: a name, bases and attributes."""
+    if len(args) != 3:
+        return False
+    _, bases, space = args
+    is_tuple = isinstance(bases, tuple) or (isinstance(bases, Opaque) and bool(bases.args))
+    is_object = isinstance(space, Opaque) and (space.called or space.items is not None)
+    return is_tuple and (isinstance(space, dict) or is_object)
+
+
+def can_be_made_of(args: tuple[Any, ...], kwargs: Any, grades: Grades, is_plain: IsPlain) -> bool:
+    """Return whether ``__new__`` of a user's class may be given arguments, whatever its base is.
+
+    Numbers, texts and rows of Python's and numpy's ask their arguments for everything. A weak
+    reference calls a function when the first argument is dropped.
+    """
+    given = (*args, *(kwargs.values() if isinstance(kwargs, dict) else (kwargs,)))
+    if grades.worst(given) < NESTED:
+        return True
+    is_reference = bool(args) and not isinstance(args[0], _NOT_REFERRED_TO)
+    if is_reference and any(grades.of(arg) >= HOLDING for arg in args[1:]):
+        return False
+    if grades.worst(given) >= ARMED:
+        return False
+    return all(
+        can_be_read(arg, grades, is_plain, most=OBJECT, of_namespaces=OBJECT) for arg in given
+    )
+
+
+# Values to which there are no weak references.
+_NOT_REFERRED_TO = (str, int, float, complex, bytes, bytearray, tuple, dict, list, type(None))
+
+
+def can_be_read(
+    value: Any, grades: Grades, is_plain: IsPlain, *, most: int, of_namespaces: int = ARMED
+) -> bool:
     """Return whether a value calls nothing when it is read.
 
-    ``most`` is the worst grade of objects of the user's in it.
+    Args:
+        value: the value, which may hold functions that are not called.
+        grades: those of the pickle's values.
+        is_plain: whether a container calls nothing when it is iterated.
+        most: the worst grade of the user's objects in it.
+        of_namespaces: the worst grade of namespaces in it, which have no items.
     """
     waiting, seen = [value], set[int]()
     while waiting:
         part = waiting.pop()
         grade = grades.of(part)
-        if grade <= FOREIGN or is_function(part) or id(part) in seen:
+        if grade <= FOREIGN or _is_plain_function(part) or id(part) in seen:
             continue
         seen.add(id(part))
         if isinstance(part, (list, tuple, set, frozenset, dict)):
@@ -100,9 +205,19 @@ def _can_be_read(value: Any, grades: Grades, is_plain: IsPlain, *, most: int) ->
             grades.count(1 + len(part))
             waiting += part.values() if isinstance(part, dict) else part
         elif isinstance(part, Opaque):
-            is_silent = part.qualname in _NO_ROWS or (is_module(part) and grade <= NESTED)
+            is_silent = (part.qualname in _NO_ROWS and grade <= of_namespaces) or (
+                is_module(part) and grade <= NESTED
+            )
             if not is_silent and grade > (OBJECT if is_own(part.qualname) else most):
                 return False
         elif not isinstance(part, (TensorRef, CompositeTensor)):
             return False
     return True
+
+
+def _is_plain_function(part: Any) -> bool:
+    """Return whether a value is a function without attributes of the pickle's."""
+    if not is_function(part):
+        return False
+    state = part.state if isinstance(part, Opaque) else None
+    return not (isinstance(state, tuple) and len(state) == 4 and state[3])  # of a partial

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ckptool.formats.pickles.dropped import CALLED, ENDING
+
 # Methods by which pickle itself fills any object.
 _BY_PICKLE = frozenset({"append", "extend", "add"})
 # Attributes by which Python's functions, numpy's and torch's read their arguments.
@@ -29,14 +31,6 @@ BY_STATES = frozenset({
     "set_weight_bias", "set_",
 })  # fmt: skip
 
-# Methods that a ``__del__`` of Python's calls on its own object, or on the file, the process or the
-# lock in it: a class of the user's may be derived from it, and runs it when its object is dropped.
-BY_DROPPED = frozenset({
-    "_URLopener__unlink", "_cleanup", "_close", "_fpclose", "_internal_poll", "_patchheader",
-    "_write_end_record", "acquire", "cleanup", "close", "destroy_segment", "flush", "is_closed",
-    "nextfile", "release", "seek", "sync", "tell", "truncate", "unlink", "write",
-})  # fmt: skip
-
 # Methods of a module that list what it holds.
 _LISTS = frozenset({
     "_named_members", "buffers", "children", "modules", "named_buffers", "named_children",
@@ -56,7 +50,7 @@ def is_asked(name: str) -> bool:
 
 def is_asked_by_states(name: Any) -> bool:
     """Return whether Python or a class of torch's asks an object that it fills or drops."""
-    return name in BY_STATES or name in BY_DROPPED or is_special(name)
+    return name in BY_STATES or name in CALLED or name in ENDING or is_special(name)
 
 
 def is_asked_of_all(name: str) -> bool:

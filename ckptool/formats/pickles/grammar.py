@@ -18,7 +18,14 @@ from collections.abc import Callable, Sequence
 from itertools import chain, repeat
 from typing import Any
 
-from ckptool.formats.pickles.answers import is_imported, prepares_no_answer, worst_of_imported
+from ckptool.formats.pickles.answers import (
+    can_be_made_of,
+    holds_modules,
+    is_imported,
+    may_make_class,
+    prepares_no_answer,
+    worst_of_imported,
+)
 from ckptool.formats.pickles.asked import (
     is_asked,
     is_asked_by_states,
@@ -187,14 +194,16 @@ class Grammar:
             return self.takes(row, args) and self.grade(kwargs) == DATA
         worst = max(self.grades.worst(args), self.grade(kwargs))
         if is_own(qualname):
-            is_data = worst == DATA and not _may_make_class(args)
+            is_data = worst == DATA and not may_make_class(args)
             return (qualname in HOLDERS and worst < ARMED) or (is_data and is_inert(qualname))
-        if _may_make_class(args):
+        if may_make_class(args):
             *_, bases, space = args
             names = (space.items or {}) if isinstance(space, Opaque) else space
             is_harmless = self.grade(bases) <= NESTED and not any(map(is_special, names))
             return is_harmless and worst < ARMED
-        return worst <= (OBJECT if is_imported(qualname) else TRAP)
+        if is_imported(qualname):
+            return worst <= OBJECT
+        return can_be_made_of(args, kwargs, self.grades, self._is_plain)
 
     def is_set(self, qualname: str, state: Any) -> bool:
         """Return whether an object of a class may be given a state."""
@@ -287,6 +296,7 @@ class Grammar:
             self.grade(state) <= NAME
             and self._has_no_trap(state, is_asked_by_states)
             and all(isinstance(part, (dict, set)) and self._is_plain(part) for part in looked_in)
+            and holds_modules(state, self.grades, self._is_plain)
         )
 
     def _is_of_handle(self, state: Any) -> bool:
@@ -353,16 +363,6 @@ class Grammar:
             elif type(name) not in _NO_NAMES and self.grade(value) > FOREIGN:
                 return False
         return True
-
-
-def _may_make_class(args: tuple[Any, ...]) -> bool:
-    """Return whether a metaclass would take the arguments: a name, bases and attributes."""
-    if len(args) != 3:
-        return False
-    _, bases, space = args
-    is_tuple = isinstance(bases, tuple) or (isinstance(bases, Opaque) and bool(bases.args))
-    is_object = isinstance(space, Opaque) and (space.called or space.items is not None)
-    return is_tuple and (isinstance(space, dict) or is_object)
 
 
 # Of a class of Python's, torch's or numpy's: whether it is of a family, and what its state may be.
