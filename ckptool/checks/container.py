@@ -298,7 +298,7 @@ def beside(files: Sequence[Unopened]) -> Iterator[Finding]:
         yield finding("CK121", "", message)
     if others:
         message = f"files that are no part of what was checked: {named(others)}"
-        yield finding("CK121", "", message, "nothing, unless one of them is a checkpoint")
+        yield finding("CK121", "", message, "nothing to do, unless one of them is a checkpoint")
 
 
 def _in_folder(file: Unopened, findings: Iterable[Finding]) -> Iterator[Finding]:

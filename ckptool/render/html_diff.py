@@ -99,7 +99,8 @@ def _drift(label: str, group: GroupDistance) -> Bar:
     if group.nonfinite:
         return Bar(label, 1.0, f"{group.nonfinite:,} NOT FINITE", "failed")
     change = group.relative_l2 or 0.0
-    return Bar(label, change, f"{100 * change:.3g} %" if change else "0")
+    nothing = "" if group.differing else "0"  # counters differ, which have no distance
+    return Bar(label, change, f"{100 * change:.3g} %" if change else nothing)
 
 
 def _sections(sections: Sequence[GroupDistance]) -> Iterator[str]:

@@ -129,7 +129,11 @@ def _dtypes(totals: TensorTotals) -> str:
     largest = sorted(totals.dtypes.items(), key=lambda kv: -kv[1].bytes)[:5]
     parts = [f"{name} {words.size(amount.bytes)}" for name, amount in largest]
     is_shared = totals.stored_bytes < totals.bytes
-    stored = [f"{words.size(totals.stored_bytes)} stored, the rest shared"] if is_shared else []
+    stored = (
+        [f"{words.size(totals.stored_bytes)} in the file, since tensors share storage"]
+        if is_shared
+        else []
+    )
     return ", ".join([*parts, *stored])
 
 
