@@ -81,7 +81,6 @@ class TorchRecords:
         self.too_long: list[tuple[str, int, int]] = []  # (key, bytes of record, of storage)
         self.code = NO_CODE
         self.storage_bytes = 0  # of all storages in the pickle, once it is read
-        self._located: set[int] = set()  # offsets of the records of those
 
     def get(self, name: str) -> ZipRecord | None:
         """Return the record called ``name`` in the archive's own directory."""
@@ -206,8 +205,7 @@ class TorchRecords:
         Raises:
             UnsupportedError: there are more than can be followed in useful time.
         """
-        located = self._located
-        for record in [r for r in self.archive.records if r.header_offset not in located]:
+        for record in self.archive.not_looked_at:
             with suppress(CkptError):
                 self.archive.data_offset(record)
         self.listen_to_arrays(pickles, [*self.archive.maybe_arrays.values()])
@@ -361,6 +359,9 @@ class TorchRecords:
             DamagedError: there is no such record, or it is too short.
         """
         name = key if isinstance(key, str) else repr(key)
+        usual = self.archive.span_of_next(f"{self.folder}{STORAGE}{name}", nbytes)
+        if usual is not None:
+            return usual
         name_in_archive = name.lower() if name.isascii() else folded(name)
         record = self.archive.by_folded_name.get(self._storages + name_in_archive)
         if record is None:
@@ -373,7 +374,6 @@ class TorchRecords:
             )
         if record.size < nbytes:
             raise DamagedError(f"the record data/{name} has {record.size} of {nbytes} bytes")
-        self._located.add(record.header_offset)
         if record.size > nbytes and len(self.too_long) < MAX_TOO_LONG:
             self.too_long.append((name, record.size, nbytes))
         if record.method != STORED:

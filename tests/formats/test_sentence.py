@@ -53,11 +53,15 @@ class Watched(TorchBuilder):
     takes = True
     taken = 0
 
-    def read_sentence(self, window, at, stack, memo):
+    def read_sentence(self, window, at, stack, marks, memo):
         self.memo = memo
-        end = super().read_sentence(window, at, stack, memo) if self.takes else 0
+        read = super().read_sentence if self.takes else self._read_nothing
+        end, stack = read(window, at, stack, marks, memo)
         self.taken += end > 0
-        return end
+        return end, stack
+
+    def _read_nothing(self, _window, _at, stack, _marks, _memo):
+        return 0, stack
 
 
 class WordByWord(Watched):

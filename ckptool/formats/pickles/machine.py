@@ -68,8 +68,13 @@ _DOUBLE = Struct(">d").unpack_from
 class Sentences(Protocol):
     """Reader of several instructions at once, with the outcome that each by itself has."""
 
-    def read(self, window: bytes, at: int, stack: list[Any], memo: Memo) -> int:
-        """Return the offset behind the instructions from ``at`` on; 0 if nothing was done."""
+    def read(
+        self, window: bytes, at: int, stack: list[Any], marks: list[list[Any]], memo: Memo
+    ) -> tuple[int, list[Any]]:
+        """Return the offset behind what was read from ``at`` on, and the stack there.
+
+        The offset is 0 if nothing was done.
+        """
 
 
 class Builder:
@@ -103,13 +108,17 @@ class Builder:
         """Append elements to a list (APPEND, APPENDS)."""
         target.extend(values)
 
-    def read_sentence(self, window: bytes, at: int, stack: list[Any], memo: Memo) -> int:
+    def read_sentence(
+        self, window: bytes, at: int, stack: list[Any], marks: list[list[Any]], memo: Memo
+    ) -> tuple[int, list[Any]]:
         """Follow several instructions at once, from the MARK at ``at`` on.
 
         Returns:
-            The offset behind them in the window; 0 if nothing was done.
+            The offset behind them in the window, and the stack there; 0 if nothing was done.
         """
-        return 0 if self.sentences is None else self.sentences.read(window, at, stack, memo)
+        if self.sentences is None:
+            return 0, stack
+        return self.sentences.read(window, at, stack, marks, memo)
 
     def finish(self, tree: Any) -> None:
         """Look over the tree once it is complete; this builder accepts any."""
@@ -243,7 +252,8 @@ class PickleMachine:
                     i = self._need(window, base, start + _UINT32(window, i)[0])
                     stack.append(_text(window[start:i]))
                 elif op == 0x28:  # MARK
-                    if end := read_sentence(window, begin, stack, memo):
+                    end, stack = read_sentence(window, begin, stack, marks, memo)
+                    if end:
                         i = end
                     else:
                         marks.append(stack)

@@ -6,42 +6,50 @@ r"""The sentence in which torch pickles a tensor, recognised at once instead of 
     K<offset> K.K.\x86rM K.K.\x86rM \x89        offset, sizes, strides, requires_grad
     hO)R rM t rM R rM                           hooks, which are an empty OrderedDict; the call
 
-The machine asks for it at each MARK. One pattern finds what differs, and what follows is what the
-machine and its builder would do: the same tensor, the same values in the memo, the same count in
-the budget. In a dict the next key and the next tensor follow; such a **run** is read in one call.
-Rules, each with its reason:
+The machine asks for it at each MARK: that of a sentence, or the one before the items of a dict.
+The **items** that follow are read in one call, a **run**: a key, if there is one, and a tensor or
+the beginning of a dict. An optimizer has a small dict for each parameter::
 
-* A sentence is taken only if it is in every part as torch writes it, and its tensor fits into its
-  storage. In every other case nothing has happened, and the machine goes on word by word. So it
-  remains the only reader of everything else, and the only one that finds faults.
+    X<length>"exp_avg"rM hF ((…          a key, the function, the sentence of a tensor
+    u K<number> }rM (                    the end of a dict, the next key, the next dict
+
+One pattern finds what differs in an item, and what follows is what the machine and its builder
+would do: the same tensor, the same values in the memo, the same count in the budget. Rules, each
+with its reason:
+
+* An item is taken only if it is in every part as torch writes it, its tensor fits into its storage,
+  and it stores its values behind those that the memo has. In every other case nothing has happened,
+  and the machine goes on word by word. So it remains the only reader of everything else, and the
+  only one that finds faults.
 * Both functions have been called word by word before, so that their names have been noted.
-* A sentence may store a value in the memo under an index that it reads later. The machine reads it.
+* A dict is filled here only if no rule about keys can be broken: it is small, and empty so far.
 * The location is ``hL`` for ``"cpu"`` alone: torch makes the text of ``"cuda:0"`` anew for each
   tensor, so the pickle spells and stores it each time, ``X<length>"cuda:0" rM``.
 * Most of a sentence repeats from tensor to tensor, so each wording is decoded once. But tuples in
   the memo are made anew: a pickle may put them into its tree, where one tuple at two places is not
   two tuples.
-* The memo is only promised its entries (``memo.py``): almost none is ever read. Those of a run are
-  promised when it ends, and stand above all others. So a sentence of the run that reads one of them
-  finds nothing there. It ends the run, and is read again after it.
+* The memo is only promised its entries (``memo.py``): almost none is ever read, but for the keys.
+  Those of a run are promised when it ends, and stand above all others. So an item of the run that
+  reads one of them finds nothing there. It ends the run, and is read again after it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from struct import Struct
+from collections.abc import Mapping
 from struct import error as StructError  # noqa: N812
 from typing import Any
 
 from ckptool.dtypes import DType
 from ckptool.errors import CkptError
+from ckptool.formats.pickles.budget import SHORT_KEY
 from ckptool.formats.pickles.machine import Builder
 from ckptool.formats.pickles.memo import Memo
 from ckptool.formats.pickles.storages import Storages
 from ckptool.formats.pickles.tensor_views import check_countable, storage_dtype
 from ckptool.formats.pickles.torch_calls import TORCH_CALLS
 from ckptool.records import NamedTuple
+from ckptool.regex import regex
 from ckptool.sources.base import ByteSpan
 from ckptool.tree.geometry import extent
 from ckptool.tree.nodes import GlobalRef, NotedDict, StorageRef, TensorRef, plain_tensor
@@ -49,24 +57,26 @@ from ckptool.tree.nodes import GlobalRef, NotedDict, StorageRef, TensorRef, plai
 _GET = rb"(?:h.|j....)"  # BINGET, LONG_BINGET
 _PUT = rb"r(....)"  # LONG_BINPUT: all memo entries but the first 256
 _INT = rb"(?:K.|M..|J....)"  # BININT1, BININT2, BININT
-_DEVICE = rb"(" + _GET + rb")|(X[\x02-\x14]\0\0\0[a-z0-9:]{2,20})" + _PUT
-_ROW = rb"(" + _INT + rb"{1,3}[\x85-\x87]|\(" + _INT + rb"{4,32}t)"  # TUPLE1 to TUPLE3, TUPLE
-_SENTENCE = re.compile(
-    rb"\(\((" + _GET + _GET + rb"X[\x01-\x09])\0\0\0([0-9]{1,9})" + _PUT
-    + rb"(?:" + _DEVICE + rb")(" + _INT + rb")t" + _PUT + rb"Q"
-    + rb"(" + _INT + rb")(?:\)\)|" + _ROW + _PUT + _ROW + _PUT + rb")"
-    + rb"([\x88\x89]" + _GET + rb")\)R" + _PUT + rb"t" + _PUT + rb"R" + _PUT,
-    re.DOTALL,
-).match  # fmt: skip
+_ROW = rb"(?:" + _INT + rb"{1,3}[\x85-\x87]|\(" + _INT + rb"{4,32}t)"  # TUPLE1 to TUPLE3, TUPLE
+# A text ends where its length says. The pattern cannot know; it ends it where an item could go on.
+_KEY = rb"(?:X(.\0\0\0[ -~\x80-\xff]{0,255}?)" + _PUT + rb"|(" + _GET + rb"|" + _INT + rb"))?"
+_TENSOR = (
+    rb"(" + _GET + rb"\(\(" + _GET + _GET + rb"X[\x01-\x09])\0\0\0([0-9]{1,9})" + _PUT
+    + rb"(?:X([\x02-\x14]\0\0\0[a-z0-9:]{2,20})" + _PUT + rb")?"
+    + rb"(" + _GET + rb"?" + _INT + rb"t)" + _PUT
+    + rb"(Q" + _INT + rb"(?:\)\)|" + _ROW + rb"))(?:" + _PUT + rb"(" + _ROW + rb")" + _PUT + rb")?"
+    + rb"([\x88\x89]" + _GET + rb"\)R)" + _PUT + rb"t" + _PUT + rb"R" + _PUT
+)  # fmt: skip
+_ITEM = regex(rb"(u?)" + _KEY + rb"(?:" + _TENSOR + rb"|}" + _PUT + rb"\()", re.DOTALL)
 HOOKS = "collections.OrderedDict"
 _REBUILD = TORCH_CALLS["torch._utils._rebuild_tensor_v2"]
-_INTS = re.compile(_INT, re.DOTALL).findall
-_WORDS = re.compile(_GET, re.DOTALL).findall
+_INTS = regex(_INT, re.DOTALL)
+_NAMED = regex(rb"(" + _GET + rb")\(\((" + _GET + rb")(" + _GET + rb")X(.)", re.DOTALL)
+_COUNTED = regex(rb"(" + _GET + rb")?(" + _INT + rb")t", re.DOTALL)
+_VIEWED = regex(rb"Q(" + _INT + rb")(.*)", re.DOTALL)
+_SCALAR = b"))"
+_BINGET, _LONG_BINGET, _NEWTRUE = b"hj\x88"
 _LENGTHS = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
-# By their bytes: a scalar has two less, and a device that is spelled one more.
-_PUTS = {4 * count: Struct(f"<{count}I").unpack for count in (5, 6, 7, 8)}
-_UINT32 = Struct("<I").unpack_from
-_BINUNICODE, _LONG_BINPUT, _BINGET, _LONG_BINGET = b"Xrhj"
 
 
 def _ascending(count: int) -> tuple[int, int]:
@@ -75,29 +85,32 @@ def _ascending(count: int) -> tuple[int, int]:
     return sum(places), sum(step * place for step, place in enumerate(places))
 
 
-_ASCENDING = {nbytes: _ascending(nbytes // 4) for nbytes in _PUTS}
+_ASCENDING = {4 * count: _ascending(count) for count in range(10)}
 
 
-class _Geometry(NamedTuple):
-    """The sizes and strides of a tensor."""
+class _UnusualError(Exception):
+    """Error of an item that the machine has to read."""
 
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    extent: int  # elements from the first to the last
-    zeros: tuple[int, ...]  # where its only block begins
+
+# The last three come from reading behind the window, and from text that is none.
+_ENDS_RUN = (_UnusualError, KeyError, CkptError, StructError, IndexError, ValueError)
 
 
 class _Wording(NamedTuple):
     """The numbers of a sentence that are neither its storage's key nor indices it stores under."""
 
-    kind_at: int  # indices of the memo that it reads
+    function_at: int  # indices of the memo that it reads
+    kind_at: int
     class_at: int
     device: int | str  # the index, or the device itself if it is spelled
     hooks_at: int
     length: int  # of the key
     numel: int
     offset: int
-    geometry: _Geometry
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    extent: int  # elements from the first to the last
+    zeros: tuple[int, ...]  # where its only block begins
     requires_grad: bool
 
 
@@ -105,72 +118,71 @@ class _Wordings(dict[tuple[bytes, ...], _Wording]):
     """The wordings of sentences by their bytes."""
 
     def __missing__(self, spelled: tuple[bytes, ...]) -> _Wording:
-        named, got, device, counted, offset, sizes, strides, flagged = spelled
-        kind_at, class_at = map(_number, _WORDS(named[:-2]))
-        if device and device[1] != len(device) - 5:
+        named, device, counted, viewed, strides, flagged = spelled
+        function, kind, cls, length = _NAMED.fullmatch(named).groups(b"")
+        placed, count = _COUNTED.fullmatch(counted).groups(b"")
+        offset, sizes = _VIEWED.fullmatch(viewed).groups(b"")
+        if bool(device) is bool(placed) or (device and device[0] != len(device) - 4):
             raise _UnusualError
-        placed = device[5:].decode() if device else _number(got)
-        places = kind_at, class_at, placed, _number(flagged[1:])
-        form, numel = _geometry(sizes, strides), _number(counted)
-        made = _Wording(*places, named[-1], numel, _number(offset), form, flagged[0] == 0x88)
-        self[spelled] = made
+        shape, steps = _row(sizes), _row(strides or _SCALAR)
+        if len(shape) != len(steps):
+            raise _UnusualError
+        check_countable(shape, steps)
+        self[spelled] = made = _Wording(
+            _number(function), _number(kind), _number(cls),
+            device[4:].decode() if device else _number(placed), _number(flagged[1:-2]),
+            length[0], _number(count), _number(offset), shape, steps, extent(shape, steps),
+            (0,) * len(shape), flagged[0] == _NEWTRUE,
+        )  # fmt: skip
         return made
 
 
-class _UnusualError(Exception):
-    """Error of a sentence that the machine has to read."""
-
-
 def _number(spelled: bytes) -> int:
+    """Return the number of an instruction: an integer, or an index of the memo."""
     return int.from_bytes(spelled[1:], "little", signed=spelled[:1] == b"J")
 
 
-def _geometry(*spelled: bytes) -> _Geometry:
-    shape, strides = map(_row, spelled)
-    if len(shape) != len(strides):
-        raise _UnusualError
-    check_countable(shape, strides)
-    return _Geometry(shape, strides, extent(shape, strides), (0,) * len(shape))
-
-
 def _row(spelled: bytes) -> tuple[int, ...]:
-    sizes = tuple(map(_number, _INTS(spelled.removeprefix(b"("))))
+    if spelled == _SCALAR:
+        return ()
+    sizes = tuple(map(_number, _INTS.findall(spelled.removeprefix(b"("))))
     taken = _LENGTHS.get(spelled[-1:], len(sizes))  # a shorter tuple leaves integers on the stack
     if taken != len(sizes) or min(sizes, default=0) < 0:
         raise _UnusualError
     return sizes
 
 
-# The last three come from reading behind the window, and from text that is none.
-_ENDS_RUN = (_UnusualError, KeyError, CkptError, StructError, IndexError, ValueError)
+class _Plan(NamedTuple):
+    """What the tensors of one wording have in common, with the memo values that they read."""
 
-
-class _Head(NamedTuple):
-    """The values of the memo that a sentence reads, and the dtype of the storage's class."""
-
-    dtype: DType
+    wording: _Wording
+    dtype: DType  # of the storage's class
     kind: str
     cls: GlobalRef
     device: str
-    hooks: GlobalRef
 
 
-# A tensor that was read: the key in the dict if it was spelled there, the head, the storage's key,
-# the wording, the storage, and the tensor. A plain tuple: there are 100,000.
-_Told = tuple[str | None, _Head, str, _Wording, StorageRef, TensorRef]
+# The items of a run, one behind the other, five values each: the key if it is spelled there, the
+# plan, the storage's key, the storage, and the tensor; for a dict no plan, and the dict.
+# A flat list: there are 100,000 of them.
+_WIDTH = 5
 
 
-def _entries(run: Iterable[_Told]) -> tuple[Any, ...]:
-    """Return what the sentences of a run put into the memo; the empty tuple is no entry."""
+def _entries(run: list[Any]) -> tuple[Any, ...]:
+    """Return what the items of a run put into the memo; the empty tuple is no entry."""
     made: list[Any] = []
-    for name, (_, kind, cls, device, _), key, wording, storage, tensor in run:
-        _, _, placed, _, _, numel, offset, (shape, strides, *_), requires_grad = wording
-        rows = (*shape,), (*strides,)
+    for text, plan, key, storage, value in zip(*[iter(run)] * _WIDTH, strict=True):
+        made += () if text is None else (text,)
+        if plan is None:
+            made.append(value)
+            continue
+        wording, _, kind, cls, device = plan
+        rows = (*wording.shape,), (*wording.strides,)
         hooks = NotedDict()
-        args = storage, offset, *rows, requires_grad, hooks
-        made += () if name is None else (name,)
-        made += (key,) if type(placed) is int else (key, device)
-        made += (kind, cls, key, device, numel), *(rows if shape else ()), hooks, args, tensor
+        args = storage, wording.offset, *rows, wording.requires_grad, hooks
+        made += (key,) if type(wording.device) is int else (key, device)
+        made += (kind, cls, key, device, wording.numel), *(rows if rows[0] else ())
+        made += hooks, args, value
     return tuple(made)
 
 
@@ -186,156 +198,158 @@ class TensorSentence:
     def __init__(self, builder: Builder, storages: Storages, calls: Mapping[int, Any]) -> None:
         self._builder, self._storages, self._calls = builder, storages, calls
         self._wordings = _Wordings()
-        # Heads by the identities of their values, which they keep from being taken by others.
-        self._heads: dict[tuple[int, ...], _Head] = {}
-        self._last: dict[int, _Head] = {}  # the last head of a wording, by its identity
 
     # One loop, as in the machine: a call for each step would take half of the time.
-    def read(self, window: bytes, at: int, stack: list[Any], memo: Memo) -> int:  # noqa: C901
-        """Put the tensor of the sentence at ``at`` in place of the function on the stack.
-
-        The keys and tensors that follow in a dict are put on the stack too.
+    def read(  # noqa: C901, PLR0912, PLR0915
+        self, window: bytes, at: int, stack: list[Any], marks: list[list[Any]], memo: Memo
+    ) -> tuple[int, list[Any]]:
+        """Follow the items from the MARK at ``at`` on.
 
         Returns:
-            The offset behind the last sentence; 0 if there is none, or if it is to be read word by
-            word. Then nothing has been done.
+            The offset behind the last item, and the stack there; 0 if there is none, or if it is to
+            be read word by word. Then nothing has been done.
         """
-        found = _SENTENCE(window, at)
-        if found is None or not stack or self._calls.get(id(stack[-1])) is not _REBUILD:
-            return 0
-        getter = _getter(window, at, memo, stack[-1])
-        wordings, known, add = self._wordings, self._storages.known, self._storages.add
-        heads: dict[int, _Head] = {}  # by the wording: a run changes none of the entries it reads
-        run: list[_Told] = []
-        room = self._builder.budget.room_for_containers  # a sentence makes one, its hooks
-        first = free = max(memo.free, _UINT32(found[3])[0])  # where the run's entries begin and end
-        end, entry, name = 0, None, None  # the key in the dict, and the same if it is spelled there
+        is_sentence = window.startswith(b"((", at)
+        begin = _getter(window, at, stack, memo) if is_sentence else at + 1
+        found = _ITEM.match(window, begin) if begin else None
+        if found is None:
+            return 0, stack
+        known, add, fill = self._storages.known, self._storages.add, self._builder.set_items
+        plans: dict[
+            tuple[bytes, ...], _Plan
+        ] = {}  # a run changes no entry that it reads
+        run: list[Any] = []
+        texts: dict[int, str] = {}  # the keys that are spelled, by their indices
+        room = self._builder.budget.room_for_containers  # a tensor makes one, its hooks
+        end, tensors, first = 0, 0, memo.free
+        function = stack.pop() if is_sentence else None  # the first item gets it, as all do
+        if not is_sentence:
+            marks.append(stack)
+            stack = []
         try:
-            while found and len(run) < room:
+            while found and tensors < room:
                 (
-                    named, digits, put_key, got, placed, put_device, counted, put_id, offset,
-                    sizes, put_sizes, strides, put_strides, flagged, put_hooks, put_args, put_made,
+                    closes, text, put_text, got, named, digits, put_key, device, put_device,
+                    counted, put_id, viewed, put_sizes, strides, put_strides, flagged, put_hooks,
+                    put_args, put_made, put_dict,
                 ) = found.groups(b"")  # fmt: skip
-                wording = wordings[named, got, placed, counted, offset, sizes, strides, flagged]
-                head = heads.get(id(wording))
-                if head is None:
-                    head = heads[id(wording)] = self._head(wording, memo)
-                key, numel = digits.decode(), wording.numel
-                if wording.length != len(key) or numel < 1:
-                    break  # a storage without bytes is made anew each time
                 puts = b"".join(
                     (
-                        put_key, put_device, put_id, put_sizes, put_strides, put_hooks, put_args,
-                        put_made,
+                        put_text, put_key, put_device, put_id, put_sizes, put_strides, put_hooks,
+                        put_args, put_made, put_dict,
                     )
                 )  # fmt: skip
+                if not run:
+                    first = free = max(first, int.from_bytes(puts[:4], "little"))
                 times, steps = _ASCENDING[len(puts)]
-                start = free if name is None else free + 1
-                is_usual = int.from_bytes(puts, "little") == start * times + steps
-                if not is_usual and (run or _reads_its_own(wording, puts)):
+                if int.from_bytes(puts, "little") != free * times + steps:
                     break
-                storage = known.get(key) or add(head.dtype, key, head.device, numel)
-                tensor = _view(storage, wording)
-                if run:
-                    stack.append(entry)
-                    stack.append(tensor)
+                if closes and not _can_be_filled(marks, stack):
+                    break
+                key = _key(text, got, memo) if text or got else None
+                if named:
+                    spelled = named, device, counted, viewed, strides, flagged
+                    plan = plans.get(spelled)
+                    if plan is None:
+                        plan = plans[spelled] = self._plan(spelled, memo)
+                    name = digits.decode()
+                    wording, dtype, _, _, device_of = plan
+                    if wording.length != len(name) or wording.numel < 1:
+                        break  # a storage without bytes is made anew each time
+                    storage = known.get(name) or add(dtype, name, device_of, wording.numel)
+                    value: Any = _view(storage, wording)
+                    tensors += 1
                 else:
-                    stack[-1] = tensor
-                run.append((name, head, key, wording, storage, tensor))
+                    plan = name = storage = None
+                    value = {}
+                if closes:
+                    items, stack = stack, marks.pop()
+                    fill(stack[-1], items[::2], items[1::2])
+                if key is not None:
+                    stack.append(key)
+                    if text:
+                        texts[free] = key
+                stack.append(value)
+                if not named:
+                    marks.append(stack)
+                    stack = []
+                run += (key if text else None, plan, name, storage, value)
+                free += len(puts) // 4
                 end = found.end()
-                if not is_usual:
-                    _store(run, puts, memo)
-                    break
-                free = start + len(puts) // 4
-                entry, name, at = _next_key(window, end, free, memo)
-                if not getter or not window.startswith(getter, at):
-                    break
-                found = _SENTENCE(window, at + len(getter))
+                found = _ITEM.match(window, end)
         except _ENDS_RUN:
-            found = None
-        if free > first:
+            pass
+        if run:
             memo.promise(first, free - first, (_entries, (run,)))
-        self._builder.budget.count_containers(len(run))
-        return end
+            memo.update(texts)
+            self._builder.budget.count_containers(tensors)
+        elif is_sentence:
+            stack.append(function)
+        else:
+            stack = marks.pop()
+        return end, stack
 
-    def _head(self, wording: _Wording, memo: Memo) -> _Head:
+    def _plan(self, spelled: tuple[bytes, ...], memo: Memo) -> _Plan:
         """Return the values that a sentence reads, which have to be as torch writes them."""
-        last = self._last.get(id(wording))
-        if last is not None and _is_still(last, wording, memo):
-            return last
-        kind, cls = memo[wording.kind_at], memo[wording.class_at]
+        wording = self._wordings[spelled]
+        function, kind, cls = map(memo.__getitem__, wording[:3])
         placed, hooks = wording.device, memo[wording.hooks_at]
         device: Any = memo[placed] if type(placed) is int else placed
-        places = id(kind), id(cls), id(device), id(hooks)
-        known = self._heads.get(places)
-        if known is None:
-            is_text = type(kind) is type(device) is str and kind == "storage" and device != "meta"
-            is_named = type(cls) is type(hooks) is GlobalRef and hooks.qualname == HOOKS
-            if not (is_text and is_named and id(hooks) in self._calls):
-                raise _UnusualError
-            known = self._heads[places] = _Head(storage_dtype(cls), kind, cls, device, hooks)
-        self._last[id(wording)] = known
-        return known
+        is_called = self._calls.get(id(function)) is _REBUILD and id(hooks) in self._calls
+        is_text = type(kind) is type(device) is str and kind == "storage" and device != "meta"
+        is_named = type(cls) is type(hooks) is GlobalRef and hooks.qualname == HOOKS
+        if not (is_called and is_text and is_named):
+            raise _UnusualError
+        return _Plan(wording, storage_dtype(cls), kind, cls, device)
 
 
-def _is_still(head: _Head, wording: _Wording, memo: Memo) -> bool:
-    """Return whether the memo holds the values of a head that was read before."""
-    placed = wording.device
-    return (
-        memo.get(wording.kind_at) is head.kind
-        and memo.get(wording.class_at) is head.cls
-        and memo.get(wording.hooks_at) is head.hooks
-        and (type(placed) is not int or memo.get(placed) is head.device)
-    )
-
-
-def _getter(window: bytes, at: int, memo: Memo, function: Any) -> bytes:
-    """Return the instruction that gets the function from the memo; empty if it is none."""
-    if at >= 2 and window[at - 2] == _BINGET and memo.get(window[at - 1]) is function:
-        return window[at - 2 : at]
+def _getter(window: bytes, at: int, stack: list[Any], memo: Memo) -> int:
+    """Return the offset of the instruction that got the function on the stack; 0: there is none."""
+    if not stack:
+        return 0
+    if at >= 2 and window[at - 2] == _BINGET and memo.get(window[at - 1]) is stack[-1]:
+        return at - 2
     is_long = at >= 5 and window[at - 5] == _LONG_BINGET
-    if is_long and memo.get(_UINT32(window, at - 4)[0]) is function:
-        return window[at - 5 : at]
-    return b""
+    return at - 5 if is_long and memo.get(_number(window[at - 5 : at])) is stack[-1] else 0
 
 
-def _next_key(window: bytes, at: int, free: int, memo: Memo) -> tuple[Any, str | None, int]:
-    """Return the next key in a dict, the same if it is spelled there, and the offset behind it.
+def _key(text: bytes, got: bytes, memo: Memo) -> str | int:
+    """Return the key of an item.
 
     Raises:
-        _UnusualError: it is spelled, and stored elsewhere than behind the entries so far.
-        KeyError: there is no key.
+        _UnusualError: it is of another length than it says, or no short text.
     """
-    op = window[at]
-    if op == _BINUNICODE:
-        stop = at + 5 + _UINT32(window, at + 1)[0]
-        if window[stop] != _LONG_BINPUT or _UINT32(window, stop + 1)[0] != free:
+    if text:
+        if text[0] != len(text) - 4:
             raise _UnusualError
-        name = window[at + 5 : stop].decode("utf-8", "surrogatepass")
-        return name, name, stop + 5
-    if op == _BINGET:
-        return memo[window[at + 1]], None, at + 2
-    if op == _LONG_BINGET:
-        return memo[_UINT32(window, at + 1)[0]], None, at + 5
-    raise KeyError
+        return text[4:].decode()
+    number = _number(got)
+    if got[0] not in (_BINGET, _LONG_BINGET):
+        return number
+    key = memo[number]
+    if type(key) is not str:
+        raise _UnusualError
+    return key
 
 
-def _reads_its_own(wording: _Wording, puts: bytes) -> bool:
-    """Return whether a sentence reads an entry of the memo that it has stored before."""
-    indices = _PUTS[len(puts)](puts)
-    return wording.device == indices[0] or wording.hooks_at in indices[:-3]
-
-
-def _store(run: list[_Told], puts: bytes, memo: Memo) -> None:
-    """Store the entries of a sentence under any indices."""
-    for index, value in zip(_PUTS[len(puts)](puts), _entries(run), strict=True):
-        memo.store(index, value)
+def _can_be_filled(marks: list[list[Any]], items: list[Any]) -> bool:
+    """Return whether items can be set in the dict below them, and their keys ask for no work."""
+    target = marks[-1][-1] if marks and marks[-1] else None
+    keys = items[::2]
+    return (
+        type(target) is dict
+        and not target
+        and len(items) == 2 * len(keys)
+        and set(map(type, keys)) == {str}
+        and len("".join(keys)) <= SHORT_KEY
+        and len(set(keys)) == len(keys)
+    )
 
 
 def _view(storage: StorageRef, wording: _Wording) -> TensorRef:
     """Return the tensor of a storage, if it fits and is of a usual kind."""
     dtype, span = storage.dtype, storage.span
-    _, _, _, _, _, _, offset, (shape, strides, length, zeros), requires_grad = wording
+    _, _, _, _, _, _, _, offset, shape, strides, length, zeros, requires_grad = wording
     start, nbytes = offset * dtype.itemsize, length * dtype.itemsize
     if span is None or not span.nbytes or dtype.kind == "quantized" or start < 0:
         raise _UnusualError

@@ -41,11 +41,13 @@ from operator import attrgetter
 from struct import Struct
 
 from ckptool.errors import DamagedError, UnsupportedError
+from ckptool.formats.npy import MAGIC as ARRAY
 from ckptool.formats.zips.directory import ZipRecord, find_directory, read_directory
 from ckptool.formats.zips.headers import CENTRAL, LOCAL, UINT16_MAX, UINT32_MAX
 from ckptool.sources.base import ByteSpan, Guard, Source
 
 LOOKED_AT = Struct("<4s2x2H4xI8x2H").unpack_from  # only the checked fields of 100,000 local headers
+_new_tuple = tuple.__new__
 _ENTRY = attrgetter("entry_offset")
 
 STORED, DEFLATED = 0, 8
@@ -53,7 +55,6 @@ ENCRYPTED = 0x1
 UNREADABLE = ENCRYPTED | 0x20 | 0x40 | 0x2000  # patch, strong encryption, masked header
 HAS_DESCRIPTOR = 0x8
 NO_CRC = 0
-ARRAY = b"\x93"  # the first byte of an array of numpy
 HEADER_WINDOW = 4096  # bytes read at a time for local headers,
 MAX_HEADER_WINDOW = 1 << 16  # or so many for adjacent headers
 MAX_DOUBTS = 100  # records whose local headers are described
@@ -101,7 +102,11 @@ class ZipArchive:
         self._listed, self._listed_at = self._directory.data, self._directory.offset
         self._outermost, self._shift, _ = source.span(0, 0)  # as every span of the source has it
         self._window, self._window_offset = b"", 0
-        self._usual: dict[int, int] = {}  # offset of a header that is as listed -> that of the data
+        # The offset of each record's data; 0 unless its local header was seen to be as listed. Most
+        # ask for one record after the other, so there is no dict, which would take as long again.
+        self._starts = [0] * len(self.records)
+        self._at = -1  # the place of the record that was asked for last
+        self._looked_at: set[int] = set()  # places of the other records that were looked up
         self._differing: dict[str, str] = {}  # record -> difference of its local header
         # Records looked up so far that may begin as an array of numpy: by their first byte, or it
         # was not at hand.
@@ -153,17 +158,26 @@ class ZipArchive:
             DamagedError: there is no header at its offset, or the record's sizes do not fit.
             UnsupportedError: the record is encrypted, or a patch.
         """
-        usual = self._usual.get(record.header_offset)
-        return self._look_up(record) if usual is None else usual
+        at = self._place(record)
+        return self._starts[at] or self._look_up(record, at)
 
-    def _look_up(self, record: ZipRecord) -> int:
+    def _place(self, record: ZipRecord) -> int:
+        """Return the place of a record in the directory."""
+        at = self._at + 1
+        if at == len(self.records) or self.records[at] is not record:
+            at = bisect_left(self.records, record.entry_offset, key=_ENTRY)
+        self._at = at
+        return at
+
+    def _look_up(self, record: ZipRecord, place: int) -> int:
+        self._looked_at.add(place)
         _, method, flags, crc, packed, plain, offset, entry = record
         if not self._is_near and not self._is_at_hand(record):
             return self._start_by_its_end(record)
         at = offset - self._window_offset
         if not 0 <= at <= len(self._window) - LOCAL.size:
             self._move_window(offset, is_next=0 <= at < 2 * len(self._window))
-            self._find_usual(record)
+            self._find_usual(place)
             at = 0
         window = self._window
         signature, local_flags, local_method, local_crc, width, extra = LOOKED_AT(window, at)
@@ -183,44 +197,45 @@ class ZipArchive:
         ):
             self._compare(record)
         start: int = offset + LOCAL.size + width + extra
-        first = window[at + width + extra : at + width + extra + 1]
-        if first == ARRAY or not first or method != STORED:
+        at += width + extra
+        if method != STORED or ARRAY.startswith(window[at : at + len(ARRAY)]):
             self.maybe_arrays[record.name] = record
         if start + packed > self.source.size:
             raise DamagedError(f"truncated: the record {record.name!r} reaches past the end")
         return start
 
-    def _find_usual(self, record: ZipRecord) -> None:
+    def _find_usual(self, place: int) -> None:
         """Look at the headers in the window at once, from that of a record on in the directory.
 
-        Those of stored records that are as the directory says, and begin as no array of numpy, are
-        remembered. All others are left
-        to whoever asks for them: a record that nothing refers to may be damaged.
+        The places of the data of stored records that are as the directory says, and begin as no
+        array of numpy, are noted. All others are left to whoever asks for them: a record that
+        nothing refers to may be damaged.
         """
-        window, begun, usual = self._window, self._window_offset, self._usual
-        listed, shift = self._listed, CENTRAL.size - self._listed_at
+        window, begun, starts = self._window, self._window_offset, self._starts
+        listed, shift, unread = self._listed, CENTRAL.size - self._listed_at, self.unread
         last, limit = begun + len(window) - LOCAL.size, self.source.size
-        first = bisect_left(self.records, record.entry_offset, key=_ENTRY)
-        for place in range(first, len(self.records)):
-            _, method, flags, crc, packed, plain, offset, entry = self.records[place]
+        for at in range(place, len(starts)):
+            _, method, flags, crc, packed, plain, offset, entry = self.records[at]
             if not begun <= offset <= last:
                 break
-            at = offset - begun
-            signature, local_flags, local_method, local_crc, width, extra = LOOKED_AT(window, at)
-            at += LOCAL.size
-            start = offset + LOCAL.size + width + extra
+            begin = offset - begun
+            signature, local_flags, local_method, local_crc, width, extra = LOOKED_AT(window, begin)
+            begin += LOCAL.size
+            entry += shift
+            start = begin + width + extra
             if (
-                signature == b"PK\x03\x04"
-                and local_flags == flags
+                local_flags == flags
                 and local_method == method == STORED
                 and packed == plain
+                and signature == b"PK\x03\x04"
                 and not flags & UNREADABLE
                 and (flags & HAS_DESCRIPTOR or local_crc == crc)
-                and window[at : at + width] == listed[entry + shift : entry + shift + width]
-                and start + packed <= limit
-                and (window[start - begun : start - begun + 1] or ARRAY) != ARRAY
+                and window.startswith(listed[entry : entry + width], begin)
+                and begun + start + packed <= limit
+                and not ARRAY.startswith(window[start : start + len(ARRAY)])
+                and not (unread and entry - shift in unread)
             ):
-                usual[offset] = start
+                starts[at] = begun + start
 
     def _move_window(self, offset: int, *, is_next: bool) -> None:
         """Read the headers of many small tensors at once, and of more if the next ones follow."""
@@ -310,10 +325,26 @@ class ZipArchive:
 
     def span(self, record: ZipRecord, nbytes: int) -> ByteSpan:
         """Return the place of the first ``nbytes`` bytes of a stored record."""
-        start = self._usual.get(record.header_offset)
-        if start is None or nbytes > record.size:
-            return self.source.span(self.data_offset(record), nbytes)
-        return ByteSpan(self._outermost, self._shift + start, nbytes)
+        return self.source.span(self.data_offset(record), nbytes)
+
+    def span_of_next(self, name: str, nbytes: int) -> ByteSpan | None:
+        """Return the place of a whole stored record that is listed behind the one asked for last.
+
+        None: it has another name or size, or its header has not been looked at.
+        """
+        at = self._at + 1
+        start = self._starts[at] if at < len(self._starts) else 0
+        if not start or self.records[at][0] != name or self.records[at][5] != nbytes:
+            return None
+        self._at = at
+        return _new_tuple(ByteSpan, (self._outermost, self._shift + start, nbytes))
+
+    @property
+    def not_looked_at(self) -> list[ZipRecord]:
+        """The records whose local headers nobody has looked at."""
+        seen = self._looked_at
+        places = enumerate(self._starts)
+        return [self.records[at] for at, start in places if not start and at not in seen]
 
     def head(self, record: ZipRecord, nbytes: int) -> bytes:
         """Return the first bytes of a record's content; none if they cannot be unpacked."""
