@@ -36,7 +36,8 @@ with its reason:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from struct import Struct
 from struct import error as StructError  # noqa: N812
 from typing import Any
 
@@ -76,16 +77,13 @@ _COUNTED = regex(rb"(" + _GET + rb")?(" + _INT + rb")t", re.DOTALL)
 _VIEWED = regex(rb"Q(" + _INT + rb")(.*)", re.DOTALL)
 _SCALAR = b"))"
 _BINGET, _LONG_BINGET, _NEWTRUE = b"hj\x88"
+_GETS = b"hj"
 _LENGTHS = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
 
 
-def _ascending(count: int) -> tuple[int, int]:
-    """Return a and b: the 32-bit numbers n, n + 1, …, together, are the number ``n * a + b``."""
-    places = [1 << 32 * place for place in range(count)]
-    return sum(places), sum(step * place for step, place in enumerate(places))
-
-
-_ASCENDING = {4 * count: _ascending(count) for count in range(10)}
+# The 32-bit numbers n, n + 1, …, as a run stores its values under them: some at first, then more.
+_FEW, _MORE = Struct("<64I").pack, Struct("<4096I").pack
+_MOST_PUTS = 9 * 4  # bytes of the numbers in one item
 
 
 class _UnusualError(Exception):
@@ -155,8 +153,10 @@ def _row(spelled: bytes) -> tuple[int, ...]:
 class _Plan(NamedTuple):
     """What the tensors of one wording have in common, with the memo values that they read."""
 
+    length: int  # of the storage's key
+    make: Callable[[str], StorageRef]  # makes the storage by its key
+    view: Callable[[StorageRef], TensorRef]  # makes the tensor of the storage
     wording: _Wording
-    dtype: DType  # of the storage's class
     kind: str
     cls: GlobalRef
     device: str
@@ -176,7 +176,7 @@ def _entries(run: list[Any]) -> tuple[Any, ...]:
         if plan is None:
             made.append(value)
             continue
-        wording, _, kind, cls, device = plan
+        *_, wording, kind, cls, device = plan
         rows = (*wording.shape,), (*wording.strides,)
         hooks = NotedDict()
         args = storage, wording.offset, *rows, wording.requires_grad, hooks
@@ -214,10 +214,8 @@ class TensorSentence:
         found = _ITEM.match(window, begin) if begin else None
         if found is None:
             return 0, stack
-        known, add, fill = self._storages.known, self._storages.add, self._builder.set_items
-        plans: dict[
-            tuple[bytes, ...], _Plan
-        ] = {}  # a run changes no entry that it reads
+        known, fill = self._storages.known, self._builder.set_items
+        plans: dict[tuple[bytes, ...], _Plan] = {}  # a run changes no entry that it reads
         run: list[Any] = []
         texts: dict[int, str] = {}  # the keys that are spelled, by their indices
         room = self._builder.budget.room_for_containers  # a tensor makes one, its hooks
@@ -226,6 +224,7 @@ class TensorSentence:
         if not is_sentence:
             marks.append(stack)
             stack = []
+        depth = len(marks)
         try:
             while found and tensors < room:
                 (
@@ -241,8 +240,10 @@ class TensorSentence:
                 )  # fmt: skip
                 if not run:
                     first = free = max(first, int.from_bytes(puts[:4], "little"))
-                times, steps = _ASCENDING[len(puts)]
-                if int.from_bytes(puts, "little") != free * times + steps:
+                    numbers, place = _FEW(*range(free, free + 64)), 0
+                elif place + _MOST_PUTS > len(numbers):
+                    numbers, place = _MORE(*range(free, free + 4096)), 0
+                if not numbers.startswith(puts, place):
                     break
                 if closes and not _can_be_filled(marks, stack):
                     break
@@ -253,18 +254,23 @@ class TensorSentence:
                     if plan is None:
                         plan = plans[spelled] = self._plan(spelled, memo)
                     name = digits.decode()
-                    wording, dtype, _, _, device_of = plan
-                    if wording.length != len(name) or wording.numel < 1:
-                        break  # a storage without bytes is made anew each time
-                    storage = known.get(name) or add(dtype, name, device_of, wording.numel)
-                    value: Any = _view(storage, wording)
+                    length, make, view = plan[:3]
+                    if length != len(name):
+                        break
+                    storage = known.get(name)
+                    if storage is None:
+                        storage = known[name] = make(name)
+                    value: Any = view(storage)
                     tensors += 1
                 else:
                     plan = name = storage = None
                     value = {}
                 if closes:
                     items, stack = stack, marks.pop()
-                    fill(stack[-1], items[::2], items[1::2])
+                    if len(marks) >= depth:  # a dict of the run, which nobody else knows
+                        stack[-1].update(zip(items[::2], items[1::2], strict=True))
+                    else:
+                        fill(stack[-1], items[::2], items[1::2])
                 if key is not None:
                     stack.append(key)
                     if text:
@@ -274,6 +280,7 @@ class TensorSentence:
                     marks.append(stack)
                     stack = []
                 run += (key if text else None, plan, name, storage, value)
+                place += len(puts)
                 free += len(puts) // 4
                 end = found.end()
                 found = _ITEM.match(window, end)
@@ -298,9 +305,11 @@ class TensorSentence:
         is_called = self._calls.get(id(function)) is _REBUILD and id(hooks) in self._calls
         is_text = type(kind) is type(device) is str and kind == "storage" and device != "meta"
         is_named = type(cls) is type(hooks) is GlobalRef and hooks.qualname == HOOKS
-        if not (is_called and is_text and is_named):
-            raise _UnusualError
-        return _Plan(wording, storage_dtype(cls), kind, cls, device)
+        if not (is_called and is_text and is_named) or wording.numel < 1:
+            raise _UnusualError  # a storage without bytes is made anew each time
+        dtype = storage_dtype(cls)
+        make = self._storages.maker(dtype, device, wording.numel)
+        return _Plan(wording.length, make, _viewer(wording, dtype), wording, kind, cls, device)
 
 
 def _getter(window: bytes, at: int, stack: list[Any], memo: Memo) -> int:
@@ -313,50 +322,66 @@ def _getter(window: bytes, at: int, stack: list[Any], memo: Memo) -> int:
     return at - 5 if is_long and memo.get(_number(window[at - 5 : at])) is stack[-1] else 0
 
 
-def _key(text: bytes, got: bytes, memo: Memo) -> str | int:
-    """Return the key of an item.
+def _key(text: bytes, got: bytes, memo: Memo) -> Any:
+    """Return the key of an item, whatever it is.
 
     Raises:
-        _UnusualError: it is of another length than it says, or no short text.
+        _UnusualError: it is a text of another length than it says.
     """
-    if text:
-        if text[0] != len(text) - 4:
-            raise _UnusualError
-        return text[4:].decode()
-    number = _number(got)
-    if got[0] not in (_BINGET, _LONG_BINGET):
-        return number
-    key = memo[number]
-    if type(key) is not str:
+    if not text:
+        return memo[_number(got)] if got[0] in _GETS else _number(got)
+    if text[0] != len(text) - 4:
         raise _UnusualError
-    return key
+    return text[4:].decode()
 
 
 def _can_be_filled(marks: list[list[Any]], items: list[Any]) -> bool:
-    """Return whether items can be set in the dict below them, and their keys ask for no work."""
+    """Return whether items can be set in the dict below them, and no rule about keys is asked.
+
+    The last item is a value, so there is one for each key if all keys are texts.
+    """
     target = marks[-1][-1] if marks and marks[-1] else None
     keys = items[::2]
     return (
         type(target) is dict
         and not target
-        and len(items) == 2 * len(keys)
         and set(map(type, keys)) == {str}
         and len("".join(keys)) <= SHORT_KEY
         and len(set(keys)) == len(keys)
     )
 
 
-def _view(storage: StorageRef, wording: _Wording) -> TensorRef:
-    """Return the tensor of a storage, if it fits and is of a usual kind."""
+def _viewer(wording: _Wording, usual: DType) -> Callable[[StorageRef], TensorRef]:
+    """Return a function that returns the tensor of a storage, which is mostly all of it.
+
+    The function raises _UnusualError if the tensor does not fit, or is of an unusual kind.
+    """
+    *_, offset, shape, strides, length, zeros, requires_grad = wording
+    is_whole = not offset and _is_usual(usual, requires_grad=requires_grad)
+    whole = length * usual.itemsize if is_whole else -1
+
+    def view(storage: StorageRef) -> TensorRef:
+        dtype, span = storage.dtype, storage.span
+        if span is None or span[2] != whole or dtype is not usual or not whole:
+            span = _part(storage, wording)
+        return plain_tensor(
+            dtype, span, zeros, shape, strides, storage.device, storage.byteorder, requires_grad
+        )
+
+    return view
+
+
+def _part(storage: StorageRef, wording: _Wording) -> ByteSpan:
+    """Return the bytes of a storage that a tensor has."""
     dtype, span = storage.dtype, storage.span
-    _, _, _, _, _, _, _, offset, shape, strides, length, zeros, requires_grad = wording
-    start, nbytes = offset * dtype.itemsize, length * dtype.itemsize
-    if span is None or not span.nbytes or dtype.kind == "quantized" or start < 0:
+    start, nbytes = wording.offset * dtype.itemsize, wording.extent * dtype.itemsize
+    if span is None or not span.nbytes or start < 0 or (nbytes and start + nbytes > span.nbytes):
         raise _UnusualError
-    if (nbytes and start + nbytes > span.nbytes) or (requires_grad and not dtype.is_floating):
+    if not _is_usual(dtype, requires_grad=wording.requires_grad):
         raise _UnusualError
-    if start or nbytes != span.nbytes:
-        span = ByteSpan(span.source, span.offset + start, nbytes)
-    return plain_tensor(
-        dtype, span, zeros, shape, strides, storage.device, storage.byteorder, requires_grad
-    )
+    return ByteSpan(span.source, span.offset + start, nbytes)
+
+
+def _is_usual(dtype: DType, *, requires_grad: bool) -> bool:
+    """Return whether a dtype has a value in each element, and the gradient that is asked for."""
+    return dtype.kind != "quantized" and (dtype.is_floating or not requires_grad)

@@ -89,17 +89,29 @@ class Storages:
 
     def make(self, dtype: DType, key: StorageKey, location: str, numel: Any) -> StorageRef:
         """Return a storage that is mentioned for the first time."""
+        return self.maker(dtype, location, numel)(key)
+
+    def maker(self, dtype: DType, location: str, numel: Any) -> Callable[[StorageKey], StorageRef]:
+        """Return a function that returns such a storage by its key."""
         if type(numel) is not int or numel < 0:
             sizes_of((numel,))  # which says what is wrong
-        span = self._locate(key, numel * dtype.itemsize)
-        if location not in self._devices and len(self._devices) < MAX_DEVICES:
+        locate, devices, nbytes = self._locate, self._devices, numel * dtype.itemsize
+        is_swapped = self._byteorder != "little" and swapped_bytes(dtype) > 1
+        order = self._byteorder if is_swapped else "little"
+
+        def make(key: StorageKey) -> StorageRef:
+            span = locate(key, nbytes)
+            if location not in devices:
+                self._note_device(location)
+            return plain_storage(dtype, None if location == "meta" else span, location, order)
+
+        return make
+
+    def _note_device(self, location: str) -> None:
+        if len(self._devices) < MAX_DEVICES:
             self._devices.add(location)
             if not _DEVICE.fullmatch(location):
                 self.unknown_devices.setdefault(location)
-        order = self._byteorder
-        if order != "little" and swapped_bytes(dtype) == 1:
-            order = "little"
-        return plain_storage(dtype, None if location == "meta" else span, location, order)
 
 
 def storage_key(value: Any) -> StorageKey:
