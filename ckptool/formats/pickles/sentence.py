@@ -117,9 +117,9 @@ class _Wordings(dict[tuple[bytes, ...], _Wording]):
 
     def __missing__(self, spelled: tuple[bytes, ...]) -> _Wording:
         named, device, counted, viewed, strides, flagged = spelled
-        function, kind, cls, length = _NAMED.fullmatch(named).groups(b"")
-        placed, count = _COUNTED.fullmatch(counted).groups(b"")
-        offset, sizes = _VIEWED.fullmatch(viewed).groups(b"")
+        function, kind, cls, length = _parts(_NAMED, named)
+        placed, count = _parts(_COUNTED, counted)
+        offset, sizes = _parts(_VIEWED, viewed)
         if bool(device) is bool(placed) or (device and device[0] != len(device) - 4):
             raise _UnusualError
         shape, steps = _row(sizes), _row(strides or _SCALAR)
@@ -133,6 +133,13 @@ class _Wordings(dict[tuple[bytes, ...], _Wording]):
             (0,) * len(shape), flagged[0] == _NEWTRUE,
         )  # fmt: skip
         return made
+
+
+def _parts(pattern: re.Pattern[bytes], spelled: bytes) -> tuple[bytes, ...]:
+    """Return the groups of a pattern that fits, since it is a part of the one that has found it."""
+    found: Any = pattern.fullmatch(spelled)
+    groups: tuple[bytes, ...] = found.groups(b"")
+    return groups
 
 
 def _number(spelled: bytes) -> int:
@@ -217,6 +224,9 @@ class TensorSentence:
         known, fill = self._storages.known, self._builder.set_items
         plans: dict[tuple[bytes, ...], _Plan] = {}  # a run changes no entry that it reads
         run: list[Any] = []
+        plan: _Plan | None
+        name: str | None
+        storage: StorageRef | None
         texts: dict[int, str] = {}  # the keys that are spelled, by their indices
         room = self._builder.budget.room_for_containers  # a tensor makes one, its hooks
         end, tensors, first = 0, 0, memo.free

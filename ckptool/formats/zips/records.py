@@ -104,7 +104,7 @@ class ZipArchive:
         self._window, self._window_offset = b"", 0
         # The offset of each record's data; 0 unless its local header was seen to be as listed. Most
         # ask for one record after the other, so there is no dict, which would take as long again.
-        self._starts = [0] * len(self.records)
+        self._begins = [0] * len(self.records)
         self._at = -1  # the place of the record that was asked for last
         self._looked_at: set[int] = set()  # places of the other records that were looked up
         self._differing: dict[str, str] = {}  # record -> difference of its local header
@@ -159,7 +159,7 @@ class ZipArchive:
             UnsupportedError: the record is encrypted, or a patch.
         """
         at = self._place(record)
-        return self._starts[at] or self._look_up(record, at)
+        return self._begins[at] or self._look_up(record, at)
 
     def _place(self, record: ZipRecord) -> int:
         """Return the place of a record in the directory."""
@@ -211,10 +211,10 @@ class ZipArchive:
         array of numpy, are noted. All others are left to whoever asks for them: a record that
         nothing refers to may be damaged.
         """
-        window, begun, starts = self._window, self._window_offset, self._starts
+        window, begun, begins = self._window, self._window_offset, self._begins
         listed, shift, unread = self._listed, CENTRAL.size - self._listed_at, self.unread
         last, limit = begun + len(window) - LOCAL.size, self.source.size
-        for at in range(place, len(starts)):
+        for at in range(place, len(begins)):
             _, method, flags, crc, packed, plain, offset, entry = self.records[at]
             if not begun <= offset <= last:
                 break
@@ -235,7 +235,7 @@ class ZipArchive:
                 and not ARRAY.startswith(window[start : start + len(ARRAY)])
                 and not (unread and entry - shift in unread)
             ):
-                starts[at] = begun + start
+                begins[at] = begun + start
 
     def _move_window(self, offset: int, *, is_next: bool) -> None:
         """Read the headers of many small tensors at once, and of more if the next ones follow."""
@@ -333,7 +333,7 @@ class ZipArchive:
         None: it has another name or size, or its header has not been looked at.
         """
         at = self._at + 1
-        start = self._starts[at] if at < len(self._starts) else 0
+        start = self._begins[at] if at < len(self._begins) else 0
         if not start or self.records[at][0] != name or self.records[at][5] != nbytes:
             return None
         self._at = at
@@ -343,7 +343,7 @@ class ZipArchive:
     def not_looked_at(self) -> list[ZipRecord]:
         """The records whose local headers nobody has looked at."""
         seen = self._looked_at
-        places = enumerate(self._starts)
+        places = enumerate(self._begins)
         return [self.records[at] for at, start in places if not start and at not in seen]
 
     def head(self, record: ZipRecord, nbytes: int) -> bytes:
