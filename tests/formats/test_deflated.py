@@ -14,7 +14,8 @@ from ckptool.errors import DamagedError
 from ckptool.formats import base, open_checkpoint
 from ckptool.formats.zips.deflated import DeflatedRecord
 from ckptool.formats.zips.directory import ZipRecord
-from ckptool.formats.zips.records import DEFLATED, PIECE, unpacked
+from ckptool.formats.zips.inflating import PIECE, unpacked
+from ckptool.formats.zips.records import DEFLATED
 from ckptool.tree.walking import tensors
 from helpers.making import average_of, save, weights
 from helpers.tensors import assert_same_tensors, load

@@ -14,7 +14,8 @@ from io import BytesIO
 from threading import Lock
 
 from ckptool.formats.zips.directory import ZipRecord
-from ckptool.formats.zips.records import ZipArchive, unpacked
+from ckptool.formats.zips.inflating import unpacked
+from ckptool.formats.zips.records import ZipArchive
 from ckptool.sources.base import Source
 
 

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import zlib
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
 from operator import attrgetter
 from struct import Struct
@@ -44,6 +44,7 @@ from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.npy import MAGIC as ARRAY
 from ckptool.formats.zips.directory import ZipRecord, find_directory, read_directory
 from ckptool.formats.zips.headers import CENTRAL, LOCAL, UINT16_MAX, UINT32_MAX
+from ckptool.formats.zips.inflating import inflated
 from ckptool.sources.base import ByteSpan, Guard, Source
 
 LOOKED_AT = Struct("<4s2x2H4xI8x2H").unpack_from  # only the checked fields of 100,000 local headers
@@ -58,8 +59,6 @@ NO_CRC = 0
 HEADER_WINDOW = 4096  # bytes read at a time for local headers,
 MAX_HEADER_WINDOW = 1 << 16  # or so many for adjacent headers
 MAX_DOUBTS = 100  # records whose local headers are described
-MAX_INFLATED = 64 << 20  # unpacked bytes of a deflated record that is read as a whole
-PIECE = 1 << 20  # bytes of a deflated record that are unpacked at a time
 
 
 FETCH_IT = "the file cannot be read by parts: download it and name it"
@@ -369,43 +368,4 @@ class ZipArchive:
             return data
         if record.method != DEFLATED:
             raise UnsupportedError(f"{record.name!r} is compressed with method {record.method}")
-        return _inflated(record, data)
-
-
-def unpacked(record: ZipRecord, data: Callable[[int, int], bytes]) -> Iterator[bytes]:
-    """Yield the content of a deflated record piece by piece; ``data`` reads its packed bytes.
-
-    Raises:
-        DamagedError: the stream breaks off, or has another length than the directory states.
-    """
-    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-    left = record.size
-    for at in range(0, record.compressed_size, PIECE):
-        packed, piece = data(at, min(PIECE, record.compressed_size - at)), b""
-        # After a full piece more can follow, even if all packed bytes have been taken.
-        while not unpacker.eof and (packed or len(piece) == PIECE):
-            try:
-                piece = unpacker.decompress(packed, PIECE)
-            except zlib.error as error:
-                text = f"the record {record.name!r} cannot be unpacked: {error}"
-                raise DamagedError(text) from error
-            packed = unpacker.unconsumed_tail
-            left -= len(piece)
-            if left < 0:
-                break
-            yield piece
-    if left or not unpacker.eof:
-        raise DamagedError(f"the record {record.name!r} does not unpack to {record.size} bytes")
-
-
-def _inflated(record: ZipRecord, data: bytes) -> bytes:
-    if record.size > MAX_INFLATED:
-        raise UnsupportedError(f"{record.name!r} is compressed and unpacks to {record.size} bytes")
-    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        content = unpacker.decompress(data, record.size + 1)
-    except zlib.error as error:
-        raise DamagedError(f"the record {record.name!r} cannot be unpacked: {error}") from error
-    if len(content) != record.size:
-        raise DamagedError(f"the record {record.name!r} does not unpack to {record.size} bytes")
-    return content
+        return inflated(record, data)
