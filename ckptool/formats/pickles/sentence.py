@@ -158,7 +158,7 @@ def _row(spelled: bytes) -> tuple[int, ...]:
 
 
 class _Plan(NamedTuple):
-    """What the tensors of one wording have in common, with the memo values that they read."""
+    """Makers of the tensors of one wording, with the memo values that these read."""
 
     length: int  # of the storage's key
     make: Callable[[str], StorageRef]  # makes the storage by its key
