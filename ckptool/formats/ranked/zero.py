@@ -103,8 +103,7 @@ class ZeroPlan:
         if self.stage >= WHOLE_STAGE:
             refuse_missing(self._model_ranks, count, "the model's states are of")
             refuse_copies(reader, {name: [*_frozen_parts(m)] for name, m in self.model_files})
-        values = {name: [*self._flat(part)] for name, part in self.optim_files}
-        refuse_copies(reader, values)
+        refuse_copies(reader, {name: [*self._flat(part)] for name, part in self.optim_files})
         if self.stage < WHOLE_STAGE:
             refuse_exchanged(self.optim_files, [*self._parted()])
         steps = {name: _steps(part, reader) for name, part in self.optim_files}
@@ -308,10 +307,11 @@ def _refuse_rest(rest: int, limit: int) -> None:
 
 def _masters(part: Mapping[Any, Any]) -> Iterator[TensorRef]:
     """Yield the flat float32 weights of a rank, one for each group or sub-group."""
-    held = next((part[key] for key in MASTERS if key in part), None)
-    if held is None:
-        raise DamagedError("the optimizer's states have no float32 weights")
-    yield from (_tensor(each, "") for each in (held if isinstance(held, (list, tuple)) else ()))
+    held = [part[key] for key in MASTERS if key in part]
+    if len(held) != 1:  # DeepSpeed takes one of two by the stage
+        raise DamagedError(f"the optimizer's states have {len(held)} sets of float32 weights")
+    row = held[0] if isinstance(held[0], (list, tuple)) else ()
+    yield from (_tensor(each, "") for each in row)
 
 
 def _frozen_parts(model: Mapping[Any, Any]) -> Iterator[TensorRef]:

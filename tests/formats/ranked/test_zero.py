@@ -233,3 +233,15 @@ def test_another_number_of_ranks_than_there_are_files_is_refused(stage, is_of_al
         optim["partition_count"] = claim
     with pytest.raises(DamagedError, match=r"rank|from two saves"):
         plan.refuse_mixed(TensorReader())
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_sets_of_weights_are_refused(stage):
+    """DeepSpeed's consolidator takes the one of the stage, whatever stands beside it."""
+    parameters = named([[(4, 2)]])
+    plan = save(stage, parameters, [[held(parameters[0]["g0.p0"].ravel())]])
+    ((_, optim),) = plan.optim_files
+    for key in ("fp32_flat_groups", "single_partition_of_fp32_groups"):
+        optim.setdefault(key, [held(np.zeros(8))])
+    with pytest.raises(DamagedError, match="2 sets"):
+        plan.refuse_mixed(TensorReader())
