@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ckptool.tree import walking
 from ckptool.tree.addresses import format_address
 from helpers.making import average_of, resumable, save, weights
 from helpers.output import environment
@@ -720,9 +721,10 @@ def test_the_memory_of_runs_is_not_asked_for_anew(tmp_path):
 # ------------------------------------------------------------------------------ nothing passed over
 
 
-def test_a_dict_of_more_plain_values_than_get_addresses_is_compared(compare):
+def test_a_dict_of_more_plain_values_than_get_addresses_is_compared(compare, monkeypatch):
     """Each of its values would have taken an address; it is one value instead."""
-    table = {step: float(step) for step in range(140_000)} | {"nan": math.nan}
+    monkeypatch.setattr(walking, "LONG", 1 << 10)
+    table = {step: float(step) for step in range(1 << 11)} | {"nan": math.nan}
     assert compare({"losses": table}, {"losses": dict(reversed(table.items()))})["equal"]
     document = compare({"losses": table}, {"losses": table | {7: 7.5}})
     assert kinds(document, "values") == {"losses": "value"}

@@ -97,9 +97,9 @@ def test_other_files_of_the_directory_do_not_count(made, tmp_path):
 # --------------------------------------------------------------------------------------------- EDM2
 
 
-def updated(average: torch.Tensor, live: torch.Tensor, width: float, images: int) -> torch.Tensor:
+def updated(average: torch.Tensor, live: torch.Tensor, gamma: float, images: int) -> torch.Tensor:
     """As ``PowerFunctionEMA.update`` does it, with a batch of 1024 images."""
-    kept = (1 - 1024 / images) ** (gamma_of(width) + 1)
+    kept = (1 - 1024 / images) ** (gamma + 1)
     return average * kept + live * (1 - kept)
 
 
@@ -110,11 +110,11 @@ def edm2(tmp_path_factory) -> tuple[Path, dict[float, torch.Tensor]]:
     folder.mkdir()
     generator = torch.Generator().manual_seed(5)
     live = torch.randn(7, 5, dtype=torch.float64, generator=generator)
-    widths = (0.05, 0.07, 0.1, 0.15)
-    averages = dict.fromkeys(widths, live)
+    gammas = {width: gamma_of(width) for width in (0.05, 0.07, 0.1, 0.15)}
+    averages = dict.fromkeys(gammas, live)
     for step in range(1, 513):
         live = live + torch.randn(7, 5, dtype=torch.float64, generator=generator) / 8
-        averages = {w: updated(each, live, w, 1024 * step) for w, each in averages.items()}
+        averages = {w: updated(each, live, gammas[w], 1024 * step) for w, each in averages.items()}
         if step % 8 == 0:
             content = {
                 "state": {"cur_nimg": 1024 * step},

@@ -79,8 +79,8 @@ def test_memory_is_counted_from_the_first_pickle_that_is_not_small(monkeypatch, 
     work.check_memory(budget.SMALL)
     resident += 1 << 30
     work.begin_memory(1)
-    work.begin_memory(1 << 20)
     blocks, resident = blocks + budget.MAX_BLOCKS + 1, resident + grown
+    work.begin_memory(1 << 20)
     if grown <= budget.MAX_RESIDENT:
         work.check_memory(1 << 20)
     else:

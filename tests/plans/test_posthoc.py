@@ -92,9 +92,9 @@ def run() -> np.ndarray:
 
 def tracked(run: np.ndarray, width: float) -> np.ndarray:
     """The EMA after each step, as EDM2's ``PowerFunctionEMA.update`` tracks it."""
-    average, found = run[0], []
+    average, found, gamma = run[0], [], gamma_of(width)
     for step, weights in enumerate(run, 1):
-        kept = (1 - 1 / step) ** (gamma_of(width) + 1)
+        kept = (1 - 1 / step) ** (gamma + 1)
         average = average * kept + weights * (1 - kept)
         found.append(average)
     return np.array(found)
