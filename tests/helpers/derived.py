@@ -40,6 +40,7 @@ CONCAT = instance("torch.utils.data.dataset.ConcatDataset", cumulative_sizes=FAC
 LOADER = "torch.utils.data.dataloader.DataLoader"
 ANY_SET = b"\x8f"
 CALLER = instance("quietlib.Caller", held=T)  # its class calls what it holds, whatever is asked
+TESTER = instance("quietlib.Tester", module_name=X)  # it can be called
 PARTIAL = call("functools.partial", T)
 
 
@@ -241,6 +242,17 @@ DERIVED = {
     # ------------------------------------------------------------- what setters and errors read
     "number-in-slots": build(new("quietlib.Pickles"), row(NONE, fields(fast=CALLER))),
     "state-that-an-error-shows": build(new("packaging.version.Version"), fields(x=CALLER)),
+    # ------------------------------------------------------------- elements of a derived class
+    "number-of-an-array": new("quietlib.Numbers", text("d")) + CALLER + b"a",
+    "numbers-of-an-array": new("quietlib.Numbers", text("d")) + b"(" + CALLER + b"e",
+    "element-of-a-set": new("quietlib.Set") + b"(" + CALLER + b"\x90",
+    "item-of-an-array": new("quietlib.Rows", row(ONE)) + ZERO + CALLER + b"s",
+    # ---------------------------------------------------------- objects that can be called
+    "state-for-a-tester": build(namespace(__setstate__=TESTER), X),
+    "element-for-a-tester": instance("quietlib.Plain", append=TESTER) + X + b"a",
+    "process-with-a-tester": instance(
+        "quietlib.Program", _child_created=TRUE, returncode=NONE, pid=ONE, _internal_poll=TESTER
+    ),
     # ------------------------------------------------------- methods that run for an attribute
     "attribute-in-slots": build(
         new(LOADER), row(fields(_DataLoader__initialized=CONCAT), fields(x=ONE))

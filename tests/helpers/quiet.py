@@ -93,7 +93,7 @@ class Recurrent(LSTM): pass
 class Optimizes(Adam): pass
 class Archive(ZipFile): pass
 class Program(Popen): pass
-import io, pickle
+import array, io, pickle
 from asyncio.futures import _PyFuture
 from asyncio.selector_events import _SelectorDatagramTransport
 import numpy
@@ -106,6 +106,9 @@ class Promise(_PyFuture): pass
 class Pickles(pickle.Pickler): pass
 class Wrapper(io.TextIOWrapper):
     def __del__(self): self.detach()
+class Numbers(array.array): pass
+class Rows(numpy.ndarray): pass
+class Tester(numpy._pytesttester.PytestTester): pass
 class Closing(torch.nn.Module):
     def __del__(self): self.close()
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ckptool.formats.pickles.acting import NAMES_OF_DROPPED
-from ckptool.formats.pickles.asked import is_asked_of_all
+from ckptool.formats.pickles.asked import BY_PICKLE, is_asked_of_all
 from ckptool.formats.pickles.dropped import READ_BESIDE, READ_WHEN_DROPPED
 from ckptool.formats.pickles.grades import (
     ARMED,
+    DATA,
     FOREIGN,
     HOLDING,
     NESTED,
@@ -72,6 +73,16 @@ def worst_of_imported(state: Any) -> int:
     """Return the worst grade of a state for such a class; the user may call a module as they do."""
     is_of_module = isinstance(state, dict) and all(name in state for name in OF_ANY_MODULE)
     return NESTED if is_of_module else FOREIGN
+
+
+def worst_of_answer(name: Any) -> int:
+    """Return the worst grade of a value under an asked name.
+
+    An object of the user's may be one that can be called. Under an everyday word (``close``) it may
+    be data too.
+    """
+    is_word = not isinstance(name, str) or not (name.startswith("_") or name in BY_PICKLE)
+    return FOREIGN if is_word else DATA
 
 
 def prepares_no_answer(state: Any, grades: Grades, is_plain: IsPlain) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from ckptool.formats.pickles.dropped import CALLED, ENDING
 
 # Methods by which pickle itself fills any object.
-_BY_PICKLE = frozenset({"append", "extend", "add"})
+BY_PICKLE = frozenset({"append", "extend", "add"})
 # Attributes by which Python's functions, numpy's and torch's read their arguments.
 _BY_READERS = frozenset(
     name
@@ -56,7 +56,7 @@ def is_asked_by_states(name: Any) -> bool:
 def is_asked_of_all(name: str) -> bool:
     """Return whether pickle or Python asks any object for a name; pydantic has its own such."""
     is_pydantic = name.startswith("__pydantic_")
-    return name in _BY_PICKLE or (is_asked_by_states(name) and not is_pydantic)
+    return name in BY_PICKLE or (is_asked_by_states(name) and not is_pydantic)
 
 
 def is_asked_of_modules(name: str) -> bool:

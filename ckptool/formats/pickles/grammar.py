@@ -24,6 +24,7 @@ from ckptool.formats.pickles.answers import (
     is_imported,
     may_make_class,
     prepares_no_answer,
+    worst_of_answer,
     worst_of_imported,
 )
 from ckptool.formats.pickles.asked import (
@@ -42,7 +43,6 @@ from ckptool.formats.pickles.families import (
 from ckptool.formats.pickles.grades import (
     ARMED,
     DATA,
-    FOREIGN,
     NAME,
     NESTED,
     OBJECT,
@@ -310,6 +310,10 @@ class Grammar:
             and self.grade(state) < ARMED
         )
 
+    def can_be_read(self, values: list[Any]) -> bool:
+        """Return whether values hold nothing that calls when a number or a text is made of them."""
+        return can_be_made_of((None, *values), None, self.grades, self._is_plain)
+
     def is_data(self, state: Any) -> bool:
         """Return whether a value is data."""
         return self.grade(state) == DATA
@@ -360,7 +364,7 @@ class Grammar:
             if name == "__dict__" and isinstance(value, dict):  # of pydantic
                 if not self._has_no_trap(value, asked):
                     return False
-            elif type(name) not in _NO_NAMES and self.grade(value) > FOREIGN:
+            elif type(name) not in _NO_NAMES and self.grade(value) > worst_of_answer(name):
                 return False
         return True
 

@@ -30,6 +30,7 @@ class NotingBuilder(Builder):
         self.placed: set[GlobalRef] = set()  # arguments of vetted calls that take such a name
         self.looked = 0  # values in arguments that were looked at
         self.looked_up: set[GlobalRef] = set()  # called to look up parts of classes
+        self._filled: dict[int, tuple[Opaque, str]] = {}  # id of elements -> the object with them
         self._expected: list[_Expected] = []  # uses that were sound when they were made
 
     def note_call(
@@ -84,6 +85,43 @@ class NotingBuilder(Builder):
         """Return the functions among the names of a pickle that it never calls, but mentions."""
         used = self.placed | self.called.keys()
         return {ref for ref in names if ref.qualname in FUNCTIONS and ref not in used}
+
+    def elements_of(self, target: Any, how: str) -> list[Any]:
+        """Return the list for the elements; remember the object that is given them."""
+        elements = super().elements_of(target, how)
+        if isinstance(target, Opaque):
+            self._filled[id(elements)] = target, how
+        return elements
+
+    def items_of(self, target: Any) -> dict[Any, Any]:
+        """Return the dict for the items; remember the object that is given them."""
+        items = super().items_of(target)
+        if isinstance(target, Opaque) and target.args:
+            self._filled[id(items)] = target, "set"
+        return items
+
+    def append(self, target: list[Any], values: list[Any]) -> None:
+        """Append elements to a list, or give them to an object."""
+        super().append(target, values)
+        self._fill(target, values)
+
+    def set_items(self, target: dict[Any, Any], keys: list[Any], values: list[Any]) -> None:
+        """Set items of a dict, or of an object."""
+        super().set_items(target, keys, values)
+        self._fill(target, values)
+
+    def _fill(self, target: Any, values: list[Any]) -> None:
+        """Note elements of which the object that is given them may ask something.
+
+        A class of the user's may be derived from a set, which hashes them, or from an array of
+        numbers. Arrays are made with arguments; lists and dicts, which only keep them, are not.
+        """
+        obj, how = self._filled.get(id(target), (None, "")) if self._filled else (None, "")
+        if how == "added":
+            self.hash_objects(values)
+        elif obj is not None and obj.args:
+            what = f"{obj.qualname}.__setitem__"
+            self.expect(what, partial(self.grammar.can_be_read, values), (obj,))
 
     def hash_objects(self, keys: list[Any]) -> None:
         """Note keys that are more than data, of which a dict or a set asks the hash.
