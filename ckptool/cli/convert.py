@@ -128,7 +128,7 @@ def command(
         )  # fmt: skip
         return
     if output is None:
-        raise UsageError("Missing option '--output' / '-o'.", hint="-o OUT names the output")
+        raise UsageError("Missing option '--output' / '-o'", hint="-o OUT names the output")
     options = ConvertOptions(
         address=operand.address, renames=renames or (), only=only or (), drop=drop or (),
         rules=rules, split=split or (), join=join or (), transpose=transpose or (),

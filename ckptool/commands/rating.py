@@ -70,7 +70,9 @@ def _known(entries: Entries, name: str) -> str:
     near = get_close_matches(name, known, SHOWN, 0.6)
     shown = list(dict.fromkeys([*near, *known]))[:SHOWN]
     more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
-    return f"there are: {', '.join(shown)}{more}" if known else "ckptool inspect shows what is"
+    if not known:
+        return "none of them stores a metric: --latest-valid chooses by age"
+    return f"there are: {', '.join(shown)}{more}"
 
 
 class _Rated(NamedTuple):

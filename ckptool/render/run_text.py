@@ -60,7 +60,8 @@ def _totals(report: RunReport) -> str:
     ]
     sizes = {entry.parameters for entry in entries if entry.parameters}
     if len(sizes) == 1:
-        told.append(f"{words.count(sizes.pop())} parameters each")
+        each = " each" if len(entries) > 1 else ""
+        told.append(f"{words.count(sizes.pop())} parameters{each}")
     return ", ".join(told)
 
 

@@ -78,7 +78,7 @@ def _tie_lines(report: WeightsReport) -> Iterator[Fact]:
 def _output_lines(report: WeightsReport) -> Iterator[Fact]:
     if report.left_out:
         values = [f"{name} ({what})" for name, what in report.left_out.items()]
-        yield "left out", line(words.some(values))
+        yield "not weights", line(f"{len(values)} left out: {words.some(values)}")
     if report.casts:
         yield "cast", _cast(report.casts)
     yield from _shard_lines(report)

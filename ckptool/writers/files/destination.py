@@ -91,12 +91,13 @@ def format_of(output: Path) -> str:
     kind = FORMAT_OF_SUFFIX.get(output.suffix.lower())
     if kind is None:
         known = " ".join(FORMAT_OF_SUFFIX)
-        suffix = f"its suffix {output.suffix!r} is none" if output.suffix else "it has no suffix"
         raise UsageError(
-            f"no output format: {suffix} of those that choose one",
+            f"no output format has the suffix {output.suffix!r}"
+            if output.suffix
+            else "no output format: the name has no suffix that chooses one",
             path=output,
-            hint=f"-o {output.name}.safetensors, or one of: {known}; a directory that exists takes "
-            "a name by itself",
+            hint=f"-o {output.name}.safetensors, or one of: {known}; in a directory that exists "
+            "ckptool chooses the name",
         )
     return kind
 
