@@ -26,6 +26,7 @@ from helpers.assembling import (
     number,
     pairs,
     row,
+    storage,
     text,
     torch_zip,
 )
@@ -241,6 +242,13 @@ DERIVED = {
     )),
     # ------------------------------------------------------------- what setters and errors read
     "number-in-slots": build(new("quietlib.Pickles"), row(NONE, fields(fast=CALLER))),
+    "version-of-a-generator": build(new("quietlib.Dice"), row(CALLER, ONE, NONE)),
+    "row-for-a-tensor": call(
+        "torch._tensor._rebuild_from_type_v2", name("torch._utils._rebuild_tensor_v2"),
+        name("quietlib.Named"),
+        row(storage(), ZERO, row(number(4)), row(ONE), FALSE, call("collections.OrderedDict")),
+        row(CALLER, ONE, ONE, ONE),
+    ),
     "state-that-an-error-shows": build(new("packaging.version.Version"), fields(x=CALLER)),
     # ------------------------------------------------------------- elements of a derived class
     "number-of-an-array": new("quietlib.Numbers", text("d")) + CALLER + b"a",

@@ -93,6 +93,7 @@ class Recurrent(LSTM): pass
 class Optimizes(Adam): pass
 class Archive(ZipFile): pass
 class Program(Popen): pass
+class Dice(Random): pass
 import array, io, pickle
 from asyncio.futures import _PyFuture
 from asyncio.selector_events import _SelectorDatagramTransport

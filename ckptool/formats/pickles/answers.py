@@ -89,14 +89,13 @@ def prepares_no_answer(state: Any, grades: Grades, is_plain: IsPlain) -> bool:
     """Return whether nothing in a state of the user's object calls what it holds when it is read.
 
     Args:
-        state: the state. One that is no dict of attributes may be iterated itself, but the user's
-            own objects in it are for the user's own methods.
+        state: the state. One that is no dict of attributes is iterated, and its elements compared.
         grades: those of the pickle's values.
         is_plain: whether a container calls nothing when it is iterated.
     """
     parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
     if not all(part is None or isinstance(part, dict) for part in parts):
-        return can_be_read(state, grades, is_plain, most=HOLDING)
+        return can_be_read(state, grades, is_plain, most=OBJECT)
     # The class's setters are given what is set in slots.
     is_set = len(parts) == 1 or _can_all_be_read(parts[1], parts[1] or (), grades, is_plain)
     return is_set and all(_prepares_none(part, grades, is_plain) for part in parts if part)
