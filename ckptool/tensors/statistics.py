@@ -228,14 +228,15 @@ def _histogram(
 ) -> tuple[int, ...] | None:
     """Return how many finite values are in each of equal intervals from ``low`` to ``high``.
 
-    Halves are counted, since ``high - low`` may be larger than floats are. Return None where there
-    is nothing to tell apart.
+    Halves are counted, since ``high - low`` may be larger than floats are. Return None where so few
+    floats lie between ``low`` and ``high`` that an interval would hold none.
     """
     import numpy as np
 
     counts = np.zeros(BINS, np.int64)
     ends = low / 2, high / 2
-    if not ends[0] < ends[1]:
+    edges = np.linspace(*ends, BINS + 1)
+    if not (edges[:-1] < edges[1:]).all():
         return None
     for block in blocks(reader, ref):
         values = block.astype(np.float64)

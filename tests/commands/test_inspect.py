@@ -313,6 +313,16 @@ def test_a_histogram_leaves_out_what_is_not_finite_and_spans_all_floats(tmp_path
     assert "histogram" not in entry["stats"]
 
 
+def test_values_too_close_for_intervals_have_no_histogram(tmp_path, ckptool):
+    next_to_one = torch.tensor([1.0, np.nextafter(1.0, 2.0)], dtype=torch.float64)
+    states = {"near": next_to_one, "tiny": torch.tensor([0.0, 1e-323], dtype=torch.float64),
+              "long": torch.tensor([2**60, 2**60 + 256])}  # fmt: skip
+    torch.save(states, tmp_path / "a.pt")
+    done = ckptool("inspect", tmp_path / "a.pt", "--histogram", "--json")
+    assert done.exit_code == 0, done
+    assert all("histogram" not in entry["stats"] for entry in done.json["entries"])
+
+
 def test_stats_of_a_match_read_only_that(ckptool):
     entries = ckptool("inspect", LATE, "--stats", "--match", "*/scale", "--json").json["entries"]
     assert [e["address"] for e in entries] == ["model_state_dict/scale", "ema_state_dict/scale"]
