@@ -15,6 +15,7 @@ from ckptool.formats.sharded import INDEX
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES, files_below
 from ckptool.records import replace
 from ckptool.sources.places import is_folder, known_size
+from ckptool.sources.urls import RemotePath
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import is_container
 from ckptool.tree.walking import children
@@ -64,7 +65,8 @@ def size_of_unread(path: Path, error: CkptError | None) -> int:
     if error is not None and error.size is not None and error.path == path:
         return error.size
     try:
-        return 0 if is_folder(path) else known_size(path)
+        is_directory = not isinstance(path, RemotePath) and path.is_dir()  # a server is not asked
+        return 0 if is_directory else known_size(path)
     except OSError:
         return 0
 
