@@ -1,9 +1,7 @@
 """EMA weights in sidecar files, which are found by name, opened and compared with the model.
 
-Some writers put no keyword inside the file, so that only file names tell. The name of a sidecar
-file is that of the model's file plus a keyword, or has a keyword and ends with the same step
-(``model000005.pt``, ``ema_0.9999_000005.pt``). A directory can have the keyword instead:
-``ema/last.pt``, ``unet_ema/``. The files found are opened, and must hold the same names and shapes.
+Some writers put no keyword inside the file, so that only file names tell (``neighbours.py``). The
+files found are opened, and must hold the same names and shapes.
 """
 
 from __future__ import annotations
@@ -14,20 +12,19 @@ from pathlib import Path
 
 from ckptool.contents.given import refuse_given
 from ckptool.contents.inventory import Table, take_inventory
-from ckptool.ema.candidates import POSTHOC, Candidate, EmaLocation
+from ckptool.ema.candidates import Candidate, EmaLocation
 from ckptool.ema.decide import decide
 from ckptool.ema.examine import Examiner
 from ckptool.ema.layouts import Layouts
 from ckptool.ema.metadata import META_KEYS, config_beside, split_counters
 from ckptool.ema.model import choose_model
+from ckptool.ema.neighbours import averaged_neighbours, raw_neighbours
 from ckptool.ema.search import find_candidates
 from ckptool.errors import CkptError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.provenance import read_provenance
-from ckptool.names import AVERAGES, MODEL_FOLDER, marker_in, unglued, unmarked
 from ckptool.records import replace
-from ckptool.regex import regex
 from ckptool.reports.base import MainSlot
 from ckptool.sources.local import BoundedFile
 
@@ -146,103 +143,3 @@ def _keeps_both(checkpoint: Checkpoint, layouts: Layouts) -> bool:
 
 
 # --------------------------------------------------------------------------- names of sidecar files
-
-
-MAX_NEIGHBOURS = 10_000  # entries of a directory that are read
-TRACK = regex(r"^\d+\.\d+$")  # stem of its files: <track>.<step>.pt
-STEP = regex(r"(\d+)$")
-ROLES = regex(
-    r"^(model|net|network|unet|nnet|weights?|ckpt|checkpoint|generator|g)?[\W_]*$", re.IGNORECASE
-)
-
-
-def averaged_neighbours(path: Path) -> Iterator[tuple[str, Path]]:
-    """Yield (kind, file) of files that by name may hold the EMA of the weights in ``path``."""
-    if marker_in([path.stem]):
-        return
-    yield from (("ema", p) for p in _alike(path) if _is_average_of(p.stem, path.stem))
-    for folder in (*_folders_below(path), *_folders_beside(path)):
-        yield from (("ema", p) for p in _twins_in(folder, path))
-    if not TRACK.match(path.stem):
-        yield from ((POSTHOC, p) for p in _alike(path) if TRACK.match(p.stem))
-
-
-def raw_neighbours(path: Path) -> Iterator[Path]:
-    """Yield files that by name may hold the raw weights whose EMA is in ``path``."""
-    yield from (p for p in _alike(path) if _is_average_of(path.stem, p.stem))
-    home = path.parent.absolute()
-    if _is_average_folder(home.name):
-        around = [home.parent, *_files(home.parent, folders=True)]
-        for folder in around if not unmarked(home.name) else around[1:]:
-            is_above = folder == home.parent
-            if is_above or _is_folder_of_averages(home.name, folder.name):
-                yield from (p for p in (folder / path.name,) if p.is_file())
-
-
-def _folders_below(path: Path) -> Iterator[Path]:
-    """Yield directories like ``ema/`` beside ``last.pt``."""
-    for folder in _files(path.parent, folders=True):
-        if _is_average_folder(folder.name) and not unmarked(folder.name):
-            yield folder
-
-
-def _folders_beside(path: Path) -> Iterator[Path]:
-    """Yield directories like ``unet_ema/`` beside ``unet/``, or ``ema/`` beside ``model/``."""
-    home = path.parent.absolute()
-    if not marker_in([home.name]):
-        for folder in _files(home.parent, folders=True):
-            if _is_folder_of_averages(folder.name, home.name):
-                yield folder
-
-
-def _is_average_folder(name: str) -> bool:
-    marker = marker_in([name])
-    return marker is not None and marker.kind in AVERAGES
-
-
-def _is_folder_of_averages(name: str, ours: str) -> bool:
-    if not _is_average_folder(name) or name == ours:  # a directory is not beside itself
-        return False
-    bare = unmarked(name)
-    return bare == ours or (not bare and MODEL_FOLDER.fullmatch(ours) is not None)
-
-
-def _twins_in(folder: Path, path: Path) -> Iterator[Path]:
-    """Yield the files of a directory of EMA weights with the name of ``path``, plus any keyword.
-
-    If each of the two directories has only one file, their names may differ.
-    """
-    if (folder / path.name).is_file():
-        yield folder / path.name
-        return
-    there = [p for p in _files(folder) if p.suffix == path.suffix]
-    named = [p for p in there if _is_average_of(p.stem, path.stem)]
-    is_lone = len(there) == 1 and not _alike(path)
-    yield from named or (there if is_lone else ())
-
-
-def _is_average_of(stem: str, ours: str) -> bool:
-    if marker_in([ours]):
-        return False
-    if not marker_in([stem]):
-        return bool(ours) and ours in unglued(stem)
-    bare = unmarked(stem)
-    if bare == ours:
-        return True
-    step, own = STEP.search(stem), STEP.search(ours)
-    same_step = step is not None and own is not None and int(step[1]) == int(own[1])
-    return same_step and bool(ROLES.match(ours[: own.start()])) if own else False
-
-
-def _alike(path: Path) -> list[Path]:
-    """Return the other files in the directory with the same suffix, as of the same writer."""
-    return [p for p in _files(path.parent) if p.suffix == path.suffix and p.name != path.name]
-
-
-def _files(folder: Path, *, folders: bool = False) -> list[Path]:
-    """Return the files (or the directories) in a directory, sorted; [] if it cannot be listed."""
-    try:
-        entries = [p for _, p in zip(range(MAX_NEIGHBOURS), folder.iterdir(), strict=False)]
-    except OSError:
-        return []
-    return sorted(p for p in entries if (p.is_dir() if folders else p.is_file()))

@@ -6,7 +6,7 @@ import pytest
 
 from ckptool.ema.candidates import POSTHOC
 from ckptool.ema.metadata import config_beside
-from ckptool.ema.sidecars import averaged_neighbours, raw_neighbours
+from ckptool.ema.neighbours import averaged_neighbours, raw_neighbours
 
 
 @pytest.fixture
