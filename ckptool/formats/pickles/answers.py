@@ -129,8 +129,9 @@ def _can_all_be_read(
 
 def _read_when_dropped(part: dict[Any, Any]) -> frozenset[Any]:
     """Return the names of attributes that a ``__del__`` may read."""
-    found = READ_WHEN_DROPPED & part.keys()
-    return found | (READ_BESIDE & part.keys()) if found else found
+    if READ_WHEN_DROPPED.isdisjoint(part):
+        return frozenset()
+    return (READ_WHEN_DROPPED | READ_BESIDE) & part.keys()
 
 
 def holds_modules(state: Any, grades: Grades, is_plain: IsPlain) -> bool:
