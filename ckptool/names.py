@@ -101,7 +101,21 @@ class Run(NamedTuple):
     is_last: bool  # they must end it
 
 
-Words = Mapping[str, tuple[Run, ...]]  # by the first word of each run, also in the plural
+class Words:
+    """A table for :func:`says`. It is made when it is first asked, as most are about no file."""
+
+    __slots__ = ("_entries", "_table")
+
+    def __init__(self, entries: Sequence[str]) -> None:
+        self._entries = entries
+        self._table: Mapping[str, tuple[Run, ...]] | None = None
+
+    @property
+    def by_first(self) -> Mapping[str, tuple[Run, ...]]:
+        """The runs by the first word of each, also in the plural."""
+        if self._table is None:
+            self._table = _table(self._entries)
+        return self._table
 
 
 def whole(*entries: str) -> Words:
@@ -110,6 +124,10 @@ def whole(*entries: str) -> Words:
     An entry that begins with ``^`` must be the first word of the name, one that ends with ``$``
     the last. The table replaces a regular expression, which takes milliseconds to compile.
     """
+    return Words(entries)
+
+
+def _table(entries: Iterable[str]) -> Mapping[str, tuple[Run, ...]]:
     table: dict[str, tuple[Run, ...]] = {}
     for entry in entries:
         run = Run(tokens(entry), entry.startswith("^"), entry.endswith("$"))
@@ -131,11 +149,10 @@ def says(text: str, wanted: Words) -> bool:
 
 def holds(parts: Sequence[str], wanted: Words) -> bool:
     """Return whether a name that is split into ``parts`` has one of the wanted words."""
-    if wanted.keys().isdisjoint(parts):  # as of most names
+    runs = wanted.by_first
+    if runs.keys().isdisjoint(parts):  # as of most names
         return False
-    return any(
-        _fits(parts, at, run) for at, part in enumerate(parts) for run in wanted.get(part, ())
-    )
+    return any(_fits(parts, at, run) for at, part in enumerate(parts) for run in runs.get(part, ()))
 
 
 def _fits(parts: Sequence[str], at: int, run: Run) -> bool:

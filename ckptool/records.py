@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
 from itertools import takewhile
 from operator import attrgetter
 from types import FunctionType
@@ -229,39 +228,73 @@ def _refuse(_self: Any, name: str, _value: Any = None) -> None:
 # ------------------------------------------------------------------------------------- named tuples
 
 
-@cache
-def _tuple_of(count: int) -> Any:
-    """Return the named tuple of so many fields whose code others share under other names."""
-    return namedtuple(f"TupleOf{count}", [f"field{at}" for at in range(count)])  # noqa: PYI024
+_plain = tuple.__new__
+
+# The constructors by the number of fields. ``namedtuple`` writes and compiles each of them: 1.5 ms
+# for the ten that a small file needs. What has more fields is rare, and is left to it.
+_CONSTRUCTORS: tuple[Any, ...] = (
+    lambda _cls: _plain(_cls, ()),
+    lambda _cls, a: _plain(_cls, (a,)),
+    lambda _cls, a, b: _plain(_cls, (a, b)),
+    lambda _cls, a, b, c: _plain(_cls, (a, b, c)),
+    lambda _cls, a, b, c, d: _plain(_cls, (a, b, c, d)),
+    lambda _cls, a, b, c, d, e: _plain(_cls, (a, b, c, d, e)),
+    lambda _cls, a, b, c, d, e, f: _plain(_cls, (a, b, c, d, e, f)),
+    lambda _cls, a, b, c, d, e, f, g: _plain(_cls, (a, b, c, d, e, f, g)),
+    lambda _cls, a, b, c, d, e, f, g, h: _plain(_cls, (a, b, c, d, e, f, g, h)),
+    lambda _cls, a, b, c, d, e, f, g, h, i: _plain(_cls, (a, b, c, d, e, f, g, h, i)),
+)
+_WIDE = namedtuple("_WIDE", "a b c d e f g h i j k l m n o p")  # noqa: PYI024 - for its getters
+_GETTERS = [_WIDE.__dict__[name] for name in _WIDE._fields]
 
 
-def _constructor(model: Any, fields: Sequence[str], defaults: Mapping[str, Any]) -> Any:
-    made: FunctionType = model.__new__
-    code = made.__code__.replace(co_varnames=("_cls", *fields))
+def _constructor(fields: Sequence[str], defaults: Mapping[str, Any]) -> Any:
+    is_narrow = len(fields) < len(_CONSTRUCTORS)
+    made: Any = (
+        _CONSTRUCTORS[len(fields)] if is_narrow
+        else namedtuple("_Made", fields).__new__  # noqa: PYI024 - for its constructor
+    )  # fmt: skip
+    code = made.__code__.replace(co_name="__new__", co_varnames=("_cls", *fields))
     return FunctionType(code, made.__globals__, "__new__", (*defaults.values(),))
 
 
-def _repr_tuple(self: Any) -> str:
-    parts = (f"{name}={value!r}" for name, value in zip(self._fields, self, strict=True))
-    return f"{type(self).__qualname__}({', '.join(parts)})"
+class _Tuple(tuple[Any, ...]):
+    """The methods that all named tuples have."""
 
+    __slots__ = ()
+    _fields = tuple[str, ...]()
 
-def _replace_some(self: Any, **changes: Any) -> Any:
-    return type(self)(**dict(zip(self._fields, self, strict=True)) | changes)
+    @classmethod
+    def _make(cls, values: Iterable[Any]) -> Any:
+        made = _plain(cls, values)
+        if len(made) != len(cls._fields):
+            raise TypeError(f"{len(cls._fields)} values are needed, not {len(made)}")
+        return made
+
+    def _asdict(self) -> dict[str, Any]:
+        return dict(zip(self._fields, self, strict=True))
+
+    def _replace(self, **changes: Any) -> Any:
+        return type(self)(**self._asdict() | changes)
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return tuple(self)
+
+    def __repr__(self) -> str:
+        parts = (f"{name}={value!r}" for name, value in self._asdict().items())
+        return f"{type(self).__qualname__}({', '.join(parts)})"
 
 
 class _NamedTuples(type):
     def __new__(cls, name: str, _bases: Any, own: dict[str, Any]) -> Any:
         fields = (*own.get("__annotations__", {}),)
-        model = _tuple_of(len(fields))
         defaults = {field: own.pop(field) for field in fields if field in own}
-        getters = [model.__dict__[field] for field in model._fields]
         made = {
-            "__slots__": (), "__new__": _constructor(model, fields, defaults), "_fields": fields,
-            "__match_args__": fields, "_field_defaults": defaults, "__repr__": _repr_tuple,
-            "_replace": _replace_some, **dict(zip(fields, getters, strict=True)),
+            "__slots__": (), "__new__": _constructor(fields, defaults), "_fields": fields,
+            "__match_args__": fields, "_field_defaults": defaults,
+            **dict(zip(fields, _GETTERS[: len(fields)], strict=True)),
         }  # fmt: skip
-        return type(name, (model,), made | own)
+        return type(name, (_Tuple,), made | own)
 
 
 if not TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ckptool.formats import all_formats
+from ckptool.formats.sharded import ShardIndex
 
 PAGE = Path(__file__).parent.parent / "docs/formats.md"
 HEAD = "| format | written by |"
@@ -13,7 +14,8 @@ HEAD = "| format | written by |"
 def table() -> str:
     """Return the table; formats of one name share a row."""
     rows: dict[str, list[str]] = {}
-    _index, *others = all_formats()  # the index of shards is opened as the folder that it is in
+    # The index of shards is opened as the folder that it is in.
+    others = [known for known in all_formats() if not isinstance(known, ShardIndex)]
     for known in others:
         suffixes = f" (`{' '.join(known.suffixes)}`)" if known.suffixes else ""
         rows.setdefault(known.name, []).append(known.written_by + suffixes)

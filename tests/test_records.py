@@ -178,6 +178,20 @@ class Empty(NamedTuple):
     pass
 
 
+class Wide(NamedTuple):
+    a: int
+    b: int
+    c: int
+    d: int
+    e: int
+    f: int
+    g: int
+    h: int
+    i: int
+    j: int = 9
+    k: int = 10
+
+
 TUPLES = [(("a",), {}), (("a", 1), {}), (("a", 1, (2,)), {}), ((), {"size": 3, "name": "a"})]
 WRONG_TUPLES = [((), {}), (("a", 1, (), 2), {}), (("a",), {"name": "b"}), (("a",), {"other": 1})]
 
@@ -219,6 +233,9 @@ def test_named_tuples_have_the_rest_of_those_of_typing():
     assert copy.deepcopy(ours) == pickle.loads(pickle.dumps(ours)) == ours
     assert type(copy.copy(ours)) is OurTuple
     assert Empty() == ()
+    assert Wide(*range(9)) == (*range(11),)
+    assert Wide(*range(9), k=3) == (*range(10), 3)
+    assert (Wide(*range(9)).a, Wide(*range(9)).k) == (0, 10)
     match ours:
         case OurTuple(name, size):
             assert (name, size) == ("a", 1)

@@ -1,7 +1,5 @@
 """The options of ``ckptool average``."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Annotated, Literal
 

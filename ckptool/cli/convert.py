@@ -1,7 +1,5 @@
 """The options of ``ckptool convert``."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Annotated

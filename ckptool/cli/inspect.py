@@ -1,7 +1,5 @@
 """The options of ``ckptool inspect``."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 

@@ -1,7 +1,5 @@
 """The options of ``ckptool promote-ema``."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """The options of ``ckptool rule``, ``layouts`` and ``textconv``."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from ckptool.cli import completion

@@ -1,7 +1,5 @@
 """The options of ``ckptool verify``."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from collections.abc import Mapping, Sequence

@@ -10,9 +10,6 @@ from ckptool.ema.layouts import Layouts
 from ckptool.errors import CkptError, UnreadableError, about
 from ckptool.formats import folder_format, open_checkpoint
 from ckptool.formats.base import Checkpoint
-from ckptool.formats.folders import all_or_none
-from ckptool.formats.sharded import INDEX
-from ckptool.formats.unopened import CHECKPOINT_SUFFIXES, files_below
 from ckptool.records import replace
 from ckptool.sources.places import is_folder, known_size
 from ckptool.sources.urls import RemotePath
@@ -37,7 +34,8 @@ def open_part(operand: Operand, layouts: Layouts = ()) -> Checkpoint:
     checkpoint = open_checkpoint(operand.path)
     if operand.address is None:
         return checkpoint
-    from ckptool.plans.weights import select_part  # noqa: PLC0415 - for a part only
+    from ckptool.formats.folders import all_or_none  # noqa: PLC0415 - for a part only
+    from ckptool.plans.weights import select_part  # noqa: PLC0415
 
     with about(operand.path), all_or_none() as opened:
         opened.enter_context(checkpoint)
@@ -76,6 +74,9 @@ def files_of(path: Path) -> list[Path]:
 
     A directory or an index that cannot be opened may consist of every file in the directory.
     """
+    from ckptool.formats.sharded import INDEX  # noqa: PLC0415 - what is only read needs none
+    from ckptool.formats.unopened import files_below  # noqa: PLC0415
+
     try:
         if is_run(path):
             return [file for each in checkpoint_files(path) for file in files_of(each)]
@@ -116,6 +117,8 @@ def checkpoint_files(path: Path) -> list[Path]:
 
 
 def _is_checkpoint(path: Path) -> bool:
+    from ckptool.formats.unopened import CHECKPOINT_SUFFIXES  # noqa: PLC0415 - for runs only
+
     if path.suffix in CHECKPOINT_SUFFIXES and path.is_file():
         return True
     return folder_format(path) is not None
@@ -123,6 +126,8 @@ def _is_checkpoint(path: Path) -> bool:
 
 def _place_within(path: Path) -> str | None:
     """Return a hint: trainers put checkpoints a directory or two below the run's."""
+    from ckptool.formats.unopened import CHECKPOINT_SUFFIXES  # noqa: PLC0415 - for runs only
+
     for pattern in ("*/*", "*/*/*"):
         looked = islice(path.glob(pattern), MAX_LOOKED)
         found = next((p for p in looked if p.suffix in CHECKPOINT_SUFFIXES), None)

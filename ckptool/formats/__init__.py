@@ -19,7 +19,6 @@ from ckptool.formats.base import Checkpoint, FileFormat, FolderFormat, Format
 from ckptool.formats.ranked.lone import with_note_on_rank
 from ckptool.formats.readings import with_other_readings
 from ckptool.formats.safetensors_file import SafetensorsFile
-from ckptool.formats.sharded import ShardIndex
 from ckptool.formats.torch_zip import TORCHSCRIPT, TorchZip
 from ckptool.records import NamedTuple
 from ckptool.regex import regex
@@ -131,8 +130,12 @@ def _whole() -> Iterator[FileFormat]:
 
 def file_formats() -> Iterator[FileFormat]:
     """Yield the formats of files, in the order in which they are asked about a file."""
+    formats = _whole()
+    yield next(formats)  # a zip, whose first byte is no index's
+    from ckptool.formats.sharded import ShardIndex  # noqa: PLC0415 - see USUAL
+
     yield ShardIndex(_open_shard)
-    yield from _whole()
+    yield from formats
 
 
 @cache

@@ -21,13 +21,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ckptool.errors import CkptError, DamagedError, UnsupportedError
 from ckptool.formats.base import Note
 from ckptool.formats.npy import HEAD_BYTES, values_at
 from ckptool.formats.other_zips import not_from_torch, refuse_checkpoints, refuse_programs
-from ckptool.formats.pickles.literal import Literal, read_literal
 from ckptool.formats.pickles.reader import SHORT, Pickles
 from ckptool.formats.pickles.storages import StorageKey
 from ckptool.formats.pickles.torch_objects import TorchBuilder
@@ -40,6 +39,9 @@ from ckptool.regex import regex
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.sources.memory import Memory
 from ckptool.sources.window import Window
+
+if TYPE_CHECKING:
+    from ckptool.formats.pickles.literal import Literal
 
 PROVENANCE = "ckptool.json"  # the record that ckptool adds to what it writes; torch ignores it
 MAX_PROVENANCE = 1 << 16  # bytes of it that are read
@@ -140,14 +142,15 @@ class TorchRecords:
                 f"the bytes of the record {self.pickle.name} do not fit its checksum",
                 hint="get the file again or take an earlier one",
             )
+        from ckptool.formats.pickles.literal import Literal, read_literal  # noqa: PLC0415
+
         tree, _ = read_literal(self._source(self.pickle))
         spans: dict[str, ByteSpan] = {}
         checksums: dict[ByteSpan, int] = {}
         for record in self.archive.records:
             span = self._unpacked_span(record)
             spans[record.name.removeprefix(self.folder)] = span
-            crc = known_crc(record)
-            if crc is not None:
+            if (crc := known_crc(record)) is not None:
                 checksums[span] = crc
         storages = {n.removeprefix(STORAGE): s for n, s in spans.items() if n.startswith(STORAGE)}
         others = {n: s for n, s in spans.items() if not n.startswith(STORAGE) and n not in OF_TORCH}

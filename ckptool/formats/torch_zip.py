@@ -6,15 +6,18 @@ TorchScript archives (``torch.jit.save``) have the same records and more: see ``
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import TYPE_CHECKING
 
 from ckptool.formats.base import Checkpoint, FileFormat, Format, NamedGlobal
 from ckptool.formats.nested import checkpoint_of, pickles_of
-from ckptool.formats.pickles.literal import Literal
 from ckptool.formats.script_code import is_torchscript
 from ckptool.formats.torch_records import TorchRecords
 from ckptool.formats.torchscript import name_modules, read_classes
 from ckptool.formats.zips.records import STORED, ZipArchive, is_zip
 from ckptool.sources.base import Source
+
+if TYPE_CHECKING:
+    from ckptool.formats.pickles.literal import Literal  # for files that are written again
 
 
 def names_in_arrays(file: Source, offsets: Container[int]) -> tuple[NamedGlobal, ...]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import unicodedata
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
@@ -76,6 +75,8 @@ def _inert(found: re.Match[str]) -> str:
 
 
 def _visible(char: str) -> str:
+    import unicodedata  # noqa: PLC0415 - see render/wrapping.py
+
     code = ord(char)
     if char == " " or (unicodedata.category(char) not in _HIDDEN and code not in _BLANK):
         return char

@@ -6,7 +6,6 @@ ends a part of a name if there is one.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
@@ -26,6 +25,8 @@ def width_of(text: str) -> int:
 
 @lru_cache(maxsize=1 << 12)
 def _columns(char: str) -> int:
+    import unicodedata  # noqa: PLC0415 - for letters beyond ASCII only: a library of 1 MB
+
     if unicodedata.category(char) in {"Mn", "Me"}:
         return 0
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1

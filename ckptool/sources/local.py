@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import threading
+from _thread import allocate_lock  # see formats/base.py
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -40,7 +40,7 @@ _IRREGULAR = (
 )
 _SLASHLESS = regex("([a-z][a-z0-9]+):/([^/].*)")  # a URL that lacks a slash
 HAS_READS_AT_OFFSETS = hasattr(os, "preadv")  # Windows has none
-_moving = threading.Lock()  # held where there are none: descriptors have one position
+_moving = allocate_lock()  # held where there are none: descriptors have one position
 
 
 class LocalFile(Source):

@@ -85,7 +85,7 @@ def test_each_file_belongs_to_one_format():
 
 def test_formats_have_names_of_their_own():
     names = [known.name for known in file_formats()]
-    own = ["sharded", "torch-zip", "safetensors", "torch-tar", "torch-legacy", "pickle"]
+    own = ["torch-zip", "sharded", "safetensors", "torch-tar", "torch-legacy", "pickle"]
     assert names == [*own, "zip-archive", "tar-archive"]
 
 

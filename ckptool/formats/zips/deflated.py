@@ -9,9 +9,9 @@ file cannot fill the memory.
 from __future__ import annotations
 
 import zlib
+from _thread import allocate_lock  # see formats/base.py
 from collections.abc import Iterator
 from io import BytesIO
-from threading import Lock
 
 from ckptool.formats.zips.directory import ZipRecord
 from ckptool.formats.zips.inflating import unpacked
@@ -29,7 +29,7 @@ class DeflatedRecord(Source):
         self.keeps = record.size
         self.start = archive.data_offset(record)
         self._unpacked: bytes | None = None
-        self._unpacking = Lock()  # threads read
+        self._unpacking = allocate_lock()  # threads read
 
     def fetch(self, offset: int, nbytes: int) -> bytes:
         """Return a slice of the unpacked bytes.
