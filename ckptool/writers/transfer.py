@@ -105,6 +105,8 @@ def transfer(
             output.patch(data, given.offset)
         return done
 
+    if output and moves:
+        output.reserve_meanwhile(moves[0].offset, _end(moves, casting))
     given = _given(moves, order, runs, reader, casting, output)
     with closing(side_by_side(take, given, _nbytes)) as results:
         for done in results:
@@ -174,6 +176,11 @@ class _Done(NamedTuple):
         return _Done(self.move, self.run, read, written, self.lost + other.lost)
 
 
+def _end(moves: Sequence[Move], casting: Casting) -> int:
+    """Return the offset behind the last value."""
+    return moves[-1].offset + casting.nbytes_of(moves[-1].ref)
+
+
 def _given(
     moves: Sequence[Move],
     order: Sequence[int],
@@ -183,7 +190,7 @@ def _given(
     output: PartialFile | None,
 ) -> Iterator[_Given]:
     """Yield the parts of all tensors, after space for them is prepared in the output."""
-    end = moves[-1].offset + casting.nbytes_of(moves[-1].ref) if moves else 0
+    end = _end(moves, casting) if moves else 0
     last = -1
     for nth in order:
         _, ref, start = moves[nth]

@@ -100,6 +100,9 @@ class Slow:
     def __init__(self, error=None):
         self.lock, self.calls, self.error = threading.Lock(), 0, error
 
+    def reserve_meanwhile(self, start, end):
+        pass
+
     def make_way(self, offset, end):
         pass
 

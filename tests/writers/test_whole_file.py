@@ -10,12 +10,15 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 import torch
 
 from ckptool.errors import OutputError
 from ckptool.writers.files import partial as partial_files
+from ckptool.writers.files import whole_file as whole_files
 from ckptool.writers.files.destination import check_output
 from ckptool.writers.files.whole_file import whole_file
 from helpers.conformance import open_files
@@ -49,6 +52,70 @@ def test_what_is_written_stands_when_the_block_ends(target, tmp_path):
     write(target, b"whole")
     assert target.read_bytes() == b"whole"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.fixture
+def reserved(monkeypatch):
+    """The calls that reserve space in memory, in small steps."""
+    calls = []
+    monkeypatch.setattr(whole_files, "is_in_memory", lambda _fd: True)
+    monkeypatch.setattr(whole_files, "STEP", 8)
+    monkeypatch.setattr(whole_files, "MEANWHILE", 10)
+    monkeypatch.setattr(os, "posix_fallocate", lambda *call: calls.append(call), raising=False)
+    return calls
+
+
+def test_space_in_memory_is_reserved_before_the_first_value(target, reserved):
+    with whole_file(target, force=False) as output:
+        output.write(b"head")
+        output.skip(25)
+        output.reserve_meanwhile(4, 29)
+        output._reserver.join()
+        assert reserved == [(output.fd, 4, 10), (output.fd, 14, 10), (output.fd, 24, 5)]
+        output.patch(b"v" * 25, 4)
+    assert target.read_bytes() == b"head" + b"v" * 25
+
+
+def test_no_space_is_reserved_once_values_are_written(target, reserved):
+    with whole_file(target, force=False) as output:
+        output.patch(b"v" * 25, 0)
+        output.reserve_meanwhile(0, 25)
+    assert reserved == []
+    assert target.read_bytes() == b"v" * 25
+
+
+def test_space_that_cannot_be_reserved_is_left_to_the_writing(target, reserved, monkeypatch):
+    def full(*_call):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with whole_file(target, force=False) as output:
+        output.reserve_meanwhile(0, 25)
+        output._reserver.join()
+        output.patch(b"v" * 25, 0)
+    assert target.read_bytes() == b"v" * 25
+
+
+def fails_while_space_is_reserved(target, started):
+    with whole_file(target, force=False) as output:
+        output.reserve_meanwhile(0, 25)
+        assert started.wait(60)
+        raise OSError(errno.ENOSPC, "full")
+
+
+def test_a_file_is_closed_after_space_was_reserved_in_it(target, reserved, monkeypatch):
+    started, ended = threading.Event(), []
+
+    def slow(fd, *_call):
+        started.set()
+        time.sleep(0.01)
+        ended.append(os.fstat(fd).st_ino)  # fails if it is closed
+
+    monkeypatch.setattr(os, "posix_fallocate", slow)
+    with pytest.raises(OutputError):
+        fails_while_space_is_reserved(target, started)
+    assert len(ended) == 1
+    assert not target.exists()
 
 
 def test_nobody_sees_it_before(target, partial):

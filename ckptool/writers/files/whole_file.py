@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 from ckptool.errors import MORE_ROOM, SYSTEM_HINTS, DamagedError, OutputError, about
 from ckptool.formats.base import TensorReader
@@ -23,9 +24,11 @@ from ckptool.process.progress import Progress, announce, no_progress
 from ckptool.process.signals import held, undone_at_end
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.writers.files.attributes import take_after
-from ckptool.writers.files.copying import STEP, Pace, clone, copy_bytes
+from ckptool.writers.files.copying import STEP, Pace, clone, copy_bytes, is_in_memory
 from ckptool.writers.files.destination import is_backup, reason_of
 from ckptool.writers.files.partial import create, in_use, is_at, partial_beside, remove
+
+MEANWHILE = 64 << 20  # bytes that are reserved at a time while numpy is imported
 
 
 class PartialFile:
@@ -38,10 +41,13 @@ class PartialFile:
         self._is_settled = False  # nothing is written any more
         self._reserved = 0  # offset up to which space is reserved
         self._pace = Pace()
+        self._reserver: Thread | None = None
+        self._is_begun = False  # values are written
 
     def close(self) -> None:
         """Close the file; remove it if it still has its partial name. A second call is harmless."""
         if self.fd >= 0:
+            self._stop_reserving()
             remove(self.path, self.fd)
             fd, self.fd = self.fd, -1
             with suppress(OSError):  # fsync has reported every error before
@@ -65,6 +71,28 @@ class PartialFile:
             self._pace.before(self.fd, offset, nbytes)
             self._reserved = offset + nbytes
 
+    def reserve_meanwhile(self, start: int, end: int) -> None:
+        """Reserve space in memory for values in a thread, until the first of them is written.
+
+        Finding memory is half of what it takes to write there. What follows before the first value
+        keeps one CPU busy (numpy is imported). On a tmpfs 0.73 GB took 0.05 s less of 0.5 s.
+        """
+        if end - start > STEP and hasattr(os, "posix_fallocate") and is_in_memory(self.fd):
+            thread = Thread(target=self._reserve, args=(start, end), daemon=True)
+            thread.start()
+            self._reserver = thread
+
+    def _reserve(self, start: int, end: int) -> None:
+        with suppress(OSError):  # writing meets it, too
+            for offset in range(start, end, MEANWHILE):
+                if not self._is_begun:
+                    os.posix_fallocate(self.fd, offset, min(MEANWHILE, end - offset))
+
+    def _stop_reserving(self) -> None:
+        self._is_begun = True
+        if self._reserver:
+            self._reserver.join()
+
     def go_back(self, offset: int) -> None:
         """Prepare the disk for values from ``offset``, before others that are written already."""
         self._pace.leave(self.fd, offset)
@@ -72,6 +100,7 @@ class PartialFile:
 
     def patch(self, data: bytes | bytearray | memoryview, offset: int) -> None:
         """Write bytes before the end: over others, or where :meth:`skip` left space."""
+        self._is_begun = True
         self._put(data, offset)
 
     def read(self, offset: int, nbytes: int) -> bytes:
@@ -157,6 +186,7 @@ class PartialFile:
         After it, only the rename can still fail.
         """
         if not self._is_settled:
+            self._stop_reserving()
             take_after(self.fd, target)
             os.fsync(self.fd)
             self._is_settled = True
