@@ -107,8 +107,8 @@ class ZipArchive:
         self._at = -1  # the place of the record that was asked for last
         self._looked_at: set[int] = set()  # places of the other records that were looked up
         self._differing: dict[str, str] = {}  # record -> difference of its local header
-        # Records looked up so far that may begin as an array of numpy: by their first byte, or it
-        # was not at hand.
+        # Records looked up so far that may begin as an array of numpy: by their first bytes, or
+        # these were not at hand.
         self.maybe_arrays: dict[str, ZipRecord] = {}
 
     @property
