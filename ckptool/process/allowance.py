@@ -4,9 +4,10 @@ Readers count the work of each kind that is known to grow (``formats/pickles/bud
 like), and say what is wrong with the file. This is the bound for all other work, which nobody
 thought of: what a whole process takes, whatever the command does. Genuine files stay far below it.
 
-Every file that is opened adds to the allowance, the more the larger it is. The command line looks
-at it now and then by a timer of the CPU. If it is used up, the process ends as by a signal: it
-removes its unfinished files, and says why. A program that imports ckptool has no such timer.
+Every file that is opened adds to the allowance, the more the larger it is, and so does a directory
+of many names. The command line looks at it now and then by a timer of the CPU. If it is used up,
+the process ends as by a signal: it removes its unfinished files, and says why. A program that
+imports ckptool has no such timer.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ SHARE = 64_000_000  # bytes: a file up to this size allows as much as
 SECONDS = 19.0  # of the CPU (with the last step and the end, the command takes 20), and
 MEMORY = 7 << 28  # bytes that the process holds (between two looks it may grow to 2 GiB);
 LARGER = 10  # a larger file allows so many times as much for each such part of it
+NAMES = 10_000  # of a directory, which allow as much as a small file
 FIRST, EVERY = 1.0, 0.25  # seconds of the CPU until the first look, and between two looks
 REFUSED = 2  # the exit code
 HINT = "ask for a part of it, PATH#ADDRESS; if you trust the file, CKPTOOL_LIMITS=off lifts limits"
@@ -41,10 +43,17 @@ class Allowance:
     def grant(self, name: str, identity: Hashable, nbytes: int) -> None:
         """Allow the work for a file; one that is opened again adds nothing."""
         self.last = name
+        parts = -(-nbytes // SHARE)
+        self._add(identity, LARGER * parts if parts > 1 else 1)
+
+    def grant_names(self, folder: Hashable, count: int) -> None:
+        """Allow the work for the names in a directory; one that is listed again adds nothing."""
+        self._add(folder, count // NAMES)
+
+    def _add(self, identity: Hashable, shares: int) -> None:
         if identity not in self._known:
             self._known.add(identity)
-            parts = -(-nbytes // SHARE)
-            self.shares += LARGER * parts if parts > 1 else 1
+            self.shares += shares
 
     def check(self, seconds: float, memory: int) -> None:
         """Refuse to go on if so much CPU time or memory is more than is allowed.

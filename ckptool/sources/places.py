@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ckptool.errors import UsageError
+from ckptool.process.allowance import ALLOWANCE
 from ckptool.sources.base import Source
 from ckptool.sources.local import LocalFile
 from ckptool.sources.urls import SCHEMES, URL, RemotePath, shown
@@ -65,9 +66,11 @@ def is_file(path: Path) -> bool:
 def entries(folder: Path) -> list[Path]:
     """Return the files and directories in a directory, sorted; none if it cannot be listed."""
     try:
-        return sorted(folder.iterdir())
+        found = list(folder.iterdir())
     except OSError:
         return []
+    ALLOWANCE.grant_names(folder, len(found))
+    return sorted(found)
 
 
 def files_in(folder: Path) -> list[Path]:

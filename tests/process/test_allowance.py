@@ -10,6 +10,7 @@ import pytest
 from ckptool.errors import UnsupportedError
 from ckptool.process.allowance import LARGER, MEMORY, SECONDS, SHARE, Allowance
 from ckptool.sources.local import BoundedFile, LocalFile
+from ckptool.sources.places import entries
 from helpers.output import environment
 from helpers.paths import FIXTURES
 
@@ -57,6 +58,17 @@ def test_files_that_are_opened_count_and_sidecar_files_do_not(tmp_path, monkeypa
         sidecar.lift()
         assert allowance.shares == 1
     assert allowance.last == str(LAST)
+
+
+def test_a_directory_of_many_names_allows_the_work_for_them(tmp_path, monkeypatch):
+    """Such as the images beside the checkpoints of a run."""
+    allowance = Allowance()
+    monkeypatch.setattr("ckptool.sources.places.ALLOWANCE", allowance)
+    monkeypatch.setattr("ckptool.process.allowance.NAMES", 4)
+    for name in "abcdefghi":
+        (tmp_path / name).touch()
+    assert len(entries(tmp_path)) == len(entries(tmp_path)) == 9
+    assert allowance.shares == 2
 
 
 ENDING = """
