@@ -68,7 +68,8 @@ def compare_sample(
 
     With ``cast`` the second of a pair is compared after a cast to the dtype of the first. Some
     tensors, often batch statistics, still have their initial value in the second. They count as
-    unequal, but not in the distance, since they say nothing about the weights.
+    unequal, but not in the distance, since they say nothing about the weights. In the distance a
+    tensor has the weight of all its elements, of which the beginning is taken to be typical.
     """
     gather(pairs)
     usable = [pair for pair in pairs if all(map(is_readable, pair))]
@@ -84,7 +85,8 @@ def compare_sample(
         mine, yours = beginning(reader, ours), beginning(reader, theirs)
         compared += 1
         equal += _is_equal(mine, yours, ours.dtype.name if cast else theirs.dtype.name)
-        difference, size = _squares(mine, yours)
+        share = ours.numel / (min(len(mine), len(yours)) or 1)
+        difference, size = (share * square for square in _squares(mine, yours))
         finite = finite and all(map(math.isfinite, yours))
         if len(ours.shape) < 2 and is_constant(yours) and not is_constant(mine):
             initial.append((difference, size))

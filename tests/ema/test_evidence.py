@@ -20,6 +20,8 @@ from ckptool.tensors.sample import PER_TENSOR, beginning, is_readable, scalar_va
 from ckptool.tree.nodes import TensorRef
 from helpers.twins import CountingReader, drawn, near, ref, stored
 
+ONES = torch.ones(256)
+
 
 def pairs(model, average):
     return [(stored(model[name]), stored(average[name])) for name in model]
@@ -49,6 +51,16 @@ def test_unrelated():
 
 def test_distance_is_relative_to_the_model():
     assert agreement({"w": torch.ones(4)}, {"w": torch.full((4,), 1.5)}).distance == 0.5
+
+
+def test_a_large_tensor_counts_as_large_in_the_distance():
+    """Of both as many values are read, but the matrix is nearly all of the model."""
+    model = {"w": torch.randn(256, 256, generator=torch.Generator().manual_seed(3)), "b": ONES}
+    average = {"w": 1.1 * model["w"], "b": 1.5 * model["b"]}
+    off, norm = (sum(float((t.double() ** 2).sum()) for t in each) for each in (
+        [average[name] - model[name] for name in model], model.values()
+    ))  # fmt: skip
+    assert agreement(model, average).distance == pytest.approx(math.sqrt(off / norm), rel=0.02)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
