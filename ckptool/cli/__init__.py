@@ -119,17 +119,21 @@ def _translated(error: Exception) -> CkptError:
 
 
 def _refuse(error: CkptError, args: Sequence[str]) -> int:
-    report = ErrorReport(error.document | {"hint": _hint(error, args)})
     with contextlib.suppress(OSError, AttributeError):  # without output the exit code reports it
-        name = "json" if "--json" in args else _asked(args, "--format", "text")
-        name = name if own_place().speaks else "text"  # one document for all processes
-        if holds_errors(name):
-            sys.stdout.write(rendered([report], name) + "\n")
-        if name not in EXACT:
-            from ckptool.render.terminal import show
-
-            show([report], sys.stderr, used_color(_asked(args, "--color", "auto")))
+        _write_error(error, args)
     return ExitCode.CANNOT
+
+
+def _write_error(error: CkptError, args: Sequence[str]) -> None:
+    report = ErrorReport(error.document | {"hint": _hint(error, args)})
+    name = "json" if "--json" in args else _asked(args, "--format", "text")
+    name = name if own_place().speaks else "text"  # one document for all processes
+    if holds_errors(name):
+        sys.stdout.write(rendered([report], name) + "\n")
+    if name not in EXACT:
+        from ckptool.render.terminal import show
+
+        show([report], sys.stderr, used_color(_asked(args, "--color", "auto")))
 
 
 def _hint(error: CkptError, args: Sequence[str]) -> str:
@@ -149,7 +153,7 @@ def _tell_limit(error: CkptError) -> None:
     if COMPLETES in os.environ:
         return
     try:
-        _refuse(error, sys.argv[1:])
+        _write_error(error, sys.argv[1:])
         sys.stdout.flush()
         sys.stderr.flush()
     except Exception:  # noqa: BLE001 - a module that is being imported cannot be used

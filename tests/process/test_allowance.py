@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from ckptool.cli import _tell_limit
 from ckptool.errors import UnsupportedError
 from ckptool.process.allowance import LARGER, MEMORY, SECONDS, SHARE, Allowance
 from ckptool.sources.local import BoundedFile, LocalFile
@@ -126,6 +127,18 @@ def test_a_command_that_takes_too_long_is_refused_and_leaves_no_file(form, tmp_p
     assert "CKPTOOL_LIMITS=off" in said
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_an_end_amid_an_import_is_told_without_the_module(monkeypatch, capfd):
+    """Half of a module lacks the functions that render the error."""
+
+    def rendered(*_):
+        raise AttributeError("partially initialized module")
+
+    monkeypatch.setattr("ckptool.cli.rendered", rendered)
+    monkeypatch.setattr(sys, "argv", ["ckptool", "inspect", "a.pt", "--json"])
+    _tell_limit(UnsupportedError("it took too long", hint="take a part"))
+    assert capfd.readouterr() == ("", "error: it took too long\nhint: take a part\n")
 
 
 @has_timers
