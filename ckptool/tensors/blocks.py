@@ -48,11 +48,13 @@ def numpy_dtype(dtype: DType, byteorder: str = "little") -> np.dtype[Any]:
 
     if dtype.numpy is None:
         raise UnsupportedError(f"there is no arithmetic for {dtype}")
-    if not hasattr(np, dtype.numpy):
+    if dtype.numpy not in vars(np):
         import ml_dtypes  # 7 ms, for the dtypes that numpy lacks
 
-        plain: np.dtype[Any] = np.dtype(getattr(ml_dtypes, dtype.numpy))
-        return plain.newbyteorder(">") if byteorder == "big" and plain.itemsize > 1 else plain
+        own = getattr(ml_dtypes, dtype.numpy, None)
+        if own is not None:  # numpy 1 has bool, but under no such name
+            plain: np.dtype[Any] = np.dtype(own)
+            return plain.newbyteorder(">") if byteorder == "big" and plain.itemsize > 1 else plain
     return np.dtype(dtype.numpy).newbyteorder("<" if byteorder == "little" else ">")
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptool.dtypes import BY_NAME
 from ckptool.errors import UnsupportedError
 from ckptool.formats import open_checkpoint
 from ckptool.tensors import blocks as numerics
-from ckptool.tensors.blocks import value_bytes
+from ckptool.tensors.blocks import numpy_dtype, value_bytes
 from helpers.samples import filled
 from helpers.strategies import strided_views
 from helpers.thinned import examples
@@ -70,3 +72,9 @@ def test_more_dimensions_than_numpy_has_are_refused_as_such(options, ckptool, tm
     assert done.stderr.startswith("error: the values of a tensor of 65 dimensions cannot be read")
     torch.save({"w": turned.contiguous()}, path)
     assert ckptool(*options, path).exit_code == 0
+
+
+def test_booleans_are_known_where_numpy_has_no_such_name(monkeypatch):
+    """As in numpy 1.26, which warns of the name when it is asked for it."""
+    monkeypatch.delattr(np, "bool")
+    assert numpy_dtype.__wrapped__(BY_NAME["bool"]) == np.dtype("?")
