@@ -173,7 +173,7 @@ MORE_ROOM = "make room, or name a file on another disk"
 SYSTEM_HINTS: Mapping[int, str] = {
     errno.ENOSPC: MORE_ROOM,
     errno.EDQUOT: MORE_ROOM,
-    errno.EFBIG: "ulimit -f shows the limit; --max-shard-size writes several files",
+    errno.EFBIG: "ulimit -f shows the limit; ckptool convert --max-shard-size writes several files",
     errno.EROFS: "name a file on another disk",
     errno.EACCES: "ls -ld shows who may write there",
 }

@@ -43,7 +43,9 @@ def read_original(checkpoint: Checkpoint, address: str | None, layouts: Layouts 
         UnsupportedError: a part of the weights is no plain tensor.
     """
     # Each value of a release is compared with its source's, so a full comparison here adds nothing.
-    weights = take_weights(checkpoint, ema=address, layouts=layouts, compared_in_full=False)
+    weights = take_weights(
+        checkpoint, ema=address, layouts=layouts, command=None, compared_in_full=False
+    )
     return Original(
         checkpoint.reader,
         plans=tuple(_plans(weights, checkpoint)),

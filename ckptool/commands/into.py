@@ -28,6 +28,8 @@ from ckptool.tree.describing import named
 from ckptool.tree.nodes import TensorRef
 from ckptool.writers.files.destination import in_folder
 
+ALONE = "leave out --into: the average is written as a file of its own"
+
 
 class Slot(NamedTuple):
     """A checkpoint, and the state dict in it that is replaced."""
@@ -110,7 +112,9 @@ def write_into(
     tensors = combined.tensors
     table = Table((), dict(tensors), dict(tensors))  # of no place in the checkpoint
     average = Candidate(table, CHOSEN, "", slot.alignment, None, {}, None)
-    plan = plan_promotion(slot.checkpoint, slot.trace, slot.location, average, allow_shared=False)
+    plan = plan_promotion(
+        slot.checkpoint, slot.trace, slot.location, average, allow_shared=False, shared_hint=ALONE
+    )
     target = in_folder(output, slot.checkpoint.path.name)
     everything = slot.checkpoint.with_files_of(sources)
     place = check_place(everything, target, force=force)

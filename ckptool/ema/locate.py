@@ -12,6 +12,7 @@ from ckptool.ema.decide import decide
 from ckptool.ema.examine import Examiner, TooManyError
 from ckptool.ema.layouts import Layouts
 from ckptool.ema.model import choose_model, marker_of
+from ckptool.ema.refusals import typed_place
 from ckptool.ema.search import find_candidates, model_beside, unexamined
 from ckptool.errors import AddressError, EmaNotFoundError, about
 from ckptool.formats.base import Checkpoint
@@ -164,7 +165,8 @@ def _required(model: Table | None, checkpoint: Checkpoint) -> Table:
         raise EmaNotFoundError(
             "no weights were found at the places where models are kept",
             path=checkpoint.path,
-            hint="name them: --ema ADDRESS; ckptool inspect --tensors lists the addresses",
+            hint=f"name them: {typed_place('ADDRESS', checkpoint.path, None)}; "
+            "ckptool inspect --tensors lists the addresses",
         )
     return model
 

@@ -214,10 +214,12 @@ def _command(candidate: Candidate, request: Request) -> str:
 
 
 def _typed(address: str, request: Request) -> str:
-    """Return the option or the operand that names a key path on the command line."""
-    if request.command:
-        return f"--ema {quote(address)}"
-    return quote(f"{request.path}#{address}")
+    return typed_place(address, request.path, request.command)
+
+
+def typed_place(address: str, path: Path, command: str | None) -> str:
+    """Return the option of a command, or the operand if None, that names a key path."""
+    return f"--ema {quote(address)}" if command else quote(f"{path}#{address}")
 
 
 def _declared(checkpoint: Checkpoint) -> str:

@@ -108,7 +108,8 @@ def _refuse_strangers(candidate: Candidate, alignment: Alignment) -> None:
         f"{matched or 'none'} of its {total} names and shapes "
         f"{'pair' if matched > 1 else 'pairs'} with the model's",
         address=candidate.address,
-        hint="name the weights that it averages: --model ADDRESS; "
+        hint="name the weights that it averages: "
+        "ckptool extract-ema --ema ADDRESS --model ADDRESS; "
         "the same address for both takes these weights unchanged",
     )
 

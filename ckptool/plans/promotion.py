@@ -81,10 +81,12 @@ def plan_promotion(
     candidate: Candidate,
     *,
     allow_shared: bool,
+    shared_hint: str = f"--allow-shared changes them too; or {OTHERWISE}",
 ) -> Promotion:
     """Plan to copy the EMA weights of ``candidate`` into the model's state dict.
 
-    ``trace`` is that of the pickles of the checkpoint.
+    ``trace`` is that of the pickles of the checkpoint, ``shared_hint`` the hint for bytes that
+    something else views.
 
     Raises:
         UnsupportedError: a container or tensor that cannot be patched, or, unless
@@ -114,7 +116,7 @@ def plan_promotion(
     refuse_given(checkpoint, (model, candidate.table), trace)
     shared = _viewed_elsewhere(checkpoint, trace, model, patches)
     if shared and not allow_shared:
-        raise _shared_error(checkpoint, shared)
+        raise _shared_error(checkpoint, shared, shared_hint)
     return Promotion(
         _distinct(checkpoint, patches),
         kept=alignment.missing_keys,
@@ -216,7 +218,7 @@ def _viewed_elsewhere(
     return (*(format_address(address) for address, _ in found), *hidden)
 
 
-def _shared_error(checkpoint: Checkpoint, shared: tuple[str, ...]) -> UnsupportedError:
+def _shared_error(checkpoint: Checkpoint, shared: tuple[str, ...], hint: str) -> UnsupportedError:
     some = ", ".join(shared[:3])
     who = (
         "1 tensor elsewhere views" if len(shared) == 1 else f"{len(shared)} tensors elsewhere view"
@@ -224,7 +226,7 @@ def _shared_error(checkpoint: Checkpoint, shared: tuple[str, ...]) -> Unsupporte
     return UnsupportedError(
         f"{who} the bytes that would change: {some}",
         path=checkpoint.path,
-        hint=f"--allow-shared changes them too; or {OTHERWISE}",
+        hint=hint,
     )
 
 

@@ -14,7 +14,7 @@ from ckptool.ema.buffers import with_models_buffers
 from ckptool.ema.candidates import Candidate, EmaLocation
 from ckptool.ema.layouts import Layouts
 from ckptool.ema.locate import locate_ema
-from ckptool.ema.refusals import EXTRACT, require_ema
+from ckptool.ema.refusals import EXTRACT, require_ema, typed_place
 from ckptool.errors import EmaAmbiguousError
 from ckptool.formats.base import Checkpoint
 from ckptool.plans.extraction import complete, plan_extraction
@@ -91,7 +91,7 @@ def take_weights(
     for table in (location.model, selected):
         refuse_repetition(table.tensors.values() if table else ())
     if compared_in_full:
-        _compare_in_full(checkpoint, location.selected)
+        _compare_in_full(checkpoint, location.selected, command)
     return Weights(location, candidate)
 
 
@@ -110,7 +110,9 @@ def _refuse_given(checkpoint: Checkpoint, location: EmaLocation) -> None:
     refuse_given(checkpoint, (location.model, own))
 
 
-def _compare_in_full(checkpoint: Checkpoint, candidate: Candidate | None) -> None:
+def _compare_in_full(
+    checkpoint: Checkpoint, candidate: Candidate | None, command: str | None
+) -> None:
     """Compare every value that the search compared in a sample, before a command relies on it."""
     for assumed in candidate.assumed_equal if candidate else ():
         are_equal = equal_after_cast if assumed.cast else same_values
@@ -122,7 +124,8 @@ def _compare_in_full(checkpoint: Checkpoint, candidate: Candidate | None) -> Non
                     f"agrees with {assumed.what} in a sample of the values, but not in all",
                     path=checkpoint.path,
                     address=candidate.address if candidate else None,
-                    hint="name the one that is meant: --ema ADDRESS",
+                    hint="name the one that is meant: "
+                    + typed_place("ADDRESS", checkpoint.path, command),
                 )
 
 

@@ -93,7 +93,7 @@ def _undecided(report: InspectReport) -> Iterator[Piece | str]:
     candidates = report.ema.candidates
     if report.ema.status is EmaStatus.AMBIGUOUS:
         yield (
-            f"{words.plural(len(candidates), 'EMA candidate')}; choose one with --ema",
+            f"{words.plural(len(candidates), 'EMA candidate')}; choose one with extract-ema --ema",
             "warning",
         )
     elif candidates:

@@ -147,7 +147,9 @@ def _whole_object(section: Section) -> str:
 def _ema_lines(report: InspectReport) -> Iterator[Fact]:
     ema = report.ema
     if ema.status is EmaStatus.AMBIGUOUS:
-        several = f"{words.plural(len(ema.candidates), 'candidate')}; choose one with --ema"
+        several = (
+            f"{words.plural(len(ema.candidates), 'candidate')}; choose one with extract-ema --ema"
+        )
         yield "", line((several, "warning"))
     for candidate in ema.candidates:
         yield from _candidate_lines(candidate)

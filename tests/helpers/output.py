@@ -16,6 +16,7 @@ import pytest
 
 import ckptool
 from ckptool.cli import main
+from helpers.hints import foreign_options
 
 WRITES_NOTHING = "writes no checkpoints on Windows"  # the refusal there
 
@@ -57,6 +58,7 @@ def run_inside(*args: object) -> Output:
     stdout, stderr = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), _uncollected():
         exit_code = main([str(arg) for arg in args])
+    assert not foreign_options(args, stderr.getvalue()), stderr.getvalue()
     if WRITES_NOTHING in stderr.getvalue() + stdout.getvalue():
         pytest.skip("this test needs to write a checkpoint")
     return Output.of(stdout.getvalue(), stderr.getvalue(), exit_code)

@@ -50,7 +50,7 @@ def test_tied_weights_are_counted_once(ckptool, tmp_path):
          "raw weights in state_dict, EMA in ema_state_dict (11 updates, decay 0.8)"),
         ("mmengine/epoch_3.pth", "EMA in state_dict, raw weights in ema_state_dict"),
         ("edm2/training-state-0000012.pt",
-         "raw weights in net, 2 EMA candidates; choose one with --ema"),
+         "raw weights in net, 2 EMA candidates; choose one with extract-ema --ema"),
     ],
 )  # fmt: skip
 def test_it_says_which_weights_are_raw_and_where_the_ema_is(file, said, ckptool):
