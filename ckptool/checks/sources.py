@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from ckptool.contents.selection import MODEL_ROLE
 from ckptool.ema.buffers import with_models_buffers
-from ckptool.ema.candidates import EmaLocation
+from ckptool.ema.candidates import CHOSEN, RAW_KIND, EmaLocation, table_address
 from ckptool.ema.layouts import Layouts
 from ckptool.errors import CkptError
 from ckptool.formats.base import Checkpoint, TensorReader
@@ -32,6 +33,8 @@ class Original(NamedTuple):
     buffered: tuple[Tensors, ...] = ()  # the plans with the model's buffers
     # Names of files that are not those which a mean was made from; () where none was.
     changed: Callable[[], Iterable[str]] = tuple
+    kind: str = "weights"  # ema, swa, …; raw; weights: those that an address names
+    address: str = ""  # their key path
 
 
 def read_original(checkpoint: Checkpoint, address: str | None, layouts: Layouts = ()) -> Original:
@@ -51,7 +54,22 @@ def read_original(checkpoint: Checkpoint, address: str | None, layouts: Layouts 
         plans=tuple(_plans(weights, checkpoint)),
         raw=_raw(weights.location),
         buffered=_buffered(weights, checkpoint),
+        kind=_kind(weights.location, address),
+        address=_address(weights.location),
     )
+
+
+def _kind(location: EmaLocation, asked: str | None) -> str:
+    chosen = location.selected
+    if asked == MODEL_ROLE or (chosen is not None and chosen.kind == RAW_KIND):
+        return RAW_KIND
+    return "weights" if chosen is None or chosen.kind == CHOSEN else chosen.kind
+
+
+def _address(location: EmaLocation) -> str:
+    if location.selected is not None:
+        return location.selected.address
+    return "" if location.model is None else table_address(location.model)
 
 
 def _buffered(weights: Weights, checkpoint: Checkpoint) -> tuple[Tensors, ...]:

@@ -106,7 +106,7 @@ def averaged_again(stack: ExitStack, folder: Path, note: AverageNote, layouts: L
             if digest != each.digest:
                 yield each.file
 
-    return Original(TensorReader(*sources), (combined.tensors,), {}, changed=changed)
+    return Original(TensorReader(*sources), (combined.tensors,), {}, changed=changed, kind="mean")
 
 
 def _member(stack: ExitStack, folder: Path, note: SourceNote, layouts: Layouts) -> Member:

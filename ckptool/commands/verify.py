@@ -18,6 +18,8 @@ from typing import Any
 from ckptool.checks.base import NotChecked, Subject
 from ckptool.checks.certificate import certify, refused
 from ckptool.checks.container import beside, damage
+from ckptool.checks.provenance import RULES as PROVENANCE
+from ckptool.checks.provenance import proof
 from ckptool.checks.registry import CHECKS
 from ckptool.checks.running import (
     REQUIREMENTS,
@@ -59,7 +61,7 @@ from ckptool.process.ranks import Ranks
 from ckptool.records import NamedTuple
 from ckptool.reports.base import Finding, Severity
 from ckptool.reports.rules import RULES, finding, is_rule
-from ckptool.reports.verify import VerifyReport
+from ckptool.reports.verify import State, VerifyReport
 from ckptool.tree.walking import leaves
 
 RESUME = "resume"  # the requirement for which a report has a certificate
@@ -178,6 +180,9 @@ def verify_file(operand: Path | Operand, request: Request) -> VerifyReport:
         report = _report(operand, verdict, request, checkpoint.format_name, checkpoint.size_bytes)
         if RESUME in request.required and not checkpoint.is_part:
             report = replace(report, resume=certify(subject, verdict.findings))
+        if request.against is not None and _have_passed(PROVENANCE, verdict):
+            source = str(parse_operand(request.against).path)
+            report = replace(report, proof=proof(subject, source))
         return report
 
 
@@ -230,6 +235,11 @@ def _look(operand: Operand, request: Request) -> Looked:
         if request.against is not None and told.path == parse_operand(request.against)[0] != path:
             raise told from error
         return Looked(_unread(operand, told.at(path), request), told)
+
+
+def _have_passed(rules: Iterable[str], verdict: Verdict) -> bool:
+    passed = {check.rule for check in verdict.checks if check.state is State.PASSED}
+    return passed.issuperset(rules)
 
 
 def _unread(operand: Operand, error: CkptError, request: Request) -> VerifyReport:

@@ -17,7 +17,7 @@ from ckptool.render.states import (
     verdict,
     verdicts_of,
 )
-from ckptool.render.verify_text import certificate
+from ckptool.render.verify_text import certificate, proven
 from ckptool.reports.base import Severity
 from ckptool.reports.rules import FAMILIES
 from ckptool.reports.verify import CheckResult, ChoiceReport, State, VerifyReport
@@ -56,6 +56,7 @@ def _article(report: VerifyReport) -> Iterator[str]:
     if report.required:
         yield f"<p>required: {shown(', '.join(report.required))}</p>"
     yield from page_as_html(certificate(report.resume))
+    yield from page_as_html(proven(report.proof))
     if rows := _families(report):
         yield from shares(rows)
     if report.findings:

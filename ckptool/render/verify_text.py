@@ -16,7 +16,14 @@ from ckptool.render.facts import file_kind
 from ckptool.render.page import Grid, Line, Page, line, one_by_one
 from ckptool.render.states import counting, found_by_severity, in_state, path_of, remedy, verdict
 from ckptool.reports.base import Finding
-from ckptool.reports.verify import ChoiceReport, ResumeReport, ResumeVerdict, State, VerifyReport
+from ckptool.reports.verify import (
+    ChoiceReport,
+    ProofReport,
+    ResumeReport,
+    ResumeVerdict,
+    State,
+    VerifyReport,
+)
 
 MESSAGE_LIMIT = 600  # characters
 NUMBER = regex(r"\d[\d.,]*(e[+-]?\d+)?")
@@ -75,13 +82,14 @@ def _verdicts(
     was_long = False
     for i, report in enumerate(reports):
         findings = [each for each in chosen(report) if fault(each) not in common]
-        is_long = bool(findings or report.resume)
+        is_long = bool(findings or report.resume or report.proof)
         if i and (is_long or was_long):
             yield line("")
         yield _headline(report, tells=len(reports) > 1)
         if report.required and (is_long or len(reports) == 1):
             yield line(f"required: {', '.join(map(words.printable, report.required))}")
         yield from certificate(report.resume)
+        yield from proven(report.proof)
         yield from _findings(findings)
         was_long = is_long
     if common:
@@ -170,6 +178,33 @@ def _circumstances(report: ResumeReport) -> str:
     processes = "" if count is None else "1 process" if count == 1 else f"{count:,} processes"
     stated = ", ".join(filter(None, (report.trainer, processes)))
     return f"({stated})" if stated else ""
+
+
+# --------------------------------------------------------------------------------------- provenance
+
+
+def proven(report: ProofReport | None) -> Page:
+    """Yield which weights of another checkpoint these are."""
+    if report is None:
+        return
+    count = f"{report.tensors:,} of {words.plural(report.tensors, 'tensor')}"
+    cast = f"equal after a cast to {' and '.join(report.casts)}" if report.casts else "equal"
+    are = "are" if report.casts else "are bit for bit"
+    kind = KINDS.get(report.kind, f"the {words.printable(report.kind)} weights")
+    at = f" at {words.printable(report.address)}" if report.address else ""
+    buffers = ", with buffers of its model" if report.buffers == "model" else ""
+    yield line(
+        (cast, "good"), f": {count} {are} {kind}{at} of {words.printable(report.path)}{buffers}"
+    )
+
+
+# Kind of weights -> words for it; others are called as they are.
+KINDS = {
+    "ema": "the EMA",
+    "raw": "the raw weights",
+    "mean": "the mean of the checkpoints",
+    "weights": "the weights",
+}
 
 
 # ----------------------------------------------------------------------------------------- findings

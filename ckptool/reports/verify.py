@@ -77,6 +77,18 @@ class ResumeReport:
     because: tuple[str, ...]  # errors for which the run does not go on
 
 
+@record
+class ProofReport:
+    """The weights of another checkpoint to which those of a file are equal."""
+
+    path: str
+    address: str  # key path of the weights
+    kind: str  # ema, swa, …; raw; mean; weights: those that the address names
+    tensors: int  # all of the file's weights
+    casts: tuple[str, ...]  # dtypes of the file to which they were cast; (): equal bit for bit
+    buffers: str  # ema; model: some are the buffers of the model beside the EMA weights
+
+
 @record(kw_only=True)
 class VerifyReport(ConfiguredReport):
     """The answer of ``ckptool verify`` for one file."""
@@ -95,6 +107,8 @@ class VerifyReport(ConfiguredReport):
     address: str | None = field(default=None, metadata=MAY_BE_ABSENT)
     # What a resume keeps and loses; None: nobody asked whether the run can be resumed.
     resume: ResumeReport | None = field(default=None, metadata=MAY_BE_ABSENT)
+    # The weights that these are; None: no comparison was asked for, or they are not.
+    proof: ProofReport | None = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 @record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -213,6 +214,49 @@ def test_a_release_of_the_raw_weights_is_held_against_them(place, path, tmp_path
     save_file(weights(), release)
     assert ckptool("verify", release, "--against", f"{path}{place}").exit_code == 0
     assert ckptool("verify", release, "--against", f"{path}#@ema").exit_code == 1
+
+
+PROVEN = {
+    "the EMA": ((), "", "equal: 5 of 5 tensors are bit for bit the EMA at ema_state_dict of {}"),
+    "raw weights": (
+        ("--ema", "state_dict"), "#@model",
+        "equal: 5 of 5 tensors are bit for bit the raw weights at state_dict of {}",
+    ),
+    "a cast": (
+        ("--dtype", "float16"), "",
+        "equal after a cast to float16: 5 of 5 tensors are the EMA at ema_state_dict of {}",
+    ),
+    "a place": (
+        ("--ema", "ema_state_dict"), "#ema_state_dict",
+        "equal: 5 of 5 tensors are bit for bit the weights at ema_state_dict of {}",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PROVEN)
+@pytest.mark.parametrize("form", ["text", "html"])
+def test_what_was_proven_is_told_in_a_line(case, form, path, tmp_path, ckptool):
+    options, place, told = PROVEN[case]
+    release = tmp_path / "out.safetensors"
+    assert ckptool("extract-ema", path, *options, "-o", release).exit_code == 0
+    against = ("--against", f"{path}{place}")
+    shown = ckptool("verify", release, *against, "--format", form)
+    if form == "html":
+        shown = re.sub(r"<[^>]*>", "", shown)
+    assert told.format(path) in shown
+    proof = ckptool("verify", release, *against, "--json").json["proof"]
+    assert (proof["path"], proof["tensors"]) == (str(path), 5)
+    assert proof["casts"] == (["float16"] if case == "a cast" else [])
+
+
+def test_nothing_is_proven_of_a_file_with_more_tensors(path, tmp_path, ckptool):
+    release = tmp_path / "more.safetensors"
+    save_file(average_of(weights()) | {"extra.w": torch.zeros(2)}, release)
+    done = ckptool("verify", release, "--against", path, "--json")
+    (found,) = (f for f in done.json["findings"] if f["rule"] == "CK702")
+    assert found["message"] == "1 tensor is in the file but not in the source: extra.w"
+    assert "proof" not in done.json
+    assert "proof" not in ckptool("verify", path, "--json").json
 
 
 @pytest.mark.parametrize(
