@@ -124,7 +124,8 @@ def _count(address: Address, ref: TensorRef, section: str, seen: Nonfinite) -> I
     is_fill = seen.is_mask or (seen.is_unset and section != "optimizer")
     if (seen.nan or seen.infinite) and not is_fill:
         rule = "CK302" if section == "optimizer" else "CK301"
-        what = f"{seen.nan:,} NaN and {seen.infinite:,} infinite"
+        counts = ((seen.nan, "NaN"), (seen.infinite, "infinite"))
+        what = " and ".join(f"{count:,} {kind}" for count, kind in counts if count)
         message = f"{section}: {what} of {ref.numel:,} values"
         yield finding(rule, format_address(address), message)
 

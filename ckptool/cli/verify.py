@@ -281,7 +281,7 @@ def _tell_passed_over(
             sys.stderr.write(f"skipped {more:,} more: --json has them all\n")
         if report.path is None and report.reports:
             command = shlex.join(["ckptool", "verify", report.reports[0].path, *options])
-            sys.stderr.write(f"hint: all that is wrong: {printable(command, LONG)}\n")
+            sys.stderr.write(f"hint: to see everything that is wrong: {printable(command, LONG)}\n")
 
 
 def _whole(operand: Operand) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ckptool.commands.listing import Listing, fits, list_tensors
 from ckptool.commands.operands import as_operand, open_part
+from ckptool.contents.alignment import Alignment
 from ckptool.contents.dangers import trust_findings
 from ckptool.contents.globs import meant
 from ckptool.contents.optimizers import kind_of as kind_of_optimizer
@@ -222,7 +223,18 @@ def _candidate(candidate: Candidate, location: EmaLocation) -> CandidateReport:
         distance=candidate.agreement.distance if candidate.agreement else None,
         meta_at=candidate.meta_at,
         no_distance=candidate.agreement.why or None if candidate.agreement else None,
+        prefix=_prefix(alignment) if alignment else None,
     )
+
+
+def _prefix(alignment: Alignment) -> str | None:
+    """Return the beginning that all names have and the model's lack; None without one."""
+    if alignment.naming not in {"prefixed", "wrapped"}:
+        return None
+    ours, theirs = next(iter(alignment.pairs.items()), ("", ""))
+    prefix = theirs.removesuffix(ours)
+    is_it = all(other == prefix + name for name, other in alignment.pairs.items())
+    return prefix if prefix and is_it else None
 
 
 def _aliases(candidate: Candidate, location: EmaLocation) -> tuple[Address, ...]:

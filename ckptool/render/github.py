@@ -18,6 +18,7 @@ from ckptool.render.states import (
     LIMIT,
     STATES,
     counts,
+    faults,
     named,
     path_of,
     remedy,
@@ -65,7 +66,7 @@ def escape(text: object, place: str) -> str:
 
 def _lines(report: VerifyReport) -> Iterator[str]:
     names = {check.rule: named(check) for check in report.checks}
-    for finding in report.findings:
+    for finding in faults(report):
         yield _annotation(report, finding, names[finding.rule])
     said = f"{path_of(report)}: {STATES[verdict(report)]}; {counts(report)}"
     yield f"::group::{escape(said, 'data')}"

@@ -9,6 +9,7 @@ from ckptool.render.html_document import document, folding, page_as_html, shown,
 from ckptool.render.states import (
     NOUNS,
     counts,
+    faults,
     findings_by_check,
     named,
     path_of,
@@ -81,7 +82,7 @@ def _found(check: CheckResult) -> State | Severity:
 
 
 def _findings(report: VerifyReport) -> Iterator[str]:
-    ordered = sorted(report.findings, key=lambda found: list(Severity).index(found.severity))
+    ordered = sorted(faults(report), key=lambda found: list(Severity).index(found.severity))
     rows = (
         (
             _marked(f"{found.rule} {NOUNS[found.severity]}", KINDS[found.severity][1]),

@@ -211,6 +211,8 @@ _NAMING = {
 def _coverage(candidate: CandidateReport) -> Line:
     total = candidate.matched + len(candidate.missing)
     naming = _NAMING.get(candidate.naming or "")
+    if candidate.prefix:
+        naming = f"under the prefix {short(candidate.prefix)}"
     how = f", {naming}" if naming else ""
     lacks = f"; not {words.some(candidate.missing)}" if candidate.missing else ""
     model = (place(candidate.model), "name")

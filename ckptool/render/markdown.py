@@ -21,6 +21,7 @@ from ckptool.render.states import (
     LIMIT,
     STATES,
     counts,
+    faults,
     in_state,
     named,
     path_of,
@@ -176,11 +177,11 @@ def _marked(state: State) -> str:
 def _section(report: VerifyReport) -> Iterator[str]:
     yield f"### {_marked(verdict(report))}: {inline(path_of(report))}"
     yield _facts(report)
-    if report.findings:
-        shown = report.findings[:MAX_ROWS]
+    if found := faults(report):
+        shown = found[:MAX_ROWS]
         yield table(("", "Rule", "Where", "What", "What to do"), map(_finding_row, shown))
-    if len(report.findings) > MAX_ROWS:
-        yield f"… and {len(report.findings) - MAX_ROWS} more."
+    if len(found) > MAX_ROWS:
+        yield f"… and {len(found) - MAX_ROWS} more."
     if unchecked := in_state(report, State.NOT_CHECKED):
         yield _folded(
             State.NOT_CHECKED, len(unchecked), table(("Why", "Checks"), _reasons(unchecked))

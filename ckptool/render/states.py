@@ -7,6 +7,7 @@ and never left out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ckptool.render.text import plural, printable
 from ckptool.reports.base import Finding, Severity
@@ -14,6 +15,8 @@ from ckptool.reports.verify import COUNTING, CheckResult, ChoiceReport, State, V
 
 LIMIT = 4096  # characters; programs look files up by these paths, so they are not cut earlier
 
+# Rule -> rules that tell the same fault of the same tensor, and more of it.
+_TOLD_BY = {"CK303": ("CK301", "CK302")}
 # The word for each state, the most interesting first.
 STATES: Mapping[State, str] = {state: state.replace("-", " ") for state in State}
 NOUNS: Mapping[Severity, str] = dict(zip(Severity, ("error", "warning", "note"), strict=True))
@@ -53,12 +56,38 @@ def found_by_severity(findings: Sequence[Finding]) -> list[str]:
     ]
 
 
+def faults(report: VerifyReport) -> list[Finding]:
+    """Return the findings as they are shown and counted: each fault once."""
+    return [*merged(told_once(report))]
+
+
+def told_once(report: VerifyReport) -> list[Finding]:
+    """Return the findings, without those that another one tells too."""
+    found = {(each.rule, each.address) for each in report.findings}
+    return [
+        each
+        for each in report.findings
+        if not any((rule, each.address) in found for rule in _TOLD_BY.get(each.rule, ()))
+    ]
+
+
+def merged(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Yield the findings; of those that differ only in the rule, the first names the others."""
+    alike: dict[tuple[str, str, str, str | None], list[Finding]] = {}
+    for found in findings:
+        fault = (found.severity, found.address, found.message, found.remedy)
+        alike.setdefault(fault, []).append(found)
+    for first, *others in alike.values():
+        more = f" (also {', '.join(other.rule for other in others)})" if others else ""
+        yield replace(first, message=first.message + more)
+
+
 def counts(report: VerifyReport) -> str:
     """Return ``1 error, 2 warnings, 40 ok; 21 not checked``.
 
     A check that found only a note is no failed one.
     """
-    told = [*found_by_severity(report.findings), f"{len(in_state(report, State.PASSED))} ok"]
+    told = [*found_by_severity(faults(report)), f"{len(in_state(report, State.PASSED))} ok"]
     unchecked = len(in_state(report, State.NOT_CHECKED))
     return ", ".join(told) + (f"; {unchecked} not checked" if unchecked else "")
 

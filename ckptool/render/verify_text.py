@@ -6,7 +6,6 @@ In the log of a job people read the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -14,7 +13,17 @@ from ckptool.regex import regex
 from ckptool.render import text as words
 from ckptool.render.facts import file_kind
 from ckptool.render.page import Grid, Line, Page, line, one_by_one
-from ckptool.render.states import counting, found_by_severity, in_state, path_of, remedy, verdict
+from ckptool.render.states import (
+    counting,
+    faults,
+    found_by_severity,
+    in_state,
+    merged,
+    path_of,
+    remedy,
+    told_once,
+    verdict,
+)
 from ckptool.reports.base import Finding
 from ckptool.reports.verify import (
     ChoiceReport,
@@ -32,19 +41,17 @@ Fault = tuple[str, str, str]  # rule, key path, and what is wrong
 
 _HEADS = {"error": "Errors", "warning": "Warnings", "info": "Notes"}
 _VERDICT_STYLE = {State.PASSED: "good", State.FAILED: "error"}
-# Rule -> rules that tell the same fault of the same tensor, and more of it.
-_TOLD_BY = {"CK303": ("CK301", "CK302")}
 
 
 def show_verify(reports: Sequence[VerifyReport]) -> Page:
     """Yield the findings of each file, then the verdict; what was not checked is a number."""
-    yield from _verdicts(reports, _told)
+    yield from _verdicts(reports, told_once)
     yield from _summary(reports, hint=" (--verbose lists them)")
 
 
 def show_everything(reports: Sequence[VerifyReport]) -> Page:
     """Yield the findings of each file, the checks not made with their reasons, and the verdict."""
-    yield from _verdicts(reports, _told, _fault)
+    yield from _verdicts(reports, told_once, _fault)
     yield from _unchecked(reports)
     yield from _summary(reports)
 
@@ -52,23 +59,13 @@ def show_everything(reports: Sequence[VerifyReport]) -> Page:
 def show_quietly(reports: Sequence[VerifyReport]) -> Page:
     """Yield only the files that fail, with the findings for which they do."""
     failed = [report for report in reports if not report.ok]
-    yield from _verdicts(failed, lambda report: counting(report, _told(report)))
+    yield from _verdicts(failed, lambda report: counting(report, told_once(report)))
 
 
 def show_failures(report: VerifyReport) -> Page:
     """Yield the findings for which a file fails, and the verdict."""
-    yield from _verdicts([report], lambda report: counting(report, _told(report)))
+    yield from _verdicts([report], lambda report: counting(report, told_once(report)))
     yield from _summary([report])
-
-
-def _told(report: VerifyReport) -> list[Finding]:
-    """Return the findings, without those that another one tells too."""
-    found = {(each.rule, each.address) for each in report.findings}
-    return [
-        each
-        for each in report.findings
-        if not any((rule, each.address) in found for rule in _TOLD_BY.get(each.rule, ()))
-    ]
 
 
 def _verdicts(
@@ -118,7 +115,7 @@ def _common(
     shared: dict[Fault, dict[str, Finding]] = {}
     for report in reports:
         fails = counting(report, report.findings)
-        for each in _told(report):
+        for each in told_once(report):
             if each not in fails:
                 shared.setdefault(fault(each), {}).setdefault(path_of(report), each)
     return {fault: found for fault, found in shared.items() if len(found) > 1}
@@ -141,7 +138,7 @@ def _summary(reports: Sequence[VerifyReport], hint: str = "") -> Page:
     rest = f"; {len(unchecked)} not checked{hint}" if unchecked else ""
     if len(reports) == 1:
         found = [
-            *found_by_severity([*_merged(_told(reports[0]))]),
+            *found_by_severity(faults(reports[0])),
             f"{len(in_state(reports[0], State.PASSED))} ok",
         ]
         yield line("\n", (word, _VERDICT_STYLE[word]), f": {', '.join(found)}{rest}")
@@ -214,20 +211,9 @@ def _findings(findings: Iterable[Finding]) -> Page:
     for severity, alike in groupby(findings, key=lambda found: found.severity):
         yield line((f"\n{_HEADS[severity]}", "title"))
         grid = Grid("left", "text")
-        for found in _merged(alike):
+        for found in merged(alike):
             _add(grid, found)
         yield grid
-
-
-def _merged(findings: Iterable[Finding]) -> Iterator[Finding]:
-    """Yield the findings; of those that differ only in the rule, the first names the others."""
-    alike: dict[tuple[str, str, str, str | None], list[Finding]] = {}
-    for found in findings:
-        fault = (found.severity, found.address, found.message, found.remedy)
-        alike.setdefault(fault, []).append(found)
-    for first, *others in alike.values():
-        more = f" (also {', '.join(other.rule for other in others)})" if others else ""
-        yield replace(first, message=first.message + more)
 
 
 def _add(grid: Grid, found: Finding, where: str = "") -> None:

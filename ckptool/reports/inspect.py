@@ -46,6 +46,8 @@ class CandidateReport:
     meta_at: Mapping[str, str] = field(default_factory=dict)
     # The reason why the values that were to be compared have no distance.
     no_distance: str | None = field(default=None, metadata=MAY_BE_ABSENT)
+    # The beginning of all names that the model's names lack: module.
+    prefix: str | None = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 @record

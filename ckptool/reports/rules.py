@@ -42,8 +42,8 @@ _ERROR, _WARNING, _INFO = Severity
 _AGAIN = "get the file again from where it was written, or take an earlier checkpoint"
 
 _SAME_AGAIN = (
-    "make the file again by the command that wrote it: ckptool extract-ema SOURCE, convert, "
-    "average or promote-ema"
+    "name the checkpoint that these weights were taken from, or take them from this one: "
+    "ckptool extract-ema SOURCE"
 )
 
 RULES: tuple[Rule, ...] = (

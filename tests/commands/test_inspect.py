@@ -476,3 +476,24 @@ def test_the_best_model_is_weights_and_no_metric(tmp_path, ckptool):
     sections = ckptool("inspect", tmp_path / "a.pt", "--json").json["sections"]
     roles = {section["address"]: section["role"] for section in sections}
     assert roles == {"model": "model", "best_model": "model", "best_wer": "metrics"}
+
+
+@pytest.mark.parametrize(
+    ("prefixes", "told"),
+    [
+        (("module.", "module."), "under the prefix module."),
+        (("_orig_mod.module.", "_orig_mod.module."), "under the prefix _orig_mod.module."),
+        (("module.", ""), "under a wrapper's prefix"),
+    ],
+)
+def test_the_prefix_of_all_names_is_told(prefixes, told, tmp_path, ckptool):
+    model = weights()
+    half = len(model) // 2
+    ema = {
+        f"{prefixes[i > half]}{name}": tensor
+        for i, (name, tensor) in enumerate(average_of(model).items())
+    }
+    path = save(tmp_path / "a.pt", model, ema)
+    assert f"5 of the 5 tensors of state_dict, {told}" in ckptool("inspect", path)
+    (candidate,) = ckptool("inspect", path, "--json").json["ema"]["candidates"]
+    assert candidate.get("prefix") == (prefixes[0] if all(prefixes) else None)

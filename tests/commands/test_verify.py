@@ -335,7 +335,7 @@ def test_without_a_valid_one_the_code_is_one_and_the_reasons_are_shown(run, ckpt
     path = run / "step2000.pt"
     assert output.stderr.splitlines()[0] == "none passes"
     assert f"skipped {path}: " in output.stderr
-    assert output.stderr.endswith(f"hint: all that is wrong: ckptool verify {path}\n")
+    assert output.stderr.endswith(f"hint: to see everything that is wrong: ckptool verify {path}\n")
 
 
 def test_the_hint_has_the_options_that_were_typed(run, ckptool):
@@ -359,7 +359,7 @@ def test_the_reasons_take_a_line_each_and_are_folded(count, run, ckptool):
     told = lines[:-1] if folded > 0 else lines
     newest = [f"skipped {run / f'step{step:02}.pt'}: CK" for step in reversed(range(count))]
     assert [line[: len(start)] for line, start in zip(told, newest, strict=False)] == newest[:10]
-    shows = f"all that is wrong: ckptool verify {newest_of(run)} --require resume,ema"
+    shows = f"to see everything that is wrong: ckptool verify {newest_of(run)} --require resume,ema"
     assert hint == f"hint: {shows}"
     report = ckptool("verify", "--latest-valid", run, "--require", "resume,ema", "--json").json
     assert len(report["passed_over"]) == count

@@ -7,8 +7,10 @@ import re
 from collections import Counter
 
 import pytest
+import torch
 
 from ckptool.render.outputs import outputs_of
+from helpers.making import weights
 from helpers.paths import FIXTURES
 from helpers.published import assert_junit, assert_ours, assert_sarif
 from helpers.told import READERS
@@ -183,3 +185,17 @@ def test_github_gets_an_annotation_for_what_cannot_be_done(ckptool):
     assert output.exit_code == 2
     assert output.startswith("::error file=missing.pt,title=ckptool::no such file")
     assert output.stderr.startswith("error: missing.pt: no such file\nhint: ")
+
+
+def test_a_fault_that_two_rules_tell_counts_once_in_every_format(tmp_path, ckptool):
+    """The sample of CK303 finds the NaN that CK301 counts."""
+    model = weights()
+    model["head.weight"][0, 0] = float("nan")
+    path = tmp_path / "nan.pt"
+    torch.save({"model": model}, path)
+    asked = ("verify", path, "--require", "finite")
+    found = {finding["rule"] for finding in ckptool(*asked, "--json").json["findings"]}
+    assert found == {"CK301", "CK303"}
+    for name in ("text", "html", "md", "github"):
+        counts = re.findall(r"(?<![K\d])(\d+) errors?\b", ckptool(*asked, "--format", name))
+        assert set(counts) == {"1"}, name

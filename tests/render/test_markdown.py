@@ -152,7 +152,9 @@ def test_several_files_begin_with_a_table_of_them():
 
 
 def test_a_flood_of_findings_is_cut_and_counted():
-    flood = replace(verdicts.bad(), findings=verdicts.FINDINGS[:1] * (MAX_ROWS + 7))
+    (one, *_) = verdicts.FINDINGS
+    findings = tuple(replace(one, address=str(at)) for at in range(MAX_ROWS + 7))
+    flood = replace(verdicts.bad(), findings=findings)
     said = verdicts_to_markdown([flood])
     assert said.count("64 bytes are missing") == MAX_ROWS
     assert "… and 7 more." in said
