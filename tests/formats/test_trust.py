@@ -40,6 +40,10 @@ def trust(qualname: str, *, called: bool = False) -> str:
         "code.InteractiveInterpreter", "pip.main", "builtins.__import__", "io.open",
         "numpy._core.tests.examples.limited_api.setup.limited_api",
         "argparse.FileType", "jinja2.environment.Template", "jinja2.Template", "filelock.FileLock",
+        "argparse._os", "collections._sys", "torch._C.PyTorchFileWriter",
+        "numpy.lib.format.open_memmap", "networkx.write_gml", "typer.testing.StreamMixer",
+        "rich.console.ThemeContext", "mypy.report.Reports",
+        "hypothesis.strategies._internal.regex.regex_strategy",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("called", [False, True])
@@ -149,6 +153,14 @@ HONEST = {
 def test_honest_objects_raise_no_alarm(name, protocol, ckptool, tmp_path):
     found = globals_of(HONEST[name], ckptool, tmp_path, protocol)
     assert {entry["trust"] for entry in found.values()} == {"known"}, found
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_functions_of_torch_that_layers_hold_raise_no_alarm(protocol, ckptool, tmp_path):
+    """Pickles take ``torch.relu`` from ``torch._C``, and ``gelu`` from ``torch._C._nn``."""
+    held = [torch.relu, torch.tanh, torch.clamp, torch.nn.functional.gelu]
+    found = globals_of(held, ckptool, tmp_path, protocol)
+    assert {entry["trust"] for entry in found.values()} == {"known", "unknown"}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

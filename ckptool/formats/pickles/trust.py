@@ -40,24 +40,27 @@ KNOWN, UNKNOWN, DANGEROUS = "known", "unknown", "dangerous"
 # Modules that run code, load code or reach the system, with everything in them.
 GADGET_MODULES = frozenset({
     # packages that others bring along
-    "IPython", "_cffi_backend", "_pytest", "aiohttp", "cffi", "cloudpickle", "dill",
-    "filelock", "fsspec", "httpx", "huggingface_hub", "ipykernel", "jinja2", "joblib",
-    "jsonpickle", "paramiko",
-    "pexpect", "pip", "pkg_resources", "psutil", "pytest", "requests", "setuptools",
-    "tornado", "virtualenv", "yaml",
+    "IPython", "_cffi_backend", "aiohttp", "cffi", "cloudpickle", "dill", "filelock", "fsspec",
+    "httpx", "huggingface_hub", "ipykernel", "jinja2", "joblib", "jsonpickle", "paramiko",
+    "pexpect", "pip", "pkg_resources", "psutil", "requests", "setuptools", "tornado", "virtualenv",
+    "yaml",
+    # programs for developers and terminals: what no checkpoint holds, but their objects call what
+    # they hold when they are dropped, and some write files when they are imported
+    "_pytest", "click", "hypothesis", "moto", "mypy", "mypyc", "nodeenv", "pre_commit", "pytest",
+    "rich", "typer", "xdist",
     # torch and numpy
     "torch.hub", "torch.profiler", "torch.cuda.gds", "torch.distributed._local_tensor",
     "torch.distributed._functional_collectives", "torch.jit", "torch.package",
-    "torch.utils.cpp_extension",
-    "torch.utils.bottleneck", "torch.utils.collect_env", "torch.utils._config_module",
-    "torch.utils.model_zoo",
-    "torch.utils.data.datapipes", "torch._dynamo", "torch._inductor", "torch._ops", "torch.ops",
-    "torch._classes", "torch.fx.graph_module", "torch.fx.experimental", "torch._export",
-    "torch.export", "torch.multiprocessing",
-    "torch.distributed.launch", "torch.distributed.run", "torch.distributed.elastic",
-    "torch.distributed.rpc", "torch.testing", "torch._weights_only_unpickler", "torch.onnx",
-    "torch.utils.serialization", "torch.utils.benchmark", "torch._lazy", "torch._appdirs",
-    "numpy.testing", "numpy.f2py", "numpy.distutils", "numpy.ctypeslib", "numpy.lib.npyio",
+    "torch.utils.cpp_extension", "torch.utils.bottleneck", "torch.utils.collect_env",
+    "torch.utils._config_module", "torch.utils.model_zoo", "torch.utils.data.datapipes",
+    "torch._dynamo", "torch._inductor", "torch._ops", "torch.ops", "torch._classes",
+    "torch.fx.graph_module", "torch.fx.experimental", "torch._export", "torch.export",
+    "torch.multiprocessing", "torch.distributed.launch", "torch.distributed.run",
+    "torch.distributed.elastic", "torch.distributed.rpc", "torch.testing",
+    "torch._weights_only_unpickler", "torch.onnx", "torch.utils.serialization",
+    "torch.utils.benchmark", "torch._lazy", "torch._appdirs", "numpy.testing", "numpy.f2py",
+    "numpy.distutils", "numpy.ctypeslib", "numpy.lib.npyio", "numpy.lib.format",
+    "numpy.lib._format_impl",
 })  # fmt: skip
 
 # Other packages whose objects act when they are made: they start processes, open files or
@@ -68,8 +71,8 @@ GADGET_PACKAGES = frozenset({
     "jsonargparse", "kombu", "lmdb", "loky", "mako", "multiprocess", "nbconvert", "nbformat",
     "notebook", "numexpr", "pandas.core.computation", "parsl", "pathos", "pdbpp", "plumbum",
     "ptvsd", "ptyprocess", "pudb", "py", "pycuda", "pydevd", "pyximport", "ray", "remote_pdb",
-    "rpdb", "rpyc", "sarge", "selenium", "sh", "subprocess32", "sympy", "tables", "twisted",
-    "vllm", "wandb", "xonsh", "zarr", "zerorpc",
+    "rpdb", "rpyc", "sarge", "selenium", "sh", "subprocess32", "sympy", "tables", "twisted", "vllm",
+    "wandb", "xonsh", "zarr", "zerorpc",
 })  # fmt: skip
 # Classes that act on plain values as soon as they are made. Any module hands out what it imports:
 # ``somelib.compat.Popen`` is subprocess's.
@@ -107,11 +110,11 @@ ACTING_PACKAGES = frozenset({
     "procgen", "pybullet", "retro", "vizdoom",
     # files of other kinds
     "audioread", "av", "compress_pickle", "cv2", "decord", "diskcache", "docx", "duckdb", "ffmpeg",
-    "fiona", "geopandas", "hickle", "imageio", "klepto", "leveldb", "librosa", "moviepy",
-    "netCDF4", "nibabel", "openpyxl", "osgeo", "patoolib", "pickle5", "plyvel", "py7zr", "pyarrow",
-    "pyaudio", "pydicom", "pydub", "rarfile", "rasterio", "send2trash", "smart_open",
-    "sounddevice", "soundfile", "sqlitedict", "tifffile", "watchdog", "xarray", "xlrd",
-    "xlsxwriter", "zodbpickle", "ZODB",
+    "fiona", "geopandas", "hickle", "imageio", "klepto", "leveldb", "librosa", "moviepy", "netCDF4",
+    "nibabel", "openpyxl", "osgeo", "patoolib", "pickle5", "plyvel", "py7zr", "pyarrow", "pyaudio",
+    "pydicom", "pydub", "rarfile", "rasterio", "send2trash", "smart_open", "sounddevice",
+    "soundfile", "sqlitedict", "tifffile", "watchdog", "xarray", "xlrd", "xlsxwriter", "zodbpickle",
+    "ZODB",
     # databases, services and the network
     "MySQLdb", "adlfs", "azure", "boto", "boto3", "botocore", "cassandra", "clickhouse_driver",
     "cx_Oracle", "django", "elasticsearch", "fastapi", "flask", "gcsfs", "google", "gradio", "grpc",
@@ -124,8 +127,7 @@ ACTING_PACKAGES = frozenset({
     # programs, clusters, other languages, the desktop
     "airflow", "ansible", "appscript", "buildbot", "clr", "cmd2", "comtypes", "daemon", "dask",
     "distlib", "envoy", "execjs", "gi", "jpype", "js2py", "keyboard", "kivy", "luigi", "lupa",
-    "matlab",
-    "mouse", "mpi4py", "objc", "oct2py", "prefect", "py4j", "py_mini_racer", "pyautogui",
+    "matlab", "mouse", "mpi4py", "objc", "oct2py", "prefect", "py4j", "py_mini_racer", "pyautogui",
     "pyglet", "pynput", "pyopencl", "pyspark", "quickjs", "rpy2", "submitit", "supervisor",
     "winpty", "wmi", "wx",
     # templates and evaluators
@@ -144,13 +146,13 @@ _ALWAYS_ACTS = whole(
 _ACTS = whole("dispatch", "download", "import", "upload", *(f"^{word}" for word in (
     "add", "append", "apply", "bind", "browse", "build", "call", "chmod", "clone", "close",
     "compile", "connect", "copy", "create", "decode", "del", "deserialize", "do", "dump", "emit",
-    "enable", "erase", "evaluate", "export", "fetch", "find", "fork", "from",
-    "init", "initialize", "insert", "install", "invoke", "join", "launch", "link", "listen",
-    "load", "make", "mk", "mkdir", "mount", "move", "notify", "open", "parse", "patch", "ping",
-    "post", "print", "publish", "pull", "push", "put", "query", "read", "recv", "register",
-    "rename", "render", "replace", "request", "reset", "restore", "rm", "run", "save", "send",
-    "serve", "show", "start", "stop", "submit", "system", "terminate", "touch", "truncate",
-    "unpack", "unpickle", "update", "wipe", "write",
+    "enable", "erase", "evaluate", "export", "fetch", "find", "fork", "from", "init", "initialize",
+    "insert", "install", "invoke", "join", "launch", "link", "listen", "load", "make", "mk",
+    "mkdir", "mount", "move", "notify", "open", "parse", "patch", "ping", "post", "print",
+    "publish", "pull", "push", "put", "query", "read", "recv", "register", "rename", "render",
+    "replace", "request", "reset", "restore", "rm", "run", "save", "send", "serve", "show", "start",
+    "stop", "submit", "system", "terminate", "touch", "truncate", "unpack", "unpickle", "update",
+    "wipe", "write",
 )))  # fmt: skip
 _MODES = whole(*(f"{word}$" for word in (
     "enum", "format", "kind", "level", "mode", "policy", "stage", "status", "strategy", "type",
@@ -158,15 +160,15 @@ _MODES = whole(*(f"{word}$" for word in (
 # Things that hold a file, a connection or a program as soon as they are made.
 _HANDLES = whole(*(f"{word}$" for word in (
     "application", "archive", "browser", "callback", "capture", "channel", "client", "command",
-    "compiler", "connection", "console", "context", "cursor", "daemon", "database", "dataset",
-    "db", "document", "downloader", "driver", "engine", "env", "environment", "evaluator",
-    "executor", "fetcher", "file", "folder", "handler", "hook", "importer",
-    "interpreter", "job", "lambda", "launcher", "library", "listener", "loader", "lock",
-    "logger", "manager", "module", "parser", "pickler", "pipe", "pool", "process",
-    "program", "proxy", "publisher", "reader", "recorder", "registry", "repl", "repo",
-    "repository", "request", "runner", "script", "server", "service", "session", "shelf", "socket",
-    "spider", "storage", "store", "stream", "subprocess", "template", "terminal",
-    "thread", "transport", "unpickler", "uploader", "watcher", "wrapper", "worker", "writer",
+    "compiler", "connection", "console", "context", "cursor", "daemon", "database", "dataset", "db",
+    "document", "downloader", "driver", "engine", "env", "environment", "evaluator", "executor",
+    "fetcher", "file", "folder", "handler", "hook", "importer", "interpreter", "job", "lambda",
+    "launcher", "library", "listener", "loader", "lock", "logger", "manager", "module", "parser",
+    "pickler", "pipe", "pool", "process", "program", "proxy", "publisher", "reader", "recorder",
+    "registry", "repl", "repo", "repository", "request", "runner", "script", "server", "service",
+    "session", "shelf", "socket", "spider", "storage", "store", "stream", "subprocess", "template",
+    "terminal", "thread", "transport", "unpickler", "uploader", "watcher", "wrapper", "worker",
+    "writer",
 )))  # fmt: skip
 # Packages whose classes are vetted one by one.
 OWN_PACKAGES = frozenset({"torch", "numpy", "functorch", "torchgen", "torch_utils"})
@@ -180,29 +182,27 @@ BROUGHT_ALONG = frozenset({
 # ``GADGET_NAMES``. All others can.
 HARMLESS_STDLIB = frozenset({
     "_codecs", "_collections", "_collections_abc", "_datetime", "_decimal", "_pydatetime",
-    "_random", "_sre", "abc", "argparse", "array", "bisect", "calendar", "cmath",
-    "codecs", "collections", "colorsys", "configparser", "contextvars", "copy", "dataclasses",
-    "datetime",
-    "decimal", "difflib", "enum", "fractions", "graphlib", "hashlib", "heapq", "ipaddress",
-    "json", "keyword", "math", "numbers", "pathlib", "pprint", "random", "re", "secrets",
-    "sre_constants", "statistics", "string", "struct", "textwrap", "time", "token", "typing",
-    "unicodedata", "uuid", "warnings", "xml", "zoneinfo", "itertools",
+    "_random", "_sre", "abc", "argparse", "array", "bisect", "calendar", "cmath", "codecs",
+    "collections", "colorsys", "configparser", "contextvars", "copy", "dataclasses", "datetime",
+    "decimal", "difflib", "enum", "fractions", "graphlib", "hashlib", "heapq", "ipaddress", "json",
+    "keyword", "math", "numbers", "pathlib", "pprint", "random", "re", "secrets", "sre_constants",
+    "statistics", "string", "struct", "textwrap", "time", "token", "typing", "unicodedata", "uuid",
+    "warnings", "xml", "zoneinfo", "itertools",
 })  # fmt: skip
 # Modules of Python's library in this version and in others: any version may load the file.
 STDLIB = sys.stdlib_module_names | frozenset({
     "BaseHTTPServer", "CGIHTTPServer", "Cookie", "Queue", "SimpleHTTPServer", "SocketServer",
-    "StringIO", "__builtin__", "__builtins__", "_android_support", "_apple_support",
-    "_ast_unparse", "_bootsubprocess", "_colorize", "_hmac", "_interpchannels", "_interpqueues",
-    "_interpreters", "_ios_support", "_opcode_metadata", "_py_warnings", "_remote_debugging",
-    "_suggestions", "_sysconfig", "_types", "_wmi", "_xxinterpchannels", "_xxsubinterpreters",
-    "_zstd", "annotationlib", "compression", "_pyrepl", "aifc", "anydbm",
-    "asynchat", "asyncore", "audioop", "binhex", "bsddb", "cPickle", "cStringIO", "cgi", "cgitb",
-    "commands", "cookielib", "copy_reg", "crypt", "dbhash", "distutils", "dumbdb",
-    "dummy_thread", "gdbm", "httplib", "ihooks", "imp", "imputil", "lib2to3",
-    "macpath", "mailcap", "msilib", "nis", "nntplib", "ossaudiodev",
-    "popen2", "rexec", "robotparser", "sitecustomize", "smtpd", "sndhdr", "spwd", "statvfs",
-    "sunau", "telnetlib", "test", "thread", "tkFileDialog", "urllib2", "urlparse",
-    "usercustomize", "uu", "wave", "whichdb", "xdrlib", "xmlrpclib",
+    "StringIO", "__builtin__", "__builtins__", "_android_support", "_apple_support", "_ast_unparse",
+    "_bootsubprocess", "_colorize", "_hmac", "_interpchannels", "_interpqueues", "_interpreters",
+    "_ios_support", "_opcode_metadata", "_py_warnings", "_remote_debugging", "_suggestions",
+    "_sysconfig", "_types", "_wmi", "_xxinterpchannels", "_xxsubinterpreters", "_zstd",
+    "annotationlib", "compression", "_pyrepl", "aifc", "anydbm", "asynchat", "asyncore", "audioop",
+    "binhex", "bsddb", "cPickle", "cStringIO", "cgi", "cgitb", "commands", "cookielib", "copy_reg",
+    "crypt", "dbhash", "distutils", "dumbdb", "dummy_thread", "gdbm", "httplib", "ihooks", "imp",
+    "imputil", "lib2to3", "macpath", "mailcap", "msilib", "nis", "nntplib", "ossaudiodev", "popen2",
+    "rexec", "robotparser", "sitecustomize", "smtpd", "sndhdr", "spwd", "statvfs", "sunau",
+    "telnetlib", "test", "thread", "tkFileDialog", "urllib2", "urlparse", "usercustomize", "uu",
+    "wave", "whichdb", "xdrlib", "xmlrpclib",
 })  # fmt: skip
 
 # Modules that others hand out: ``torch.os`` is Python's.
@@ -211,22 +211,24 @@ _MODULES = frozenset({
     "shutil", "socket", "subprocess", "sys", "tempfile", "threading", "types",
 })  # fmt: skip
 
+FUNCTIONS_OF_TORCH = "_VariableFunctionsClass"  # pickles take torch.relu from it, by getattr
+
 # Single names in modules that are otherwise harmless.
 GADGET_NAMES = frozenset({
     "argparse.FileType",  # opens a file for writing as soon as it is called
-    "torch.distributed.distributed_c10d._tensor_to_object",
-    "torch.load", "torch.save", "torch.serialization.load", "torch.serialization._load",
-    "torch.serialization._legacy_load", "torch.serialization.add_safe_globals",
-    "torch.serialization.register_package", "torch.from_file", "torch.load_library",
-    "torch.compile", "torch.library.Library", "torch.storage._load_from_bytes.__globals__",
-    "numpy.load", "numpy.save", "numpy.savetxt", "numpy.fromfile", "numpy.memmap",
-    "numpy.fromregex", "numpy.loadtxt", "numpy.genfromtxt", "numpy.DataSource", "numpy.vectorize",
-    "numpy.frompyfunc", "numpy.apply_along_axis", "numpy.fromfunction", "numpy.piecewise",
-    "pandas.eval", "pandas.read_pickle", "pandas.io.pickle.read_pickle", "scipy.io.loadmat",
-    "uuid._get_command_stdout", "uuid._popen", "uuid._find_mac", "uuid.getnode",
-    "collections.namedtuple", "collections._eval", "typing.get_type_hints", "typing.ForwardRef",
-    "enum._make_class_unpicklable", "dataclasses._create_fn", "dataclasses.make_dataclass",
-    "re.Scanner", "random._test_generator", "string.Formatter", "xml.etree.ElementTree.parse",
+    "torch.distributed.distributed_c10d._tensor_to_object", "torch.load", "torch.save",
+    "torch.serialization.load", "torch.serialization._load", "torch.serialization._legacy_load",
+    "torch.serialization.add_safe_globals", "torch.serialization.register_package",
+    "torch.from_file", "torch.load_library", "torch.compile", "torch.library.Library",
+    "torch.storage._load_from_bytes.__globals__", "numpy.load", "numpy.save", "numpy.savetxt",
+    "numpy.fromfile", "numpy.memmap", "numpy.fromregex", "numpy.loadtxt", "numpy.genfromtxt",
+    "numpy.DataSource", "numpy.vectorize", "numpy.frompyfunc", "numpy.apply_along_axis",
+    "numpy.fromfunction", "numpy.piecewise", "pandas.eval", "pandas.read_pickle",
+    "pandas.io.pickle.read_pickle", "scipy.io.loadmat", "uuid._get_command_stdout", "uuid._popen",
+    "uuid._find_mac", "uuid.getnode", "collections.namedtuple", "collections._eval",
+    "typing.get_type_hints", "typing.ForwardRef", "enum._make_class_unpicklable",
+    "dataclasses._create_fn", "dataclasses.make_dataclass", "re.Scanner", "random._test_generator",
+    "string.Formatter", "xml.etree.ElementTree.parse",
     *(f"itertools.{name}" for name in ("accumulate", "dropwhile", "filterfalse", "groupby",
                                        "starmap", "takewhile")),
     "copy._reconstruct", "copy.copy", "copy.deepcopy", "pathlib.Path.touch",
@@ -364,10 +366,10 @@ _OWN_GADGETS = frozenset(
 # So are functions and code, torch's classes that unpickle their state, and classes that delete the
 # files that their attributes name.
 PREPARED = frozenset({
-    "ABCMeta", "attrgetter", "itemgetter", "methodcaller", "partial", "partialmethod",
-    "CodeType", "FunctionType", "LambdaType", "MethodType", "_DataPipeSerializationWrapper",
-    "_IterDataPipeSerializationWrapper", "_MapDataPipeSerializationWrapper",
-    "DataSource", "FancyURLopener", "URLopener", "_TemporaryFileCloser",
+    "ABCMeta", "attrgetter", "itemgetter", "methodcaller", "partial", "partialmethod", "CodeType",
+    "FunctionType", "LambdaType", "MethodType", "_DataPipeSerializationWrapper",
+    "_IterDataPipeSerializationWrapper", "_MapDataPipeSerializationWrapper", "DataSource",
+    "FancyURLopener", "URLopener", "_TemporaryFileCloser",
 })  # fmt: skip
 
 
@@ -384,7 +386,9 @@ def _is_gadget(ref: GlobalRef) -> bool:
         or ref.qualname in GADGET_NAMES
         or (parts[0], ref.name.rpartition(".")[2]) in _OWN_GADGETS
         or (parts[0] not in OWN_PACKAGES | STDLIB and ref.name in PREPARED)
-        or ref.name in _MODULES
+        or ref.name.lstrip("_") in _MODULES  # argparse._os
+        or (ref.module == "torch._C" and ref.name != FUNCTIONS_OF_TORCH)  # files, engines, devices
+        or (parts[0] in BROUGHT_ALONG and not is_capital(ref.name))
         or any(family in GADGET_MODULES or family in GADGET_PACKAGES for family in families)
     )
 
