@@ -202,6 +202,9 @@ def _suspects(found: _Evidence, leaves: Leaves, at: int) -> Iterator[TensorRef]:
 # ------------------------------------------------------------------------------------------- report
 
 
+SETTINGS = "config"  # the role of plain values that no training changes
+
+
 class _Evidence(NamedTuple):
     """Results of a comparison, in the order of the tree."""
 
@@ -258,17 +261,17 @@ def _hint(one: Side, other: Side) -> str | None:
 
 
 def _summary(one: Side, other: Side, found: _Evidence, counted: Mapping[str, Row]) -> DiffSummary:
-    first = next((counted[p.address] for p in found.pairs if p.address in counted), None)
+    ordered = [counted[p.address] for p in found.pairs if p.address in counted]
+    settings = {row.address for row in found.values if found.roles.get(row.section) == SETTINGS}
+    of_state = (row for row in ordered if row.address not in settings)
     kinds, value_kinds = count_kinds(found.rows), count_kinds(found.values)
     paired = [each for each in found.judged if None not in each.pair]
     values = len(found.pairs) - len(found.judged)
     partials = [each.partial for each in found.judged if each.partial is not None]
     return DiffSummary(
-        first=Divergence(
-            first.section, found.roles.get(first.section, ""), first.address, first.kind
-        )
-        if first
-        else None,
+        first=_divergence(next(iter(ordered), None), found),
+        first_state=_divergence(next(of_state, None), found),
+        settings=tuple(row.address for row in ordered if row.address in settings),
         tensors={"compared": len(paired), "equal": _equal(len(found.judged), kinds), **kinds},
         values={"compared": values, "equal": _equal(values, value_kinds), **value_kinds},
         elements=sum(each.elements for each in paired),
@@ -278,6 +281,12 @@ def _summary(one: Side, other: Side, found: _Evidence, counted: Mapping[str, Row
         not_compared=tuple(_not_compared(one, other, found)),
         roles=tuple(_roles(found)),
     )
+
+
+def _divergence(row: Row | None, found: _Evidence) -> Divergence | None:
+    if row is None:
+        return None
+    return Divergence(row.section, found.roles.get(row.section, ""), row.address, row.kind)
 
 
 def _roles(found: _Evidence) -> Iterator[RoleDistance]:

@@ -8,7 +8,7 @@ only a row of each comparison is kept.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ckptool.commands.diff import DiffOptions, diff
@@ -48,6 +48,7 @@ def diff_runs(
         )
     rows: list[PairReport] = []
     unused: set[str] | None = None  # by every pair
+    settings: dict[str, None] = {}  # key paths
     refused: list[UsageError] = []
     for pair in parts(progress, pairs):
         row, made = _compared(pair, options, progress, layouts, ranks)
@@ -55,12 +56,13 @@ def diff_runs(
         if isinstance(made, UsageError):
             refused.append(made)
         elif made is not None:
+            settings |= dict.fromkeys(made.summary.settings)
             unused = {*made.unused} if unused is None else unused & {*made.unused}
             gc.collect(0)  # what is new: the program runs without, and all trees would stay
     if refused and unused is None:  # they suit no pair
         raise refused[0]
     first = next((row for row in rows if row.state is PairState.DIFFERENT), None)
-    before = rows if first is None else rows[: rows.index(first)]
+    first_state = next((row for row in rows if row.first_state is not None), None)
     return RunDiffReport(
         equal=all(row.state is PairState.EQUAL for row in rows),
         a=a,
@@ -68,13 +70,29 @@ def diff_runs(
         checkpoints=tuple(rows),
         first=first,
         first_tensor=next((row for row in rows if row.first_tensor is not None), None),
-        same_until=next((row for row in reversed(before) if row.state is PairState.EQUAL), None),
+        same_until=_last(rows, first, lambda row: row.state is PairState.EQUAL),
+        first_state=first_state,
+        state_same_until=_last(rows, first_state, _is_same_state),
         left_out={**one.derived, **other.derived},
         unread=sum(row.state is PairState.UNREAD for row in rows),
         tolerances=tuple(row._asdict() for row in dict.fromkeys(options.tolerances.rows)),
         strict=options.strict,
         unused=tuple(sorted(unused or ())),
+        settings=tuple(settings),
     )
+
+
+def _is_same_state(row: PairReport) -> bool:
+    """Return whether two checkpoints differ in nothing, or in settings alone."""
+    return row.state in {PairState.EQUAL, PairState.DIFFERENT} and row.first_state is None
+
+
+def _last(
+    rows: Sequence[PairReport], end: PairReport | None, holds: Callable[[PairReport], bool]
+) -> PairReport | None:
+    """Return the last row before ``end`` for which ``holds`` is true."""
+    before = rows if end is None else rows[: rows.index(end)]
+    return next(filter(holds, reversed(before)), None)
 
 
 # -------------------------------------------------------------------------------------------- pairs
@@ -193,6 +211,7 @@ def _row(made: DiffReport, step: float | None, epoch: float | None, a: str, b: s
         a,
         b,
         first=summary.first,
+        first_state=summary.first_state,
         first_tensor=counted[0].address if counted else None,
         tensors=len(counted),
         values=sum(row.kind != "within" for row in made.values),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 
 from ckptool.records import NamedTuple
 from ckptool.render import text as words
@@ -22,7 +23,8 @@ TOLD: dict[PairState, Piece] = {
     PairState.ADDED: ("only in the second", "quiet"),
     PairState.UNREAD: ("not compared", "error"),
 }
-DIFFERING = frozenset({PairState.DIFFERENT, PairState.REMOVED, PairState.ADDED})
+ALONE = frozenset({PairState.REMOVED, PairState.ADDED})
+DIFFERING = ALONE | {PairState.DIFFERENT}
 
 
 @one_by_one
@@ -39,6 +41,8 @@ def show_runs(report: RunDiffReport) -> Page:
         yield line(("left out: ", "info"), f"{words.printable(path)}: {words.printable(why)}")
     for option in report.unused:
         yield line(("fits nothing: ", "warning"), words.printable(option, LONG), UNUSED)
+    for reason in _reasons(report):
+        yield line(("different, since ", "warning"), reason)
 
 
 def _answer(report: RunDiffReport) -> Line:
@@ -51,15 +55,15 @@ def _answer(report: RunDiffReport) -> Line:
 
 def answer_lines(report: RunDiffReport) -> Iterator[str]:
     """Yield since when the runs differ, in words."""
-    first, last = report.first, report.same_until
+    first, last = report.first_state, report.state_same_until
     until = f"the same until {_point(last)}" if last else "different from the beginning"
-    if first is not None and first.first is not None:
-        found = first.first
+    if first is not None and first.first_state is not None:
+        found = first.first_state
         at, role = words.printable(found.address or TOP), f" ({found.role})" if found.role else ""
         yield f"{until}; first difference at {_point(first)}: {at}{role} {KINDS[found.kind]}"
         yield from _tensors(report)
     elif last is not None:
-        count = sum(row.state is PairState.EQUAL for row in report.checkpoints)
+        count = sum(map(_is_same, report.checkpoints))
         yield f"{until}, in {words.plural(count, 'checkpoint')} that both have"
     alone = [
         f"{count:,} {TOLD[state][0]}"
@@ -68,6 +72,28 @@ def answer_lines(report: RunDiffReport) -> Iterator[str]:
     ]
     if alone:
         yield f"checkpoints: {', '.join(alone)}"
+    if report.settings:
+        yield f"settings that differ: {words.some(report.settings)}"
+
+
+def _is_same(row: PairReport) -> bool:
+    """Return whether nothing differs, or settings alone."""
+    return row.state in {PairState.EQUAL, PairState.DIFFERENT} and row.first_state is None
+
+
+def _reasons(report: RunDiffReport) -> Iterator[str]:
+    """Yield why runs count as different whose training state is the same, and what to type."""
+    last = report.state_same_until
+    if report.equal or report.unread or report.first_state is not None or last is None:
+        return
+    if report.settings:
+        yield "settings differ; --ignore config leaves them out"
+    alone = [row for row in report.checkpoints if row.state in ALONE]
+    if alone:
+        names = " ".join(quote(path) for path in (last.a, last.b) if path)
+        has = "1 checkpoint has" if len(alone) == 1 else f"{len(alone):,} checkpoints have"
+        typed = words.printable(f"ckptool diff {names}", LONG)
+        yield f"{has} no partner; {typed} compares the last that both have"
 
 
 def _tensors(report: RunDiffReport) -> Iterator[str]:
@@ -75,7 +101,7 @@ def _tensors(report: RunDiffReport) -> Iterator[str]:
     first = report.first_tensor
     if first is None:
         yield "no tensor differs"
-    elif first != report.first:
+    elif first != report.first_state:
         at = words.printable(first.first_tensor or TOP)
         yield f"first tensor that differs, at {_point(first)}: {at}"
 
@@ -111,8 +137,14 @@ def _strange(row: PairReport) -> tuple[Piece, ...]:
     return ((f"{row.nonfinite:,} NOT FINITE", "error"),) if row.nonfinite else ()
 
 
+def _state(row: PairReport) -> Piece:
+    is_alike = row.state is PairState.DIFFERENT and _is_same(row)
+    return ("other settings", "quiet") if is_alike else TOLD[row.state]
+
+
 def _first(row: PairReport) -> str:
-    return words.printable(row.first.address or TOP, 60) if row.first else ""
+    first = row.first_state or row.first
+    return words.printable(first.address or TOP, 60) if first else ""
 
 
 class _Column(NamedTuple):
@@ -125,7 +157,7 @@ class _Column(NamedTuple):
 COLUMNS: Sequence[_Column] = (
     _Column("step", lambda row: _counter(row.step)),
     _Column("epoch", lambda row: _counter(row.epoch), 3),
-    _Column("", lambda row: line(TOLD[row.state]), side="left"),
+    _Column("", lambda row: line(_state(row)), side="left"),
     _Column("tensors", lambda row: _count(row.tensors), 2),
     _Column("other values", lambda row: _count(row.values), 5),
     _Column("max abs", lambda row: number(row.max_abs) if row.max_abs else "", 4),

@@ -109,6 +109,8 @@ class DiffSummary:
     nonfinite: int  # elements that differ, and are NaN or infinite on a side
     not_compared: tuple[str, ...]  # the parts that could not be compared, in words
     roles: tuple[RoleDistance, ...] = ()  # in the order of the tree
+    first_state: Divergence | None = None  # the first difference outside the settings
+    settings: tuple[str, ...] = ()  # key paths of the settings that differ
 
 
 @record(kw_only=True)
@@ -153,6 +155,7 @@ class PairReport:
     a: str | None  # path in the first run
     b: str | None
     first: Divergence | None = None  # the first difference in the order of the tree
+    first_state: Divergence | None = None  # the first difference outside the settings
     first_tensor: str | None = None  # key path of the first tensor that differs
     tensors: int = 0  # those that count as different
     values: int = 0
@@ -173,6 +176,9 @@ class RunDiffReport(ConfiguredReport):
     checkpoints: tuple[PairReport, ...]  # in the order of the run
     same_until: PairReport | None  # the last that is equal before the first that differs
     first: PairReport | None  # the first that differs
+    # The last before the first whose training state differs: all but the settings.
+    state_same_until: PairReport | None
+    first_state: PairReport | None  # the first whose training state differs
     first_tensor: PairReport | None  # the first in which a tensor differs
     # Path of a file that ckptool made of others -> how; it is no checkpoint of the run.
     left_out: Mapping[str, str]
@@ -180,6 +186,7 @@ class RunDiffReport(ConfiguredReport):
     tolerances: tuple[Mapping[str, Any], ...]
     strict: bool = False
     unused: tuple[str, ...] = ()  # options of the command line that match nothing in any pair
+    settings: tuple[str, ...] = ()  # key paths of the settings that differ in some pair
 
 
 @record

@@ -117,6 +117,75 @@ def test_settings_that_differ_do_not_hide_when_tensors_begin_to(runs, compare):
     assert document["first"]["step"] == 400
 
 
+@pytest.fixture
+def elsewhere(runs):
+    """The same runs, whose settings name other directories of outputs."""
+    for run in runs:
+        for path, step in zip(sorted(run.iterdir()), STEPS, strict=True):
+            saved(path, step, global_step=step, args={"out": run.name, "lr": 0.1})
+    return runs
+
+
+def test_settings_do_not_move_the_first_difference(elsewhere, compare):
+    one, other = elsewhere
+    for step in (300, 400):
+        more = {"global_step": step, "args": {"out": "other", "lr": 0.1}}
+        saved(other / f"ckpt_{step}.pt", step + 0.5, **more)
+    document, shown, code = compare(one, other)
+    _, told, *rest = shown.splitlines()
+    assert told == (
+        "the same until step 200; first difference at step 300: "
+        "model/stem.weight (model) has another value"
+    )
+    assert rest[0] == "settings that differ: args/out"
+    assert (document["equal"], code, document["settings"]) == (False, 1, ["args/out"])
+    assert (document["first"]["step"], document["first_state"]["step"]) == (100, 300)
+    assert document["state_same_until"]["step"] == 200
+    assert "different, since" not in shown
+    document, shown, code = compare(one, other, "--ignore", "config")
+    assert (document["first"]["step"], document["settings"], code) == (300, [], 1)
+
+
+def test_runs_with_other_settings_alone_differ_and_the_last_line_says_what_to_type(
+    elsewhere, compare
+):
+    document, shown, code = compare(*elsewhere)
+    lines = shown.splitlines()
+    assert lines[0].startswith("different  ")
+    assert lines[1:3] == [
+        "the same until step 400, in 4 checkpoints that both have",
+        "settings that differ: args/out",
+    ]
+    assert sum("other settings" in line for line in lines) == 4
+    assert lines[-1] == "different, since settings differ; --ignore config leaves them out"
+    assert (document["equal"], code, document["first_state"]) == (False, 1, None)
+    document, _, code = compare(*elsewhere, "--ignore", "config")
+    assert (document["equal"], code) == (True, 0)
+
+
+def test_a_resumed_run_lacks_the_early_checkpoints(runs, compare, ckptool):
+    one, other = runs
+    for step in STEPS[:2]:
+        (other / f"ckpt_{step}.pt").unlink()
+    _, shown, code = compare(one, other)
+    assert "the same until step 400, in 2 checkpoints that both have" in shown
+    typed = f"ckptool diff {one / 'step-400.pt'} {other / 'ckpt_400.pt'}"
+    assert shown.splitlines()[-1] == (
+        f"different, since 2 checkpoints have no partner; {typed} compares the last that both have"
+    )
+    assert (code, ckptool(*typed.split()[1:]).exit_code) == (1, 0)
+
+
+def test_a_tensor_among_the_settings_is_none(runs, compare):
+    one, other = runs
+    for run in runs:
+        args = {"mean": torch.full((3,), float(run == one)), "out": run.name}
+        saved(run / next(run.glob("*400.pt")).name, 400, global_step=400, args=args)
+    document, shown, _ = compare(one, other)
+    assert (document["first_state"]["step"], document["settings"]) == (400, ["args/out"])
+    assert "first difference at step 400: args/mean (config) has another value" in shown
+
+
 def test_options_and_tolerances_are_those_of_diff(runs, compare):
     one, other = runs
     saved(other / "ckpt_200.pt", 200.0001, global_step=200)
@@ -223,7 +292,9 @@ def told(*rows):
     """The answer on rows of (state, epoch)."""
     pairs = tuple(PairReport(state, None, epoch, "a/x.pt", "b/x.pt") for state, epoch in rows)
     last = next((row for row in reversed(pairs) if row.state is PairState.EQUAL), None)
-    return [*answer_lines(RunDiffReport(True, "a", "b", pairs, last, None, None, {}, 0, ()))]
+    return [
+        *answer_lines(RunDiffReport(True, "a", "b", pairs, last, None, last, None, None, {}, 0, ()))
+    ]
 
 
 def test_the_answer_names_epochs_and_files_where_there_are_no_steps():
