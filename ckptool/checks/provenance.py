@@ -70,7 +70,8 @@ def _is_that_average(subject: Subject) -> Verdicts:
         raw = _is_raw(subject, source, table.tensors, differing)
         changed = [*source.changed()]
         other = f"; {named(changed)}: not the file that was averaged" if changed else ""
-        yield finding("CK701", differing[0], what + raw + other, _again(subject))
+        remedy = OF_RAW if raw else _again(subject)
+        yield finding("CK701", differing[0], what + raw + other, remedy)
     elif not fitting:
         message = "no tensor of the source is in the file"
         yield finding("CK701", "", message, _again(subject))
@@ -108,6 +109,7 @@ def proof(subject: Subject, source: str) -> ProofReport | None:
     )
 
 
+OF_RAW = "--against SOURCE#@model compares with those; ckptool extract-ema SOURCE writes the EMA"
 # Command that wrote a file, by its note -> how to make it again; without a note the rule says it.
 AGAIN = {
     "extract-ema": "make the file again: ckptool extract-ema SOURCE",

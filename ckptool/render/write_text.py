@@ -50,10 +50,8 @@ def _extract_lines(report: ExtractReport) -> Iterator[Fact]:
     where = (place(report.ema), "name")
     if report.kind == "table":
         yield "taken", line(where, " unchanged")
-    elif report.kind == "raw":
-        yield "raw weights", line(f"{report.averaged} from ", where)
-    else:
-        yield "averaged", line(f"{report.averaged} from ", where)
+    else:  # buffers among them may be copies of the model's, so not all are averaged
+        yield _KINDS.get(report.kind, "averaged"), line(f"{report.averaged} from ", where)
     if report.file:
         yield "in file", line((words.printable(report.file), "name"))
     if report.from_model:

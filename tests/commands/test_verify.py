@@ -194,6 +194,7 @@ def test_the_raw_weights_are_told_by_name(path, tmp_path, ckptool):
     output = ckptool("verify", release, "--against", path, "--json")
     (found,) = [f for f in output.json["findings"] if f["rule"] == "CK701"]
     assert "they are its raw weights" in found["message"]
+    assert found["remedy"].startswith("--against SOURCE#@model compares with those")
     assert output.exit_code == 1
 
 
