@@ -118,7 +118,7 @@ class RepetitionError(UnsupportedError):
     A check that meets it fails, unlike one that meets another :class:`UnsupportedError`.
     """
 
-    default_hint = "name a part of the file: PATH#ADDRESS, or --match where there is one"
+    default_hint = "name a part of the file: PATH#ADDRESS"
 
 
 class AddressError(CkptError):

@@ -65,12 +65,17 @@ def reserved(monkeypatch):
     return calls
 
 
+def wait_for_end(output):
+    while not output._is_reserved:
+        time.sleep(0.001)
+
+
 def test_space_in_memory_is_reserved_before_the_first_value(target, reserved):
     with whole_file(target, force=False) as output:
         output.write(b"head")
         output.skip(25)
         output.reserve_meanwhile(4, 29)
-        output._reserver.join()
+        wait_for_end(output)
         assert reserved == [(output.fd, 4, 10), (output.fd, 14, 10), (output.fd, 24, 5)]
         output.patch(b"v" * 25, 4)
     assert target.read_bytes() == b"head" + b"v" * 25
@@ -91,7 +96,7 @@ def test_space_that_cannot_be_reserved_is_left_to_the_writing(target, reserved, 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with whole_file(target, force=False) as output:
         output.reserve_meanwhile(0, 25)
-        output._reserver.join()
+        wait_for_end(output)
         output.patch(b"v" * 25, 0)
     assert target.read_bytes() == b"v" * 25
 
@@ -115,6 +120,31 @@ def test_a_file_is_closed_after_space_was_reserved_in_it(target, reserved, monke
     with pytest.raises(OutputError):
         fails_while_space_is_reserved(target, started)
     assert len(ended) == 1
+    assert not target.exists()
+
+
+def interrupted_in_the_wait(target, monkeypatch, naps):
+    may_end = threading.Event()
+    monkeypatch.setattr(os, "posix_fallocate", lambda *_call: may_end.wait(60))
+    with whole_file(target, force=False) as output:
+
+        def nap(_seconds):
+            naps.append(output.fd)
+            may_end.set()
+            if len(naps) == 1:
+                output.close()  # as the handler of a signal does
+
+        output.reserve_meanwhile(0, 25)
+        monkeypatch.setattr(whole_files.time, "sleep", nap)
+        raise OSError(errno.ENOSPC, "full")
+
+
+def test_a_signal_during_the_wait_for_the_thread_waits_too(target, reserved, monkeypatch):
+    """A lock that the interrupted wait held would be held forever."""
+    naps = []
+    with pytest.raises(OutputError):
+        interrupted_in_the_wait(target, monkeypatch, naps)
+    assert naps
     assert not target.exists()
 
 

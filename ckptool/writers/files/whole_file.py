@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -41,13 +42,13 @@ class PartialFile:
         self._is_settled = False  # nothing is written any more
         self._reserved = 0  # offset up to which space is reserved
         self._pace = Pace()
-        self._reserver: Thread | None = None
         self._is_begun = False  # values are written
+        self._has_reserver = self._is_reserved = False  # a thread was started, and has ended
 
     def close(self) -> None:
         """Close the file; remove it if it still has its partial name. A second call is harmless."""
+        self._stop_reserving()
         if self.fd >= 0:
-            self._stop_reserving()
             remove(self.path, self.fd)
             fd, self.fd = self.fd, -1
             with suppress(OSError):  # fsync has reported every error before
@@ -78,20 +79,25 @@ class PartialFile:
         keeps one CPU busy (numpy is imported). On a tmpfs 0.73 GB took 0.05 s less of 0.5 s.
         """
         if end - start > STEP and hasattr(os, "posix_fallocate") and is_in_memory(self.fd):
-            thread = Thread(target=self._reserve, args=(start, end), daemon=True)
-            thread.start()
-            self._reserver = thread
+            with suppress(RuntimeError):  # no thread is to be had
+                Thread(target=self._reserve, args=(start, end), daemon=True).start()
+                self._has_reserver = True
 
     def _reserve(self, start: int, end: int) -> None:
-        with suppress(OSError):  # writing meets it, too
+        try:
             for offset in range(start, end, MEANWHILE):
                 if not self._is_begun:
                     os.posix_fallocate(self.fd, offset, min(MEANWHILE, end - offset))
+        except OSError:
+            pass  # writing meets it, too
+        finally:
+            self._is_reserved = True
 
     def _stop_reserving(self) -> None:
+        """Wait for the thread, without a lock: a signal that comes meanwhile waits here, too."""
         self._is_begun = True
-        if self._reserver:
-            self._reserver.join()
+        while self._has_reserver and not self._is_reserved:
+            time.sleep(0.001)
 
     def go_back(self, offset: int) -> None:
         """Prepare the disk for values from ``offset``, before others that are written already."""
