@@ -48,9 +48,10 @@ OTHERS: Mapping[str, str] = {
         "runtime_validation_disabled timedelta tqdm zip_longest"
     ),
     "numpy": (
-        "Any Callable Collection ContextVar Counter Enum FFI Iterable Mapping Path Protocol "
-        "Sequence SupportsIndex TestCase TypeAliasType TypeVar _Buffer _gentype bool bytes "
-        "cached_property complex float int itemgetter nullcontext object product str"
+        "AnalyzeTypeContext Any Callable Collection ContextVar Counter Enum FFI ImportFrom "
+        "Iterable Mapping MypyFile Path Plugin Protocol Sequence Statement SupportsIndex "
+        "TestCase TypeAliasType TypeVar _Buffer _gentype bool bytes cached_property complex "
+        "float int itemgetter nullcontext object product str"
     ),
     "functorch": (
         "Any BuiltinMethodType Callable FunctionType Generator GetSetDescriptorType "
