@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture import providers
 
 PROFILE = settings(
     max_examples=50,
@@ -23,10 +24,22 @@ PROFILE = settings(
 
 def choose_examples(marks: str) -> None:
     """Load the profile of Hypothesis for a run with these marks (pytest's ``-m``)."""
+    _draw_no_constants_of_imported_modules()
     is_quick = "not slow" in marks
     settings.register_profile("whole", PROFILE)
     settings.register_profile("quick", PROFILE, max_examples=PROFILE.max_examples // 5)
     settings.load_profile("quick" if is_quick else "whole")
+
+
+def _draw_no_constants_of_imported_modules() -> None:
+    """Make examples independent of the tests that ran before in the same process.
+
+    Hypothesis also draws what it finds in the sources of all modules imported by then, and has no
+    setting against it (``_get_local_constants`` of 6.170).
+    """
+    assert callable(providers._get_local_constants)
+    none = providers.Constants()
+    providers._get_local_constants = lambda: none
 
 
 def examples(number: int) -> settings:
