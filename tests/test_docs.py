@@ -119,7 +119,7 @@ ANSWERS = {
     "diff 'last.ckpt#@model'": (1, "model.head"),
     "diff whole.pt": (1, "different"),
     "diff run_a run_b": (1, "the same until step 4"),
-    "verify last.ckpt --require resume": (0, "Resume: yes, but not to the bit"),
+    "verify last.ckpt --require resume": (0, "Resume: yes, but not exactly the same"),
     "verify last.ckpt --require weights-only": (0, "passed"),
     "verify last.ckpt": (0, "passed"),
     "verify model.safetensors": (0, "passed"),

@@ -10,7 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from ckptool.checks.base import Subject
-from ckptool.checks.generators import NAMES, missing_beside_torch, unstored_by_choice
+from ckptool.checks.generators import (
+    NAMES,
+    missing_beside_torch,
+    unstored_by_choice,
+    were_on_cuda,
+)
 from ckptool.checks.optimizers import stored_schedulers, was_scheduled
 from ckptool.checks.parts import excused, facts_of, is_scaler, number, parts, trainer
 from ckptool.checks.running import REQUIREMENTS
@@ -42,6 +47,7 @@ def certify(subject: Subject, findings: Iterable[Finding]) -> ResumeReport:
     told = tuple(_part(subject, row, part) for part in PARTS)
     because = refusals(findings)
     lost = tuple(part.note for part in told if part.state == PartState.LOST)
+    without = _without(because, told)
     processes = _processes(subject.checkpoint.tree)
     return ResumeReport(
         verdict=_verdict(because, lost),
@@ -50,26 +56,49 @@ def certify(subject: Subject, findings: Iterable[Finding]) -> ResumeReport:
         parts=told,
         lost=lost,
         provided=(*_conditions(subject, told, processes), *_unstarted(findings)),
-        because=because,
+        because=tuple(map(_told, because)),
+        goes_on=len(without) == len(because),
+        without=tuple(dict.fromkeys(without)),
     )
 
 
 def refused(findings: Iterable[Finding]) -> ResumeReport:
     """Return the certificate of a checkpoint that could not be opened."""
-    return ResumeReport(ResumeVerdict.NO, None, None, (), (), (), refusals(findings))
+    because = tuple(map(_told, refusals(findings)))
+    return ResumeReport(ResumeVerdict.NO, None, None, (), (), (), because)
 
 
-def refusals(findings: Iterable[Finding]) -> tuple[str, ...]:
-    """Return the errors for which a run does not go on; what is only unsafe does not stop it."""
+def refusals(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Return the errors for which a resume is refused; what is only unsafe does not stop it."""
     return tuple(
-        f"{found.address}: {found.message}" if found.address else found.message
+        found
         for found in findings
         if found.severity == Severity.ERROR
         and (found.rule.startswith(("CK1", "CK5")) or found.rule in REQUIREMENTS["resume"])
     )
 
 
-def _verdict(because: tuple[str, ...], lost: tuple[str, ...]) -> ResumeVerdict:
+def _told(found: Finding) -> str:
+    return f"{found.address}: {found.message}" if found.address else found.message
+
+
+# Rules that miss a part without which a run goes on, though not as it would have; and the part.
+GOES_ON_WITHOUT: Mapping[str, str] = {
+    "CK507": "scheduler",
+    "CK510": "rng",
+    "CK511": "rng",
+    "CK513": "progress",
+    "CK524": "scaler",
+}
+
+
+def _without(because: Iterable[Finding], told: Iterable[ResumePart]) -> list[str]:
+    """Return the rules of those refusals that only tell of a part that is lost."""
+    lost = {part.part for part in told if part.state == PartState.LOST}
+    return [found.rule for found in because if GOES_ON_WITHOUT.get(found.rule) in lost]
+
+
+def _verdict(because: tuple[Finding, ...], lost: tuple[str, ...]) -> ResumeVerdict:
     if because:
         return ResumeVerdict.NO
     return ResumeVerdict.WITH_LOSSES if lost else ResumeVerdict.TO_THE_BIT
@@ -128,6 +157,7 @@ NEEDED: Mapping[str, str] = {
 def _lacking_generators(subject: Subject) -> str:
     rng = subject.training.rng
     missing = [] if "torch" in rng or not rng else ["torch"]
+    missing += ["CUDA"] if rng and "cuda" not in rng and were_on_cuda(subject) else []
     if rng and unstored_by_choice(subject) is None:  # else it is a condition, and no loss
         missing += missing_beside_torch(subject)
     within = trainer(subject).within

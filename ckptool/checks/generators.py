@@ -31,15 +31,19 @@ MAX_DEPTH = 4
 def _torch_present(subject: Subject) -> Verdicts:
     rng = subject.training.rng
     missing = [] if "torch" in rng else ["torch on the CPU"]
-    on_cuda = any(
-        ref.device.startswith("cuda") and ref.dtype.is_floating
-        for ref in subject.weight_tensors.values()
-    )
-    if on_cuda and "cuda" not in rng:
+    if "cuda" not in rng and were_on_cuda(subject):
         missing.append("CUDA, where the weights were")
     if missing:
         message = f"missing RNG states: {' and '.join(missing)}"
         yield excused(subject, "rng", "CK510") or finding("CK510", "", message)
+
+
+def were_on_cuda(subject: Subject) -> bool:
+    """Return whether weights were saved from a GPU, so the run may have drawn numbers there."""
+    return any(
+        ref.device.startswith("cuda") and ref.dtype.is_floating
+        for ref in subject.weight_tensors.values()
+    )
 
 
 def _others_present(subject: Subject) -> Verdicts:

@@ -16,8 +16,8 @@ from ckptool.commands.operands import as_operand, open_part
 from ckptool.contents.alignment import Alignment
 from ckptool.contents.dangers import trust_findings
 from ckptool.contents.globs import meant
+from ckptool.contents.optimizers import is_stateless, model_parameters, read_optimizers
 from ckptool.contents.optimizers import kind_of as kind_of_optimizer
-from ckptool.contents.optimizers import model_parameters, read_optimizers
 from ckptool.contents.safe_loading import safe_load
 from ckptool.contents.sections import sections, totals
 from ckptool.contents.selection import Operand
@@ -259,13 +259,15 @@ def _optimizers(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Optim
             scalar_value(checkpoint.reader, group.get("lr"))
             for group in optimizer.groups[:MAX_GROUPS]
         ]
+        kind = kind_of_optimizer(optimizer, location.inventory.optimizers[optimizer.address])
         yield OptimizerReport(
             format_address(optimizer.address),
-            kind_of_optimizer(optimizer, location.inventory.optimizers[optimizer.address]),
+            kind,
             parameters=len(optimizer.parameters),
             states=len(optimizer.states),
             groups=len(optimizer.groups),
             lr=tuple(dict.fromkeys(rate for rate in rates if is_real(rate))),
+            stateless=is_stateless(optimizer, kind),
         )
 
 

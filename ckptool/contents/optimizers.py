@@ -175,6 +175,11 @@ KINDS: tuple[tuple[str, frozenset[str]], ...] = (
 ADAM = frozenset({"betas", "amsgrad"})
 
 
+def is_stateless(optimizer: OptimizerState, kind: str | None) -> bool:
+    """Return whether an optimizer has no state to keep: SGD without momentum."""
+    return kind == "SGD" and not optimizer.has_momentum
+
+
 def kind_of(optimizer: OptimizerState, node: Tree) -> str | None:
     """Return the kind of an optimizer: its class, or what its settings tell; None: they do not."""
     if isinstance(node, Opaque):

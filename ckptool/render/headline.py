@@ -157,9 +157,10 @@ def _named(results: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _resumable(report: InspectReport) -> str:
     """Return which parts of a resume are there, in the words of the certificate, which decides."""
-    stateful = [each for each in report.optimizers if each.states]
-    if not stateful:
+    if not report.optimizers:
         return "Resume: no, there is no optimizer state."
+    if not any(each.states or each.stateless for each in report.optimizers):
+        return f"Resume: the optimizer has no state yet ({DECIDES})."
     is_raw_gone = report.ema.main_slot is MainSlot.AVERAGED and not any(
         each.kind == "raw" for each in report.ema.candidates
     )
@@ -167,7 +168,8 @@ def _resumable(report: InspectReport) -> str:
         return f"Resume: the raw weights are gone ({DECIDES})."
     if not report.training.keys() & {"epoch", "global_step"}:
         return f"Resume: optimizer state, but no epoch or step ({DECIDES})."
-    return f"Resume: optimizer state and progress are there ({DECIDES})."
+    rng = "" if "rng" in report.training else ", RNG states are not"
+    return f"Resume: optimizer state and progress are there{rng} ({DECIDES})."
 
 
 def _loading(report: InspectReport) -> Iterator[Piece | str]:

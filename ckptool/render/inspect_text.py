@@ -262,7 +262,7 @@ def _optimizer(optimizer: OptimizerReport) -> Line:
         f"{short(optimizer.kind) if optimizer.kind else 'of unknown kind'}{where}",
         f"lr {rates}" if rates else "",
         f"{parameters} in {words.plural(optimizer.groups, 'group')}",
-        "" if optimizer.states else "no state yet",
+        "" if optimizer.states else "keeps no state" if optimizer.stateless else "no state yet",
     ]
     return line(", ".join(filter(None, parts)))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from ckptool.regex import regex
 from ckptool.render import text as words
 from ckptool.render.facts import file_kind
-from ckptool.render.page import Grid, Line, Page, line, one_by_one
+from ckptool.render.page import Grid, Line, Page, Piece, line, one_by_one
 from ckptool.render.states import (
     counting,
     faults,
@@ -153,20 +153,27 @@ def certificate(report: ResumeReport | None) -> Page:
     """Yield whether the run goes on from here, then a line for each loss and condition."""
     if report is None:
         return
-    errors = words.plural(len(report.because), "error")  # which stand below
-    said, style = {
-        ResumeVerdict.TO_THE_BIT: ("yes, to the bit", "good"),
-        ResumeVerdict.WITH_LOSSES: ("yes, but not to the bit", "good"),
-        ResumeVerdict.NO: (f"no, because of {errors}", "error"),
-    }[report.verdict]
-    yield line(("Resume: ", "title"), (said, style), (f"  {_circumstances(report)}", "label"))
-    if report.verdict == ResumeVerdict.NO:
+    yield line(("Resume: ", "title"), _resumes(report), (f"  {_circumstances(report)}", "label"))
+    if not report.goes_on:
         return
-    for label, texts in (("lost", report.lost), ("provided that", report.provided)):
+    fails = (_ACCEPT + ",".join(report.without),) if report.without else ()
+    told = (("lost", report.lost), ("provided that", report.provided), ("fails because", fails))
+    for label, texts in told:
         grid = Grid("left", "text")
         for text in texts:
             grid.add_row(line(f"  {label}"), words.printable(text))
         yield grid
+
+
+_ACCEPT = "the run could store what is lost; to accept the loss: --ignore-rules "
+
+
+def _resumes(report: ResumeReport) -> Piece:
+    if not report.goes_on:  # the errors stand below
+        return (f"no, because of {words.plural(len(report.because), 'error')}", "error")
+    if report.verdict is ResumeVerdict.TO_THE_BIT:
+        return ("yes, to the bit", "good")
+    return ("yes, but not exactly the same", "warning" if report.without else "good")
 
 
 def _circumstances(report: ResumeReport) -> str:

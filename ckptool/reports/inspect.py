@@ -79,6 +79,7 @@ class OptimizerReport:
     states: int  # parameters that have a state
     groups: int
     lr: tuple[float, ...]  # learning rates of the groups, each once
+    stateless: bool = False  # it keeps no state: SGD without momentum
 
 
 @record

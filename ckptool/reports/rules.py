@@ -215,7 +215,8 @@ RULES: tuple[Rule, ...] = (
     Rule("CK509", "scaler", _WARNING, "The state of the gradient scaler is not usable.",
          "a scale that is 0 or infinite never recovers: make a new GradScaler"),
     Rule("CK510", "no-torch-rng", _ERROR, "The states of torch's random generators are missing.",
-         "save torch.get_rng_state() and torch.cuda.get_rng_state_all()", TREE, default=False),
+         "save torch.get_rng_state() and torch.cuda.get_rng_state_all(); --ignore-rules CK510 if "
+         "other random numbers will do", TREE, default=False),
     Rule("CK511", "no-other-rng", _ERROR,
          "The states of numpy's and Python's random generators are missing.",
          "save numpy.random.get_state() and random.getstate(); --ignore-rules CK511 if nothing "

@@ -74,7 +74,11 @@ class ResumeReport:
     parts: tuple[ResumePart, ...]
     lost: tuple[str, ...]  # what a resume loses, in plain words
     provided: tuple[str, ...]  # conditions that a checkpoint cannot show
-    because: tuple[str, ...]  # errors for which the run does not go on
+    because: tuple[str, ...]  # errors for which a resume is refused
+    # No error stops the run: it goes on, whatever it loses. Parts that it could have stored may be
+    # missing, for which the verdict is "no".
+    goes_on: bool = False
+    without: tuple[str, ...] = ()  # the rules of these parts
 
 
 @record

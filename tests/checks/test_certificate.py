@@ -100,7 +100,8 @@ def test_nobody_is_told_who_did_not_ask(state, tmp_path, ckptool):
 def test_a_file_that_cannot_be_opened_does_not_resume(state, tmp_path, ckptool):
     path = runs.save(state, tmp_path)
     path.write_bytes(path.read_bytes()[:2000])
-    assert asked(ckptool, path)["resume"]["verdict"] == "no"
+    resume = asked(ckptool, path)["resume"]
+    assert (resume["verdict"], resume["goes_on"], resume["without"]) == ("no", False, [])
     shown = ckptool("verify", path, "--require", "resume").stdout
     assert "\nResume: no, because of 1 error\n" in shown
     assert shown.count("truncated") == shown.count("CK") == 1, "one fault is told once"
@@ -115,6 +116,47 @@ def test_what_was_ignored_is_told_as_lost(state, tmp_path, ckptool):
     report = asked(ckptool, path, "--ignore-rules", "CK510,CK511")
     assert (report["ok"], report["resume"]["verdict"]) == (True, "with-losses")
     assert report["resume"]["lost"] == ["the random state of torch and python starts again"]
+
+
+LACKS = {  # part -> the keys to leave out, the rules that miss it, and the loss
+    "torch's and Python's states": (
+        ("rng_state", "py_rng_state"), ["CK510", "CK511"],
+        "the random state of torch and python starts again",
+    ),
+    "all random states": (
+        ("rng_state", "py_rng_state", "np_rng_state"), ["CK510", "CK511"],
+        "the random states start again from the seed: dropout and augmentation draw other numbers",
+    ),
+    "the scheduler": (("lr_scheduler",), ["CK507"], "the learning rate starts again"),
+    "progress": (
+        ("epoch", "global_step"), ["CK513"], "the count of epochs and steps starts again at 0",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", LACKS)
+def test_a_run_goes_on_without_a_part_that_only_makes_it_another_one(
+    part, state, tmp_path, ckptool
+):
+    """The exit code is that of the requirement: the run could have stored it."""
+    keys, rules, loss = LACKS[part]
+    path = runs.save({k: v for k, v in state.items() if k not in keys}, tmp_path)
+    shown = ckptool("verify", path, "--require", "resume")
+    assert shown.exit_code == 1
+    accept = f"--ignore-rules {','.join(rules)}"
+    assert "\nResume: yes, but not exactly the same  (" in shown.stdout
+    assert f"\n  lost  {loss}\n" in shown.stdout
+    assert f"to accept the loss: {accept}\n" in shown.stdout
+    resume = asked(ckptool, path)["resume"]
+    assert (resume["verdict"], resume["goes_on"], resume["without"]) == ("no", True, rules)
+    accepted = asked(ckptool, path, *accept.split())
+    assert (accepted["ok"], accepted["resume"]["verdict"]) == (True, "with-losses")
+
+
+def test_a_run_does_not_go_on_where_more_is_wrong(state, tmp_path, ckptool):
+    del state["optimizer"], state["rng_state"]
+    resume = asked(ckptool, runs.save(state, tmp_path))["resume"]
+    assert (resume["goes_on"], resume["without"]) == (False, ["CK510"])
 
 
 @pytest.mark.parametrize(("field", "name"), [("np_rng_state", "numpy"), ("py_rng_state", "Python")])

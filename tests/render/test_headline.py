@@ -82,10 +82,34 @@ def test_what_is_missing_for_a_resume_is_told(ckptool, tmp_path):
     assert "epoch 3. Resume: optimizer state and progress are there" in top(
         ckptool("inspect", path)
     )
+    assert ", RNG states are not (verify --require resume decides)." in top(
+        ckptool("inspect", path)
+    )
+    kept = training(tmp_path, rng=torch.get_rng_state())
+    assert "progress are there (verify" in top(ckptool("inspect", kept))
     no_epoch = without(path, "epoch")
     assert "Resume: optimizer state, but no epoch or step" in top(ckptool("inspect", no_epoch))
     weights = without(path, "optimizer")
     assert "Resume: no, there is no optimizer state." in top(ckptool("inspect", weights))
+
+
+@pytest.mark.parametrize(
+    ("momentum", "said", "is_stateless"),
+    [(0, "keeps no state", True), (0.9, "no state yet", False)],
+)
+def test_an_optimizer_without_a_state_may_need_none(
+    momentum, said, is_stateless, ckptool, tmp_path
+):
+    """SGD without momentum keeps none, however long it trained."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum)
+    path = training(tmp_path, optimizer=optimizer.state_dict())
+    output = ckptool("inspect", path)
+    assert said in output.stdout
+    assert ("optimizer state and progress are there" in top(output)) is is_stateless
+    assert ("the optimizer has no state yet" in top(output)) is not is_stateless
+    report = ckptool("inspect", path, "--json").json["optimizers"]
+    assert [each["stateless"] for each in report] == [is_stateless]
 
 
 def test_promoted_weights_are_not_resumable(ckptool, tmp_path):
