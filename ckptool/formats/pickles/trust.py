@@ -31,23 +31,17 @@ from functools import lru_cache
 
 from ckptool.dtypes import BY_NAME, BY_STORAGE_CLASS
 from ckptool.formats.base import NamedGlobal
+from ckptool.formats.pickles.stateless import STATELESS
 from ckptool.formats.pickles.vetted import RUNS_SOURCE, VETTED
 from ckptool.names import is_capital, says, whole
 from ckptool.tree.nodes import GlobalRef
 
 KNOWN, UNKNOWN, DANGEROUS = "known", "unknown", "dangerous"
 
-# Modules that run code, load code or reach the system, with everything in them.
-GADGET_MODULES = frozenset({
-    # packages that others bring along
-    "IPython", "_cffi_backend", "aiohttp", "cffi", "cloudpickle", "dill", "filelock", "fsspec",
-    "httpx", "huggingface_hub", "ipykernel", "jinja2", "joblib", "jsonpickle", "paramiko",
-    "pexpect", "pip", "pkg_resources", "psutil", "requests", "setuptools", "tornado", "virtualenv",
-    "yaml",
-    # programs for developers and terminals: what no checkpoint holds, but their objects call what
-    # they hold when they are dropped, and some write files when they are imported
-    "_pytest", "click", "hypothesis", "moto", "mypy", "mypyc", "nodeenv", "pre_commit", "pytest",
-    "rich", "typer", "xdist",
+# Modules that run code, load code or reach the system, with everything in them. Besides
+# ``STATELESS``: files of weights and those of sklearn come from packages that bring these along.
+GADGET_MODULES = STATELESS | frozenset({
+    "fsspec", "huggingface_hub", "joblib",
     # torch and numpy
     "torch.hub", "torch.profiler", "torch.cuda.gds", "torch.distributed._local_tensor",
     "torch.distributed._functional_collectives", "torch.jit", "torch.package",
@@ -66,13 +60,8 @@ GADGET_MODULES = frozenset({
 # Other packages whose objects act when they are made: they start processes, open files or
 # connections, read source code or load other pickles.
 GADGET_PACKAGES = frozenset({
-    "asyncssh", "billiard", "celery", "cupy", "debugpy", "delegator", "distributed", "docker",
-    "eventlet", "execnet", "fabric", "fire", "gevent", "git", "h5py", "hydra", "invoke",
-    "jsonargparse", "kombu", "lmdb", "loky", "mako", "multiprocess", "nbconvert", "nbformat",
-    "notebook", "numexpr", "pandas.core.computation", "parsl", "pathos", "pdbpp", "plumbum",
-    "ptvsd", "ptyprocess", "pudb", "py", "pycuda", "pydevd", "pyximport", "ray", "remote_pdb",
-    "rpdb", "rpyc", "sarge", "selenium", "sh", "subprocess32", "sympy", "tables", "twisted", "vllm",
-    "wandb", "xonsh", "zarr", "zerorpc",
+    "cupy", "distributed", "git", "h5py", "hydra", "lmdb", "numexpr", "pandas.core.computation",
+    "parsl", "pycuda", "pyximport", "ray", "sympy", "tables", "vllm", "wandb", "zarr",
 })  # fmt: skip
 # Classes that act on plain values as soon as they are made. Any module hands out what it imports:
 # ``somelib.compat.Popen`` is subprocess's.
@@ -109,30 +98,19 @@ ACTING_PACKAGES = frozenset({
     "bpy", "carla", "dm_control", "gym_unity", "minerl", "mlagents_envs", "mujoco", "mujoco_py",
     "procgen", "pybullet", "retro", "vizdoom",
     # files of other kinds
-    "audioread", "av", "compress_pickle", "cv2", "decord", "diskcache", "docx", "duckdb", "ffmpeg",
-    "fiona", "geopandas", "hickle", "imageio", "klepto", "leveldb", "librosa", "moviepy", "netCDF4",
-    "nibabel", "openpyxl", "osgeo", "patoolib", "pickle5", "plyvel", "py7zr", "pyarrow", "pyaudio",
-    "pydicom", "pydub", "rarfile", "rasterio", "send2trash", "smart_open", "sounddevice",
-    "soundfile", "sqlitedict", "tifffile", "watchdog", "xarray", "xlrd", "xlsxwriter", "zodbpickle",
-    "ZODB",
+    "audioread", "av", "compress_pickle", "cv2", "decord", "diskcache", "duckdb", "ffmpeg",
+    "fiona", "geopandas", "hickle", "imageio", "klepto", "leveldb", "librosa", "moviepy",
+    "netCDF4", "nibabel", "osgeo", "patoolib", "pickle5", "plyvel", "py7zr", "pyarrow",
+    "pyaudio", "pydicom", "pydub", "rarfile", "rasterio", "smart_open", "sounddevice",
+    "soundfile", "sqlitedict", "tifffile", "xarray", "zodbpickle", "ZODB",
     # databases, services and the network
-    "MySQLdb", "adlfs", "azure", "boto", "boto3", "botocore", "cassandra", "clickhouse_driver",
-    "cx_Oracle", "django", "elasticsearch", "fastapi", "flask", "gcsfs", "google", "gradio", "grpc",
-    "gunicorn", "httplib2", "impacket", "kafka", "kaggle", "ldap3", "mechanize", "minio",
-    "modelscope", "nats", "neo4j", "netmiko", "oracledb", "oss2", "paho", "peewee", "pika",
-    "playwright", "psycopg", "psycopg2", "pycurl", "pymongo", "pymysql", "pyodbc", "pysftp",
-    "redis", "s3fs", "scapy", "scp", "scrapy", "smbclient", "socketio", "splinter", "sqlalchemy",
-    "starlette", "streamlit", "telnetlib3", "tinydb", "urllib3", "uvicorn", "websocket",
-    "websockets", "werkzeug", "zmq",
+    "google", "gradio", "grpc", "kaggle", "modelscope", "nats", "telnetlib3",
     # programs, clusters, other languages, the desktop
-    "airflow", "ansible", "appscript", "buildbot", "clr", "cmd2", "comtypes", "daemon", "dask",
-    "distlib", "envoy", "execjs", "gi", "jpype", "js2py", "keyboard", "kivy", "luigi", "lupa",
-    "matlab", "mouse", "mpi4py", "objc", "oct2py", "prefect", "py4j", "py_mini_racer", "pyautogui",
-    "pyglet", "pynput", "pyopencl", "pyspark", "quickjs", "rpy2", "submitit", "supervisor",
-    "winpty", "wmi", "wx",
+    "airflow", "buildbot", "clr", "comtypes", "daemon", "dask", "envoy", "execjs", "gi",
+    "jpype", "js2py", "keyboard", "lupa", "matlab", "mouse", "mpi4py", "objc", "oct2py", "py4j",
+    "py_mini_racer", "pyglet", "pyopencl", "pyspark", "quickjs", "rpy2", "submitit", "wmi",
     # templates and evaluators
-    "Cheetah", "Cython", "RestrictedPython", "asteval", "chameleon", "genshi", "hy", "jinja2",
-    "llvmlite", "numba", "simpleeval",
+    "RestrictedPython", "asteval", "hy", "llvmlite", "numba", "simpleeval",
 })  # fmt: skip
 # The first letters of families of packages, in lower case: pywin32 is a dozen modules.
 _ACTING_ROOTS = ("win32", "_win32", "pythoncom", "pythonwin", "pywin", "pyqt", "pyside", "mlagents")

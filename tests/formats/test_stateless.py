@@ -1,0 +1,90 @@
+"""The table of packages in which no training state lives has all that this project installs."""
+
+from __future__ import annotations
+
+from importlib.metadata import distribution, packages_distributions
+
+import pytest
+from packaging.requirements import Requirement
+
+from ckptool.formats.base import NamedGlobal
+from ckptool.formats.pickles.stateless import BY_KIND, STATELESS
+from ckptool.formats.pickles.trust import BROUGHT_ALONG, OWN_PACKAGES, trust_of
+from ckptool.tree.nodes import GlobalRef
+
+# Packages of which objects are met in checkpoints, or that a checkpoint's own loader needs.
+KEPT = {
+    "attr": "settings of classes that attrs makes",
+    "attrs": "settings of classes that attrs makes",
+    "ckptool": "this program",
+    "dateutil": "time zones of dates, also in tables of pandas",
+    "ml_dtypes": "dtypes of arrays",
+    "packaging": "versions of libraries",
+    "ruamel": "settings as they were read from YAML",
+    "safetensors": "tensors",
+    "sortedcontainers": "containers",
+    "tomlkit": "settings as they were read from TOML",
+}
+# What a project may call its own modules, of which a checkpoint may hold the classes.
+LIKE_A_PROJECT = (
+    "acme", "airflow", "bandit", "box", "build", "core", "data", "dataset", "factory", "falcon",
+    "graphene", "halo", "hunter", "impala", "injector", "mamba", "models", "motor", "mss", "net",
+    "obs", "odf", "ply", "project", "pyramid", "radon", "records", "remi", "robot", "rope",
+    "safety", "salt", "schedule", "slack", "tortoise", "train", "utils",
+)  # fmt: skip
+# Packages of which trainers pickle objects.
+OF_TRAINERS = (
+    "PIL", "accelerate", "addict", "deepspeed", "detectron2", "diffusers", "easydict", "espnet",
+    "fairseq", "fastai", "fastcore", "gym", "gymnasium", "lightning", "matplotlib",
+    "ml_collections", "mmcv", "mmengine", "nemo", "omegaconf", "pandas", "peft", "pydantic",
+    "pytorch_lightning", "pytz", "regex", "scipy", "sentencepiece", "sklearn", "speechbrain",
+    "stable_baselines3", "tensordict", "timm", "tokenizers", "torchaudio", "torchtext",
+    "torchvision", "tqdm", "transformers", "ultralytics", "yacs",
+)  # fmt: skip
+
+
+def trust(module: str, name: str) -> str:
+    return trust_of(NamedGlobal(GlobalRef(module, name), called=False, pickle="data.pkl"))
+
+
+def required(name: str, extras: tuple[str, ...], found: dict[str, None]) -> dict[str, None]:
+    """Return all distributions that one needs, by their names."""
+    if name.lower() in found:
+        return found
+    found[name.lower()] = None
+    for line in distribution(name).requires or ():
+        need = Requirement(line)
+        if need.marker is None or any(
+            need.marker.evaluate({"extra": extra}) for extra in ("", *extras)
+        ):
+            required(need.name, tuple(need.extras), found)
+    return found
+
+
+def test_any_name_of_a_package_that_the_tests_install_is_dangerous():
+    needed = {each.replace("_", "-") for each in required("ckptool", ("dev",), {})}
+    imported = [
+        package
+        for package, sources in packages_distributions().items()
+        if any(source.lower().replace("_", "-") in needed for source in sources)
+        and package.isidentifier()
+    ]
+    assert len(imported) > 50
+    milder = {
+        package
+        for package in imported
+        if package not in OWN_PACKAGES | BROUGHT_ALONG | KEPT.keys()
+        if {trust(package, "Thing"), trust(f"{package}.part", "thing")} != {"dangerous"}
+    }
+    assert not milder
+
+
+@pytest.mark.parametrize("package", [*KEPT, *LIKE_A_PROJECT, *OF_TRAINERS])
+def test_names_that_checkpoints_hold_are_in_no_table(package):
+    assert trust(package, "Thing") == "unknown"
+
+
+def test_each_package_is_named_once_by_its_top_module():
+    names = [name for names in BY_KIND.values() for name in names.split()]
+    assert len(names) == len(STATELESS) > 700
+    assert all(name.isidentifier() for name in names)
