@@ -10,7 +10,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 from ckptool.names import Words, holds, tokens, whole
-from ckptool.regex import regex
 
 # Words by which lower is better, whatever else the name says: dice_loss, error_rate.
 LOSSES = whole("loss", "losses", "error", "err", "cost", "regret", "divergence", "distance")
@@ -78,11 +77,12 @@ NOISE = frozenset({
     "logs", "log", "value", "so", "far",
 })  # fmt: skip
 
-_GLUED = regex(
-    "(train|valid|val|test|eval|dev|best|min|max)"
-    "(loss|acc|accuracy|err|error|auc|f|map|iou|miou|psnr|ssim|mae|mse|rmse|wer|cer|bleu|ppl|fid|"
-    "dice|pck|score)"
-)
+# What is glued together in names, as in ``valloss``.
+_BEGINNINGS = ("train", "valid", "val", "test", "eval", "dev", "best", "min", "max")
+_GLUED = frozenset({
+    "loss", "acc", "accuracy", "err", "error", "auc", "f", "map", "iou", "miou", "psnr", "ssim",
+    "mae", "mse", "rmse", "wer", "cer", "bleu", "ppl", "fid", "dice", "pck", "score",
+})  # fmt: skip
 
 
 @lru_cache(maxsize=1 << 12)
@@ -92,8 +92,11 @@ def metric_tokens(name: str) -> tuple[str, ...]:
 
 
 def _unglued(token: str) -> tuple[str, ...]:
-    glued = _GLUED.fullmatch(token)
-    return glued.groups() if glued else (token,)
+    for begin in _BEGINNINGS:
+        rest = token.removeprefix(begin)
+        if rest in _GLUED and rest != token:
+            return begin, rest
+    return (token,)
 
 
 def _says(name: str, wanted: Words) -> bool:

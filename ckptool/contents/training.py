@@ -7,7 +7,6 @@ states are recognised by their form, since scripts name them as they please.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +25,6 @@ from ckptool.contents.walks import ByLevel
 from ckptool.formats.base import TensorReader
 from ckptool.names import holds, says, tokens, whole
 from ckptool.records import NamedTuple
-from ckptool.regex import regex
 from ckptool.tensors.sample import scalar_value
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import Address, ArrayRef, Opaque, TensorRef, Tree, is_real
@@ -56,11 +54,11 @@ HOLDERS = frozenset({
 HOLDERS_DEPTH = 3  # Composer: state/timestamp/Timestamp
 
 # Keys of patience with a run that no longer improves.
-PATIENCE = regex(
-    r"^(epochs_without_improvement|epochs_no_improve|no_improve\w*|wait(_count)?|num_bad_epochs|"
-    r"patience(_counter)?|early_stop\w*|stopped_epoch|bad_epochs|counter)$",
-    re.IGNORECASE,
-)
+PATIENCE = frozenset({
+    "epochs_without_improvement", "epochs_no_improve", "wait", "wait_count", "num_bad_epochs",
+    "patience", "patience_counter", "stopped_epoch", "bad_epochs", "counter",
+})  # fmt: skip
+BEGIN_PATIENCE = ("no_improve", "early_stop")
 # Keys beside the results in a log that state the progress of the run.
 PROGRESS = frozenset({
     "epoch", "step", "global_step", "iter", "iteration", "lr", "learning_rate", "time", "total_flos"
@@ -105,10 +103,10 @@ def _kind(address: Address, *, is_result: bool) -> str | None:
     key = str(address[-1])
     if is_best(key, among_results=is_result):
         return "best"
-    if PATIENCE.match(key):
+    if (lower := key.lower()) in PATIENCE or lower.startswith(BEGIN_PATIENCE):
         return "patience"
     is_metric_by_name = len(address) == 1 and is_metric(key)
-    return "metric" if is_metric_by_name or (is_result and key.lower() not in PROGRESS) else None
+    return "metric" if is_metric_by_name or (is_result and lower not in PROGRESS) else None
 
 
 def _facts(tree: Tree, reader: TensorReader) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from ckptool.errors import UsageError
 from ckptool.formats.base import Checkpoint, TensorReader
 from ckptool.names import STATISTICS
 from ckptool.records import NamedTuple, replace
-from ckptool.regex import regex
 from ckptool.reports.base import MainSlot
 from ckptool.tensors.sample import beginning, is_readable, scalar_value
 from ckptool.tree.describing import named
@@ -32,7 +31,7 @@ from ckptool.tree.nodes import TensorRef
 MAX_LOOKED = 4_096  # pairs whose values are read
 DIFFERENT = 1e-4  # root mean square distance from the initial value; smaller ones do no harm
 BATCHES = "num_batches_tracked"
-WORDS = regex(r"running|moving|num_batches|initiali[sz]ed|initted|inited")
+WORDS = ("running", "moving", "num_batches", "initialized", "initialised", "initted", "inited")
 
 
 class Initial(NamedTuple):
@@ -56,7 +55,7 @@ def initial_buffers(
     every = paired_tensors(model.entries, candidate.table.entries, candidate.alignment.pairs)
     pairs = [pair for pair in every if len(pair[1].shape) < 2]
     # Names of statistics come first: a model can have more than MAX_LOOKED biases.
-    pairs.sort(key=lambda pair: WORDS.search(pair[0]) is None)
+    pairs.sort(key=lambda pair: not any(word in pair[0] for word in WORDS))
     found = [
         initial
         for name, ours, theirs in pairs[:MAX_LOOKED]

@@ -19,7 +19,8 @@ The hint is evidence for a warning and never for an action.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import mul, sub
 from typing import Any
 
 from ckptool.contents.inventory import Inventory, Leaf, Table
@@ -144,16 +145,15 @@ def _overlaps(
             isinstance(r, TensorRef) and is_readable(r) for r in (ours, theirs, update.first)
         ):
             continue
-        gaps = [a - b for a, b in zip(_read(reader, ours), _read(reader, theirs), strict=False)]
-        moves = _moves(reader, update)
-        both = list(zip(gaps, moves, strict=False))
-        overlap = _Overlap(
-            sum(gap * move for gap, move in both),
-            sum(gap * gap for gap, _ in both),
-            sum(move * move for _, move in both),
-        )
+        gaps = [*map(sub, _read(reader, ours), _read(reader, theirs))]
+        moves = _moves(reader, update)[: len(gaps)]
+        overlap = _Overlap(_dot(gaps, moves), _dot(gaps[: len(moves)], gaps), _dot(moves, moves))
         if overlap.difference and overlap.step:  # a tensor at rest has no direction
             yield overlap
+
+
+def _dot(left: Iterable[float], right: Iterable[float]) -> float:
+    return float(sum(map(mul, left, right)))
 
 
 def _moves(reader: TensorReader, update: Update) -> list[float]:

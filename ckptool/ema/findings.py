@@ -24,7 +24,6 @@ from ckptool.ema.candidates import RAW_KIND, Candidate, EmaLocation, table_addre
 from ckptool.ema.direction import direction_cosine
 from ckptool.ema.evidence import Agreement, compare_sample
 from ckptool.ema.metadata import FLAGS, first_of, varies_decay
-from ckptool.ema.ties import half_averaged, half_averaged_message
 from ckptool.errors import CkptError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint, TensorReader
@@ -177,6 +176,8 @@ def stale_findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Fi
     """Yield the problems of the EMA weights that a command takes."""
     chosen = location.selected
     if chosen is not None:
+        from ckptool.ema import ties  # noqa: PLC0415 - for weights that are taken
+
         from_slot = location.main_slot is MainSlot.AVERAGED
         for rule, ask in QUESTIONS.items():
             is_asked = rule in TAKEN and not (from_slot and rule == "CK416")
@@ -186,8 +187,8 @@ def stale_findings(checkpoint: Checkpoint, location: EmaLocation) -> Iterator[Fi
                 yield finding(rule, chosen.address, message + more)
         if not from_slot and first_of(UPDATES, chosen.meta) == 0:
             yield finding("CK411", chosen.address, NEVER_UPDATED)
-        if half := half_averaged(chosen, location.model, checkpoint.reader):
-            yield finding("CK409", chosen.address, half_averaged_message(half))
+        if half := ties.half_averaged(chosen, location.model, checkpoint.reader):
+            yield finding("CK409", chosen.address, ties.half_averaged_message(half))
     if location.without_raw and chosen is not None:
         message = "these are the EMA weights: the raw ones are not in this file"
         yield finding("CK414", chosen.address, message)

@@ -12,7 +12,6 @@ from ckptool.ema.decide import decide
 from ckptool.ema.examine import Examiner, TooManyError
 from ckptool.ema.layouts import Layouts
 from ckptool.ema.model import choose_model, marker_of
-from ckptool.ema.refusals import typed_place
 from ckptool.ema.search import find_candidates, model_beside, unexamined
 from ckptool.errors import AddressError, EmaNotFoundError, about
 from ckptool.formats.base import Checkpoint
@@ -162,6 +161,8 @@ def _required(model: Table | None, checkpoint: Checkpoint) -> Table:
     if model is None:
         near = unlisted(checkpoint.tree)
         refuse_incomplete(near, len(near), checkpoint.path)
+        from ckptool.ema.refusals import typed_place  # noqa: PLC0415 - for a refusal alone
+
         raise EmaNotFoundError(
             "no weights were found at the places where models are kept",
             path=checkpoint.path,

@@ -32,7 +32,6 @@ from ckptool.formats.pickles.storages import StorageKey
 from ckptool.formats.pickles.torch_objects import TorchBuilder
 from ckptool.formats.script_code import NO_CODE, read_code
 from ckptool.formats.zips.checksums import known_crc
-from ckptool.formats.zips.deflated import DeflatedRecord
 from ckptool.formats.zips.directory import AROUND, ZipRecord
 from ckptool.formats.zips.records import DEFLATED, NO_CRC, STORED, ZipArchive, folded
 from ckptool.regex import regex
@@ -42,6 +41,7 @@ from ckptool.sources.window import Window
 
 if TYPE_CHECKING:
     from ckptool.formats.pickles.literal import Literal
+    from ckptool.formats.zips.deflated import DeflatedRecord
 
 PROVENANCE = "ckptool.json"  # the record that ckptool adds to what it writes; torch ignores it
 MAX_PROVENANCE = 1 << 16  # bytes of it that are read
@@ -353,6 +353,8 @@ class TorchRecords:
         if record.method != DEFLATED:
             method = f"{record.name!r:.80} is compressed with method {record.method}"
             raise UnsupportedError(method, hint="load and save it again with torch")
+        from ckptool.formats.zips.deflated import DeflatedRecord  # noqa: PLC0415 - torch stores
+
         return DeflatedRecord(self.archive, record)
 
     def locate(self, key: StorageKey, nbytes: int) -> ByteSpan | None:

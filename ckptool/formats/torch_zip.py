@@ -12,7 +12,6 @@ from ckptool.formats.base import Checkpoint, FileFormat, Format, NamedGlobal
 from ckptool.formats.nested import checkpoint_of, pickles_of
 from ckptool.formats.script_code import is_torchscript
 from ckptool.formats.torch_records import TorchRecords
-from ckptool.formats.torchscript import name_modules, read_classes
 from ckptool.formats.zips.records import STORED, ZipArchive, is_zip
 from ckptool.sources.base import Source
 
@@ -86,6 +85,11 @@ class TorchZip(FileFormat):
             others = records.listen_to_others(pickles)
         made: Format = self
         if is_torchscript(archive, records.folder):
+            from ckptool.formats.torchscript import (  # noqa: PLC0415 - torch.jit.save is rare
+                name_modules,
+                read_classes,
+            )
+
             made = TORCHSCRIPT
             name_modules(tree, read_classes(archive, records.folder))
         return checkpoint_of(

@@ -25,7 +25,6 @@ from ckptool.render.facts import (
 )  # fmt: skip
 from ckptool.render.headline import headline
 from ckptool.render.page import Grid, Line, Page, line, one_by_one
-from ckptool.render.tensors_text import tensor_list, tensor_tree
 from ckptool.reports.base import DECAYS, UPDATES, EmaStatus, Section, TensorTotals
 from ckptool.reports.inspect import CandidateReport, InspectReport, OptimizerReport
 
@@ -55,12 +54,19 @@ def show_inspect(report: InspectReport) -> Page:
         if rows:
             yield facts(title, rows)
     if report.entries is not None:
+        from ckptool.render.tensors_text import (  # noqa: PLC0415 - on request
+            tensor_list,
+            tensor_tree,
+        )
+
         yield (tensor_list if words.is_whole() else tensor_tree)(report.entries)
 
 
 @one_by_one
 def show_list(report: InspectReport) -> Page:
     """Yield the file, and a line for each tensor that was asked for."""
+    from ckptool.render.tensors_text import tensor_list  # noqa: PLC0415 - on request
+
     yield next(headline(report))
     yield tensor_list(report.entries or ())
 

@@ -14,7 +14,7 @@ from ckptool.errors import UsageError
 from ckptool.process.allowance import ALLOWANCE
 from ckptool.sources.base import Source
 from ckptool.sources.local import LocalFile
-from ckptool.sources.urls import SCHEMES, URL, RemotePath, shown
+from ckptool.sources.urls import SCHEMES, RemotePath, scheme_of, shown
 
 if TYPE_CHECKING:
     from ckptool.sources.remote.stores import Store
@@ -37,12 +37,12 @@ def as_path(text: str | Path) -> Path:
     """
     if isinstance(text, Path):
         return text
-    match = URL.match(text)
-    if match is None or os.path.lexists(text):
+    scheme = scheme_of(text)
+    if not scheme or os.path.lexists(text):
         return Path(text)
-    if match["scheme"].lower() not in SCHEMES:
+    if scheme.lower() not in SCHEMES:
         raise UsageError(
-            f"{shown(text)}: ckptool reads no URLs that begin with {match['scheme']}://",
+            f"{shown(text)}: ckptool reads no URLs that begin with {scheme}://",
             hint="download the file and name it; URLs that it reads begin with "
             + ", ".join(f"{scheme}://" for scheme in SCHEMES),
         )

@@ -19,7 +19,7 @@ if sys.platform == "win32":
 else:
     from pathlib import PosixPath as _Base
 
-URL = regex(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://")
+_OF_SCHEMES = frozenset("+-.0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 SCHEMES = ("https", "http", "hf", "s3", "gs", "az")
 WEB = frozenset({"https", "http"})
 ELSEWHERE = frozenset("/\\\0")  # no letters of a name
@@ -95,8 +95,8 @@ class RemotePath(_Base):
     def parent(self) -> RemotePath:
         """The directory; the topmost one is its own."""
         base, query = self._split()
-        root = URL.match(base)
-        start = root.end() if root else 0
+        scheme = scheme_of(base)
+        start = len(f"{scheme}://") if scheme else 0
         head, slash, _ = base.rstrip("/").rpartition("/")
         return RemotePath(head + query) if slash and len(head) > start else self
 
@@ -207,4 +207,11 @@ def shown(url: str) -> str:
 
 def is_url(text: str) -> bool:
     """Return whether a text begins like a URL."""
-    return URL.match(text) is not None
+    return scheme_of(text) != ""
+
+
+def scheme_of(text: str) -> str:
+    """Return what stands before the ``://`` of a URL; an empty text for what is none."""
+    scheme, mark, _ = text.partition("://")
+    is_one = len(scheme) > 1 and scheme[0].isalpha() and _OF_SCHEMES.issuperset(scheme)
+    return scheme if mark and is_one else ""

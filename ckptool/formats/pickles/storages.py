@@ -31,7 +31,6 @@ from ckptool.formats.pickles.tensor_views import (
     swapped_bytes,
 )
 from ckptool.records import replace
-from ckptool.regex import regex
 from ckptool.sources.base import ByteSpan
 from ckptool.tree.nodes import StorageRef, plain_storage
 
@@ -39,7 +38,10 @@ StorageKey = str | bytes | int
 LocateStorage = Callable[[StorageKey, int], ByteSpan | None]  # (key, nbytes) -> its bytes
 
 # The devices that torch's registry of deserializers knows, with those of other vendors.
-_DEVICE = regex(r"cpu|meta|mps|(cuda|hpu|xpu|npu|mlu|musa|mtia|maia|xla|privateuseone)(:\d+)?")
+_DEVICES = frozenset({"cpu", "meta", "mps"})
+_NUMBERED = frozenset({
+    "cuda", "hpu", "xpu", "npu", "mlu", "musa", "mtia", "maia", "xla", "privateuseone",
+})  # fmt: skip
 MAX_DEVICES = 1 << 10  # device tags that are looked at
 
 
@@ -110,7 +112,9 @@ class Storages:
     def _note_device(self, location: str) -> None:
         if len(self._devices) < MAX_DEVICES:
             self._devices.add(location)
-            if not _DEVICE.fullmatch(location):
+            kind, colon, number = location.partition(":")
+            is_numbered = kind in _NUMBERED and (number.isdecimal() or not colon)
+            if not (is_numbered or location in _DEVICES):
                 self.unknown_devices.setdefault(location)
 
 

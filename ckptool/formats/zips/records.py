@@ -44,7 +44,6 @@ from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.npy import MAGIC as ARRAY
 from ckptool.formats.zips.directory import ZipRecord, find_directory, read_directory
 from ckptool.formats.zips.headers import CENTRAL, LOCAL, UINT16_MAX, UINT32_MAX
-from ckptool.formats.zips.inflating import inflated
 from ckptool.sources.base import ByteSpan, Guard, Source
 
 LOOKED_AT = Struct("<4s2x2H4xI8x2H").unpack_from  # only the checked fields of 100,000 local headers
@@ -368,4 +367,6 @@ class ZipArchive:
             return data
         if record.method != DEFLATED:
             raise UnsupportedError(f"{record.name!r} is compressed with method {record.method}")
+        from ckptool.formats.zips.inflating import inflated  # noqa: PLC0415 - torch stores
+
         return inflated(record, data)
