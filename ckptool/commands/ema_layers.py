@@ -8,15 +8,24 @@ from ckptool.commands.diff import diff
 from ckptool.ema.layouts import Layouts
 from ckptool.errors import CkptError
 from ckptool.process.progress import Progress
-from ckptool.reports.base import GroupDistance
+from ckptool.records import NamedTuple
+from ckptool.reports.base import GroupDistance, SameReport
 
 
-def ema_layers(
-    path: Path, layouts: Layouts, progress: Progress
-) -> tuple[GroupDistance, ...] | None:
-    """Return the distances by layer; None if there are no two sets of weights to compare."""
+class EmaDistance(NamedTuple):
+    """The distances by layer, and how many tensors are the same."""
+
+    layers: tuple[GroupDistance, ...]
+    same: SameReport | None  # None: their dtypes differ
+
+
+def ema_layers(path: Path, layouts: Layouts, progress: Progress) -> EmaDistance | None:
+    """Return the distances; None if there are no two sets of weights to compare."""
     try:
         report = diff(f"{path}#@model", f"{path}#@ema", layouts=layouts, progress=progress)
     except CkptError:
         return None
-    return report.layers or None
+    counts = report.summary.tensors
+    is_alike = not counts.get("dtype")
+    same = SameReport(counts["compared"], counts["equal"], ()) if is_alike else None
+    return EmaDistance(report.layers, same) if report.layers else None

@@ -10,6 +10,7 @@ from ckptool.commands.origin import kind_taken, origin
 from ckptool.commands.writing import WriteOptions, choose_form, write_output
 from ckptool.ema.candidates import table_address
 from ckptool.ema.layouts import Layouts
+from ckptool.ema.sameness import Sameness, sameness
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.provenance import as_text
@@ -19,6 +20,7 @@ from ckptool.plans.validation import warnings
 from ckptool.plans.weights import Weights, take_weights
 from ckptool.process.progress import Progress, no_progress
 from ckptool.records import replace
+from ckptool.reports.base import SameReport
 from ckptool.reports.write import ExtractReport, WeightsReport
 
 
@@ -83,7 +85,8 @@ def extract_ema(
         note = as_text(origin("extract-ema", path, location, location.selected, made_at))
         made = write_output(checkpoint, plan, form, options, note, progress, finite=plan.averaged)
         made = replace(made, findings=(*made.findings, *warnings(checkpoint, location)))
-        return _report(path, weights, plan, made, options)
+        same = _same(plan, sameness(checkpoint, location, location.selected))
+        return _report(path, weights, plan, made, options, same)
 
 
 def _plan(checkpoint: Checkpoint, weights: Weights, options: ExtractOptions) -> Extraction:
@@ -93,12 +96,22 @@ def _plan(checkpoint: Checkpoint, weights: Weights, options: ExtractOptions) -> 
     return complete(plan, checkpoint.path)
 
 
+def _same(plan: Extraction, seen: Sameness | None) -> SameReport | None:
+    """Return those of the EMA weights in the plan that are the same as the raw weights."""
+    if seen is None:
+        return None
+    places = {id(ref) for ref in seen.same.values()}
+    names = [n for n, ref in plan.tensors.items() if n in plan.averaged and id(ref) in places]
+    return SameReport(len(plan.averaged), len(names), tuple(names))
+
+
 def _report(
     path: Path,
     weights: Weights,
     plan: Extraction,
     made: WeightsReport,
     options: ExtractOptions,
+    same: SameReport | None,
 ) -> ExtractReport:
     location, chosen = weights.location, weights.location.selected
     model = table_address(location.model) if location.model else None
@@ -114,5 +127,6 @@ def _report(
         file=str(chosen.file) if chosen and chosen.file else None,
         kind=kind_taken(location),
         buffers=options.buffers,
+        same=same,
         **vars(made),
     )

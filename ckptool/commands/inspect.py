@@ -27,13 +27,14 @@ from ckptool.ema.candidates import RAW_KIND, Candidate, EmaLocation, table_addre
 from ckptool.ema.findings import ema_findings, unplain_findings
 from ckptool.ema.layouts import Layouts
 from ckptool.ema.locate import locate_ema
+from ckptool.ema.sameness import Sameness, sameness
 from ckptool.errors import UsageError
 from ckptool.formats.base import Checkpoint
 from ckptool.formats.pickles.trust import trust_of
 from ckptool.formats.provenance import KEY, as_fields, read_provenance
 from ckptool.process.progress import Progress, no_progress
 from ckptool.records import replace
-from ckptool.reports.base import Finding
+from ckptool.reports.base import Finding, GroupDistance, MainSlot, SameReport
 from ckptool.reports.inspect import (
     CandidateReport,
     EmaReport,
@@ -79,14 +80,27 @@ def inspect_file(
                 source.be_frugal()
         report = inspect_checkpoint(checkpoint, listing, progress=progress, layouts=layouts)
         values = None if operand.address is None else _values(checkpoint)
-    layers = None
-    if listing.stats and operand.address is None and report.ema.selected is not None:
-        from ckptool.commands.ema_layers import ema_layers  # noqa: PLC0415 - it brings numpy
+    report = replace(report, path=str(operand.path), address=operand.address, values=values)
+    if not (listing.stats and operand.address is None and report.ema.selected is not None):
+        return report
+    from ckptool.commands.ema_layers import ema_layers  # noqa: PLC0415 - it brings numpy
 
-        layers = ema_layers(operand.path, layouts, progress)
-    return replace(
-        report, path=str(operand.path), address=operand.address, values=values, ema_layers=layers
+    measured = ema_layers(operand.path, layouts, progress)
+    return _with_distance(report, *measured) if measured else report
+
+
+def _with_distance(
+    report: InspectReport, layers: tuple[GroupDistance, ...], same: SameReport | None
+) -> InspectReport:
+    """Return the report with the distance of the EMA weights, of which all values were read."""
+    ema, is_raw = report.ema, report.ema.main_slot is MainSlot.RAW
+    candidates = tuple(
+        replace(each, same=same)
+        if is_raw and each.address == ema.selected and each.same is None
+        else each
+        for each in ema.candidates
     )
+    return replace(report, ema_layers=layers, ema=replace(ema, candidates=candidates))
 
 
 def inspect_checkpoint(
@@ -110,7 +124,7 @@ def inspect_checkpoint(
         size_bytes=checkpoint.size_bytes,
         tensors=replace(totals(location.inventory), storage_bytes=checkpoint.storage_bytes),
         sections=parts,
-        ema=describe_ema(location),
+        ema=describe_ema(location, checkpoint),
         training=training_facts(training),
         pickle={"globals": _globals(checkpoint)},
         weights_only=_safe_load(checkpoint),
@@ -187,13 +201,15 @@ def refuse_unused(
                 raise UsageError(f"--match {glob!r} fits no tensor", hint=meant(glob, names))
 
 
-def describe_ema(location: EmaLocation) -> EmaReport:
+def describe_ema(location: EmaLocation, checkpoint: Checkpoint) -> EmaReport:
     """Return the location as a report."""
     return EmaReport(
         status=location.status,
         main_slot=location.told_slot,
         selected=location.selected.address if location.selected else None,
-        candidates=tuple(_candidate(c, location) for c in location.candidates if not _is_copy(c)),
+        candidates=tuple(
+            _candidate(c, location, checkpoint) for c in location.candidates if not _is_copy(c)
+        ),
     )
 
 
@@ -202,7 +218,9 @@ def _is_copy(candidate: Candidate) -> bool:
     return candidate.kind == RAW_KIND and candidate.is_same_as_model
 
 
-def _candidate(candidate: Candidate, location: EmaLocation) -> CandidateReport:
+def _candidate(
+    candidate: Candidate, location: EmaLocation, checkpoint: Checkpoint
+) -> CandidateReport:
     alignment, layout = candidate.alignment, candidate.layout
     return CandidateReport(
         address=candidate.address,
@@ -224,7 +242,12 @@ def _candidate(candidate: Candidate, location: EmaLocation) -> CandidateReport:
         meta_at=candidate.meta_at,
         no_distance=candidate.agreement.why or None if candidate.agreement else None,
         prefix=_prefix(alignment) if alignment else None,
+        same=_same(sameness(checkpoint, location, candidate)),
     )
+
+
+def _same(seen: Sameness | None) -> SameReport | None:
+    return seen and SameReport(seen.compared, len(seen.same), tuple(seen.same))
 
 
 def _prefix(alignment: Alignment) -> str | None:

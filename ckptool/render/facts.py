@@ -8,7 +8,7 @@ from typing import Any
 
 from ckptool.render import text as words
 from ckptool.render.page import Grid, Line, line
-from ckptool.reports.base import Finding, MainSlot, SnapshotReport
+from ckptool.reports.base import Finding, MainSlot, SameReport, SnapshotReport
 
 TOP = "(root)"  # shown for the empty key path, that of the whole
 
@@ -49,6 +49,12 @@ def finding_row(finding: Finding) -> Fact:
     return label, line(
         (f"{finding.severity}: ", finding.severity), f"{at}: " if at else "", message
     )
+
+
+def unchanged(same: SameReport) -> str:
+    """Return ``5 are the same as the raw weights: bn.running_mean, …``."""
+    names = f": {words.some(same.names)}" if same.names else ""
+    return f"{same.same:,} {'is' if same.same == 1 else 'are'} the same as the raw weights{names}"
 
 
 def folder_of(path: str) -> str:

@@ -22,10 +22,11 @@ from ckptool.render.facts import (
     post_hoc,
     short,
     slot_told,
+    unchanged,
 )  # fmt: skip
 from ckptool.render.headline import headline
 from ckptool.render.page import Grid, Line, Page, line, one_by_one
-from ckptool.reports.base import DECAYS, UPDATES, EmaStatus, Section, TensorTotals
+from ckptool.reports.base import DECAYS, UPDATES, EmaStatus, SameReport, Section, TensorTotals
 from ckptool.reports.inspect import CandidateReport, InspectReport, OptimizerReport
 
 _TRUST_STYLE = {"known": "quiet", "unknown": "warning", "dangerous": "error"}
@@ -194,6 +195,8 @@ def _candidate_lines(candidate: CandidateReport) -> Iterator[Fact]:
         yield "distance", line(f"{share} from the model's weights (relative L2, sampled)")
     elif candidate.no_distance and candidate.model is not None:
         yield "distance", line(f"unknown: {candidate.no_distance}")
+    if candidate.same is not None:
+        yield "differs", line(_differs(candidate.same))
     if candidate.unexpected:
         extra = words.some(candidate.unexpected)
         yield "unpaired", line(f"{len(candidate.unexpected)} of its names: {extra}")
@@ -223,6 +226,14 @@ def _coverage(candidate: CandidateReport) -> Line:
     lacks = f"; not {words.some(candidate.missing)}" if candidate.missing else ""
     model = (place(candidate.model), "name")
     return line(f"{candidate.matched} of the {total} tensors of ", model, how + lacks)
+
+
+def _differs(same: SameReport) -> str:
+    """Return how many tensors differ from the raw weights: buffers may be copies of the model's."""
+    if not same.same:
+        return f"in all {words.plural(same.compared, 'tensor')} from the raw weights"
+    differing = same.compared - same.same
+    return f"in {differing:,} of {words.plural(same.compared, 'tensor')}; {unchanged(same)}"
 
 
 _META_FIRST = frozenset({*DECAYS, *UPDATES})

@@ -17,6 +17,7 @@ from ckptool.render.facts import (
     place,
     short,
     slot_told,
+    unchanged,
 )
 from ckptool.render.next_step import next_step
 from ckptool.render.page import Line, Page, line, one_by_one
@@ -51,7 +52,8 @@ def _extract_lines(report: ExtractReport) -> Iterator[Fact]:
     if report.kind == "table":
         yield "taken", line(where, " unchanged")
     else:  # buffers among them may be copies of the model's, so not all are averaged
-        yield _KINDS.get(report.kind, "averaged"), line(f"{report.averaged} from ", where)
+        same = f"; {unchanged(report.same)}" if report.same and report.same.same else ""
+        yield _KINDS.get(report.kind, "averaged"), line(f"{report.averaged} from ", where, same)
     if report.file:
         yield "in file", line((words.printable(report.file), "name"))
     if report.from_model:

@@ -91,6 +91,15 @@ class GroupDistance:
 
 
 @record
+class SameReport:
+    """The EMA weights that have the values of the raw weights: buffers, frozen layers."""
+
+    compared: int  # tensors
+    same: int  # of them
+    names: tuple[str, ...]  # the model's names; (): counted alone
+
+
+@record
 class Finding:
     """A statement about a checkpoint, with a severity and a remedy."""
 

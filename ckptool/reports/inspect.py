@@ -14,6 +14,7 @@ from ckptool.reports.base import (
     Finding,
     GroupDistance,
     MainSlot,
+    SameReport,
     Section,
     SnapshotReport,
     TensorStats,
@@ -48,6 +49,8 @@ class CandidateReport:
     no_distance: str | None = field(default=None, metadata=MAY_BE_ABSENT)
     # The beginning of all names that the model's names lack: module.
     prefix: str | None = field(default=None, metadata=MAY_BE_ABSENT)
+    # How many of them are averages: by the checksums of the file, or by all values with --stats.
+    same: SameReport | None = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 @record

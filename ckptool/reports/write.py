@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ckptool.records import field, record
-from ckptool.reports.base import MAY_BE_ABSENT, ConfiguredReport, Finding, MainSlot, PosthocReport
+from ckptool.reports.base import (
+    MAY_BE_ABSENT,
+    ConfiguredReport,
+    Finding,
+    MainSlot,
+    PosthocReport,
+    SameReport,
+)
 
 
 @record
@@ -69,6 +76,8 @@ class ExtractReport(WeightsReport):
     file: str | None = None  # the sidecar file that holds the EMA weights, if it is another file
     kind: str = "ema"  # of EMA weights; chosen: named by the user; table: a state dict as it is
     buffers: str = "ema"  # ema: as stored; model: the model's own, which ``from_model`` includes
+    # Those of ``averaged`` that are no averages, where the checksums of the file tell.
+    same: SameReport | None = field(default=None, metadata=MAY_BE_ABSENT)
 
 
 @record(kw_only=True)

@@ -5,8 +5,12 @@ With ``torch.serialization.set_crc32_options(False)`` torch writes 0 as the chec
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterable
+from operator import attrgetter
+
 from ckptool.errors import DamagedError
-from ckptool.formats.zips.directory import ZipRecord, find_end
+from ckptool.formats.zips.directory import ZipRecord, find_directory, find_end, read_directory
 from ckptool.formats.zips.records import NO_CRC, STORED, ZipArchive, is_zip
 from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan, Source
@@ -52,6 +56,29 @@ def known_checksums(file: Source, archive: ZipArchive | None = None) -> dict[Byt
         for record in (_records_of(archive) if archive else checksummed_records(file))
         if record.crc is not None
     }
+
+
+def checksums_at(file: Source, spans: Iterable[ByteSpan]) -> list[int | None]:
+    """Return the checksums of spans in an open zip that are whole records; None: not known.
+
+    The local headers were read when the spans were made. The directory alone is read again, since
+    records do not overlap: a span lies in the last record that begins before it.
+
+    Raises:
+        DamagedError: the directory does not fit the file.
+    """
+    records = sorted(read_directory(find_directory(file), [], set()), key=_HEADER)
+    headers = list(map(_HEADER, records))
+    outermost, shift, _ = file.span(0, 0)
+    found: list[int | None] = []
+    for source, offset, nbytes in spans:
+        at = bisect_left(headers, offset - shift) - 1
+        is_in = source is outermost and at >= 0 and records[at].size == nbytes
+        found.append(known_crc(records[at]) if is_in else None)
+    return found
+
+
+_HEADER = attrgetter("header_offset")
 
 
 def known_crc(record: ZipRecord) -> int | None:
