@@ -221,6 +221,7 @@ class Checkpoint(Closing):
     is_part: bool = False  # the tree is only the part that an operand names
     world: int | None = None  # processes that saved it, where the files say so
     strategy: str | None = None  # how they shared the tensors among them
+    saved_as: str = ""  # the name of the file, without suffix, when torch.save wrote it
     of_one_rank: tuple[Address, ...] = ()  # key paths of what single processes keep
     # Comparisons of tensors that several files hold, which raise an error where they differ; those
     # that would read too much while the files are opened.

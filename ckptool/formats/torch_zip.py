@@ -98,4 +98,5 @@ class TorchZip(FileFormat):
             metadata=records.metadata,
             notes=(*records.notes(), *pickles.notes, *others),
             storage_bytes=records.storage_bytes,
+            saved_as=records.folder.removesuffix("/"),
         )  # fmt: skip

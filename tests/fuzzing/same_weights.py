@@ -10,18 +10,20 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 from programs import checkpoint
+from torch.distributed.tensor import DTensor  # importing it lets torch's safe loader take them
 
 import ckptool
 from ckptool.errors import CkptError
 from ckptool.formats import open_checkpoint
 from ckptool.tensors.blocks import value_bytes
 from ckptool.tree.describing import as_key
-from ckptool.tree.nodes import Opaque, PathText, TensorRef
+from ckptool.tree.nodes import Opaque, PathText, TensorRef, is_container
 from helpers.judge import tensor_bytes
 
 NO_NEGATIVE = {torch.uint16, torch.uint32, torch.uint64, torch.bool, torch.float8_e4m3fn}
@@ -55,8 +57,19 @@ def outcome(path: Path) -> tuple[str, list[str]]:
     return ("different" if wrong else result), wrong
 
 
-def differences(node: Any, loaded: Any, reader: Any, at: str = ""):
+def differences(node: Any, loaded: Any, reader: Any) -> Iterator[str]:
     """Yield where our tensors are not those of torch; a node that is no tensor is not judged."""
+    yield from _differences(node, loaded, reader, "", set())
+
+
+def _differences(
+    node: Any, loaded: Any, reader: Any, at: str, met: set[tuple[int, int]]
+) -> Iterator[str]:
+    pair = id(node), id(loaded)
+    if pair in met:  # containers may hold themselves
+        return
+    if is_container(node):
+        met.add(pair)
     if isinstance(node, TensorRef):
         if not isinstance(loaded, torch.Tensor):
             yield f"{at}: {node} is {type(loaded)} in torch"
@@ -69,15 +82,15 @@ def differences(node: Any, loaded: Any, reader: Any, at: str = ""):
         for (key, part), (theirs, value) in zip(node.items(), dict.items(loaded), strict=True):
             if is_other(key, theirs):
                 yield f"{at}: the key {key!r} is {theirs!r}"
-            yield from differences(part, value, reader, f"{at}/{key}")
+            yield from _differences(part, value, reader, f"{at}/{key}", met)
     elif isinstance(node, (list, tuple)) and isinstance(loaded, (list, tuple)):
         if len(node) != len(loaded):
             yield f"{at}: {len(node)} items are {len(loaded)}"
             return
         for i, (part, value) in enumerate(zip(node, loaded, strict=True)):
-            yield from differences(part, value, reader, f"{at}/{i}")
+            yield from _differences(part, value, reader, f"{at}/{i}", met)
     elif isinstance(node, Opaque) and isinstance(loaded, dict):
-        yield from differences(node.items or {}, loaded, reader, at)
+        yield from _differences(node.items or {}, loaded, reader, at, met)
 
 
 def is_other(key: Any, theirs: Any) -> bool:
@@ -103,6 +116,8 @@ def unequal(ref: TensorRef, loaded: torch.Tensor, reader: Any) -> str | None:
         return f"{ref.lazy} is conj {loaded.is_conj()}, neg {loaded.is_neg()}"
     if ref.lazy or loaded.is_quantized:
         return None
+    if isinstance(loaded, DTensor):
+        loaded = loaded.to_local()
     ours = b"".join(value_bytes(reader, ref))
     return None if ours == tensor_bytes(loaded) else f"other values: {ours!r}"
 

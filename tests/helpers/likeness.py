@@ -15,6 +15,7 @@ from types import BuiltinFunctionType, FunctionType, MethodDescriptorType
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from helpers.judge import storage_bytes, tensor_bytes
 
@@ -105,6 +106,7 @@ def _is_plain(tensor: Tensor) -> bool:
         and not tensor.is_nested
         and not tensor.is_quantized
         and tensor.device.type == "cpu"
+        and not is_traceable_wrapper_subclass(tensor)  # such as DTensor, which has no storage
     )
 
 

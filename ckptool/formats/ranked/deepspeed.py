@@ -16,8 +16,8 @@ with buffers and frozen parameters in their own dtype, and the optimizer's state
 ``optimizer``; then the fields of rank 0's model file, and what is left of each file under its name,
 such as the weights in the training dtype.
 
-Rules: all ranks of one save are there, once. Expert, tensor and pipeline parallelism are refused,
-since the files do not say how to join their parts.
+Rules: all ranks of one save are there, once, and none has the name of another. Expert, tensor and
+pipeline parallelism are refused, since the files do not say how to join their parts.
 
 Source: DeepSpeed 0.19.8 ``utils/zero_to_fp32.py``, ``runtime/engine.py``, ``runtime/zero/``.
 """
@@ -32,7 +32,7 @@ from typing import Any
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import Checkpoint, TensorReader
 from ckptool.formats.folders import FolderOfFiles, all_or_none, joined, reader_of
-from ckptool.formats.ranked.ranks import MODEL_WORLD, MODULE, OPTIMIZER, WORLD
+from ckptool.formats.ranked.ranks import MODEL_WORLD, MODULE, OPTIMIZER, WORLD, refuse_renamed
 from ckptool.formats.ranked.zero import PARTITIONED, PLAN, ZeroPlan
 from ckptool.records import NamedTuple
 from ckptool.regex import regex
@@ -87,6 +87,7 @@ class DeepSpeedFolder(FolderOfFiles):
         files = _files(save_named(folder, LATEST, _has_save) or folder)
         with all_or_none() as opened:
             parts = self._opened(opened, (file.path for file in files))
+            refuse_renamed(parts)
             trees = [(file, parts[file.path.name].tree) for file in files]
             plan = _plan(trees, reader_of(parts))
             tree = _tree(plan)

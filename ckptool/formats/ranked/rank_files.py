@@ -45,6 +45,7 @@ from ckptool.formats.ranked.ranks import (
     PREFIX,
     refuse_different,
     refuse_missing,
+    refuse_renamed,
     scalar,
     world_by_name,
 )
@@ -120,6 +121,7 @@ class RankFolder(FolderOfFiles):
         files = sorted(_files(files_in(folder)))
         with all_or_none() as opened:
             parts = self._opened(opened, (file.path for file in files))
+            refuse_renamed(parts)
             tree = _tree(files, parts, reader_of(parts))
         return joined(
             self,

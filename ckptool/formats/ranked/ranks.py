@@ -1,4 +1,4 @@
-"""Files of the ranks of one save: none is missing, doubled or from another save."""
+"""Files of the ranks of one save: none is missing, doubled, exchanged or from another save."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from math import copysign, inf
+from pathlib import Path
 from struct import pack, unpack
 
 from ckptool.errors import DamagedError
-from ckptool.formats.base import TensorReader
+from ckptool.formats.base import Checkpoint, TensorReader
 from ckptool.regex import regex
 from ckptool.tree.nodes import TensorRef, Tree
 
@@ -99,6 +100,28 @@ def refuse_copies(reader: TensorReader, values: Mapping[str, Sequence[TensorRef]
             )
         if digest is not None:
             seen[digest] = name
+
+
+def refuse_renamed(files: Mapping[str, Checkpoint]) -> None:
+    """Refuse files of one directory that have each other's names.
+
+    ``torch.save`` calls the directory in its zip after the file that it writes. A name that none of
+    the files has says nothing, as "archive" does, which torch takes where it writes to no file.
+
+    Raises:
+        DamagedError: a file was saved under the name of another one, which was not saved under it.
+    """
+    stems = {str(Path(name).with_suffix("")): name for name in files}
+    given = {
+        name: stems.get(str(Path(name).with_name(part.saved_as or "?")), name)
+        for name, part in files.items()
+    }
+    for name, other in given.items():
+        if name != other and other != given[other]:
+            raise DamagedError(
+                f"{name} was saved as {other}: files are exchanged",
+                hint="give the files their names back, or fetch them again",
+            )
 
 
 def _digest_of_beginnings(reader: TensorReader, refs: Iterable[TensorRef]) -> bytes | None:

@@ -42,6 +42,7 @@ from ckptool.formats.ranked.ranks import (
     WORLD,
     refuse_different,
     refuse_missing,
+    refuse_renamed,
 )
 from ckptool.formats.ranked.zero import PLAN, names_of, param_groups, shapes_of
 from ckptool.regex import regex
@@ -86,6 +87,7 @@ class UniversalFolder(FolderOfFiles):
                 str(path.relative_to(folder)): opened.enter_context(self._open_file(path))
                 for path in (model, *others, *paths)
             }
+            refuse_renamed(parts)
             states: States = {}
             rest = {path.name: parts[path.name].tree for path in others}
             for path in paths:

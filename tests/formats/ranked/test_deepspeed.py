@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import zipfile
 
 import pytest
 import torch
@@ -124,6 +125,16 @@ def test_a_copy_under_another_ranks_name_is_refused(case, tmp_path):
         open_checkpoint(folder).close()
 
 
+def save_anew(*files):
+    """Write the same records as torch does where it writes to a stream, which has no name."""
+    for file in files:
+        with zipfile.ZipFile(file) as old:
+            records = {info.filename: old.read(info) for info in old.infolist()}
+        with zipfile.ZipFile(file, "w") as new:
+            for name, data in records.items():
+                new.writestr(f"archive/{name.partition('/')[2]}", data)
+
+
 def exchange(one, other):
     """Give two files each other's name."""
     aside = one.with_name("aside")
@@ -133,15 +144,42 @@ def exchange(one, other):
 
 
 @pytest.mark.parametrize("case", [case for case in MANY if not case.startswith("stage3")])
-def test_files_that_have_each_others_names_are_refused(case, tmp_path):
+def test_files_saved_anew_under_each_others_names_are_refused(case, tmp_path):
     """Stages 1 and 2 state the parameters in each file; in stage 3, every file has all of them."""
     folder = copied(case, tmp_path)
     first, second, *_ = sorted(folder.glob("*optim_states.pt"))
     exchange(first, second)
+    save_anew(first, second)
     with pytest.raises(DamagedError, match="exchanged") as refused:
         open_checkpoint(folder).close()
     assert first.name in str(refused.value)
     assert "rank 1" in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["optim", "model"])
+@pytest.mark.parametrize("case", MANY)
+def test_files_that_have_each_others_names_are_refused(case, kind, tmp_path):
+    """In all stages: torch calls the directory in each zip after the file."""
+    folder = copied(case, tmp_path)
+    files = sorted(folder.glob(f"*{kind}_states.pt"))
+    if len(files) == 1:
+        return  # the model of stages 1 and 2
+    exchange(*files[:2])
+    with pytest.raises(DamagedError, match="exchanged") as refused:
+        open_checkpoint(folder).close()
+    assert files[0].name in str(refused.value)
+    assert files[1].name in str(refused.value)
+
+
+def test_files_of_stage_3_that_were_saved_anew_or_renamed_are_taken(tmp_path):
+    """Nothing in them says of which rank they are, or only that their name is another one."""
+    folder = copied("stage3_bf16", tmp_path)
+    first, second = sorted(folder.glob("*optim_states.pt"))
+    save_anew(first)
+    second.rename(folder / second.name.removeprefix("bf16_"))
+    with open_checkpoint(folder) as found, open_checkpoint(save_of("stage3_bf16")) as wanted:
+        ours, theirs = (as_torch(each.tree["module"], each.reader) for each in (found, wanted))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -134,6 +135,26 @@ def test_a_copy_under_the_next_number_is_refused_or_told(save, name, tmp_path):
     after = f"{int(number[0]) + 1:0{len(number[0])}d}"
     other = name[: number.start()] + after + name[number.end() :]
     shutil.copy(folder / name, folder / other)
+    assert is_refused_or_told(folder, save) or is_harmless(folder, save)
+
+
+def alike(save: Path) -> Iterator[list[str]]:
+    """The names that differ in their numbers alone, of two files or more."""
+    groups: dict[str, list[str]] = {}
+    for name in numbered(save):
+        groups.setdefault(NUMBER.sub("#", name), []).append(name)
+    return (names for names in groups.values() if len(names) > 1)
+
+
+PAIRS = [(str(save.relative_to(SHARDED)), *names[:2]) for save in SAVES for names in alike(save)]
+
+
+@pytest.mark.parametrize(("save", "one", "other"), one_in(2, PAIRS))
+def test_two_files_that_have_each_others_names_are_refused_or_told(save, one, other, tmp_path):
+    folder = copied(save, tmp_path)
+    data = (folder / one).read_bytes()
+    (folder / one).write_bytes((folder / other).read_bytes())
+    (folder / other).write_bytes(data)
     assert is_refused_or_told(folder, save) or is_harmless(folder, save)
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import pytest
 import torch
 
 from ckptool.dtypes import BY_NAME
 from ckptool.errors import DamagedError
-from ckptool.formats.base import TensorReader
+from ckptool.formats.base import Checkpoint, Format, TensorReader
 from ckptool.formats.ranked.ranks import (
     is_rounded,
     refuse_copies,
     refuse_different,
     refuse_missing,
+    refuse_renamed,
     scalar,
 )
 from ckptool.sources.base import ByteSpan
@@ -64,6 +66,38 @@ def test_copies_are_told_from_parts_that_are_all_alike():
     refuse_copies(READER, {"a": [ones, values], "b": [ones, held(torch.arange(1.0, 6.0))]})
     with pytest.raises(DamagedError, match="b holds the same values as a"):
         refuse_copies(READER, {"a": [ones, values], "b": [ones, values]})
+
+
+def saved_as(*stems: str) -> dict[str, Checkpoint]:
+    names = (f"{folder}rank_{n}.pt" for folder in ("", "a/") for n in range(len(stems)))
+    kinds = (*stems, *(f"rank_{n}" for n in range(len(stems))))
+    return {
+        name: Checkpoint(Path(name), Format(), 0, {}, READER, saved_as=stem)
+        for name, stem in zip(names, kinds, strict=True)
+    }
+
+
+@pytest.mark.parametrize("stems", [
+    ("rank_0", "rank_1", "rank_2"),
+    ("archive", "", "rank_9"),
+    ("rank_0", "rank_0", "rank_2"),  # a copy, which its values show
+    ("rank_1", "rank_9", "rank_2"),  # renamed, since the file of rank 0 was lost
+], ids=str)  # fmt: skip
+def test_names_that_prove_no_exchange(stems):
+    refuse_renamed(saved_as(*stems))
+
+
+@pytest.mark.parametrize(
+    "stems", [("rank_1", "rank_0", "rank_2"), ("archive", "rank_2", "rank_1")], ids=str
+)
+def test_files_that_have_each_others_names(stems):
+    with pytest.raises(DamagedError, match=r"rank_\d.pt was saved as rank_\d.pt: files are exch"):
+        refuse_renamed(saved_as(*stems))
+
+
+def test_files_in_a_circle_have_each_others_names():
+    with pytest.raises(DamagedError, match=r"rank_0.pt was saved as rank_1.pt"):
+        refuse_renamed(saved_as("rank_1", "rank_2", "rank_0"))
 
 
 @pytest.mark.parametrize("value", [torch.tensor(3.0), torch.tensor(3)])

@@ -55,6 +55,17 @@ def test_without_a_state_it_is_refused_by_name(case, name, tmp_path):
         open_checkpoint(folder)
 
 
+def test_a_weight_and_a_moment_that_have_each_others_names_are_refused(tmp_path):
+    folder = shutil.copytree(ROOT / "stage1_bf16", tmp_path / "save")
+    weight = next((folder / ZERO).rglob("fp32.pt"))
+    moment = weight.with_name("exp_avg.pt")
+    data = weight.read_bytes()
+    weight.write_bytes(moment.read_bytes())
+    moment.write_bytes(data)
+    with pytest.raises(DamagedError, match=r"exp_avg.pt was saved as .*fp32.pt: files"):
+        open_checkpoint(folder).close()
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_weight_of_another_shape_is_refused(case, tmp_path):
     folder = shutil.copytree(ROOT / case, tmp_path / case)
