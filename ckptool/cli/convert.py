@@ -1,15 +1,18 @@
 """The options of ``ckptool convert``."""
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from ckptool.cli import options as shared
+from ckptool.cli.output import ExitCode
 from ckptool.cli.parameters import Option
 from ckptool.cli.writing import write_and_answer
 from ckptool.commands.convert import ConvertOptions, convert
 from ckptool.contents.selection import parse_operand
 from ckptool.errors import UsageError
+from ckptool.reports.write import ExplainReport
 
 
 def command(
@@ -21,7 +24,8 @@ def command(
             "--explain",
             metavar="SOURCE",
             help="Write nothing; find by content of which tensors of SOURCE those of PATH are "
-            "made, and print the rules for --rules that make them.",
+            "made, and print the rules for --rules that make them. The exit code is 1 if some are "
+            "unexplained.",
         ),
     ] = None,
     renames: shared.Maps = None,
@@ -108,7 +112,7 @@ def command(
     form: shared.Format = "text",
     json: shared.Json = False,
     color: shared.Color = "auto",
-) -> None:
+) -> ExitCode | None:
     """Write a state dict in another form, or a checkpoint without some of its parts.
 
     Without --drop optimizer and the like, the output holds the weights alone.
@@ -119,12 +123,12 @@ def command(
 
         if output is not None:
             raise UsageError("--explain writes nothing, so it has no -o", hint="leave out one")
-        write_and_answer(
+        made = write_and_answer(
             "convert", "ExplainReport", [path],
             partial(explain_conversion, parse_operand(explain), operand),
             verb="comparing", config=config, form=form, json=json, color=color,
         )  # fmt: skip
-        return
+        return _tell_unexplained(made)
     if output is None:
         raise UsageError("Missing option '--output' / '-o'", hint="-o OUT names the output")
     options = ConvertOptions(
@@ -138,3 +142,15 @@ def command(
         "convert", "ConvertReport", [path], partial(convert, operand.path, output, options),
         verb="converting", config=config, form=form, json=json, color=color,
     )  # fmt: skip
+    return None
+
+
+def _tell_unexplained(report: ExplainReport) -> ExitCode:
+    """Return the exit code; say on stderr what is missing, since stdout goes into a file."""
+    missing = len(report.tensors) - report.explained
+    if not missing:
+        return ExitCode.DONE
+    count = f"{missing} of {len(report.tensors)} tensors"
+    why = "is not explained by its" if missing == 1 else "are not explained by their"
+    sys.stderr.write(f"note: no rule makes {count}, which {why} values\n")
+    return ExitCode.NO

@@ -28,7 +28,7 @@ def write_and_answer(
     form: str,
     json: bool,
     color: str,
-) -> None:
+) -> Any:
     """Run what a command writes, under the settings of its configuration, and print its report.
 
     Args:
@@ -43,6 +43,9 @@ def write_and_answer(
         json: ``--json``.
         color: ``--color``.
 
+    Returns:
+        The report.
+
     Raises:
         UsageError: the report has no such output.
         CkptError: what ``writing`` raises.
@@ -53,3 +56,4 @@ def write_and_answer(
     with progressing(verb) as progress:
         made = writing(progress=progress, layouts=settings.layouts, made_at=source_date())
     answer([with_config(made, settings)], output, color=color)
+    return made

@@ -93,12 +93,15 @@ def _answer(report: DiffReport) -> Line:
 
 
 def answer_lines(report: DiffReport) -> Iterator[str]:
-    """Yield the first difference, and the counts, in words."""
-    first = report.summary.first
+    """Yield the first difference in the training state, and the counts, in words."""
+    first, settings = report.summary.first_state, report.summary.settings
     if first is not None:
-        role = f" ({first.role})" if first.role and first.role != first.section else ""
+        tells_more = first.role not in {"", "other", first.section}
+        role = f" ({first.role})" if tells_more else ""
         at = words.printable(first.address or TOP)
         yield f"first difference{role}: {at} {KINDS[first.kind]}"
+    elif settings:
+        yield "only settings differ; --ignore config leaves them out"
     yield f"tensors: {_counts(report.summary.tensors)}"
     if report.summary.values.get("compared"):
         yield f"other values: {_counts(report.summary.values)}"
@@ -111,6 +114,8 @@ def answer_lines(report: DiffReport) -> Iterator[str]:
     if report.summary.nonfinite:
         places = words.plural(report.summary.nonfinite, "element")
         yield f"NaN or infinite, and not the same: {places}"
+    if settings:
+        yield f"settings that differ: {words.some(settings)}"
 
 
 # Kind of difference -> predicate of a sentence.
