@@ -206,6 +206,7 @@ HOMES = {
         "tensors.blocks",
         "tensors.casting",
         "tensors.mean",
+        "tensors.finite",
         "tensors.statistics",
         "plans.posthoc",
         "comparison.arrays",

@@ -25,9 +25,9 @@ from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint, check_unpacked
 from ckptool.formats.salvage import Loss, salvage
 from ckptool.formats.unopened import Unopened, unopened_files
-from ckptool.formats.zips.checksums import checksummed_records, is_one_archive, leftover_bytes
+from ckptool.formats.zips.checksums import archive_of, leftover_bytes
 from ckptool.formats.zips.deflated import DeflatedRecord
-from ckptool.formats.zips.records import DEFLATED, NO_CRC, ZipArchive, is_zip
+from ckptool.formats.zips.records import DEFLATED, NO_CRC, is_zip
 from ckptool.regex import regex
 from ckptool.reports.base import Finding, Severity
 from ckptool.reports.rules import BYTES, finding
@@ -128,6 +128,7 @@ def _different_copies(subject: Subject) -> Verdicts:
         yield finding("CK101", error.address or "", error.message, error.hint)
 
 
+@once
 def _compressed(subject: Subject) -> dict[DeflatedRecord, Address]:
     """Return the compressed storages, each with the key path of a tensor in it."""
     found: dict[DeflatedRecord, Address] = {}
@@ -158,8 +159,7 @@ def _broken_when_unpacked(subject: Subject) -> Iterator[Finding]:
 def _deflated(subject: Subject) -> Iterator[DeflatedRecord]:
     """Yield the compressed records with a checksum of all archives."""
     for file in subject.checkpoint.reader.opened:
-        if is_one_archive(file):
-            archive = ZipArchive(file)
+        if archive := archive_of(file):
             for record in archive.records:
                 if record.method == DEFLATED and record.crc != NO_CRC:
                     yield DeflatedRecord(archive, record)
@@ -234,7 +234,8 @@ def _unread_archive(subject: Subject) -> str | None:
     if subject.checkpoint.nested_archives:
         return "zip archives inside the pickle have checksums, which are not read"
     for file in subject.checkpoint.reader.opened:
-        if is_zip(file.head(4)) and not checksummed_records(file):
+        archive = archive_of(file)
+        if is_zip(file.head(4)) and not (archive and archive.records):
             return (
                 f"{Path(file.name).name} holds several zip archives: their checksums are not read"
             )

@@ -12,14 +12,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ckptool.checks.base import Check, NotChecked, Subject, Verdicts
+from ckptool.checks.base import Check, NotChecked, Subject, Verdicts, once
 from ckptool.contents.inventory import is_state_dict
 from ckptool.formats.base import TensorReader
 from ckptool.reports.base import Finding
 from ckptool.reports.rules import VALUES, finding
+from ckptool.tensors.finite import HUGE
 from ckptool.tensors.sample import beginning, is_readable, spread
 from ckptool.tensors.statistics import (
-    HUGE,
     Extremes,
     Nonfinite,
     at_limit,
@@ -38,6 +38,7 @@ COUNTED_BYTES = 2  # size of a counter's dtype; smaller ones hold pixels and qua
 Tensors = dict[Address, TensorRef]
 
 
+@once
 def _sections(subject: Subject) -> dict[str, Tensors]:
     """Group tensors by owner: the model, EMA weights (``averages``), optimizers and others."""
     owners = {id(c.table.node): "averages" for c in subject.averages}
@@ -163,7 +164,7 @@ def _extreme(subject: Subject) -> Verdicts:
 
 
 def _constant(subject: Subject) -> Verdicts:
-    """Report matrices that hold one value; the beginnings rule out most of the others."""
+    """Report matrices that hold one value; the scan and the beginnings rule out most others."""
     matrices = [
         (address, ref)
         for section, tensors in _sections(subject).items()
@@ -171,8 +172,12 @@ def _constant(subject: Subject) -> Verdicts:
         if sum(size > 1 for size in ref.shape) > 1 and ref.numel >= 4 and ref.dtype.is_floating
     ]
     readable = [(address, ref) for address, ref in matrices if is_readable(ref)]
-    reader = subject.checkpoint.reader
-    suspects = [each for each in readable if len(set(beginning(reader, each[1]))) == 1]
+    reader, varied = subject.checkpoint.reader, subject.scan.varied
+    suspects = [
+        (address, ref)
+        for address, ref in readable
+        if address not in varied and len(set(beginning(reader, ref))) == 1
+    ]
     only = _each(subject, suspects, only_value)
     for (address, ref), value in zip(suspects, only, strict=True):
         if value is not None:

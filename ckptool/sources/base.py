@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from ckptool.errors import DamagedError, UnreadableError
 from ckptool.records import NamedTuple
@@ -80,6 +80,7 @@ class Source(Closing):
     is_computed = False  # made from other sources when it is read
     keeps: int = 0  # bytes of memory that it takes from its first read until it is closed
     is_near: bool = True  # a read costs about as much as copying the bytes
+    archive: Any = None  # of a zip, whose directory takes long to read: kept by ``formats/zips``
 
     def __init__(self, name: str, size: int) -> None:
         self.name = name  # for messages

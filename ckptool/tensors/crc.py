@@ -35,12 +35,13 @@ def checksum(read: Callable[[int, int], bytes], nbytes: int, start: int = 0) -> 
 
 
 class Seen(NamedTuple):
-    """The checksum of a run of bytes, and whether its values are finite, or an array's file."""
+    """The checksum of a run of bytes, and what was seen of its values."""
 
     nbytes: int = 0
     crc: int = 0
     is_finite: bool = True  # True is certain
     is_array: bool = False  # a record that begins as a file of numpy, where that is looked for
+    is_varied: bool = False  # not all values are equal; True is certain
 
     def then(self, other: Seen) -> Seen:
         """Combine this run with the run directly after it."""
@@ -49,6 +50,7 @@ class Seen(NamedTuple):
             _times(_power(8 * other.nbytes), self.crc) ^ other.crc if self.nbytes else other.crc,
             self.is_finite and other.is_finite,
             self.is_array if self.nbytes else other.is_array,
+            self.is_varied or other.is_varied,
         )
 
 

@@ -13,11 +13,12 @@ The scan then leaves that region to the caller.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 
 from ckptool.formats.base import TensorReader
@@ -31,8 +32,9 @@ from ckptool.reports.rules import BYTES, VALUES
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.tensors.blocks import BLOCK, in_batches, room
 from ckptool.tensors.crc import Seen, crc32
-from ckptool.tensors.statistics import FiniteTest, finite_test
+from ckptool.tensors.finite import FiniteTest, Values, finite_test
 from ckptool.tensors.volume import REPEATS, refuse_volume
+from ckptool.tensors.windows import Window, windows
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import Address, TensorRef
 
@@ -80,6 +82,7 @@ class Scan:
     suspects: Tensors  # may hold non-finite values; all others do not
     left: tuple[Region, ...] = ()  # regions that the caller reads
     arrays: tuple[Region, ...] = ()  # records behind a URL that begin as files of numpy
+    varied: frozenset[Address] = frozenset()  # tensors of several values, for certain
 
     def __add__(self, other: Scan) -> Scan:
         """Combine the scans of two parts."""
@@ -90,6 +93,7 @@ class Scan:
             _once(self.suspects + other.suspects),
             self.left + other.left,
             self.arrays + other.arrays,
+            self.varied | other.varied,
         )
 
 
@@ -135,6 +139,7 @@ def _judged(pairs: Iterable[tuple[Region, Seen]]) -> Scan:
     broken: list[BrokenRecord] = []
     suspects: list[tuple[Address, TensorRef]] = []
     arrays: list[Region] = []
+    varied: list[Address] = []
     records = without = 0
     for region, seen in pairs:
         record = region.record
@@ -152,7 +157,24 @@ def _judged(pairs: Iterable[tuple[Region, Seen]]) -> Scan:
             suspects += region.tensors
         if seen.is_array:
             arrays.append(region)
-    return Scan(records, without, tuple(broken), _once(suspects), arrays=tuple(arrays))
+        if seen.is_varied and _is_one_tensor(region):
+            varied.append(region.tensors[0][0])
+    return Scan(
+        records,
+        without,
+        tuple(broken),
+        _once(suspects),
+        arrays=tuple(arrays),
+        varied=frozenset(varied),
+    )
+
+
+def _is_one_tensor(region: Region) -> bool:
+    """Return whether the bytes of a region are the values of one tensor, and nothing else."""
+    if len(region.tensors) != 1 or len(region.tensors[0][1].chunks) != 1:
+        return False
+    chunk = region.tensors[0][1].chunks[0]
+    return chunk.span.nbytes == region.nbytes and chunk.is_contiguous
 
 
 def _once(tensors: Iterable[tuple[Address, TensorRef]]) -> Tensors:
@@ -180,20 +202,22 @@ def _plan(
             held.setdefault(place, []).append(_Held(address, ref, chunk.span.offset))
         if not places and ref.dtype.is_floating:
             apart.append((address, ref))
-    for source, index in indexes.items():
-        for each in index.records:
-            if elsewhere or not is_storage(each):
-                held.setdefault(ByteSpan(source, each.offset, each.nbytes), [])
+    records = {span: each for index in indexes.values() for span, each in index.each}
+    for span, each in records.items():
+        if span not in held and (elsewhere or not is_storage(each)):
+            held[span] = []
     regions = []
     for span, group in sorted(held.items(), key=_in_files):
         source, offset, nbytes = span
-        has_record = BYTES in reads and not source.is_computed
-        record = indexes[source].around(offset, nbytes) if has_record else None
+        record = None
+        if BYTES in reads and not source.is_computed:
+            record = records.get(span) or indexes[source].around(offset, nbytes)
         test = _common_test(offset, group) if VALUES in reads else None
         if test is None and VALUES in reads:
-            apart += [(each.address, each.ref) for each in group if each.ref.dtype.is_floating]
+            apart += [(address, ref) for address, ref, _ in group if ref.dtype.is_floating]
         if record is not None or test is not None:
-            regions.append(Region(*span, record, tuple((h.address, h.ref) for h in group), test))
+            pairs = tuple([(address, ref) for address, ref, _ in group])
+            regions.append(Region(source, offset, nbytes, record, pairs, test))
     return regions, _once(apart) if VALUES in reads else ()
 
 
@@ -215,17 +239,34 @@ class _RecordIndex:
     """An index of the records of a source, searched by the bytes that they hold."""
 
     def __init__(self, source: Source) -> None:
-        self.records = sorted(checksummed_records(source), key=lambda record: record.offset)
-        self.extents = [(record.offset, record.nbytes) for record in self.records]
-        self._starts = [offset for offset, _ in self.extents]
+        self._records = sorted(checksummed_records(source), key=_OFFSET)
+        self._spans = [ByteSpan(source, each.offset, each.nbytes) for each in self._records]
+        self._starts = list(map(_OFFSET, self._records))
+
+    @property
+    def each(self) -> Iterator[tuple[ByteSpan, Checksummed]]:
+        """The records, with the places of their bytes."""
+        return zip(self._spans, self._records, strict=True)
 
     def around(self, offset: int, nbytes: int) -> Checksummed | None:
         """Return the record that holds the bytes."""
+        nth = self._nth(offset, nbytes)
+        return self._records[nth] if nth >= 0 else None
+
+    def place(self, span: ByteSpan) -> ByteSpan:
+        """Return the bytes of the record that holds a span; the span where none does."""
+        nth = self._nth(span.offset, span.nbytes)
+        return self._spans[nth] if nth >= 0 else span
+
+    def _nth(self, offset: int, nbytes: int) -> int:
         nth = bisect_right(self._starts, offset) - 1
         if nth < 0:
-            return None
-        record = self.records[nth]
-        return record if offset + nbytes <= record.offset + record.nbytes else None
+            return nth
+        _, begin, length = self._spans[nth]
+        return nth if offset + nbytes <= begin + length else -1
+
+
+_OFFSET = attrgetter("offset")
 
 
 def _places(ref: TensorRef, indexes: Mapping[Source, _RecordIndex]) -> list[ByteSpan]:
@@ -233,28 +274,27 @@ def _places(ref: TensorRef, indexes: Mapping[Source, _RecordIndex]) -> list[Byte
 
     The list is empty if a chunk is in none of the sources. What is computed is in itself.
     """
-    spans = [chunk.span for chunk in ref.chunks]
-    if not all(span.source in indexes or span.source.is_computed for span in spans):
-        return []
-    records = (
-        None if span.source.is_computed else indexes[span.source].around(span.offset, span.nbytes)
-        for span in spans
-    )
-    return [
-        ByteSpan(span.source, record.offset, record.nbytes) if record else span
-        for span, record in zip(spans, records, strict=True)
-    ]
+    places = []
+    for span, *_ in ref.chunks:
+        if span.source.is_computed:
+            places.append(span)
+        elif span.source in indexes:
+            places.append(indexes[span.source].place(span))
+        else:
+            return []
+    return places
 
 
 def _common_test(offset: int, group: Sequence[_Held]) -> FiniteTest | None:
     """Return a test for all values of a region, if they have one dtype and are aligned to it."""
-    floating = [each for each in group if each.ref.dtype.is_floating]
-    types = {(each.ref.dtype, each.ref.byteorder) for each in floating}
-    if len(types) != 1:
-        return None
-    ref = floating[0].ref
-    in_step = all((each.offset - offset) % ref.dtype.itemsize == 0 for each in floating)
-    return finite_test(ref.dtype, ref.byteorder) if in_step else None
+    kind = None
+    for _, ref, at in group:
+        if ref.dtype.is_floating:
+            own = ref.dtype, ref.byteorder
+            if own != (kind or own) or (at - offset) % ref.dtype.itemsize:
+                return None
+            kind = own
+    return finite_test(*kind) if kind else None
 
 
 # ---------------------------------------------------------------------------------------- reading
@@ -276,11 +316,46 @@ def _seen(progress: Progress, batches: Sequence[Batch]) -> list[list[Seen]]:
     seen: list[list[Seen]] = []
     announce(progress, sum(region.nbytes for batch in batches for region in batch))
     with ThreadPoolExecutor(THREADS) as pool:
-        results = pool.map(lambda batch: list(map(_read, batch)), batches)
+        results = pool.map(_read_batch, batches)
         for batch, found in zip(batches, results, strict=True):
             progress(sum(region.nbytes for region in batch))
             seen.append(found)
     return seen
+
+
+def _read_batch(batch: Batch) -> list[Seen]:
+    """Read regions in their order, small ones together."""
+    seen: list[Seen] = []
+    for window in windows(region.span for region in batch):
+        own = batch[len(seen) : len(seen) + len(window.places)]
+        seen += _read_window(window, own) if len(own) > 1 else [_read(*own)]
+    return seen
+
+
+def _read_window(window: Window, regions: Sequence[Region]) -> list[Seen]:
+    """Do for many small regions of a file at once what :func:`_read` does for one."""
+    block = room()[: window.nbytes]
+    window.source.fill(block, window.offset)
+    values = [Values()] * len(regions)
+    tests: dict[FiniteTest, list[int]] = {}
+    for at, region in enumerate(regions):
+        if region.test is not None:
+            tests.setdefault(region.test, []).append(at)
+    for test, own in tests.items():
+        found = test.of_each(block, [window.places[at] for at in own])
+        for at, each in zip(own, found, strict=True):
+            values[at] = each
+    return [
+        Seen(
+            region.nbytes,
+            crc32(block[start:stop]) if region.record and region.record.crc is not None else 0,
+            is_finite,
+            is_varied=is_varied,
+        )
+        for region, (start, stop), (is_finite, is_varied) in zip(
+            regions, window.places, values, strict=True
+        )
+    ]
 
 
 def _read(region: Region) -> Seen:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ckptool.dtypes import DType
 from ckptool.formats.base import TensorReader
 from ckptool.records import NamedTuple
 from ckptool.reports.base import TensorStats
 from ckptool.tensors.blocks import blocks, numpy_dtype
+from ckptool.tensors.finite import COMPARED, EXTREME_BITS, HUGE, SATURATED
 from ckptool.tree.nodes import TensorRef
 
 if TYPE_CHECKING:
@@ -22,63 +21,6 @@ if TYPE_CHECKING:
 def _wide(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return values of ``ml_dtypes`` as float32, where numpy's own loops are fast and complete."""
     return values if values.dtype.kind in "fciub" else values.astype("float32")
-
-
-FiniteTest = Callable[[memoryview], bool]
-
-# The largest finite float16. Values that overflowed and were then clamped (``nan_to_num``) are
-# exactly this, and still are after a cast to a wider dtype.
-SATURATED = 65504.0
-# No weight of a network is as large: float32 squares overflow from 1.8e19 on.
-HUGE = 1e15
-
-# The first extreme value's bits without the sign, for dtypes that numpy compares slowly.
-_EXTREME_BITS = {"float16": 0x7BFF, "bfloat16": 0x5863}
-_COMPARED = frozenset({"float32", "float64"})
-_SUMMED = frozenset({"complex64", "complex128"})
-
-
-def finite_test(dtype: DType, byteorder: str = "little") -> FiniteTest | None:
-    """Return a test that no value in some bytes is NaN, infinite or extreme.
-
-    Return None if there is no fast test for the dtype. If the test returns True, that is certain.
-    If it returns False, count with :func:`nonfinite_values` and :func:`extreme_values`.
-    """
-    import numpy as np
-
-    order = "<" if byteorder == "little" else ">"
-    if dtype.name in _COMPARED | _SUMMED:
-        kind = np.dtype(dtype.numpy).newbyteorder(order)  # type: ignore[arg-type]
-        judge = _is_ordinary if dtype.name in _COMPARED else _is_finite_sum
-
-        def by_values(data: memoryview) -> bool:
-            whole = data[: len(data) - len(data) % kind.itemsize]
-            return not whole or judge(np.frombuffer(whole, kind))
-
-        return by_values
-    first_extreme = _EXTREME_BITS.get(dtype.name)
-    if first_extreme is None:
-        return None
-    words = np.dtype(f"{order}u2")
-
-    def by_bits(data: memoryview) -> bool:
-        bits = np.frombuffer(data[: len(data) - len(data) % 2], words)
-        return not bits.size or int((bits & 0x7FFF).max()) < first_extreme
-
-    return by_bits
-
-
-def _is_ordinary(values: np.ndarray[Any, Any]) -> bool:
-    """Compare the minimum and the maximum: they are NaN if a value is, and cost less than a sum."""
-    low, high = float(values.min()), float(values.max())
-    return low > -HUGE and high < HUGE and low != -SATURATED and high != SATURATED
-
-
-def _is_finite_sum(values: np.ndarray[Any, Any]) -> bool:
-    import numpy as np
-
-    with np.errstate(all="ignore"):
-        return bool(np.isfinite(values.sum()))
 
 
 class Extremes(NamedTuple):
@@ -94,7 +36,7 @@ def extreme_values(reader: TensorReader, ref: TensorRef) -> Extremes:
     """Count extreme values among the finite ones, exactly; zeros for dtypes that have none."""
     import numpy as np
 
-    if ref.dtype.name not in _COMPARED | _EXTREME_BITS.keys():
+    if ref.dtype.name not in COMPARED | EXTREME_BITS.keys():
         return Extremes(0, 0, 0.0, False)
     saturated = huge = 0
     largest = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from math import prod
 from typing import Any, TypeGuard, TypeVar
 
@@ -14,6 +15,7 @@ Shape = TypeVar("Shape", tuple[int, ...], list[int])
 # --------------------------------------------------------------------------------------- geometry
 
 
+@lru_cache(maxsize=1 << 10)  # many tensors have one shape
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the strides of a C-ordered block in elements; as in torch, empty dimensions are 1."""
     strides, step = [], 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
+import re
+from fnmatch import fnmatchcase, translate
 
 from ckptool.tree.nodes import Tree, is_container
 from ckptool.tree.walking import children
@@ -26,6 +27,8 @@ def fits(pattern: str, address: str) -> bool:
 
 
 def _under(node: Tree, part: str) -> list[Tree]:
-    if isinstance(node, dict) and part in node and WILD.isdisjoint(part):
+    is_wild = not WILD.isdisjoint(part)
+    if isinstance(node, dict) and part in node and not is_wild:
         return [node[part]]  # without a look at a hundred thousand other keys
-    return [child for key, child in children(node) if fnmatchcase(str(key), part)]
+    matches = re.compile(translate(part)).match if is_wild else part.__eq__
+    return [child for key, child in children(node) if matches(str(key))]

@@ -8,10 +8,10 @@ non-finite values cost no second trip to memory. Memory does not grow with the t
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import cache, reduce
+from functools import reduce
 from itertools import accumulate
 
 from ckptool.dtypes import DType
@@ -22,8 +22,8 @@ from ckptool.sources.base import ByteSpan, Source
 from ckptool.tensors.blocks import Part, bytes_of, in_order, numpy_dtype, parts, room
 from ckptool.tensors.casting import Casting, Losses, converted, side_by_side
 from ckptool.tensors.crc import Seen, crc32
+from ckptool.tensors.finite import FiniteTest, finite_test
 from ckptool.tensors.mean import Mean
-from ckptool.tensors.statistics import FiniteTest, finite_test
 from ckptool.tree.nodes import TensorRef
 from ckptool.writers.files.whole_file import PartialFile
 from ckptool.writers.values import Account, WrittenRun
@@ -199,7 +199,7 @@ def _given(
         last = nth
         written = casting.dtype_of(ref)
         wanted = written if casting.is_cast(ref) else None
-        test = _finite_test(ref.dtype, ref.byteorder)
+        test = finite_test(ref.dtype, ref.byteorder)
         at, taken = start, 0
         ends = [*accumulate(span.nbytes for span in runs[nth])]
         for part in parts(reader, ref):
@@ -208,9 +208,6 @@ def _given(
                 output.make_way(at, end)
             yield _Given(nth, bisect_right(ends, taken), part, at, wanted, test)
             at, taken = at + nbytes, taken + part.nbytes
-
-
-_finite_test: Callable[[DType, str], FiniteTest | None] = cache(finite_test)
 
 
 def _nbytes(given: _Given) -> int:

@@ -54,7 +54,7 @@ def test_runs_behind_each_other(parts):
         found = Seen(len(part), crc32(part), b"n" not in part, begins_so)
         seen = seen.then(found)
     whole = b"".join(parts)
-    assert seen == (len(whole), zlib.crc32(whole), b"n" not in whole, whole[:1] == b"\x93")
+    assert seen[:4] == (len(whole), zlib.crc32(whole), b"n" not in whole, whole[:1] == b"\x93")
 
 
 @pytest.mark.parametrize("nbytes", [1, 1 << 20, (1 << 35) + 12345])

@@ -25,13 +25,28 @@ class Checksummed(NamedTuple):
     crc: int | None  # None: none was written, or it is of the unpacked bytes
 
 
+def archive_of(file: Source) -> ZipArchive | None:
+    """Return the archive that a file is; None for other files, and for a row of zips.
+
+    It is kept with the file, since several checks ask for it.
+
+    Raises:
+        DamagedError: the directory does not fit the file.
+    """
+    if file.archive is None and is_one_archive(file):
+        file.archive = ZipArchive(file)
+    archive: ZipArchive | None = file.archive
+    return archive
+
+
 def checksummed_records(file: Source) -> list[Checksummed]:
     """Return the records of a file that is a zip; none for other files.
 
     Raises:
         DamagedError: the directory does not fit the file.
     """
-    return _records_of(ZipArchive(file)) if is_one_archive(file) else []
+    archive = archive_of(file)
+    return _records_of(archive) if archive else []
 
 
 def _records_of(archive: ZipArchive) -> list[Checksummed]:
