@@ -127,8 +127,8 @@ def _remedy(answer: SafeLoadReport, checkpoint: Checkpoint) -> str:
 
 RESAVE = "save it again with torch.save, which uses protocol 2"
 CONVERT = (
-    "ckptool convert --safe makes plain data of it or names what cannot be, and ckptool convert "
-    "'FILE#@model' takes the weights alone"
+    "ckptool convert --safe may make plain data of it, ckptool convert 'FILE#@model' takes the "
+    "weights"
 )
 
 
@@ -141,7 +141,7 @@ def _why_not(checkpoint: Checkpoint, names: Sequence[str]) -> str | None:
     if any(trust_of(entry) == DANGEROUS for entry in checkpoint.globals_named):
         return "do not load it and allow no name in it: see CK201"
     acting = [name for name in names if name not in PLAIN_DATA]
-    return f"do not allow {named(acting)}; {CONVERT}" if acting else None
+    return f"{CONVERT}; do not allow {named(acting)}" if acting else None
 
 
 def _line(names: Sequence[str], checkpoint: Checkpoint) -> str:

@@ -86,6 +86,14 @@ def command(
         int | None,
         Option(metavar="K", min=1, help="Take only every K-th checkpoint, and always the newest."),
     ] = None,
+    skip_broken: Annotated[
+        bool,
+        Option(
+            "--skip-broken",
+            help="Leave out checkpoints in a directory that are damaged or non-finite, and say "
+            "which.",
+        ),
+    ] = False,
     buffers: Annotated[
         Literal["average", "newest"],
         Option(
@@ -119,7 +127,7 @@ def command(
     options = AverageOptions(
         role=only, weights=weights, schedule=schedule, ema_decay=ema_decay,
         sigma_rel=sigma_rel, widths=widths, between=between, best=best, into=into,
-        last=last, every=every, buffers=buffers,
+        last=last, every=every, skip_broken=skip_broken, buffers=buffers,
         dtype=dtype or (), ties=ties, wrap=wrap, max_shard_size=max_shard_size,
         force=force, dry_run=dry_run,
     )  # fmt: skip

@@ -139,7 +139,7 @@ def command(
             "--verbose",
             "-v",
             panel=shared.OUTPUT,
-            help="List the checks that were not made, and why.",
+            help="List the checks that were not made, and why; show long remedies whole.",
         ),
     ] = False,
     quiet: Annotated[

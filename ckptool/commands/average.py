@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from ckptool.commands.broken_members import blaming
 from ckptool.commands.into import Slot, open_slot, whole, write_into
-from ckptool.commands.members import EPOCH, STEP, WIDTH, Opened, are_equal
+from ckptool.commands.members import EPOCH, SKIP, STEP, WIDTH, Opened, are_equal
 from ckptool.commands.mixture import AverageOptions, Mixture, choose, refuse_contradictions
 from ckptool.commands.sources import note_of
 from ckptool.commands.writing import choose_form, write_output
 from ckptool.contents.selection import Operand
 from ckptool.ema.layouts import Layouts
+from ckptool.errors import DamagedError, EmaRefusedError
 from ckptool.plans.averaging import Combined, combine
 from ckptool.plans.belonging import distances, strangers
 from ckptool.plans.casts import plan_casting
@@ -64,14 +66,36 @@ def average(
     refuse_contradictions(options)
     if options.into is None:
         choose_form(operands[0].path, output, options, NAME)  # before anything is read
+    broken: dict[str, str] = {}
+    while True:
+        try:
+            return _average(operands, output, options, progress, layouts, made_at, broken)
+        except (DamagedError, EmaRefusedError) as error:  # of values, which are read while writing
+            if not options.skip_broken or error.adding != SKIP:
+                raise
+            broken[str(error.path)] = error.message
+
+
+def _average(
+    operands: Sequence[Operand],
+    output: str | Path,
+    options: AverageOptions,
+    progress: Progress,
+    layouts: Layouts,
+    made_at: float | None,
+    broken: Mapping[str, str],
+) -> AverageReport:
+    """Write the mean of all checkpoints that are not broken."""
     with ExitStack() as stack:
-        mixture = choose(stack, operands, options, layouts)
+        mixture = choose(stack, operands, options, layouts, broken)
         tensors = mixture.members.opened[-1].tensors
         slot = open_slot(stack, whole(options.into), tensors, layouts) if options.into else None
         casting = slot.casting(tensors) if slot else plan_casting(tensors, options.dtype)
         combined = _combined(mixture, casting, options)
         apart, found = _look(mixture)
         note = note_of(mixture, combined, options.buffers, made_at)
+        may_skip = mixture.posthoc is None  # a snapshot less would be the EMA of another width
+        stack.enter_context(blaming(mixture.members, combined.averaged, may_skip=may_skip))
         if slot is None:
             made = _in_a_file(operands[0].path, output, mixture, combined, options, note, progress)
         else:
@@ -86,6 +110,7 @@ def average(
         intervals=mixture.intervals,
         copies=mixture.members.copies,
         derived=mixture.members.derived,
+        skipped=mixture.members.broken,
     )
 
 

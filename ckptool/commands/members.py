@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from ckptool.commands.derivatives import Origin, derivatives, origin_of
@@ -20,13 +19,12 @@ from ckptool.commands.state_dicts import Taken, take_state_dict
 from ckptool.contents.selection import Operand
 from ckptool.contents.training import read_training_state
 from ckptool.ema.layouts import Layouts
-from ckptool.errors import DamagedError, UnknownFormatError, UsageError, about
+from ckptool.errors import CkptError, DamagedError, UnknownFormatError, UsageError, about
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint
 from ckptool.plans.extraction import complete
 from ckptool.records import NamedTuple
 from ckptool.regex import regex
-from ckptool.sources.urls import RemotePath
 from ckptool.tensors.blocks import same_values
 from ckptool.tree.nodes import TensorRef
 
@@ -60,6 +58,7 @@ class Members(NamedTuple):
     places: tuple[int, ...]  # of each among the operands without the copies
     copies: Mapping[str, str]  # path of a copy in a directory -> path of its original
     derived: Mapping[str, str] = {}  # path of a file that ckptool made of others -> how it was made
+    broken: Mapping[str, str] = {}  # path of a file that was skipped -> why it cannot be read
 
     def only(self, places: Sequence[int]) -> Members:
         """Return these members alone, in the order of their places."""
@@ -70,7 +69,13 @@ class Members(NamedTuple):
 
 
 def open_members(
-    stack: ExitStack, operands: Sequence[Operand], role: str | None, layouts: Layouts
+    stack: ExitStack,
+    operands: Sequence[Operand],
+    role: str | None,
+    layouts: Layouts,
+    *,
+    skips: bool = False,
+    broken: Mapping[str, str] = {},
 ) -> Members:
     """Open the checkpoints and those in directories; ``stack`` closes them.
 
@@ -79,28 +84,42 @@ def open_members(
         operands: checkpoints, and directories of checkpoints.
         role: the state dict to take where an operand has no address: ``@model`` or ``@ema``.
         layouts: custom layouts of the configuration, tried before the known ones.
+        skips: whether to leave out files in directories that cannot be read.
+        broken: path of a file that is left out, too -> why.
 
     Raises:
         CkptError: a checkpoint cannot be read, or it is not clear what to take from it.
         UsageError: a directory holds weights that may not belong to its run.
     """
-    found = [
-        _Found(each, is_listed, stack.enter_context(_opened(each.path, is_listed=is_listed)))
-        for each, is_listed in single(operands)
-    ]
+    found: list[_Found] = []
+    broken = {**broken}
+    for each, is_listed in single(operands):
+        if str(each.path) in broken:
+            continue
+        try:
+            checkpoint = stack.enter_context(_opened(each.path, is_listed=is_listed))
+        except BROKEN as error:
+            if not (skips and is_listed):
+                raise
+            broken[str(each.path)] = error.message
+        else:
+            found.append(_Found(each, is_listed, checkpoint))
     derived = _derived(found)
     opened = [_open(each, role, layouts) for each in found if str(each.operand.path) not in derived]
     copies: dict[str, str] = {}
     kept: list[Opened] = []
-    for each in opened:
-        original = next((other for other in kept if _is_copy(each, other)), None)
+    for one in opened:
+        original = next((other for other in kept if _is_copy(one, other)), None)
         if original is None:
-            kept.append(each)
+            kept.append(one)
         else:
-            copies[str(each.path)] = str(original.path)
+            copies[str(one.path)] = str(original.path)
     order, places = _order(kept)
-    members = Members(tuple(kept), order, tuple(range(len(kept))), copies, derived)
+    members = Members(tuple(kept), order, tuple(range(len(kept))), copies, derived, broken)
     return members.only(places)
+
+
+BROKEN = (DamagedError, UnknownFormatError)
 
 
 def _opened(path: Path, *, is_listed: bool) -> Checkpoint:
@@ -112,11 +131,18 @@ def _opened(path: Path, *, is_listed: bool) -> Checkpoint:
     """
     try:
         return open_checkpoint(path)
-    except (DamagedError, UnknownFormatError) as error:
-        if is_listed and not isinstance(path, RemotePath):
-            moved = f"mv {quote(str(path))} {quote(f'{path}.damaged')}"
-            error.hint = f"to average the other checkpoints, move this one away: {moved}"
+    except BROKEN as error:
+        if is_listed:
+            may_be_skipped(error)
         raise
+
+
+SKIP = ("--skip-broken",)
+
+
+def may_be_skipped(error: CkptError) -> None:
+    """Add the words with which the other checkpoints are averaged."""
+    error.hint, error.adding = f"to average the other checkpoints, add {SKIP[0]}", SKIP
 
 
 def single(operands: Sequence[Operand]) -> list[tuple[Operand, bool]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
@@ -52,6 +52,7 @@ class AverageOptions(WriteOptions):
     into: str | None = None  # the checkpoint whose model's state dict is replaced in a copy
     last: int | None = None  # only the newest so many
     every: int | None = None  # of each so many, the newest
+    skip_broken: bool = False  # leave out files in directories that are damaged or non-finite
     buffers: str = "average"  # ``newest``: take batch statistics from the newest checkpoint
 
 
@@ -75,7 +76,7 @@ class Mixture(NamedTuple):
 
 # Options that give the weights, and options that choose checkpoints.
 WEIGHING = ("weights", "schedule", "ema_decay", "sigma_rel", "between")
-CHOOSING = ("role", "best", "last", "every")
+CHOOSING = ("role", "best", "last", "every", "skip_broken")
 # Of the first, those that take the checkpoints as they are named.
 ALONE = {
     "weights": {"best", "last", "every"},
@@ -114,9 +115,15 @@ SPELLED = {"role": "only"}
 
 
 def choose(
-    stack: ExitStack, operands: Sequence[Operand], options: AverageOptions, layouts: Layouts
+    stack: ExitStack,
+    operands: Sequence[Operand],
+    options: AverageOptions,
+    layouts: Layouts,
+    broken: Mapping[str, str],
 ) -> Mixture:
     """Open the checkpoints that count, and return their shares; ``stack`` closes them.
+
+    ``broken`` has the paths of files in directories that are left out, each with the reason.
 
     Raises:
         UsageError: they do not fit the options.
@@ -129,7 +136,10 @@ def choose(
                 stack, operands, options.sigma_rel, widths, layouts, force=options.force
             )
         )
-    members, shares = _weighed(open_members(stack, operands, _role(options), layouts), options)
+    opened = open_members(
+        stack, operands, _role(options), layouts, skips=options.skip_broken, broken=broken
+    )
+    members, shares = _weighed(opened, options)
     intervals = _intervals(members)[0] if options.schedule is not None else None
     return Mixture(members, shares, _kind(shares.weights, options), intervals=intervals)
 

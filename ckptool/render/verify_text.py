@@ -24,7 +24,7 @@ from ckptool.render.states import (
     told_once,
     verdict,
 )
-from ckptool.reports.base import Finding
+from ckptool.reports.base import Finding, Severity
 from ckptool.reports.verify import (
     ChoiceReport,
     ProofReport,
@@ -35,6 +35,7 @@ from ckptool.reports.verify import (
 )
 
 MESSAGE_LIMIT = 600  # characters
+FOLDED = 140  # characters of the remedy of a note
 NUMBER = regex(r"\d[\d.,]*(e[+-]?\d+)?")
 
 Fault = tuple[str, str, str]  # rule, key path, and what is wrong
@@ -51,7 +52,7 @@ def show_verify(reports: Sequence[VerifyReport]) -> Page:
 
 def show_everything(reports: Sequence[VerifyReport]) -> Page:
     """Yield the findings of each file, the checks not made with their reasons, and the verdict."""
-    yield from _verdicts(reports, told_once, _fault)
+    yield from _verdicts(reports, told_once, _fault, folds=False)
     yield from _unchecked(reports)
     yield from _summary(reports)
 
@@ -72,6 +73,8 @@ def _verdicts(
     reports: Sequence[VerifyReport],
     chosen: Callable[[VerifyReport], list[Finding]],
     fault: Callable[[Finding], Fault] | None = None,
+    *,
+    folds: bool = True,
 ) -> Page:
     """Yield each file with its findings; a finding that several files share is told once."""
     fault = fault or _kind_of_fault
@@ -87,7 +90,7 @@ def _verdicts(
             yield line(f"required: {', '.join(map(words.printable, report.required))}")
         yield from certificate(report.resume)
         yield from proven(report.proof)
-        yield from _findings(findings)
+        yield from _findings(findings, folds=folds)
         was_long = is_long
     if common:
         yield line((f"\nIn several of the {len(reports):,} files", "title"))
@@ -95,7 +98,8 @@ def _verdicts(
         for found in common.values():
             others = len({each.message for each in found.values()}) > 1
             such = f", such as {words.printable(Path(next(iter(found))).name)}" if others else ""
-            _add(grid, next(iter(found.values())), f"in {len(found):,} files{such}: ")
+            where = f"in {len(found):,} files{such}: "
+            _add(grid, next(iter(found.values())), where, folds=folds)
         yield grid
 
 
@@ -214,21 +218,29 @@ KINDS = {
 # ----------------------------------------------------------------------------------------- findings
 
 
-def _findings(findings: Iterable[Finding]) -> Page:
+def _findings(findings: Iterable[Finding], *, folds: bool) -> Page:
     for severity, alike in groupby(findings, key=lambda found: found.severity):
         yield line((f"\n{_HEADS[severity]}", "title"))
         grid = Grid("left", "text")
         for found in merged(alike):
-            _add(grid, found)
+            _add(grid, found, folds=folds)
         yield grid
 
 
-def _add(grid: Grid, found: Finding, where: str = "") -> None:
+def _add(grid: Grid, found: Finding, where: str = "", *, folds: bool) -> None:
     """Add the rows of a finding: what is wrong, and the remedy."""
     label, message = _finding(found)
     grid.add_row(label, line((where, "label"), *message.pieces))
     if found.remedy:
-        grid.add_row("", line(("→ ", "label"), remedy(found)))
+        grid.add_row("", line(("→ ", "label"), _remedy(found, folds=folds)))
+
+
+def _remedy(found: Finding, *, folds: bool) -> str:
+    """Return the remedy; of a note, which fails nothing, no more than the beginning."""
+    said = remedy(found)
+    if not folds or found.severity is not Severity.INFO or len(said) <= FOLDED:
+        return said
+    return f"{said[:FOLDED].rpartition(' ')[0]} … (--verbose has all of it)"
 
 
 def _finding(found: Finding) -> tuple[Line, Line]:

@@ -176,6 +176,9 @@ def _uncounted_lines(report: AverageReport) -> Iterator[Fact]:
         yield "copy", line((words.printable(copy), "name"), same)
     for path, why in report.derived.items():
         yield "left out", line((words.printable(path), "name"), f": {words.printable(why)}")
+    for path, why in report.skipped.items():
+        told = (f": {words.printable(why, 200)}", "warning")
+        yield "broken", line((words.printable(path), "name"), told)
 
 
 _INTERVALS = {

@@ -190,3 +190,5 @@ class AverageReport(WeightsReport):
     copies: Mapping[str, str] = field(default_factory=dict)
     # Path of a file in a directory that ckptool made of others -> how; it does not count.
     derived: Mapping[str, str] = field(default_factory=dict)
+    # With --skip-broken, path of a checkpoint in a directory -> why it does not count.
+    skipped: Mapping[str, str] = field(default_factory=dict)

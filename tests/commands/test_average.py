@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 from fractions import Fraction
 from functools import partial
 
@@ -357,16 +356,68 @@ def test_the_hint_is_the_same_command_with_the_role(run, ckptool, tmp_path):
     assert ckptool(*again[1:]).exit_code == 0
 
 
-def test_a_broken_checkpoint_of_a_run_is_named_with_the_line_that_moves_it(run, ckptool, tmp_path):
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[data.index(load(path)["state_dict"]["stem.weight"].numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+
+
+def diverge(path):
+    content = load(path)
+    content["state_dict"]["stem.weight"].fill_(float("nan"))
+    torch.save(content, path)
+
+
+# How a checkpoint breaks -> what is said of it. Values are read while the mean is written.
+BREAKS = {truncate: "truncated", flip: "do not fit its checksum", diverge: "are non-finite"}
+
+
+@pytest.mark.parametrize("breaks", BREAKS)
+@pytest.mark.parametrize("nth", [0, 2, 3])
+def test_a_broken_checkpoint_of_a_run_is_named_and_can_be_skipped(
+    breaks, nth, run, ckptool, tmp_path
+):
     """It might be of any step, so that it is not left out in silence."""
-    command = ("average", run, "--only", "model", "--last", "3", "-o", tmp_path / "out.pt")
-    broken = run / "b.ckpt"
-    broken.write_bytes(broken.read_bytes()[:3000])
+    broken = [run / f"{name}.ckpt" for name in "dacb"][nth]
+    kept = [path for path in sorted(run.iterdir()) if path != broken]
+    breaks(broken)
+    command = ("average", run, "--only", "model", "-o", tmp_path / "out.pt")
     refused = ckptool(*command)
-    hint = refused.stderr.splitlines()[-1]
-    assert (refused.exit_code, str(broken) in refused.stderr) == (2, True)
-    subprocess.run(shlex.split(hint.rpartition(": ")[2]), check=True)
-    assert ckptool(*command).exit_code == 0
+    error, hint = refused.stderr.splitlines()
+    assert refused.exit_code == 2
+    assert error.startswith(f"error: {broken}: ")
+    assert BREAKS[breaks] in error
+    assert not (tmp_path / "out.pt").exists()
+    _, _, typed = hint.partition(": ckptool ")
+    done = ckptool(*shlex.split(typed))
+    assert done.exit_code == 0
+    (row,) = (each.split() for each in done.splitlines() if each.startswith("  broken "))
+    assert row[1] == f"{broken}:"
+    alone = ckptool("average", *kept, "--only", "model", "-o", tmp_path / "kept.pt")
+    assert alone.exit_code == 0
+    assert_same_tensors(load(tmp_path / "out.pt"), load(tmp_path / "kept.pt"))
+    report = ckptool(*shlex.split(typed), "--force", "--json").json
+    if breaks is truncate:  # --force takes the values as they are
+        assert {*report["skipped"]} == {str(broken)}
+
+
+def test_what_was_named_itself_is_not_skipped(run, ckptool, tmp_path):
+    diverge(run / "a.ckpt")
+    named = [run / "a.ckpt", run / "b.ckpt", run / "c.ckpt"]
+    done = ckptool("average", *named, "--only", "model", "--skip-broken", "-o", tmp_path / "o.pt")
+    assert done.exit_code == 2
+    assert done.stderr.startswith(f"error: {run / 'a.ckpt'}: the weights are non-finite: ")
+
+
+def test_two_are_left_or_it_is_no_average(run, ckptool, tmp_path):
+    for name in "acd":
+        truncate(run / f"{name}.ckpt")
+    done = ckptool("average", run, "--only", "model", "--skip-broken", "-o", tmp_path / "o.pt")
+    assert (done.exit_code, "at least two" in done.stderr) == (2, True)
 
 
 def test_one_is_no_average(run, refused):

@@ -9,6 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ckptool.ema import sameness
+from ckptool.ema.locate import locate_ema
+from ckptool.formats import open_checkpoint
+
 FROZEN = {"0.weight", "0.bias"}
 BUFFERS = {"1.running_mean", "1.running_var", "1.num_batches_tracked"}  # AveragedModel copies them
 AVERAGED = {"1.weight", "1.bias", "2.weight", "2.bias"}
@@ -114,3 +118,13 @@ def test_nothing_is_told_that_the_file_does_not_show(kind, tmp_path, ckptool):
     else:
         assert counted == {"compared": 9, "same": 5, "names": []}
         assert "in 4 of 9 tensors; 5 are the same" in ckptool("inspect", path, "--stats")
+
+
+def test_more_tensors_than_it_compares_are_left_alone(path, monkeypatch):
+    with open_checkpoint(path) as checkpoint:
+        location = locate_ema(checkpoint)
+        found = sameness.sameness(checkpoint, location, location.selected)
+        assert found is not None
+        assert {*found.same} == FROZEN | BUFFERS
+        monkeypatch.setattr(sameness, "MAX_COMPARED", 8)
+        assert sameness.sameness(checkpoint, location, location.selected) is None

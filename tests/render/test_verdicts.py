@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 
 from ckptool.render.layout import draw
@@ -161,3 +164,17 @@ def test_neighbours_in_the_table_are_a_span(rules, text):
 def test_no_name_steers_the_terminal(reports):
     for report in (reports[0], reports):
         assert all(line.isprintable() for line in shown(report).split("\n"))
+
+
+def test_a_long_remedy_of_a_note_is_folded(ckptool, tmp_path):
+    """Which names torch's safe loader refuses is an aside, unless somebody requires it."""
+    args = argparse.Namespace(lr=np.float64(0.1))
+    torch.save({"w": torch.ones(2), "args": args}, tmp_path / "a.pt")
+    whole = ckptool("verify", tmp_path / "a.pt", "--json").json["findings"][0]["remedy"]
+    shown = ckptool("verify", tmp_path / "a.pt").stdout
+    (row,) = (each for each in shown.splitlines() if each.strip().startswith("→"))
+    assert whole not in shown
+    assert len(row) < 200
+    assert row.endswith(" … (--verbose has all of it)")
+    for more in (("--verbose",), ("--require", "weights-only")):
+        assert whole in ckptool("verify", tmp_path / "a.pt", *more)
