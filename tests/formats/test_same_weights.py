@@ -130,6 +130,17 @@ ROWS: dict[str, tuple[bytes, str]] = {
     ),
     "a Variable with data": (zip_of(build(w(), tup(w(3), NONE, NONE, FALSE, NONE))), REPLACED),
     "the flags of a Variable": (zip_of(build(w(), tup(TRUE, FALSE, HOOKS))), ""),
+    "an OrderedDict filled as a plain dict": (
+        zipped(
+            dct((
+                text("ema"),
+                call("copyreg._reconstructor", name("collections.OrderedDict"),
+                     name("builtins.dict"), weights(w())),
+            )),
+            DATA,
+        ),
+        "no loop finds them",
+    ),
     "a parameter's data": (zip_of(parameter(attributes(data=w(3)))), "attribute 'data'"),
     "a parameter's real part": (zip_of(parameter(attributes(real=w(3)))), "attribute 'real'"),
     "a parameter's slot": (zip_of(parameter(tup(NONE, attributes(data=w(3))))), "attribute 'data'"),

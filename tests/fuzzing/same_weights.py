@@ -79,7 +79,7 @@ def _differences(
         if not isinstance(loaded, dict) or len(node) != len(loaded):
             yield f"{at}: {list(node)} are {list(loaded) if isinstance(loaded, dict) else loaded}"
             return
-        for (key, part), (theirs, value) in zip(node.items(), dict.items(loaded), strict=True):
+        for (key, part), (theirs, value) in zip(node.items(), loaded.items(), strict=True):
             if is_other(key, theirs):
                 yield f"{at}: the key {key!r} is {theirs!r}"
             yield from _differences(part, value, reader, f"{at}/{key}", met)
@@ -129,7 +129,7 @@ def extracted(path: Path, loaded: dict[Any, Any]):
     except CkptError:
         return
     wanted = loaded.get("ema")
-    tensors = {k: v for k, v in dict.items(wanted) if isinstance(v, torch.Tensor)}
+    tensors = {k: v for k, v in wanted.items() if isinstance(v, torch.Tensor)}
     if not tensors:  # the dicts in it were taken as parts of one state dict
         return
     named = {name_of(key): value for key, value in tensors.items()}

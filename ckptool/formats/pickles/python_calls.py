@@ -133,6 +133,10 @@ def _reconstructor(cls: Any, base: Any, state: Any) -> Any:
     """Return the object of ``copyreg._reconstructor``, as protocols 0 and 1 pickle objects."""
     made = Opaque(name_of(cls))
     if isinstance(base, GlobalRef) and base.name == "dict" and isinstance(state, dict):
+        if made.qualname == "collections.OrderedDict" and state:
+            raise DamagedError(
+                "an OrderedDict gets items as a plain dict: it has them, and no loop finds them"
+            )
         made.items = dict(state)
     elif isinstance(base, GlobalRef) and base.name == "list" and isinstance(state, list):
         made.elements = list(state)
