@@ -1,30 +1,35 @@
-"""Checkpoints of real libraries with bytes of their pickles changed, and the weights in them.
+"""Checkpoints of real libraries with their pickles changed, and the weights in them.
 
-``python tests/fuzzing/live_mutants.py BEGIN END`` makes that many files and gives each to ckptool
-and to torch: no error of ckptool is a bug, and where ``extract-ema`` writes weights and torch loads
-the file, they are equal, bit for bit. Nothing unpickles freely: torch's safe loader is the judge,
-else Python's with a few harmless names (``loading.py``).
+``python tests/fuzzing/live_mutants.py BEGIN END [MODE]`` makes that many files and gives each to
+ckptool and to torch: no error of ckptool is a bug, and where it writes something and torch loads
+the file, both are equal, bit for bit. The mode ``extract`` compares the weights of ``extract-ema``,
+``whole`` all objects of ``convert --whole``, ``promote`` those of ``promote-ema`` but for the slot.
+Half of the files have bytes changed, half instructions. Nothing unpickles freely: torch's safe
+loader is the judge, else Python's with a few harmless names, and stubs for all others.
 """
 
 from __future__ import annotations
 
 import io
+import pickletools
 import random
 import resource
 import sys
 import tempfile
 import warnings
 import zipfile
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from instructions import changed_instructions
 from loading import MEMORY, restricted
+from rewritten import at, promoted, stub, whole
 from safetensors.torch import load_file
-from same_weights import differences
+from same_weights import differences, is_unknown
 
 from ckptool.errors import CkptError
 from ckptool.formats import open_checkpoint
@@ -35,13 +40,20 @@ from helpers.paths import FIXTURES
 
 LARGEST = 300_000  # bytes of a file
 FOLDERS = ("genuine", "ema", "formats", "resume", "sharded")
+MAGIC, FACTS = b"\x80\x02\x8a\x0a", 3  # older files of torch begin with so many pickles of facts
 ROOM = 1 << 16  # bytes of a file that is no zip in which changes are made: values follow
 OUTCOMES = ("refused", "read", "compared", "extracted", "different", "crashed")
 
 
-def live_files() -> list[Path]:
+def promotable() -> list[Path]:
+    """Files with an average and a model that it fits."""
+    plan = partial(run_inside, "promote-ema", "--dry-run", "-o", "promoted.pt")
+    return [path for path in live_files(("ema",)) if plan(path).exit_code == 0]
+
+
+def live_files(folders: Iterable[str] = FOLDERS) -> list[Path]:
     """Files with pickles, of which most are of libraries that wrote them."""
-    paths = (path for name in FOLDERS for path in sorted((FIXTURES / name).rglob("*")))
+    paths = (path for name in folders for path in sorted((FIXTURES / name).rglob("*")))
     return [
         path for path in paths
         if path.is_file() and path.suffix not in {".json", ".safetensors", ".txt", ".md", ".npz"}
@@ -80,12 +92,16 @@ def mutated(path: Path, rng: random.Random) -> bytes:
         with zipfile.ZipFile(path) as archive:
             records = {info.filename: archive.read(info) for info in archive.infolist()}
     except zipfile.BadZipFile:
-        return changed(data[:ROOM], rng) + data[ROOM:]
+        return _changed_stream(data, rng)
     pickled = [name for name in records if name.endswith(".pkl")]
     if not pickled:
         return changed(data, rng)
     name = rng.choice(pickled)
-    records[name] = changed(records[name], rng)
+    try:
+        change = rng.choice((changed, changed_instructions))
+        records[name] = change(records[name], rng)
+    except ValueError:  # no pickle
+        records[name] = changed(records[name], rng)
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         for name, content in records.items():
@@ -93,11 +109,29 @@ def mutated(path: Path, rng: random.Random) -> bytes:
     return out.getvalue()
 
 
+def _changed_stream(data: bytes, rng: random.Random) -> bytes:
+    """Change a file that is no zip: in older ones of torch, the object is the fourth pickle."""
+    if rng.random() < 0.5:
+        try:
+            begin = _end_of_pickles(data, FACTS) if data.startswith(MAGIC) else 0
+            return data[:begin] + changed_instructions(data[begin:], rng)
+        except ValueError:  # no pickle
+            pass
+    return changed(data[:ROOM], rng) + data[ROOM:]
+
+
+def _end_of_pickles(data: bytes, count: int) -> int:
+    stream = io.BytesIO(data)
+    for _ in range(count):
+        deque(pickletools.genops(stream), maxlen=0)
+    return stream.tell()
+
+
 def load(path: Path) -> Any:
-    """What torch makes of the file; None if it refuses it, or asks for what it does not allow."""
+    """What torch makes of the file; None if it refuses it."""
     loaders = (
         partial(torch.load, weights_only=True, map_location="cpu"),
-        partial(torch.load, weights_only=False, map_location="cpu", pickle_module=restricted()),
+        partial(torch.load, weights_only=False, map_location="cpu", pickle_module=restricted(stub)),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -139,7 +173,7 @@ def extracted(told: dict[str, Any], found: dict[str, torch.Tensor], loaded: Any)
     """Yield the averaged weights that are not what torch has under their key path."""
     place, _, prefix = told["ema"].rpartition("/") if "*" in told["ema"] else (told["ema"], "", "")
     node = at(loaded, place)
-    if not isinstance(node, dict):
+    if not isinstance(node, dict) or is_unknown(node):
         return
     prefix = prefix.rstrip("*")
     theirs = {str(as_key(k)): v for k, v in dict.items(node) if isinstance(v, torch.Tensor)}
@@ -157,25 +191,24 @@ def extracted(told: dict[str, Any], found: dict[str, torch.Tensor], loaded: Any)
             yield f"{name}: other values"
 
 
-def at(node: Any, place: str) -> Any:
-    """What torch has under a key path; None where objects are on the way."""
-    for part in filter(None, place.split("/")):
-        key = part.replace("~1", "/").replace("~0", "~")
-        table = node if isinstance(node, dict) else {}
-        node = next((value for k, value in dict.items(table) if str(as_key(k)) == key), None)
-    return node
+MODES = {
+    "extract": outcome,
+    "whole": partial(whole, load=load),
+    "promote": partial(promoted, load=load),
+}
 
 
-def main(begin: int, end: int) -> int:
+def main(begin: int, end: int, mode: str = "extract") -> int:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))  # a memo index of 32 bits takes it
-    files, counted = live_files(), Counter[str]()
+    files = promotable() if mode == "promote" else live_files()
+    counted = Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(begin, end):
             rng = random.Random(seed)
             source = files[seed % len(files)]
             path = Path(folder) / f"model{source.suffix or '.pt'}"
             path.write_bytes(mutated(source, rng))
-            result, wrong = outcome(path)
+            result, wrong = MODES[mode](path)
             counted[result] += 1
             if result in {"different", "crashed"}:
                 sys.stdout.write("\n  ".join([f"{seed} {source.name}", *wrong[:5]]) + "\n")
@@ -185,4 +218,4 @@ def main(begin: int, end: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]))

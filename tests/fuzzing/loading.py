@@ -15,6 +15,7 @@ import select
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -86,8 +87,15 @@ HARMLESS = {
 }
 
 
-def restricted() -> ModuleType:
-    """A pickle module whose unpickler looks up nothing but what is harmless."""
+def _refuse(module: str, name: str) -> Any:
+    raise LookupError(f"refused: {module}.{name}")
+
+
+def restricted(otherwise: Callable[[str, str], Any] = _refuse) -> ModuleType:
+    """A pickle module whose unpickler looks up nothing but what is harmless.
+
+    ``otherwise`` gives what every other name stands for.
+    """
     from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 
     from torch._weights_only_unpickler import _get_allowed_globals
@@ -95,12 +103,12 @@ def restricted() -> ModuleType:
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
             if (module, name) == ("torch.storage", "_load_from_bytes"):
-                raise LookupError(f"refused: {module}.{name}")
+                _refuse(module, name)
             module, name = NAME_MAPPING.get((module, name), (module, name))
             module = IMPORT_MAPPING.get(module, module)
             allowed = _get_allowed_globals().get(f"{module}.{name}")
             if allowed is None and name not in HARMLESS.get(module, ()):
-                raise LookupError(f"refused: {module}.{name}")
+                return otherwise(module, name)
             return super().find_class(module, name)
 
     made = ModuleType("restricted")

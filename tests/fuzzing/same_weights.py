@@ -24,6 +24,7 @@ from ckptool.formats import open_checkpoint
 from ckptool.tensors.blocks import value_bytes
 from ckptool.tree.describing import as_key
 from ckptool.tree.nodes import Opaque, PathText, TensorRef, is_container
+from helpers.absent import Stub
 from helpers.judge import tensor_bytes
 
 NO_NEGATIVE = {torch.uint16, torch.uint32, torch.uint64, torch.bool, torch.float8_e4m3fn}
@@ -66,7 +67,8 @@ def _differences(
     node: Any, loaded: Any, reader: Any, at: str, met: set[tuple[int, int]]
 ) -> Iterator[str]:
     pair = id(node), id(loaded)
-    if pair in met:  # containers may hold themselves
+    # Containers may hold themselves. A stub stands for an object, of which the judge knows nothing.
+    if pair in met or is_unknown(loaded):
         return
     if is_container(node):
         met.add(pair)
@@ -93,10 +95,17 @@ def _differences(
         yield from _differences(node.items or {}, loaded, reader, at, met)
 
 
+def is_unknown(loaded: Any) -> bool:
+    """Whether the judge has a stub without items in place of an object."""
+    return isinstance(loaded, Stub) and not loaded
+
+
 def is_other(key: Any, theirs: Any) -> bool:
     """Whether a key is another one than torch's; objects are not judged."""
     if isinstance(key, PathText):
         return str(key) != str(theirs)
+    if isinstance(key, tuple) and isinstance(theirs, tuple) and len(key) == len(theirs):
+        return any(map(is_other, key, theirs))
     return isinstance(key, (str, bytes, int, float, tuple)) and key != theirs
 
 

@@ -53,7 +53,7 @@ class Likeness:
             assert self._met[id(wanted)][0] is found, f"{at}: not the same object as before"
 
     def _same_parts(self, found: object, wanted: object, at: str) -> None:
-        if isinstance(wanted, Tensor) and _is_plain(wanted):
+        if isinstance(wanted, Tensor) and is_plain(wanted):
             self.same_tensor(found, wanted, at)
         elif isinstance(wanted, (torch.TypedStorage, torch.UntypedStorage)):
             assert _stored(found) == _stored(wanted), at
@@ -71,6 +71,10 @@ class Likeness:
         assert facts(found) == facts(wanted), at
         assert tensor_bytes(found) == tensor_bytes(wanted), at
         self.same(found.__dict__, wanted.__dict__, at)
+        self.tie(found, wanted)
+
+    def tie(self, found: Tensor, wanted: Tensor) -> None:
+        """Remember the storages of two tensors that are the same."""
         if wanted.untyped_storage().nbytes():
             pointers = (found.untyped_storage().data_ptr(), wanted.untyped_storage().data_ptr())
             self.ties.add(pointers)
@@ -99,7 +103,7 @@ def _stored(storage: torch.TypedStorage | torch.UntypedStorage) -> bytes:
     return storage_bytes(getattr(storage, "_untyped_storage", storage))
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def is_plain(tensor: Tensor) -> bool:
     """Whether it is one run of values in a storage; others are made of such."""
     return (
         tensor.layout is torch.strided
