@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from ckptool.formats.base import Checkpoint, NamedGlobal
-from ckptool.formats.pickles.trust import DANGEROUS, UNKNOWN, is_built_by_call, trust_of
+from ckptool.formats.pickles.trust import (
+    DANGEROUS,
+    UNKNOWN,
+    is_built_by_call,
+    is_put_off,
+    trust_of,
+)
 from ckptool.reports.base import Finding
 from ckptool.reports.rules import finding
 from ckptool.tree.addresses import format_address
@@ -27,7 +34,7 @@ _TRAINER_WRITES_IT = (
 def trust_findings(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Yield CK201 for each dangerous name, and for each call of it that was kept."""
     dangerous = [named for named in checkpoint.globals_named if trust_of(named) == DANGEROUS]
-    wanted = {id(use) for named in dangerous for use in named.uses}
+    wanted = {_placed(named, use) for named in dangerous for use in named.uses}
     places = _places(checkpoint.tree, wanted)
     found = [each for named in dangerous for each in _findings(named, places)]
     yield from found[:MAX_FINDINGS]
@@ -37,35 +44,57 @@ def trust_findings(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def built_by_calls(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """Yield one CK210 for all names written like classes that a loader calls with plain values."""
-    classes = {
-        named.ref.qualname: named.uses[0]
+    """Yield one CK210 for all names written like classes that a loader calls with plain values.
+
+    Yield another for the names that functools.partial and its like bind to plain values.
+    """
+    yield from _calls_of_unknown(
+        checkpoint, is_built_by_call,
+        ("name written like a class", "names written like classes"), "called with plain values",
+    )  # fmt: skip
+    yield from _calls_of_unknown(
+        checkpoint, is_put_off, ("name", "names"), "bound to plain values, for other code to call",
+    )  # fmt: skip
+
+
+def _calls_of_unknown(
+    checkpoint: Checkpoint,
+    are_meant: Callable[[NamedGlobal], bool],
+    nouns: tuple[str, str],
+    how: str,
+) -> Iterator[Finding]:
+    """Yield one CK210 for the calls of such names; say how they are called."""
+    calls = {
+        named.ref.qualname: (named.uses[0], _placed(named, named.uses[0]))
         for named in checkpoint.globals_named
-        if is_built_by_call(named) and named.uses
+        if named.uses and are_meant(named)
     }
-    if not classes:
+    if not calls:
         return
-    places = _places(checkpoint.tree, set(map(id, classes.values())))
+    places = _places(checkpoint.tree, {at for _, at in calls.values()})
     shown = []
-    for name, use in list(classes.items())[:MAX_SHOWN]:
-        place = places.get(id(use))
+    for name, (use, at) in list(calls.items())[:MAX_SHOWN]:
+        place = places.get(at)
         shown.append(
             f"{name}({arguments(use)})" + (f" at {format_address(place)}" if place else "")
         )
-    more = len(classes) - len(shown)
-    is_one = len(classes) == 1
+    more = len(calls) - len(shown)
+    one, several = nouns
     what = (
-        "a name written like a class, which ckptool does not know, is"
-        if is_one
-        else f"{len(classes)} names written like classes, which ckptool does not know, are"
+        f"a {one}, which ckptool does not know, is"
+        if len(calls) == 1
+        else f"{len(calls)} {several}, which ckptool does not know, are"
     )
-    message = f"{what} called with plain values: {', '.join(shown)}" + (
-        f" and {more} more" if more else ""
-    )
-    first = places.get(id(next(iter(classes.values()))))
-    is_trainers = all(name.startswith(_TRAINERS) for name in classes)
+    message = f"{what} {how}: {', '.join(shown)}" + (f" and {more} more" if more else "")
+    first = places.get(next(at for _, at in calls.values()))
+    is_trainers = all(name.startswith(_TRAINERS) for name in calls)
     address = format_address(first) if first else ""
     yield finding("CK210", address, message, _TRAINER_WRITES_IT if is_trainers else None)
+
+
+def _placed(named: NamedGlobal, use: Opaque) -> int:
+    """Return the identity of the value at whose key path a call is shown: what puts it off."""
+    return id(use.state) if named.is_put_off else id(use)
 
 
 def unknown_classes(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -73,7 +102,7 @@ def unknown_classes(checkpoint: Checkpoint) -> Iterator[Finding]:
     names = sorted({
         entry.ref.qualname
         for entry in checkpoint.globals_named
-        if trust_of(entry) == UNKNOWN and not entry.called
+        if trust_of(entry) == UNKNOWN and not entry.called and not entry.is_put_off
     })  # fmt: skip
     if names:
         counted = "1 name" if len(names) == 1 else f"{len(names)} names"
@@ -84,15 +113,18 @@ def unknown_classes(checkpoint: Checkpoint) -> Iterator[Finding]:
 def _findings(named: NamedGlobal, places: dict[int, Address]) -> Iterator[Finding]:
     name = named.ref.qualname
     why = ", which runs what its arguments prepare" if named.is_misused else ""
-    if not named.called:
+    verb = "bind the arguments of" if named.is_put_off else "call"
+    if named.is_put_off:
+        why = ", for other code to call"
+    elif not named.called:
         why = " and hand it on, which is vetted only for calls" if named.is_misused else ""
         yield _finding(named.pickle, f"import {name}{why}")
     elif not named.uses:
         yield _finding(named.pickle, f"call {name}")
     for use in named.uses:
-        place = places.get(id(use))
+        place = places.get(_placed(named, use))
         address = named.pickle if place is None else format_address(place)
-        yield _finding(address, f"call {name}({arguments(use)}){why}")
+        yield _finding(address, f"{verb} {name}({arguments(use)}){why}")
 
 
 def met_before_failing(names: tuple[str, ...]) -> Iterator[Finding]:
@@ -109,9 +141,14 @@ def _finding(address: str, what: str) -> Finding:
 def arguments(use: Opaque) -> str:
     """Return the arguments of a call as text of at most ``MAX_ARGUMENTS`` characters."""
     given = [describe(arg) for arg in use.args[:8]]
-    given += [f"{describe(key)}={describe(value)}" for key, value in list(use.kwargs.items())[:8]]
+    given += [f"{_keyword(key)}={describe(value)}" for key, value in list(use.kwargs.items())[:8]]
     text = ", ".join(given)
     return text if len(text) <= MAX_ARGUMENTS else text[: MAX_ARGUMENTS - 1] + "…"
+
+
+def _keyword(key: Any) -> str:
+    is_plain = isinstance(key, str) and key.isascii() and key.isidentifier()
+    return key if is_plain and len(key) < MAX_ARGUMENTS else describe(key)
 
 
 def _places(tree: Tree, wanted: set[int]) -> dict[int, Address]:

@@ -145,6 +145,7 @@ class NamedGlobal(NamedTuple):
     of_data: bool = False  # called with plain values alone, as objects of a class are built
     is_misused: bool = False  # vetted, but reached or given what the vetting does not cover
     given: Sequence[Opaque] = ()  # all such calls
+    is_put_off: bool = False  # bound to arguments for other code to call; ``uses`` are these calls
 
 
 class Note(NamedTuple):

@@ -118,7 +118,8 @@ RULES: tuple[Rule, ...] = (
          "The archive holds a program that loading runs, or that reaches the system when called.",
          "load it only from people you trust; ckptool extract-ema takes the weights unexecuted"),
     Rule("CK210", "constructed-class", _WARNING,
-         "Unpickling would call names written like classes with plain values: enums, settings.",
+         "Unpickling would call unknown names with plain values, or bind them to such: enums, "
+         "settings, functools.partial.",
          "load the file only from people you trust, or save the values alone (.value, a dict)"),
     # ---------------------------------------------------------------------------------- values
     Rule("CK301", "not-finite", _ERROR, "Weights hold NaN or infinities.",

@@ -8,9 +8,9 @@ from typing import Any
 from ckptool.dtypes import BY_NAME, BY_STORAGE_CLASS
 from ckptool.formats.pickles.machine import name_of
 from ckptool.formats.pickles.torch_calls import COMPRESSED
-from ckptool.formats.pickles.trust import OWN_PACKAGES, STDLIB, is_own
+from ckptool.formats.pickles.trust import MODULES, OWN_PACKAGES, REACHING, STDLIB, is_own
 from ckptool.formats.pickles.vetted import PLAIN_OBJECTS
-from ckptool.names import is_capital
+from ckptool.names import is_capital, says
 from ckptool.regex import regex
 from ckptool.tree.nodes import (
     ArrayRef,
@@ -78,7 +78,7 @@ def _may_look_up(owner: GlobalRef, name: str) -> bool:
     """Return whether a part of a class neither opens, writes nor calls anything by itself."""
     root, qualname = owner.module.partition(".")[0], owner.qualname
     if root not in STDLIB and root not in OWN_PACKAGES:
-        return True
+        return not says(name, REACHING)
     if qualname in _TENSORS:
         return name not in _ACTING
     return is_capital(name) or qualname.startswith(("torch.nn.modules.", "torch.optim."))
@@ -160,16 +160,18 @@ def parts_of_data(value: Any) -> Collection[Any] | None:
         return (value.state,)
     if isinstance(value, ArrayRef):
         return () if value.objects is None else None
-    is_plain = isinstance(value, _PLAIN) and not _reaches(value)
+    is_plain = isinstance(value, _PLAIN) and not reaches(value)
     return () if is_plain or _is_type_of_tensors(value) else None
 
 
-def _reaches(value: Any) -> bool:
+def reaches(value: Any) -> bool:
     """Return whether a value is text like a path, a URL, a command line or code."""
     if isinstance(value, (bytes, bytearray)):
         value = bytes(value[: _MAX_WORD + 1]).decode("latin-1")
     if isinstance(value, str):
-        return len(value) > _MAX_WORD or _REACHES.search(value) is not None
+        is_long, module = len(value) > _MAX_WORD, value.replace(":", ".").partition(".")
+        is_of_module = bool(module[1]) and module[0] in MODULES  # os.system
+        return is_long or is_of_module or _REACHES.search(value) is not None
     return isinstance(value, BytesRef)
 
 

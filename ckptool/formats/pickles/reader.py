@@ -238,17 +238,24 @@ class Pickles:
             made = machine.run()
             # Where a pickle breaks off, a function may be named whose call was still to come.
             misplaced = builder.misplaced(machine.globals)
+            builder.look_for_calls(machine.globals, made)
+        except CkptError:
+            with suppress(CkptError):
+                builder.look_for_calls(machine.globals)
+            raise
+        else:
             return made
         finally:
             misused = builder.misused | misplaced
-            for ref in (*machine.globals, *builder.called):
-                called = builder.called.get(ref)
+            for ref in (*machine.globals, *builder.called, *builder.put_off):
+                called, put_off = builder.called.get(ref), builder.put_off.get(ref, [])
                 looks_up = ref in builder.looked_up and called is None
                 of_data = called is not None and ref not in builder.given_more
                 given = called or []
                 named = NamedGlobal(
-                    ref, called is not None, label, tuple(given[:MAX_USES]), looks_up, of_data,
-                    is_misused=ref in misused, given=given,
+                    ref, called is not None, label, tuple((given or put_off)[:MAX_USES]), looks_up,
+                    of_data, is_misused=ref in misused, given=given,
+                    is_put_off=called is None and bool(put_off),
                 )  # fmt: skip
                 self._note(named, self.depth)
 
@@ -263,7 +270,10 @@ class Pickles:
         if known is None or (known.looks_up and not named.looks_up):
             names[key] = named
             return
-        known = known._replace(is_misused=known.is_misused or named.is_misused)
+        known = known._replace(
+            is_misused=known.is_misused or named.is_misused,
+            is_put_off=known.is_put_off or named.is_put_off,
+        )
         if not named.of_data:  # one call with more than data decides
             known = known._replace(of_data=False)
         if uses and len(known.uses) < MAX_USES and uses[0] not in known.uses:

@@ -148,6 +148,17 @@ _HANDLES = whole(*(f"{word}$" for word in (
     "terminal", "thread", "transport", "unpickler", "uploader", "watcher", "wrapper", "worker",
     "writer",
 )))  # fmt: skip
+# Whole words by which a function says that it reaches the system: no checkpoint needs its name.
+REACHING = whole(
+    "check call$", "^check output$", "chmod", "chown", "copytree", "delete file", "delete folder",
+    "delete tree", "^exec$", "exec command", "execfile", "^execute$", "execute command",
+    "getoutput", "^import module$", "import string", "^kill$", "make dir", "make directory",
+    "makedir", "mkdir", "mkdtemp", "mkstemp", "open url", "popen", "remove dir",
+    "remove directory", "remove file", "remove folder", "remove tree", "^rm$", "rmdir", "rmtree",
+    "run cmd", "run command", "run program", "run script", "run shell", "^shell$",
+    "shell command", "^spawn$", "subprocess", "symlink", "unlink",
+    "urlopen", "urlretrieve", "write bytes", "write file", "write text",
+)  # fmt: skip
 # Packages whose classes are vetted one by one.
 OWN_PACKAGES = frozenset({"torch", "numpy", "functorch", "torchgen", "torch_utils"})
 # Packages that torch brings along: whoever loads a checkpoint has their classes too.
@@ -184,7 +195,7 @@ STDLIB = sys.stdlib_module_names | frozenset({
 })  # fmt: skip
 
 # Modules that others hand out: ``torch.os`` is Python's.
-_MODULES = frozenset({
+MODULES = frozenset({
     "builtins", "ctypes", "importlib", "inspect", "io", "os", "pickle", "posix", "pty", "runpy",
     "shutil", "socket", "subprocess", "sys", "tempfile", "threading", "types",
 })  # fmt: skip
@@ -269,6 +280,11 @@ def trust_of(named: NamedGlobal) -> str:
         return UNKNOWN
     trusts = {_trust(ref, named) for ref in _readings(named.ref)}
     return next(trust for trust in (DANGEROUS, UNKNOWN, KNOWN) if trust in trusts)
+
+
+def is_put_off(named: NamedGlobal) -> bool:
+    """Return whether a pickle binds an unknown function or class to plain values, to be called."""
+    return named.is_put_off and not named.called and trust_of(named) == UNKNOWN
 
 
 def is_built_by_call(named: NamedGlobal) -> bool:
@@ -364,11 +380,17 @@ def _is_gadget(ref: GlobalRef) -> bool:
         or ref.qualname in GADGET_NAMES
         or (parts[0], ref.name.rpartition(".")[2]) in _OWN_GADGETS
         or (parts[0] not in OWN_PACKAGES | STDLIB and ref.name in PREPARED)
-        or ref.name.lstrip("_") in _MODULES  # argparse._os
+        or ref.name.lstrip("_") in MODULES  # argparse._os
+        or _reaches(ref)
         or (ref.module == "torch._C" and ref.name != FUNCTIONS_OF_TORCH)  # files, engines, devices
         or (parts[0] in BROUGHT_ALONG and not is_capital(ref.name))
         or any(family in GADGET_MODULES or family in GADGET_PACKAGES for family in families)
     )
+
+
+def _reaches(ref: GlobalRef) -> bool:
+    """Return whether the name of a function of an unknown package says that it acts."""
+    return not is_capital(ref.name) and not is_own(ref.qualname) and says(ref.name, REACHING)
 
 
 def _says_not_what_it_is(ref: GlobalRef) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from ckptool.formats.pickles.effects import MAX_DATA, parts_of_data
 from ckptool.formats.pickles.grades import DATA
 from ckptool.formats.pickles.grammar import Grammar
 from ckptool.formats.pickles.machine import Builder, name_of
+from ckptool.formats.pickles.put_off import calls_put_off, may_be_put_off
+from ckptool.formats.pickles.trust import is_own
 from ckptool.formats.pickles.vetted import FUNCTIONS
 from ckptool.tree.nodes import GlobalRef, Opaque
 
@@ -28,9 +31,11 @@ class NotingBuilder(Builder):
         self.given_more: set[GlobalRef] = set()  # names called with more than data
         self.misused: set[GlobalRef] = set()  # reached or given what their vetting does not cover
         self.placed: set[GlobalRef] = set()  # arguments of vetted calls that take such a name
+        self.put_off: dict[GlobalRef, list[Opaque]] = {}  # name -> its calls that are put off
         self.looked = 0  # values in arguments that were looked at
         self.looked_up: set[GlobalRef] = set()  # called to look up parts of classes
         self._filled: dict[int, tuple[Opaque, str]] = {}  # id of elements -> the object with them
+        self._holders: list[Opaque] = []  # objects with arguments, items or elements
         self._expected: list[_Expected] = []  # uses that were sound when they were made
 
     def note_call(
@@ -86,18 +91,44 @@ class NotingBuilder(Builder):
         used = self.placed | self.called.keys()
         return {ref for ref in names if ref.qualname in FUNCTIONS and ref not in used}
 
+    def look_for_calls(self, names: Collection[GlobalRef], tree: Any = None) -> None:
+        """Note calls that are put off; note a misuse where one is given more than plain values.
+
+        Raises:
+            DamagedError: there is too much to look at.
+        """
+        if not any(map(may_be_put_off, names)):
+            return
+        given = (values for _, _, values in self._expected)
+        held = chain(given, self._holders, *self.called.values(), (tree,))
+        for ref, call, is_plain, is_called in calls_put_off(held, self.grammar.grades):
+            if not is_plain:
+                self.misused.add(ref)
+            if not is_plain or (is_called and not is_own(ref.qualname)):
+                self.put_off.setdefault(ref, []).append(call)
+
+    def new(self, cls: Any, args: tuple[Any, ...], kwargs: dict[Any, Any] | None) -> Any:
+        """Return an inert object; remember it if it is made with arguments."""
+        made = super().new(cls, args, kwargs)
+        if args:
+            self._holders.append(made)
+        return made
+
     def elements_of(self, target: Any, how: str) -> list[Any]:
         """Return the list for the elements; remember the object that is given them."""
         elements = super().elements_of(target, how)
         if isinstance(target, Opaque):
+            self._holders.append(target)
             self._filled[id(elements)] = target, how
         return elements
 
     def items_of(self, target: Any) -> dict[Any, Any]:
         """Return the dict for the items; remember the object that is given them."""
         items = super().items_of(target)
-        if isinstance(target, Opaque) and target.args:
-            self._filled[id(items)] = target, "set"
+        if isinstance(target, Opaque):
+            self._holders.append(target)
+            if target.args:
+                self._filled[id(items)] = target, "set"
         return items
 
     def append(self, target: list[Any], values: list[Any]) -> None:

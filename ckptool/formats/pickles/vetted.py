@@ -261,9 +261,9 @@ PLAIN_DATA = frozenset({
 
 # Objects of own classes that may be in the arguments of a call of plain values: none is text, which
 # the pickle could compute (``str(b"+AC8-tmp", "utf-7")`` is a path), and none can be called.
-_TEXTS = (".str", ".unicode", ".bytes", ".bytearray", ".str_", ".bytes_", ".TorchVersion")
+TEXTS = (".str", ".unicode", ".bytes", ".bytearray", ".str_", ".bytes_", ".TorchVersion")
 PLAIN_OBJECTS = frozenset({
-    *(name for name in PLAIN_DATA if not name.endswith(_TEXTS)),
+    *(name for name in PLAIN_DATA if not name.endswith(TEXTS)),
     "torch.device", "torch.Generator", "torch._C.Generator", "torch._dynamo.decorators._DimRange",
     "numpy.scalar",
 })  # fmt: skip
