@@ -20,6 +20,8 @@ from torch import nn
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.nn import functional
 
+from ckptool.formats.pickles.put_off import may_be_put_off
+from ckptool.tree.nodes import GlobalRef
 from helpers.assembling import (
     EMPTY_DICT,
     EMPTY_TUPLE,
@@ -111,6 +113,24 @@ REACHING = {
 @pytest.mark.parametrize("body", (DANGEROUS | REACHING).values(), ids=(DANGEROUS | REACHING))
 def test_a_call_that_is_put_off_is_dangerous_with_what_a_call_may_not_be_given(body):
     assert is_reported(body)
+
+
+@pytest.mark.parametrize(
+    ("qualname", "may_be"),
+    [
+        ("torch.nn.functional.relu", False),
+        ("torch.nn.utils._deprecation_utils.lazy_deprecated_import", True),
+        ("torch.nn.modules.linear.Linear", False),
+        ("torch.optim.lr_scheduler.partial", True),  # Python's
+        ("torch.utils.data.graph.traverse", True),
+        ("math.sqrt", False),
+        ("xml.dom.minidom.parse", True),
+        ("einops.einops.rearrange", False),
+        ("somelib.Net", True),
+    ],
+)
+def test_functions_that_only_compute_are_known_by_their_families(qualname, may_be):
+    assert may_be_put_off(GlobalRef(*qualname.rpartition(".")[::2])) == may_be
 
 
 # --------------------------------------------------------------------------------- what people save
