@@ -77,7 +77,7 @@ DANGEROUS = {
     "a class": bound(name("somelib.Repo"), PATH),
     "an object that can be called": bound(instance("somelib.Runner"), PATH),
     "a function among the arguments": bound(name("builtins.max"), listed(PATH), key=F),
-    "a function of torch's that opens": bound(name("torch.utils.tensorboard.x.f"), PATH),
+    "a function of torch's": bound(name("torch.utils.data.graph.traverse"), PATH),
     "a file of Python's": bound(name("xml.dom.minidom.parse"), PATH),
     "a partial under another name": build(
         new("somelib.compat.Later"), row(F, row(PATH), NONE, NONE)
@@ -90,6 +90,10 @@ DANGEROUS = {
     "callbacks as elements": b"".join(
         (new("somelib.Stack"), b"(", row(F, row(PATH)), row(F, row(PATH)), b"e")
     ),
+    "filled after its state": instance("somelib.Table", size=number(1))
+    + text("a")
+    + instance("somelib.Item", is_table=name("otherlib.work"))
+    + b"s",
     "callbacks as items": new("somelib.Table") + b"(" + text("a") + row(F, row(PATH)) + b"u",
     "the parts of a call": instance("somelib.Task", _func=F, _args=row(PATH)),
     "the parts of a call by name": instance("somelib.Task", target=F, kwargs=fields(a=PATH)),

@@ -16,14 +16,12 @@ from ckptool.tree.nodes import GlobalRef
 KEPT = {
     "attr": "settings of classes that attrs makes",
     "attrs": "settings of classes that attrs makes",
-    "ckptool": "this program",
     "dateutil": "time zones of dates, also in tables of pandas",
     "ml_dtypes": "dtypes of arrays",
     "packaging": "versions of libraries",
     "ruamel": "settings as they were read from YAML",
     "safetensors": "tensors",
     "sortedcontainers": "containers",
-    "tomlkit": "settings as they were read from TOML",
 }
 # What a project may call its own modules, of which a checkpoint may hold the classes.
 LIKE_A_PROJECT = (

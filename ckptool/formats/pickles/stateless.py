@@ -11,7 +11,7 @@ left out although a package has it: ``acme``, ``airflow``, ``bandit``, ``box``, 
 ``mss``, ``obs``, ``odf``, ``ply``, ``pyramid``, ``radon``, ``remi``, ``robot``, ``rope``,
 ``safety``, ``salt``, ``schedule``, ``slack``, ``tortoise``. So are packages of which objects are
 met in checkpoints: settings (``addict``, ``attr``, ``marshmallow``, ``munch``, ``omegaconf``,
-``pydantic``, ``ruamel``, ``tomlkit``, ``yacs``), versions and containers (``packaging``,
+``pydantic``, ``ruamel``, ``yacs``), versions and containers (``packaging``,
 ``sortedcontainers``), dates (``dateutil``, ``pytz``), dtypes (``ml_dtypes``), tensors
 (``safetensors``).
 """
@@ -165,11 +165,11 @@ BY_KIND: Mapping[str, str] = {
         "pyscreeze pystray pyttsx3 pywinauto RPi smbus speech_recognition usb vlc wx"
     ),
     "plumbing of programs": (
-        "appdirs backoff cachecontrol _cffi_backend cloudpickle configobj decouple "
+        "appdirs backoff cachecontrol _cffi_backend ckptool cloudpickle configobj decouple "
         "dependency_injector dill distro dotenv dynaconf environs importlib_metadata "
         "importlib_resources isal isympy jsonpickle lazy_object_proxy librt loky multiprocess "
         "pathos pinject platformdirs py pydispatch pyee retrying send2trash six stevedore "
-        "tenacity venusian wrapt zipp"
+        "tenacity tomlkit venusian wrapt zipp"
     ),
 }  # fmt: skip
 STATELESS = frozenset(name for names in BY_KIND.values() for name in names.split())

@@ -32,29 +32,22 @@ from functools import lru_cache
 from ckptool.dtypes import BY_NAME, BY_STORAGE_CLASS
 from ckptool.formats.base import NamedGlobal
 from ckptool.formats.pickles.stateless import STATELESS
+from ckptool.formats.pickles.tools import FUNCTIONS_THAT_ACT, MODULES_OF_TORCH
 from ckptool.formats.pickles.vetted import RUNS_SOURCE, VETTED
 from ckptool.names import is_capital, says, whole
 from ckptool.tree.nodes import GlobalRef
 
 KNOWN, UNKNOWN, DANGEROUS = "known", "unknown", "dangerous"
 
-# Modules that run code, load code or reach the system, with everything in them. Besides
-# ``STATELESS``: files of weights and those of sklearn come from packages that bring these along.
-GADGET_MODULES = STATELESS | frozenset({
+# Modules that run code, load code or reach the system, with everything in them. Packages that read
+# weights, and those that sklearn's files come from, bring the last ones along. Of the modules of
+# ruamel.yaml those with the values of a document are none: settings are kept so.
+GADGET_MODULES = STATELESS | MODULES_OF_TORCH | frozenset({
     "fsspec", "huggingface_hub", "joblib",
-    # torch and numpy
-    "torch.hub", "torch.profiler", "torch.cuda.gds", "torch.distributed._local_tensor",
-    "torch.distributed._functional_collectives", "torch.jit", "torch.package",
-    "torch.utils.cpp_extension", "torch.utils.bottleneck", "torch.utils.collect_env",
-    "torch.utils._config_module", "torch.utils.model_zoo", "torch.utils.data.datapipes",
-    "torch._dynamo", "torch._inductor", "torch._ops", "torch.ops", "torch._classes",
-    "torch.fx.graph_module", "torch.fx.experimental", "torch._export", "torch.export",
-    "torch.multiprocessing", "torch.distributed.launch", "torch.distributed.run",
-    "torch.distributed.elastic", "torch.distributed.rpc", "torch.testing",
-    "torch._weights_only_unpickler", "torch.onnx", "torch.utils.serialization",
-    "torch.utils.benchmark", "torch._lazy", "torch._appdirs", "numpy.testing", "numpy.f2py",
-    "numpy.distutils", "numpy.ctypeslib", "numpy.lib.npyio", "numpy.lib.format",
-    "numpy.lib._format_impl",
+    *(f"ruamel.yaml.{module}" for module in (
+        "composer", "constructor", "cyaml", "dumper", "emitter", "events", "loader", "main",
+        "nodes", "parser", "reader", "representer", "resolver", "scanner", "serializer", "util",
+    )),
 })  # fmt: skip
 
 # Other packages whose objects act when they are made: they start processes, open files or
@@ -378,6 +371,7 @@ def _is_gadget(ref: GlobalRef) -> bool:
     return (
         is_program
         or ref.qualname in GADGET_NAMES
+        or ref.qualname in FUNCTIONS_THAT_ACT
         or (parts[0], ref.name.rpartition(".")[2]) in _OWN_GADGETS
         or (parts[0] not in OWN_PACKAGES | STDLIB and ref.name in PREPARED)
         or ref.name.lstrip("_") in MODULES  # argparse._os

@@ -127,7 +127,7 @@ class NotingBuilder(Builder):
         items = super().items_of(target)
         if isinstance(target, Opaque):
             self._holders.append(target)
-            if target.args:
+            if target.args or target.state is not None:
                 self._filled[id(items)] = target, "set"
         return items
 
@@ -146,11 +146,12 @@ class NotingBuilder(Builder):
 
         A class of the user's may be derived from a set, which hashes them, or from an array of
         numbers. Arrays are made with arguments; lists and dicts, which only keep them, are not.
+        No pickler sets a state first, on which methods of the class then work.
         """
         obj, how = self._filled.get(id(target), (None, "")) if self._filled else (None, "")
         if how == "added":
             self.hash_objects(values)
-        elif obj is not None and obj.args:
+        elif obj is not None and (obj.args or obj.state is not None):
             what = f"{obj.qualname}.__setitem__"
             self.expect(what, partial(self.grammar.can_be_read, values), (obj,))
 

@@ -1,0 +1,79 @@
+"""Modules and functions of torch and numpy that run code, open files or start programs.
+
+They are tools for developers and parts of compilers, of which no training state holds a name. The
+table of functions is a scan of the sources of torch 2.13 and numpy 2.4: those that open a file,
+start a program, run source code or import a module by its name. A test scans what is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+MODULES_OF_TORCH = frozenset({
+    "torch.hub", "torch.profiler", "torch.cuda.gds", "torch.distributed._local_tensor",
+    "torch.distributed._functional_collectives", "torch.jit", "torch.package",
+    "torch.utils.cpp_extension", "torch.utils.bottleneck", "torch.utils.collect_env",
+    "torch.utils._config_module", "torch.utils.model_zoo", "torch.utils.data.datapipes",
+    "torch._dynamo", "torch._inductor", "torch._ops", "torch.ops", "torch._classes",
+    "torch.fx.graph_module", "torch.fx.experimental", "torch._export", "torch.export",
+    "torch.multiprocessing", "torch.distributed.launch", "torch.distributed.run",
+    "torch.distributed.elastic", "torch.distributed.rpc", "torch.testing",
+    "torch._weights_only_unpickler", "torch.onnx", "torch.utils.serialization",
+    "torch.utils.benchmark", "torch._lazy", "torch._appdirs",
+    "torch._functorch.benchmark_utils", "torch._functorch.compilers",
+    "torch._functorch.fx_minifier", "torch._library", "torch._native", "torch._numpy.testing",
+    "torch._strobelight", "torch._vendor", "torch.backends._coreml", "torch.backends.xeon",
+    "torch.cuda._annotate_cuda_graph_trace", "torch.cuda._memory_viz", "torch.cuda.tunable",
+    "torch.distributed.checkpoint._consolidate_hf_safetensors",
+    "torch.distributed.checkpoint.format_utils", "torch.distributed.debug",
+    "torch.distributed.flight_recorder", "torch.distributed.launcher", "torch.numa",
+    "torch.utils._cpp_embed_headers", "torch.utils._get_clean_triton", "torch.utils.hipify",
+    "torch.utils.jit", "torch.utils.model_dump", "torch.utils.show_pickle",
+    "torch.utils.tensorboard", "torch.utils.viz", "torchgen",
+    "functorch._src", "functorch.compile", "functorch.dim", "functorch.einops",
+    "numpy.conftest", "numpy.ctypeslib", "numpy.distutils", "numpy.f2py", "numpy.lib.format",
+    "numpy.lib._format_impl", "numpy.lib.npyio", "numpy.lib._npyio_impl", "numpy.random._examples",
+    "numpy.testing",
+})  # fmt: skip
+
+FUNCTIONS: Mapping[str, str] = {  # module -> its functions that act
+    "numpy": "savez savez_compressed",
+    "numpy._core._methods": "_dump",
+    "numpy._core.function_base": "add_newdoc",
+    "numpy.core": "_ufunc_reconstruct",
+    "numpy.lib._utils_impl": "_makenamedict",
+    "numpy.ma.mrecords": "fromtextfile openfile",
+    "torch": "_load_global_deps _preload_cuda_lib",
+    "torch._functorch._aot_autograd.graph_compile": ("_cache_autograd_info _cache_inference_info"),
+    "torch._functorch._aot_autograd.subclass_codegen": "_compile_and_exec_source",
+    "torch._functorch.partitioners": (
+        "choose_saved_values_set solve_min_cut visualize_min_cut_graph"
+    ),
+    "torch._higher_order_ops.invoke_leaf_function": "_resolve_mutated_flat_indices",
+    "torch._higher_order_ops.triton_kernel_wrap": "triton_kernel_wrapper_mutation_dense",
+    "torch._utils": "_augment_memory_snapshot_stack_traces _import_dotted_name",
+    "torch._utils_internal": "get_writable_path",
+    "torch.cuda.memory": "_dump_snapshot _save_memory_usage _save_segment_usage",
+    "torch.distributed.checkpoint.filesystem": "_write_item",
+    "torch.distributed.distributed_c10d": "_object_to_tensor",
+    "torch.distributed.nn.api.remote_module": "_recursive_script_module_reducer",
+    "torch.distributed.optim.zero_redundancy_optimizer": "_broadcast_object",
+    "torch.distributed.pipelining._schedule_visualizer": "visualize_schedule",
+    "torch.distributed.pipelining.schedules": "_dump_chrometrace",
+    "torch.distributed.tensor.debug._op_coverage": "print_op_coverage_summary",
+    "torch.fx.operator_schemas": "_torchscript_type_to_python_type",
+    "torch.nn.attention._fa3": "_fa3_import_module",
+    "torch.nn.attention._fa4": "_fa4_import_module",
+    "torch.nn.utils._deprecation_utils": "lazy_deprecated_import",
+    "torch.serialization": "_legacy_save _save mkdtemp",
+    "torch.sparse._triton_ops_meta": "dump",
+    "torch.utils._cpp_extension_versioner": "hash_source_files",
+    "torch.utils._pytree": "_defaultdict_deserialize enum_object_hook treespec_loads",
+    "torch.utils._traceback": "report_compile_source_on_error",
+    "torch.utils._triton": "_extern_libs_key",
+    "torch.utils.data.graph": "_list_connected_datapipes",
+    "torch.xpu.memory": "_dump_snapshot",
+}
+FUNCTIONS_THAT_ACT = frozenset(
+    f"{module}.{name}" for module, names in FUNCTIONS.items() for name in names.split()
+)
