@@ -111,10 +111,9 @@ def refuse_renamed(files: Mapping[str, Checkpoint]) -> None:
     Raises:
         DamagedError: a file was saved under the name of another one, which was not saved under it.
     """
-    stems = {str(Path(name).with_suffix("")): name for name in files}
+    stems = {(Path(name).parent, Path(name).stem): name for name in files}
     given = {
-        name: stems.get(str(Path(name).with_name(part.saved_as or "?")), name)
-        for name, part in files.items()
+        name: stems.get((Path(name).parent, part.saved_as), name) for name, part in files.items()
     }
     for name, other in given.items():
         if name != other and other != given[other]:

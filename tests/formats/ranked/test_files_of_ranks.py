@@ -80,6 +80,7 @@ def saved_as(*stems: str) -> dict[str, Checkpoint]:
 @pytest.mark.parametrize("stems", [
     ("rank_0", "rank_1", "rank_2"),
     ("archive", "", "rank_9"),
+    (".", "..", "a/rank_0"),  # which no file is called, but a directory in a zip may be
     ("rank_0", "rank_0", "rank_2"),  # a copy, which its values show
     ("rank_1", "rank_9", "rank_2"),  # renamed, since the file of rank 0 was lost
 ], ids=str)  # fmt: skip
