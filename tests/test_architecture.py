@@ -223,7 +223,7 @@ HOMES = {
     "ctypes": set(),
     "dill": set(),
     "marshal": set(),
-    "mmap": {"tensors.as_torch"},
+    "mmap": {"tensors.as_torch", "writers.files.copying"},
     "pickle": set(),
     "pydantic": set(),
     "runpy": set(),

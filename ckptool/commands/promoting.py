@@ -93,7 +93,8 @@ def _write(
         output.copy_file(file, progress)
         return
     container = container_of(checkpoint)
-    shift = container.copy(output, file, patched_copy.overwritten(patches), note, progress)
+    later, moves = patched_copy.overwritten(patches), patched_copy.moves(patches, reader)
+    shift = container.copy(output, file, later, moves, note, progress)
     patched_copy.put(output, patches, reader, account, shift, progress)
     container.finish(output, file, patches, account.made, note)
     patched_copy.check(output, patches, reader, account, shift)

@@ -7,7 +7,7 @@ patchable format without a row records nothing about them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ckptool.formats.base import Checkpoint, Format
 from ckptool.formats.provenance import KEY, LateNote, final
@@ -17,6 +17,7 @@ from ckptool.process.progress import Progress
 from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.writers import safetensors_file, zip_patch
+from ckptool.writers.files.runs import Run
 from ckptool.writers.files.whole_file import PartialFile
 from ckptool.writers.patched_copy import Patch
 
@@ -24,21 +25,32 @@ from ckptool.writers.patched_copy import Patch
 class Container(NamedTuple):
     """A row of ``CONTAINERS``."""
 
-    # (output, file, runs written later, note, progress) -> bytes by which the values moved
-    copy: Callable[[PartialFile, Source, Sequence[ByteSpan], str, Progress], int]
+    # (output, file, runs that are overwritten, bytes for some of them, note, progress)
+    # -> bytes by which the values moved
+    copy: Callable[[PartialFile, Source, Sequence[ByteSpan], Iterable[Run], str, Progress], int]
     # (output, file, patches, checksums of the values that were made for them, note)
     finish: Callable[[PartialFile, Source, Sequence[Patch], Mapping[str, int], str], None]
 
 
 def _copy_whole(
-    output: PartialFile, file: Source, later: Sequence[ByteSpan], _note: str, progress: Progress
+    output: PartialFile,
+    file: Source,
+    later: Sequence[ByteSpan],
+    moves: Iterable[Run],
+    _note: str,
+    progress: Progress,
 ) -> int:
-    output.copy_file(file, progress, later)
+    output.copy_file(file, progress, later, moves)
     return 0
 
 
 def _copy_behind_header(
-    output: PartialFile, file: Source, later: Sequence[ByteSpan], note: str, progress: Progress
+    output: PartialFile,
+    file: Source,
+    later: Sequence[ByteSpan],
+    moves: Iterable[Run],
+    note: str,
+    progress: Progress,
 ) -> int:
     """Copy the tensors behind a header that also holds the note."""
     header = read_header(file)
@@ -46,7 +58,7 @@ def _copy_behind_header(
     output.write(safetensors_file.with_metadata(file, {**header.metadata, KEY: note}))
     shift = output.position - header.data_offset
     values = file.span(header.data_offset, file.size - header.data_offset)
-    output.copy_from(values, progress, later)
+    output.copy_from(values, progress, later, moves)
     return shift
 
 

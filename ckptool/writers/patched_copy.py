@@ -41,6 +41,7 @@ from ckptool.tensors.casting import Losses, converted, side_by_side
 from ckptool.tensors.crc import crc32
 from ckptool.tree.geometry import joined_runs
 from ckptool.tree.nodes import Chunk, TensorRef, longest_axis, narrowed
+from ckptool.writers.files.runs import Run
 from ckptool.writers.files.whole_file import PartialFile, expect
 from ckptool.writers.values import Account
 
@@ -168,6 +169,15 @@ def _casts(source: DType, target: DType) -> bool:
 # ----------------------------------------------------------------------------------------- writing
 
 
+def moves(patches: Iterable[Patch], reader: TensorReader) -> Iterator[Run]:
+    """Yield the runs of bytes that become targets as they are, and the offsets of these."""
+    for patch in patches:
+        if patch.is_plain:
+            span = patch.source.chunks[0].span
+            reader.admit(span.source)
+            yield Run(span, patch.place.offset)
+
+
 def put(
     output: PartialFile,
     patches: Sequence[Patch],
@@ -176,10 +186,10 @@ def put(
     shift: int = 0,
     progress: Progress = no_progress,
 ) -> None:
-    """Overwrite the targets in a copy whose values lie ``shift`` bytes further than the file's."""
-    for patch in patches:
-        if patch.is_plain:
-            output.place(reader, patch.source.chunks[0].span, patch.place.offset + shift, progress)
+    """Make the values that no move of bytes gives, and overwrite their targets.
+
+    The values of the copy lie ``shift`` bytes further than those of the file.
+    """
     for piece in _made((patch for patch in patches if not patch.is_plain), reader):
         account.made[piece.name] = crc32(bytes_of(piece.values), account.made.get(piece.name, 0))
         _count_losses(piece, account)

@@ -14,10 +14,10 @@ a request is a list of runs to start at once, each with its folder, its argument
 * ``{"user": [1001, 1002]}``: the process has the rights of this user, who is in this group too;
 * ``{"witness": "last.ckpt"}``: how the file is opened, and whether it is mapped when all is done.
 
-Calls are the functions of ``os`` and ``fcntl`` below. Where they are counted, what threads would do
-is done when it is asked for, so that the n-th call is always the same; real threads are met by
-signals from outside and by the faults that are no calls. Steps are small, so that small files are
-copied in several.
+Calls are the functions of ``os``, ``fcntl`` and ``mmap`` below. Where calls or instructions are
+counted, what threads would do is done when it is asked for, so that the n-th is always the same;
+real threads are met by signals from outside and by the other faults. Steps are small, so that small
+files are copied in several.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import fcntl
 import gc
 import io
 import json
+import mmap
 import os
 import resource
 import shutil
@@ -42,8 +43,8 @@ from typing import Any
 from ckptool.cli import main
 from ckptool.process.signals import ENDING, end_cleanly
 from ckptool.tensors import blocks as numerics
-from ckptool.tensors import scan
-from ckptool.writers.files import copying
+from ckptool.tensors import scan, windows
+from ckptool.writers.files import beside, copying, runs
 from ckptool.writers.files import whole_file as base
 
 CALLS = {
@@ -55,10 +56,11 @@ CALLS = {
         "getxattr", "setxattr",
     ),
     fcntl: ("flock", "ioctl"),
+    mmap: ("mmap",),
 }  # fmt: skip
 TRACED = (
     "ckptool/writers/files/whole_file.py", "ckptool/writers/files/partial.py",
-    "ckptool/process/signals.py", "contextlib.py",
+    "ckptool/writers/files/beside.py", "ckptool/process/signals.py", "contextlib.py",
 )  # fmt: skip
 NOBODY_RAN = 99  # exit code of a child that came back from the script
 
@@ -80,14 +82,12 @@ class AtOnce(concurrent.futures.Executor):
         return future
 
 
-class ThreadAtOnce:
-    """A thread that has ended when it is started."""
-
-    def __init__(self, *, target, args, **_kwargs) -> None:
-        self._task = lambda: target(*args)
-
-    def start(self) -> None:
-        self._task()
+def half_at_once(self: beside.Beside) -> None:
+    """A thread that has done half of the work when it is started, and no more."""
+    left = [self._items.popleft() for _ in range(len(self._items) // 2)]
+    self._run()
+    if self._error is None:
+        self._items.extend(left)
 
 
 # ------------------------------------------------------------------------------------------- faults
@@ -102,7 +102,7 @@ class Calls:
 
     def patch(self) -> None:
         concurrent.futures.ThreadPoolExecutor = scan.ThreadPoolExecutor = AtOnce
-        base.Thread = ThreadAtOnce
+        beside.Beside.start = half_at_once
         for module, names in CALLS.items():
             for name in names:
                 if hasattr(module, name):
@@ -144,6 +144,7 @@ def at_opcode(fault: Fault, log: Callable[[str], None]) -> None:
                 os.kill(os.getpid(), fault["signal"])
         return trace
 
+    beside.Beside.start = half_at_once
     at_exit(lambda: log(str(count)))
     sys.settrace(trace)
 
@@ -272,9 +273,10 @@ def warm(sample: str) -> None:
 if __name__ == "__main__":
     for number in ENDING:
         signal.signal(number, signal.SIG_DFL)
-    base.STEP = copying.STEP = 1 << 14
+    base.STEP = copying.STEP = runs.STEP = 1 << 14
+    base.WORTH_A_THREAD = copying.MAPPED = 1 << 13
     copying.WORTH_RESERVING = 1 << 12
-    numerics.BLOCK = 1 << 13  # bytes that are read, cast and written at a time
+    numerics.BLOCK = windows.BLOCK = 1 << 13  # bytes that are read, cast and written at a time
     warm(sys.argv[1])
     gc.freeze()  # children touch less of what they share
     for line in sys.stdin:

@@ -18,7 +18,7 @@ from scenes import BY_NAME, SCENES, Scene, Stage
 CHANGING = {
     "open", "close", "pwrite", "copy_file_range", "sendfile", "posix_fallocate", "fsync", "flock",
     "ftruncate", "fchmod", "fchown", "rename", "link", "unlink", "setxattr", "ioctl", "umask",
-    "mkdir",
+    "mkdir", "mmap",
 }  # fmt: skip
 CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 KILLED = {"before", "after", "before + partial", "after + partial", "backup", "backup + partial",

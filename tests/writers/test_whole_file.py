@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from ckptool.errors import OutputError
+from ckptool.writers.files import beside
 from ckptool.writers.files import partial as partial_files
 from ckptool.writers.files import whole_file as whole_files
 from ckptool.writers.files.destination import check_output
@@ -66,8 +67,7 @@ def reserved(monkeypatch):
 
 
 def wait_for_end(output):
-    while not output._is_reserved:
-        time.sleep(0.001)
+    output._reserver.finish()
 
 
 def test_space_in_memory_is_reserved_before_the_first_value(target, reserved):
@@ -81,11 +81,21 @@ def test_space_in_memory_is_reserved_before_the_first_value(target, reserved):
     assert target.read_bytes() == b"head" + b"v" * 25
 
 
-def test_no_space_is_reserved_once_values_are_written(target, reserved):
+def test_no_more_space_is_reserved_once_values_are_written(target, reserved, monkeypatch):
+    is_reserving, is_written = threading.Event(), threading.Event()
+
+    def slow(*call):
+        reserved.append(call)
+        is_reserving.set()
+        assert is_written.wait(60)
+
+    monkeypatch.setattr(os, "posix_fallocate", slow)
     with whole_file(target, force=False) as output:
-        output.patch(b"v" * 25, 0)
         output.reserve_meanwhile(0, 25)
-    assert reserved == []
+        assert is_reserving.wait(60)
+        output.patch(b"v" * 25, 0)
+        is_written.set()
+    assert len(reserved) == 1
     assert target.read_bytes() == b"v" * 25
 
 
@@ -135,7 +145,7 @@ def interrupted_in_the_wait(target, monkeypatch, naps):
                 output.close()  # as the handler of a signal does
 
         output.reserve_meanwhile(0, 25)
-        monkeypatch.setattr(whole_files.time, "sleep", nap)
+        monkeypatch.setattr(beside.time, "sleep", nap)
         raise OSError(errno.ENOSPC, "full")
 
 

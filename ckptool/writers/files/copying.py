@@ -7,6 +7,7 @@ error that means "not here" the rest of the run is read and written.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ STEP = 16 << 20  # bytes a call, so that progress is seen and signals are heard
 WORTH_RESERVING = 1 << 20  # bytes
 SLOW_RESERVING = 0.05  # seconds for a step
 BLOCK = 1 << 18  # bytes in this process: stays in the CPU's cache
+MAPPED = 8 << 20  # bytes of a file that are mapped at a time: they count as memory of the process
 FICLONE = 0x40049409  # linux/fs.h
 
 _NOT_HERE = frozenset(
@@ -58,6 +60,27 @@ COPIERS: tuple[Copier, ...] = (
     *((_copy_file_range,) if hasattr(os, "copy_file_range") else ()),
     _read_and_write,
 )
+
+
+def _into_pages(source: int, target: int, nbytes: int, start: int, at: int) -> int:
+    """Read into a mapping of the target, which must be long enough.
+
+    At an error the next way is tried; it meets the same one, and tells whose it is. The kernel
+    alone touches the mapping: where no memory is left that is an error, and no signal.
+    """
+    first = at - at % mmap.ALLOCATIONGRANULARITY
+    try:
+        mapping = mmap.mmap(target, at - first + min(nbytes, MAPPED), offset=first)
+        with mapping, memoryview(mapping) as pages, pages[at - first :] as place:
+            return os.preadv(source, [place], start)
+    except (OSError, ValueError):
+        return 0
+
+
+# For a thread that copies to a file in memory beside another one. Finding memory is half of the
+# work there, and writes to one file wait for each other meanwhile. Pages of a mapping are found
+# without that lock, for twice the time of a CPU.
+BESIDE: tuple[Copier, ...] = (_into_pages, *COPIERS)
 
 
 MOUNTS = "/proc/self/mountinfo"  # a line for each mount; its form is in proc(5)
