@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ckptool.errors import UsageError
+from ckptool.errors import CkptError, UsageError
 from ckptool.formats import open_checkpoint
 from ckptool.plans.extraction import complete, plan_extraction
 from ckptool.plans.weights import Which, take_weights
@@ -60,7 +62,41 @@ def load_state_dict(
     """
     if which not in {"ema", "model", "auto"}:
         raise UsageError(f"which is 'ema', 'model' or 'auto', not {which!r}")
-    with open_checkpoint(path) as checkpoint:
-        weights = take_weights(checkpoint, which, ema=ema, model=model, buffers=buffers)
-        plan = plan_extraction(*weights, names)
-        return as_torch(complete(plan, checkpoint.path).tensors, checkpoint.reader)
+    try:
+        with open_checkpoint(path) as checkpoint:
+            weights = take_weights(checkpoint, which, ema=ema, model=model, buffers=buffers)
+            plan = plan_extraction(*weights, names)
+            return as_torch(complete(plan, checkpoint.path).tensors, checkpoint.reader)
+    except CkptError as error:
+        error.hint = error.hint and in_python(error.hint)
+        raise
+
+
+_WORD = r"('[^']*'|[^\s;,:)]+)"  # as ``shlex.quote`` writes it
+# What a hint types -> the argument of :func:`load_state_dict` that does the same.
+_ARGUMENTS: Sequence[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = (
+    (re.compile(r"ckptool extract-ema '?[^\s';]*#@model'?"), lambda _: 'which="model"'),
+    (re.compile(rf"ckptool extract-ema ({_WORD} )?(?=--(ema|model) )"), lambda _: ""),
+    (re.compile(rf"ckptool extract-ema {_WORD}"), lambda m: f"load_state_dict({_string(m[1])})"),
+    (
+        re.compile(rf"--(ema|model|names|buffers) {_WORD}"),
+        lambda m: f"{m[1]}={_string(m[2])}",
+    ),
+    (re.compile(r"'?[^\s']*#ADDRESS'?"), lambda _: 'model="ADDRESS"'),
+)
+
+
+def in_python(hint: str) -> str:
+    """Return a hint with arguments of :func:`load_state_dict` for the options of commands.
+
+    Example:
+        >>> in_python("if you know where they are: --ema ADDRESS")
+        'if you know where they are: ema="ADDRESS"'
+    """
+    for typed, argument in _ARGUMENTS:
+        hint = typed.sub(argument, hint)
+    return hint
+
+
+def _string(word: str) -> str:
+    return f'"{word.strip(chr(39))}"'

@@ -66,10 +66,15 @@ def output_for(report: str, asked: str, *, json: bool) -> str:
     output = "json" if json else asked
     known = outputs_of(report)
     if output not in known:
+        others = f"; {OF_ONE[report]}" if report in OF_ONE else ""
         raise UsageError(
-            f"this command has no --format {output}", hint=f"it has: {', '.join(known)}"
+            f"this command has no --format {output}", hint=f"it has: {', '.join(known)}{others}"
         )
     return output
+
+
+# Class of a report of many checkpoints -> where the forms are that it lacks.
+OF_ONE = {"RunDiffReport": "two checkpoints have more: ckptool diff RUN/FILE RUN/FILE"}
 
 
 @contextlib.contextmanager

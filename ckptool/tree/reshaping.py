@@ -77,10 +77,14 @@ def sliced(ref: TensorRef, axis: int, start: int, stop: int) -> TensorRef:
         whole = _gridded(ref, chunk)
         begin = max(start - whole.offsets[axis], 0)
         end = min(stop - whole.offsets[axis], whole.shape[axis])
-        if begin < end or not ref.numel:
-            chunks.append(_narrowed(ref, whole, axis, begin, max(begin, end), start))
+        chunks.append(_narrowed(ref, whole, axis, begin, max(begin, end), start))
     shape = (*ref.shape[:axis], stop - start, *ref.shape[axis + 1 :])
-    return replace(ref, shape=shape, chunks=tuple(chunks[:1] if 0 in shape else chunks))
+    return replace(ref, shape=shape, chunks=_not_empty(chunks))
+
+
+def _not_empty(chunks: Sequence[Chunk]) -> tuple[Chunk, ...]:
+    """Return the chunks with values; of an empty tensor one, since only meta tensors have none."""
+    return (*(chunk for chunk in chunks if 0 not in chunk.shape),) or tuple(chunks[:1])
 
 
 def _narrowed(ref: TensorRef, chunk: Chunk, axis: int, begin: int, end: int, origin: int) -> Chunk:
@@ -114,8 +118,9 @@ def joined(refs: Sequence[TensorRef], axis: int) -> TensorRef:
             chunks.append(whole._replace(offsets=offsets))
         size += ref.shape[axis]
     shape = (*first.shape[:axis], size, *first.shape[axis + 1 :])
-    kept = [chunk for chunk in chunks if 0 not in chunk.shape] or chunks[:1]
-    return replace(first, shape=shape, chunks=tuple(kept), requires_grad=False, subclass=None)
+    return replace(
+        first, shape=shape, chunks=_not_empty(chunks), requires_grad=False, subclass=None
+    )
 
 
 def _refuse_unlike(first: TensorRef, ref: TensorRef, axis: int) -> None:

@@ -92,6 +92,17 @@ def test_parts_of_other_sizes(converted):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_part_of_size_zero_is_written(suffix, ckptool, tmp_path):
+    """It was taken for a meta tensor, which has no values."""
+    torch.save({"w": torch.ones(4, 3)}, tmp_path / "a.pt")
+    out = tmp_path / f"out{suffix}"
+    done = ckptool("convert", tmp_path / "a.pt", "--split", "w=none:0,all:4", "-o", out)
+    assert done.exit_code == 0, done.stderr
+    found = load_file(out) if suffix == ".safetensors" else torch.load(out, weights_only=True)
+    assert_same_tensors(found, {"none": torch.ones(0, 3), "all": torch.ones(4, 3)})
+
+
 @pytest.mark.parametrize("axis", ["@1", "@-1"])
 def test_along_another_dimension(converted, axis):
     found = converted("--split", f"embed=left:1,right{axis}")

@@ -29,7 +29,12 @@ def foreign_options(args: Sequence[object], stderr: str) -> list[str]:
     return [option for hint in HINT.findall(stderr) for option in _foreign(command, hint)]
 
 
-def _foreign(command: str, hint: str) -> Iterator[str]:
+def options_in_python(hint: str) -> list[str]:
+    """Return the options in a hint of the library that no command in the hint has."""
+    return [*_foreign(None, hint)]
+
+
+def _foreign(command: str | None, hint: str) -> Iterator[str]:
     named = {word for word in WORD.findall(hint) if word in COMMANDS}
-    known = frozenset().union(*map(options_of, {command, *named}))
+    known = frozenset().union(*map(options_of, named | ({command} if command else set())))
     yield from (option for option in OPTION.findall(hint) if option not in known)
