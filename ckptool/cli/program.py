@@ -22,6 +22,24 @@ ClickError: type[Exception] = typer.BadParameter.__mro__[2]  # click's own, in w
 WORDS = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")  # what was typed, as the shells pass it
 
 
+# The end of the script for zsh. The first Tab of a shell loads the script as a function of fpath:
+# typer's defines the function that completes, and offers nothing until the second Tab.
+ZSH_END = """
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
+  %(complete_func)s "$@"
+fi
+"""
+
+
+def complete_at_first_tab() -> None:
+    """Add the end to typer's script for zsh, wherever this version of typer has it."""
+    from typer import _completion_shared
+
+    scripts = getattr(_completion_shared, "_completion_scripts", {})
+    if "zsh" in scripts and not scripts["zsh"].endswith(ZSH_END):
+        scripts["zsh"] += ZSH_END
+
+
 def program(loaded: Iterable[str]) -> typer.Typer:
     """Return the program; of the other commands only the name and the help."""
     app = typer.Typer(
@@ -33,6 +51,7 @@ def program(loaded: Iterable[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_root)
+    complete_at_first_tab()
     for name, row in COMMANDS.items():
         command = declared(command_of(name)) if name in loaded else _unloaded
         help_text = None if name in loaded else row.help

@@ -7,8 +7,10 @@ import subprocess
 
 import pytest
 import torch
+from typer._completion_shared import get_completion_script
 
 from ckptool.cli import completion
+from ckptool.cli.program import program
 from ckptool.commands.operands import keys_at
 from helpers.output import run_process
 
@@ -97,6 +99,22 @@ def test_scripts_for_the_shells_are_shown(shell):
     script = run_process(env=env)
     assert "ckptool" in script
     assert f"complete_{shell}" in script
+
+
+def test_the_first_tab_of_zsh_completes(tmp_path):
+    """zsh loads the script at the first Tab as a function, so that it has to complete, too."""
+    program([])
+    names = {"prog_name": "ckptool", "complete_var": "_CKPTOOL_COMPLETE"}
+    script = get_completion_script(shell="zsh", **names)
+    assert script.startswith("#compdef ckptool\n")
+    assert script.endswith('loadautofunc ]]; then\n  _ckptool_completion "$@"\nfi')
+    if zsh := shutil.which("zsh"):
+        (tmp_path / "_ckptool").write_text(script)
+        subprocess.run([zsh, "-f", "-n", str(tmp_path / "_ckptool")], check=True)
+        tried = f"fpath=({tmp_path}); autoload -Uz _ckptool; words=(c) CURRENT=1; "
+        tried += "compdef() { true; }; env() { print 'print completes'; }; _ckptool"
+        done = subprocess.run([zsh, "-f", "-c", tried], check=True, capture_output=True, text=True)
+        assert done.stdout == "completes\n"
 
 
 def test_bash_takes_the_script(tmp_path):
