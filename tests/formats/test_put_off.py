@@ -78,6 +78,7 @@ DANGEROUS = {
     "an object that can be called": bound(instance("somelib.Runner"), PATH),
     "a function among the arguments": bound(name("builtins.max"), listed(PATH), key=F),
     "a function of torch's": bound(name("torch.utils.data.graph.traverse"), PATH),
+    "a class of what torch brings along": bound(name("networkx.readwrite.Reader"), PATH),
     "a file of Python's": bound(name("xml.dom.minidom.parse"), PATH),
     "a partial under another name": build(
         new("somelib.compat.Later"), row(F, row(PATH), NONE, NONE)
@@ -104,7 +105,7 @@ DANGEROUS = {
 REACHING = {
     each: bound(name(f"somelib.{each}"), WORD)
     for each in (
-        "mkdir", "rmtree", "_rmtree", "run_command", "check_output", "urlopen",
+        "mkdir", "ensure_dir", "rmtree", "_rmtree", "run_command", "check_output", "urlopen",
         "removeFile", "write_text", "exec_command",
     )
 } | {

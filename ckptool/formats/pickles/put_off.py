@@ -97,7 +97,7 @@ class PutOff(NamedTuple):
 def may_be_put_off(ref: GlobalRef) -> bool:
     """Return whether a name is one of which a call may do more than compute."""
     is_class = is_capital(ref.name) and is_own(ref.qualname)  # the grammar says who makes those
-    return not is_class and not _only_computes(ref)
+    return ref.qualname == PARTIAL or not (is_class or _only_computes(ref))
 
 
 def calls_put_off(values: Iterable[Any], grades: Grades) -> Iterator[PutOff]:

@@ -144,7 +144,8 @@ _HANDLES = whole(*(f"{word}$" for word in (
 # Whole words by which a function says that it reaches the system: no checkpoint needs its name.
 REACHING = whole(
     "check call$", "^check output$", "chmod", "chown", "copytree", "delete file", "delete folder",
-    "delete tree", "^exec$", "exec command", "execfile", "^execute$", "execute command",
+    "delete tree", "ensure dir", "ensure directory", "^exec$", "exec command", "execfile",
+    "^execute$", "execute command",
     "getoutput", "^import module$", "import string", "^kill$", "make dir", "make directory",
     "makedir", "mkdir", "mkdtemp", "mkstemp", "open url", "popen", "remove dir",
     "remove directory", "remove file", "remove folder", "remove tree", "^rm$", "rmdir", "rmtree",
