@@ -116,7 +116,7 @@ def _with_stats(
     *,
     histogram: bool = False,
 ) -> Iterator[TensorEntry]:
-    from ckptool.tensors.statistics import tensor_stats  # noqa: PLC0415 - for values alone
+    from ckptool.tensors.statistics import stats_of_each  # noqa: PLC0415 - for values alone
     from ckptool.tensors.volume import refuse_repetition  # noqa: PLC0415
 
     listed = {entry.address for entry in entries}
@@ -126,9 +126,10 @@ def _with_stats(
     refuse_repetition(refs.values())
     announce(progress, sum(entry.bytes for entry in entries))
     checkpoint.reader.expect_values(refs.values())
-    for entry in entries:
-        ref = refs.get(entry.address)
-        stats = ref and tensor_stats(checkpoint.reader, ref, histogram=histogram)
+    found = stats_of_each(
+        checkpoint.reader, [refs.get(entry.address) for entry in entries], histogram=histogram
+    )
+    for entry, stats in zip(entries, found, strict=True):
         progress(entry.bytes)
         yield replace(entry, stats=stats)
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-from ckptool.render.page import Grid, Line, Page, line
-from ckptool.render.wrapping import joined, lines_of, padded, shortened, width_of, wrapped
+from ckptool.render.page import Grid, Line, Page, Piece, line
+from ckptool.render.wrapping import joined, lines_of, shortened, width_of, wrapped
 
 GAP = "  "  # between columns
 NAME = 44  # columns that a name gets before others leave
@@ -173,14 +173,13 @@ def _row(grid: Grid, row: Row, kept: Sequence[int], widths: Sequence[int]) -> It
         list(wrapped(row[i], widths[i])) if grid.sides[i] == "text" else [row[i]] for i in kept
     ]
     for at in range(max(map(len, cells))):
-        parts = [
-            padded(cell[at] if at < len(cell) else line(""), widths[i], grid.sides[i])
-            for i, cell in zip(kept, cells, strict=True)
-        ]
-        gaps: list[Line | str] = [parts[0]]
-        for part in parts[1:]:
-            gaps += [GAP, part]
-        yield joined(*gaps)
+        pieces: list[Piece] = []  # with the blanks and gaps between: a list has millions of cells
+        for i, cell in zip(kept, cells, strict=True):
+            part = cell[at] if at < len(cell) else line("")
+            blanks = (" " * (widths[i] - width_of(part.text)), "")
+            pieces += (blanks, *part.pieces) if grid.sides[i] == "right" else (*part.pieces, blanks)
+            pieces.append((GAP, ""))
+        yield Line(tuple([piece for piece in pieces[:-1] if piece[0]]))
 
 
 def _stacked(grid: Grid, rows: Sequence[Row | Line], width: int) -> Iterator[Line]:

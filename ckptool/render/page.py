@@ -24,7 +24,9 @@ class Line(NamedTuple):
     @property
     def text(self) -> str:
         """The text without the meanings."""
-        return "".join(content for content, _ in self.pieces)
+        if len(self.pieces) == 1:  # as most cells
+            return self.pieces[0][0]
+        return "".join([content for content, _ in self.pieces])
 
 
 class Grid:

@@ -50,12 +50,6 @@ def joined(*lines: Line | str) -> Line:
     return Line(tuple(piece for part in parts for piece in part if piece[0]))
 
 
-def padded(line: Line, width: int, side: str) -> Line:
-    """Return a line that fills a column."""
-    blanks = " " * (width - width_of(line.text))
-    return joined(blanks, line) if side == "right" else joined(line, blanks)
-
-
 def lines_of(line: Line) -> Iterator[Line]:
     """Yield the parts of a line between its newlines."""
     text = line.text

@@ -18,6 +18,7 @@ from ckptool.tensors import windows as module
 from ckptool.tensors.blocks import BLOCK
 from ckptool.tensors.finite import finite_test
 from ckptool.tensors.scan import scan
+from ckptool.tensors.statistics import stats_of_each, tensor_stats
 from ckptool.tensors.windows import GAP, SMALL, windows
 from ckptool.tree.walking import tensors
 from helpers.doubles import Double
@@ -109,3 +110,26 @@ def test_thousands_of_small_tensors_take_few_reads(tmp_path, monkeypatch):
     report = verify_file(path, Request(chosen_rules({"bytes": True, "values": True})))
     assert report.ok
     assert len(reads) < 30
+
+
+def bits(stats):
+    """Statistics as they compare to the last bit, NaN or not."""
+    return stats and [each.hex() if isinstance(each, float) else each for each in vars_of(stats)]
+
+
+def vars_of(stats):
+    return (stats.min, stats.max, stats.mean, stats.std, stats.norm, stats.nonfinite)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@examples(200)
+@given(pool=tensor_pools(), odd=st.lists(st.sampled_from(ODD), min_size=4, max_size=4))
+def test_statistics_of_many_are_those_of_each(pool, odd, tmp_path_factory):
+    path = tmp_path_factory.mktemp("pools") / "a.pt"
+    rows = [torch.tensor(odd), torch.rand(300), torch.tensor(odd, dtype=torch.float64)]
+    torch.save(dict(enumerate([*pool, *rows, *(torch.randn(37) * 1e200 for _ in range(3))])), path)
+    with open_checkpoint(path) as checkpoint:
+        refs = [ref for _, ref in tensors(checkpoint.tree)]
+        alone = [tensor_stats(checkpoint.reader, ref) for ref in refs]
+        together = [*stats_of_each(checkpoint.reader, [*refs, None])]
+    assert [*map(bits, together)] == [*map(bits, alone), None]
