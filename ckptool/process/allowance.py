@@ -7,14 +7,17 @@ thought of: what a whole process takes, whatever the command does. Genuine files
 Every file that is opened adds to the allowance, the more the larger it is, and so does a directory
 of many names. The command line looks at it now and then by a timer of the CPU. If it is used up,
 the process ends as by a signal: it removes its unfinished files, and says why. A program that
-imports ckptool has no such timer.
+imports ckptool has no such timer. Forked processes that share the work (``forks.py``) share what is
+left, too: each has a timer of its own, and tells the error as it tells a result.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from time import process_time
 
@@ -39,6 +42,32 @@ class Allowance:
         self.shares = 0
         self.last: str | None = None  # the file that was opened last
         self._known: set[Hashable] = set()
+        self._processes = 1  # that share the work now,
+        self._before = self._begun = 0.0  # seconds of all before, and of this one alone by then
+
+    @property
+    def taken(self) -> float:
+        """The CPU seconds of this process, and of those that share its work: each takes as long."""
+        return self._before + (_own_seconds() - self._begun) * self._processes
+
+    @contextmanager
+    def divided(self, processes: int) -> Iterator[None]:
+        """Count for so many processes; at the end of the block they have ended, and are known."""
+        self._before, self._begun, self._processes = self.taken, _own_seconds(), processes
+        try:
+            yield
+        finally:
+            self._before, self._begun, self._processes = 0.0, 0.0, 1
+
+    def keep_share(self) -> None:
+        """Let a forked process raise the error once its share is used up.
+
+        It has no timer, since timers are not inherited, and its time begins anew.
+        """
+        self._begun = 0.0
+        if _is_kept():
+            signal.signal(signal.SIGPROF, _raise_if_used_up)
+            signal.setitimer(signal.ITIMER_PROF, EVERY, EVERY)
 
     def grant(self, name: str, identity: Hashable, nbytes: int) -> None:
         """Allow the work for a file; one that is opened again adds nothing."""
@@ -75,6 +104,20 @@ class Allowance:
 ALLOWANCE = Allowance()  # of this process
 
 
+def _own_seconds() -> float:
+    """Return the CPU time of this process, and of its children that have ended."""
+    return process_time() + sum(os.times()[2:4])
+
+
+def _is_kept() -> bool:
+    return hasattr(signal, "setitimer") and callable(signal.getsignal(signal.SIGPROF))
+
+
+def _raise_if_used_up(_number: int, _frame: object) -> None:
+    # torch holds gigabytes of its own, where a comparison uses a GPU.
+    ALLOWANCE.check(ALLOWANCE.taken, 0 if "torch" in sys.modules else resident_bytes())
+
+
 def keep_within(tell: Callable[[UnsupportedError], None]) -> None:
     """Let this process end once its allowance is used up, with what ``tell`` says of the error.
 
@@ -83,11 +126,9 @@ def keep_within(tell: Callable[[UnsupportedError], None]) -> None:
     if not hasattr(signal, "setitimer"):
         return
 
-    def look(_number: int, _frame: object) -> None:
+    def look(number: int, frame: object) -> None:
         try:
-            # torch holds gigabytes of its own, where a comparison uses a GPU.
-            held = 0 if "torch" in sys.modules else resident_bytes()
-            ALLOWANCE.check(process_time(), held)
+            _raise_if_used_up(number, frame)
         except UnsupportedError as error:
             stop()
             end_now(REFUSED, partial(tell, error))

@@ -8,6 +8,8 @@ what this process has opened and read, and answer as ranks do. Rules, each with 
   process of several threads makes no forks (:func:`can_fork`).
 * A child computes, answers and ends without cleanup: what this process has registered, opened or
   buffered belongs to this process.
+* A child keeps within its share of the CPU time that the command may take: the time of this process
+  stands still while it waits for the others.
 * A signal ends a child at once. A child also ends before its next item once this process is gone.
 """
 
@@ -22,6 +24,7 @@ from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 from ckptool.errors import CkptError
+from ckptool.process.allowance import ALLOWANCE
 from ckptool.process.ranks import Ranks
 from ckptool.process.signals import ENDING, held
 
@@ -62,6 +65,18 @@ def work_in_forks(
         done(item)
         return result
 
+    with ALLOWANCE.divided(count):
+        found = _shared(count, items, carry_out, own_item)
+    return [own_item(item) for item in items] if found is None else found
+
+
+def _shared(
+    count: int,
+    items: Sequence[Item],
+    carry_out: Callable[[Item], Any],
+    own_item: Callable[[Item], Any],
+) -> list[Any] | None:
+    """Return the results of all processes; None where so many cannot be had."""
     parent, children = os.getpid(), dict[int, int]()  # the process, and where it answers
     # Where ended children are ignored, as by some supervisors, nobody could wait for them.
     reaped = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -82,7 +97,7 @@ def work_in_forks(
                 os.close(given)
                 children[child] = answer
         if len(children) < count - 1:
-            return [own_item(item) for item in items]
+            return None
         return Ranks(0, count, lambda text: [text, *map(_heard, children.values())]).work(
             items, lambda share: [own_item(item) for item in share]
         )
@@ -102,6 +117,8 @@ def _answer_and_end(
         for number in ENDING:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, signal.SIG_DFL)
+
+        ALLOWANCE.keep_share()
 
         def own(share: Sequence[Item]) -> list[Any]:
             results = []

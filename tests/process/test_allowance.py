@@ -72,6 +72,15 @@ def test_a_directory_of_many_names_allows_the_work_for_them(tmp_path, monkeypatc
     assert allowance.shares == 2
 
 
+def test_processes_that_share_the_work_share_the_time(monkeypatch):
+    clock = iter([2.0, 2.0, 5.0, 11.0])
+    monkeypatch.setattr("ckptool.process.allowance._own_seconds", lambda: next(clock))
+    allowance = Allowance()
+    with allowance.divided(3):  # 2 seconds before, and 3 of each process
+        assert allowance.taken == 2 + 3 * 3
+    assert allowance.taken == 11  # with those of the children that have ended
+
+
 ENDING = """
 import os, signal
 from ckptool.process import allowance, signals

@@ -186,3 +186,29 @@ def test_forked_processes_find_what_one_finds(pair, tmp_path):
     assert (code, found) == (alone, wanted)
     assert never == 0
     assert forked > 0
+
+
+SHARED = """
+import signal
+from ckptool.errors import UnsupportedError
+from ckptool.process import allowance, forks
+allowance.keep_within(lambda error: None)
+def work(item):
+    if item:  # the first is this process's own, the second the child's
+        allowance.process_time = lambda: allowance.SECONDS * 0.6
+        signal.raise_signal(signal.SIGPROF)
+    return item
+try:
+    forks.work_in_forks(2, [0, 1], work)
+except UnsupportedError as error:
+    print(error.message)
+"""
+
+
+def test_forked_processes_keep_within_the_time_of_the_command_together():
+    """Two of them that take six tenths each are as slow as one that takes all and more."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHARED], env=environment(), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert "seconds of CPU time, more than any file of this size needs" in done.stdout, done.stderr
