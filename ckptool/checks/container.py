@@ -17,12 +17,14 @@ from ckptool.checks.base import Check, NotChecked, Subject, Verdicts, once
 from ckptool.contents.dangers import (
     built_by_calls,
     met_before_failing,
+    met_by_other_loaders,
     trust_findings,
     unknown_classes,
 )
 from ckptool.errors import AbsentError, CkptError, DamagedError, UnknownFormatError, as_ckpt_error
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import Checkpoint, check_unpacked
+from ckptool.formats.foreign import names_in
 from ckptool.formats.salvage import Loss, salvage
 from ckptool.formats.unopened import Unopened, unopened_files
 from ckptool.formats.zips.checksums import archive_of, leftover_bytes
@@ -31,6 +33,7 @@ from ckptool.formats.zips.records import DEFLATED, NO_CRC, is_zip
 from ckptool.regex import regex
 from ckptool.reports.base import Finding, Severity
 from ckptool.reports.rules import BYTES, finding
+from ckptool.sources.places import open_file
 from ckptool.tree.addresses import format_address
 from ckptool.tree.describing import named
 from ckptool.tree.nodes import Address
@@ -247,15 +250,20 @@ def _beside(subject: Subject) -> Verdicts:
     yield from (found for found in found_beside(subject) if found.rule not in TRUST)
 
 
-@once
 def found_beside(subject: Subject) -> tuple[Finding, ...]:
     """Return all findings in files of the directory that are no part of the checkpoint."""
-    return tuple(beside(_others(subject)))
+    return _looked_beside(subject)[0]
 
 
 def not_looked_at(subject: Subject) -> str:
     """Return the parts of the directory that were not looked at, with the reasons; "" if none."""
-    return named([f"{file.name} ({file.error})" for file in _others(subject) if file.error])
+    return named(_looked_beside(subject)[1])
+
+
+@once
+def _looked_beside(subject: Subject) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
+    unread: list[str] = []
+    return tuple(beside(_others(subject), unread)), tuple(unread)
 
 
 @once
@@ -273,14 +281,18 @@ def _damaged(file: Unopened, error: CkptError) -> Iterator[Finding]:
         yield replace(found, severity=Severity.WARNING) if is_unread else found
 
 
-def beside(files: Sequence[Unopened]) -> Iterator[Finding]:
-    """Open files that may be checkpoints, and name the others: silence would look like a check."""
+def beside(files: Sequence[Unopened], unread: list[str] | None = None) -> Iterator[Finding]:
+    """Open files that may be checkpoints, and name the others: silence would look like a check.
+
+    What cannot be looked at is added to ``unread``.
+    """
     whole: list[str] = []
     others: list[str] = []
+    unread = [] if unread is None else unread
     for file in files:
         try:
             if file.error:
-                others.append(f"{file.name} ({file.error})")
+                unread.append(f"{file.name} ({file.error})")
                 continue
             with open_checkpoint(file.path) as checkpoint:
                 whole.append(file.name)
@@ -291,15 +303,30 @@ def beside(files: Sequence[Unopened]) -> Iterator[Finding]:
             says = file.says_only_checkpoint or (file.says_checkpoint and error.rule)
             if isinstance(error, DamagedError) or (says and not is_known):
                 yield from _damaged(file, error)
+            elif is_known:
+                others.append(f"{file.name} ({error.message})")
             else:
-                others.append(f"{file.name} ({error.message})" if is_known else file.name)
+                yield from _of_other_loaders(file, others, unread)
             yield from _in_folder(file, met_before_failing(error.dangers))
+    others += unread
     if whole:
         message = f"checkpoints that can be opened, and were not checked: {named(whole)}"
         yield finding("CK121", "", message)
     if others:
         message = f"files that are no part of what was checked: {named(others)}"
         yield finding("CK121", "", message, "nothing to do, unless one of them is a checkpoint")
+
+
+def _of_other_loaders(file: Unopened, others: list[str], unread: list[str]) -> Iterator[Finding]:
+    """Yield what loaders would run that unpickle what is no checkpoint."""
+    try:
+        with open_file(file.path) as source:
+            yield from _in_folder(file, met_by_other_loaders(names_in(source)))
+        others.append(file.name)
+    except (CkptError, OSError, MemoryError, RecursionError) as met:
+        error = as_ckpt_error(met)
+        unread.append(f"{file.name} ({error.message})")
+        yield from _in_folder(file, met_before_failing(error.dangers))
 
 
 def _in_folder(file: Unopened, findings: Iterable[Finding]) -> Iterator[Finding]:

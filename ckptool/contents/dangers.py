@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ckptool.formats.base import Checkpoint, NamedGlobal
@@ -133,9 +133,16 @@ def met_before_failing(names: tuple[str, ...]) -> Iterator[Finding]:
         yield _finding("", f"meet {name} before it fails")
 
 
-def _finding(address: str, what: str) -> Finding:
-    message = f"torch.load(weights_only=False) would {what}; ckptool did not"
-    return finding("CK201", address, message)
+def met_by_other_loaders(names: Iterable[NamedGlobal]) -> Iterator[Finding]:
+    """Yield CK201 for each dangerous name in a file that torch does not load."""
+    for named in names:
+        if trust_of(named) == DANGEROUS:
+            what = f"{'call' if named.called else 'import'} {named.ref.qualname}"
+            yield _finding("", what, "numpy.load or joblib.load")
+
+
+def _finding(address: str, what: str, by: str = "torch.load(weights_only=False)") -> Finding:
+    return finding("CK201", address, f"{by} would {what}; ckptool did not")
 
 
 def arguments(use: Opaque) -> str:

@@ -40,17 +40,18 @@ from typing import Any
 
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError, UnsupportedError
 from ckptool.formats.base import Checkpoint, FileFormat, TensorReader
+from ckptool.formats.behind import listen_behind
 from ckptool.formats.dcp import METADATA, SHARD, Saved, missing_file, read_plan
 from ckptool.formats.folders import globals_by_file, joined
 from ckptool.formats.nested import pickles_of
-from ckptool.formats.npy import HEAD_BYTES, values_at
 from ckptool.formats.other_zips import other_zip
-from ckptool.formats.pickles.reader import SHORT, Pickles
+from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.tar_members import tar_members
 from ckptool.formats.texts import from_json
 from ckptool.formats.torch_tar import TorchTar
 from ckptool.formats.unopened import CHECKPOINT_SUFFIXES
 from ckptool.formats.zips.records import STORED, ZipArchive, is_zip
+from ckptool.formats.zips.zipfile_view import seen_by_zipfile
 from ckptool.records import NamedTuple, replace
 from ckptool.regex import regex
 from ckptool.sources.base import Source
@@ -122,9 +123,7 @@ class Archive(FileFormat):
         if len(others) > MAX_LISTENED:  # one of them could be a pickle that nobody looked at
             raise UnsupportedError(f"an archive with more than {MAX_LISTENED:,} other files")
         for name in others:
-            member = self._in_place(name, members[name], file)
-            begin = values_at(member.read(0, min(HEAD_BYTES, member.size))) or 0
-            pickles.listen_aside(member, min(begin, member.size), name, SHORT)
+            listen_behind(self._in_place(name, members[name], file), 0, pickles, name)
         names = (
             *globals_by_file(parts),
             *(n for plan in saved.values() for n in plan.globals_named),
@@ -220,8 +219,10 @@ class ZipOfCheckpoints(Archive):
         refusal = other_zip(archive)
         if refusal is not None:
             raise refusal
+        if seen_by_zipfile(archive) is not None:
+            raise DamagedError("the archive has two directories, and zipfile reads the other one")
         for record in archive.records:
-            if not record.name.endswith("/"):
+            if record.size or not record.name.endswith("/"):
                 is_stored = record.method == STORED
                 at = archive.data_offset(record) if is_stored else 0
                 yield Member(record.name, Window(file, at, record.size) if is_stored else None)

@@ -1,53 +1,33 @@
 """Pickles and streams behind the first one of a file, which a second load would run.
 
-``pickle.load`` and ``torch.load`` leave an open file where the first object ends, so programs write
-several objects into one file and load them in turn. All are followed, wherever they stand in the
-row: each begins where the one before it ends, and a stream of ``torch.save`` also ends behind the
-values that follow its five pickles.
+``rows.py`` has the rules. Behind a row may be a zip, which ``torch.load`` reads from there.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
 
-from ckptool.errors import DamagedError, UnknownFormatError, UnsupportedError
-from ckptool.formats.legacy_stream import MAGIC_NUMBER, stream_end
+from ckptool.errors import DamagedError, UnknownFormatError
 from ckptool.formats.pickles.reader import Pickles
+from ckptool.formats.rows import listen_to_row
 from ckptool.formats.torch_records import TorchRecords
 from ckptool.formats.zips.directory import find_end
 from ckptool.formats.zips.records import ZipArchive, is_zip
 from ckptool.sources.base import Source
 from ckptool.sources.window import Window
 
-MAX_BEHIND = 1 << 14  # pickles, one behind the other
-READ_AT_ONCE = 512  # bytes: most of many pickles are short
-MOST_READ = 3  # times the file, before the windows of short pickles
 
-
-def listen_behind(source: Source, offset: int, pickles: Pickles) -> None:
+def listen_behind(source: Source, offset: int, pickles: Pickles, name: str = "") -> None:
     """Record the names in the row of pickles and streams that begins at ``offset``.
+
+    ``name`` is that of the source, if it is a file in an archive.
 
     Raises:
         UnsupportedError: there are more than can be followed in useful time.
     """
-    metered = _Metered(source, MOST_READ * source.size + MAX_BEHIND * READ_AT_ONCE)
-    at, then = offset, 0  # then: where the last stream ends
-    for number in range(2, MAX_BEHIND):
-        if at >= source.size:
-            return
-        heard = pickles.listen_aside(metered, at, f"pickle {number} of the file", READ_AT_ONCE)
-        if metered.left < 0:
-            break
-        if type(heard.value) is int and heard.value == MAGIC_NUMBER:
-            then = max(then, stream_end(source, at) or 0)
-        if heard.end is None and then <= at:
-            _listen_to_zip(source, at, pickles)
-            return
-        at, then = (then, 0) if heard.end is None else (heard.end, then)
-    raise UnsupportedError(
-        f"more pickles behind the first than can be followed (at most {MAX_BEHIND:,})",
-        hint="split the file: load each object and save it to a file of its own",
-    )
+    at = listen_to_row(source, offset, pickles, name, first=1 if name else 2)
+    if at < source.size:
+        _listen_to_zip(source, at, pickles)
 
 
 def _listen_to_zip(source: Source, at: int, pickles: Pickles) -> None:
@@ -73,22 +53,3 @@ def _counts_from_the_beginning(source: Source) -> bool:
     if end is None or end.directory_offset + 4 > source.size:
         return False
     return source.read(end.directory_offset, 4) == b"PK\x01\x02"
-
-
-class _Metered(Window):
-    """A source that gives only so many bytes in all."""
-
-    def __init__(self, source: Source, allowed: int) -> None:
-        super().__init__(source, 0)
-        self.left = allowed
-
-    def read(self, offset: int, nbytes: int) -> bytes:
-        """Return bytes of the source.
-
-        Raises:
-            UnsupportedError: they are more than allowed.
-        """
-        self.left -= nbytes
-        if self.left < 0:
-            raise UnsupportedError("more pickles than can be followed")
-        return super().read(offset, nbytes)

@@ -9,8 +9,12 @@ Source: numpy 2.4 ``numpy/lib/_format_impl.py``, ``NpzFile.__getitem__`` in ``_n
 
 from __future__ import annotations
 
+from ckptool.regex import regex
+
 MAGIC = b"\x93NUMPY"
 HEAD_BYTES = 12
+MAX_TEXT = 1 << 16  # bytes of a header that is looked at for the dtype
+_MAY_BE_OBJECTS = regex(rb"[oO\\]")  # O, object, or an escape that could spell it
 
 
 def values_at(head: bytes) -> int | None:
@@ -19,3 +23,8 @@ def values_at(head: bytes) -> int | None:
         return None
     width = 2 if head[6] == 1 else 4
     return 8 + width + int.from_bytes(head[8 : 8 + width], "little")
+
+
+def may_hold_objects(text: bytes) -> bool:
+    """Return whether the dtype in the text of a header may be one of objects."""
+    return bool(_MAY_BE_OBJECTS.search(text.replace(b"fortran_order", b"")))

@@ -17,10 +17,13 @@ Rules, each with its reason:
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from ckptool.errors import CkptError
 from ckptool.formats.base import Checkpoint, FileFormat, NamedGlobal
 from ckptool.formats.behind import listen_behind
 from ckptool.formats.nested import checkpoint_of, pickles_of
+from ckptool.formats.pickles.following import Follower
 from ckptool.formats.pickles.machine import PickleMachine
 from ckptool.formats.pickles.reader import no_storage
 from ckptool.formats.pickles.torch_objects import TorchBuilder
@@ -72,6 +75,9 @@ def _can_be_followed(head: bytes) -> bool:
     try:
         made = machine.run()
     except CkptError:  # it is no pickle, or goes on behind the head
+        machine = PickleMachine(Memory(head), builder=Follower())
+        with suppress(CkptError):
+            machine.run()
         return any(map(_is_danger, machine.globals))
     is_filled = isinstance(made, (dict, list)) and bool(made)
     return is_filled or any(map(_is_name, machine.globals))

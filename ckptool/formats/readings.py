@@ -24,13 +24,16 @@ from ckptool.errors import CkptError, DamagedError, UnknownFormatError
 from ckptool.formats.base import Checkpoint, FileFormat, Note
 from ckptool.formats.compressed import compression
 from ckptool.formats.nested import pickles_of
+from ckptool.formats.other_records import OtherRecords
 from ckptool.formats.other_zips import refuse_checkpoints
 from ckptool.formats.pickles.reader import SHORT, Pickles
+from ckptool.formats.pickles.trust import DANGEROUS, trust_of
 from ckptool.formats.safetensors_file import SafetensorsFile, read_header
 from ckptool.formats.tar_members import is_tar
 from ckptool.formats.torch_records import TorchRecords
 from ckptool.formats.zips.directory import find_end
 from ckptool.formats.zips.records import ZipArchive, is_zip
+from ckptool.formats.zips.zipfile_view import directory_of_zipfile
 from ckptool.records import replace
 from ckptool.sources.base import Source
 from ckptool.sources.window import Window
@@ -61,8 +64,14 @@ def with_other_readings(checkpoint: Checkpoint, file: Source, kind: FileFormat) 
         )
     pickles = pickles_of("the zip at its end")
     with pickles.telling():
-        is_behind = kind.begins_as_pickle and "trailing_bytes" in checkpoint.metadata
-        notes = (*_as_another(file, head, kind, pickles), *_zip_at_end(file, pickles, is_behind))
+        # A pickle can end in a zip, the bytes of a torch.save, if nothing is behind it; a tar in a
+        # member.
+        is_pickle = kind.begins_as_pickle and "trailing_bytes" not in checkpoint.metadata
+        is_nested = is_pickle or kind.begins_as_tar
+        notes = (
+            *_as_another(file, head, kind, pickles),
+            *_zip_at_end(file, pickles, is_nested=is_nested),
+        )
     if not notes:
         return checkpoint
     return replace(
@@ -81,17 +90,31 @@ def _as_another(file: Source, head: bytes, kind: FileFormat, pickles: Pickles) -
         yield _note("a pickle from its first byte", "other readers would run it")
 
 
-def _zip_at_end(file: Source, pickles: Pickles, is_behind: bool) -> Iterator[Note]:  # noqa: FBT001
+def _zip_at_end(file: Source, pickles: Pickles, *, is_nested: bool) -> Iterator[Note]:
     """Yield a note on a zip that ends another file, and record the names in its pickles."""
-    archive = _archive_at_end(file, is_behind=is_behind)
-    if archive is not None:
-        refuse_checkpoints(record.name for record in archive.records)
-        with suppress(UnknownFormatError):  # a zip of something else
-            records = TorchRecords(archive)
-            records.read_tree(pickles)
-            records.listen_to_others(pickles)
-        message = "a zip archive ends here, so that other readers could see another file"
-        yield Note("CK110", "", f"{message}; torch and ckptool read the beginning")
+    archive, shift = _archive_at_end(file)
+    if archive is None:
+        return
+    if shift and is_nested:
+        yield from _zip_inside(archive, pickles)
+        return
+    refuse_checkpoints(record.name for record in archive.records)
+    with suppress(UnknownFormatError):  # a zip of something else
+        TorchRecords(archive).read_tree(pickles)
+    OtherRecords(archive, pickles).listen()
+    message = "a zip archive ends here, so that other readers could see another file"
+    yield Note("CK110", "", f"{message}; torch and ckptool read the beginning")
+
+
+def _zip_inside(archive: ZipArchive, pickles: Pickles) -> Iterator[Note]:
+    """Yield a note on a zip at the end of a pickle or a tar, if a reader would run what is in it.
+
+    ``torch.hub`` looks for a zip of one file from the end of any file.
+    """
+    if len(archive.records) == 1:
+        OtherRecords(archive, pickles).listen()
+    if any(trust_of(named) == DANGEROUS for named in pickles.globals_named):
+        yield _note("a zip, which is inside of it", "other readers would run it")
 
 
 def _note(what: str, why: str) -> Note:
@@ -113,17 +136,19 @@ def _names_as_pickle(file: Source, pickles: Pickles) -> bool:
     return len(pickles.globals_named) > before
 
 
-def _archive_at_end(file: Source, *, is_behind: bool) -> ZipArchive | None:
-    """Return the zip that readers find from the end of another file; None if there is none.
+def _archive_at_end(file: Source) -> tuple[ZipArchive | None, int]:
+    """Return the zip that readers find from the end of another file, and where it begins.
 
-    Its offsets count from the file's beginning (torch), or from its own (``zipfile``). A pickle can
-    end in the second kind, as the bytes of a ``torch.save``, so that one has to be behind it.
+    Its offsets count from the file's beginning (torch), or from its own (``zipfile``).
     """
     end = None if is_zip(file.head(4)) else find_end(file, is_certain=False)
-    if end is None or not end.records:
-        return None
-    for shift in (0, end.gap) if is_behind and end.gap > 0 else (0,):
+    if end is None:
+        return None, 0
+    for shift in (0, end.gap) if end.gap > 0 else (0,):
         at = end.directory_offset + shift
-        if at + 4 <= file.size and file.read(at, 4) == b"PK\x01\x02":
-            return ZipArchive(Window(file, shift) if shift else file)
-    return None
+        if end.records and at + 4 <= file.size and file.read(at, 4) == b"PK\x01\x02":
+            return ZipArchive(Window(file, shift) if shift else file), shift
+    shift, directory = directory_of_zipfile(file, end) or (0, None)
+    if directory is None or shift < 0:
+        return None, 0
+    return ZipArchive(Window(file, shift) if shift else file, directory), shift

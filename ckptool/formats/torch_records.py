@@ -17,27 +17,25 @@ directory) are read, with a note.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from functools import cached_property
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ckptool.errors import CkptError, DamagedError, UnsupportedError
 from ckptool.formats.base import Note
-from ckptool.formats.npy import HEAD_BYTES, values_at
+from ckptool.formats.other_records import OtherRecords, content_of
 from ckptool.formats.other_zips import not_from_torch, refuse_checkpoints, refuse_programs
-from ckptool.formats.pickles.reader import SHORT, Pickles
+from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.pickles.storages import StorageKey
 from ckptool.formats.pickles.torch_objects import TorchBuilder
-from ckptool.formats.script_code import NO_CODE, read_code
+from ckptool.formats.rows import listen_to_row
+from ckptool.formats.script_code import NO_CODE, is_torchscript, read_code
 from ckptool.formats.zips.checksums import known_crc
 from ckptool.formats.zips.directory import AROUND, ZipRecord
 from ckptool.formats.zips.records import DEFLATED, NO_CRC, STORED, ZipArchive, folded
 from ckptool.regex import regex
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.sources.memory import Memory
-from ckptool.sources.window import Window
 
 if TYPE_CHECKING:
     from ckptool.formats.pickles.literal import Literal
@@ -45,7 +43,7 @@ if TYPE_CHECKING:
 
 PROVENANCE = "ckptool.json"  # the record that ckptool adds to what it writes; torch ignores it
 MAX_PROVENANCE = 1 << 16  # bytes of it that are read
-STORAGE = "data/"  # how the names of storages begin
+STORAGE, CONSTANTS = "data/", "constants/"  # how the names of storages begin
 OF_TORCH = frozenset({  # records that torch makes anew with each archive
     "data.pkl", "byteorder", "version", ".format_version", ".storage_alignment",
     ".data/serialization_id",
@@ -59,10 +57,6 @@ MIN_VERSION, MAX_VERSION = 1, 10  # of archives that torch 2.13 reads
 MAX_TOO_LONG = 100
 MAX_BYTEORDER = 16  # bytes of that record, which holds one word
 BLOCK = 1 << 20  # bytes of the pickle that its checksum reads at a time
-MAX_OTHERS = 64 << 20  # bytes of all other pickles together
-MAX_UNNAMED = 1 << 12  # records, neither storages nor called pickles, that are looked into
-PICKLE_SUFFIXES = (".pkl", ".pickle")
-PICKLE_ENDS = frozenset("lLeE")  # last letters, which rule out 100,000 storages fast
 
 
 class TorchRecords:
@@ -82,6 +76,7 @@ class TorchRecords:
         self.pickle = found
         self.too_long: list[tuple[str, int, int]] = []  # (key, bytes of record, of storage)
         self.code = NO_CODE
+        self._end = 0  # offset behind the pickle in its record
         self.storage_bytes = 0  # of all storages in the pickle, once it is read
 
     def get(self, name: str) -> ZipRecord | None:
@@ -124,7 +119,7 @@ class TorchRecords:
         self.archive.source.bring(begin, self.pickle.compressed_size + AROUND)
         builder = TorchBuilder(self.locate, pickles.open_nested, self.byteorder)
         try:
-            tree, _ = pickles.read(self._source(self.pickle), builder)
+            tree, self._end = pickles.read(self._source(self.pickle), builder)
         except DamagedError as error:
             self._date(error)
             raise
@@ -190,92 +185,19 @@ class TorchRecords:
             A note for each pickle that cannot be read.
 
         Raises:
-            DamagedError: the archive holds other checkpoints too, or a program.
+            CkptError: the archive holds other checkpoints too, or a program; or a record that
+                readers may take for a pickle cannot be read.
         """
-        refuse_checkpoints(record.name for record in self._beside_storages)
+        beside = OtherRecords(self.archive, pickles, (f"{self.folder}{STORAGE}", *self._constants))
+        refuse_checkpoints(record.name for record in beside.records)
         refuse_programs(self.archive, self.folder)
-        for record in self._unnamed_records():
-            with suppress(DamagedError):
-                self._listen_aside(pickles, record, 0)
-        self._listen_to_arrays(pickles)
-        unread = [r.name for r in self._other_pickles() if not self._listen(pickles, r)]
-        message = "another pickle in the archive, which cannot be read to its end"
-        return tuple(Note("CK113", name, message) for name in unread)
+        listen_to_row(self._source(self.pickle), self._end, pickles, self.pickle.name, first=2)
+        return beside.listen(self.pickle)
 
-    def _listen_to_arrays(self, pickles: Pickles) -> None:
-        """Record the names in arrays of objects, which ``numpy.load`` unpickles in any zip.
-
-        Raises:
-            UnsupportedError: there are more than can be followed in useful time.
-        """
-        for record in self.archive.not_looked_at:
-            with suppress(CkptError):
-                self.archive.data_offset(record)
-        self.listen_to_arrays(pickles, [*self.archive.maybe_arrays.values()])
-
-    def listen_to_arrays(self, pickles: Pickles, records: Iterable[ZipRecord]) -> None:
-        """Record the names in those of the records that are arrays of objects.
-
-        Raises:
-            UnsupportedError: there are more than can be followed in useful time.
-        """
-        found = 0
-        for record in records:
-            with suppress(DamagedError):
-                begin = values_at(self.archive.head(record, HEAD_BYTES))
-                if begin is not None and begin < record.size:
-                    found += 1
-                    self._listen_aside(pickles, record, begin)
-            if found > MAX_UNNAMED:
-                raise UnsupportedError(f"more than {MAX_UNNAMED:,} arrays of numpy in the archive")
-
-    def _listen_aside(self, pickles: Pickles, record: ZipRecord, begin: int) -> None:
-        try:
-            source = self._source(record)
-        except CkptError:  # no other reader can unpack it either, or it is told elsewhere
-            return
-        pickles.listen_aside(source, begin, record.name, SHORT)
-
-    def _other_pickles(self) -> Iterator[ZipRecord]:
-        room = MAX_OTHERS
-        for record in self.archive.records:
-            if record.name[-1:] in PICKLE_ENDS and self._is_other_pickle(record):
-                room -= record.size
-                if room < 0:
-                    raise UnsupportedError(f"its other pickles take more than {MAX_OTHERS} bytes")
-                yield record
-
-    def _unnamed_records(self) -> Iterator[ZipRecord]:
-        """Return the records that are neither storages nor called pickles: they could be some."""
-        unnamed = (
-            record
-            for record in self._beside_storages
-            if record is not self.pickle and not self._is_other_pickle(record)
-        )
-        return islice(unnamed, MAX_UNNAMED)
-
-    @cached_property
-    def _beside_storages(self) -> list[ZipRecord]:
-        """The records that are no storages; nearly all are."""
-        storages = self._storages
-        return [
-            record
-            for record in self.archive.records
-            if not record.name.startswith(storages) and not folded(record.name).startswith(storages)
-        ]
-
-    @cached_property
-    def _storages(self) -> str:
-        return folded(f"{self.folder}{STORAGE}")
-
-    def _is_other_pickle(self, record: ZipRecord) -> bool:
-        return record is not self.pickle and record.name.lower().endswith(PICKLE_SUFFIXES)
-
-    def _listen(self, pickles: Pickles, record: ZipRecord) -> bool:
-        try:
-            return pickles.listen(self._source(record), 0, record.name) is not None
-        except CkptError:
-            return False
+    @property
+    def _constants(self) -> tuple[str, ...]:
+        """The beginning of the names of TorchScript's constants, which are values too."""
+        return (f"{self.folder}{CONSTANTS}",) if is_torchscript(self.archive, self.folder) else ()
 
     def notes(self) -> Iterator[Note]:
         """Yield notes on refusals of torch, on ambiguous records and on a changed pickle."""
@@ -344,10 +266,7 @@ class TorchRecords:
         return self.archive.read(record)
 
     def _source(self, record: ZipRecord) -> Source:
-        if record.method == STORED:
-            offset = self.archive.data_offset(record)
-            return Window(self.archive.source, offset, record.size)
-        return Memory(self.archive.read(record))
+        return content_of(self.archive, record)
 
     def _unpacked(self, record: ZipRecord) -> DeflatedRecord:
         if record.method != DEFLATED:
@@ -356,6 +275,10 @@ class TorchRecords:
         from ckptool.formats.zips.deflated import DeflatedRecord  # noqa: PLC0415 - torch stores
 
         return DeflatedRecord(self.archive, record)
+
+    @cached_property
+    def _storages(self) -> str:
+        return folded(f"{self.folder}{STORAGE}")
 
     def locate(self, key: StorageKey, nbytes: int) -> ByteSpan | None:
         """Return the place of the storage ``key``; torch names its record ``f"data/{key}"``.

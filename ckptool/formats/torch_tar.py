@@ -12,7 +12,8 @@ Layout: members, each a row of pickles with raw bytes between them, all little-e
 
 Rules, each with its reason:
 
-* Nothing is extracted: values are slices of the archive. Only those four member names matter.
+* Nothing is extracted: values are slices of the archive. Only those four member names matter; the
+  names in pickles among the other members are recorded.
 * The last of several members with one name is read, as in ``tarfile`` and so in torch. It must be a
   file: torch would follow a link, also out of the archive.
 * A tar archive with none of these members is an archive of files, not a damaged checkpoint.
@@ -31,6 +32,7 @@ from typing import Any
 
 from ckptool.errors import DamagedError, UnknownFormatError, UnsupportedError
 from ckptool.formats.base import Checkpoint, FileFormat
+from ckptool.formats.behind import listen_behind
 from ckptool.formats.nested import checkpoint_of, pickles_of
 from ckptool.formats.other_zips import OF_ARCHIVES, refuse_checkpoints
 from ckptool.formats.pickles.literal import OTHERWISE, Literal, Made, Persisted, read_literal
@@ -44,6 +46,7 @@ from ckptool.sources.window import Window
 from ckptool.tree.nodes import MAX_DIGITS, GlobalRef, StorageRef, TensorRef
 
 MEMBERS = ("sys_info", "pickle", "tensors", "storages")
+MAX_LISTENED = 1 << 12  # other members that are looked into for a pickle
 MAX_SHOWN = 4  # names of other members in a message
 
 Objects = dict[StorageKey, StorageRef | TensorRef]  # storages and tensors, by their keys
@@ -83,6 +86,7 @@ class TorchTar(FileFormat):
         objects: Objects = {}
         pickles = pickles_of("pickle")
         with pickles.telling():
+            _listen_to_others(file, members.values(), pickles)
             if "sys_info" in members:  # new versions of torch skip it, old ones ran it
                 pickles.listen(members["sys_info"], 0, "sys_info")
             _read_storages(_Cursor(members["storages"], pickles, "storages"), objects)
@@ -126,6 +130,23 @@ def torch_members(file: Source) -> dict[str, Window]:
         for name in MEMBERS
         if name in found
     }
+
+
+def _listen_to_others(file: Source, own: Iterable[Window], pickles: Pickles) -> None:
+    """Record the names in members that torch does not read: who unpacks the archive has them too.
+
+    Raises:
+        UnsupportedError: there are more than can be followed in useful time.
+    """
+    begins = {window.span(0, 0).offset for window in own}
+    number = 0
+    for member in tar_members(file):
+        window = Window(file, member.offset, member.size)
+        if member.size and window.span(0, 0).offset not in begins:
+            number += 1
+            if number > MAX_LISTENED:
+                raise UnsupportedError(f"an archive with more than {MAX_LISTENED:,} other files")
+            listen_behind(window, 0, pickles, member.name)
 
 
 # ------------------------------------------------------------------------------------- the members

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ckptool.formats.base import Checkpoint, FileFormat, Format, NamedGlobal
 from ckptool.formats.nested import checkpoint_of, pickles_of
+from ckptool.formats.other_records import OtherRecords
 from ckptool.formats.script_code import is_torchscript
 from ckptool.formats.torch_records import TorchRecords
 from ckptool.formats.zips.records import STORED, ZipArchive, is_zip
@@ -33,13 +34,10 @@ def names_in_arrays(file: Source, offsets: Container[int]) -> tuple[NamedGlobal,
         CkptError: it is no zip of torch's, or has more arrays than can be followed.
     """
     archive, pickles = ZipArchive(file), pickles_of("data.pkl")
-    TorchRecords(archive).listen_to_arrays(
-        pickles,
-        [
-            record
-            for record in archive.records
-            if record.method != STORED or archive.data_offset(record) in offsets
-        ],
+    OtherRecords(archive, pickles).listen_to_arrays(
+        record
+        for record in archive.records
+        if record.method != STORED or archive.data_offset(record) in offsets
     )
     return pickles.globals_named
 

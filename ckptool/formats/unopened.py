@@ -56,6 +56,7 @@ def files_below(folder: Path, opened: Collection[Path]) -> Iterator[Unopened]:
     others = 0
     for place, folders, names in os.walk(folder, onerror=failed.append):
         folders.sort()
+        yield from _linked(folder, Path(place), folders)
         for name in sorted(names):
             path = Path(place, name)
             if path in opened:
@@ -70,6 +71,13 @@ def files_below(folder: Path, opened: Collection[Path]) -> Iterator[Unopened]:
     for refusal in failed:
         path = Path(refusal.filename or folder)
         yield Unopened(str(path.relative_to(folder)), path, (refusal.strerror or "").lower())
+
+
+def _linked(folder: Path, place: Path, names: list[str]) -> Iterator[Unopened]:
+    """Yield the links to directories outside of a directory, which are not followed."""
+    for path in (place / name for name in names):
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            yield Unopened(str(path.relative_to(folder)), path, "a link to another directory")
 
 
 def _not_fetched(folder: RemotePath, opened: Collection[Path]) -> Iterator[Unopened]:

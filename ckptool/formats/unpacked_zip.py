@@ -19,11 +19,13 @@ from pathlib import Path
 
 from ckptool.errors import CkptError, DamagedError, UnreadableError, UnsupportedError
 from ckptool.formats.base import Checkpoint, FolderFormat, Note, TensorReader
+from ckptool.formats.behind import listen_behind
 from ckptool.formats.folders import all_or_none
 from ckptool.formats.nested import pickles_of
 from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.pickles.storages import StorageKey
 from ckptool.formats.pickles.torch_objects import TorchBuilder
+from ckptool.formats.zips.records import folded
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.sources.places import open_file
 
@@ -45,7 +47,7 @@ class UnpackedZip(FolderFormat):
 
     def open(self, folder: Path) -> Checkpoint:
         """Return the checkpoint; read only the pickles."""
-        if any((folder / name).exists() for name in CODE):
+        if any(folded(path.name) in CODE for path in folder.iterdir()):
             raise UnsupportedError(
                 "an unpacked TorchScript archive, whose code runs when it is loaded",
                 path=folder,
@@ -59,7 +61,9 @@ class UnpackedZip(FolderFormat):
                 raise DamagedError(f"the byte order is {byteorder!r:.20}, neither little nor big")
             with pickles.telling():
                 builder = TorchBuilder(files.storage, pickles.open_nested, byteorder)
-                tree, _ = pickles.read(files.opened(folder / PICKLE), builder)
+                pickle = files.opened(folder / PICKLE)
+                tree, end = pickles.read(pickle, builder)
+                listen_behind(pickle, end, pickles, PICKLE)
                 unread = [name for name in files.other_pickles() if not files.listen(name, pickles)]
             sources = [*files.by_path.values()]
         message = "another pickle in the directory, which cannot be read to its end"
@@ -124,6 +128,10 @@ class _Files:
     def listen(self, name: str, pickles: Pickles) -> bool:
         """Note the names in another pickle; return whether it could be read."""
         try:
-            return pickles.listen(self.opened(self._folder / name), 0, name) is not None
+            file = self.opened(self._folder / name)
         except CkptError:
             return False
+        end = pickles.listen(file, 0, name)
+        if end is not None:
+            listen_behind(file, end, pickles, name)
+        return end is not None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import shutil
+import zlib
 
 import pytest
 from safetensors.torch import save_file
@@ -12,6 +16,8 @@ from torch import zeros
 from ckptool.formats import unopened
 from helpers.assembling import call, program, text
 from helpers.paths import FIXTURES
+from helpers.two_faced import END, GOOD, legacy, zipped
+from helpers.unpacked import array, plain_array
 
 RUNS = program(call("os.system", text("true")))
 
@@ -64,3 +70,67 @@ def test_a_format_without_pickles_does_not_hide_a_pickle_beside_it(tmp_path, ckp
     output = ckptool("verify", shards, "--json")
     assert output.exit_code == 1
     assert "CK201" in told(output)
+
+
+LONG = 1 << 13  # bytes of a text that is not unpacked whole
+LOADED_BY_OTHERS = {
+    "x.npy": array(RUNS),
+    "x.npz": zipped(("x.npy", array(RUNS))),
+    "x.gz": gzip.compress(RUNS),
+    "x.gz.2": gzip.compress(b"") + gzip.compress(RUNS),
+    "x.z": zlib.compress(RUNS),
+    "x.bz2": bz2.compress(RUNS),
+    "x.xz": lzma.compress(RUNS),
+    "x.lzma": lzma.compress(RUNS, lzma.FORMAT_ALONE),
+    "x.long": gzip.compress(b"\x80\x04C\xff" + bytes(255) + b"0" + legacy() * 99 + RUNS),
+    "x.dat": b"I0x1\n0" + RUNS,
+}
+HARMLESS = {
+    "x.npy": plain_array(),
+    "x.npz": zipped(("x.npy", plain_array())),
+    "log.gz": gzip.compress(b"cat\ndog\n" * LONG),
+    "x.zip": zipped(("notes.txt", b"os\nsystem\n")),
+}
+
+
+@pytest.fixture
+def beside(tmp_path):
+    """A directory of a trainer, to which files can be added."""
+    save_file({"w": zeros(2)}, tmp_path / "model.safetensors")
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"epoch": 1}))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", LOADED_BY_OTHERS)
+def test_what_numpy_or_joblib_would_run_is_told(name, beside, ckptool):
+    (beside / name).write_bytes(LOADED_BY_OTHERS[name])
+    output = ckptool("verify", beside, "--json")
+    assert output.exit_code == 1
+    assert told(output) & {"CK101", "CK201"}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_arrays_of_numbers_and_compressed_text_are_safe(name, beside, ckptool):
+    (beside / name).write_bytes(HARMLESS[name])
+    assert ckptool("verify", beside, "--require", "safe").exit_code == 0
+
+
+def test_a_compressed_archive_is_not_looked_at(beside, ckptool):
+    (beside / "x.tgz").write_bytes(gzip.compress(GOOD + END))
+    output = ckptool("verify", beside, "--json")
+    states = {check["rule"]: check["state"] for check in output.json["checks"]}
+    assert states["CK201"] == "not-checked"
+
+
+@pytest.mark.parametrize(("inside", "state"), [(True, "passed"), (False, "not-checked")])
+def test_a_link_out_of_the_directory_is_not_followed(inside, state, tmp_path, beside, ckptool):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for path in [*beside.iterdir()]:
+        if path.is_file():
+            path.rename(folder / path.name)
+    target = (folder if inside else tmp_path) / "target"
+    target.mkdir()
+    (folder / "latest").symlink_to(target)
+    output = ckptool("verify", folder, "--json")
+    assert {c["rule"]: c["state"] for c in output.json["checks"]}["CK201"] == state

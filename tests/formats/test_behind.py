@@ -7,8 +7,9 @@ import time
 import pytest
 
 from ckptool.errors import DamagedError, UnsupportedError
-from ckptool.formats.behind import MAX_BEHIND, listen_behind
+from ckptool.formats.behind import listen_behind
 from ckptool.formats.nested import pickles_of
+from ckptool.formats.rows import MAX_BEHIND
 from ckptool.sources.memory import Memory
 from helpers import bombs
 from helpers.two_faced import EVIL, NOTHING, legacy, legacy_with_values, torch_zip

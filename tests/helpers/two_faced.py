@@ -6,15 +6,18 @@ loader that runs it; ``HONEST`` has files that use the same features and hide no
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import pickle
 import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
+from helpers.crafted_zips import TORCH, crafted, deflated, entry, zip_of
 from helpers.unpacked import agent, array, gzip_over, plain_array, storage, zlib_over
 
 BLOCK = 512
@@ -32,6 +35,18 @@ LOADERS = {
     "pickle": "import pickle\nfile = open(PATH, 'rb')\nwhile True: pickle.load(file)",
     "jit": "torch.jit.load(PATH)",
     "numpy": "import numpy\ndict(numpy.load(PATH, allow_pickle=True))",
+    "old joblib": "import pickle, zlib\nraw = open(PATH, 'rb').read()\n"
+    "pickle.loads(zlib.decompress(raw[21:], 15, int(raw[2:21], 16)))",
+    "pickle, then numpy": "import pickle, numpy\nfile = open(PATH, 'rb')\npickle.load(file)\n"
+    "numpy.load(file, allow_pickle=True)",
+    "hub": "torch.hub._legacy_zip_load(PATH, '.', None, False)",
+    "agent": "import base64, json, pickle, zipfile\n"
+    "for value in json.loads(zipfile.ZipFile(PATH).read('data')).values():\n"
+    "    pickle.loads(base64.b64decode(value[':serialized:']))",
+    "record": "import pickle, zipfile\nfile = zipfile.ZipFile(PATH).open('a/x.pkl')\n"
+    "while True: pickle.load(file)",
+    "member": "import tarfile\nfile = tarfile.open(PATH).extractfile('notes')\n"
+    "torch.load(file, weights_only=False)",
     "gzip": "import gzip, pickle\npickle.load(gzip.open(PATH))",
     "zlib": "import pickle, zlib\n"
     "pickle.loads(zlib.decompressobj().decompress(open(PATH, 'rb').read(), 65536))",
@@ -446,7 +461,80 @@ STREAMS = {
     "zlib-and-tar": Hidden("zlib", lambda: zlib_over(header, BARE, CHECKPOINT)),
 }
 
+
+def in_bytes(data: bytes) -> bytes:
+    """A pickle of bytes, which end it."""
+    return b"\x80\x03}X\1\0\0\0xB" + struct.pack("<I", len(data)) + data + b"s."
+
+
+def old_joblib(pickled: bytes) -> bytes:
+    return b"ZF" + (b"0x%x" % len(pickled)).ljust(19) + zlib.compress(pickled)
+
+
+# Instructions that ckptool refuses and an unpickler follows, each of which leaves nothing behind.
+REFUSED = {
+    "a-hexadecimal": b"I0x10\n0",
+    "an-octal": b"I010\n0",
+    "a-zero-byte": b"I1\0x\n0",
+    "a-long-hexadecimal": b"L0x10L\n0",
+    "a-float-and-a-zero-byte": b"F1.0\0x\n0",
+    "items-of-a-list": b"](K\1eK\0K\2s0",
+    "items-of-nothing": b"N(u0",
+    "elements-of-bytes": b"\x96\1\0\0\0\0\0\0\0aK\1a0",
+    "a-deep-key": b"}N" + b"\x85" * 900 + b"Ns0",
+}
+SERIALIZED = b'{"x": {":serialized:": "%s"}}' % base64.b64encode(EVIL)
+HEXADECIMAL = base64.b64encode(REFUSED["a-hexadecimal"] + BARE)
+BEHIND = {
+    **{
+        f"{place}-{label}": Hidden(loader, lambda make=make, begin=begin: make(begin + BARE))
+        for label, begin in REFUSED.items()
+        for place, loader, make in (
+            ("behind", "pickle", lambda body: NOTHING + body),
+            ("behind-and-cut", "pickle", lambda body: NOTHING + body[:-1]),
+            ("array", "numpy", lambda body: torch_zip(NOTHING, ("a/x.npy", array(body)))),
+            ("record", "record", lambda body: torch_zip(NOTHING, ("a/x.pkl", body))),
+        )
+    },
+    "legacy-then-hexadecimal": Hidden("in turn", lambda: legacy() + b"I0x1\n0" + BARE),
+    "pickle-then-array": Hidden("pickle, then numpy", lambda: NOTHING + array(EVIL)),
+    "record-of-two": Hidden("record", lambda: torch_zip(NOTHING, ("a/x.pkl", NOTHING + EVIL))),
+    "record-that-is-longer": Hidden(
+        "record", lambda: zip_of(*TORCH, entry(b"a/x.pkl", EVIL, deflated(EVIL + b"x"), method=8))
+    ),
+    "agent-with-a-zero-byte": Hidden(
+        "agent",
+        lambda: zip_of(entry(b"policy.pth", storage(b"1")), entry(b"data\0x", SERIALIZED)),
+    ),
+    "zip-in-safetensors": Hidden(
+        "hub", lambda: safetensors(b"", zip_of(entry(b"x", legacy(EVIL))))
+    ),
+    "zip-that-counts-nothing": Hidden(
+        "hub",
+        lambda: safetensors(
+            b"",
+            zip_of(entry(b"x", legacy(EVIL))).replace(
+                b"PK\5\6\0\0\0\0\1\0\1\0", b"PK\5\6" + bytes(8)
+            ),
+        ),
+    ),
+    "agent-with-a-hexadecimal": Hidden(
+        "agent",
+        lambda: zip_of(
+            entry(b"policy.pth", storage(b"1")),
+            entry(b"data", SERIALIZED.replace(base64.b64encode(EVIL), HEXADECIMAL)),
+        ),
+    ),
+    "zip-in-a-pickle": Hidden("hub", lambda: in_bytes(zip_of(entry(b"x", EVIL)))),
+    "tar-beside": Hidden("member", tar(GOOD, member("notes", legacy(EVIL)))),
+    "tar-of-checkpoints": Hidden("member", lambda: member("notes", legacy(EVIL)) + CHECKPOINT),
+    "old-joblib-and-tar": Hidden("old joblib", tar(member(old_joblib(EVIL)), GOOD)),
+}
+
+
 HIDDEN: dict[str, Hidden] = {
+    **{name: Hidden("numpy", make) for name, make in crafted(EVIL).items()},
+    **BEHIND,
     **{name: Hidden("numpy", make) for name, make in ARRAYS.items()},
     **STREAMS,
     **{f"script-{name}": Hidden("torch.load", make) for name, make in SCRIPTS.items()},
@@ -486,4 +574,9 @@ HONEST: dict[str, Callable[[], bytes]] = {
     "array-of-numbers": lambda: torch_zip(NOTHING, ("a/x.npy", plain_array())),
     "array-of-numbers-as-a-storage": lambda: storage(plain_array()),
     "agent": agent,
+    "tar-that-ends-in-a-zip": lambda: CHECKPOINT,
+    "pickle-that-ends-in-a-zip": lambda: in_bytes(torch_zip(NOTHING)),
+    "record-of-two": lambda: torch_zip(NOTHING, ("a/x.pkl", NOTHING * 2)),
+    "record-of-text": lambda: torch_zip(NOTHING, ("a/x", b"I love\ncats\nand\ndogs\n")),
+    "compressed-records": lambda: storage(plain_array(), zipfile.ZIP_DEFLATED),
 }

@@ -37,7 +37,7 @@ from struct import error as StructError  # noqa: N812
 from typing import Any, Protocol
 
 from ckptool.errors import DamagedError
-from ckptool.formats.pickles.budget import Budget
+from ckptool.formats.pickles.budget import Budget, WorkError
 from ckptool.formats.pickles.memo import Memo
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.tree.nodes import BytesRef, GlobalRef, Opaque, SpannedBytes
@@ -143,6 +143,21 @@ class Builder:
         """Return the value for ``persistent_load(saved_id)``."""
         self.object_to("a persistent id, which nothing in the file answers to")
         return Opaque("<persistent id>", (saved_id,))
+
+    def integer(self, line: bytes) -> int:
+        """Return the integer of INT; C reads one with leading zeros as octal, and so does torch."""
+        if line.strip().lstrip(b"+-")[:1] == b"0" and int(line):
+            said = f"the integer {line!r:.40} has leading zeros, which C reads as octal"
+            raise DamagedError(said)
+        return _decimal(line)
+
+    def long(self, line: bytes) -> int:
+        """Return the integer of LONG."""
+        return _decimal(line.removesuffix(b"L"))
+
+    def real(self, line: bytes) -> float:
+        """Return the number of FLOAT."""
+        return float(line)
 
     def items_of(self, target: Any) -> dict[Any, Any]:
         """Return the dict that takes ``target[key] = value`` (SETITEM, SETITEMS)."""
@@ -311,7 +326,7 @@ class PickleMachine:
                     items, stack = stack, marks.pop()
                     _append(stack[-1], items, builder)
                 elif (seldom := seldom + 1) > allowed:  # no pickler writes so many of the rest
-                    raise DamagedError("a program of instructions that make nothing")
+                    raise WorkError("a program of instructions that make nothing")
                 elif not is_later and op not in SAFE_SELDOM:
                     is_later, i = True, begin  # the next turn follows the instruction
                 elif op == 0x73:  # SETITEM
@@ -431,13 +446,13 @@ class PickleMachine:
                     memo.store(_decimal(line), stack[-1])
                 elif op == 0x49:  # INT
                     line, i = _line(window, i)
-                    stack.append(_BOOLEANS[line] if line in _BOOLEANS else _integer(line))
+                    stack.append(_BOOLEANS[line] if line in _BOOLEANS else builder.integer(line))
                 elif op == 0x4C:  # LONG
                     line, i = _line(window, i)
-                    stack.append(_decimal(line.removesuffix(b"L")))
+                    stack.append(builder.long(line))
                 elif op == 0x46:  # FLOAT
                     line, i = _line(window, i)
-                    stack.append(float(line))
+                    stack.append(builder.real(line))
                 elif op == 0x53:  # STRING
                     line, i = _line(window, i)
                     stack.append(self._python2(_quoted(line)))
@@ -515,7 +530,7 @@ class PickleMachine:
             DamagedError: the pickle takes more memory than any useful one does.
         """
         if len(stack) > MAX_STACK or len(marks) > MAX_MARKS:
-            raise DamagedError("a program that only piles up values")
+            raise WorkError("a program that only piles up values")
         self.builder.budget.check_memory(self.source.size)
         return MAX_SELDOM + (at - self.start) // 4
 
@@ -545,7 +560,7 @@ class PickleMachine:
         ref = self._interned.get((module, name))
         if ref is None:
             if len(self.globals) == MAX_NAMES:
-                raise DamagedError(f"a program that names more than {MAX_NAMES} classes")
+                raise WorkError(f"a program that names more than {MAX_NAMES} classes")
             ref = self._interned[module, name] = GlobalRef(module, name)
             self.globals[ref] = offset
         return ref
@@ -635,13 +650,6 @@ def _decimal(line: bytes) -> int:
     if len(line) > LONG_INTEGER:
         raise DamagedError(f"a decimal integer of {len(line)} digits")
     return int(line)
-
-
-def _integer(line: bytes) -> int:
-    """Return the integer of INT; C reads one with leading zeros as octal, and so does torch."""
-    if line.strip().lstrip(b"+-")[:1] == b"0" and int(line):
-        raise DamagedError(f"the integer {line!r:.40} has leading zeros, which C reads as octal")
-    return _decimal(line)
 
 
 def _text(data: bytes) -> str:

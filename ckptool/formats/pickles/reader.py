@@ -153,13 +153,19 @@ class Pickles:
 
         Returns:
             The offset behind its STOP; None if it cannot be read that far.
+
+        Raises:
+            UnsupportedError: a loader may follow it further than ckptool does.
         """
         builder = TorchBuilder(lambda _key, _nbytes: None, self.open_nested)
         machine = self.machine(source, builder, offset)
-        with suppress(CkptError):
+        try:
             self._run(machine, builder, label or self.label)
-            return machine.end
-        return None
+        except CkptError as error:
+            if self._goes_on(machine, error, label or self.label):
+                raise _cannot_be_followed() from error
+            return None
+        return machine.end
 
     def listen_aside(self, source: Source, offset: int, label: str, window: int) -> Heard:
         """Record the names in bytes that may be a pickle by accident, such as tensors' values.
@@ -179,20 +185,40 @@ class Pickles:
         try:
             value = aside._run(machine, builder, label)
             end = machine.end
-        except WorkError:  # a loader that does the work meets what follows
-            is_missed = True
-        except CkptError:
-            is_missed = _is_pickle(source, offset, window)
+        except CkptError as error:
+            is_missed = self._goes_on(machine, error, label)
         for (depth, _, _), named in aside._shared.names.items():
             if end is not None or _is_certain(named):
                 self._note(named, self.depth + depth)
         shared.seconds_aside -= thread_time() - begun
         if is_missed or shared.seconds_aside + source.size / BYTES_A_SECOND < 0:
-            raise UnsupportedError(
-                "pickles behind or beside the first one that cannot be followed in useful time",
-                hint="load each object and save it to a file of its own",
-            )
+            raise _cannot_be_followed()
         return Heard(value, end)
+
+    def _goes_on(self, read: PickleMachine, error: CkptError, label: str) -> bool:
+        """Return whether a loader may follow a pickle further than ``read`` did, and meet names.
+
+        The dangerous ones are recorded.
+        """
+        if isinstance(error, WorkError):  # a loader that does the work meets what follows
+            return True
+        from ckptool.formats.pickles.following import Follower  # noqa: PLC0415 - few are refused
+
+        builder, is_at_end = Follower(), False
+        machine = PickleMachine(read.source, read.start, builder, window=read.window)
+        try:
+            machine.run()
+            is_at_end = True
+        except WorkError:
+            return True
+        except CkptError:
+            pass
+        new = [ref for ref in machine.globals if ref not in read.globals]
+        for ref in machine.globals if is_at_end else new:
+            named = NamedGlobal(ref, ref in builder.called, label)
+            if _is_certain(named):
+                self._note(named, self.depth)
+        return bool(machine.globals) if is_at_end else any(map(_is_module, new))
 
     @contextmanager
     def telling(self) -> Iterator[None]:
@@ -309,19 +335,21 @@ class Pickles:
         return replace(self, label=label, depth=self.depth + 1)
 
 
-def _is_pickle(source: Source, offset: int, window: int) -> bool:
-    """Return whether bytes that cannot be followed are a pickle, which a loader would follow."""
-    machine = PickleMachine(source, offset, window=window)
-    with suppress(CkptError):
-        machine.run()
-        return bool(machine.globals)
-    return False
+def _cannot_be_followed() -> UnsupportedError:
+    return UnsupportedError(
+        "pickles behind or beside the first one that cannot be followed in useful time",
+        hint="load each object and save it to a file of its own",
+    )
 
 
 def _is_certain(named: NamedGlobal) -> bool:
     """Return whether a name is dangerous, and that of a module rather than of any other data."""
-    module = named.ref.module.replace(".", "_").replace("-", "_")
-    return trust_of(named) == DANGEROUS and module.isidentifier() and not is_extension(named.ref)
+    return trust_of(named) == DANGEROUS and _is_module(named.ref)
+
+
+def _is_module(ref: GlobalRef) -> bool:
+    module = ref.module.replace(".", "_").replace("-", "_")
+    return module.isidentifier() and not is_extension(ref)
 
 
 def no_storage(key: StorageKey, _nbytes: int) -> ByteSpan:

@@ -27,6 +27,7 @@ IS_FOLDER = 0x10  # an attribute of DOS
 MAX_DIRECTORY = 1 << 30  # bytes; a directory of 100,000 records has about ten million
 _READ = Struct("<8x2H4x3I4H2x2I").unpack_from  # of CENTRAL what is looked at
 _FIELD = Struct("<2H").unpack_from  # the kind and the length of an extra field
+UNICODE = b"up"  # the kind of the extra field with a name in UTF-8, 0x7075
 MAX_TOLD = 100  # entries that are reported as unread by torch
 
 
@@ -52,6 +53,7 @@ class Directory(NamedTuple):
     doubts: tuple[str, ...]  # reasons why other readers could find another directory
     disk: int = 0
     refusals: tuple[str, ...] = ()  # faults for which torch refuses it
+    end: End | None = None  # that leads to it
 
 
 def _find_end(source: Source) -> tuple[bytes, int]:
@@ -74,7 +76,7 @@ def read_directory(found: Directory, refusals: list[str], unread: set[int]) -> l
     Raises:
         DamagedError: the directory breaks off, or records overlap.
     """
-    count, offset, directory, _, own_disk, _ = found
+    count, offset, directory, _, own_disk, *_ = found
     records: list[ZipRecord] = []
     at = free = 0  # free: the earliest offset for the next record
     is_in_order = True
@@ -91,6 +93,8 @@ def read_directory(found: Directory, refusals: list[str], unread: set[int]) -> l
         ) = _READ(directory, at)  # fmt: skip
         name_end = at + width + name_length
         name = directory[at + width : name_end].decode("utf-8", "surrogateescape")
+        if extra_length and UNICODE in directory[name_end : name_end + extra_length]:
+            _refuse_other_name(directory[name_end : name_end + extra_length], name)
         if packed == UINT32_MAX or plain == UINT32_MAX or header == UINT32_MAX:  # noqa: PLR1714
             extra = directory[name_end : name_end + extra_length]
             plain, packed, header = _zip64_sizes(extra, plain, packed, header)
@@ -230,7 +234,23 @@ def find_directory(source: Source) -> Directory:
     source.bring(offset - ahead, size + ahead)
     directory = source.read(offset, size)
     told = tuple(filter(None, doubts))
-    return Directory(count, offset, directory, told, found.disk, found.refusals)
+    return Directory(count, offset, directory, told, found.disk, found.refusals, found)
+
+
+def _refuse_other_name(extra: bytes, name: str) -> None:
+    """Refuse an extra field with another name, which newer versions of ``zipfile`` take.
+
+    Raises:
+        DamagedError: there is one.
+    """
+    at = 0
+    while at + 4 <= len(extra):
+        _, length = _FIELD(extra, at)
+        # A version and the checksum of the name that it stands for come first.
+        other = extra[at + 9 : at + 4 + length].decode("utf-8", "surrogateescape")
+        if extra.startswith(UNICODE, at) and other != name:
+            raise DamagedError(f"the record {name!r:.80} has a second name, {other!r:.80}")
+        at += 4 + length
 
 
 def _zip64_sizes(extra: bytes, plain: int, packed: int, header: int) -> tuple[int, int, int]:

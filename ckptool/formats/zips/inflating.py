@@ -9,6 +9,7 @@ from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.zips.directory import ZipRecord
 
 MAX_INFLATED = 64 << 20  # unpacked bytes of a deflated record that is read as a whole
+AT_ONCE = 4096  # packed bytes of which the beginning of a record is unpacked
 PIECE = 1 << 20  # bytes of a deflated record that are unpacked at a time
 
 
@@ -36,6 +37,23 @@ def unpacked(record: ZipRecord, data: Callable[[int, int], bytes]) -> Iterator[b
             yield piece
     if left or not unpacker.eof:
         raise DamagedError(f"the record {record.name!r} does not unpack to {record.size} bytes")
+
+
+def beginning(record: ZipRecord, data: Callable[[int, int], bytes], nbytes: int) -> bytes:
+    """Return the first bytes of a deflated record; fewer if it cannot be unpacked so far.
+
+    Blocks that hold nothing may come first.
+    """
+    unpacker, found = zlib.decompressobj(-zlib.MAX_WBITS), b""
+    for at in range(0, record.compressed_size, AT_ONCE):
+        try:
+            packed = data(at, min(AT_ONCE, record.compressed_size - at))
+            found += unpacker.decompress(packed, nbytes - len(found))
+        except zlib.error:
+            break
+        if len(found) == nbytes or unpacker.eof:
+            break
+    return found
 
 
 def inflated(record: ZipRecord, data: bytes) -> bytes:

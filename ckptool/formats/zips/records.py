@@ -33,7 +33,6 @@ Rules, each with its reason:
 
 from __future__ import annotations
 
-import zlib
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from functools import cached_property, partial
@@ -42,7 +41,12 @@ from struct import Struct
 
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.npy import MAGIC as ARRAY
-from ckptool.formats.zips.directory import ZipRecord, find_directory, read_directory
+from ckptool.formats.zips.directory import (
+    Directory,
+    ZipRecord,
+    find_directory,
+    read_directory,
+)
 from ckptool.formats.zips.headers import CENTRAL, LOCAL, UINT16_MAX, UINT32_MAX
 from ckptool.sources.base import ByteSpan, Guard, Source
 
@@ -84,6 +88,10 @@ def folded(name: str) -> str:
 _LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
 
 
+class HeaderError(DamagedError):
+    """Error of a record that no reader opens, since there is no header at its offset."""
+
+
 class ZipArchive:
     """The directory of a zip archive; data offsets are looked up on demand.
 
@@ -91,13 +99,13 @@ class ZipArchive:
         DamagedError: there is no end record, or the directory does not fit the bytes.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, directory: Directory | None = None) -> None:
         self.source, self._is_near = source, source.is_near
-        self._directory = find_directory(source)
-        self.refusals = list(self._directory.refusals)  # faults for which torch refuses it
+        self.directory = directory or find_directory(source)
+        self.refusals = list(self.directory.refusals)  # faults for which torch refuses it
         self.unread: set[int] = set()  # entries of records of which torch reads no bytes
-        self.records = read_directory(self._directory, self.refusals, self.unread)
-        self._listed, self._listed_at = self._directory.data, self._directory.offset
+        self.records = read_directory(self.directory, self.refusals, self.unread)
+        self._listed, self._listed_at = self.directory.data, self.directory.offset
         self._outermost, self._shift, _ = source.span(0, 0)  # as every span of the source has it
         self._window, self._window_offset = b"", 0
         # The offset of each record's data; 0 unless its local header was seen to be as listed. Most
@@ -113,7 +121,7 @@ class ZipArchive:
     @property
     def doubts(self) -> Iterator[tuple[str, str]]:
         """Pairs (record, what other readers could see), for the records looked up so far."""
-        yield from (("", doubt) for doubt in self._directory.doubts)
+        yield from (("", doubt) for doubt in self.directory.doubts)
         yield from self._differing.items()
 
     @cached_property
@@ -129,6 +137,11 @@ class ZipArchive:
             DamagedError: two records of the archive have the same name.
         """
         text, names = self.text_of_names, [record.name for record in self.records]
+        if "\0" in text:
+            name = next(name for name in names if "\0" in name)
+            raise DamagedError(
+                f"the record {name!r:.80} has a zero byte in its name, at which zipfile cuts it"
+            )
         if not text.isascii():
             names = list(map(folded, names))
         elif text.lower() != text:
@@ -180,7 +193,7 @@ class ZipArchive:
         window = self._window
         signature, local_flags, local_method, local_crc, width, extra = LOOKED_AT(window, at)
         if signature != b"PK\x03\x04":
-            raise DamagedError(f"the record {record.name!r} has no header at {offset}")
+            raise HeaderError(f"the record {record.name!r} has no header at {offset}")
         if flags & UNREADABLE:
             raise UnsupportedError(f"the record {record.name!r} is encrypted, or a patch")
         if method == STORED and packed != plain:
@@ -272,7 +285,7 @@ class ZipArchive:
         The source is given a guard for each.
         """
         headers = sorted(record.header_offset for record in self.records)
-        following = dict(zip(headers, [*headers[1:], self._directory.offset], strict=True))
+        following = dict(zip(headers, [*headers[1:], self.directory.offset], strict=True))
         starts = {r.header_offset: _start(r, following[r.header_offset]) for r in self.records}
         self.source.guard(
             Guard(
@@ -345,15 +358,19 @@ class ZipArchive:
         return [self.records[at] for at, start in places if not start and at not in seen]
 
     def head(self, record: ZipRecord, nbytes: int) -> bytes:
-        """Return the first bytes of a record's content; none if they cannot be unpacked."""
-        packed = min(nbytes if record.method == STORED else HEADER_WINDOW, record.compressed_size)
-        data = self.source.read(self.data_offset(record), packed)
+        """Return the first bytes of a record's content; none if they cannot be unpacked.
+
+        Raises:
+            UnsupportedError: the record is compressed with another method, or encrypted.
+        """
+        if record.method == STORED:
+            return self.source.read(self.data_offset(record), min(nbytes, record.size))
+        start, read = self.data_offset(record), self.source.read
         if record.method != DEFLATED:
-            return data if record.method == STORED else b""
-        try:
-            return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, nbytes)
-        except zlib.error:
-            return b""
+            raise _other_method(record)
+        from ckptool.formats.zips.inflating import beginning  # noqa: PLC0415 - torch stores
+
+        return beginning(record, lambda at, size: read(start + at, size), nbytes)
 
     def read(self, record: ZipRecord) -> bytes:
         """Return the record's content, unpacked if it is deflated.
@@ -366,7 +383,11 @@ class ZipArchive:
         if record.method == STORED:
             return data
         if record.method != DEFLATED:
-            raise UnsupportedError(f"{record.name!r} is compressed with method {record.method}")
+            raise _other_method(record)
         from ckptool.formats.zips.inflating import inflated  # noqa: PLC0415 - torch stores
 
         return inflated(record, data)
+
+
+def _other_method(record: ZipRecord) -> UnsupportedError:
+    return UnsupportedError(f"{record.name!r} is compressed with method {record.method}")
