@@ -36,14 +36,15 @@ MODULES_OF_TORCH = frozenset({
     "numpy.testing",
 })  # fmt: skip
 
-FUNCTIONS: Mapping[str, str] = {  # module -> its functions that act
+# Module -> its functions that act, and classes of the library in C++ that open what they are given.
+FUNCTIONS: Mapping[str, str] = {
     "numpy": "savez savez_compressed",
     "numpy._core._methods": "_dump",
     "numpy._core.function_base": "add_newdoc",
     "numpy.core": "_ufunc_reconstruct",
     "numpy.lib._utils_impl": "_makenamedict",
     "numpy.ma.mrecords": "fromtextfile openfile",
-    "torch": "_load_global_deps _preload_cuda_lib",
+    "torch": "PyTorchFileReader PyTorchFileWriter _load_global_deps _preload_cuda_lib",
     "torch._functorch._aot_autograd.graph_compile": ("_cache_autograd_info _cache_inference_info"),
     "torch._functorch._aot_autograd.subclass_codegen": "_compile_and_exec_source",
     "torch._functorch.partitioners": (
@@ -55,7 +56,9 @@ FUNCTIONS: Mapping[str, str] = {  # module -> its functions that act
     "torch._utils_internal": "get_writable_path",
     "torch.cuda.memory": "_dump_snapshot _save_memory_usage _save_segment_usage",
     "torch.distributed.checkpoint.filesystem": "_write_item",
-    "torch.distributed.distributed_c10d": "_object_to_tensor",
+    "torch.distributed": "FileStore TCPStore",
+    "torch.distributed.distributed_c10d": "FileStore TCPStore _object_to_tensor",
+    "torch._C._distributed_c10d": "FileStore TCPStore",
     "torch.distributed.nn.api.remote_module": "_recursive_script_module_reducer",
     "torch.distributed.optim.zero_redundancy_optimizer": "_broadcast_object",
     "torch.distributed.pipelining._schedule_visualizer": "visualize_schedule",
