@@ -45,7 +45,7 @@ def windows(spans: Iterable[ByteSpan]) -> Iterator[Window]:
             owner is source
             and nbytes <= SMALL
             and places[-1][0] <= at <= end + GAP
-            and stop <= BLOCK
+            and max(end, stop) <= BLOCK  # a long one may hold the next
             and owner.is_near
         ):
             places.append((at, stop))

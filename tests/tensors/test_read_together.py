@@ -85,6 +85,7 @@ def test_windows_hold_what_lies_near_in_order():
     assert cut((8, 4), (0, 4)) == [(8, 4), (0, 4)]
     assert cut((0, 40), (8, 4), (8, 0), (41, 1)) == [(0, 42)]
     assert cut((0, 4), (4, SMALL + 1)) == [(0, 4), (4, SMALL + 1)]
+    assert cut((0, 2 * BLOCK), (8, 4)) == [(0, 2 * BLOCK), (8, 4)]
     assert cut((0, 2 * BLOCK), (2 * BLOCK, 4)) == [(0, 2 * BLOCK), (2 * BLOCK, 4)]
     assert len(cut(*((at, SMALL) for at in range(0, 2 * BLOCK, SMALL)))) == 2
 
