@@ -5,6 +5,7 @@ A promotion may change the values of the model's slot, to those of the average, 
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,12 @@ Found = tuple[str, list[str]]  # an outcome, and what is wrong
 
 
 def whole(path: Path, load: Load) -> Found:
-    """Compare what ``convert --whole`` writes with the file itself."""
+    """Compare what ``convert --whole`` writes with the file itself.
+
+    The views of storages in a tar become views at other offsets, which is not judged.
+    """
+    if tarfile.is_tarfile(path):
+        return "refused", []
     return _written(path, load, ("convert", path, "--whole"), _compare_all)
 
 
