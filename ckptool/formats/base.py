@@ -54,7 +54,8 @@ class TensorReader:
 
     def __init__(self, *opened: Source) -> None:
         self.opened = opened
-        self._unpacked: dict[Source, int] = {}  # source -> bytes that it keeps
+        self._unpacked: set[Source] = set()
+        self._kept = 0  # bytes that these keep
         self._unpacking = allocate_lock()  # threads read
 
     def take_over(self, other: TensorReader) -> None:
@@ -110,8 +111,9 @@ class TensorReader:
         """
         with self._unpacking:
             if source.keeps and source not in self._unpacked:
-                check_unpacked(repr(source), source.keeps + sum(self._unpacked.values()))
-                self._unpacked[source] = source.keeps
+                check_unpacked(repr(source), self._kept + source.keeps)
+                self._kept += source.keeps
+                self._unpacked.add(source)
 
     def refuse_changed(self) -> None:
         """Refuse sources that were written to since they were opened.
@@ -132,6 +134,7 @@ class TensorReader:
         for source in (*self.opened, *self._unpacked):
             source.close()
         self._unpacked.clear()
+        self._kept = 0
 
 
 class NamedGlobal(NamedTuple):

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ckptool.errors import DamagedError
+from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats import base, open_checkpoint
 from ckptool.formats.zips.deflated import DeflatedRecord
 from ckptool.formats.zips.directory import ZipRecord
 from ckptool.formats.zips.inflating import PIECE, unpacked
 from ckptool.formats.zips.records import DEFLATED
+from ckptool.sources.memory import Memory
 from ckptool.tree.walking import tensors
 from helpers.making import average_of, save, weights
 from helpers.tensors import assert_same_tensors, load
@@ -154,3 +155,28 @@ def test_records_of_any_size_are_unpacked_whole():
         else:
             assert sum(map(len, pieces)) == size
     assert not damaged
+
+
+def test_the_bytes_of_many_unpacked_records_are_added_up_once():
+    """For each of 60,000 small ones all those before were added up again."""
+
+    class Size(int):
+        additions = 0
+
+        def __radd__(self, other: int) -> int:
+            Size.additions += 1
+            return int(self) + other
+
+        __add__ = __radd__
+
+    def kept(nbytes: int) -> Memory:
+        source = Memory(b"")
+        source.keeps = Size(nbytes)
+        return source
+
+    reader = base.TensorReader()
+    for _ in range(200):
+        reader.admit(kept(10))
+    assert Size.additions <= 400
+    with pytest.raises(UnsupportedError, match=f"{base.MAX_UNPACKED + 2000:,} bytes"):
+        reader.admit(kept(base.MAX_UNPACKED))
