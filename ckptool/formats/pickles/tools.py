@@ -22,7 +22,7 @@ MODULES_OF_TORCH = frozenset({
     "torch.utils.benchmark", "torch._lazy", "torch._appdirs",
     "torch._functorch.benchmark_utils", "torch._functorch.compilers",
     "torch._functorch.fx_minifier", "torch._library", "torch._native", "torch._numpy.testing",
-    "torch._strobelight", "torch._vendor", "torch.backends._coreml", "torch.backends.xeon",
+    "torch._strobelight", "torch._vendor.quack", "torch.backends._coreml", "torch.backends.xeon",
     "torch.cuda._annotate_cuda_graph_trace", "torch.cuda._memory_viz", "torch.cuda.tunable",
     "torch.distributed.checkpoint._consolidate_hf_safetensors",
     "torch.distributed.checkpoint.format_utils", "torch.distributed.debug",
