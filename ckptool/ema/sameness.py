@@ -39,7 +39,7 @@ def sameness(
     Each pair must have checksums, and one dtype: a part would be taken for the whole.
     """
     pairs = _beside_raw(location, candidate)
-    if not (pairs and checkpoint.is_local and checkpoint.format.has_checksums):
+    if not (pairs and checkpoint.format.has_checksums):
         return None
     both = [ref for _, ours, theirs in pairs for ref in (ours, theirs) if ref.numel]
     spans = {ref.chunks[0].span for ref in both if ref.is_stored_plainly}
