@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -72,17 +73,17 @@ def load_state_dict(
         raise
 
 
-_WORD = r"('[^']*'|[^\s;,:)]+)"  # as ``shlex.quote`` writes it
+# As ``shlex.quote`` writes it, without the mark behind it.
+_WORD = r"""('[^']*'(?:"'"'[^']*')*|(?:[,:]*[^\s;,:)'"])+)"""
 # What a hint types -> the argument of :func:`load_state_dict` that does the same.
 _ARGUMENTS: Sequence[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = (
-    (re.compile(r"ckptool extract-ema '?[^\s';]*#@model'?"), lambda _: 'which="model"'),
     (re.compile(rf"ckptool extract-ema ({_WORD} )?(?=--(ema|model) )"), lambda _: ""),
-    (re.compile(rf"ckptool extract-ema {_WORD}"), lambda m: f"load_state_dict({_string(m[1])})"),
+    (re.compile(rf"ckptool extract-ema {_WORD}"), lambda m: _loaded(m[1])),
     (
         re.compile(rf"--(ema|model|names|buffers) {_WORD}"),
         lambda m: f"{m[1]}={_string(m[2])}",
     ),
-    (re.compile(r"'?[^\s']*#ADDRESS'?"), lambda _: 'model="ADDRESS"'),
+    (re.compile(rf"(?<![^\s(]){_WORD}"), lambda m: _placed(m[1])),
 )
 
 
@@ -98,5 +99,18 @@ def in_python(hint: str) -> str:
     return hint
 
 
+def _loaded(word: str) -> str:
+    is_model = _unquoted(word).endswith("#@model")
+    return 'which="model"' if is_model else f"load_state_dict({_string(word)})"
+
+
+def _placed(word: str) -> str:
+    return 'model="ADDRESS"' if word.rstrip("'").endswith("#ADDRESS") else word
+
+
 def _string(word: str) -> str:
-    return f'"{word.strip(chr(39))}"'
+    return f'"{_unquoted(word)}"'
+
+
+def _unquoted(word: str) -> str:
+    return "".join(shlex.split(word))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from shlex import quote
 
 import pytest
 import torch
@@ -74,6 +75,10 @@ def test_no_hint_names_an_option(path):
         ("ckptool extract-ema 'x y.pt'", 'load_state_dict("x y.pt")'),
         ("name them: a.pt#ADDRESS; ckptool inspect --tensors lists the addresses",
          'name them: model="ADDRESS"; ckptool inspect --tensors lists the addresses'),
+        ("name them: 'x y.pt#ADDRESS'; or", 'name them: model="ADDRESS"; or'),
+        ("it's " + quote("a'b '.pt#ADDRESS"), 'it\'s model="ADDRESS"'),
+        ("the raw weights: ckptool extract-ema 'x y.pt#@model'", 'the raw weights: which="model"'),
+        ("(ckptool extract-ema a:b.pt)", '(load_state_dict("a:b.pt"))'),
     ],
 )  # fmt: skip
 def test_what_a_command_types(typed, said):
