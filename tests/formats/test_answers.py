@@ -8,6 +8,8 @@ from ckptool.formats.pickles.answers import is_imported, worst_of_imported
 from ckptool.formats.pickles.grades import FOREIGN, NESTED
 from helpers.assembling import (
     EMPTY_DICT,
+    NONE,
+    build,
     call,
     fields,
     instance,
@@ -59,6 +61,34 @@ def test_what_could_call_when_it_is_read_is_reported(attribute, value):
 def test_a_state_that_is_a_row_may_be_iterated():
     assert is_reported(new("somelib.Any") + row(X, SUBSET, X) + b"b")
     assert not is_reported(new("somelib.Any") + row(X, T, X) + b"b")
+
+
+def in_slots(made: bytes, **slots: bytes) -> bytes:
+    return build(made, row(NONE, fields(**slots)))
+
+
+def test_functions_in_slots_are_kept_by_objects_that_stand_for_no_other():
+    trainer = new("somelib.Trainer", X)
+    assert not is_reported(in_slots(trainer, steps=X, schedule=T, more=listed(T)))
+    assert not is_reported(in_slots(trainer, config=instance("somelib.Config", width=X)))
+    assert is_reported(in_slots(trainer, schedule=T, config=instance("somelib.Config", width=X)))
+    assert is_reported(in_slots(new("somelib.Trainer", new("somelib.Any")), schedule=T))
+
+
+def test_items_under_keys_of_any_kind_are_kept():
+    member, kept = call("somelib.Mode", X), instance("somelib.Any", get=T)
+    assert not is_reported(new("somelib.Registry") + X + kept + b"s")
+    assert not is_reported(new("somelib.Registry") + row(X, X) + kept + b"s")
+    assert not is_reported(new("somelib.Registry") + member + T + b"s")
+    assert not is_reported(new("somelib.Registry") + name("torch.float32") + T + b"s")
+    assert is_reported(new("somelib.Registry") + call("builtins.slice", NONE) + kept + b"s")
+
+
+def test_rows_may_have_the_form_of_the_arguments_of_a_metaclass():
+    assert not is_reported(new("somelib.Point", X, row(X), fields(function=T, close=T)))
+    assert not is_reported(new("somelib.Point", fields(function=T), T, row(X), X))
+    assert is_reported(new("somelib.Point", X, row(X), fields(extend=T)))
+    assert is_reported(new("somelib.Point", X, row(X), fields(extend=T), X))
 
 
 def test_classes_are_known_by_their_own_names_in_the_packages_of_users():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import io
+import re
 import sysconfig
 import textwrap
 import types
@@ -20,6 +22,9 @@ from ckptool.formats.pickles.asked import is_special
 from ckptool.formats.pickles.dropped import CALLED, READ_BESIDE, READ_WHEN_DROPPED
 from ckptool.formats.pickles.vetted import VETTED
 
+# The finalizer of files is written in C, and calls these: a class of Python's has its own.
+BY_FILES = ["close", "closed", "flush"]
+IS_FILE = re.compile(r"def __del__|class \w+\(.*(IO|Base|Stream)")
 # Tests, programs with windows, and modules of other systems.
 LEFT_OUT = {
     "site-packages", "test", "tests", "testing", "tkinter", "idlelib", "lib2to3", "turtledemo",
@@ -28,13 +33,13 @@ LEFT_OUT = {
 
 
 def modules() -> Iterator[types.ModuleType]:
-    """Yield the modules of Python, numpy and torch whose sources have a ``__del__``."""
+    """Yield the modules of Python, numpy and torch whose sources have a ``__del__``, or a file."""
     roots = [(Path(sysconfig.get_path("stdlib")), "")]
     roots += [(Path(each.__file__).parent, f"{each.__name__}.") for each in (np, torch)]
     for root, prefix in roots:
         for path in sorted(root.rglob("*.py")):
             parts = path.relative_to(root).with_suffix("").parts
-            if LEFT_OUT.isdisjoint(parts) and "def __del__" in path.read_text(errors="replace"):
+            if LEFT_OUT.isdisjoint(parts) and IS_FILE.search(path.read_text(errors="replace")):
                 name = prefix + ".".join(parts).removesuffix(".__init__")
                 try:
                     with warnings.catch_warnings(action="ignore"):
@@ -69,7 +74,8 @@ def mangled(cls: type, method: str, name: str) -> str:
 
 def asked_for(cls: type) -> tuple[set[str], set[str]]:
     """The names that ``__del__`` calls on its object, and those that it reads, at any depth."""
-    waiting, seen, called, read = ["__del__"], set(), set(), set()
+    of_file = BY_FILES if issubclass(cls, io.IOBase) else []
+    waiting, seen, called, read = ["__del__", *of_file], set(), set(), set()
     while waiting:
         name = waiting.pop()
         method = function(cls, name)

@@ -49,6 +49,10 @@ def got(index: int) -> bytes:
     return b"h" + bytes([index])
 
 
+def new_by_keywords(cls: str, **given: bytes) -> bytes:
+    return name(cls) + EMPTY_TUPLE + fields(**given) + b"\x92"
+
+
 def date(zone: bytes) -> bytes:
     return call("datetime.datetime", data(bytes([7, 230, 1, 1, 0, 0, 0, 0, 0, 0])), zone)
 
@@ -155,7 +159,46 @@ def promise(loop: bytes) -> bytes:
     )  # fmt: skip
 
 
+SLICE = call("builtins.slice", NONE, NONE)
+
+
+def handed_on(proxy: bytes, **slots: bytes) -> bytes:
+    """A dict of the user's, memo entry 0, that another object gives the attributes in its slots."""
+    given = build(proxy, row(NONE, fields(**slots)))
+    return listed(new("quietlib.Sorted") + MEMO, given, got(0) + X + ONE + b"s")
+
+
 DERIVED = {
+    # ----------------------------------------------- methods that pickle calls to fill a class
+    "class-that-is-appended-to": new(
+        "quietlib.Meta", X, EMPTY_TUPLE, fields(append=T)
+    ) + X + b"a",
+    "class-that-is-extended": new(
+        "quietlib.Meta", X, EMPTY_TUPLE, fields(extend=T)
+    ) + b"(" + X + b"e",
+    "class-that-is-added-to": new(
+        "quietlib.Meta", X, EMPTY_TUPLE, fields(add=PARTIAL)
+    ) + b"(" + X + b"\x90",
+    "class-by-newobj-of-copyreg": call(
+        "copyreg.__newobj__", name("quietlib.Meta"), X, EMPTY_TUPLE, fields(append=T)
+    ) + X + b"a",
+    # ------------------------------------------------------------ items that are not only kept
+    "slice-of-a-list": new("quietlib.Items") + SLICE + SUBSET + b"s",
+    "slice-by-a-name": new("quietlib.Items") + name("quietlib.ALL") + SUBSET + b"s",
+    "slice-of-imported-groups": new("quietlib.Items") + SLICE + new(
+        "quietlib.groupby", listed(X), T
+    ) + b"s",
+    "item-of-an-array-by-keywords": new_by_keywords("quietlib.Rows", shape=row(ONE))
+    + ZERO + CALLER + b"s",
+    # --------------------------------------------------- attributes that get to another object
+    "attribute-of-another-object": handed_on(new("quietlib.Proxy", got(0)), _list_add=T),
+    "attribute-of-an-object-in-slots": handed_on(
+        new("quietlib.Proxy"), other=got(0), _list_add=T
+    ),
+    "attribute-of-an-alias": handed_on(call("quietlib.Proxy", got(0)), _list_add=T),
+    # -------------------------------------------------------------- files that are dropped
+    "imported-response": instance("quietlib.HTTPResponse", fp=ONE, _close_conn=T),
+    "response-of-the-users": instance("quietlib.Response", fp=ONE, _close_conn=PARTIAL),
     # ----------------------------------------------- what a derived class reads in a state
     "arguments-of-the-users-error": build(new("quietlib.Error"), fields(args=SUBSET)),
     "groups-of-the-users-optimizer": optimizer(

@@ -110,6 +110,24 @@ class Wrapper(io.TextIOWrapper):
 class Numbers(array.array): pass
 class Rows(numpy.ndarray): pass
 class Tester(numpy._pytesttester.PytestTester): pass
+from http.client import HTTPResponse
+from itertools import groupby
+from typing import _GenericAlias
+class Response(HTTPResponse): pass
+class Items(list): pass
+ALL = slice(None)
+class Proxy:  # sets its attributes on another object
+    def __new__(cls, other=None):
+        made = object.__new__(cls)
+        object.__setattr__(made, "other", other)
+        return made
+    def __setattr__(self, name, value):
+        if name == "other": object.__setattr__(self, name, value)
+        else: setattr(self.other, name, value)
+class Sorted(dict):
+    def __setitem__(self, key, value):
+        if hasattr(self, "_list_add"): self._list_add(key)
+        dict.__setitem__(self, key, value)
 class Closing(torch.nn.Module):
     def __del__(self): self.close()
 @dataclasses.dataclass(frozen=True)

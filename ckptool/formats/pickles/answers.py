@@ -20,9 +20,11 @@ from ckptool.formats.pickles.grades import (
     HOLDING,
     NESTED,
     OBJECT,
+    SCALARS,
     Grades,
     is_function,
 )
+from ckptool.formats.pickles.imported import IMPORTED
 from ckptool.formats.pickles.modules import LOOKED_IN, OF_ANY_MODULE, is_module
 from ckptool.formats.pickles.trust import is_own
 from ckptool.tree.nodes import CompositeTensor, Opaque, TensorRef
@@ -38,19 +40,6 @@ READ: dict[str, str] = {
          "bidirectional", "num_layers", "proj_size"), "recurrent modules",
     ),
 }  # fmt: skip
-# Classes of Python and torch that act on their attributes when an object of them is given its
-# state, read or dropped, or on their arguments when one is made. Many modules import them.
-IMPORTED = frozenset({
-    "Aifc_write", "Barrier", "BaseEventLoop", "BaseSubprocessTransport", "BatchSampler", "CDLL",
-    "ChainDataset", "ChainMap", "ConcatDataset", "Connection", "DataLoader", "FieldStorage",
-    "FileIO", "FileInput", "Pool", "Popen", "Random", "SemLock", "ServerProxy", "SharedMemory",
-    "Shelf", "SpooledTemporaryFile", "StreamReader", "StreamReaderWriter", "StreamRecoder",
-    "StreamWriter", "Subset", "Telnet", "UserDict", "UserList", "Wave_write", "WeakMethod",
-    "WeakSet", "WeakValueDictionary", "ZipFile", "_ConnectionBase", "_SharedMemoryTracker",
-    "_Stream", "_TemporaryFileWrapper", "accumulate", "batched", "chain", "combinations",
-    "combinations_with_replacement", "compress", "cycle", "dircmp", "finalize", "islice",
-    "pairwise", "permutations", "product", "ref", "starmap", "takewhile", "tee", "zip_longest",
-})  # fmt: skip
 # Packages whose classes name a state that they cannot take in the error that they raise.
 SHOWING = ("packaging.",)
 # Own objects of these cannot be iterated or indexed.
@@ -160,12 +149,50 @@ def holds_modules(state: Any, grades: Grades, is_plain: IsPlain) -> bool:
 
 def may_make_class(args: tuple[Any, ...]) -> bool:
     """Return whether a metaclass would take the arguments: a name, bases and attributes."""
-    if len(args) != 3:
-        return False
-    _, bases, space = args
-    is_tuple = isinstance(bases, tuple) or (isinstance(bases, Opaque) and bool(bases.args))
-    is_object = isinstance(space, Opaque) and (space.called or space.items is not None)
-    return is_tuple and (isinstance(space, dict) or is_object)
+    return len(args) == 3 and _may_be_bases(args[1]) and _space(args[2]) is not None
+
+
+def spaces_of_class(args: tuple[Any, ...], kwargs: Any) -> list[dict[Any, Any]]:
+    """Return what any metaclass could take for the attributes of a class that it is to make.
+
+    It may take more than a name, bases and attributes, or these by name.
+    """
+    given = (*args, *(kwargs.values() if isinstance(kwargs, dict) else ()))
+    return [space for each in given if (space := _space(each))] if len(given) > 2 else []
+
+
+def _may_be_bases(value: Any) -> bool:
+    return isinstance(value, tuple) or (isinstance(value, Opaque) and bool(value.args))
+
+
+def _space(value: Any) -> dict[Any, Any] | None:
+    """Return attributes of a class, which an object of the user's may hold as its items."""
+    if isinstance(value, Opaque) and (value.called or value.items is not None):
+        return value.items or {}
+    return value if isinstance(value, dict) else None
+
+
+def hands_on_no_function(made: Opaque, state: Any, grades: Grades) -> bool:
+    """Return whether no function among attributes in slots can get to another object.
+
+    A class of the user's sets each by its ``__setattr__``, which may set it on an object that the
+    class stands for. Own classes have stricter rules.
+    """
+    is_in_slots = isinstance(state, tuple) and len(state) == 2 and not is_own(made.qualname)
+    if not is_in_slots or grades.of(state[1]) < HOLDING:
+        return True
+    waiting, seen = [made.args, made.kwargs, *state], set[int]()
+    while waiting:
+        part = waiting.pop()
+        if type(part) in SCALARS or is_function(part) or id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, (list, tuple, set, frozenset, dict)):
+            grades.count(1 + len(part))
+            waiting += [*part, *part.values()] if isinstance(part, dict) else part
+        elif isinstance(part, Opaque):
+            return False
+    return True
 
 
 def can_be_made_of(args: tuple[Any, ...], kwargs: Any, grades: Grades, is_plain: IsPlain) -> bool:

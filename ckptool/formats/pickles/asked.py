@@ -43,6 +43,11 @@ def is_special(name: Any) -> bool:
     return isinstance(name, str) and len(name) > 4 and name[:2] == name[-2:] == "__"
 
 
+def is_asked_of_classes(name: Any) -> bool:
+    """Return whether pickle or Python asks a class for a name, of which no object is made."""
+    return name in BY_PICKLE or is_special(name)
+
+
 def is_asked(name: str) -> bool:
     """Return whether Python, numpy or torch asks an object for a name while they read it."""
     return name in _BY_READERS or is_asked_by_states(name)

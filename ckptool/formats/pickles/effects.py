@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ckptool.dtypes import BY_NAME, BY_STORAGE_CLASS
+from ckptool.formats.pickles.imported import may_be_acting_method
 from ckptool.formats.pickles.machine import name_of
 from ckptool.formats.pickles.torch_calls import COMPRESSED
 from ckptool.formats.pickles.trust import MODULES, OWN_PACKAGES, REACHING, STDLIB, is_own
@@ -78,7 +79,7 @@ def _may_look_up(owner: GlobalRef, name: str) -> bool:
     """Return whether a part of a class neither opens, writes nor calls anything by itself."""
     root, qualname = owner.module.partition(".")[0], owner.qualname
     if root not in STDLIB and root not in OWN_PACKAGES:
-        return not says(name, REACHING)
+        return not says(name, REACHING) and not may_be_acting_method(qualname, name)
     if qualname in _TENSORS:
         return name not in _ACTING
     return is_capital(name) or qualname.startswith(("torch.nn.modules.", "torch.optim."))

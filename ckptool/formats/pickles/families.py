@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from ckptool.formats.pickles.acting import acts_when_dropped, acts_when_made
 from ckptool.formats.pickles.handed_out import is_guest, is_of_others
 from ckptool.formats.pickles.trust import is_own, is_scanned
@@ -16,6 +19,13 @@ from ckptool.formats.pickles.vetted import (
     Kind,
     Takes,
 )
+from ckptool.tree.nodes import GlobalRef
+
+# What ``copyreg._reconstructor`` gives to a base: others ask it to be a number, a text or nothing.
+_OF_BASES = {
+    "list": Kind.ROW, "tuple": Kind.ROW, "dict": Kind.PAIRS, "set": Kind.KEYS,
+    "frozenset": Kind.KEYS, "Exception": Kind.HELD,
+}  # fmt: skip
 
 
 def is_inert(qualname: str) -> bool:
@@ -46,3 +56,9 @@ def takes_class(kind: Takes, name: str) -> bool:
     is_inert_class = not acts_when_dropped(name) and not is_of_others(name)
     is_vetted = name in VETTED or (name.startswith("torch.") and is_inert_class)
     return kind is Kind.CLASS and is_vetted and name not in FUNCTIONS
+
+
+def kind_of_base(args: Sequence[Any]) -> Kind:
+    """Return what the base of ``copyreg._reconstructor`` takes, the argument before."""
+    base = args[1]
+    return _OF_BASES.get(base.name if isinstance(base, GlobalRef) else "", Kind.DATA)

@@ -20,10 +20,12 @@ from typing import Any
 
 from ckptool.formats.pickles.answers import (
     can_be_made_of,
+    hands_on_no_function,
     holds_modules,
     is_imported,
     may_make_class,
     prepares_no_answer,
+    spaces_of_class,
     worst_of_answer,
     worst_of_imported,
 )
@@ -31,6 +33,7 @@ from ckptool.formats.pickles.asked import (
     is_asked,
     is_asked_by_states,
     is_asked_of_all,
+    is_asked_of_classes,
     is_asked_of_modules,
     is_special,
 )
@@ -38,6 +41,7 @@ from ckptool.formats.pickles.families import (
     is_guest_of_torch,
     is_inert,
     is_reader,
+    kind_of_base,
     takes_class,
 )
 from ckptool.formats.pickles.grades import (
@@ -95,12 +99,6 @@ _ROWS = (list, tuple, set, frozenset)
 _MOST = {  # the worst grade that an argument of a kind may have
     Kind.DATA: DATA, Kind.OBJECT: OBJECT, Kind.TENSOR: NAME, Kind.HELD: TRAP, Kind.FACTORY: TRAP,
 }  # fmt: skip
-# What ``copyreg._reconstructor`` gives to a base: others ask it to be a number, a text or nothing.
-_OF_BASES = {
-    "list": Kind.ROW, "tuple": Kind.ROW, "dict": Kind.PAIRS, "set": Kind.KEYS,
-    "frozenset": Kind.KEYS, "Exception": Kind.HELD,
-}  # fmt: skip
-
 # Keys that are no text when a loader makes them; a name of a module may be that of a text.
 _NO_NAMES = frozenset(
     {int, float, complex, bool, type(None), bytes, SpannedBytes, tuple, frozenset}
@@ -121,7 +119,9 @@ class Grammar:
         """Return whether each argument is of the kind of its position."""
         kinds = chain(row.takes, repeat(row.rest))
         given = zip(kinds, args, strict=False)
-        return all(self._is(_of_base(args) if kind is BASED else kind, arg) for kind, arg in given)
+        return all(
+            self._is(kind_of_base(args) if kind is BASED else kind, arg) for kind, arg in given
+        )
 
     def _is(self, kind: Takes, arg: Any) -> bool:
         if type(arg) in SCALARS or kind in {Kind.CALLED, Kind.BYTES}:
@@ -187,7 +187,7 @@ class Grammar:
     def is_made(self, qualname: str, args: tuple[Any, ...], kwargs: Any) -> bool:
         """Return whether ``cls.__new__`` of a class may be given these arguments.
 
-        A class that is made of a name, bases and attributes runs functions of the last two.
+        A class that is made of a name, bases and attributes has the functions in the last two.
         """
         row = VETTED.get(qualname)
         if row is not None:
@@ -196,10 +196,11 @@ class Grammar:
         if is_own(qualname):
             is_data = worst == DATA and not may_make_class(args)
             return (qualname in HOLDERS and worst < ARMED) or (is_data and is_inert(qualname))
+        spaces = spaces_of_class(args, kwargs)
+        if not all(self._has_no_trap(space, is_asked_of_classes) for space in spaces):
+            return False
         if may_make_class(args):
-            *_, bases, space = args
-            names = (space.items or {}) if isinstance(space, Opaque) else space
-            is_harmless = self.grade(bases) <= NESTED and not any(map(is_special, names))
+            is_harmless = self.grade(args[1]) <= NESTED and not any(map(is_special, chain(*spaces)))
             return is_harmless and worst < ARMED
         if is_imported(qualname):
             return worst <= OBJECT
@@ -219,6 +220,11 @@ class Grammar:
             and self._has_no_trap(state, is_asked_of_all)
             and prepares_no_answer(state, self.grades, self._is_plain)
         )
+
+    def is_set_on(self, obj: Opaque, state: Any) -> bool:
+        """Return whether an object may be given a state, by its class and by what it holds."""
+        is_kept = hands_on_no_function(obj, state, self.grades)
+        return is_kept and self.is_set(obj.qualname, state)
 
     def is_set_on_tensor(self, qualname: str | None, state: Any) -> bool:
         """Return whether a tensor of a class may be given a state; torch's subclasses read it."""
@@ -389,9 +395,3 @@ _STATES: tuple[tuple[Callable[[str], bool], Callable[[Grammar, Any], bool]], ...
     (lambda name: name.startswith(NESTERS), Grammar._is_of_nesters),
     (is_own, Grammar.is_data),
 )
-
-
-def _of_base(args: Sequence[Any]) -> Kind:
-    """Return what the base of ``copyreg._reconstructor`` takes, the argument before."""
-    base = args[1]
-    return _OF_BASES.get(base.name if isinstance(base, GlobalRef) else "", Kind.DATA)

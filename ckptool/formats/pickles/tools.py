@@ -3,6 +3,7 @@
 They are tools for developers and parts of compilers, of which no training state holds a name. The
 table of functions is a scan of the sources of torch 2.13 and numpy 2.4: those that open a file,
 start a program, run source code or import a module by its name. A test scans what is installed.
+Classes written in C++ are not in the sources: those that open files or connections are listed.
 """
 
 from __future__ import annotations
@@ -80,3 +81,12 @@ FUNCTIONS: Mapping[str, str] = {
 FUNCTIONS_THAT_ACT = frozenset(
     f"{module}.{name}" for module, names in FUNCTIONS.items() for name in names.split()
 )
+CLASSES_THAT_ACT = frozenset(
+    f"torch.distributed.{name}"
+    for name in (
+        "FakeProcessGroup", "FileStore", "HashStore", "PrefixStore", "ProcessGroupGloo",
+        "ProcessGroupMPI", "ProcessGroupNCCL", "ProcessGroupUCC", "ProcessGroupXCCL", "TCPStore",
+        "_ControlCollectives", "_DistributedBackendOptions", "_ProcessGroupWrapper",
+        "_StoreCollectives", "_SymmetricMemory",
+    )
+)  # fmt: skip

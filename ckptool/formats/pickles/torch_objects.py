@@ -206,7 +206,7 @@ class TorchBuilder(NotingBuilder):
         name, grammar = name_of(obj), self.grammar
         fits: Callable[[Any], bool] = grammar.is_data
         if isinstance(obj, Opaque):
-            name, fits = obj.qualname, partial(grammar.is_set, obj.qualname)
+            name, fits = obj.qualname, partial(grammar.is_set_on, obj)
             if obj.state is not None:  # which is asked for the __setstate__ of the second
                 is_asked = grammar.grade(obj.state) > DATA or is_own(name)
                 fits = (lambda _state: False) if is_asked else grammar.is_data

@@ -32,7 +32,7 @@ from functools import lru_cache
 from ckptool.dtypes import BY_NAME, BY_STORAGE_CLASS
 from ckptool.formats.base import NamedGlobal
 from ckptool.formats.pickles.stateless import STATELESS
-from ckptool.formats.pickles.tools import FUNCTIONS_THAT_ACT, MODULES_OF_TORCH
+from ckptool.formats.pickles.tools import CLASSES_THAT_ACT, FUNCTIONS_THAT_ACT, MODULES_OF_TORCH
 from ckptool.formats.pickles.vetted import RUNS_SOURCE, VETTED
 from ckptool.names import is_capital, says, whole
 from ckptool.tree.nodes import GlobalRef
@@ -179,6 +179,9 @@ STDLIB = sys.stdlib_module_names | frozenset({
     "_bootsubprocess", "_colorize", "_hmac", "_interpchannels", "_interpqueues", "_interpreters",
     "_ios_support", "_opcode_metadata", "_py_warnings", "_remote_debugging", "_suggestions",
     "_sysconfig", "_types", "_wmi", "_xxinterpchannels", "_xxsubinterpreters", "_zstd",
+    "__hello__", "__phello__", "_ctypes_test", "_testbuffer", "_testcapi", "_testclinic",
+    "_testimportmultiple", "_testinternalcapi", "_testlimitedcapi", "_testmultiphase",
+    "_testsinglephase", "_xxtestfuzz", "xxlimited", "xxlimited_35", "xxsubtype",
     "annotationlib", "compression", "_pyrepl", "aifc", "anydbm", "asynchat", "asyncore", "audioop",
     "binhex", "bsddb", "cPickle", "cStringIO", "cgi", "cgitb", "commands", "cookielib", "copy_reg",
     "crypt", "dbhash", "distutils", "dumbdb", "dummy_thread", "gdbm", "httplib", "ihooks", "imp",
@@ -197,7 +200,7 @@ MODULES = frozenset({
 FUNCTIONS_OF_TORCH = "_VariableFunctionsClass"  # pickles take torch.relu from it, by getattr
 
 # Single names in modules that are otherwise harmless.
-GADGET_NAMES = frozenset({
+GADGET_NAMES = CLASSES_THAT_ACT | frozenset({
     "argparse.FileType",  # opens a file for writing as soon as it is called
     "torch.distributed.distributed_c10d._tensor_to_object", "torch.load", "torch.save",
     "torch.serialization.load", "torch.serialization._load", "torch.serialization._legacy_load",

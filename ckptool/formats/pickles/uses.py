@@ -8,15 +8,16 @@ from itertools import chain
 from typing import Any
 
 from ckptool.formats.pickles.effects import MAX_DATA, parts_of_data
-from ckptool.formats.pickles.grades import DATA
+from ckptool.formats.pickles.grades import DATA, SCALARS
 from ckptool.formats.pickles.grammar import Grammar
 from ckptool.formats.pickles.machine import Builder, name_of
 from ckptool.formats.pickles.put_off import calls_put_off, may_be_put_off
 from ckptool.formats.pickles.trust import is_own
 from ckptool.formats.pickles.vetted import FUNCTIONS
-from ckptool.tree.nodes import GlobalRef, Opaque
+from ckptool.tree.nodes import GlobalRef, Opaque, TensorRef
 
 _Expected = tuple[GlobalRef | str, Callable[[], bool], tuple[Any, ...]]
+_KEYS = SCALARS | {tuple, frozenset, TensorRef}  # of dicts; those of lists are not among them
 MAX_USES = 3  # calls of one name that are kept to be shown
 MAX_LOOKED = 1 << 20  # values in arguments that are looked at, of all calls together
 
@@ -127,8 +128,7 @@ class NotingBuilder(Builder):
         items = super().items_of(target)
         if isinstance(target, Opaque):
             self._holders.append(target)
-            if target.args or target.state is not None:
-                self._filled[id(items)] = target, "set"
+            self._filled[id(items)] = target, "set"
         return items
 
     def append(self, target: list[Any], values: list[Any]) -> None:
@@ -139,19 +139,24 @@ class NotingBuilder(Builder):
     def set_items(self, target: dict[Any, Any], keys: list[Any], values: list[Any]) -> None:
         """Set items of a dict, or of an object."""
         super().set_items(target, keys, values)
-        self._fill(target, values)
+        self._fill(target, values, keys)
 
-    def _fill(self, target: Any, values: list[Any]) -> None:
+    def _fill(self, target: Any, values: list[Any], keys: list[Any] | tuple[()] = ()) -> None:
         """Note elements of which the object that is given them may ask something.
 
         A class of the user's may be derived from a set, which hashes them, or from an array of
         numbers. Arrays are made with arguments; lists and dicts, which only keep them, are not.
+        But a list iterates what it is given under a slice, and a name may be that of a slice.
         No pickler sets a state first, on which methods of the class then work.
         """
         obj, how = self._filled.get(id(target), (None, "")) if self._filled else (None, "")
         if how == "added":
             self.hash_objects(values)
-        elif obj is not None and (obj.args or obj.state is not None):
+            return
+        if obj is None:
+            return
+        is_kept = not (obj.args or obj.kwargs) and obj.state is None
+        if not is_kept or not _KEYS.issuperset(map(type, keys)):
             what = f"{obj.qualname}.__setitem__"
             self.expect(what, partial(self.grammar.can_be_read, values), (obj,))
 
