@@ -196,6 +196,11 @@ DERIVED = {
         new("quietlib.Proxy"), other=got(0), _list_add=T
     ),
     "attribute-of-an-alias": handed_on(call("quietlib.Proxy", got(0)), _list_add=T),
+    "comparison-of-what-looks-like-a-module": pairs(*(
+        (instance("quietlib.Same", **MODULE, held=build(
+            new("quietlib.Default"), row(NONE, fields(default_factory=T)))), each)
+        for each in (ZERO, ONE)
+    )),
     # -------------------------------------------------------------- files that are dropped
     "imported-response": instance("quietlib.HTTPResponse", fp=ONE, _close_conn=T),
     "response-of-the-users": instance("quietlib.Response", fp=ONE, _close_conn=PARTIAL),

@@ -124,6 +124,10 @@ class Proxy:  # sets its attributes on another object
     def __setattr__(self, name, value):
         if name == "other": object.__setattr__(self, name, value)
         else: setattr(self.other, name, value)
+class Same:
+    def __hash__(self): return 1
+    def __eq__(self, other): return bool(self.held["x"])
+class Default(collections.defaultdict): pass
 class Sorted(dict):
     def __setitem__(self, key, value):
         if hasattr(self, "_list_add"): self._list_add(key)

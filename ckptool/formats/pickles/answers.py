@@ -18,16 +18,18 @@ from ckptool.formats.pickles.grades import (
     DATA,
     FOREIGN,
     HOLDING,
+    NAME,
     NESTED,
     OBJECT,
     SCALARS,
     Grades,
+    is_factory,
     is_function,
 )
 from ckptool.formats.pickles.imported import IMPORTED
 from ckptool.formats.pickles.modules import LOOKED_IN, OF_ANY_MODULE, is_module
 from ckptool.formats.pickles.trust import is_own
-from ckptool.tree.nodes import CompositeTensor, Opaque, TensorRef
+from ckptool.tree.nodes import CompositeTensor, GlobalRef, Opaque, TensorRef
 
 # Attribute -> who reads it as an object is given its state.
 READ: dict[str, str] = {
@@ -72,6 +74,14 @@ def worst_of_answer(name: Any) -> int:
     """
     is_word = not isinstance(name, str) or not (name.startswith("_") or name in BY_PICKLE)
     return FOREIGN if is_word else DATA
+
+
+def worst_of_key(part: Any) -> int:
+    """Return the worst grade of a key that is no row."""
+    if is_module(part) and not is_own(part.qualname):
+        return NESTED
+    is_identity = isinstance(part, GlobalRef) or is_module(part) or is_function(part)
+    return NAME if is_identity else OBJECT
 
 
 def prepares_no_answer(state: Any, grades: Grades, is_plain: IsPlain) -> bool:
@@ -181,6 +191,9 @@ def hands_on_no_function(made: Opaque, state: Any, grades: Grades) -> bool:
     is_in_slots = isinstance(state, tuple) and len(state) == 2 and not is_own(made.qualname)
     if not is_in_slots or grades.of(state[1]) < HOLDING:
         return True
+    factory = state[1].get("default_factory") if isinstance(state[1], dict) else None
+    if is_function(factory) and not is_factory(factory):
+        return False
     waiting, seen = [made.args, made.kwargs, *state], set[int]()
     while waiting:
         part = waiting.pop()

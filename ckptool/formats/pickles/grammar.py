@@ -28,6 +28,7 @@ from ckptool.formats.pickles.answers import (
     spaces_of_class,
     worst_of_answer,
     worst_of_imported,
+    worst_of_key,
 )
 from ckptool.formats.pickles.asked import (
     is_asked,
@@ -57,7 +58,8 @@ from ckptool.formats.pickles.grades import (
     is_function,
 )
 from ckptool.formats.pickles.handed_out import is_guest
-from ckptool.formats.pickles.modules import LOOKED_IN, is_module, modules_below
+from ckptool.formats.pickles.modules import LOOKED_IN, modules_below
+from ckptool.formats.pickles.numpy_types import DTYPE, is_true_to_parts
 from ckptool.formats.pickles.python_calls import columns_of
 from ckptool.formats.pickles.subclasses import NO_SUBCLASS
 from ckptool.formats.pickles.torch_calls import is_object_state
@@ -165,7 +167,8 @@ class Grammar:
     def is_key(self, key: Any) -> bool:
         """Return whether a value may be hashed and compared.
 
-        Modules are hashed by their identity. Other objects ask what they hold.
+        Modules are hashed by their identity, unless a class of the user's only looks like one.
+        Other objects ask what they hold.
         """
         if self.grade(key) <= OBJECT:
             return True
@@ -173,8 +176,7 @@ class Grammar:
         while waiting:
             part = waiting.pop()
             if not isinstance(part, (tuple, frozenset)):
-                is_identity = isinstance(part, GlobalRef) or is_module(part) or is_function(part)
-                if self.grade(part) > (NAME if is_identity else OBJECT):
+                if self.grade(part) > worst_of_key(part):
                     return False
             elif id(part) not in seen:
                 seen.add(id(part))
@@ -223,7 +225,8 @@ class Grammar:
 
     def is_set_on(self, obj: Opaque, state: Any) -> bool:
         """Return whether an object may be given a state, by its class and by what it holds."""
-        is_kept = hands_on_no_function(obj, state, self.grades)
+        is_true = obj.qualname != DTYPE or is_true_to_parts(obj, state)
+        is_kept = is_true and hands_on_no_function(obj, state, self.grades)
         return is_kept and self.is_set(obj.qualname, state)
 
     def is_set_on_tensor(self, qualname: str | None, state: Any) -> bool:

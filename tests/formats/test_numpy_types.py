@@ -1,0 +1,110 @@
+"""Types of numpy's arrays: what numpy writes is believed, what denies its parts is reported."""
+
+from __future__ import annotations
+
+import pickle
+from contextlib import suppress
+
+import numpy as np
+import pytest
+
+from ckptool.errors import CkptError
+from ckptool.formats.pickles.reader import Pickles
+from ckptool.formats.pickles.torch_objects import TorchBuilder
+from ckptool.formats.pickles.trust import DANGEROUS, trust_of
+from ckptool.sources.memory import Memory
+from helpers.assembling import (
+    EMPTY_DICT,
+    FALSE,
+    NONE,
+    TRUE,
+    build,
+    call,
+    name,
+    number,
+    pairs,
+    row,
+    text,
+)
+from helpers.quiet import is_reported
+
+WRITTEN = {
+    **{code: code for code in ("f4", "?", "O", "U3", "S3", "V8", "M8[7us]", "c8", ">i8", "g",
+                               "S0", "U0")},
+    "objects": [("a", "O"), ("b", "i4")],
+    "numbers": [("a", "f4"), ("b", "f4", (2,))],
+    "rows of objects": ("O", (2,)),
+    "nested": [("a", "U3"), ("x", [("y", "O", (2, 3))])],
+    "no fields": [],
+    "aligned": np.dtype([("a", "i1"), ("b", "f8")], align=True),
+    "gaps": {"names": ["a"], "formats": ["f4"], "offsets": [4], "itemsize": 16},
+    "overlapping": {"names": ["a", "b"], "formats": ["f4", "i2"], "offsets": [0, 0]},
+    "titles": {"names": ["a"], "formats": ["O"], "titles": ["T"]},
+    "record": np.rec.array([(1, 2.0)], names="a,b").dtype,
+}  # fmt: skip
+
+
+def dangers(body: bytes) -> list[str]:
+    pickles = Pickles("data.pkl", lambda _data, _pickles: None)
+    with suppress(CkptError):
+        pickles.read(Memory(body), TorchBuilder(lambda *_: None))
+    return [named.ref.qualname for named in pickles.globals_named if trust_of(named) == DANGEROUS]
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 5])
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_what_numpy_writes_is_not_reported(kind, protocol):
+    dtype = np.dtype(WRITTEN[kind])
+    for value in (dtype, np.zeros(2, dtype), np.zeros((), dtype)[()]):
+        assert dangers(pickle.dumps(value, protocol)) == []
+
+
+def signed(n: int) -> bytes:
+    return number(n) if n >= 0 else b"J" + n.to_bytes(4, "little", signed=True)
+
+
+ONE = number(1)
+
+
+def dtype(code: bytes, *, size: int, flags: int, fields: bytes = NONE, of: bytes = NONE) -> bytes:
+    names = NONE if fields == NONE else row(text("f"))
+    state = row(number(3), text("|"), of, names, fields, signed(size), ONE, number(flags))
+    return build(call("numpy.dtype", code, FALSE, TRUE), state)
+
+
+O8 = dtype(text("O8"), size=-1, flags=63)
+LYING = {
+    "no flags of objects": dtype(
+        text("V8"), size=8, flags=16, fields=pairs((text("f"), row(O8, number(0))))
+    ),
+    "counted, but no list": dtype(
+        text("V8"), size=8, flags=0x3D, fields=pairs((text("f"), row(O8, number(0))))
+    ),
+    "behind the end": dtype(
+        text("V8"), size=8, flags=27, fields=pairs((text("f"), row(O8, number(8))))
+    ),
+    "objects without flags": dtype(text("O8"), size=-1, flags=0),
+    "objects by their class": dtype(name("builtins.object"), size=-1, flags=0),
+    "flags of objects on bytes": dtype(text("V8"), size=8, flags=27),
+    "larger than its code": dtype(text("V8"), size=64, flags=0),
+    "rows of objects": dtype(text("V16"), size=16, flags=0, of=row(O8, row(number(2)))),
+    "rows that are longer": dtype(text("V8"), size=8, flags=63, of=row(O8, row(number(2)))),
+    "fields that are no row": dtype(
+        text("V8"), size=8, flags=27, fields=pairs((text("f"), EMPTY_DICT))
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LYING)
+def test_a_type_that_denies_its_parts_is_reported(lie):
+    assert is_reported(LYING[lie])
+    assert not is_reported(O8)
+
+
+def test_a_part_that_gets_its_objects_later_is_looked_at_again():
+    plain = call("numpy.dtype", text("V8"), FALSE, TRUE) + b"\x94"
+    outer = dtype(text("V8"), size=8, flags=16, fields=pairs((text("f"), row(b"h\x00", number(0)))))
+    fields = pairs((text("f"), row(O8, number(0))))
+    state = row(number(3), text("|"), NONE, row(text("f")), fields, number(8), ONE, number(27))
+    assert not is_reported(row(plain, outer))
+    assert is_reported(row(plain, outer, build(b"h\x00", state)))
