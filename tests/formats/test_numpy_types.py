@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from ckptool.errors import CkptError
+from ckptool.formats.pickles.numpy_types import DTYPE, is_true_to_parts
 from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.pickles.torch_objects import TorchBuilder
 from ckptool.formats.pickles.trust import DANGEROUS, trust_of
 from ckptool.sources.memory import Memory
+from ckptool.tree.nodes import Opaque
 from helpers.assembling import (
     EMPTY_DICT,
     FALSE,
@@ -108,3 +110,11 @@ def test_a_part_that_gets_its_objects_later_is_looked_at_again():
     state = row(number(3), text("|"), NONE, row(text("f")), fields, number(8), ONE, number(27))
     assert not is_reported(row(plain, outer))
     assert is_reported(row(plain, outer, build(b"h\x00", state)))
+
+
+def test_states_of_the_first_versions_of_numpy_have_no_flags():
+    made = Opaque(DTYPE, ("V8",))
+    assert is_true_to_parts(made, (2, "|", None, None, None, 8, 1))
+    assert not is_true_to_parts(made, (2, "|", None, None, None, 16, 1))
+    assert is_true_to_parts(made, ("|", None, 8, 1))
+    assert not is_true_to_parts(made, ("|", ("f",), {"f": (Opaque(DTYPE, ("O8",)), 0)}, 8, 1))

@@ -28,6 +28,7 @@ from helpers.assembling import (
     NONE,
     build,
     call,
+    data,
     fields,
     instance,
     listed,
@@ -322,6 +323,16 @@ def test_the_danger_is_told_with_the_arguments(ckptool, tmp_path):
     ]
     assert found["address"] == "a"
     assert "would bind the arguments of somelib.helpers.work('/home/u/.bashrc')" in found["message"]
+
+
+def test_text_that_a_class_of_the_users_decodes_is_not_plain():
+    """``somelib.Text`` may be ``str``, by the name of a module that imports it."""
+    encoded, codec = data(b"+AC8-tmp"), text("utf-7")
+    assert is_reported(bound(F, new("somelib.Text", encoded, codec)))
+    assert is_reported(bound(F, call("somelib.Text", encoded, codec)))
+    assert is_reported(call("somelib.Mode", new("somelib.Text", encoded, codec)))
+    assert not is_reported(bound(F, new("somelib.Digest", data(b"x"))))
+    assert not is_reported(bound(F, new("somelib.Mode", text("x"), codec)))
 
 
 def test_arguments_that_come_later_count(told):

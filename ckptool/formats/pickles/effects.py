@@ -26,6 +26,7 @@ from ckptool.tree.nodes import (
 MAX_DATA = 1 << 10  # values in the arguments of one call
 
 _PLAIN = (str, bytes, bytearray, int, float, complex, type(None), BytesRef, TensorRef, ArrayRef)
+_BYTES = (bytes, bytearray, BytesRef, ArrayRef)
 # Matches a path, a URL, a command line or code. An enum member's value is a word ("adamw", "v1.5").
 _REACHES = regex(
     r"[/\\\s]|^[.~]|^[A-Za-z]:|\.[A-Za-z][A-Za-z0-9]{0,4}$"
@@ -149,7 +150,7 @@ def parts_of_data(value: Any) -> Collection[Any] | None:
     if isinstance(value, Opaque):
         is_known = value.qualname in PLAIN_OBJECTS or not is_own(value.qualname)
         held = (value.args, value.kwargs, value.state, value.items, value.elements)
-        return held if is_known else None
+        return held if is_known and not may_be_decoded(value) else None
     if isinstance(value, (list, tuple, set, frozenset, dict)):
         if len(value) > MAX_DATA:
             return None
@@ -163,6 +164,17 @@ def parts_of_data(value: Any) -> Collection[Any] | None:
         return () if value.objects is None else None
     is_plain = isinstance(value, _PLAIN) and not reaches(value)
     return () if is_plain or _is_type_of_tensors(value) else None
+
+
+def may_be_decoded(made: Opaque) -> bool:
+    """Return whether a user's object may be text that Python makes of bytes and an encoding."""
+    given = (*made.args, *made.kwargs.values())
+    return (
+        len(given) > 1
+        and not is_own(made.qualname)
+        and any(isinstance(each, _BYTES) for each in given)
+        and any(isinstance(each, str) for each in given)
+    )
 
 
 def reaches(value: Any) -> bool:

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ckptool.formats.pickles.effects import LOOKUPS, part_of, reaches
+from ckptool.formats.pickles.effects import LOOKUPS, may_be_decoded, part_of, reaches
 from ckptool.formats.pickles.grades import SCALARS, Grades, is_function
 from ckptool.formats.pickles.handed_out import is_of_others
 from ckptool.formats.pickles.trust import (
@@ -216,7 +216,7 @@ def _judged(value: Any, func: Any, args: Any, kwargs: Any, grades: Grades) -> Pu
             acting += () if _only_computes(ref) else (ref,)
         elif id(part) not in seen:
             seen.add(id(part))
-            is_plain &= not (isinstance(part, Opaque) and part.qualname.endswith(TEXTS))
+            is_plain &= not (isinstance(part, Opaque) and _may_be_text(part))
             parts = _parts(part)
             grades.count(1 + len(parts))
             waiting += parts
@@ -230,6 +230,10 @@ def _judged(value: Any, func: Any, args: Any, kwargs: Any, grades: Grades) -> Pu
     named = kwargs if isinstance(kwargs, dict) else {}
     call = Opaque(ref.qualname, given, named, state=value, called=True)
     return PutOff(ref, call, is_plain, ref is called)
+
+
+def _may_be_text(made: Opaque) -> bool:
+    return made.qualname.endswith(TEXTS) or may_be_decoded(made)
 
 
 def _named(value: Any) -> GlobalRef | None:
