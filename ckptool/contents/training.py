@@ -103,7 +103,9 @@ def _kind(address: Address, *, is_result: bool) -> str | None:
     key = str(address[-1])
     if is_best(key, among_results=is_result):
         return "best"
-    if (lower := key.lower()) in PATIENCE or lower.startswith(BEGIN_PATIENCE):
+    lower = key.lower()
+    is_word = lower.replace("_", "").isalnum()  # early_stop/val_loss is a metric of a log
+    if lower in PATIENCE or (is_word and lower.startswith(BEGIN_PATIENCE)):
         return "patience"
     is_metric_by_name = len(address) == 1 and is_metric(key)
     return "metric" if is_metric_by_name or (is_result and lower not in PROGRESS) else None

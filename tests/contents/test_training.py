@@ -68,6 +68,12 @@ def test_best_values_are_found_wherever_they_stand(training):
     assert found["best"] == {"best_acc": 0.9, "best_val_loss": 0.25, "state/best_score": 3}
 
 
+def test_a_metric_in_a_log_of_early_stopping_is_no_patience(training):
+    found = training(results={"early_stop/val_loss": 0.5, "early_stop_n": 2, "No_Improve": 1})
+    assert found["metrics"] == {"results/early_stop~1val_loss": 0.5}
+    assert found["early_stopping"] == {"results/early_stop_n": 2, "results/No_Improve": 1}
+
+
 def test_lightning_callbacks_tell_patience_and_best(training):
     stopping = {"wait_count": 2, "stopped_epoch": 0, "best_score": torch.tensor(0.5), "patience": 3}
     found = training(callbacks={"EarlyStopping{'monitor': 'val_loss'}": stopping})
