@@ -369,7 +369,8 @@ def _distances(members: Sequence[Judged]) -> dict[str, Any]:
     """Return the distances of several tensors together, for a group or the summary.
 
     Floating-point tensors alone count, unless only others differ: the bytes of a random state say
-    nothing about the weights beside it.
+    nothing about the weights beside it. The norms of equal tensors are not taken: their bytes are
+    compared, which is much faster. So a report says how many of them a distance is over.
     """
     differing = [
         (each.is_floating, each.partial)
@@ -388,4 +389,6 @@ def _distances(members: Sequence[Judged]) -> dict[str, Any]:
         "max_abs": max((partial.max_abs for partial in measured), default=0.0),
         "relative_l2": change if floating or not differing else None,
         "nonfinite": sum(partial.nonfinite for _, partial in differing),
+        "measured": len(floating),
+        "floating": sum(each.may_have_distance for each in members),
     }

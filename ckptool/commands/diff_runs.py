@@ -218,5 +218,7 @@ def _row(made: DiffReport, step: float | None, epoch: float | None, a: str, b: s
         max_abs=summary.max_abs,
         relative_l2=summary.relative_l2,
         nonfinite=summary.nonfinite,
+        measured=summary.measured,
+        floating=summary.floating,
         not_compared=summary.not_compared,
     )

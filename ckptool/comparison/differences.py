@@ -98,6 +98,7 @@ class Judged(NamedTuple):
     elements: int
     nbytes: int
     is_floating: bool
+    may_have_distance: bool  # if its values differ: floating point, compared, and no counter
 
     @property
     def counts(self) -> bool:
@@ -139,7 +140,8 @@ class TensorJudge:
         outcomes = dict(zip(jobs, compare(list(jobs.values())), strict=True))
         self._digest(pairs)
         return [
-            self._verdict(pair, outcomes.get(key)) for pair, key in zip(pairs, keys, strict=True)
+            self._verdict(pair, key, outcomes.get(key))
+            for pair, key in zip(pairs, keys, strict=True)
         ]
 
     def _job(self, pair: Pair, jobs: dict[object, Job]) -> object:
@@ -179,7 +181,7 @@ class TensorJudge:
     def _leaf(side: Leaves, name: str | None) -> Leaf:
         return ABSENT if name is None else side[name]
 
-    def _verdict(self, pair: Pair, outcome: Outcome | None) -> Judged:
+    def _verdict(self, pair: Pair, key: object, outcome: Outcome | None) -> Judged:
         one, other = self._leaf(self._a, pair.a), self._leaf(self._b, pair.b)
         shown = other if one is ABSENT else one
         partial = outcome.partial if outcome else None
@@ -190,7 +192,8 @@ class TensorJudge:
         nbytes = shown.ref.nbytes if isinstance(shown, TensorLeaf) else shown.nbytes
         known = None if dtype in CODES else BY_NAME.get(dtype or "")
         is_floating = known is not None and known.is_floating
-        return Judged(pair, row, partial, elements, nbytes, is_floating)
+        may_differ = is_floating and key is not None and not is_counter(pair.address, shown)
+        return Judged(pair, row, partial, elements, nbytes, is_floating, may_differ)
 
     def _kind(
         self, pair: Pair, one: Leaf, other: Leaf, partial: Partial | None

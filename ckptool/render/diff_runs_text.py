@@ -8,7 +8,7 @@ from shlex import quote
 
 from ckptool.records import NamedTuple
 from ckptool.render import text as words
-from ckptool.render.diff_text import KINDS, UNUSED
+from ckptool.render.diff_text import KINDS, OVER, UNUSED, is_over_part
 from ckptool.render.diff_values import number, percent
 from ckptool.render.facts import TOP
 from ckptool.render.page import Grid, Line, Page, Piece, line, one_by_one
@@ -178,4 +178,6 @@ def _table(report: RunDiffReport) -> Grid:
     )  # fmt: skip
     for row in rows:
         grid.add_row(line((_names(row), "name")), *(column.cell(row) for column in columns))
+    if is_over_part(rows):
+        grid.add_note((OVER, "quiet"))
     return grid

@@ -8,7 +8,7 @@ their numbers and the largest change among them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from string import digits
 from typing import TypeVar
@@ -21,7 +21,14 @@ from ckptool.render.facts import TOP
 from ckptool.render.page import Grid, Line, Page, Piece, one_by_one
 from ckptool.render.page import line as _text
 from ckptool.reports.base import GroupDistance
-from ckptool.reports.diff import DiffReport, TensorDifference, TextReport, ValueDifference
+from ckptool.reports.diff import (
+    DiffReport,
+    PairReport,
+    RoleDistance,
+    TensorDifference,
+    TextReport,
+    ValueDifference,
+)
 
 WORST = 20  # tensors and values that are listed
 LINES = 12  # for the layers of one kind
@@ -108,7 +115,7 @@ def answer_lines(report: DiffReport) -> Iterator[str]:
     for group in report.summary.roles:
         if group.max_abs and group.role != "rng":  # the distance of its bytes means nothing
             change = group.relative_l2
-            relative = f"{percent(change)} (relative L2), " if change else ""
+            relative = f"{percent(change)} (relative L2{_over(group)}), " if change else ""
             role = f"{words.printable(group.role)}: " if group.role else ""
             yield f"{role}{relative}max abs {number(group.max_abs)}"
     if report.summary.nonfinite:
@@ -116,6 +123,23 @@ def answer_lines(report: DiffReport) -> Iterator[str]:
         yield f"NaN or infinite, and not the same: {places}"
     if settings:
         yield f"settings that differ: {words.some(settings)}"
+
+
+def _over(group: RoleDistance) -> str:
+    """Return the tensors that a distance is over, if others are equal: they are in no norm."""
+    if group.measured >= group.floating:
+        return ""
+    of = words.plural(group.floating, "floating-point tensor")
+    return f", over the {group.measured:,} of {of} with other values"
+
+
+# Said of relative distances where some tensors are equal.
+OVER = "Relative L2 is over the floating-point tensors with other values, without the equal ones"
+
+
+def is_over_part(rows: Iterable[GroupDistance | PairReport]) -> bool:
+    """Return whether a distance is over some of the tensors alone."""
+    return any(row.relative_l2 and row.measured < row.floating for row in rows)
 
 
 # Kind of difference -> predicate of a sentence.
@@ -210,6 +234,8 @@ def _groups(title: str, rows: Sequence[tuple[str, GroupDistance]], kind: str) ->
             _text("  ", (label, "name")), role, _text((differ, style)), change,
             _text((drawn, "info")), _text(*_strange(group.nonfinite)),
         )  # fmt: skip
+    if kind == "sections" and is_over_part(group for _, group in rows if group.role != "rng"):
+        grid.add_note((f"  {OVER}", "quiet"))
     return grid
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ckptool.render.diff_text import (
+    OVER,
     UNUSED,
     answer_lines,
     fold_layers,
+    is_over_part,
     layers_of_model,
     listed,
     measured,
@@ -68,7 +70,8 @@ def _tolerances(report: DiffReport) -> str:
         f"<code>{shown(row['match'])}</code> {row['atol']:g} absolute, {row['rtol']:g} relative"
         for row in report.tolerances
     ]
-    return f"Tolerances: {'; '.join(rows)}. Relative numbers are relative to the larger side."
+    over = f" {OVER}." if is_over_part(report.sections) else ""
+    return f"Tolerances: {'; '.join(rows)}. Relative numbers are relative to the larger side.{over}"
 
 
 def _charts(report: DiffReport) -> Iterator[str]:
@@ -87,7 +90,8 @@ def drift_by_layer(title: str, of_layers: Sequence[GroupDistance]) -> Iterator[s
         axis = axis_of(known or [1.0], in_percent=True)
         bars = [_drift(folded.label, folded.worst) for folded in layers[:BARS]]
         left = f" {len(layers) - BARS:,} more layers are not drawn." if len(layers) > BARS else ""
-        yield from folding(title, bar_chart(bars, axis, SCALE + left))
+        over = f" {OVER}." if is_over_part(each.worst for each in layers) else ""
+        yield from folding(title, bar_chart(bars, axis, SCALE + left + over))
 
 
 def _is_measured(group: GroupDistance) -> bool:

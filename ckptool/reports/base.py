@@ -86,8 +86,12 @@ class GroupDistance:
     values_differing: int
     elements: int
     max_abs: float  # of its floating-point tensors, or of the others if only those differ
-    relative_l2: float | None  # of its floating-point tensors that differ, as one vector
+    # Of its floating-point tensors that differ, as one vector: of `measured` out of `floating`.
+    # Those that are equal are in neither norm, so over all of them it would be smaller.
+    relative_l2: float | None
     nonfinite: int = 0  # elements that differ, and are NaN or infinite on a side
+    measured: int = 0  # floating-point tensors that differ, and are no counters
+    floating: int = 0  # floating-point tensors whose values were compared, without counters
 
 
 @record

@@ -90,8 +90,11 @@ class RoleDistance:
     role: str  # as in the sections; empty for weights that were compared alone
     differing: int  # tensors that count as different
     max_abs: float
+    # Of the floating-point tensors that differ, as one vector: of `measured` out of `floating`.
     relative_l2: float | None
     nonfinite: int = 0
+    measured: int = 0  # floating-point tensors that differ, and are no counters
+    floating: int = 0  # floating-point tensors whose values were compared, without counters
 
 
 @record
@@ -105,12 +108,15 @@ class DiffSummary:
     differing: int  # elements
     bytes: int  # of the first side's tensors that were compared
     max_abs: float  # of the floating-point tensors, or of the others if only those differ
-    relative_l2: float | None  # of the floating-point tensors that differ, as one vector
+    # Of the floating-point tensors that differ, as one vector: of `measured` out of `floating`.
+    relative_l2: float | None
     nonfinite: int  # elements that differ, and are NaN or infinite on a side
     not_compared: tuple[str, ...]  # the parts that could not be compared, in words
     roles: tuple[RoleDistance, ...] = ()  # in the order of the tree
     first_state: Divergence | None = None  # the first difference outside the settings
     settings: tuple[str, ...] = ()  # key paths of the settings that differ
+    measured: int = 0  # floating-point tensors that differ, and are no counters
+    floating: int = 0  # floating-point tensors whose values were compared, without counters
 
 
 @record(kw_only=True)
@@ -160,10 +166,13 @@ class PairReport:
     tensors: int = 0  # those that count as different
     values: int = 0
     max_abs: float = 0.0
+    # Of the floating-point tensors that differ, as one vector: of `measured` out of `floating`.
     relative_l2: float | None = None
     nonfinite: int = 0  # elements that differ, and are NaN or infinite on a side
     not_compared: tuple[str, ...] = ()  # the parts that could not be compared, in words
     error: str | None = field(default=None, metadata=MAY_BE_ABSENT)  # of one that is unread
+    measured: int = 0  # floating-point tensors that differ, and are no counters
+    floating: int = 0  # floating-point tensors whose values were compared, without counters
 
 
 @record

@@ -210,3 +210,43 @@ def test_weights_come_first_and_the_state_of_the_optimizer_later(ckptool, tmp_pa
     assert tensors.split()[0] == "model/h.0.w"
     assert "optimizer/state" not in layers.partition("\nLayers")[2]
     assert "model: 0.99 % (relative L2), max abs 0.01" in said
+
+
+@pytest.fixture
+def flipped(tmp_path):
+    """Checkpoints of ten large tensors, of which one small bias has its sign turned."""
+    model = {f"h.{i}.w": torch.ones(8, 8) for i in range(9)} | {"bias": torch.ones(4)}
+    counters = {"bn.num_batches_tracked": torch.tensor(3), "step": torch.tensor(3.0)}
+    for run, sign in (("one", 1), ("other", -1)):
+        (tmp_path / run).mkdir()
+        tree = {"model": {**model, **counters, "bias": model["bias"] * sign}, "global_step": 1}
+        torch.save(tree, tmp_path / run / "step_1.pt")
+    return tmp_path
+
+
+@pytest.mark.parametrize("form", ["text", "md", "html", "github"])
+def test_a_distance_says_over_which_tensors_it_is(form, flipped, ckptool):
+    files = [flipped / run / "step_1.pt" for run in ("one", "other")]
+    said = str(ckptool("diff", *files, "--format", form)).replace("\\", "").replace("%25", "%")
+    over = "over the 1 of 10 floating-point tensors with other values"
+    assert f"model: 200 % (relative L2, {over}), max abs 2" in said
+
+
+def test_below_tables_stands_that_equal_tensors_are_in_no_norm(flipped, ckptool):
+    note = "without the equal ones"
+    files = [flipped / run / "step_1.pt" for run in ("one", "other")]
+    assert ckptool("diff", *files, "--stat").count(note) == 1
+    assert note in ckptool("diff", *files, "--format", "html").partition("<footer>")[2]
+    assert note in ckptool("diff", flipped / "one", flipped / "other")
+    only = ckptool("diff", *files, "--match", "*bias")
+    assert note not in only
+    assert "200 % (relative L2), max abs 2" in only
+
+
+def test_the_document_counts_the_tensors_of_a_distance(flipped, ckptool):
+    files = [flipped / run / "step_1.pt" for run in ("one", "other")]
+    report = ckptool("diff", *files, "--json").json
+    groups = [report["summary"], *report["summary"]["roles"], report["sections"][0]]
+    assert [(g["relative_l2"], g["measured"], g["floating"]) for g in groups] == [(2.0, 1, 10)] * 3
+    (row,) = ckptool("diff", flipped / "one", flipped / "other", "--json").json["checkpoints"]
+    assert (row["relative_l2"], row["measured"], row["floating"]) == (2.0, 1, 10)
