@@ -220,11 +220,11 @@ def _nested(plan: Any, shards: _Shards) -> Tree:
     paths = fields.get("planner_data")
     if not isinstance(paths, (dict, type(None))):
         raise DamagedError(f"the plan has {kind_of(paths)} where torch puts a dict of key paths")
-    tree: dict[Any, Any] = {}
+    tree: dict[Any, Any] = _Branch()
     for name, entry in _fields(fields.get("state_dict_metadata"), "the list of names").items():
         keys = _keys(name, paths or {})
         _insert(tree, keys, _value(_text(name), entry, stored, shards))
-    return tree
+    return {key: _with_lists(value) for key, value in tree.items()}
 
 
 def _keys(name: Any, paths: Mapping[Any, Any]) -> tuple[Any, ...]:
@@ -322,17 +322,37 @@ def _place(
 
 
 def _insert(tree: dict[Any, Any], keys: tuple[Any, ...], value: Tree) -> None:
-    """Put a value at its key path; indices of lists are kept as keys."""
+    """Put a value at its key path; indices of lists are kept as keys for now."""
     if len(keys) > MAX_DEPTH or not all(isinstance(key, (str, int)) for key in keys):
         raise DamagedError("the plan puts a value below a key that is neither a name nor an index")
     node = tree
     for key in keys[:-1]:
-        node = node.setdefault(key, {})
+        node = node.setdefault(key, type(node)())
         if not isinstance(node, dict):
             raise DamagedError(f"the plan puts values below the value {key!r:.60}")
     if keys[-1] in node:
         raise DamagedError(f"the plan puts two values at {keys[-1]!r:.60}")
     node[keys[-1]] = value
+
+
+class _Branch(dict[Any, Any]):
+    """A container that the plan has cut into its values; one that was saved whole is another dict.
+
+    torch makes the keys of dicts text, and counts in lists: numbers are the indices of a list.
+    """
+
+
+def _with_lists(node: Any) -> Any:
+    """Return a tree with the lists that torch makes of indices.
+
+    Indices that leave one out stay keys: torch would put None there, any number of them.
+    """
+    if not isinstance(node, _Branch):
+        return node
+    values = {key: _with_lists(value) for key, value in node.items()}
+    if all(type(key) is int for key in values) and sorted(values) == list(range(len(values))):
+        return [values[index] for index in range(len(values))]
+    return values
 
 
 def _text(name: Any) -> str:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -296,6 +297,26 @@ def test_key_paths_may_be_lists(tmp_path):
     save(tmp_path, state())
     edit_plan(tmp_path, lambda plan: plan.planner_data.update({"model.half": ["model", "half"]}))
     assert_reads_like(tmp_path, state())
+
+
+def test_lists_are_lists_as_torch_converts_them(tmp_path, ckptool):
+    """Torch cuts a list with tensors or dicts into its values, and a dict's keys become text."""
+    groups = [{"lr": 0.1, "params": ["a", "b"]}, {"lr": 0.2, "params": ["c"]}]
+    nested = [[torch.ones(2), torch.zeros(3)], {"deep": [torch.ones(1), 5]}]
+    long = [torch.full((1,), float(i)) for i in range(12)]  # 10 comes before 2 as text
+    by_number = {0: torch.ones(2), 1: torch.zeros(2)}
+    save(tmp_path / "dcp", {"optimizer": {"param_groups": groups, "state": by_number},
+                            "nested": nested, "long": long, "plain": [1, [2, 3]]})  # fmt: skip
+    dcp_to_torch_save(tmp_path / "dcp", tmp_path / "whole.pt")
+    assert_reads_like(tmp_path / "dcp", torch.load(tmp_path / "whole.pt"))
+    assert ckptool("diff", tmp_path / "dcp", tmp_path / "whole.pt").startswith("equal")
+
+
+def test_indices_that_leave_one_out_stay_keys(tmp_path):
+    """Torch keeps nothing of an empty dict, and puts None where it was, any number of them."""
+    save(tmp_path, {"list": [torch.ones(1), {}, torch.zeros(1)]})
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert set(checkpoint.tree["list"]) == {0, 2}
 
 
 def test_only_refusals_escape_from_mutated_plans(tmp_path):
