@@ -76,7 +76,8 @@ def _damage(file: Path, error: CkptError) -> tuple[Finding, ...]:
         return (finding("CK104", where, f"{file.name}: {error.message}"),)
     if isinstance(error, AbsentError):
         return (finding("CK105", where, error.message, error.hint),)
-    remains = salvage(file) if isinstance(error, DamagedError) else None
+    is_known = error.rule is not None or not isinstance(error, DamagedError)
+    remains = None if is_known else salvage(file)
     if remains is not None and remains.is_cut:
         return (_truncated(file, remains.losses, remains.tensors),)
     if remains is not None and remains.losses:
@@ -90,8 +91,8 @@ def _truncated(path: Path, losses: tuple[Loss, ...], total: int) -> Finding:
     lost = sum(loss.wanted - loss.present for loss in losses)
     ends = f"{path.name} ends at {path.stat().st_size:,} bytes"
     if not names:
-        message = f"{ends}, before its directory: the values of all {total} tensors are there"
-        return finding("CK102", "", message)
+        rest = f": the values of all {total} tensors are there" if total else ""
+        return finding("CK102", "", f"{ends}, before its directory{rest}")
     message = (
         f"{ends}: {lost:,} bytes of values are lost, of {len(names)} of {total} tensors: "
         f"{named(names)}"

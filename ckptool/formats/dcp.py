@@ -61,7 +61,10 @@ MAX_CHUNKS = 1 << 14  # that are always read,
 A_CHUNK = 1 << 10  # or one for so many bytes of the files: its header alone is longer
 REPEATS = 2  # times that the bytes of the files are read as chunks
 
+TRUNCATED = "CK102"
+
 Place = tuple[str, int, int]  # file in the directory, offset, length
+Stored = Mapping[tuple[str, tuple[int, ...]], Place]  # by name, and offset of the chunk
 
 
 class DcpFolder(FolderFormat):
@@ -143,6 +146,7 @@ class _Shards:
         self._pickles: dict[str, Pickles] = {}
         self._room = 0  # bytes of the files
         self._chunks = self._nbytes = 0  # that were read
+        self.stored: Stored = {}
 
     def read(self, place: Place) -> Tree:
         """Return the object that is saved at a place.
@@ -157,8 +161,10 @@ class _Shards:
             self.files[name] = self._open_file(name)
             self._pickles[name] = pickles_of(name)
             self._room += self.files[name].size
+        if offset + length > self.files[name].size:
+            raise self._cut(name)
         self._chunks += 1
-        self._nbytes += min(length, self.files[name].size)  # a longer one is refused below
+        self._nbytes += length
         is_many = self._chunks > max(MAX_CHUNKS, self._room // A_CHUNK)
         if is_many or self._nbytes > REPEATS * self._room:
             raise RepetitionError(
@@ -167,6 +173,23 @@ class _Shards:
                 hint="fetch the directory again: no program writes a chunk twice",
             )
         return read_source(Window(self.files[name], offset, length), self._pickles[name])
+
+    def _cut(self, name: str) -> DamagedError:
+        """Return the error for a file that ends before values that the plan has in it."""
+        size, path = self.files[name].size, self.files[name].path
+        ends: dict[str, int] = {}
+        for (entry, _), (file, offset, length) in self.stored.items():
+            if file == name:
+                ends[entry] = max(ends.get(entry, 0), offset + length)
+        lost = sorted(entry for entry, end in ends.items() if end > size)
+        error = DamagedError(
+            f"truncated: {'it' if path else name} ends at {size:,} bytes, and by the plan its "
+            f"values end at {max(ends.values()):,}: {len(lost):,} of {len(ends):,} tensors and "
+            f"values are not all there: {named(lost)}",
+            path=path,
+        )
+        error.rule = TRUNCATED  # what remains of the first chunk tells nothing of the others
+        return error
 
     @property
     def globals_named(self) -> tuple[NamedGlobal, ...]:
@@ -216,7 +239,7 @@ def _tree(plan: Any, shards: _Shards) -> Tree:
 
 def _nested(plan: Any, shards: _Shards) -> Tree:
     fields = _fields(plan, "the plan")
-    stored = _places(fields.get("storage_data"))
+    stored = shards.stored = _places(fields.get("storage_data"))
     paths = fields.get("planner_data")
     if not isinstance(paths, (dict, type(None))):
         raise DamagedError(f"the plan has {kind_of(paths)} where torch puts a dict of key paths")
@@ -266,9 +289,7 @@ def _places(storage_data: Any) -> dict[tuple[str, tuple[int, ...]], Place]:
     return places  # type: ignore[return-value]
 
 
-def _value(
-    name: str, entry: Any, stored: Mapping[tuple[str, tuple[int, ...]], Place], shards: _Shards
-) -> Tree:
+def _value(name: str, entry: Any, stored: Stored, shards: _Shards) -> Tree:
     fields = _fields(entry, name)
     is_tensor = bool(fields.keys() & {"properties", "size", "chunks"})
     kind = entry.qualname.rpartition(".")[2] if isinstance(entry, Opaque) else ""
@@ -311,9 +332,7 @@ def _sizes(values: Any, name: str) -> tuple[int, ...]:
 # -------------------------------------------------------------------------------- parts of the plan
 
 
-def _place(
-    stored: Mapping[tuple[str, tuple[int, ...]], Place], name: str, offsets: tuple[int, ...]
-) -> Place:
+def _place(stored: Stored, name: str, offsets: tuple[int, ...]) -> Place:
     if (name, offsets) not in stored:
         raise DamagedError(
             f"the plan does not say where the chunk at {list(offsets)} is", address=name

@@ -196,6 +196,25 @@ def test_a_chunk_that_is_named_again_and_again_is_refused(is_long, tmp_path, mon
         open_checkpoint(tmp_path)
 
 
+def test_a_shard_that_is_cut_off_says_what_is_missing(tmp_path, ckptool):
+    """Its first chunk is a whole zip, in which nothing is missing."""
+    save(tmp_path, {"model": {f"w{i}": torch.full((100,), float(i)) for i in range(4)}, "at": 3})
+    (file,) = tmp_path.glob("*.distcp")
+    plan = pickle.loads((tmp_path / ".metadata").read_bytes())
+    ends = {at.fqn: where.offset + where.length for at, where in plan.storage_data.items()}
+    full, kept = file.stat().st_size, sorted(ends.values())[1] + 100
+    file.write_bytes(file.read_bytes()[:kept])
+    lost = sorted(name for name, end in ends.items() if end > kept)
+    said = (f"it ends at {kept:,} bytes, and by the plan its values end at {full:,}: "
+            f"3 of 5 tensors and values are not all there: {', '.join(lost)}")  # fmt: skip
+    with pytest.raises(DamagedError, match=said) as refused:
+        open_checkpoint(tmp_path)
+    assert refused.value.path == file
+    (found,) = ckptool("verify", tmp_path, "--json").json["findings"]
+    told = found["rule"], found["address"], found["message"]
+    assert told == ("CK102", file.name, f"truncated: {said}")
+
+
 def test_chunks_of_other_types(tmp_path):
     save(tmp_path, {"a": torch.ones(2), "b": torch.ones(2, dtype=torch.float64)})
 
