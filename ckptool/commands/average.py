@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from ckptool.commands.broken_members import blaming
+from ckptool.commands.broken_members import blaming, refuse_nonfinite
 from ckptool.commands.into import Slot, open_slot, whole, write_into
 from ckptool.commands.members import EPOCH, SKIP, STEP, WIDTH, Opened, are_equal
 from ckptool.commands.mixture import AverageOptions, Mixture, choose, refuse_contradictions
@@ -96,6 +96,11 @@ def _average(
         note = note_of(mixture, combined, options.buffers, made_at)
         may_skip = mixture.posthoc is None  # a snapshot less would be the EMA of another width
         stack.enter_context(blaming(mixture.members, combined.averaged, may_skip=may_skip))
+        if options.skip_broken and options.force:  # which would accept their values
+            listed = [each for each in mixture.members.opened if each.is_listed]
+            for each in listed:
+                _refuse_damage(each, force=False)
+            refuse_nonfinite(listed, combined.averaged)
         if slot is None:
             made = _in_a_file(operands[0].path, output, mixture, combined, options, note, progress)
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from ckptool.commands.members import Members, Opened, may_be_skipped
+from ckptool.commands.members import SKIP, Members, Opened, may_be_skipped
 from ckptool.errors import DamagedError, EmaRefusedError
 from ckptool.tensors.statistics import nonfinite_values
 
@@ -34,23 +34,30 @@ def blaming(members: Members, averaged: Iterable[str], *, may_skip: bool) -> Ite
             may_be_skipped(error)
         raise
     except EmaRefusedError as error:
-        found = _first_nonfinite(members, averaged)
-        if found is None:
-            raise
-        member, name, count = found
-        values = "1 value" if count == 1 else f"{count:,} values"
-        told = f"the weights are non-finite: {values} of {name}"
-        blamed = EmaRefusedError(told, path=member.path, hint=error.hint)
-        if may_skip and member.is_listed:
-            may_be_skipped(blamed)
-        raise blamed from error
+        if error.adding != SKIP:
+            refuse_nonfinite(members.opened, averaged, error.hint, may_skip=may_skip)
+        raise
 
 
-def _first_nonfinite(members: Members, averaged: Iterable[str]) -> tuple[Opened, str, int] | None:
-    """Return the first checkpoint with NaN or infinities, one of its tensors, and their number."""
+def refuse_nonfinite(
+    members: Iterable[Opened],
+    averaged: Iterable[str],
+    hint: str | None = None,
+    *,
+    may_skip: bool = True,
+) -> None:
+    """Refuse the first checkpoint with NaN or infinities.
+
+    Raises:
+        EmaRefusedError: there is one.
+    """
     names = list(averaged)
-    for each in members.opened:
+    for each in members:
         for name in names:
             if count := nonfinite_values(each.checkpoint.reader, each.tensors[name]).total:
-                return each, name, count
-    return None
+                values = "1 value" if count == 1 else f"{count:,} values"
+                told = f"the weights are non-finite: {values} of {name}"
+                error = EmaRefusedError(told, path=each.path, hint=hint)
+                if may_skip and each.is_listed:
+                    may_be_skipped(error)
+                raise error
