@@ -16,7 +16,9 @@ from ckptool.tree.nodes import GlobalRef
 KEPT = {
     "attr": "settings of classes that attrs makes",
     "attrs": "settings of classes that attrs makes",
+    "configobj": "settings as they were read",
     "dateutil": "time zones of dates, also in tables of pandas",
+    "docopt": "settings as they were typed",
     "ml_dtypes": "dtypes of arrays",
     "packaging": "versions of libraries",
     "ruamel": "settings as they were read from YAML",

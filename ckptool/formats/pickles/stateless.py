@@ -10,10 +10,10 @@ left out although a package has it: ``acme``, ``airflow``, ``bandit``, ``box``, 
 ``falcon``, ``graphene``, ``halo``, ``hunter``, ``impala``, ``injector``, ``mamba``, ``motor``,
 ``mss``, ``obs``, ``odf``, ``ply``, ``pyramid``, ``radon``, ``remi``, ``robot``, ``rope``,
 ``safety``, ``salt``, ``schedule``, ``slack``, ``tortoise``. So are packages of which objects are
-met in checkpoints: settings (``addict``, ``attr``, ``marshmallow``, ``munch``, ``omegaconf``,
-``pydantic``, ``ruamel``, ``yacs``), versions and containers (``packaging``,
-``sortedcontainers``), dates (``dateutil``, ``pytz``), dtypes (``ml_dtypes``), tensors
-(``safetensors``).
+met in checkpoints: settings (``addict``, ``attr``, ``configobj``, ``docopt``, ``marshmallow``,
+``munch``, ``omegaconf``, ``pydantic``, ``ruamel``, ``yacs``), versions and containers
+(``packaging``, ``sortedcontainers``), dates (``dateutil``, ``pytz``), dtypes (``ml_dtypes``),
+tensors (``safetensors``).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ BY_KIND: Mapping[str, str] = {
         "alive_progress annotated_doc argcomplete argh asciimatics asyncclick beautifultable "
         "blessed blessings bpython click click_default_group click_didyoumean click_plugins "
         "click_repl cliff clize cloup cmd2 colorama colored coloredlogs colorlog "
-        "configargparse crashtest cyclopts docopt enlighten fire humanfriendly inquirer "
+        "configargparse crashtest cyclopts enlighten fire humanfriendly inquirer "
         "InquirerPy jsonargparse npyscreen pexpect plac prettytable progressbar "
         "prompt_toolkit ptpython ptyprocess pyfiglet PyInquirer pyperclip questionary rich "
         "rich_argparse rich_click shellingham tabulate termcolor terminaltables texttable "
@@ -165,7 +165,7 @@ BY_KIND: Mapping[str, str] = {
         "pyscreeze pystray pyttsx3 pywinauto RPi smbus speech_recognition usb vlc wx"
     ),
     "plumbing of programs": (
-        "appdirs backoff cachecontrol _cffi_backend ckptool cloudpickle configobj decouple "
+        "appdirs backoff cachecontrol _cffi_backend ckptool cloudpickle decouple "
         "dependency_injector dill distro dotenv dynaconf environs importlib_metadata "
         "importlib_resources isal isympy jsonpickle lazy_object_proxy librt loky multiprocess "
         "pathos pinject platformdirs py pydispatch pyee retrying send2trash six stevedore "
