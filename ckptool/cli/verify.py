@@ -36,11 +36,12 @@ from ckptool.commands.verify import (
 from ckptool.contents.selection import Operand, parse_operand
 from ckptool.errors import CkptError, UsageError
 from ckptool.render.outputs import outputs_of
-from ckptool.reports.verify import ChoiceReport, VerifyReport
+from ckptool.reports.verify import ChoiceReport, State, VerifyReport
 
 Names = list[str] | None
 LONG = 600  # characters of a path or a reason
 SHOWN = 10  # of the checkpoints that were passed over
+CHECKSUMS = "CK103"  # the rule that --bytes turns on
 
 MUST = "What must hold"  # panel of the help
 READS = "What is read"  # panel of the help
@@ -208,6 +209,8 @@ def command(
                     answer(answers, text, color=color, stream=sys.stderr if aside else None)
                 if shown == "text":
                     _tell_passed_over(answers, again)
+                if text == "text" and flags["bytes"]:
+                    _tell_unread(answers)
     if refused and (tells_alone or shown == "text"):
         raise refused[0]
     return code
@@ -264,6 +267,20 @@ def _options_again(
     return words
 
 
+def _tell_unread(answers: Sequence[ChoiceReport | VerifyReport]) -> None:
+    """Print on stderr why checksums were not compared that ``--bytes`` asks for."""
+    from ckptool.render.text import plural, printable
+
+    files: dict[str, int] = {}
+    for report in answers:
+        for check in report.checks if isinstance(report, VerifyReport) and report.format else ():
+            if check.rule == CHECKSUMS and check.state is State.NOT_CHECKED:
+                files[check.reason] = files.get(check.reason, 0) + 1
+    for reason, count in files.items():
+        where = f" (in {plural(count, 'file')})" if len(answers) > 1 else ""
+        sys.stderr.write(f"note: --bytes: {printable(reason, LONG)}{where}\n")
+
+
 def _tell_passed_over(
     answers: Sequence[ChoiceReport | VerifyReport], options: Sequence[str]
 ) -> None:
@@ -282,6 +299,23 @@ def _tell_passed_over(
         if report.path is None and report.reports:
             command = shlex.join(["ckptool", "verify", report.reports[0].path, *options])
             sys.stderr.write(f"hint: to see everything that is wrong: {printable(command, LONG)}\n")
+            _tell_losses(report)
+
+
+def _tell_losses(choice: ChoiceReport) -> None:
+    """Print the option with which a checkpoint passes whose only fault is a loss."""
+    from ckptool.render.states import counting
+    from ckptool.render.text import printable
+
+    for report in choice.reports:
+        resume, faults = report.resume, counting(report, report.findings)
+        if resume and resume.goes_on and {found.rule for found in faults} <= {*resume.without}:
+            rules, path = ",".join(resume.without), printable(report.path, LONG)
+            sys.stderr.write(
+                f"hint: a run goes on from {path}, with a loss; to accept it, add "
+                f"--ignore-rules {rules}\n"
+            )
+            return
 
 
 def _whole(operand: Operand) -> Path:

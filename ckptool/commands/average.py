@@ -9,13 +9,13 @@ from pathlib import Path
 
 from ckptool.commands.broken_members import blaming, refuse_nonfinite
 from ckptool.commands.into import Slot, open_slot, whole, write_into
-from ckptool.commands.members import EPOCH, SKIP, STEP, WIDTH, Opened, are_equal
+from ckptool.commands.members import BROKEN, EPOCH, SKIP, STEP, WIDTH, Opened, are_equal
 from ckptool.commands.mixture import AverageOptions, Mixture, choose, refuse_contradictions
 from ckptool.commands.sources import note_of
 from ckptool.commands.writing import choose_form, write_output
 from ckptool.contents.selection import Operand
 from ckptool.ema.layouts import Layouts
-from ckptool.errors import DamagedError, EmaRefusedError
+from ckptool.errors import EmaRefusedError
 from ckptool.plans.averaging import Combined, combine
 from ckptool.plans.belonging import distances, strangers
 from ckptool.plans.casts import plan_casting
@@ -70,7 +70,9 @@ def average(
     while True:
         try:
             return _average(operands, output, options, progress, layouts, made_at, broken)
-        except (DamagedError, EmaRefusedError) as error:  # of values, which are read while writing
+        except (*BROKEN, EmaRefusedError) as error:  # of values, which are read while writing
+            if options.skip_broken and error.path in {operand.path for operand in operands}:
+                error.hint = "; ".join(filter(None, (NAMED, error.hint)))
             if not options.skip_broken or error.adding != SKIP:
                 raise
             broken[str(error.path)] = error.message
@@ -119,6 +121,7 @@ def _average(
     )
 
 
+NAMED = "--skip-broken leaves out files of a directory; leave out this one, which was named"
 NAME = "average.safetensors"  # of the output, if it is a directory
 
 

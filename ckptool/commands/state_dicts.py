@@ -53,6 +53,8 @@ def only_state_dict(
         path=checkpoint.path,
         hint=f"name it behind the path: {', '.join(places)}" if weights else None,
     )
+    if weights and not beside_optimizer and checkpoint.format.as_one_file:
+        error.hint = f"{error.hint}; {checkpoint.format.as_one_file}"
     if beside_optimizer and roles:  # the command has --only, which names it for all checkpoints
         options = [("--only", name) for name, role in ROLE_NAMES.items() if role in roles]
         error.hint = f"choose with {' or '.join(map(' '.join, options))}"

@@ -168,6 +168,9 @@ class PickleExtent(NamedTuple):
     is_plain: bool  # torch's weights-only loader reads it to its end, if it allows the names
 
 
+NAME_IT = "name the state dict that you want: --only model, or PATH#ADDRESS"
+
+
 class Format:
     """The name and the abilities of a format; a format overrides the fields in which it differs.
 
@@ -183,6 +186,7 @@ class Format:
     is_patchable = False  # one file whose values promote-ema can overwrite in place
     is_of_parts = False  # several files, each of which loads as a checkpoint by itself
     is_weights_only = False  # torch.load(weights_only=True) reads it
+    as_one_file = ""  # a sentence: what makes one file of a whole directory, since ckptool does not
     loaded_by = ""  # the call that reads it, where torch.load(weights_only=True) refuses it
     has_checksums = False  # one zip archive: torch writes a checksum for each record
     unread_checksums = ""  # the reason why its checksums are not read
@@ -202,7 +206,7 @@ class Format:
         raise UnsupportedError(
             f"a file of torch.save can be written again whole, and this is {self.name}",
             path=file.path,
-            hint="name the state dict that you want: --only model, or PATH#ADDRESS",
+            hint="; ".join(filter(None, (NAME_IT, self.as_one_file))),
         )
 
 

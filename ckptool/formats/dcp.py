@@ -74,6 +74,11 @@ class DcpFolder(FolderFormat):
     title = "torch.distributed.checkpoint"
     written_by = "`torch.distributed.checkpoint`: a folder with `.metadata` and `.distcp` files"
     suffixes = (".dcp",)
+    as_one_file = (
+        "ckptool writes no whole folder as one file; torch does, and runs the pickles in it "
+        "(dcp_to_torch_save): python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+        "FOLDER OUT"
+    )
     unread_checksums = "the checksums of the zips inside shards are not read"
     may_trail = is_exclusive = True
     file_kinds = (

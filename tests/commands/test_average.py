@@ -410,6 +410,11 @@ def test_what_was_named_itself_is_not_skipped(run, ckptool, tmp_path):
     done = ckptool("average", *named, "--only", "model", "--skip-broken", "-o", tmp_path / "o.pt")
     assert done.exit_code == 2
     assert done.stderr.startswith(f"error: {run / 'a.ckpt'}: the weights are non-finite: ")
+    assert "hint: --skip-broken leaves out files of a directory; leave out this one" in done.stderr
+    truncate(run / "b.ckpt")
+    done = ckptool("average", *named, "--only", "model", "--skip-broken", "-o", tmp_path / "o.pt")
+    assert done.exit_code == 2
+    assert "hint: --skip-broken leaves out files of a directory; leave out this one" in done.stderr
 
 
 def test_two_are_left_or_it_is_no_average(run, ckptool, tmp_path):

@@ -116,6 +116,28 @@ def test_a_distributed_checkpoint_without_its_metadata_is_passed_over(tmp_path, 
     assert (name, "not finished" in told) == ("step-10", True)
 
 
+def test_where_none_passes_a_loss_that_can_be_accepted_has_its_option(tmp_path, ckptool):
+    """A plain loop without RNG states: it goes on, and ``--ignore-rules`` accepts it."""
+    state = {k: v for k, v in runs.trained().items() if not k.endswith("rng_state")}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for step in (10, 20):
+        torch.save(state | {"global_step": step}, folder / f"step{step}.pt")
+    shutil.copy(folder / "step10.pt", folder / "step30.pt")
+    broken = state | {"model": {n: t * float("nan") for n, t in state["model"].items()}}
+    torch.save(broken | {"global_step": 30}, folder / "step30.pt")
+    asked = ("verify", "--latest-valid", "--require", "resume,finite", folder)
+    none = ckptool(*asked)
+    assert (none.exit_code, none.stdout) == (1, "")
+    (hint,) = (line for line in none.stderr.splitlines() if "to accept" in line)
+    before, words = hint.split("; to accept it, add ")
+    assert before == f"hint: a run goes on from {folder / 'step20.pt'}, with a loss"
+    assert chosen(ckptool, *asked, *words.split())[0] == "step20.pt"
+    (folder / "step10.pt").unlink()
+    (folder / "step20.pt").unlink()
+    assert "--ignore-rules" not in ckptool(*asked).stderr
+
+
 # ------------------------------------------------------------------- what ckptool made of others
 
 

@@ -215,6 +215,31 @@ def test_a_shard_that_is_cut_off_says_what_is_missing(tmp_path, ckptool):
     assert told == ("CK102", file.name, f"truncated: {said}")
 
 
+def test_a_folder_of_several_state_dicts_says_what_makes_one_file(tmp_path, ckptool):
+    tree = {"model": {"w": torch.ones(2, 2)}, "ema": {"w": torch.zeros(2, 2)}, "epoch": 3}
+    save(tmp_path / "dcp", tree)
+    torch.save(tree, tmp_path / "whole.pt")
+    for more in ((), ("--safe",), ("--whole",), ("--drop", "epoch")):
+        said = ckptool("convert", tmp_path / "dcp", "-o", tmp_path / "out.pt", *more).stderr
+        assert "ckptool writes no whole folder as one file" in said
+        assert "dcp_to_torch_save" in said
+    other = ckptool("convert", tmp_path / "whole.pt", "-o", tmp_path / "out.pt").stderr
+    assert "which one is meant?" in other
+    assert "dcp_to_torch" not in other
+
+
+def test_checksums_that_are_asked_for_and_not_read_are_named(tmp_path, ckptool):
+    save(tmp_path / "dcp", state())
+    torch.save(state(), tmp_path / "whole.pt")
+    asked = ("verify", tmp_path / "dcp", "--rules", "CK1")
+    note = "note: --bytes: the checksums of the zips inside shards are not read"
+    assert ckptool(*asked, "--bytes").stderr.strip() == note
+    assert not ckptool(*asked).stderr
+    assert "the checksums of" not in ckptool(*asked, "--bytes", "--json").stderr
+    both = ckptool(*asked, tmp_path / "whole.pt", "--bytes").stderr
+    assert both.strip() == f"{note} (in 1 file)"
+
+
 def test_chunks_of_other_types(tmp_path):
     save(tmp_path, {"a": torch.ones(2), "b": torch.ones(2, dtype=torch.float64)})
 
