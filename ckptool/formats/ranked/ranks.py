@@ -108,19 +108,28 @@ def refuse_renamed(files: Mapping[str, Checkpoint]) -> None:
     ``torch.save`` calls the directory in its zip after the file that it writes. A name that none of
     the files has says nothing, as "archive" does, which torch takes where it writes to no file.
 
+    Only a circle proves it: files that were numbered anew have names of others, too, but at the end
+    of the row one whose name is gone.
+
     Raises:
-        DamagedError: a file was saved under the name of another one, which was not saved under it.
+        DamagedError: following the names that files were saved under leads back to the first.
     """
     stems = {(Path(name).parent, Path(name).stem): name for name in files}
     given = {
         name: stems.get((Path(name).parent, part.saved_as), name) for name, part in files.items()
     }
-    for name, other in given.items():
-        if name != other and other != given[other]:
+    followed: set[str] = set()
+    for first in given:
+        name, row = first, set[str]()
+        while name not in followed and name not in row:
+            row.add(name)
+            name = given[name]
+        if name in row and name != given[name]:
             raise DamagedError(
-                f"{name} was saved as {other}: files are exchanged",
+                f"{name} was saved as {given[name]}: files are exchanged",
                 hint="give the files their names back, or fetch them again",
             )
+        followed |= row
 
 
 def _digest_of_beginnings(reader: TensorReader, refs: Iterable[TensorRef]) -> bytes | None:

@@ -83,6 +83,7 @@ def saved_as(*stems: str) -> dict[str, Checkpoint]:
     (".", "..", "a/rank_0"),  # which no file is called, but a directory in a zip may be
     ("rank_0", "rank_0", "rank_2"),  # a copy, which its values show
     ("rank_1", "rank_9", "rank_2"),  # renamed, since the file of rank 0 was lost
+    ("rank_1", "rank_2", "rank_3"),  # numbered anew, from 0
 ], ids=str)  # fmt: skip
 def test_names_that_prove_no_exchange(stems):
     refuse_renamed(saved_as(*stems))
