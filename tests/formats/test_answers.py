@@ -82,14 +82,6 @@ def test_a_factory_that_is_set_in_slots_makes_an_empty_value():
     assert not is_reported(instance("somelib.Dict", default_factory=T))  # an attribute
 
 
-def test_only_modules_of_torch_are_hashed_by_their_identity_whatever_they_hold():
-    linear, users = "torch.nn.modules.linear.Linear", "somelib.Net"
-    hooks = pairs((X, T))
-    assert not is_reported(pairs((instance(linear, **MODULE, _forward_hooks=hooks), X)))
-    assert not is_reported(pairs((instance(users, **MODULE, layer=instance(linear, **MODULE)), X)))
-    assert is_reported(pairs((instance(users, **MODULE, get=T), X)))
-
-
 def test_items_under_keys_of_any_kind_are_kept():
     member, kept = call("somelib.Mode", X), instance("somelib.Any", get=T)
     assert not is_reported(new("somelib.Registry") + X + kept + b"s")

@@ -18,7 +18,6 @@ from ckptool.formats.pickles.grades import (
     DATA,
     FOREIGN,
     HOLDING,
-    NAME,
     NESTED,
     OBJECT,
     SCALARS,
@@ -29,7 +28,7 @@ from ckptool.formats.pickles.grades import (
 from ckptool.formats.pickles.imported import IMPORTED
 from ckptool.formats.pickles.modules import LOOKED_IN, OF_ANY_MODULE, is_module
 from ckptool.formats.pickles.trust import is_own
-from ckptool.tree.nodes import CompositeTensor, GlobalRef, Opaque, TensorRef
+from ckptool.tree.nodes import CompositeTensor, Opaque, TensorRef
 
 # Attribute -> who reads it as an object is given its state.
 READ: dict[str, str] = {
@@ -74,14 +73,6 @@ def worst_of_answer(name: Any) -> int:
     """
     is_word = not isinstance(name, str) or not (name.startswith("_") or name in BY_PICKLE)
     return FOREIGN if is_word else DATA
-
-
-def worst_of_key(part: Any) -> int:
-    """Return the worst grade of a key that is no row."""
-    if is_module(part) and not is_own(part.qualname):
-        return NESTED
-    is_identity = isinstance(part, GlobalRef) or is_module(part) or is_function(part)
-    return NAME if is_identity else OBJECT
 
 
 def prepares_no_answer(state: Any, grades: Grades, is_plain: IsPlain) -> bool:

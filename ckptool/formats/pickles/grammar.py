@@ -28,7 +28,6 @@ from ckptool.formats.pickles.answers import (
     spaces_of_class,
     worst_of_answer,
     worst_of_imported,
-    worst_of_key,
 )
 from ckptool.formats.pickles.asked import (
     is_asked,
@@ -58,7 +57,7 @@ from ckptool.formats.pickles.grades import (
     is_function,
 )
 from ckptool.formats.pickles.handed_out import is_guest
-from ckptool.formats.pickles.modules import LOOKED_IN, modules_below
+from ckptool.formats.pickles.modules import LOOKED_IN, is_module, modules_below
 from ckptool.formats.pickles.numpy_types import DTYPE, is_true_to_parts
 from ckptool.formats.pickles.python_calls import columns_of
 from ckptool.formats.pickles.subclasses import NO_SUBCLASS
@@ -167,8 +166,7 @@ class Grammar:
     def is_key(self, key: Any) -> bool:
         """Return whether a value may be hashed and compared.
 
-        Modules are hashed by their identity, unless a class of the user's only looks like one.
-        Other objects ask what they hold.
+        Modules are hashed by their identity. Other objects ask what they hold.
         """
         if self.grade(key) <= OBJECT:
             return True
@@ -176,7 +174,8 @@ class Grammar:
         while waiting:
             part = waiting.pop()
             if not isinstance(part, (tuple, frozenset)):
-                if self.grade(part) > worst_of_key(part):
+                is_identity = isinstance(part, GlobalRef) or is_module(part) or is_function(part)
+                if self.grade(part) > (NAME if is_identity else OBJECT):
                     return False
             elif id(part) not in seen:
                 seen.add(id(part))
