@@ -574,7 +574,7 @@ HONEST: dict[str, Callable[[], bytes]] = {
     "array-of-numbers": lambda: torch_zip(NOTHING, ("a/x.npy", plain_array())),
     "array-of-numbers-as-a-storage": lambda: storage(plain_array()),
     "agent": agent,
-    "tar-that-ends-in-a-zip": lambda: CHECKPOINT,
+    "torch-tar-that-ends-in-a-zip": lambda: CHECKPOINT,
     "pickle-that-ends-in-a-zip": lambda: in_bytes(torch_zip(NOTHING)),
     "record-of-two": lambda: torch_zip(NOTHING, ("a/x.pkl", NOTHING * 2)),
     "record-of-text": lambda: torch_zip(NOTHING, ("a/x", b"I love\ncats\nand\ndogs\n")),
