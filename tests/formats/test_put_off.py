@@ -6,6 +6,7 @@ collate functions, hooks that know the names of their layers.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import operator
 import re
@@ -67,7 +68,20 @@ DANGEROUS = {
     "bytes": bound(F, b"C\x06/tmp/x"),
     "a path in a row": bound(F, listed(PATH)),
     "a path in settings": bound(F, namespace(command=PATH)),
-    "a path in an object": bound(F, instance("somelib.Settings", command=PATH)),
+    "a path of which an object is made": bound(F, new("somelib.Text", PATH)),
+    "a path among the elements of an object": bound(F, new("somelib.List") + b"(" + PATH + b"e"),
+    "a path that an object holds too": bound(F, listed(instance("a.B", c=PATH), PATH)),
+    "a path in a call in an object": bound(F, instance("a.B", c=bound(F, PATH))),
+    "a file of a hub": bound(F, text("timm/weights.bin")),
+    "two slashes": bound(F, text("a/b/c")),
+    "a hidden file": bound(F, text(".git/hooks")),
+    "a folder of Windows's": bound(F, text("a\\b")),
+    "a path that begins as an id": bound(F, text("~a/b")),
+    "an id that acts on text": bound(name("somelib.install"), text("timm/vit_base")),
+    "an id for what opens": bound(name("cv2.imwrite"), text("timm/vit_base")),
+    "an id for a file of Python's": bound(name("xml.dom.minidom.parse"), text("timm/vit_base")),
+    "a call in a namespace": namespace(task=instance("somelib.Task", func=F, args=row(PATH))),
+    "a call in a namespace that is bound": namespace(func=bound(F, PATH), args=EMPTY_TUPLE),
     "a pathlib path": bound(F, call("pathlib.PurePosixPath", WORD)),
     "text that is computed": bound(F, call("builtins.str", b"C\x03abc", text("utf-7"))),
     "set later": build(call("functools.partial", F), row(F, row(PATH), NONE, NONE)),
@@ -241,6 +255,22 @@ def model_by_name(publish):
     return partial(publish.function("timm.create_model"), "resnet50.a1_in1k", num_classes=10)
 
 
+def model_of_a_hub(publish):
+    return partial(publish.function("mylib.create_model"), "timm/vit_base_patch16_224.augreg")
+
+
+def predictor(publish):
+    model = publish.cls("mylib.Predictor", nn.Module)()
+    model.name_or_path, model.folder = "facebook/opt-125m", "/home/u/models/opt"
+    return partial(publish.function("mylib.infer"), predictor=model)
+
+
+def tokenizer(publish):
+    made = publish.cls("transformers.models.gpt2.GPT2Tokenizer")()
+    made.vocab_file, made.eos_token = "/home/u/vocab.json", "<|endoftext|>"
+    return partial(publish.function("my.collate"), tokenizer=made)
+
+
 def parts_of_a_layer(publish):
     made = publish.cls("my.layers.Pooling")()
     made.func, made.kwargs = publish.function("my.layers.pool"), {"mode": "max", "size": 2}
@@ -256,6 +286,7 @@ def collator(publish):
 WARNED = {
     "a block of timm's": block, "an initializer": initializer, "a schedule": warmup,
     "a learner": learner, "hooks": hooks, "a loader": loader, "a model by name": model_by_name,
+    "a model of a hub": model_of_a_hub, "a model": predictor, "a tokenizer": tokenizer,
     "a layer": parts_of_a_layer, "a collate function": collator,
 }  # fmt: skip
 
@@ -280,7 +311,18 @@ def equations(publish):
     return made
 
 
-HELD = {"a policy of wrapping": wrapping, "a trainer": trainer, "equations": equations}
+def subcommand(publish):
+    train = publish.function("my.main.train")
+    return [
+        argparse.Namespace(func=train, args=["x/y"]),
+        types.SimpleNamespace(fn=train, args=("/a",)),
+    ]
+
+
+HELD = {
+    "a policy of wrapping": wrapping, "a trainer": trainer, "equations": equations,
+    "a subcommand": subcommand,
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from ckptool.tree.nodes import GlobalRef
 KEPT = {
     "attr": "settings of classes that attrs makes",
     "attrs": "settings of classes that attrs makes",
+    "bson": "ids of objects in logs",
     "configobj": "settings as they were read",
     "dateutil": "time zones of dates, also in tables of pandas",
     "docopt": "settings as they were typed",
@@ -24,13 +25,15 @@ KEPT = {
     "ruamel": "settings as they were read from YAML",
     "safetensors": "tensors",
     "sortedcontainers": "containers",
+    "traitlets": "settings as they were read",
 }
 # What a project may call its own modules, of which a checkpoint may hold the classes.
 LIKE_A_PROJECT = (
-    "acme", "airflow", "bandit", "box", "build", "core", "data", "dataset", "factory", "falcon",
-    "graphene", "halo", "hunter", "impala", "injector", "mamba", "models", "motor", "mss", "net",
-    "obs", "odf", "ply", "project", "pyramid", "radon", "records", "remi", "robot", "rope",
-    "safety", "salt", "schedule", "slack", "tortoise", "train", "utils",
+    "acme", "airflow", "bandit", "behave", "box", "build", "core", "coverage", "data", "dataset",
+    "decouple", "factory", "falcon", "graphene", "halo", "hunter", "identify", "impala", "injector",
+    "locust", "mamba", "models", "motor", "mss", "net", "obs", "odf", "ply", "poetry", "project",
+    "pyramid", "radon", "records", "regress", "remi", "robot", "rope", "safety", "salt", "schedule",
+    "slack", "tortoise", "train", "utils", "vcr",
 )  # fmt: skip
 # Packages of which trainers pickle objects.
 OF_TRAINERS = (
@@ -73,7 +76,7 @@ def test_any_name_of_a_package_that_the_tests_install_is_dangerous():
     milder = {
         package
         for package in imported
-        if package not in OWN_PACKAGES | BROUGHT_ALONG | KEPT.keys()
+        if package not in OWN_PACKAGES | BROUGHT_ALONG | {*KEPT, *LIKE_A_PROJECT}
         if {trust(package, "Thing"), trust(f"{package}.part", "thing")} != {"dangerous"}
     }
     assert not milder
@@ -88,3 +91,9 @@ def test_each_package_is_named_once_by_its_top_module():
     names = [name for names in BY_KIND.values() for name in names.split()]
     assert len(names) == len(STATELESS) > 700
     assert all(name.isidentifier() for name in names)
+
+
+def test_of_packages_that_hold_settings_the_classes_that_act_are_dangerous():
+    assert trust("traitlets.config.loader", "Config") == "unknown"
+    assert trust("traitlets.config.application", "Application") == "dangerous"
+    assert trust("traitlets.config", "Application") == "dangerous"

@@ -8,7 +8,8 @@ are plain, and no text among them reaches outside the file. A call is put off by
 * ``functools.partial``;
 * a row of a function and a tuple of its arguments, perhaps with a dict of those by name, as states
   of partials and lists of callbacks are;
-* attributes or items that are named as the parts of a call: ``func`` beside ``args`` or ``kwargs``;
+* attributes or items that are named as the parts of a call: ``func`` beside ``args`` or ``kwargs``,
+  but not in a namespace: parsers of command lines keep the function of a subcommand as ``func``;
 * an object of a class that is named after it (``curry``, ``Partial``), by its own arguments.
 
 Functions that only compute may be given anything: those of layers, losses and optimizers, of
@@ -16,7 +17,11 @@ Python's harmless modules, of einops. Among the arguments there may be names of 
 classes, as in ``partial(Block, norm_layer=nn.LayerNorm)``. Each of them may be called with the
 rest, so all of them have to be such that only compute, or the rest has to be plain.
 
-A name of a layer is no path, although it has dots: hooks are bound to ``encoder.layer.0.attn``.
+A name of a layer is no path, although it has dots: hooks are bound to ``encoder.layer.0.attn``. The
+id of a model on a hub (``timm/vit_base``) is none where an unknown function is given it.
+
+Texts are arguments in plain containers and namespaces, and where an object is made with them. The
+state of another object is its own: a tokenizer or a model knows where it was loaded from.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ from ckptool.formats.pickles.effects import LOOKUPS, may_be_decoded, part_of, re
 from ckptool.formats.pickles.grades import SCALARS, Grades, is_function
 from ckptool.formats.pickles.handed_out import is_of_others
 from ckptool.formats.pickles.trust import (
+    ACTING_PACKAGES,
     HARMLESS_STDLIB,
     HARMLESS_TO_HOLD,
     MODULES,
@@ -73,7 +79,10 @@ _BINDERS = whole("bound", "curried", "curry", "partial", "partialler")
 _ACTING_ON_TEXT = frozenset({
     "delete", "dump", "install", "launch", "open", "remove", "system", "write",
 })  # fmt: skip
+_NAMESPACES = frozenset({"argparse.Namespace", "types.SimpleNamespace"})
 _DOTTED = regex(r"[A-Za-z_]\w*(\.\w+)+")
+_HUB_ID = regex(r"\w[\w.-]*/\w[\w.-]*")
+_MAX_ID = 100  # characters
 _SUFFIXES = frozenset({
     "7z", "bash", "bat", "bin", "bz2", "cfg", "ckpt", "cmd", "com", "conf", "csv", "dat", "db",
     "dll", "doc", "docx", "dylib", "env", "exe", "gif", "gz", "h5", "hdf5", "htm", "html", "ini",
@@ -116,17 +125,22 @@ def calls_put_off(values: Iterable[Any], grades: Grades) -> Iterator[PutOff]:
             yield found
         if isinstance(value, Opaque):  # its state puts off the same call
             seen.add(id(value.state))
-            parts = [value.args, value.kwargs, value.items, value.elements, *_parts(value.state)]
+            parts = [*_made_with(value), *_parts(value.state)]
         else:
             parts = _parts(value)
         grades.count(1 + len(parts))
         waiting += parts
 
 
+def _made_with(made: Opaque) -> list[Any]:
+    """Return all that an object is made of and filled with, beside its state."""
+    return [made.args, made.kwargs, made.items, made.elements]
+
+
 def _parts(value: Any) -> list[Any]:
     """Return all that a value holds."""
     if isinstance(value, Opaque):
-        return [value.args, value.kwargs, value.state, value.items, value.elements]
+        return [*_made_with(value), value.state]
     if isinstance(value, (NotedDict, NotedList)):
         more = [*value.made_with.values(), value.state]
     else:
@@ -158,6 +172,8 @@ def _bound(value: Any) -> _Bound | None:
 
 
 def _of_object(made: Opaque) -> _Bound | None:
+    if made.qualname in _NAMESPACES:
+        return None
     is_partial = made.qualname == PARTIAL
     if is_partial and isinstance(made.state, tuple) and len(made.state) == 4:
         return made.state[:3]
@@ -204,36 +220,67 @@ def _of_record(record: dict[Any, Any]) -> _Bound | None:
 def _judged(value: Any, func: Any, args: Any, kwargs: Any, grades: Grades) -> PutOff | None:
     """Return the call that a value puts off, if a name in it does more than compute."""
     acting: list[GlobalRef] = []
-    is_plain, has_text = True, False
+    is_plain, has_text, has_id = True, False, False
     called = _named(func) or _class_of(func)
     waiting, seen = [args, kwargs, func], set[int]()
-    while waiting:
-        part = waiting.pop()
+    inside: list[Any] = []  # the states of objects: looked through last, and for names alone
+    while waiting or inside:
+        is_given = bool(waiting)
+        part = (waiting or inside).pop()
         if type(part) in SCALARS:
-            is_plain &= not _reaches(part)
-            has_text |= isinstance(part, (str, bytes, bytearray))
+            is_id = _is_hub_id(part)
+            has_id |= is_given and is_id
+            is_plain &= not is_given or is_id or not _reaches(part)
+            has_text |= is_given and isinstance(part, (str, bytes, bytearray))
         elif (ref := _named(part)) is not None:
             acting += () if _only_computes(ref) else (ref,)
         elif id(part) not in seen:
             seen.add(id(part))
-            is_plain &= not (isinstance(part, Opaque) and _may_be_text(part))
-            parts = _parts(part)
-            grades.count(1 + len(parts))
-            waiting += parts
+            is_plain &= not (is_given and isinstance(part, Opaque) and _may_be_text(part))
+            given, kept = _given_and_kept(part)
+            grades.count(1 + len(given) + len(kept))
+            (waiting if is_given else inside).extend(given)
+            inside += kept
     if called is not None and called not in acting and not _only_computes(called):
         acting.insert(0, called)
     if not acting:
         return None
     ref = called if called in acting else acting[0]
     is_plain &= not (has_text and any(each.name in _ACTING_ON_TEXT for each in acting))
-    given = tuple(args) if isinstance(args, (tuple, list)) else ()
+    is_plain &= not (has_id and any(map(_opens_relative, acting)))
+    shown = tuple(args) if isinstance(args, (tuple, list)) else ()
     named = kwargs if isinstance(kwargs, dict) else {}
-    call = Opaque(ref.qualname, given, named, state=value, called=True)
+    call = Opaque(ref.qualname, shown, named, state=value, called=True)
     return PutOff(ref, call, is_plain, ref is called)
 
 
 def _may_be_text(made: Opaque) -> bool:
     return made.qualname.endswith(TEXTS) or may_be_decoded(made)
+
+
+def _given_and_kept(value: Any) -> tuple[list[Any], list[Any]]:
+    """Return the parts of a value that are arguments, and those that are an object's own.
+
+    All of a partial is given, and of what else Python's classes keep.
+    """
+    if isinstance(value, (TensorRef, CompositeTensor)):
+        return [], _parts(value)
+    is_whole = not isinstance(value, Opaque) or value.qualname.partition(".")[0] in STDLIB
+    return (_parts(value), []) if is_whole else (_made_with(value), [value.state])
+
+
+def _is_hub_id(value: Any) -> bool:
+    """Return whether a text may be the id of a model on a hub: ``timm/vit_base``."""
+    if type(value) is not str or len(value) > _MAX_ID or _HUB_ID.fullmatch(value) is None:
+        return False
+    return (
+        value.rpartition(".")[2].lower() not in _SUFFIXES and value.partition(".")[0] not in MODULES
+    )
+
+
+def _opens_relative(ref: GlobalRef) -> bool:
+    """Return whether a function may take an id of a hub for a path: it is known, and acts."""
+    return is_own(ref.qualname) or ref.module.partition(".")[0] in ACTING_PACKAGES
 
 
 def _named(value: Any) -> GlobalRef | None:

@@ -6,14 +6,15 @@ most common packages of each kind on PyPI, by the names under which they are imp
 
 A project may have a module of its own for which nothing speaks but its name, and a checkpoint may
 hold its classes. So what a project of machine learning may well be called, or call a module, is
-left out although a package has it: ``acme``, ``airflow``, ``bandit``, ``box``, ``build``,
-``falcon``, ``graphene``, ``halo``, ``hunter``, ``impala``, ``injector``, ``mamba``, ``motor``,
-``mss``, ``obs``, ``odf``, ``ply``, ``pyramid``, ``radon``, ``remi``, ``robot``, ``rope``,
-``safety``, ``salt``, ``schedule``, ``slack``, ``tortoise``. So are packages of which objects are
-met in checkpoints: settings (``addict``, ``attr``, ``configobj``, ``docopt``, ``marshmallow``,
-``munch``, ``omegaconf``, ``pydantic``, ``ruamel``, ``yacs``), versions and containers
-(``packaging``, ``sortedcontainers``), dates (``dateutil``, ``pytz``), dtypes (``ml_dtypes``),
-tensors (``safetensors``).
+left out although a package has it: ``acme``, ``airflow``, ``bandit``, ``behave``, ``box``,
+``build``, ``coverage``, ``decouple``, ``falcon``, ``graphene``, ``halo``, ``hunter``, ``identify``,
+``impala``, ``injector``, ``locust``, ``mamba``, ``motor``, ``mss``, ``obs``, ``odf``, ``ply``,
+``poetry``, ``pyramid``, ``radon``, ``regress``, ``remi``, ``robot``, ``rope``, ``safety``,
+``salt``, ``schedule``, ``slack``, ``tortoise``, ``vcr``. So are packages of which objects are met
+in checkpoints: settings (``addict``, ``attr``, ``configobj``, ``docopt``, ``marshmallow``,
+``munch``, ``omegaconf``, ``pydantic``, ``ruamel``, ``traitlets``, ``yacs``), versions and
+containers (``packaging``, ``sortedcontainers``), dates and ids in logs (``bson``, ``dateutil``,
+``pytz``), dtypes (``ml_dtypes``), tensors (``safetensors``).
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from collections.abc import Mapping
 
 BY_KIND: Mapping[str, str] = {
     "tests": (
-        "allure_commons allure_pytest aresponses behave coverage execnet faker fakeredis "
+        "allure_commons allure_pytest aresponses execnet faker fakeredis "
         "freezegun httpretty hypothesis _hypothesis_ftz_detector _hypothesis_globals "
-        "_hypothesis_pytestplugin iniconfig locust mock moto nose2 nox parameterized pluggy "
+        "_hypothesis_pytestplugin iniconfig mock moto nose2 nox parameterized pluggy "
         "pyfakefs _pytest pytest pytest_asyncio pytest_bdd pytest_benchmark pytest_cov "
         "pytest_django pytest_html pytest_httpserver pytest_metadata pytest_mock "
         "pytest_randomly pytest_subprocess pytest_timeout requests_mock responses respx "
-        "stestr subunit sybil testcontainers testfixtures testtools time_machine tox vcr "
+        "stestr subunit sybil testcontainers testfixtures testtools time_machine tox "
         "xdist xdoctest"
     ),
     "linters, formatters and type checkers": (
@@ -40,8 +41,8 @@ BY_KIND: Mapping[str, str] = {
     "builds, packages and environments": (
         "auditwheel briefcase bumpversion cfgv cibuildwheel cmake commitizen conda "
         "conda_build cookiecutter copier cx_Freeze Cython delocate distlib _distutils_hack "
-        "flit flit_core hatch hatchling identify jinja2_time maturin mesonbuild mesonpy ninja "
-        "nodeenv nuitka pdm pex pip pip_audit pipenv piptools pkg_resources poetry pre_commit "
+        "flit flit_core hatch hatchling jinja2_time maturin mesonbuild mesonpy ninja "
+        "nodeenv nuitka pdm pex pip pip_audit pipenv piptools pkg_resources pre_commit "
         "pre_commit_hooks py2app py2exe pybind11 PyInstaller python_discovery "
         "scikit_build_core semantic_release setuptools setuptools_rust setuptools_scm shiv "
         "skbuild towncrier trove_classifiers twine userpath virtualenv virtualenvwrapper "
@@ -62,7 +63,7 @@ BY_KIND: Mapping[str, str] = {
         "ipykernel ipyparallel ipywidgets jupyter jupyter_client jupyter_console jupyter_core "
         "jupyter_events jupyter_server jupyterhub jupyterlab jupyterlab_server "
         "matplotlib_inline nbclassic nbclient nbconvert nbdime nbformat notebook "
-        "notebook_shim papermill qtconsole traitlets voila widgetsnbextension"
+        "notebook_shim papermill qtconsole voila widgetsnbextension"
     ),
     "terminals and command lines": (
         "alive_progress annotated_doc argcomplete argh asciimatics asyncclick beautifultable "
@@ -128,7 +129,7 @@ BY_KIND: Mapping[str, str] = {
         "tencentcloud troposphere tweepy twilio watchtower zappa"
     ),
     "databases": (
-        "aiomysql aiopg aioredis aiosqlite alembic apsw arango asyncpg beanie bson cassandra "
+        "aiomysql aiopg aioredis aiosqlite alembic apsw arango asyncpg beanie cassandra "
         "chromadb clickhouse_connect clickhouse_driver cloudant couchbase couchdb cx_Oracle "
         "datasette dbt dogpile elastic_transport elasticsearch elasticsearch_dsl gridfs "
         "happybase hdbcli hiredis ibis ibm_db influxdb influxdb_client mariadb meilisearch "
@@ -151,7 +152,7 @@ BY_KIND: Mapping[str, str] = {
         "markdown_it mdformat mdit_py_plugins mdurl mistune msoffcrypto O365 olefile oletools "
         "openpyxl parsimonious pathspec pdf2image pdfkit pdfminer pdfplumber pikepdf pptx "
         "pycparser pyexcel pygments pymupdf pyparsing pypdf PyPDF2 PyPDF4 pyquery pyxlsb "
-        "referencing regress reportlab rpds schematics tabula tatsu textract textx tika "
+        "referencing reportlab rpds schematics tabula tatsu textract textx tika "
         "tinycss2 untangle vobject voluptuous weasyprint xhtml2pdf xlrd xlsxwriter xlutils "
         "xlwt xmlschema xmltodict yagmail _yaml yaml"
     ),
@@ -165,7 +166,7 @@ BY_KIND: Mapping[str, str] = {
         "pyscreeze pystray pyttsx3 pywinauto RPi smbus speech_recognition usb vlc wx"
     ),
     "plumbing of programs": (
-        "appdirs backoff cachecontrol _cffi_backend ckptool cloudpickle decouple "
+        "appdirs backoff cachecontrol _cffi_backend ckptool cloudpickle "
         "dependency_injector dill distro dotenv dynaconf environs importlib_metadata "
         "importlib_resources isal isympy jsonpickle lazy_object_proxy librt loky multiprocess "
         "pathos pinject platformdirs py pydispatch pyee retrying send2trash six stevedore "

@@ -43,7 +43,7 @@ KNOWN, UNKNOWN, DANGEROUS = "known", "unknown", "dangerous"
 # weights, and those that sklearn's files come from, bring the last ones along. Of the modules of
 # ruamel.yaml those with the values of a document are none: settings are kept so.
 GADGET_MODULES = STATELESS | MODULES_OF_TORCH | frozenset({
-    "fsspec", "huggingface_hub", "joblib",
+    "fsspec", "huggingface_hub", "joblib", "traitlets.config.application",
     *(f"ruamel.yaml.{module}" for module in (
         "composer", "constructor", "cyaml", "dumper", "emitter", "events", "loader", "main",
         "nodes", "parser", "reader", "representer", "resolver", "scanner", "serializer", "util",
@@ -201,6 +201,7 @@ FUNCTIONS_OF_TORCH = "_VariableFunctionsClass"  # pickles take torch.relu from i
 
 # Single names in modules that are otherwise harmless.
 GADGET_NAMES = CLASSES_THAT_ACT | frozenset({
+    "traitlets.config.Application",  # closes the handlers of its log when it is dropped
     "argparse.FileType",  # opens a file for writing as soon as it is called
     "torch.distributed.distributed_c10d._tensor_to_object", "torch.load", "torch.save",
     "torch.serialization.load", "torch.serialization._load", "torch.serialization._legacy_load",
