@@ -42,12 +42,12 @@ def sameness(
     if not (pairs and checkpoint.format.has_checksums):
         return None
     both = [ref for _, ours, theirs in pairs for ref in (ours, theirs) if ref.numel]
-    spans = {ref.chunks[0].span for ref in both if ref.is_stored_plainly}
+    spans = {ref.chunks[0].span for ref in both if _is_in_one_piece(ref)}
     try:
         known = dict(zip(spans, checksums_at(checkpoint.source, spans), strict=True))
     except CkptError:  # the directory is no longer that of the file
         return None
-    if not all(ref.is_stored_plainly for ref in both) or None in known.values():
+    if not all(map(_is_in_one_piece, both)) or None in known.values():
         return None  # a view of a part of a storage
     same = {n: b for n, a, b in pairs if _bytes_of(a, known) == _bytes_of(b, known)}
     return Sameness(len(pairs), same)
@@ -65,7 +65,12 @@ def _beside_raw(location: EmaLocation, candidate: Candidate | None) -> list[Pair
     return pairs if len(pairs) == len(alignment.pairs) <= MAX_COMPARED else []
 
 
+def _is_in_one_piece(ref: TensorRef) -> bool:
+    """Return whether the values lie in C order, in either order of bytes."""
+    return len(ref.chunks) == 1 and not ref.lazy and ref.chunks[0].is_contiguous
+
+
 def _bytes_of(ref: TensorRef, known: Mapping[ByteSpan, int | None]) -> object:
     """Return what two tensors have in common if they are the same."""
     span = ref.chunks[0].span if ref.numel else None
-    return span and (span.nbytes, known[span])
+    return span and (ref.byteorder, span.nbytes, known[span])
