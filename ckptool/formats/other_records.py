@@ -32,6 +32,8 @@ MAX_OTHERS = 64 << 20  # bytes of all other pickles together
 MAX_UNNAMED = 1 << 14  # records, neither storages nor called pickles, that are looked into
 PICKLE_SUFFIXES = (".pkl", ".pickle")
 PICKLE_ENDS = frozenset("lLeE")  # last letters, which rule out 100,000 storages fast
+_NAMING = (b"c", b"i", b"\x93", b"\x82", b"\x83", b"\x84")  # GLOBAL, INST, STACK_GLOBAL and EXT
+_ORDERS = (b"little", b"big")  # whose first letters need a value on the stack
 
 
 def content_of(archive: ZipArchive, record: ZipRecord) -> Source:
@@ -60,7 +62,8 @@ class OtherRecords:
             UnsupportedError: there are more than can be followed in useful time.
         """
         for record in self._unnamed(own):
-            if (source := self._opened(record)) is not None:
+            source = self._opened(record)
+            if source is not None and not _is_nameless(source):
                 listen_to_row(source, 0, self._pickles, record.name)
         for record in self._archive.not_looked_at:
             self._is_readable(record)
@@ -148,6 +151,18 @@ class OtherRecords:
                 raise
             return False
         return True
+
+
+def _is_nameless(source: Source) -> bool:
+    return source.size <= SHORT and not may_name(source.read(0, source.size))
+
+
+def may_name(data: bytes) -> bool:
+    """Return whether a pickle anywhere in the bytes can name a function or a class.
+
+    The short records that torch writes (a version, an alignment, an order of bytes) cannot.
+    """
+    return data not in _ORDERS and any(code in data for code in _NAMING)
 
 
 def _is_called_pickle(record: ZipRecord) -> bool:

@@ -26,7 +26,7 @@ Source: torch 2.13 ``torch/serialization.py``, ``legacy_load``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from struct import Struct
 from typing import Any
 
@@ -66,7 +66,8 @@ class TorchTar(FileFormat):
 
     def literal(self, file: Source) -> Literal:
         """Return the object, with each tensor as newer torch pickles it, and the storages."""
-        members, objects = torch_members(file), dict[StorageKey, StorageRef | TensorRef]()
+        objects: Objects = {}
+        members, _ = torch_members(file)
         pickles = pickles_of("pickle")
         _read_storages(_Cursor(members["storages"], pickles, "storages"), objects)
         roots = _Roots(each for each in objects.values() if isinstance(each, StorageRef))
@@ -82,11 +83,11 @@ class TorchTar(FileFormat):
 
     def open(self, file: Source) -> Checkpoint:
         """Return the checkpoint in a tar; read everything but the values of storages."""
-        members = torch_members(file)
+        members, others = torch_members(file)
         objects: Objects = {}
         pickles = pickles_of("pickle")
         with pickles.telling():
-            _listen_to_others(file, members.values(), pickles)
+            _listen_to_others(file, others, pickles)
             if "sys_info" in members:  # new versions of torch skip it, old ones ran it
                 pickles.listen(members["sys_info"], 0, "sys_info")
             _read_storages(_Cursor(members["storages"], pickles, "storages"), objects)
@@ -98,55 +99,57 @@ class TorchTar(FileFormat):
 # ----------------------------------------------------------------------------------------- the tar
 
 
-def torch_members(file: Source) -> dict[str, Window]:
-    """Return the four members of a torch archive as windows of the file.
+def torch_members(file: Source) -> tuple[dict[str, Window], list[TarMember]]:
+    """Return the four members of a torch archive as windows of the file, and others with content.
+
+    Of the others there is one more than are looked into, if there are so many.
 
     Raises:
         UnknownFormatError: the tar is not one of torch's.
         DamagedError: one of the four is missing, or the archive is broken.
     """
     found: dict[str, TarMember] = {}
-    others: list[str] = []
+    others: list[TarMember] = []
+    named: list[str] = []
     for member in tar_members(file):
+        other: TarMember | None = member
         if member.name in MEMBERS:
-            found[member.name] = member
-        elif len(others) < MAX_SHOWN or member.name.endswith(OF_ARCHIVES):
-            others.append(member.name)
+            other, found[member.name] = found.get(member.name), member
+        elif len(named) < MAX_SHOWN or member.name.endswith(OF_ARCHIVES):
+            named.append(member.name)
+        if other is not None and other.size and len(others) <= MAX_LISTENED:
+            others.append(other)
     if not found:
-        names = ", ".join(repr(name)[:40] for name in others[:MAX_SHOWN]) or "nothing"
+        names = ", ".join(repr(name)[:40] for name in named[:MAX_SHOWN]) or "nothing"
         raise UnknownFormatError(
             f"a tar archive, but not written by torch.save; it holds {names}",
             hint="unpack it and point ckptool at the checkpoint inside",
         )
-    refuse_checkpoints(others)
+    refuse_checkpoints(named)
     missing = [name for name in MEMBERS[1:] if name not in found]
     if missing:
         raise DamagedError(f"the archive lacks its member {missing[0]!r}; it may be cut off")
     for member in found.values():
         if not member.is_file:  # torch would unpack a link to wherever it leads
             raise DamagedError(f"the member {member.name!r} is no file, but a link or a directory")
-    return {
+    own = {
         name: Window(file, found[name].offset, found[name].size)
         for name in MEMBERS
         if name in found
     }
+    return own, others
 
 
-def _listen_to_others(file: Source, own: Iterable[Window], pickles: Pickles) -> None:
+def _listen_to_others(file: Source, others: Sequence[TarMember], pickles: Pickles) -> None:
     """Record the names in members that torch does not read: who unpacks the archive has them too.
 
     Raises:
         UnsupportedError: there are more than can be followed in useful time.
     """
-    begins = {window.span(0, 0).offset for window in own}
-    number = 0
-    for member in tar_members(file):
-        window = Window(file, member.offset, member.size)
-        if member.size and window.span(0, 0).offset not in begins:
-            number += 1
-            if number > MAX_LISTENED:
-                raise UnsupportedError(f"an archive with more than {MAX_LISTENED:,} other files")
-            listen_behind(window, 0, pickles, member.name)
+    if len(others) > MAX_LISTENED:
+        raise UnsupportedError(f"an archive with more than {MAX_LISTENED:,} other files")
+    for member in others:
+        listen_behind(Window(file, member.offset, member.size), 0, pickles, member.name)
 
 
 # ------------------------------------------------------------------------------------- the members

@@ -10,6 +10,7 @@ from ckptool.formats.pickles.asked import BY_STATES
 from ckptool.formats.pickles.families import is_inert
 from ckptool.formats.pickles.grammar import Grammar
 from ckptool.formats.pickles.handed_out import GUESTS, OTHERS
+from ckptool.formats.pickles.stateless import stateless
 from ckptool.formats.pickles.trust import BROUGHT_ALONG, GADGET_MODULES, STDLIB
 from ckptool.formats.pickles.vetted import HANDLES, KEEPERS, MODULES, NESTERS
 from ckptool.names import is_capital
@@ -34,7 +35,8 @@ def imported():
 
 def is_gadget(module: str) -> bool:
     parts = module.split(".")
-    return any(".".join(parts[: i + 1]) in GADGET_MODULES for i in range(len(parts)))
+    families = (".".join(parts[: i + 1]) for i in range(len(parts)))
+    return parts[0] in stateless() or any(family in GADGET_MODULES for family in families)
 
 
 def is_class(source: str, name: str) -> bool:

@@ -21,8 +21,8 @@ from helpers.paths import FIXTURES
 FORMATS = FIXTURES / "formats"
 WHOLE = Listing(every=True, stats=True, digests=True)
 MOMENTS = 25  # in a file's reading at which it is disturbed, about
-ASKED = 36  # requests that are enough to open a small file, and to look for pickles around it
-ASKED_FOR_PARTS = 76  # where each tensor is a pickle, or a compressed record that may hold one
+ASKED = 30  # requests that are enough to open a small file, and to look for pickles around it
+ASKED_FOR_PARTS = 70  # where each tensor is a pickle, or a compressed record that may hold one
 IN_PARTS = ("torch-tar", "torch-zip, compressed")
 
 

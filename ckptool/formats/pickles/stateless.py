@@ -20,6 +20,7 @@ containers (``packaging``, ``sortedcontainers``), dates and ids in logs (``bson`
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 BY_KIND: Mapping[str, str] = {
     "tests": (
@@ -173,4 +174,9 @@ BY_KIND: Mapping[str, str] = {
         "tenacity tomlkit venusian wrapt zipp"
     ),
 }  # fmt: skip
-STATELESS = frozenset(name for names in BY_KIND.values() for name in names.split())
+
+
+@cache
+def stateless() -> frozenset[str]:
+    """Return the names of the packages; a small file of torch's own names never asks."""
+    return frozenset(name for names in BY_KIND.values() for name in names.split())

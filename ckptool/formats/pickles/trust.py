@@ -6,8 +6,8 @@ ckptool understands, and the classes of known families. ``dangerous`` are
 * every other function that the pickle would *call*: a loader that obeyed would run it. Scanners of
   names have mostly missed functions of the standard library that were not on their list, so here
   the list is of the harmless ones;
-* names whose mere import or possession is a means to run code (``GADGET_MODULES``, and all of
-  Python's library but ``HARMLESS_STDLIB``), since a later call can reach them through others;
+* names whose mere import or possession is a means to run code (``GADGET_MODULES``, ``stateless.py``
+  and all of Python's library but ``HARMLESS_STDLIB``): a later call can reach them through others;
 * vetted calls that are given more than their row takes, since they would run what the pickle
   prepared in it, and other uses of values that the grammar has not (``grammar.py``);
 * names that do not say what they are: parts of classes, modules and special names in a module,
@@ -31,7 +31,7 @@ from functools import lru_cache
 
 from ckptool.dtypes import BY_NAME, BY_STORAGE_CLASS
 from ckptool.formats.base import NamedGlobal
-from ckptool.formats.pickles.stateless import STATELESS
+from ckptool.formats.pickles.stateless import stateless
 from ckptool.formats.pickles.tools import CLASSES_THAT_ACT, FUNCTIONS_THAT_ACT, MODULES_OF_TORCH
 from ckptool.formats.pickles.vetted import RUNS_SOURCE, VETTED
 from ckptool.names import is_capital, says, whole
@@ -42,7 +42,7 @@ KNOWN, UNKNOWN, DANGEROUS = "known", "unknown", "dangerous"
 # Modules that run code, load code or reach the system, with everything in them. Packages that read
 # weights, and those that sklearn's files come from, bring the last ones along. Of the modules of
 # ruamel.yaml those with the values of a document are none: settings are kept so.
-GADGET_MODULES = STATELESS | MODULES_OF_TORCH | frozenset({
+GADGET_MODULES = MODULES_OF_TORCH | frozenset({
     "fsspec", "huggingface_hub", "joblib", "traitlets.config.application",
     *(f"ruamel.yaml.{module}" for module in (
         "composer", "constructor", "cyaml", "dumper", "emitter", "events", "loader", "main",
@@ -383,6 +383,7 @@ def _is_gadget(ref: GlobalRef) -> bool:
         or _reaches(ref)
         or (ref.module == "torch._C" and ref.name != FUNCTIONS_OF_TORCH)  # files, engines, devices
         or (parts[0] in BROUGHT_ALONG and not is_capital(ref.name))
+        or parts[0] in stateless()
         or any(family in GADGET_MODULES or family in GADGET_PACKAGES for family in families)
     )
 
