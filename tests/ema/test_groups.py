@@ -60,6 +60,12 @@ def test_several_groups():
     assert groups == {"a_ema.": ["w"], "b_target.": ["w"]}
 
 
+def test_a_group_behind_thousands_of_names_is_found():
+    names = [f"blocks.{i}.w" for i in range(2_000)]
+    rest, groups = split(*names, *(f"model_ema.{name}" for name in names))
+    assert (rest, groups) == (names, {"model_ema.": names})
+
+
 def test_kinds_of_groups():
     _, groups = split_groups(table("a_ema.w", "b_target.w", "swa_model.w"))
     assert [g.marker.kind for g in groups] == ["ema", "target-network", "swa"]

@@ -118,7 +118,9 @@ def test_unmarked(text, bare):
     assert unmarked(text) == bare
 
 
-@pytest.mark.parametrize("text", ["x.ema.y", "X.EMA.y", "encoder_k.w", "semantic"])
+@pytest.mark.parametrize(
+    "text", ["x.ema.y", "X.EMA.y", "encoder_k.w", "semantic", "w\n" * 2000 + "ema"]
+)
 def test_quick_look_never_misses(text):
     assert may_mark(text)
 

@@ -22,6 +22,7 @@ from helpers.output import environment
 STREAMS = (0, 1, 2)  # stdin, stdout and stderr
 WIDTH = 80
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+PROGRESS = re.compile(r"\r[^\r\n]*\x1b\[K")
 
 
 def on_terminal(*args, env=None, width=WIDTH) -> str:
@@ -85,7 +86,8 @@ def standard_streams(descriptor: int) -> Iterator[None]:
 
 
 def text_of(parts: list[bytes]) -> str:
-    return b"".join(parts).decode().replace("\r\n", "\n")
+    """What stays on the terminal: progress is drawn where a machine is slow, and wiped again."""
+    return PROGRESS.sub("", b"".join(parts).decode().replace("\r\n", "\n"))
 
 
 def read(fd: int) -> bytes:

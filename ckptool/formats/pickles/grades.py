@@ -46,7 +46,7 @@ from ckptool.tree.nodes import (
 )
 
 DATA, FOREIGN, OBJECT, NESTED, HOLDING, NAME, TRAP, ARMED = range(8)
-MIN_LOOKS = 1 << 24  # looks at rows of plain values that there may be; a larger pickle allows more
+MIN_LOOKS = 1 << 23  # looks at rows of plain values that there may be; a larger pickle allows more
 LOOKS_A_BYTE = 1 / 4
 A_NODE = 4  # looks at such rows in the time of one look at another container, or at an object,
 PARTS = 1 << 5  # and the plain values in them that are passed over in the time of one look
