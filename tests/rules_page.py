@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ckptool.checks.running import REQUIREMENTS
+from ckptool.reports.requirements import REQUIREMENTS
 from ckptool.reports.rules import BY_ID, FAMILIES, Rule
 
 PAGE = Path(__file__).parent.parent / "docs/rules.md"
@@ -39,8 +39,8 @@ def page() -> str:
 def _requirements() -> Iterator[str]:
     yield "| `--require` | Rules that must pass |"
     yield "|--|--|"
-    for name, rules in REQUIREMENTS.items():
-        yield f"| `{name}` | {', '.join(rules)} |"
+    for name, requirement in REQUIREMENTS.items():
+        yield f"| `{name}` | {', '.join(requirement.rules)} |"
 
 
 def _families() -> Iterator[str]:

@@ -18,7 +18,6 @@ from ckptool.checks.generators import (
 )
 from ckptool.checks.optimizers import stored_schedulers, was_scheduled
 from ckptool.checks.parts import excused, facts_of, is_scaler, number, parts, trainer
-from ckptool.checks.running import REQUIREMENTS
 from ckptool.checks.settings import SETTINGS, float16_setting, has_scaler
 from ckptool.contents.inventory import is_optimizer, is_state_dict
 from ckptool.contents.trainers import PARTS, PLAIN, SEEDED, Trainer, count_of, is_there
@@ -26,6 +25,7 @@ from ckptool.contents.walks import ByLevel
 from ckptool.names import Words, says, whole
 from ckptool.regex import regex
 from ckptool.reports.base import Finding, Severity
+from ckptool.reports.requirements import REQUIREMENTS
 from ckptool.reports.verify import PartState, ResumePart, ResumeReport, ResumeVerdict
 from ckptool.tree.addresses import format_address
 from ckptool.tree.nodes import Address, Tree, fields_of, is_plain
@@ -74,7 +74,7 @@ def refusals(findings: Iterable[Finding]) -> tuple[Finding, ...]:
         found
         for found in findings
         if found.severity == Severity.ERROR
-        and (found.rule.startswith(("CK1", "CK5")) or found.rule in REQUIREMENTS["resume"])
+        and (found.rule.startswith(("CK1", "CK5")) or found.rule in REQUIREMENTS["resume"].rules)
     )
 
 

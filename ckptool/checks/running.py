@@ -12,6 +12,7 @@ from ckptool.checks.base import Check, NotChecked, Subject
 from ckptool.errors import CkptError, RepetitionError, UnsupportedError
 from ckptool.records import NamedTuple
 from ckptool.reports.base import Finding, Severity
+from ckptool.reports.requirements import REQUIREMENTS
 from ckptool.reports.rules import BY_ID, BYTES, RULES, VALUES, Rule, finding
 from ckptool.reports.verify import COUNTING, CheckResult, State
 
@@ -154,34 +155,13 @@ def _result(
 
 # --------------------------------------------------------------------------------------- selection
 
-# By name in ``--require``, the rules that must pass then. A rule about something that the file does
-# not have cannot fail; another rule decides whether it has to be there.
-REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
-    "intact": (
-        "CK101", "CK102", "CK103", "CK104", "CK105", "CK106", "CK107", "CK108", "CK112", "CK122",
-    ),
-    "safe": ("CK201", "CK203", "CK204", "CK210"),
-    "weights-only": ("CK122", "CK202"),
-    "finite": ("CK301", "CK302", "CK303"),
-    "ema": ("CK303", "CK401", "CK402", "CK403", "CK404", "CK405", "CK411", "CK418"),
-    "resume": (
-        "CK303", "CK419", "CK501", "CK502", "CK504", "CK505", "CK507", "CK510", "CK511", "CK512",
-        "CK513", "CK514", "CK517", "CK519", "CK520", "CK521", "CK524",
-        "CK525", "CK526",
-    ),
-    "loads": ("CK114", "CK122", "CK601", "CK602", "CK603", "CK604", "CK606"),
-    "provenance": ("CK701", "CK702"),
-}  # fmt: skip
-
-# Rules that a requirement asks for too. Their findings are opinions, so they keep their severity.
-ADVICE: Mapping[str, tuple[str, ...]] = {"resume": ("CK515", "CK531")}
-
 
 def rules_asked_for(require: Iterable[str], selected: Iterable[str]) -> frozenset[str]:
     """Return the rules that requirements and a selection by id or family ask for."""
     prefixes = tuple(selected)
     chosen = {rule.id for rule in RULES if prefixes and rule.id.startswith(prefixes)}
-    return frozenset(chosen.union(*(REQUIREMENTS.get(name, ()) for name in require)))
+    known = REQUIREMENTS.keys() & set(require)
+    return frozenset(chosen.union(*(REQUIREMENTS[name].rules for name in known)))
 
 
 def spare(ignored: Iterable[str], asked: Collection[str]) -> list[str]:
@@ -208,8 +188,8 @@ def select(
     """
     prefixes, dropped = tuple(selected), tuple(ignored)
     names = tuple(require)
-    required = {rule for name in names for rule in REQUIREMENTS[name]}
-    advised = {rule for name in names for rule in ADVICE.get(name, ())}
+    required = {rule for name in names for rule in REQUIREMENTS[name].rules}
+    advised = {rule for name in names for rule in REQUIREMENTS[name].advice}
     listed = tuple(
         rule.id
         for rule in RULES

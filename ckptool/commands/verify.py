@@ -22,7 +22,6 @@ from ckptool.checks.provenance import RULES as PROVENANCE
 from ckptool.checks.provenance import proof
 from ckptool.checks.registry import CHECKS
 from ckptool.checks.running import (
-    REQUIREMENTS,
     Selection,
     Verdict,
     judge,
@@ -60,6 +59,7 @@ from ckptool.process.progress import Progress, no_progress, parts
 from ckptool.process.ranks import Ranks
 from ckptool.records import NamedTuple
 from ckptool.reports.base import Finding, Severity
+from ckptool.reports.requirements import REQUIREMENTS
 from ckptool.reports.rules import RULES, finding, is_rule
 from ckptool.reports.verify import State, VerifyReport
 from ckptool.tree.walking import leaves

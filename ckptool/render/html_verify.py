@@ -18,7 +18,7 @@ from ckptool.render.states import (
     verdict,
     verdicts_of,
 )
-from ckptool.render.verify_text import certificate, proven
+from ckptool.render.verify_text import certificate, proven, required
 from ckptool.reports.base import Severity
 from ckptool.reports.rules import FAMILIES
 from ckptool.reports.verify import CheckResult, ChoiceReport, State, VerifyReport
@@ -54,8 +54,7 @@ def _article(report: VerifyReport) -> Iterator[str]:
     yield f'<article><h1><span class="{kind}">{state}</span> '
     yield f'<span class="name">{shown(path_of(report))}</span></h1>'
     yield f"<p>{shown(counts(report))}</p>"
-    if report.required:
-        yield f"<p>required: {shown(', '.join(report.required))}</p>"
+    yield from page_as_html(required(report))
     yield from page_as_html(certificate(report.resume))
     yield from page_as_html(proven(report.proof))
     if rows := _families(report):

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from ckptool.render.text import plural, printable
 from ckptool.reports.base import Finding, Severity
+from ckptool.reports.requirements import REQUIREMENTS
 from ckptool.reports.verify import COUNTING, CheckResult, ChoiceReport, State, VerifyReport
 
 LIMIT = 4096  # characters; programs look files up by these paths, so they are not cut earlier
@@ -103,6 +104,32 @@ def findings_by_check(report: VerifyReport) -> Iterator[tuple[CheckResult, list[
 def counting(report: VerifyReport, findings: Iterable[Finding]) -> list[Finding]:
     """Return the findings for which the file fails."""
     return [finding for finding in findings if finding.severity in COUNTING[report.strict]]
+
+
+def answers(report: VerifyReport) -> Iterator[tuple[str, str, bool]]:
+    """Yield a title, an answer, and whether it is yes, for each requirement but a resume.
+
+    Of that, and of the provenance, the report says more. Of a file that cannot be opened nothing is
+    known: what it is refused for counts for all requirements.
+    """
+    errors = [found for found in faults(report) if found.severity == Severity.ERROR]
+    listed = {check.rule for check in report.checks}
+    for name in report.required:
+        rules, met, _ = REQUIREMENTS[name]
+        if met:
+            because = [e for e in errors if report.format is None or e.rule in rules]
+            ignored = ", ".join(rule for rule in rules if rule not in listed)
+            yes = f"yes, apart from {ignored}, to be ignored" if ignored else f"yes, {met}"
+            answer = because_of(len(because)) if because else yes
+            yield _TITLES.get(name, name.capitalize()), answer, not because
+
+
+_TITLES = {"ema": "EMA", "weights-only": "weights_only"}
+
+
+def because_of(errors: int) -> str:
+    """Return the answer to a requirement that is not met; the errors are shown elsewhere."""
+    return f"no, because of {plural(errors, 'error')}"
 
 
 def path_of(report: VerifyReport) -> str:

@@ -14,6 +14,8 @@ from ckptool.render import text as words
 from ckptool.render.facts import file_kind
 from ckptool.render.page import Grid, Line, Page, Piece, line, one_by_one
 from ckptool.render.states import (
+    answers,
+    because_of,
     counting,
     faults,
     found_by_severity,
@@ -86,8 +88,8 @@ def _verdicts(
         if i and (is_long or was_long):
             yield line("")
         yield _headline(report, tells=len(reports) > 1)
-        if report.required and (is_long or len(reports) == 1):
-            yield line(f"required: {', '.join(map(words.printable, report.required))}")
+        if is_long or len(reports) == 1:
+            yield from required(report)
         yield from certificate(report.resume)
         yield from proven(report.proof)
         yield from _findings(findings, folds=folds)
@@ -150,6 +152,15 @@ def _summary(reports: Sequence[VerifyReport], hint: str = "") -> Page:
     yield line((f"\n{passed:,} of {len(reports):,} passed", _VERDICT_STYLE[word]), rest)
 
 
+# -------------------------------------------------------------------------------------- required
+
+
+def required(report: VerifyReport) -> Page:
+    """Yield an answer to each requirement of which the report says no more."""
+    for title, answer, is_yes in answers(report):
+        yield line((f"{title}: ", "title"), (answer, "good" if is_yes else "error"))
+
+
 # --------------------------------------------------------------------------------------- to resume
 
 
@@ -173,8 +184,8 @@ _ACCEPT = "the run could store what is lost; to accept the loss: --ignore-rules 
 
 
 def _resumes(report: ResumeReport) -> Piece:
-    if not report.goes_on:  # the errors stand below
-        return (f"no, because of {words.plural(len(report.because), 'error')}", "error")
+    if not report.goes_on:
+        return (because_of(len(report.because)), "error")
     if report.verdict is ResumeVerdict.TO_THE_BIT:
         return ("yes, to the bit", "good")
     return ("yes, but not exactly the same", "warning" if report.without else "good")

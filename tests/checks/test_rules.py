@@ -10,7 +10,7 @@ import torch
 
 import rules_page
 from ckptool.checks.registry import CHECKS
-from ckptool.checks.running import REQUIREMENTS
+from ckptool.reports.requirements import REQUIREMENTS
 from ckptool.reports.rules import BY_ID, FAMILIES, RULES, WRITING
 from helpers import runs
 from helpers.faults import CASES, Case
@@ -80,7 +80,7 @@ def test_it_fires(rule, verify):
     assert findings, summary(output, rule)
     assert verdict(output, rule)["state"] == "failed"
     named = {"--require", "--like", "--against"} & set(CASES[rule].options)
-    is_required = named and any(rule in rules for rules in REQUIREMENTS.values())
+    is_required = named and any(rule in each.rules for each in REQUIREMENTS.values())
     assert findings[0]["severity"] == ("error" if is_required else BY_ID[rule].severity)
     assert (output.exit_code, output.json["ok"]) == ((0, True) if output.json["ok"] else (1, False))
     said = " ".join(f"{f['address']} {f['message']} {f['remedy']}" for f in findings)

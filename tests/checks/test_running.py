@@ -6,9 +6,10 @@ import pytest
 
 from ckptool.checks import running
 from ckptool.checks.base import Check, NotChecked, Subject
-from ckptool.checks.running import REQUIREMENTS, judge, run_checks, select
+from ckptool.checks.running import judge, run_checks, select
 from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats import open_checkpoint
+from ckptool.reports.requirements import REQUIREMENTS, Requirement
 from ckptool.reports.rules import BY_ID, RULES, finding
 
 
@@ -77,7 +78,7 @@ def test_states(run, subject):
 
 @pytest.mark.parametrize("run", STATES)
 def test_what_is_required_must_have_passed(run, subject, monkeypatch):
-    monkeypatch.setattr(running, "REQUIREMENTS", {"it": ("CK404",)})
+    monkeypatch.setattr(running, "REQUIREMENTS", {"it": Requirement(("CK404",))})
     chosen = select(require=["it"], selected=["CK404"])
     result = run_checks([Check(("CK404",), run)], subject, chosen)
     assert result.ok == (run in {passes, finds_nothing_there})
@@ -129,7 +130,7 @@ def test_families_and_ids_are_selected_and_ignored():
 @pytest.mark.parametrize("name", REQUIREMENTS)
 def test_what_is_required_runs(name):
     chosen = select(require=[name])
-    assert chosen.required == set(REQUIREMENTS[name]) <= chosen.active
+    assert chosen.required == set(REQUIREMENTS[name].rules) <= chosen.active
 
 
 def test_what_is_required_and_may_not_be_read_fails(sound, ckptool):
@@ -164,7 +165,7 @@ def test_what_was_found_is_told_before_what_could_not_be_checked():
     chosen = select(require=("intact",))
     cut = finding("CK104", "", "a shard is missing")
     note = finding("CK202", "", "names")
-    skipped = {rule: NotChecked(rule, "not open") for rule in REQUIREMENTS["intact"]}
+    skipped = {rule: NotChecked(rule, "not open") for rule in REQUIREMENTS["intact"].rules}
     told = judge([note, cut], skipped, chosen).findings
-    rest = [rule for rule in REQUIREMENTS["intact"] if rule != "CK104"]
+    rest = [rule for rule in REQUIREMENTS["intact"].rules if rule != "CK104"]
     assert [each.rule for each in told] == ["CK104", *rest, "CK202"]

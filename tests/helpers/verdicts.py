@@ -8,6 +8,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from ckptool.reports.base import Finding
+from ckptool.reports.requirements import REQUIREMENTS
 from ckptool.reports.verify import CheckResult, VerifyReport
 from helpers import strategies
 
@@ -36,7 +37,7 @@ def good(path: str = "runs/good.ckpt") -> VerifyReport:
 
 def bad(path: str = "runs/bad.ckpt") -> VerifyReport:
     """All three states, and findings of all three severities."""
-    return VerifyReport(path, False, "torch-zip", 2048, FINDINGS, CHECKS, ("ema", "resume"))
+    return VerifyReport(path, False, "torch-zip", 2048, FINDINGS, CHECKS, ("intact", "resume"))
 
 
 def unreadable(path: str = "runs/none.ckpt") -> VerifyReport:
@@ -53,6 +54,16 @@ def unmet(path: str = "runs/unmet.ckpt") -> VerifyReport:
     """What was required and not checked is an error, and not checked."""
     finding = Finding("CK103", "error", "", f"required, but not checked: {BYTES}")
     return VerifyReport(path, False, "torch-zip", 2048, (finding,), CHECKS[2:3], ("intact",))
+
+
+def required(name: str, findings: tuple[Finding, ...], *, ignored="", form="torch-zip"):
+    """What was required, with all rules for it but one."""
+    checks = tuple(
+        CheckResult(rule, "A fault.", "passed", name="fault")
+        for rule in REQUIREMENTS[name].rules
+        if rule != ignored
+    )
+    return VerifyReport("a.ckpt", not findings, form, 2048, findings, checks, (name,))
 
 
 # What media would obey, between what they would not.
@@ -96,7 +107,7 @@ def verify_reports(draw: st.DrawFn) -> VerifyReport:
         )
         for check in CHECKS
     )
-    required = tuple(draw(st.lists(names(), max_size=2)))
+    required = tuple(draw(st.lists(st.sampled_from([*REQUIREMENTS]), max_size=2)))
     return VerifyReport(draw(paths()), not findings, "torch-zip", 1, findings, checks, required)
 
 

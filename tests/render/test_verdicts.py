@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 
+from ckptool.render.html_verify import verdicts_to_html
 from ckptool.render.layout import draw
 from ckptool.render.terminal import show
 from ckptool.render.verify_text import show_failures, spans
@@ -30,7 +31,7 @@ def test_findings_stand_by_severity_then_what_was_not_checked_and_the_verdict_is
         shown(verdicts.bad(), "verbose")
         == """\
 runs/bad.ckpt  torch.save (zip), 2 KiB
-required: ema, resume
+Intact: no, because of 1 error
 
 Errors
   CK102  state_dict/a.weight: 64 bytes are missing
@@ -178,3 +179,33 @@ def test_a_long_remedy_of_a_note_is_folded(ckptool, tmp_path):
     assert row.endswith(" … (--verbose has all of it)")
     for more in (("--verbose",), ("--require", "weights-only")):
         assert whole in ckptool("verify", tmp_path / "a.pt", *more)
+
+
+# -------------------------------------------------------------------------------------- required
+
+FOUND = {
+    "nothing": ((), "Safe: yes, no name in its pickles is dangerous or unknown"),
+    "one": ((Finding("CK201", "error", "a", "it runs"),), "Safe: no, because of 1 error"),
+    "another": (
+        (Finding("CK102", "error", "", "it is cut off"),),
+        "Safe: yes, no name in its pickles is dangerous or unknown",
+    ),
+}
+
+
+@pytest.mark.parametrize("found", FOUND)
+def test_a_requirement_is_answered_in_words(found):
+    findings, said = FOUND[found]
+    report = verdicts.required("safe", findings)
+    assert said in shown(report).splitlines()
+    assert f">{said.partition(' ')[2]}<" in verdicts_to_html([report])
+
+
+def test_an_answer_names_what_was_to_be_ignored():
+    report = verdicts.required("safe", (), ignored="CK203")
+    assert "Safe: yes, apart from CK203, to be ignored" in shown(report)
+
+
+def test_a_file_that_cannot_be_opened_meets_no_requirement():
+    report = verdicts.required("finite", FOUND["another"][0], form=None)
+    assert "Finite: no, because of 1 error" in shown(report)
