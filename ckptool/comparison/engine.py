@@ -2,7 +2,8 @@
 
 Every pair of tensors is cut into **runs** of a fixed number of elements. A run is read from both
 sides. If its bytes are equal, it needs no arithmetic, and numpy is not even imported. Otherwise a
-kernel measures it while the bytes are in the cache. Runs are batched into tasks of a few MiB for
+kernel measures it while the bytes are in the cache. Small ones are read and measured together
+(``small_runs.py``). Runs are batched into tasks of a few MiB for
 several processes or threads, and merged in their order. So the numbers depend on how runs are cut,
 which is fixed, and never on the number of processes.
 
@@ -22,9 +23,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from ckptool.comparison.arrays import BLOCK, NumpyArrays
-from ckptool.comparison.devices import Device
+from ckptool.comparison.devices import Device, Found
 from ckptool.comparison.kernels import Partial, Sums, merged
-from ckptool.comparison.measuring import measured, measured_by_counts, worst_place
+from ckptool.comparison.measuring import measured_by_counts, measured_in_blocks, worst_place
+from ckptool.comparison.small_runs import compare_small, is_small
 from ckptool.comparison.values import Job, Run, bytes_of, pieces_of
 from ckptool.process.forks import can_fork, work_in_forks
 from ckptool.process.progress import Progress, announce, no_progress
@@ -33,7 +35,7 @@ from ckptool.records import NamedTuple
 from ckptool.tensors.blocks import in_batches
 
 TASK = 1 << 23  # bytes of one side in a task, roughly
-LEAST = TASK >> 8  # bytes that a run counts for at least: small tensors cost calls, not bytes
+LEAST = TASK >> 11  # bytes that a run counts for at least: a small tensor costs more than its bytes
 SHARE = 8  # tasks for each process that is forked: fewer would not repay the fork
 MAX_THREADS = 8  # more would only wait for the interpreter's lock
 BYTE_RUN = 1 << 24  # elements in a run of a type of one byte, whose 65,536 pairs are counted
@@ -125,10 +127,7 @@ class Engine:
             done = self._done_on_device(jobs, own, progress)
 
             def results(task: Task, progress: Progress = progress) -> Results:
-                return [
-                    (run, done[run] if run in done else self._measured_here(jobs, run, progress))
-                    for run in task
-                ]
+                return self._results(jobs, task, done, progress)
 
             if not self._is_forked(jobs, own):
                 return self._side_by_side(results, own)
@@ -153,6 +152,18 @@ class Engine:
             return False
         return all(side.is_near for task in tasks for run in task for side in jobs[run.job].sides)
 
+    def _results(self, jobs: Sequence[Job], task: Task, done: Found, progress: Progress) -> Results:
+        """Return the result of each run of a task; a device has ``done`` some."""
+        found = {run: done[run] for run in task if run in done}
+        small = [run for run in task if run not in found and is_small(jobs[run.job])]
+        partials = compare_small(self._arrays, [jobs[run.job] for run in small])
+        found.update(zip(small, partials, strict=True))
+        progress(sum(jobs[run.job].width * run.stop for run in small))
+        return [
+            (run, found[run] if run in found else self._measured_here(jobs, run, progress))
+            for run in task
+        ]
+
     def _measured_here(self, jobs: Sequence[Job], run: Run, progress: Progress) -> Partial | None:
         job = jobs[run.job]
         progress(job.width * (run.stop - run.start))
@@ -160,7 +171,7 @@ class Engine:
 
     def _done_on_device(
         self, jobs: Sequence[Job], tasks: Iterable[Task], progress: Progress
-    ) -> dict[Run, Partial | None]:
+    ) -> Found:
         """Measure the runs that are worth the calls to a device."""
         if self._device is None:
             return {}
@@ -186,18 +197,7 @@ class Engine:
         b = a if job.is_one_sided else bytes_of(job.b, run)
         if job.is_one_type and not job.is_one_sided and a == b:
             return None
-        return self._kernel(job, a, b)
-
-    def _kernel(self, job: Job, a: bytes, b: bytes) -> Partial:
-        """Measure a run in blocks: one whose bytes had to be made is long."""
-        size, other_size = job.a.dtype.itemsize, job.b.dtype.itemsize
-        whole = Partial(0)
-        with self._arrays.quietly():
-            for start in range(0, len(a) // size, BLOCK):
-                one = a[start * size : (start + BLOCK) * size]
-                other = b[start * other_size : (start + BLOCK) * other_size]
-                whole = merged(whole, measured(self._arrays, one, other, job), start)
-        return whole
+        return measured_in_blocks(self._arrays, a, b, job)
 
     def _counted(self, job: Job, run: Run) -> Partial:
         """Measure a run of a type of one byte by counting its pairs."""

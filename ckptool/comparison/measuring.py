@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
-from ckptool.comparison.arrays import Array, Arrays, Buffer, NumpyArrays
+from ckptool.comparison.arrays import BLOCK, Array, Arrays, Buffer, NumpyArrays
 from ckptool.comparison.kernels import (
     Partial,
     complexes,
     counted_pairs,
     equal_unseen,
     floats,
+    floats_of_rows,
     floats_unseen,
     integers,
     lost,
+    merged,
     of_two_types,
     within_ulp,
     worst_pairs,
@@ -42,6 +44,37 @@ def measured(arrays: Arrays, a: Buffer, b: Buffer, job: Job) -> Partial:
     if not job.is_one_type:
         return of_two_types(xp, x, y, job.rule, rest)
     return floats(xp, x, y, job.rule, _nearness(arrays, a, b, job), arrays.room(len(x), 2))
+
+
+def measured_in_blocks(arrays: NumpyArrays, a: bytes, b: bytes, job: Job) -> Partial:
+    """Measure a run in blocks: one whose bytes had to be made is long."""
+    size, other_size = job.a.dtype.itemsize, job.b.dtype.itemsize
+    whole = Partial(0)
+    with arrays.quietly():
+        for start in range(0, len(a) // size, BLOCK):
+            one = a[start * size : (start + BLOCK) * size]
+            other = b[start * other_size : (start + BLOCK) * other_size]
+            whole = merged(whole, measured(arrays, one, other, job), start)
+    return whole
+
+
+def measured_together(
+    arrays: NumpyArrays, pairs: Sequence[tuple[bytes, bytes]], job: Job
+) -> list[Partial | None]:
+    """Measure short runs of floats that are as long as ``job`` and have its dtype and tolerance.
+
+    None stands for a run that has to be measured by itself: see ``floats_of_rows``.
+    """
+    a, b = (b"".join(sides) for sides in zip(*pairs, strict=True))
+    shape = (len(pairs), -1)
+    flat = _nearness(arrays, a, b, job)
+    near = None if flat is None else lambda: flat().reshape(shape)
+    with arrays.quietly():
+        x, y = (
+            arrays.convert(arrays.view(data, job.a.dtype), "float64", slot).reshape(shape)
+            for slot, data in enumerate((a, b))
+        )
+        return list(floats_of_rows(arrays.xp, x, y, job.rule, near))
 
 
 def measured_unseen(arrays: Arrays, a: Buffer, b: Buffer, job: Job) -> list[Array]:
