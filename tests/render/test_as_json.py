@@ -87,3 +87,15 @@ def test_other_things_are_texts(thing):
 
 def test_tuples_are_arrays():
     assert read({"shape": (1, (2,)), "aliases": ()}) == {"shape": [1, [2]], "aliases": []}
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+)  # fmt: skip
+
+
+@given(VALUES.filter(lambda value: "##" not in repr(value)))
+def test_documents_are_laid_out_as_python_does_it(value):
+    assert to_json(value) == json.dumps(value, indent=2)
