@@ -190,6 +190,8 @@ def _completed(self: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
         TypeError: one is missing, repeated or unknown.
     """
     fields: Mapping[str, _Field] = self.__record__
+    if not args and kwargs.keys() == fields.keys():
+        return (*map(kwargs.__getitem__, fields),)
     defaults: tuple[Any, ...] = self.__fallbacks__
     if not kwargs and len(fields) - len(defaults) <= len(args) < len(fields):
         return args + defaults[len(args) - len(fields) :]

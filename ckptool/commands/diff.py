@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import compress
+from operator import not_
 from typing import Any
 
 from ckptool.comparison.differences import (
@@ -18,7 +20,6 @@ from ckptool.comparison.differences import (
     counter_changes,
     is_tensor_pair,
     relative_l2,
-    with_parameters,
 )
 from ckptool.comparison.digests import digests_of
 from ckptool.comparison.engine import Engine
@@ -128,12 +129,16 @@ def _compared(
     if not (left or right) and (one.leaves or other.leaves):
         raise _nothing_left(options, [*one.leaves, *other.leaves])
     pairs = pair_up(left, right, digests_of)
-    tensors = [pair for pair in pairs if is_tensor_pair(left, right, pair)]
-    rest = [pair for pair in pairs if not is_tensor_pair(left, right, pair)]
+    are_tensors = [is_tensor_pair(left, right, pair) for pair in pairs]
+    tensors = list(compress(pairs, are_tensors))
+    rest = list(compress(pairs, map(not_, are_tensors)))
     kept, any_dtype = options.tolerances, options.any_dtype
     for names in (left, right):
         refuse_repetition(leaf.ref for leaf in names.values() if isinstance(leaf, TensorLeaf))
-    judge = TensorJudge(left, right, kept, roles, strict=options.strict, any_dtype=any_dtype)
+    of_states = other.parameters | one.parameters
+    judge = TensorJudge(
+        left, right, kept, roles, of_states, strict=options.strict, any_dtype=any_dtype
+    )
     engine = Engine(options.device, options.threads or usable_cpus(), progress, ranks)
     judged = judge.judge(tensors, engine.compare)
     values = compare_values(left, right, rest, kept, roles, any_dtype=any_dtype)
@@ -227,7 +232,7 @@ def _report(one: Side, other: Side, options: DiffOptions, found: _Evidence) -> D
     return DiffReport(
         equal=not counted,
         summary=_summary(one, other, found, counted),
-        tensors=with_parameters(found.rows, other.parameters | one.parameters),
+        tensors=found.rows,
         values=tuple(found.values),
         a=one.text,
         b=other.text,

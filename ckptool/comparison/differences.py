@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ckptool.comparison.arrays import CODES
@@ -26,7 +25,7 @@ from ckptool.comparison.leaves import ABSENT, Digest, Leaf, Leaves, TensorLeaf, 
 from ckptool.comparison.pairing import Pair
 from ckptool.comparison.plain_values import section_of
 from ckptool.comparison.tolerances import Tolerances
-from ckptool.comparison.values import Job, Values, values_of
+from ckptool.comparison.values import Job, values_of
 from ckptool.dtypes import BY_NAME
 from ckptool.names import says, whole
 from ckptool.records import NamedTuple
@@ -123,12 +122,14 @@ class TensorJudge:
         b: Leaves,
         tolerances: Tolerances,
         roles: Mapping[str, str],
+        parameters: Mapping[str, str],
         *,
         strict: bool,
         any_dtype: bool = False,
     ) -> None:
+        """Take the two sides; ``parameters`` are the model's, by the key path of their state."""
         self._a, self._b, self._tolerances, self._roles = a, b, tolerances, roles
-        self._any_dtype = any_dtype
+        self._any_dtype, self._parameters = any_dtype, parameters
         self._partners = (_partners(a), _partners(b)) if strict else None
         self._digests: dict[int, str] = {}
         self.unread: list[str] = []  # tensors without stored values on both sides
@@ -157,9 +158,10 @@ class TensorJudge:
                 self.unread.append(pair.address)
             return None
         rule = self._tolerances.at(pair.address)
-        if _same_place(a, b):
+        at, other_at = a.places, b.places
+        if at is not None and at == other_at and a.dtype is b.dtype:
             return SAME
-        key = (a.places or pair, b.places or pair, a.dtype, b.dtype, rule)
+        key = (at or pair, other_at or pair, a.dtype.name, b.dtype.name, rule)
         jobs.setdefault(key, Job(a, b, rule))
         return key
 
@@ -265,6 +267,7 @@ class TensorJudge:
             note=note,
             is_counter=kind in {"value", "within"}
             and is_counter(pair.address, self._a[pair.a or ""]),
+            parameter=self._parameters.get(pair.address.rpartition("/")[0]) or None,
         )
 
 
@@ -276,10 +279,6 @@ def _comparable(one: TensorLeaf, other: TensorLeaf) -> bool:
         return False
     packed = {one.ref.dtype.name, other.ref.dtype.name} & CODES.keys()
     return one.ref.dtype is other.ref.dtype or not packed
-
-
-def _same_place(a: Values, b: Values) -> bool:
-    return a.places is not None and a.places == b.places and a.dtype is b.dtype
 
 
 def _strides(ref: TensorRef) -> tuple[int, ...]:
@@ -354,15 +353,3 @@ def count_kinds(rows: Sequence[TensorDifference] | Sequence[ValueDifference]) ->
     for row in rows:
         counts[row.kind] = counts.get(row.kind, 0) + 1
     return counts
-
-
-def with_parameters(
-    rows: Sequence[TensorDifference], parameters: Mapping[str, str]
-) -> tuple[TensorDifference, ...]:
-    """Return the rows with the model's parameters, where they are of states of an optimizer."""
-    return tuple(
-        replace(row, parameter=name)
-        if (name := parameters.get(row.address.rpartition("/")[0]))
-        else row
-        for row in rows
-    )

@@ -24,11 +24,11 @@ from ckptool.formats.base import TensorReader
 from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan
 from ckptool.sources.memory import Memory
-from ckptool.tree.addresses import format_address
+from ckptool.tree.addresses import format_key
 from ckptool.tree.geometry import contiguous_strides
 from ckptool.tree.nodes import (
     MAX_DEPTH,
-    Address,
+    PLAIN,
     ArrayRef,
     BytesRef,
     Chunk,
@@ -42,6 +42,7 @@ from ckptool.tree.nodes import (
     StorageRef,
     TensorRef,
     Tree,
+    WindowsPathText,
     is_plain,
 )
 from ckptool.tree.walking import children
@@ -161,8 +162,8 @@ def flatten(tree: Tree, reader: TensorReader, *, strict: bool = False) -> dict[s
     found: dict[str, Leaf] = {}
     times: dict[str, int] = {}
     length = 0
-    for address, leaf in _leaves(tree, Speller(reader), strict=strict):
-        name = written = format_address(address)
+    for written, leaf in _leaves(tree, Speller(reader), strict=strict):
+        name = written
         length += len(name)
         if length > MAX_LENGTH:
             raise DamagedError("its key paths are so long that they do not fit into the memory")
@@ -175,32 +176,53 @@ def flatten(tree: Tree, reader: TensorReader, *, strict: bool = False) -> dict[s
     return found
 
 
-def _leaves(tree: Tree, speller: Speller, *, strict: bool) -> Iterator[tuple[Address, Leaf]]:
-    stack: list[tuple[Address, Tree, tuple[int, ...], bool]] = [((), tree, (), False)]
+class _Frame(NamedTuple):
+    """A container whose parts are visited."""
+
+    prefix: str  # of the key paths of its parts
+    parts: Iterator[tuple[Key, Tree]]
+    around: tuple[int, ...]  # the containers around the parts, by their ids
+    again: bool  # it is below a container that was entered before
+
+
+def _leaves(tree: Tree, speller: Speller, *, strict: bool) -> Iterator[tuple[str, Leaf]]:
+    stack = [_Frame("", iter([("", tree)]), (), again=False)]
     entered: set[int] = set()
     repeated = 0
     while stack:
-        address, node, around, again = stack.pop()
-        repeated += again
-        if len(address) > MAX_DEPTH:
-            raise DamagedError(f"nested deeper than {MAX_DEPTH} levels")
-        if repeated > MAX_REPEATED:
-            raise DamagedError("its containers are shared so often that they unfold without end")
-        if id(node) in around:
-            above = len(around) - around.index(id(node))
-            yield address, ObjectLeaf(f"<contains itself, {above} levels up>")
-            continue
-        leaf, parts = _opened(node, speller)
-        if strict and isinstance(node, (NotedDict, NotedList)):
-            parts = parts + state_parts(node.state)
-        if leaf is not _NOTHING:
-            yield address, leaf
-        if parts:
-            inside, again = (*around, id(node)), again or id(node) in entered
-            entered.add(id(node))
-            stack.extend(((*address, key), part, inside, again) for key, part in reversed(parts))
+        prefix, parts, around, again = stack[-1]
+        for key, node in parts:
+            repeated += again
+            if repeated > MAX_REPEATED:
+                raise DamagedError(
+                    "its containers are shared so often that they unfold without end"
+                )
+            at = prefix + format_key(key)
+            if type(node) in _AS_THEY_ARE:
+                yield at, node
+                continue
+            if id(node) in around:
+                above = len(around) - around.index(id(node))
+                yield at, ObjectLeaf(f"<contains itself, {above} levels up>")
+                continue
+            leaf, inner = _opened(node, speller)
+            if strict and isinstance(node, (NotedDict, NotedList)):
+                inner = inner + state_parts(node.state)
+            if leaf is not _NOTHING:
+                yield at, leaf
+            if inner:
+                if len(stack) > MAX_DEPTH:
+                    raise DamagedError(f"nested deeper than {MAX_DEPTH} levels")
+                below = f"{at}/" if len(stack) > 1 else ""  # the top has no key
+                is_again = again or id(node) in entered
+                stack.append(_Frame(below, iter(inner), (*around, id(node)), is_again))
+                entered.add(id(node))
+                break
+        else:
+            stack.pop()
 
 
+_AS_THEY_ARE = PLAIN - {PathText, WindowsPathText}  # types of leaves
 _NOTHING = object()  # no leaf: the parts of the container are all that it holds
 
 

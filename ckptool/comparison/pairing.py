@@ -91,6 +91,8 @@ def select_leaves(
     Raises:
         UsageError: the maps give two leaves one name.
     """
+    if not any(selection):
+        return dict(leaves)
     chosen: dict[str, Leaf] = {}
     for address, leaf in leaves.items():
         name = renamed_by(selection.renames, address)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from ckptool.comparison.arrays import BLOCK, NumpyArrays
 from ckptool.comparison.kernels import ROW, Partial
 from ckptool.comparison.measuring import measured_in_blocks, measured_together
+from ckptool.comparison.tolerances import Tolerance
 from ckptool.comparison.values import Job, Values
 from ckptool.tensors.windows import SMALL, windows
 
@@ -31,13 +32,13 @@ def compare_small(arrays: NumpyArrays, jobs: Sequence[Job]) -> list[Partial | No
     """Return the numbers of each of several small jobs; None for equal bytes."""
     found: list[Partial | None] = [None] * len(jobs)
     pairs = list(zip(_read([job.a for job in jobs]), _read([job.b for job in jobs]), strict=True))
-    alike: dict[object, list[int]] = {}
+    alike: dict[tuple[str, int, Tolerance], list[int]] = {}
     for at, (job, (a, b)) in enumerate(zip(jobs, pairs, strict=True)):
         if a == b and job.is_one_type:
             continue
         elements = len(a) // job.a.dtype.itemsize
         if job.is_of_floats and elements < ROW:
-            alike.setdefault((job.a.dtype, elements, job.rule), []).append(at)
+            alike.setdefault((job.a.dtype.name, elements, job.rule), []).append(at)
         else:
             found[at] = measured_in_blocks(arrays, a, b, job)
     for (_, elements, _), group in alike.items():

@@ -55,7 +55,7 @@ class Tolerances(NamedTuple):
 
     def at(self, address: str) -> Tolerance:
         """Return the tolerance that applies to a key path."""
-        return next(row for row in self.rows if fnmatchcase(address, row.match))
+        return next(row for row in self.rows if row.match == "*" or fnmatchcase(address, row.match))
 
 
 def merge_tolerances(

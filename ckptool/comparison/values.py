@@ -80,7 +80,7 @@ class Values(NamedTuple):
         """Key that is equal for the same bytes of the same sources; None: made in memory."""
         if self.spans is None:
             return None
-        return tuple((source.identity, *place) for source, *place in self.spans)
+        return tuple([(each.source.identity, each.offset, each.nbytes) for each in self.spans])
 
 
 def values_of(held: TensorLeaf) -> Values | None:
@@ -92,12 +92,12 @@ def values_of(held: TensorLeaf) -> Values | None:
     ref, reader = held
     if not ref.chunks:
         return None
-    spans = tuple(chunk.span for chunk in ref.chunks)
+    spans = tuple([chunk.span for chunk in ref.chunks])
     if ref.quantizer is not None or ref.dtype.packed > 1:
         if ref.dtype.numpy is not None:
             return Values(ref, reader, FLOAT64, ref.numel * FLOAT64.itemsize, None)
         return Values(ref, reader, UINT8, ref.nbytes + len(packing(reader, ref)), None)
-    if not _lies_ready(ref):
+    if not (ref.is_stored_plainly or _lies_ready(ref)):
         return Values(ref, reader, ref.dtype, ref.nbytes, None)
     if sum(span.nbytes for span in spans) != ref.nbytes:
         raise DamagedError(f"the chunks of a tensor of shape {list(ref.shape)} do not cover it")
