@@ -84,6 +84,7 @@ LOADED_BY_OTHERS = {
     "x.lzma": lzma.compress(RUNS, lzma.FORMAT_ALONE),
     "x.long": gzip.compress(b"\x80\x04C\xff" + bytes(255) + b"0" + legacy() * 99 + RUNS),
     "x.dat": b"I0x1\n0" + RUNS,
+    "x.called": b"I0x1\n0" + program(call("somelib.work", text("true"))),
 }
 HARMLESS = {
     "x.npy": plain_array(),
@@ -115,8 +116,9 @@ def test_arrays_of_numbers_and_compressed_text_are_safe(name, beside, ckptool):
     assert ckptool("verify", beside, "--require", "safe").exit_code == 0
 
 
-def test_a_compressed_archive_is_not_looked_at(beside, ckptool):
-    (beside / "x.tgz").write_bytes(gzip.compress(GOOD + END))
+@pytest.mark.parametrize("archive", [GOOD + END, zipped(("x.npy", array(RUNS)))])
+def test_a_compressed_archive_is_not_looked_at(archive, beside, ckptool):
+    (beside / "x.tgz").write_bytes(gzip.compress(archive))
     output = ckptool("verify", beside, "--json")
     states = {check["rule"]: check["state"] for check in output.json["checks"]}
     assert states["CK201"] == "not-checked"

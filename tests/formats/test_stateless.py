@@ -97,3 +97,9 @@ def test_of_packages_that_hold_settings_the_classes_that_act_are_dangerous():
     assert trust("traitlets.config.loader", "Config") == "unknown"
     assert trust("traitlets.config.application", "Application") == "dangerous"
     assert trust("traitlets.config", "Application") == "dangerous"
+
+
+@pytest.mark.parametrize("module", ["jsonargparse", "jsonargparse._namespace"])
+def test_settings_that_a_parser_of_a_stateless_package_made_are_no_danger(module):
+    assert trust(module, "Namespace") == "unknown"
+    assert trust(module, "ArgumentParser") == "dangerous"

@@ -174,6 +174,12 @@ BY_KIND: Mapping[str, str] = {
         "tenacity tomlkit venusian wrapt zipp"
     ),
 }  # fmt: skip
+# Classes of settings in these packages, of which objects lie in checkpoints: a LightningCLI, or a
+# script that calls a parser of jsonargparse, keeps what it was given in ``hyper_parameters``.
+SETTINGS = frozenset({
+    "jsonargparse._namespace.Namespace", "jsonargparse.namespace.Namespace",
+    "jsonargparse.Namespace",
+})  # fmt: skip
 
 
 @cache

@@ -31,7 +31,7 @@ from functools import lru_cache
 
 from ckptool.dtypes import BY_NAME, BY_STORAGE_CLASS
 from ckptool.formats.base import NamedGlobal
-from ckptool.formats.pickles.stateless import stateless
+from ckptool.formats.pickles.stateless import SETTINGS, stateless
 from ckptool.formats.pickles.tools import CLASSES_THAT_ACT, FUNCTIONS_THAT_ACT, MODULES_OF_TORCH
 from ckptool.formats.pickles.vetted import RUNS_SOURCE, VETTED
 from ckptool.names import is_capital, says, whole
@@ -383,7 +383,7 @@ def _is_gadget(ref: GlobalRef) -> bool:
         or _reaches(ref)
         or (ref.module == "torch._C" and ref.name != FUNCTIONS_OF_TORCH)  # files, engines, devices
         or (parts[0] in BROUGHT_ALONG and not is_capital(ref.name))
-        or parts[0] in stateless()
+        or (parts[0] in stateless() and ref.qualname not in SETTINGS)
         or any(family in GADGET_MODULES or family in GADGET_PACKAGES for family in families)
     )
 
