@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import save_file
 from torch import zeros
 
-from ckptool.formats import unopened
+from ckptool.formats import other_records, unopened
 from helpers.assembling import call, program, text
 from helpers.paths import FIXTURES
 from helpers.two_faced import END, GOOD, legacy, zipped
@@ -122,6 +122,15 @@ def test_a_compressed_archive_is_not_looked_at(archive, beside, ckptool):
     output = ckptool("verify", beside, "--json")
     states = {check["rule"]: check["state"] for check in output.json["checks"]}
     assert states["CK201"] == "not-checked"
+
+
+def test_more_arrays_than_are_looked_at_are_not_called_safe(beside, monkeypatch, ckptool):
+    monkeypatch.setattr(other_records, "MAX_UNNAMED", 2)
+    for count, state in ((2, "passed"), (3, "not-checked")):
+        records = [(f"{n}.npy", array(program(text("a")))) for n in range(count)]
+        (beside / "x.npz").write_bytes(zipped(*records))
+        output = ckptool("verify", beside, "--json")
+        assert {c["rule"]: c["state"] for c in output.json["checks"]}["CK201"] == state
 
 
 @pytest.mark.parametrize(("inside", "state"), [(True, "passed"), (False, "not-checked")])

@@ -120,6 +120,15 @@ def test_nothing_is_told_that_the_file_does_not_show(kind, tmp_path, ckptool):
         assert "in 4 of 9 tensors; 5 are the same" in ckptool("inspect", path, "--stats")
 
 
+def test_the_same_bytes_in_another_order_are_other_values(tmp_path, ckptool):
+    square = torch.eye(4) + torch.arange(16.0).reshape(4, 4) / 100
+    model = {"w": square, "b": torch.ones(2)}
+    ema = {"w": square.clone().T, "b": torch.ones(2) * 1.01}
+    torch.save({"model": model, "ema": ema}, tmp_path / "a.pt")
+    assert told(ckptool, tmp_path / "a.pt") is None
+    assert told(ckptool, tmp_path / "a.pt", "--stats")["same"] == 0
+
+
 def test_more_tensors_than_it_compares_are_left_alone(path, monkeypatch):
     with open_checkpoint(path) as checkpoint:
         location = locate_ema(checkpoint)
