@@ -8,7 +8,7 @@ non-finite values cost no second trip to memory. Memory does not grow with the t
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import reduce
@@ -26,6 +26,7 @@ from ckptool.tensors.finite import FiniteTest, finite_test
 from ckptool.tensors.mean import Mean
 from ckptool.tree.nodes import TensorRef
 from ckptool.writers.files.whole_file import PartialFile
+from ckptool.writers.packs import Pack, is_small, unpack
 from ckptool.writers.values import Account, WrittenRun
 
 
@@ -58,6 +59,10 @@ def passed(tensors: Iterable[TensorRef]) -> frozenset[ByteSpan]:
 
 def _runs(ref: TensorRef) -> tuple[ByteSpan, ...]:
     """Return the runs of bytes that are the values, in their order; none if they are in another."""
+    if len(ref.chunks) == 1:  # as mostly
+        chunk = ref.chunks[0]
+        is_run = chunk.span.nbytes and not ref.lazy and chunk.is_contiguous
+        return (chunk.span,) if is_run else ()
     return tuple(c.span for c in ref.chunks if c.span.nbytes) if _is_of_runs(ref) else ()
 
 
@@ -92,14 +97,18 @@ def transfer(
         DamagedError: a source ends before its last byte.
         OSError: the output cannot be written.
     """
-    reader, casting, account, progress = how.reader, how.casting, how.account, how.progress
+    reader, casting, progress = how.reader, how.casting, how.progress
     announce(progress, sum(move.ref.numel * casting.dtype_of(move.ref).itemsize for move in moves))
     order = _reading_order(moves)
     reader.expect_values(moves[nth].ref for nth in order)
     runs = [_runs(move.ref) for move in moves]
-    totals = [[_Done(at)] * (len(spans) or 1) for at, spans in enumerate(runs)]
 
-    def take(given: _Given) -> _Done:
+    def take(given: _Given | Pack) -> _Done | _Packed:
+        if isinstance(given, Pack):
+            seen, writes = unpack(reader, given)
+            for offset, piece in writes if output else ():
+                output.patch(piece, offset)
+            return _Packed(given, seen)
         done, data = _made(given)
         if output:
             output.patch(data, given.offset)
@@ -109,20 +118,48 @@ def transfer(
         output.reserve_meanwhile(moves[0].offset, _end(moves, casting))
     given = _given(moves, order, runs, reader, casting, output)
     with closing(side_by_side(take, given, _nbytes)) as results:
-        for done in results:
-            totals[done.move][done.run] = totals[done.move][done.run].then(done)
-            progress(done.written.nbytes)
-    moved = []
-    for move, spans, of_runs in zip(moves, runs, totals, strict=True):
-        account.seen.update(zip(spans, (each.read for each in of_runs), strict=False))
-        for span in spans:
-            account.seen |= _seen_in(span.source)
-        total = reduce(_Done.then, of_runs)
-        if total.lost:
-            account.losses[move.name] = total.lost
-        written = WrittenRun(move.offset, total.written.nbytes, total.written.crc)
-        moved.append(Moved(written, casting.is_cast(move.ref) or not _is_copied(move.ref)))
-    return moved
+        found = _by_move(results, runs, progress)
+    return [
+        _moved(move, spans, found.get(nth, ()), how)
+        for nth, (move, spans) in enumerate(zip(moves, runs, strict=True))
+    ]
+
+
+def _by_move(
+    results: Iterable[_Done | _Packed], runs: Sequence[Sequence[ByteSpan]], progress: Progress
+) -> Mapping[int, Seen | Sequence[_Done]]:
+    """Return what was seen of each tensor that was in a pack, and of each run of the others."""
+    found: dict[int, Seen | list[_Done]] = {}
+    totals: dict[int, list[_Done]] = {}
+    for done in results:
+        if isinstance(done, _Packed):
+            found.update(zip(done.pack.moves, done.seen, strict=True))
+            progress(sum(seen.nbytes for seen in done.seen))
+            continue
+        if done.move not in totals:
+            totals[done.move] = [_Done(done.move)] * (len(runs[done.move]) or 1)
+        of_runs = totals[done.move]
+        of_runs[done.run] = of_runs[done.run].then(done)
+        progress(done.written.nbytes)
+    return found | totals
+
+
+def _moved(
+    move: Move, spans: Sequence[ByteSpan], found: Seen | Sequence[_Done], how: Transfer
+) -> Moved:
+    """Return the result of a move, and add to the statistics."""
+    account, casting = how.account, how.casting
+    if isinstance(found, Seen):
+        account.seen[spans[0]] = found
+        return Moved(WrittenRun(move.offset, found.nbytes, found.crc), is_made=False)
+    account.seen.update(zip(spans, (each.read for each in found), strict=False))
+    for span in spans:
+        account.seen |= _seen_in(span.source)
+    total = reduce(_Done.then, found, _Done(0))
+    if total.lost:
+        account.losses[move.name] = total.lost
+    written = WrittenRun(move.offset, total.written.nbytes, total.written.crc)
+    return Moved(written, casting.is_cast(move.ref) or not _is_copied(move.ref))
 
 
 def _reading_order(moves: Sequence[Move]) -> Sequence[int]:
@@ -176,6 +213,11 @@ class _Done(NamedTuple):
         return _Done(self.move, self.run, read, written, self.lost + other.lost)
 
 
+class _Packed(NamedTuple):
+    pack: Pack
+    seen: list[Seen]  # of each of its tensors
+
+
 def _end(moves: Sequence[Move], casting: Casting) -> int:
     """Return the offset behind the last value."""
     return moves[-1].offset + casting.nbytes_of(moves[-1].ref)
@@ -188,30 +230,51 @@ def _given(
     reader: TensorReader,
     casting: Casting,
     output: PartialFile | None,
-) -> Iterator[_Given]:
-    """Yield the parts of all tensors, after space for them is prepared in the output."""
+) -> Iterator[_Given | Pack]:
+    """Yield the parts of all tensors, after space for them is prepared in the output.
+
+    Small ones that are copied are in packs.
+    """
     end = _end(moves, casting) if moves else 0
     last = -1
+    pack: Pack | None = None
     for nth in order:
         _, ref, start = moves[nth]
-        if output and nth < last:
-            output.go_back(start)
-        last = nth
         written = casting.dtype_of(ref)
-        wanted = written if casting.is_cast(ref) else None
         test = finite_test(ref.dtype, ref.byteorder)
+        spans = runs[nth]
+        is_packed = (
+            len(spans) == 1 and is_small(spans[0]) and written is ref.dtype and _is_copied(ref)
+        )
+        if pack and not (is_packed and pack.admits(start, test)):
+            yield pack
+            pack = None
+        if output and not pack:
+            if nth < last:
+                output.go_back(start)
+            output.make_way(start, end)
+        last = nth
+        if is_packed:
+            pack = pack or Pack([], [], [], test)
+            pack.moves.append(nth)
+            pack.spans.append(spans[0])
+            pack.offsets.append(start)
+            continue
+        wanted = written if written is not ref.dtype else None
         at, taken = start, 0
-        ends = [*accumulate(span.nbytes for span in runs[nth])]
+        ends = [*accumulate(span.nbytes for span in spans)]
         for part in parts(reader, ref):
             nbytes = part.nbytes // ref.dtype.itemsize * written.itemsize
             if output:
                 output.make_way(at, end)
             yield _Given(nth, bisect_right(ends, taken), part, at, wanted, test)
             at, taken = at + nbytes, taken + part.nbytes
+    if pack:
+        yield pack
 
 
-def _nbytes(given: _Given) -> int:
-    return given.part.nbytes
+def _nbytes(given: _Given | Pack) -> int:
+    return given.nbytes if isinstance(given, Pack) else given.part.nbytes
 
 
 def _made(given: _Given) -> tuple[_Done, memoryview]:
