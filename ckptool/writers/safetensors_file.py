@@ -9,11 +9,13 @@ tensor aligned to its width. The library judges the result: :func:`check` reopen
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from json.encoder import encode_basestring as _quoted  # as ``json.dumps`` has it
 from pathlib import Path
 
 from ckptool.errors import UnsupportedError
 from ckptool.formats.safetensors_file import LENGTH_BYTES, METADATA, parse_json
+from ckptool.records import NamedTuple
 from ckptool.sources.base import Source
 from ckptool.tensors.casting import Casting
 from ckptool.tree.nodes import TensorRef
@@ -24,25 +26,54 @@ from ckptool.writers.values import WrittenRun, check_runs
 ALIGNMENT = 8
 
 
+class Layout(NamedTuple):
+    """The tensors in the order of the file, with the offsets of their values from the first on."""
+
+    places: Sequence[tuple[str, TensorRef, int]]
+    nbytes: int  # of all values
+    entries: str  # the header's text of them
+
+
+def plan(tensors: Mapping[str, TensorRef], casting: Casting) -> Layout:
+    """Return the layout of a file; shared storages are written once for each name.
+
+    Raises:
+        UnsupportedError: a dtype or a name that the format cannot hold.
+    """
+    places: list[tuple[str, TensorRef, int]] = []
+    entries: list[str] = []
+    offset = 0
+    forms: dict[object, tuple[str, int]] = {}  # most tensors have the form of many others
+    for name, ref in _ordered(tensors, casting):
+        tag = _tag(name, ref, casting)
+        form = tag, casting.dtype_of(ref).name, ref.dtype.name, ref.shape
+        if form not in forms:
+            shape = ",".join(map(str, _shape(ref)))
+            forms[form] = f'{{"dtype":"{tag}","shape":[{shape}],', casting.nbytes_of(ref)
+        head, nbytes = forms[form]
+        end = offset + nbytes
+        entries.append(f'{_quoted(name)}:{head}"data_offsets":[{offset},{end}]}}')
+        places.append((name, ref, offset))
+        offset = end
+    layout = Layout(places, offset, ",".join(entries))
+    header(layout, {})  # refuses names that are no text
+    return layout
+
+
 def write(
-    output: PartialFile,
-    tensors: Mapping[str, TensorRef],
-    metadata: Mapping[str, str],
-    how: Transfer,
+    output: PartialFile, layout: Layout, metadata: Mapping[str, str], how: Transfer
 ) -> tuple[WrittenRun, ...]:
-    """Write the tensors under their names; shared storages are written once for each name.
+    """Write the tensors of a layout.
 
     Returns:
         The runs of bytes that differ from the bytes read, for :func:`check_written`.
 
     Raises:
-        UnsupportedError: a dtype or a name that the format cannot hold.
+        UnsupportedError: the metadata are no text.
     """
-    output.write(header(tensors, metadata, how.casting))
-    moves = [
-        Move(name, ref, output.skip(how.casting.nbytes_of(ref)))
-        for name, ref in _ordered(tensors, how.casting)
-    ]
+    output.write(header(layout, metadata))
+    start = output.skip(layout.nbytes)
+    moves = [Move(name, ref, start + offset) for name, ref, offset in layout.places]
     return to_read_back(transfer(moves, how, output))
 
 
@@ -50,22 +81,14 @@ def _ordered(tensors: Mapping[str, TensorRef], casting: Casting) -> list[tuple[s
     return sorted(tensors.items(), key=lambda kv: (-casting.dtype_of(kv[1]).itemsize, kv[0]))
 
 
-def header(
-    tensors: Mapping[str, TensorRef], metadata: Mapping[str, str], casting: Casting
-) -> bytes:
+def header(layout: Layout, metadata: Mapping[str, str]) -> bytes:
     """Return the beginning of the file, up to its first value.
 
     Raises:
-        UnsupportedError: a dtype or a name that the format cannot hold.
+        UnsupportedError: a name that is no text.
     """
-    entries: dict[str, object] = {METADATA: dict(metadata)}
-    offset = 0
-    for name, ref in _ordered(tensors, casting):
-        end = offset + casting.nbytes_of(ref)
-        tag = _tag(name, ref, casting)
-        entries[name] = {"dtype": tag, "shape": _shape(ref), "data_offsets": [offset, end]}
-        offset = end
-    return _encoded(entries)
+    first = _as_json({METADATA: dict(metadata)})
+    return _framed(f"{first[:-1]},{layout.entries}}}" if layout.entries else first)
 
 
 def with_metadata(file: Source, metadata: Mapping[str, str]) -> bytes:
@@ -73,12 +96,17 @@ def with_metadata(file: Source, metadata: Mapping[str, str]) -> bytes:
     length = int.from_bytes(file.read(0, LENGTH_BYTES), "little")
     fields = parse_json(file.read(LENGTH_BYTES, length))
     fields.pop(METADATA, None)
-    return _encoded({METADATA: dict(metadata), **fields})
+    return _framed(_as_json({METADATA: dict(metadata), **fields}))
 
 
-def _encoded(entries: Mapping[str, object]) -> bytes:
+def _as_json(fields: Mapping[str, object]) -> str:
+    return json.dumps(fields, separators=(",", ":"), ensure_ascii=False)
+
+
+def _framed(header: str) -> bytes:
+    """Return the text of a header as the file has it: its length, and its bytes, aligned."""
     try:
-        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+        text = header.encode()
     except UnicodeEncodeError as error:
         raise UnsupportedError(
             "a tensor's name is not valid text, which safetensors needs"

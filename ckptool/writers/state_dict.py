@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ckptool.formats import open_checkpoint
 from ckptool.formats.dcp import METADATA, DcpFolder
@@ -29,6 +30,7 @@ class StateDict(NamedTuple):
     output: Path  # as it was named; none of the files if there are several
     kind: str  # safetensors | torch-zip | dcp
     shards: tuple[Shard, ...]
+    layouts: tuple[Any, ...]  # of each shard, as its writer has planned it
     casting: Casting
     noted: Mapping[str, str]  # names that are not written, since they share another name's tensor
     wrap: str | None = None
@@ -63,8 +65,8 @@ class StateDict(NamedTuple):
     @property
     def values(self) -> Iterator[tuple[str, TensorRef]]:
         """The tensors that are written, each once, under the names by which losses are reported."""
-        for shard in self.shards:
-            yield from WRITERS[self.kind].values(shard.tensors, self.casting)
+        for shard, layout in zip(self.shards, self.layouts, strict=True):
+            yield from WRITERS[self.kind].values(shard.tensors, layout)
 
     @property
     def cast(self) -> Iterator[tuple[str, TensorRef]]:
@@ -99,9 +101,8 @@ def plan_state_dict(
         shards: tuple[Shard, ...] = (Shard(output / dcp_folder.CHUNKS, written),)
     else:
         shards = plan_shards(output, written, casting, max_shard)
-    for shard in shards:
-        WRITERS[kind].refuse(shard.tensors, casting)
-    return StateDict(output, kind, shards, casting, noted, wrap, damaged)
+    layouts = tuple(WRITERS[kind].plan(shard.tensors, casting) for shard in shards)
+    return StateDict(output, kind, shards, layouts, casting, noted, wrap, damaged)
 
 
 def write(
@@ -129,9 +130,9 @@ def count_losses(plan: StateDict, how: Transfer) -> None:
 class Writer(NamedTuple):
     """The functions that write a state dict in one format: a row of ``WRITERS``."""
 
-    refuse: Callable[[Mapping[str, TensorRef], Casting], object]  # raises if it cannot hold them
+    plan: Callable[[Mapping[str, TensorRef], Casting], Any]  # raises if it cannot hold them
     write: Callable[[StateDict, Sequence[PartialFile], Transfer, str], None]
-    values: Callable[[Mapping[str, TensorRef], Casting], Iterable[tuple[str, TensorRef]]]
+    values: Callable[[Mapping[str, TensorRef], Any], Iterable[tuple[str, TensorRef]]]
 
 
 def _write_safetensors(
@@ -140,21 +141,23 @@ def _write_safetensors(
     noted = {} if plan.index_file else plan.noted  # the index of shards has them
     metadata = {**noted, "format": "pt", KEY: note}  # transformers requires the format
     written = [
-        safetensors_file.write(file, shard.tensors, metadata, how)
-        for shard, file in zip(plan.shards, files, strict=False)
+        safetensors_file.write(file, layout, metadata, how)
+        for layout, file in zip(plan.layouts, files, strict=False)
     ]
     metadata[KEY] = final(note)
-    for shard, file, runs in zip(plan.shards, files, written, strict=False):
+    for shard, layout, file, runs in zip(plan.shards, plan.layouts, files, written, strict=False):
         if isinstance(note, LateNote):
-            file.patch(safetensors_file.header(shard.tensors, metadata, plan.casting), 0)
+            file.patch(safetensors_file.header(layout, metadata), 0)
         safetensors_file.check_written(file.path, shard.tensors, plan.casting, runs)
     if plan.index_file:
         files[-1].write(index_of(plan.shards, plan.casting, plan.noted))
 
 
 def _write_torch(plan: StateDict, files: Sequence[PartialFile], how: Transfer, note: str) -> None:
-    (shard,), (file,) = plan.shards, files
-    runs = torch_zip.write(file, shard.tensors, how, plan.wrap, note, damaged=plan.damaged)
+    (shard,), (storages,), (file,) = plan.shards, plan.layouts, files
+    runs = torch_zip.write(
+        file, shard.tensors, how, plan.wrap, note, damaged=plan.damaged, storages=storages
+    )
     with open_checkpoint(file.path) as written:
         tree = written.tree if plan.wrap is None else written.tree[plan.wrap]
         found = {name: (ref.dtype, ref.shape) for name, ref in tree.items()}
@@ -173,24 +176,19 @@ def _write_dcp(plan: StateDict, files: Sequence[PartialFile], how: Transfer, not
 
 
 def _each_tensor(
-    tensors: Mapping[str, TensorRef], _casting: Casting
+    tensors: Mapping[str, TensorRef], _layout: object
 ) -> Iterable[tuple[str, TensorRef]]:
     return tensors.items()
 
 
 def _each_storage(
-    tensors: Mapping[str, TensorRef], casting: Casting
+    _tensors: object, storages: Sequence[torch_zip.Storage]
 ) -> Iterable[tuple[str, TensorRef]]:
-    storages = torch_zip.plan_storages(tensors, casting)
     return ((storage.name, storage.values) for storage in storages)
 
 
 WRITERS: Mapping[str, Writer] = {
-    "safetensors": Writer(
-        lambda tensors, casting: safetensors_file.header(tensors, {}, casting),
-        _write_safetensors,
-        _each_tensor,
-    ),
+    "safetensors": Writer(safetensors_file.plan, _write_safetensors, _each_tensor),
     "torch-zip": Writer(torch_zip.plan_storages, _write_torch, _each_storage),
     "dcp": Writer(dcp_folder.refuse, _write_dcp, _each_tensor),
 }

@@ -9,7 +9,7 @@ since the storage is cast, once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -22,7 +22,7 @@ from ckptool.formats.zips.checksums import known_checksums
 from ckptool.sources.base import ByteSpan
 from ckptool.tensors.casting import Casting
 from ckptool.tree.geometry import contiguous_strides, extent
-from ckptool.tree.nodes import Chunk, TensorRef
+from ckptool.tree.nodes import Chunk, TensorRef, plain_tensor
 from ckptool.writers.files.whole_file import PartialFile
 from ckptool.writers.pickle_writer import PickleWriter
 from ckptool.writers.transfer import Move, Transfer, to_read_back, transfer
@@ -40,11 +40,13 @@ def write(
     note: str | None = None,
     *,
     damaged: bool = False,
+    storages: Sequence[Storage] | None = None,
 ) -> tuple[WrittenRun, ...]:
     """Write ``{name: tensor}``, or ``{wrap: {name: tensor}}``; ``note`` is the provenance.
 
     With ``damaged``, the source may be damaged and is taken all the same. Its whole records then
-    keep their stored checksums, so that the copy shows the damage as the source did.
+    keep their stored checksums, so that the copy shows the damage as the source did. ``storages``
+    are those that were planned before.
 
     Returns:
         The runs of bytes that differ from the bytes read, to be read back.
@@ -52,7 +54,7 @@ def write(
     Raises:
         UnsupportedError: a tensor that has no values or no plain form.
     """
-    storages = plan_storages(tensors, how.casting)
+    storages = plan_storages(tensors, how.casting) if storages is None else storages
     archive = ArchiveWriter(output)
     archive.add_bytes(f"{ARCHIVE}/data.pkl", _pickle(tensors, storages, wrap))
     archive.add_bytes(f"{ARCHIVE}/byteorder", b"little")
@@ -173,7 +175,9 @@ def _overlapping(tensors: Mapping[str, TensorRef], casting: Casting) -> list[Sto
 def _flat(span: ByteSpan, ref: TensorRef) -> TensorRef:
     """Return a run of bytes as a tensor of one dimension."""
     shape = (span.nbytes // ref.dtype.itemsize,)
-    return TensorRef(ref.dtype, shape, (Chunk(span, (0,), shape, (1,)),), byteorder=ref.byteorder)
+    return plain_tensor(
+        ref.dtype, span, (0,), shape, (1,), "cpu", ref.byteorder, requires_grad=False
+    )
 
 
 def _joins(last: ByteSpan, span: ByteSpan, one: DType, other: DType) -> bool:
@@ -182,7 +186,7 @@ def _joins(last: ByteSpan, span: ByteSpan, one: DType, other: DType) -> bool:
     return same_kind and overlaps and (span.offset - last.offset) % one.itemsize == 0
 
 
-def _stored_checksums(reader: TensorReader, storages: list[Storage]) -> dict[int, int]:
+def _stored_checksums(reader: TensorReader, storages: Sequence[Storage]) -> dict[int, int]:
     """Return the stored checksums of storages that are whole records of zips, by storage key."""
     copied = [storage for storage in storages if storage.is_copied]
     sources = {storage.span.source for storage in copied}
@@ -195,7 +199,9 @@ def _stored_checksums(reader: TensorReader, storages: list[Storage]) -> dict[int
 # ------------------------------------------------------------------------------------------- pickle
 
 
-def _pickle(tensors: Mapping[str, TensorRef], storages: list[Storage], wrap: str | None) -> bytes:
+def _pickle(
+    tensors: Mapping[str, TensorRef], storages: Sequence[Storage], wrap: str | None
+) -> bytes:
     home = {
         name: (storage, offset) for storage in storages for name, offset in storage.views.items()
     }

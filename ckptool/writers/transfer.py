@@ -102,16 +102,16 @@ def transfer(
     order = _reading_order(moves)
     reader.expect_values(moves[nth].ref for nth in order)
     runs = [_runs(move.ref) for move in moves]
+    put = output.patch if output else _put_nowhere
 
     def take(given: _Given | Pack) -> _Done | _Packed:
         if isinstance(given, Pack):
             seen, writes = unpack(reader, given)
-            for offset, piece in writes if output else ():
-                output.patch(piece, offset)
+            for offset, piece in writes:
+                put(piece, offset)
             return _Packed(given, seen)
         done, data = _made(given)
-        if output:
-            output.patch(data, given.offset)
+        put(data, given.offset)
         return done
 
     if output and moves:
@@ -123,6 +123,10 @@ def transfer(
         _moved(move, spans, found.get(nth, ()), how)
         for nth, (move, spans) in enumerate(zip(moves, runs, strict=True))
     ]
+
+
+def _put_nowhere(_data: object, _offset: int) -> None:
+    """Write nothing."""
 
 
 def _by_move(

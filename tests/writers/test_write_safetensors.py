@@ -31,9 +31,8 @@ def written(tensors, tmp_path, metadata=None):
     source, target = tmp_path / "in.pt", tmp_path / "out.safetensors"
     torch.save(tensors, source)
     with open_checkpoint(source) as checkpoint, whole_file(target, force=True) as output:
-        runs = safetensors_file.write(
-            output, checkpoint.tree, metadata or {}, Transfer(checkpoint.reader)
-        )
+        layout = safetensors_file.plan(checkpoint.tree, Casting())
+        runs = safetensors_file.write(output, layout, metadata or {}, Transfer(checkpoint.reader))
         safetensors_file.check_written(output.path, checkpoint.tree, runs=runs)
     return target
 
@@ -169,9 +168,8 @@ def test_what_was_cast_is_read_back(tmp_path):
     torch.save({"a": torch.ones(3), "b": torch.arange(3)}, source)
     casting = Casting(BY_NAME["bfloat16"])
     with open_checkpoint(source) as checkpoint, whole_file(target, force=True) as output:
-        runs = safetensors_file.write(
-            output, checkpoint.tree, {}, Transfer(checkpoint.reader, casting)
-        )
+        layout = safetensors_file.plan(checkpoint.tree, casting)
+        runs = safetensors_file.write(output, layout, {}, Transfer(checkpoint.reader, casting))
         (run,) = runs
         assert (run.nbytes, output.read(run.offset, 2)) == (6, b"\x80\x3f")
         output.patch(b"\x81", run.offset)
