@@ -42,7 +42,7 @@ class Pack(NamedTuple):
 
 
 class Unpacked(NamedTuple):
-    """What was seen of each tensor of a pack, and the bytes to write, with their offsets."""
+    """The findings on each tensor of a pack, and the bytes to write, with their offsets."""
 
     seen: list[Seen]
     writes: Sequence[tuple[int, bytes | memoryview]]

@@ -1,0 +1,63 @@
+"""Many small tensors are read and written together: the same bytes, and the same is seen."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from ckptool.formats import open_checkpoint
+from ckptool.process.progress import no_progress
+from ckptool.tensors.casting import Casting
+from ckptool.tensors.windows import GAP, SMALL
+from ckptool.writers import packs
+from ckptool.writers.files.whole_file import whole_file
+from ckptool.writers.transfer import Move, Transfer, transfer
+from ckptool.writers.values import Account
+
+COUNT = 300
+
+
+@pytest.fixture
+def tensors():
+    made = {f"w{i}": torch.full((i % 7 + 1, 3), float(i)) for i in range(COUNT)}
+    made["w41"] = torch.tensor([1.0, float("nan")])
+    made |= {f"n{i}": torch.arange(i % 5 + 1) for i in range(20)}
+    made["empty"] = torch.zeros(0, 3)
+    made["transposed"] = torch.arange(12.0).reshape(3, 4).T
+    made["large"] = torch.ones(SMALL)
+    return made
+
+
+@pytest.mark.parametrize("many", [1, 7, packs.MANY])
+@pytest.mark.parametrize("gap", [0, 5, GAP, GAP + 1])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_each_comes_to_its_place(many, gap, backwards, tensors, tmp_path, monkeypatch):
+    """Whatever is between them in the output stays, and the order of the source is another."""
+    monkeypatch.setattr(packs, "MANY", many)
+    torch.save(tensors, tmp_path / "in.pt")
+    account = Account()
+    with open_checkpoint(tmp_path / "in.pt") as opened:
+        names = sorted(opened.tree, reverse=backwards)
+        moves, end = [], 0
+        for name in names:
+            moves.append(Move(name, opened.tree[name], end))
+            end += opened.tree[name].nbytes + gap
+        with whole_file(tmp_path / "out", force=False) as file:
+            file.write(b"-" * end)
+            how = Transfer(opened.reader, Casting(), account, no_progress)
+            moved = transfer(moves, how, file)
+    wanted = bytearray(b"-" * end)
+    for move, (run, is_made) in zip(moves, moved, strict=True):
+        data = np.ascontiguousarray(tensors[move.name].numpy()).tobytes()
+        wanted[move.offset : move.offset + len(data)] = data
+        assert run == (move.offset, len(data), zlib.crc32(data))
+        assert is_made == (move.name == "transposed"), move.name
+        seen = account.seen.get(move.ref.chunks[0].span)
+        assert (seen is None) == (move.name in {"transposed", "empty"})
+        if seen:
+            is_floating = tensors[move.name].is_floating_point()
+            assert seen.is_finite == (is_floating and move.name != "w41")
+    assert (tmp_path / "out").read_bytes() == bytes(wanted)
