@@ -97,7 +97,7 @@ def diff(
         CkptError: an operand cannot be read or is damaged, or the device is not there.
     """
     strict = options.strict
-    with Side(a, layouts, strict=strict) as one, Side(b, layouts, strict=strict) as other:
+    with Side(a, layouts, strict=strict) as one, Side(b, layouts, one, strict=strict) as other:
         left_out = [*_only_weights(one, other, layouts), *_of_single_ranks(one, other)]
         report = _compared(one, other, options, progress, ranks, left_out)
         one.refuse_changed()

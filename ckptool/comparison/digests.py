@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import sha256
+from itertools import chain
 
 from ckptool.comparison.leaves import Digest, Leaf, TensorLeaf
 from ckptool.comparison.values import packing
 from ckptool.formats.base import TensorReader
 from ckptool.process.limits import usable_cpus
-from ckptool.tensors.blocks import value_bytes
+from ckptool.tensors.blocks import in_batches, value_bytes
 from ckptool.tensors.volume import refuse_repetition
+from ckptool.tensors.windows import SMALL, read_each
 from ckptool.tree.nodes import TensorRef
+
+BATCH = 1 << 20  # bytes of the tensors that a thread takes at a time,
+LEAST = 1 << 10  # of which each counts for at least so many: small ones cost calls
 
 
 def tensor_digest(reader: TensorReader, ref: TensorRef) -> str:
@@ -25,14 +30,19 @@ def tensor_digest(reader: TensorReader, ref: TensorRef) -> str:
     Raises:
         DamagedError: the file ends too soon.
     """
-    shape = ",".join(map(str, ref.shape))
-    digest = sha256(f"{ref.dtype.name} {shape} {packing(reader, ref).hex()}\n".encode())
+    digest = sha256(_form(reader, ref))
     if not ref.chunks:
         digest.update(b"not stored")
     else:
         for block in value_bytes(reader, ref):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _form(reader: TensorReader, ref: TensorRef) -> bytes:
+    """Return the line that precedes the bytes."""
+    shape = ",".join(map(str, ref.shape))
+    return f"{ref.dtype.name} {shape} {packing(reader, ref).hex()}\n".encode()
 
 
 def digest_of(leaf: Leaf) -> str:
@@ -49,7 +59,30 @@ def digests_of(leaves: Sequence[Leaf]) -> list[str]:
     from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - it brings logging along
 
     with ThreadPoolExecutor(usable_cpus()) as pool:
-        return list(pool.map(digest_of, leaves))
+        return list(chain.from_iterable(pool.map(_batch, in_batches(leaves, _cost, BATCH))))
+
+
+def _cost(leaf: Leaf) -> int:
+    return max(LEAST, leaf.nbytes if isinstance(leaf, Digest) else leaf.ref.nbytes)
+
+
+def _batch(leaves: Sequence[Leaf]) -> list[str]:
+    """Return the digests of a batch; small tensors are read together."""
+    small = [each for each in leaves if isinstance(each, TensorLeaf) and _is_small(each.ref)]
+    readers = {leaf.ref.chunks[0].span.source: leaf.reader for leaf in small}
+    data = read_each(
+        [leaf.ref.chunks[0].span for leaf in small],
+        lambda span: readers[span.source].read(span),
+    )
+    known = {
+        id(leaf): sha256(_form(leaf.reader, leaf.ref) + part).hexdigest()
+        for leaf, part in zip(small, data, strict=True)
+    }
+    return [known.get(id(leaf)) or digest_of(leaf) for leaf in leaves]
+
+
+def _is_small(ref: TensorRef) -> bool:
+    return ref.is_stored_plainly and ref.chunks[0].span.nbytes <= SMALL
 
 
 def tensor_digests(reader: TensorReader, refs: Sequence[TensorRef]) -> list[str]:

@@ -40,8 +40,17 @@ METADATA = "__metadata__"  # key of the metadata of a container
 class Side(Closing):
     """One open side of a comparison. A context manager."""
 
-    def __init__(self, text: str, layouts: Layouts = (), *, strict: bool = False) -> None:
+    def __init__(
+        self,
+        text: str,
+        layouts: Layouts = (),
+        beside: Side | None = None,
+        *,
+        strict: bool = False,
+    ) -> None:
         """Open the operand and flatten it; ``strict`` includes data that only its format has.
+
+        If it is another part of the file that is open ``beside`` it, the file is not opened again.
 
         Raises:
             CkptError: the operand cannot be read, or has no such key path.
@@ -55,19 +64,20 @@ class Side(Closing):
         self.leaves: dict[str, Leaf]
         try:
             with about(self.operand.path):
-                self._open(layouts)
+                self._open(layouts, beside)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, layouts: Layouts) -> None:
+    def _open(self, layouts: Layouts, beside: Side | None) -> None:
         path, address = self.operand
         manifest = read_manifest(path)
         if manifest is not None:
             self.format_name = "digests"
             self.leaves = manifest if address is None else entries_at(manifest, address)
             return
-        self.checkpoint = open_checkpoint(path)
+        opened = beside.checkpoint if beside and beside.operand.path == path else None
+        self.checkpoint = opened or open_checkpoint(path)
         self.format_name = self.checkpoint.format_name
         self.tree = self.checkpoint.tree
         if address is not None:

@@ -14,7 +14,7 @@ from ckptool.comparison.kernels import ROW, Partial
 from ckptool.comparison.measuring import measured_in_blocks, measured_together
 from ckptool.comparison.tolerances import Tolerance
 from ckptool.comparison.values import Job, Values
-from ckptool.tensors.windows import SMALL, windows
+from ckptool.tensors.windows import SMALL, read_each
 
 
 def is_small(job: Job) -> bool:
@@ -52,14 +52,6 @@ def compare_small(arrays: NumpyArrays, jobs: Sequence[Job]) -> list[Partial | No
 
 
 def _read(tensors: Sequence[Values]) -> list[bytes]:
-    """Return the bytes of several small tensors; read those together that lie near each other."""
+    """Return the bytes of the small tensors of a side."""
     spans = [values.spans[0] for values in tensors if values.spans]
-    order = sorted(range(len(spans)), key=lambda at: (id(spans[at].source), spans[at].offset))
-    found, begin = [b""] * len(spans), 0
-    for window in windows(spans[at] for at in order):
-        own = order[begin : begin + len(window.places)]
-        data = tensors[own[0]].reader.read(window.span)
-        for at, (start, stop) in zip(own, window.places, strict=True):
-            found[at] = data[start:stop]
-        begin += len(own)
-    return found
+    return read_each(spans, tensors[0].reader.read) if tensors else []

@@ -14,6 +14,7 @@ What gives way in a table that is too wide, in this order:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import IO
 
 from ckptool.render.page import Grid, Line, Page, Piece, line
@@ -44,6 +45,8 @@ def laid_out(page: Page, width: int | None) -> Iterator[Line]:
 
 
 def _stripped(made: Line) -> Line:
+    if made.pieces and made.pieces[-1][0][-1:] not in {"", " "}:
+        return made
     pieces = list(made.pieces)
     while pieces and not pieces[-1][0].rstrip(" "):
         pieces.pop()
@@ -169,17 +172,32 @@ def _table(
 
 def _row(grid: Grid, row: Row, kept: Sequence[int], widths: Sequence[int]) -> Iterator[Line]:
     """Yield a row: one line, or several if text is wrapped in its column."""
-    cells = [
-        list(wrapped(row[i], widths[i])) if grid.sides[i] == "text" else [row[i]] for i in kept
+    cells = [row[i] for i in kept]
+    if all(width_of(row[i].text) <= widths[i] for i in kept if grid.sides[i] == "text"):
+        yield _aligned(grid, cells, kept, widths)
+        return
+    parts = [
+        wrapped(row[i], widths[i]) if grid.sides[i] == "text" else iter((row[i],)) for i in kept
     ]
-    for at in range(max(map(len, cells))):
-        pieces: list[Piece] = []  # with the blanks and gaps between: a list has millions of cells
-        for i, cell in zip(kept, cells, strict=True):
-            part = cell[at] if at < len(cell) else line("")
-            blanks = (" " * (widths[i] - width_of(part.text)), "")
-            pieces += (blanks, *part.pieces) if grid.sides[i] == "right" else (*part.pieces, blanks)
-            pieces.append((GAP, ""))
-        yield Line(tuple([piece for piece in pieces[:-1] if piece[0]]))
+    for each in zip_longest(*parts, fillvalue=line("")):
+        yield _aligned(grid, each, kept, widths)
+
+
+def _aligned(grid: Grid, cells: Sequence[Line], kept: Sequence[int], widths: Sequence[int]) -> Line:
+    """Return cells as one line, with the blanks between them: a list has millions of cells."""
+    pieces: list[Piece] = []
+    blanks = 0
+    for i, cell in zip(kept, cells, strict=True):
+        text = cell.text
+        missing, is_right = max(widths[i] - width_of(text), 0), grid.sides[i] == "right"
+        if text:
+            blanks += missing if is_right else 0
+            pieces += ((" " * blanks, ""), *cell.pieces) if blanks else cell.pieces
+            blanks = 0 if is_right else missing
+        else:
+            blanks += missing
+        blanks += len(GAP)
+    return Line(tuple([piece for piece in pieces if piece[0]]))
 
 
 def _stacked(grid: Grid, rows: Sequence[Row | Line], width: int) -> Iterator[Line]:

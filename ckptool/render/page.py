@@ -89,7 +89,7 @@ Page = Iterator[Block]
 
 def line(*pieces: Piece | str, wraps: bool = True) -> Line:
     """Return a line of pieces; plain strings have no meaning."""
-    return Line(tuple((p, "") if isinstance(p, str) else p for p in pieces), wraps)
+    return Line(tuple([(p, "") if isinstance(p, str) else p for p in pieces]), wraps)
 
 
 def _mapped(line: Line, fit: Callable[[str], str]) -> Line:

@@ -7,7 +7,7 @@ with a header of a few dozen bytes between two.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan, Source
@@ -56,3 +56,16 @@ def windows(spans: Iterable[ByteSpan]) -> Iterator[Window]:
         source, begin, end, places = owner, offset, nbytes, [(0, nbytes)]
     if source is not None:
         yield Window(source, begin, end, places)
+
+
+def read_each(spans: Sequence[ByteSpan], read: Callable[[ByteSpan], bytes]) -> list[bytes]:
+    """Return the bytes of each of several spans; small ones near each other are read at once."""
+    order = sorted(range(len(spans)), key=lambda at: (id(spans[at].source), spans[at].offset))
+    found, begin = [b""] * len(spans), 0
+    for window in windows(spans[at] for at in order):
+        own = order[begin : begin + len(window.places)]
+        data = read(window.span)
+        for at, (start, stop) in zip(own, window.places, strict=True):
+            found[at] = data[start:stop]
+        begin += len(own)
+    return found

@@ -10,12 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptool.commands.diff import diff
 from ckptool.comparison import engine
+from ckptool.comparison.digests import tensor_digest, tensor_digests
 from ckptool.comparison.engine import Engine
 from ckptool.comparison.leaves import TensorLeaf
+from ckptool.comparison.operands import Side
 from ckptool.comparison.tolerances import Tolerance
 from ckptool.comparison.values import Job, values_of
 from ckptool.dtypes import BY_NAME
+from ckptool.errors import CkptError
 from ckptool.formats import open_checkpoint
 from ckptool.formats.base import TensorReader
 from ckptool.sources.base import ByteSpan
@@ -90,8 +94,22 @@ def test_two_dtypes_are_compared_by_value():
     assert outcome.partial.differing == 0
 
 
+@pytest.fixture
+def reads():
+    """The reads of files on this machine."""
+    found = []
+    fetch = LocalFile.fetch
+
+    def counted(self, *args):
+        found.append(args)
+        return fetch(self, *args)
+
+    with patch.object(LocalFile, "fetch", counted):
+        yield found
+
+
 @pytest.mark.parametrize("offset", [0, 1])
-def test_many_small_tensors_take_few_reads(tmp_path, offset):
+def test_many_small_tensors_take_few_reads(tmp_path, offset, reads):
     files = [tmp_path / "a.pt", tmp_path / "b.pt"]
     for file, more in zip(files, (0, offset), strict=True):
         torch.save({f"layers.{n}": torch.arange(4.0) + n + more for n in range(500)}, file)
@@ -103,14 +121,28 @@ def test_many_small_tensors_take_few_reads(tmp_path, offset):
             )
             for name in a.tree
         ]
-        reads = []
-        fetch = LocalFile.fetch
-
-        def counted(self, *args):
-            reads.append(args)
-            return fetch(self, *args)
-
-        with patch.object(LocalFile, "fetch", counted):
-            outcomes = Engine("cpu", 1, lambda _: None).compare(jobs)
+        reads.clear()
+        outcomes = Engine("cpu", 1, lambda _: None).compare(jobs)
     assert {outcome.identical for outcome in outcomes} == {not offset}
     assert len(reads) == 2
+
+
+def test_digests_of_many_small_tensors_are_theirs_and_take_few_reads(tmp_path, reads):
+    tensors = {f"layers.{n}": torch.arange(4.0) + n for n in range(500)}
+    tensors |= {"view": torch.rand(4, 3).T, "none": torch.empty(0, 3), "large": torch.rand(50_000)}
+    torch.save(tensors, tmp_path / "a.pt")
+    with open_checkpoint(tmp_path / "a.pt") as file:
+        one_by_one = [tensor_digest(file.reader, ref) for ref in file.tree.values()]
+        reads.clear()
+        assert tensor_digests(file.reader, list(file.tree.values())) == one_by_one
+    assert len(reads) < 10
+
+
+def test_two_parts_of_a_file_are_read_of_one(tmp_path):
+    torch.save({"a": {"w": torch.ones(3)}, "b": {"w": torch.zeros(3)}}, tmp_path / "c.pt")
+    with Side(f"{tmp_path / 'c.pt'}#a") as one:
+        with Side(f"{tmp_path / 'c.pt'}#b", beside=one) as other:
+            assert other.checkpoint is one.checkpoint
+        with pytest.raises(CkptError):
+            Side(f"{tmp_path / 'c.pt'}#c", beside=one)
+    assert not diff(f"{tmp_path / 'c.pt'}#a", f"{tmp_path / 'c.pt'}#b").equal
