@@ -6,10 +6,13 @@ from collections.abc import Mapping
 
 import pytest
 
+from ckptool.formats.base import NamedGlobal
 from ckptool.formats.pickles.acting import DROPPED, MADE, REVIEWED, acts_when_made
 from ckptool.formats.pickles.families import is_inert
+from ckptool.formats.pickles.trust import BROUGHT_ALONG, DANGEROUS, trust_of
 from ckptool.formats.pickles.vetted import VETTED
-from helpers.own_classes import classes, with_method
+from ckptool.tree.nodes import GlobalRef
+from helpers.own_classes import classes, derived, with_method
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +28,17 @@ def test_the_table_has_every_class_that_is_installed(method, table: Mapping[str,
     missing = with_method(installed, method, harmless=set(VETTED)) - listed - VETTED.keys()
     assert len(listed) > 20
     assert not missing
+
+
+@pytest.mark.slow  # a look at all sources of torch
+def test_a_class_with_a_base_of_another_package_is_dangerous():
+    """It inherits what runs: sympy's evaluate the text that they are made of."""
+    found = set(derived(BROUGHT_ALONG - {"typing_extensions"} | {"pickle", "mypy"}))
+    assert "torch.utils._sympy.functions.ToFloat" in found
+    for name in found:
+        ref = GlobalRef(*name.rpartition(".")[::2])
+        named = NamedGlobal(ref, called=False, pickle="data.pkl")
+        assert trust_of(named) == DANGEROUS or not is_inert(name), name
 
 
 def test_what_was_reviewed_is_in_a_table():

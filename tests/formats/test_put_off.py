@@ -115,13 +115,14 @@ DANGEROUS = {
     "the parts of a call by name": instance("somelib.Task", target=F, kwargs=fields(a=PATH)),
     "thrown away": instance("somelib.Task", fn=F, args=row(PATH)) + b"0N",
     "a word for what acts": bound(name("somelib.system"), text("reboot")),
+    "a word for a class that opens": bound(name("dateutil.zoneinfo.TarFile"), WORD, text("w")),
 }
 # Names that say what they do: nobody's object holds them, with or without arguments.
 REACHING = {
     each: bound(name(f"somelib.{each}"), WORD)
     for each in (
-        "mkdir", "ensure_dir", "rmtree", "_rmtree", "run_command", "check_output", "urlopen",
-        "removeFile", "write_text", "exec_command",
+        "mkdir", "save_file", "serialize_file", "ensure_dir", "rmtree", "_rmtree", "run_command",
+        "check_output", "urlopen", "removeFile", "write_text", "exec_command",
     )
 } | {
     "held alone": instance("somelib.Task", work=name("otherlib.mkdir"), name=WORD),

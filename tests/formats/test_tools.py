@@ -14,11 +14,11 @@ from ckptool.formats.pickles.tools import FUNCTIONS_THAT_ACT, MODULES_OF_TORCH
 from ckptool.formats.pickles.trust import trust_of
 from ckptool.tree.nodes import GlobalRef
 
-ACTING = {"open", "exec", "eval", "compile", "__import__"}
+ACTING = {"open", "exec", "eval", "compile", "__import__", "FileHandler"}
 METHODS = {
-    "Popen", "check_call", "check_output", "chmod", "copytree", "import_module", "makedirs",
-    "mkdtemp", "move", "popen", "rename", "rmtree", "savefig", "symlink", "touch", "unlink",
-    "urlopen", "urlretrieve", "write_bytes", "write_text",
+    "FileHandler", "Popen", "check_call", "check_output", "chmod", "copytree", "import_module",
+    "makedirs", "mkdtemp", "move", "popen", "rename", "rmtree", "savefig", "symlink", "touch",
+    "unlink", "urlopen", "urlretrieve", "write_bytes", "write_text",
 }  # fmt: skip
 OF_MODULES = {"os.remove", "os.system", "pickle.dump", "subprocess.run", "torch.save"}
 # They import modules of torch's own.

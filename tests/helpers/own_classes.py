@@ -144,3 +144,22 @@ def _names(cls: ast.ClassDef) -> Iterator[str]:
             yield child.name
         elif isinstance(child, ast.Assign):
             yield from (target.id for target in child.targets if isinstance(target, ast.Name))
+
+
+def derived(packages: frozenset[str]) -> Iterator[str]:
+    """Yield the names of torch's and numpy's classes with a base from one of other packages."""
+    for module, is_package, source in _files(PACKAGES):
+        if not any(package in source for package in packages):
+            continue
+        tree = ast.parse(source)
+        parents = module.split(".") if is_package else module.split(".")[:-1]
+        modules: dict[str, str] = {}
+        taken = {
+            each.name: each.source for each in _imported(module, parents, tree.body, modules)
+        } | modules
+        theirs = {name for name, of in taken.items() if of.partition(".")[0] in packages}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                roots = {ast.unparse(base).partition(".")[0] for base in node.bases}
+                if not roots.isdisjoint(theirs):
+                    yield f"{module}.{node.name}"

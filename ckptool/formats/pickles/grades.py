@@ -28,6 +28,7 @@ from itertools import chain
 from typing import Any
 
 from ckptool.formats.pickles.budget import WorkError
+from ckptool.formats.pickles.numpy_types import DTYPE
 from ckptool.formats.pickles.trust import TORCH_VALUES, is_own
 from ckptool.formats.pickles.vetted import FACTORIES, FUNCTIONS, HOLDERS, KEEPERS, PARTIAL, VETTED
 from ckptool.tree.nodes import (
@@ -85,6 +86,7 @@ class Grades:
         self.looks = Looks()
         self.known: dict[int, tuple[Any, int]] = {}  # id -> the value, which keeps its id; grade
         self.have_changed = False  # a value was changed after it had been graded
+        self.bare: dict[int, Opaque] = {}  # id -> a type of numpy's, graded before it had a state
 
     def of(self, value: Any) -> int:
         """Return the grade of a value.
@@ -166,6 +168,8 @@ class Grades:
         self.count(A_NODE + node.count // PARTS)
         met[id(value)] = node.number
         waiting.append(node)
+        if type(value) is Opaque and value.qualname == DTYPE and value.state is None:
+            self.bare[id(value)] = value
         return node
 
     def count(self, looks: int) -> None:

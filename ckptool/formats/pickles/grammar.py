@@ -126,7 +126,8 @@ class Grammar:
 
     def _is(self, kind: Takes, arg: Any) -> bool:
         if type(arg) in SCALARS or kind in {Kind.CALLED, Kind.BYTES}:
-            return kind is not Kind.BYTES or isinstance(arg, (bytes, bytearray, BytesRef))
+            is_bytes = kind is not Kind.BYTES or isinstance(arg, (bytes, bytearray, BytesRef))
+            return is_bytes and (kind is not Kind.NOTHING or arg is None)
         if kind in _MOST:
             is_tensor = isinstance(arg, (TensorRef, CompositeTensor))
             return self.grade(arg) <= (
@@ -136,9 +137,7 @@ class Grammar:
             return self._is_row(kind, arg)
         if kind is Kind.STATE:
             return self._is_held(arg)
-        if kind is Kind.CODE:
-            return self.grade(arg) <= (NAME if isinstance(arg, GlobalRef) else DATA)
-        return isinstance(arg, GlobalRef) and takes_class(kind, arg.qualname)
+        return isinstance(arg, GlobalRef) and (kind is Kind.CODE or takes_class(kind, arg.qualname))
 
     def _is_row(self, kind: Takes, arg: Any) -> bool:
         """Return whether an argument can be iterated without asking anything of the pickle's."""
@@ -224,8 +223,10 @@ class Grammar:
 
     def is_set_on(self, obj: Opaque, state: Any) -> bool:
         """Return whether an object may be given a state, by its class and by what it holds."""
-        is_true = obj.qualname != DTYPE or is_true_to_parts(obj, state)
-        is_kept = is_true and hands_on_no_function(obj, state, self.grades)
+        is_used = id(obj) in self.grades.bare
+        if obj.qualname == DTYPE and (is_used or not is_true_to_parts(obj, state)):
+            return False
+        is_kept = hands_on_no_function(obj, state, self.grades)
         return is_kept and self.is_set(obj.qualname, state)
 
     def is_set_on_tensor(self, qualname: str | None, state: Any) -> bool:

@@ -33,6 +33,7 @@ from ckptool.formats.pickles.effects import LOOKUPS, may_be_decoded, part_of, re
 from ckptool.formats.pickles.grades import SCALARS, Grades, is_function
 from ckptool.formats.pickles.handed_out import is_of_others
 from ckptool.formats.pickles.trust import (
+    ACTING,
     ACTING_PACKAGES,
     HARMLESS_STDLIB,
     HARMLESS_TO_HOLD,
@@ -246,7 +247,7 @@ def _judged(value: Any, func: Any, args: Any, kwargs: Any, grades: Grades) -> Pu
     if not acting:
         return None
     ref = called if called in acting else acting[0]
-    is_plain &= not (has_text and any(each.name in _ACTING_ON_TEXT for each in acting))
+    is_plain &= not (has_text and any(each.name in _ACTING_ON_TEXT | ACTING for each in acting))
     is_plain &= not (has_id and any(map(_opens_relative, acting)))
     shown = tuple(args) if isinstance(args, (tuple, list)) else ()
     named = kwargs if isinstance(kwargs, dict) else {}

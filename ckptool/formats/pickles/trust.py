@@ -149,8 +149,8 @@ REACHING = whole(
     "getoutput", "^import module$", "import string", "^kill$", "make dir", "make directory",
     "makedir", "mkdir", "mkdtemp", "mkstemp", "open url", "popen", "remove dir",
     "remove directory", "remove file", "remove folder", "remove tree", "^rm$", "rmdir", "rmtree",
-    "run cmd", "run command", "run program", "run script", "run shell", "^shell$",
-    "shell command", "^spawn$", "subprocess", "symlink", "unlink",
+    "run cmd", "run command", "run program", "run script", "run shell", "save file",
+    "serialize file", "^shell$", "shell command", "^spawn$", "subprocess", "symlink", "unlink",
     "urlopen", "urlretrieve", "write bytes", "write file", "write text",
 )  # fmt: skip
 # Packages whose classes are vetted one by one.

@@ -30,7 +30,8 @@ class Kind(Enum):
     FACTORY = auto()  # called later without arguments
     ARRAY = auto()  # as CLASS, but of numpy's only those of arrays
     FOREIGN = auto()  # as CLASS, but none of Python's, torch's or numpy's: it gets a state too
-    CODE = auto()  # data, or a name, of which attributes are read
+    CODE = auto()  # text, or a name, of which attributes are read
+    NOTHING = auto()  # not given
     BYTES = auto()  # followed as a file: bytes
     BASED = auto()  # given to the base in the argument before, which decides
     CALLED = auto()  # called by the function: our builder makes that call, with its own row
@@ -55,7 +56,7 @@ class Vetted(NamedTuple):
 DATA, HELD, OBJECT, PAIRS, ROW = Kind.DATA, Kind.HELD, Kind.OBJECT, Kind.PAIRS, Kind.ROW
 KEYS, STATE, TENSOR, CLASS = Kind.KEYS, Kind.STATE, Kind.TENSOR, Kind.CLASS
 ARRAY, FACTORY, FOREIGN, CALLED = Kind.ARRAY, Kind.FACTORY, Kind.FOREIGN, Kind.CALLED
-CODE, BASED = Kind.CODE, Kind.BASED
+CODE, BASED, NOTHING = Kind.CODE, Kind.BASED, Kind.NOTHING
 
 
 def _rows(
@@ -146,8 +147,9 @@ VETTED: Mapping[str, Vetted] = {
             rest=CALLED),
     # ----------------------------------------------------------------------------------- numpy
     **_rows("numpy", "dtype", "reads a code, or the attribute dtype of a class", CODE),
-    **_rows("numpy", "ndarray recarray record", "makes an array of its shape"),
-    **_rows("numpy.rec", "recarray record", "makes an array of its shape"),
+    **_rows("numpy", "ndarray recarray record rec.recarray rec.record",
+            "makes an array of its shape; a buffer could hold addresses of objects",
+            DATA, DATA, rest=NOTHING),
     **_rows("numpy numpy.ma numpy.ma.core", "MaskedArray", "copies an array"),
     **_rows("numpy.core numpy._core", "multiarray._reconstruct", "makes an empty array", ARRAY),
     **_rows("numpy.core numpy._core", "multiarray.scalar", "copies bytes; an object is kept",
