@@ -100,6 +100,8 @@ def read_training_state(tree: Tree, reader: TensorReader) -> TrainingState:
 
 def _kind(address: Address, *, is_result: bool) -> str | None:
     """Return the kind of a number: best (result so far), patience, metric, or None."""
+    if type(address[-1]) is int:  # a place in a list has no words, and a log may have a million
+        return "metric" if is_result else None
     key = str(address[-1])
     if is_best(key, among_results=is_result):
         return "best"

@@ -10,8 +10,8 @@ Each byte of a tensor is read once, and its checksum is computed on the way: see
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
 from threading import Lock, local
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,7 @@ from ckptool.tensors.blocks import (
     value_bytes,
 )
 from ckptool.tensors.crc import Seen, crc32
+from ckptool.tensors.windows import read_each
 from ckptool.tree.geometry import contiguous_strides
 from ckptool.tree.nodes import Chunk, TensorRef
 
@@ -62,9 +63,9 @@ class Mean(Source):
         self._dtype = dtype
         self._whole = whole
         self._series = [(_Series(each.reader, each.ref), each.part) for each in tensors]
-        is_plain = all(series.is_plain for series, _ in self._series)
+        self._is_plain = all(series.is_plain for series, _ in self._series)
         # Others are read in parts of their own.
-        self._step = STEP if is_plain else max(self.size, 1)
+        self._step = STEP if self._is_plain else max(self.size, 1)
 
     def fetch(self, offset: int, nbytes: int) -> bytes:
         """Return bytes of the mean, which may begin and end inside a value."""
@@ -86,14 +87,20 @@ class Mean(Source):
         return nbytes
 
     def _values(self, start: int, count: int) -> Array:
+        room = _room_for(count)
+        return self.sum_of(
+            room, count, lambda nth: self._series[nth][0].values(start, count, room.data)
+        )
+
+    def sum_of(self, room: _Room, count: int, values_of: Callable[[int], Array]) -> Array:
+        """Return the mean of ``count`` values; ``values_of`` gives those of each tensor."""
         import numpy as np
 
-        room = _room_for(count)
         total, product = room.total[:count], room.product[:count]
         total.fill(0)
         with np.errstate(all="ignore"):  # infinities and NaN are told by those who write
-            for series, part in self._series:
-                values = series.values(start, count, room.data)
+            for nth, (_, part) in enumerate(self._series):
+                values = values_of(nth)
                 if part == 1:
                     np.add(total, values, out=total, casting="unsafe")
                     continue
@@ -103,6 +110,24 @@ class Mean(Source):
             if self._whole != 1:
                 total /= self._whole
             return cast(total, numpy_dtype(self._dtype))
+
+    @property
+    def itemsize(self) -> int:
+        """The bytes of a value."""
+        return self._dtype.itemsize
+
+    @property
+    def recipe(self) -> tuple[object, ...] | None:
+        """Everything that means have in common that :func:`computed` makes; None: not this one."""
+        if not (self._is_plain and all(_is_near(series.ref) for series, _ in self._series)):
+            return None
+        members = [(id(series.reader), series.ref.dtype, part) for series, part in self._series]
+        return (self._dtype, self._whole, *members)
+
+    @property
+    def series(self) -> Sequence[tuple[_Series, float]]:
+        """Each tensor, with its part."""
+        return self._series
 
     def seen(self) -> Iterator[tuple[TensorRef, Seen]]:
         """Yield each tensor with the checksum of its values in C order, little-endian.
@@ -123,6 +148,29 @@ class Mean(Source):
         span, offsets = ByteSpan(self, 0, self.size), (0,) * len(shape)
         chunk = Chunk(span, offsets, shape, contiguous_strides(shape))
         return TensorRef(self._dtype, shape, (chunk,))
+
+
+def computed(means: Sequence[Mean]) -> list[memoryview]:
+    """Return the bytes of each of several small means of one recipe, which are read together."""
+
+    def values_of(nth: int) -> Array:
+        import numpy as np
+
+        own = [mean.series[nth][0] for mean in means]
+        found = read_each([series.ref.chunks[0].span for series in own], own[0].reader.read)
+        for series, data in zip(own, found, strict=True):
+            series.add(0, data)
+        return np.frombuffer(b"".join(found), element_dtype(own[0].ref))
+
+    first, ends = means[0], [0, *accumulate(mean.size for mean in means)]
+    count = ends[-1] // first.itemsize
+    made = bytes_of(first.sum_of(_room_for(count), count, values_of))
+    return [made[start:stop] for start, stop in pairwise(ends)]
+
+
+def _is_near(ref: TensorRef) -> bool:
+    source = ref.chunks[0].span.source
+    return source.is_near and not source.is_computed
 
 
 class _Room(NamedTuple):
@@ -155,7 +203,7 @@ class _Series:
     def __init__(self, reader: TensorReader, ref: TensorRef) -> None:
         self.ref = ref
         self.is_plain = ref.is_stored_plainly and len(ref.chunks) == 1
-        self._reader = reader
+        self.reader = reader
         self._parts: list[Part] = []
         self._starts: list[int] = []  # of the parts, in values
         self._ledger = _Ledger()
@@ -168,13 +216,17 @@ class _Series:
         if self.is_plain:
             source, offset, _ = self.ref.chunks[0].span
             span = ByteSpan(source, offset + start * size, count * size)
-            data = self._reader.read_into(room, span)
-            self._ledger.add(start * size, Seen(len(data), crc32(data)))
+            data = self.reader.read_into(room, span)
+            self.add(start * size, data)
             return np.frombuffer(data, element_dtype(self.ref))
         values = _joined(self._cut(start, count))
         data = bytes_of(values.byteswap() if values.dtype.byteorder == ">" else values)
-        self._ledger.add(start * size, Seen(len(data), crc32(data)))
+        self.add(start * size, data)
         return values
+
+    def add(self, offset: int, data: bytes | memoryview) -> None:
+        """Note the checksum of bytes that were read, from an offset on."""
+        self._ledger.add(offset, Seen(len(data), crc32(data)))
 
     def seen(self) -> Seen:
         """Return the checksum of all values; read them if not all have been."""
@@ -182,7 +234,7 @@ class _Series:
         if found.nbytes == self.ref.nbytes:
             return found
         found = Seen()
-        for block in value_bytes(self._reader, self.ref):
+        for block in value_bytes(self.reader, self.ref):
             found = found.then(Seen(len(block), crc32(block)))
         return found
 
@@ -190,7 +242,7 @@ class _Series:
         """Yield the values of a tensor that lies in no single run, part by part."""
         if not self._parts:
             size = self.ref.dtype.itemsize
-            found = list(parts(self._reader, self.ref))
+            found = list(parts(self.reader, self.ref))
             self._starts = [
                 0, *accumulate(part.nbytes // size for part in found)
             ][: len(found)]  # fmt: skip

@@ -14,10 +14,14 @@ from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan
 from ckptool.tensors.crc import Seen, crc32
 from ckptool.tensors.finite import FiniteTest
-from ckptool.tensors.windows import GAP, SMALL, windows
+from ckptool.tensors.mean import Mean, computed
+from ckptool.tensors.windows import GAP, SMALL, read_each
 
 MANY = 1 << 13  # tensors of a pack, which may lie GAP apart in the source
 ENOUGH = 1 << 20  # bytes of a pack
+
+
+Recipe = tuple[object, ...] | None
 
 
 class Pack(NamedTuple):
@@ -27,18 +31,19 @@ class Pack(NamedTuple):
     spans: list[ByteSpan]
     offsets: list[int]
     test: FiniteTest | None
+    recipe: Recipe = None  # of means
 
     @property
     def nbytes(self) -> int:
         """The bytes of the output from the first tensor to the last."""
         return self.offsets[-1] + self.spans[-1].nbytes - self.offsets[0]
 
-    def admits(self, offset: int, test: FiniteTest | None) -> bool:
+    def admits(self, offset: int, test: FiniteTest | None, recipe: Recipe) -> bool:
         """Return whether a tensor with this offset can be the next in the pack."""
         nbytes = self.nbytes
         apart = offset - self.offsets[0] - nbytes
         is_full = len(self.moves) >= MANY or nbytes >= ENOUGH
-        return 0 <= apart <= GAP and test is self.test and not is_full
+        return 0 <= apart <= GAP and test is self.test and recipe == self.recipe and not is_full
 
 
 class Unpacked(NamedTuple):
@@ -48,39 +53,35 @@ class Unpacked(NamedTuple):
     writes: Sequence[tuple[int, bytes | memoryview]]
 
 
-def is_small(span: ByteSpan) -> bool:
-    """Return whether a run of bytes is read faster with others than alone."""
-    source = span.source
-    return span.nbytes <= SMALL and source.is_near and not source.is_computed
+def is_small(span: ByteSpan, recipe: Recipe) -> bool:
+    """Return whether a run of bytes is read, or a mean computed, faster with others than alone."""
+    source, _, nbytes = span
+    is_whole_mean = recipe is not None and nbytes == source.size
+    return nbytes <= SMALL and source.is_near and (is_whole_mean or not source.is_computed)
+
+
+def recipe_of(span: ByteSpan) -> Recipe:
+    """Return everything that means of a pack have in common; None: it is no mean."""
+    return span.source.recipe if isinstance(span.source, Mean) else None
 
 
 def unpack(reader: TensorReader, pack: Pack) -> Unpacked:
     """Read the tensors of a pack."""
-    pieces = _pieces(reader, pack.spans)
-    joined = memoryview(b"".join(pieces))
+    means = [span.source for span in pack.spans if isinstance(span.source, Mean)]
+    read: Sequence[bytes | memoryview] = (
+        computed(means) if pack.recipe else read_each(pack.spans, reader.read)
+    )
+    joined = memoryview(b"".join(read))
     if pack.test is None:
-        are_finite = [False] * len(pieces)
+        are_finite = [False] * len(read)
     else:
-        ends = accumulate(map(len, pieces), initial=0)
+        ends = accumulate(map(len, read), initial=0)
         found = pack.test.of_each(joined, pairwise(ends))
         are_finite = [values.is_finite for values in found]
     seen = [
         Seen(len(piece), crc32(piece), is_finite)
-        for piece, is_finite in zip(pieces, are_finite, strict=True)
+        for piece, is_finite in zip(read, are_finite, strict=True)
     ]
     if pack.nbytes == len(joined):  # nothing lies between them
         return Unpacked(seen, [(pack.offsets[0], joined)])
-    return Unpacked(seen, [*zip(pack.offsets, pieces, strict=True)])
-
-
-def _pieces(reader: TensorReader, spans: Sequence[ByteSpan]) -> list[memoryview]:
-    """Return the bytes of each span."""
-    keys = [(id(source), offset) for source, offset, _ in spans]
-    order = sorted(range(len(spans)), key=keys.__getitem__)
-    pieces = [memoryview(b"")] * len(spans)
-    numbers = iter(order)
-    for window in windows(spans[nth] for nth in order):
-        data = memoryview(reader.read(window.span))
-        for (start, stop), nth in zip(window.places, numbers, strict=False):
-            pieces[nth] = data[start:stop]
-    return pieces
+    return Unpacked(seen, [*zip(pack.offsets, read, strict=True)])

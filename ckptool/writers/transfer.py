@@ -26,7 +26,7 @@ from ckptool.tensors.finite import FiniteTest, finite_test
 from ckptool.tensors.mean import Mean
 from ckptool.tree.nodes import TensorRef
 from ckptool.writers.files.whole_file import PartialFile
-from ckptool.writers.packs import Pack, is_small, unpack
+from ckptool.writers.packs import Pack, is_small, recipe_of, unpack
 from ckptool.writers.values import Account, WrittenRun
 
 
@@ -155,6 +155,7 @@ def _moved(
     account, casting = how.account, how.casting
     if isinstance(found, Seen):
         account.seen[spans[0]] = found
+        account.seen |= _seen_in(spans[0].source)
         return Moved(WrittenRun(move.offset, found.nbytes, found.crc), is_made=False)
     account.seen.update(zip(spans, (each.read for each in found), strict=False))
     for span in spans:
@@ -247,10 +248,14 @@ def _given(
         written = casting.dtype_of(ref)
         test = finite_test(ref.dtype, ref.byteorder)
         spans = runs[nth]
+        recipe = recipe_of(spans[0]) if spans else None
         is_packed = (
-            len(spans) == 1 and is_small(spans[0]) and written is ref.dtype and _is_copied(ref)
+            len(spans) == 1
+            and is_small(spans[0], recipe)
+            and written is ref.dtype
+            and _is_copied(ref)
         )
-        if pack and not (is_packed and pack.admits(start, test)):
+        if pack and not (is_packed and pack.admits(start, test, recipe)):
             yield pack
             pack = None
         if output and not pack:
@@ -259,7 +264,7 @@ def _given(
             output.make_way(start, end)
         last = nth
         if is_packed:
-            pack = pack or Pack([], [], [], test)
+            pack = pack or Pack([], [], [], test, recipe)
             pack.moves.append(nth)
             pack.spans.append(spans[0])
             pack.offsets.append(start)
