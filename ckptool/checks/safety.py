@@ -15,9 +15,9 @@ from ckptool.checks.container import TRUST, found_beside, not_looked_at
 from ckptool.contents.safe_loading import refused_step, safe_load
 from ckptool.errors import UnknownFormatError
 from ckptool.formats import open_checkpoint
-from ckptool.formats.base import Checkpoint, NamedGlobal
+from ckptool.formats.base import DANGEROUS, Checkpoint, NamedGlobal
 from ckptool.formats.dcp import SHARD
-from ckptool.formats.pickles.trust import DANGEROUS, trust_of
+from ckptool.formats.pickles.plain_names import trust_of
 from ckptool.formats.pickles.vetted import PLAIN_DATA
 from ckptool.formats.pickles.weights_only import Refusal, allowing_line
 from ckptool.formats.sharded import INDEX

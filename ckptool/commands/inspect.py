@@ -30,7 +30,7 @@ from ckptool.ema.locate import locate_ema
 from ckptool.ema.sameness import Sameness, sameness
 from ckptool.errors import UsageError
 from ckptool.formats.base import Checkpoint
-from ckptool.formats.pickles.trust import trust_of
+from ckptool.formats.pickles.plain_names import trust_of
 from ckptool.formats.provenance import KEY, as_fields, read_provenance
 from ckptool.process.progress import Progress, no_progress
 from ckptool.records import replace

@@ -31,7 +31,7 @@ from ckptool.contents.unplain import (
     Unplain,
     is_computed,
 )
-from ckptool.formats.pickles.subclasses import LOCAL_PARTS
+from ckptool.formats.pickles.local_parts import LOCAL_PARTS
 from ckptool.records import NamedTuple
 from ckptool.regex import regex
 from ckptool.tree.describing import as_key

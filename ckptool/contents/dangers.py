@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from ckptool.formats.base import Checkpoint, NamedGlobal
-from ckptool.formats.pickles.trust import (
-    DANGEROUS,
-    UNKNOWN,
-    is_built_by_call,
-    is_put_off,
-    trust_of,
-)
+from ckptool.formats.base import DANGEROUS, UNKNOWN, Checkpoint, NamedGlobal
+from ckptool.formats.pickles.plain_names import is_built_by_call, is_put_off, trust_of
 from ckptool.reports.base import Finding
 from ckptool.reports.rules import finding
 from ckptool.tree.addresses import format_address

@@ -13,11 +13,11 @@ from typing import Any
 from ckptool.contents.inventory import Table
 from ckptool.contents.uses import Runs, find_call
 from ckptool.errors import UnsupportedError
-from ckptool.formats.base import Checkpoint
+from ckptool.formats.base import DANGEROUS, Checkpoint
+from ckptool.formats.pickles.calls import RUNS_SOURCE
 from ckptool.formats.pickles.effects import LOOKUPS
+from ckptool.formats.pickles.plain_names import trust_of
 from ckptool.formats.pickles.trace import Trace
-from ckptool.formats.pickles.trust import DANGEROUS, trust_of
-from ckptool.formats.pickles.vetted import RUNS_SOURCE
 from ckptool.tree.addresses import nodes_on
 from ckptool.tree.nodes import Opaque, TensorRef, Tree, is_container
 from ckptool.tree.walking import children

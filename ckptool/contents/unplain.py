@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ckptool.contents.inventory import Leaf
 from ckptool.errors import UnsupportedError
-from ckptool.formats.pickles.subclasses import LOCAL_PARTS, UNINITIALIZED, local_parts
+from ckptool.formats.pickles.local_parts import LOCAL_PARTS, UNINITIALIZED, local_parts
 from ckptool.formats.pickles.torch_calls import CONVERTED
 from ckptool.formats.ranked.sharding_info import DIFFERING, LAYOUT
 from ckptool.records import NamedTuple

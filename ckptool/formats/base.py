@@ -137,6 +137,9 @@ class TensorReader:
         self._kept = 0
 
 
+KNOWN, UNKNOWN, DANGEROUS = "known", "unknown", "dangerous"  # the trust in a name
+
+
 class NamedGlobal(NamedTuple):
     """A class or function that a pickle names, and its use there."""
 

@@ -20,14 +20,14 @@ from __future__ import annotations
 from contextlib import suppress
 
 from ckptool.errors import CkptError
-from ckptool.formats.base import Checkpoint, FileFormat, NamedGlobal
+from ckptool.formats.base import DANGEROUS, Checkpoint, FileFormat, NamedGlobal
 from ckptool.formats.behind import listen_behind
 from ckptool.formats.nested import checkpoint_of, pickles_of
 from ckptool.formats.pickles.following import Follower
 from ckptool.formats.pickles.machine import PickleMachine
+from ckptool.formats.pickles.plain_names import trust_of
 from ckptool.formats.pickles.reader import no_storage
 from ckptool.formats.pickles.torch_objects import TorchBuilder
-from ckptool.formats.pickles.trust import DANGEROUS, trust_of
 from ckptool.regex import regex
 from ckptool.sources.base import Source
 from ckptool.sources.memory import Memory

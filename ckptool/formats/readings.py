@@ -21,13 +21,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError
-from ckptool.formats.base import Checkpoint, FileFormat, Note
+from ckptool.formats.base import DANGEROUS, Checkpoint, FileFormat, Note
 from ckptool.formats.compressed import compression
 from ckptool.formats.nested import pickles_of
 from ckptool.formats.other_records import OtherRecords
 from ckptool.formats.other_zips import refuse_checkpoints
+from ckptool.formats.pickles.plain_names import trust_of
 from ckptool.formats.pickles.reader import SHORT, Pickles
-from ckptool.formats.pickles.trust import DANGEROUS, trust_of
 from ckptool.formats.safetensors_file import SafetensorsFile, read_header
 from ckptool.formats.tar_members import is_tar
 from ckptool.formats.torch_records import TorchRecords

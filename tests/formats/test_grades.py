@@ -7,7 +7,7 @@ import random
 import pytest
 
 from ckptool.errors import DamagedError
-from ckptool.formats.pickles import grades
+from ckptool.formats.pickles import budget
 from ckptool.formats.pickles.grades import (
     ARMED,
     DATA,
@@ -124,7 +124,7 @@ def test_grades_are_those_of_the_definition():
 
 
 def test_what_was_not_looked_at_does_not_pass(monkeypatch):
-    monkeypatch.setattr(grades, "MIN_LOOKS", 1000)
+    monkeypatch.setattr(budget, "MIN_LOOKS", 1000)
     rows = [[] for _ in range(100)]
     known = Grades()
 
@@ -142,4 +142,4 @@ def test_a_value_that_many_share_is_looked_at_once():
     known = Grades()
     for _ in range(100):
         known.of(Opaque(USERS, state={"large": large}))
-    assert grades.MIN_LOOKS - known.looks.left < 3000
+    assert budget.MIN_LOOKS - known.looks.left < 3000

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from ckptool.errors import DamagedError
-from ckptool.formats.pickles import grades
-from ckptool.formats.pickles.calls import CALLS, FROM_TYPE, NESTED, NEWOBJ
+from ckptool.formats.pickles import budget
+from ckptool.formats.pickles.calls import CALLS, FROM_TYPE, NESTED, NEWOBJ, RUNS_SOURCE
 from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.pickles.torch_objects import TorchBuilder
 from ckptool.formats.pickles.trace import tracing
-from ckptool.formats.pickles.vetted import RUNS_SOURCE, VETTED
+from ckptool.formats.pickles.vetted import VETTED
 from ckptool.sources.memory import Memory
 from helpers.assembling import (
     EMPTY_DICT,
@@ -592,7 +592,7 @@ def test_vetted_calls_with_what_they_take_are_not_reported():
 
 
 def test_rows_of_names_that_many_keys_share_are_not_looked_at_without_end(monkeypatch):
-    monkeypatch.setattr(grades, "MIN_LOOKS", 10_000)
+    monkeypatch.setattr(budget, "MIN_LOOKS", 10_000)
     shared = row(*[name("quietlib.Plain")] * 1000) + b"\x94"
     body = listed(shared, *[call("builtins.set", listed(row(b"h\x00", ONE)))] * 20)
     pickles = Pickles("data.pkl", lambda _data, _pickles: None)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from ckptool.errors import CkptError
+from ckptool.formats.base import DANGEROUS
 from ckptool.formats.pickles.numpy_types import DTYPE, is_true_to_parts
+from ckptool.formats.pickles.plain_names import trust_of
 from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.pickles.torch_objects import TorchBuilder
-from ckptool.formats.pickles.trust import DANGEROUS, trust_of
 from ckptool.sources.memory import Memory
 from ckptool.tree.nodes import Opaque
 from helpers.assembling import (

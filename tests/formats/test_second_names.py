@@ -9,9 +9,9 @@ import pytest
 
 from ckptool.errors import DamagedError
 from ckptool.formats import open_checkpoint
-from ckptool.formats.base import NamedGlobal
+from ckptool.formats.base import DANGEROUS, NamedGlobal
 from ckptool.formats.pickles.machine import PickleMachine
-from ckptool.formats.pickles.trust import DANGEROUS, trust_of
+from ckptool.formats.pickles.plain_names import trust_of
 from ckptool.sources.memory import Memory
 from ckptool.tree.nodes import GlobalRef
 from helpers.paths import FIXTURES

@@ -8,8 +8,9 @@ import pytest
 from packaging.requirements import Requirement
 
 from ckptool.formats.base import NamedGlobal
+from ckptool.formats.pickles.plain_names import trust_of
 from ckptool.formats.pickles.stateless import BY_KIND, stateless
-from ckptool.formats.pickles.trust import BROUGHT_ALONG, OWN_PACKAGES, trust_of
+from ckptool.formats.pickles.trust import BROUGHT_ALONG, OWN_PACKAGES
 from ckptool.tree.nodes import GlobalRef
 
 # Packages of which objects are met in checkpoints, or that a checkpoint's own loader needs.

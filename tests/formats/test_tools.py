@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from ckptool.formats.base import NamedGlobal
+from ckptool.formats.pickles.plain_names import trust_of
 from ckptool.formats.pickles.tools import FUNCTIONS_THAT_ACT, MODULES_OF_TORCH
-from ckptool.formats.pickles.trust import trust_of
 from ckptool.tree.nodes import GlobalRef
 
 ACTING = {"open", "exec", "eval", "compile", "__import__", "FileHandler"}

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from ckptool.formats.base import NamedGlobal
-from ckptool.formats.pickles.trust import trust_of
+from ckptool.formats.pickles.plain_names import trust_of
 from ckptool.tree.nodes import GlobalRef
 from helpers.samples import EVERYWHERE
 from helpers.thinned import one_in

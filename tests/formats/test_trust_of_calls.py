@@ -25,10 +25,9 @@ import numpy as np
 import pytest
 import torch
 
-from ckptool.formats.pickles.effects import MAX_DATA
 from ckptool.formats.pickles.torch_objects import TorchBuilder
 from ckptool.formats.pickles.trust import ACTING, GADGET_PACKAGES
-from ckptool.formats.pickles.uses import MAX_LOOKED
+from ckptool.formats.pickles.uses import MAX_DATA, MAX_LOOKED
 from ckptool.formats.pickles.vetted import LOOKS_UP, VETTED
 from ckptool.tree.nodes import GlobalRef
 from helpers.thinned import one_in

@@ -12,8 +12,9 @@ from random import Random
 
 from ckptool.formats.pickles.answers import READ
 from ckptool.formats.pickles.asked import BY_STATES
+from ckptool.formats.pickles.calls import RUNS_SOURCE
 from ckptool.formats.pickles.dropped import CALLED
-from ckptool.formats.pickles.vetted import RUNS_SOURCE, VETTED
+from ckptool.formats.pickles.vetted import VETTED
 from helpers.assembling import (
     EMPTY_DICT,
     EMPTY_LIST,

@@ -7,7 +7,8 @@ from drawn_calls import drawn
 
 from ckptool.errors import CkptError
 from ckptool.formats import open_checkpoint
-from ckptool.formats.pickles.trust import DANGEROUS, trust_of
+from ckptool.formats.base import DANGEROUS
+from ckptool.formats.pickles.plain_names import trust_of
 from ckptool.sources.memory import Memory
 from helpers.assembling import torch_zip
 from helpers.quiet import loader

@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ckptool.errors import CkptError
+from ckptool.formats.base import DANGEROUS
+from ckptool.formats.pickles.plain_names import trust_of
 from ckptool.formats.pickles.reader import Pickles
 from ckptool.formats.pickles.torch_objects import TorchBuilder
-from ckptool.formats.pickles.trust import DANGEROUS, trust_of
 from ckptool.sources.base import ByteSpan
 from ckptool.sources.memory import Memory
 from helpers.assembling import program

@@ -46,10 +46,27 @@ LARGE = 1 << 10  # keys of a dict from which on the time is measured
 STEP = 1 << 10  # keys that are set between two measurements
 SECONDS = 4.0  # that filling large dicts may take,
 BYTES_A_SECOND = 1 << 24  # and one second more for so many bytes of the file
+MIN_LOOKS = 1 << 23  # looks at rows of plain values that there may be; a larger pickle allows more
+LOOKS_A_BYTE = 1 / 4
 
 
 class WorkError(DamagedError):
     """Error of a pickle that takes more work than is done for it; a loader may well do it."""
+
+
+class Looks:
+    """The looks at values that are left for all pickles of a file (``grades.py``)."""
+
+    def __init__(self) -> None:
+        self.left = MIN_LOOKS
+        self._most = MIN_LOOKS
+
+    def allow(self, nbytes: int) -> None:
+        """Allow the looks of a file of this size."""
+        more = int(nbytes * LOOKS_A_BYTE) - self._most
+        if more > 0:
+            self.left += more
+            self._most += more
 
 
 class Budget:

@@ -38,9 +38,16 @@ NEWOBJ = {
 # Calls whose result we may be unable to compute, and a loader can: it could be a nested stream.
 UNREAD = frozenset({"_codecs.encode"})
 
-# Functions whose calls torch's safe loader accepts whenever this builder does.
-PLAIN_CALLS = frozenset({
-    "collections.OrderedDict", "torch._utils._rebuild_parameter", "torch._utils._rebuild_tensor_v2",
+# Calls of which our own function refuses everything but data: no other rule has to look at it.
+REFUSING = frozenset({
+    "_codecs.encode", "torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_tensor_v3",
+})  # fmt: skip
+
+# Functions that run source code from the file: a module around a class.
+RUNS_SOURCE = frozenset({
+    "torch_utils.persistence._reconstruct_persistent_obj",
+    "torch.fx.graph_module.reduce_graph_module",
 })  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from ckptool.tree.nodes import (
     TensorRef,
 )
 
-MAX_DATA = 1 << 10  # values in the arguments of one call
+MAX_PARTS = 1 << 10  # of a value; one that has more is not looked through
 
 _PLAIN = (str, bytes, bytearray, int, float, complex, type(None), BytesRef, TensorRef, ArrayRef)
 _BYTES = (bytes, bytearray, BytesRef, ArrayRef)
@@ -152,7 +152,7 @@ def parts_of_data(value: Any) -> Collection[Any] | None:
         held = (value.args, value.kwargs, value.state, value.items, value.elements)
         return held if is_known and not may_be_decoded(value) else None
     if isinstance(value, (list, tuple, set, frozenset, dict)):
-        if len(value) > MAX_DATA:
+        if len(value) > MAX_PARTS:
             return None
         parts = [*value, *value.values()] if isinstance(value, dict) else [*value]
         if isinstance(value, (NotedDict, NotedList)):

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
-from ckptool.formats.pickles.budget import WorkError
+from ckptool.formats.pickles.budget import Looks, WorkError
 from ckptool.formats.pickles.numpy_types import DTYPE
 from ckptool.formats.pickles.trust import TORCH_VALUES, is_own
 from ckptool.formats.pickles.vetted import FACTORIES, FUNCTIONS, HOLDERS, KEEPERS, PARTIAL, VETTED
@@ -47,8 +47,6 @@ from ckptool.tree.nodes import (
 )
 
 DATA, FOREIGN, OBJECT, NESTED, HOLDING, NAME, TRAP, ARMED = range(8)
-MIN_LOOKS = 1 << 23  # looks at rows of plain values that there may be; a larger pickle allows more
-LOOKS_A_BYTE = 1 / 4
 A_NODE = 4  # looks at such rows in the time of one look at another container, or at an object,
 PARTS = 1 << 5  # and the plain values in them that are passed over in the time of one look
 SCALARS: frozenset[type] = frozenset({
@@ -64,26 +62,11 @@ Parts = Iterable[Any]
 _Looked = tuple[int, tuple[int, ...], Parts]  # the least grade, by the worst part, the parts
 
 
-class Looks:
-    """The looks that are left for all pickles of a file."""
-
-    def __init__(self) -> None:
-        self.left = MIN_LOOKS
-        self._most = MIN_LOOKS
-
-    def allow(self, nbytes: int) -> None:
-        """Allow the looks of a file of this size."""
-        more = int(nbytes * LOOKS_A_BYTE) - self._most
-        if more > 0:
-            self.left += more
-            self._most += more
-
-
 class Grades:
     """The grades of the values of one pickle."""
 
-    def __init__(self) -> None:
-        self.looks = Looks()
+    def __init__(self, looks: Looks | None = None) -> None:
+        self.looks = looks or Looks()
         self.known: dict[int, tuple[Any, int]] = {}  # id -> the value, which keeps its id; grade
         self.have_changed = False  # a value was changed after it had been graded
         self.bare: dict[int, Opaque] = {}  # id -> a type of numpy's, graded before it had a state

@@ -14,6 +14,7 @@ from typing import Any
 from ckptool.errors import DamagedError
 from ckptool.tree.describing import describe
 from ckptool.tree.nodes import Opaque, is_plain
+from ckptool.tree.walking import walk
 
 MAX_PARTS = 16  # arguments of an object that are compared
 # Modules whose functions compute text and numbers; constructors are compared by their arguments.
@@ -27,6 +28,18 @@ _CONSTRUCTORS = frozenset(
     for name in ("str", "int", "float", "bool", "complex", "bytes", "unicode", "long", "frozenset",
                  "range", "slice", "getattr", "object")
 )  # fmt: skip
+
+
+def refuse_equal_keys_in(tree: Any) -> None:
+    """Refuse a tree with a dict in which an object as a key may equal another key.
+
+    Raises:
+        DamagedError: there is such a dict.
+    """
+    for visit in walk(tree):
+        node = visit.node.items if isinstance(visit.node, Opaque) else visit.node
+        if isinstance(node, dict):
+            refuse_equal_keys(node)
 
 
 def refuse_equal_keys(table: dict[Any, Any]) -> None:

@@ -14,15 +14,14 @@ from time import thread_time
 from typing import Any
 
 from ckptool.errors import CkptError, DamagedError, UnsupportedError
-from ckptool.formats.base import NamedGlobal, Note, PickleExtent, check_unpacked
-from ckptool.formats.pickles.budget import Budget, WorkError
-from ckptool.formats.pickles.grades import Looks
+from ckptool.formats.base import DANGEROUS, NamedGlobal, Note, PickleExtent, check_unpacked
+from ckptool.formats.pickles.budget import Budget, Looks, WorkError
 from ckptool.formats.pickles.machine import WINDOW, PickleMachine, is_extension
+from ckptool.formats.pickles.plain_names import trust_of
 from ckptool.formats.pickles.storages import StorageKey
 from ckptool.formats.pickles.tensor_views import as_text
 from ckptool.formats.pickles.torch_objects import TorchBuilder
-from ckptool.formats.pickles.trace import Trace, Tracer, current_trace
-from ckptool.formats.pickles.trust import DANGEROUS, trust_of
+from ckptool.formats.pickles.trace import Trace, current_trace
 from ckptool.formats.pickles.uses import MAX_USES
 from ckptool.records import NamedTuple, field, record, replace
 from ckptool.sources.base import ByteSpan, Source
@@ -85,6 +84,8 @@ class Pickles:
         """Return the tree of the pickle at ``offset``, and the offset behind its STOP."""
         machine = self.machine(source, builder, offset)
         if self._trace is not None:
+            from ckptool.formats.pickles.tracer import Tracer  # noqa: PLC0415 - for few commands
+
             machine.builder = Tracer(builder, self._trace)
         tree = self._run(machine, builder, self.label)
         if self._trace is not None and not self.depth:
@@ -253,7 +254,7 @@ class Pickles:
             self._shared.most_nested = max(self._shared.most_nested, source.size * MAX_NESTING)
             builder.budget.allow(source.size)
             self._shared.looks.allow(source.size)
-        builder.grammar.grades.looks = self._shared.looks
+        builder.looks = self._shared.looks
         window = window or (SHORT if self.depth else WINDOW)
         return PickleMachine(source, offset, builder, window=window)
 

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 from ckptool.errors import DamagedError
-from ckptool.formats.pickles.vetted import EXCEPTIONS, PARTIAL
 from ckptool.tree.nodes import Opaque
 
 # Slots whose assignment replaces all attributes of an object, or its class.
@@ -81,6 +80,8 @@ class States:
 
 def _replaces_arguments(qualname: str, state: Any) -> bool:
     """Return whether a state has all that the object was made with, in place of it."""
+    from ckptool.formats.pickles.vetted import EXCEPTIONS, PARTIAL  # noqa: PLC0415 - for objects
+
     if qualname == PARTIAL:
         return isinstance(state, tuple)
     return qualname in EXCEPTIONS and isinstance(state, dict) and "args" in state

@@ -1,41 +1,19 @@
-"""Tensor subclasses as plain tensors, and the local parts of distributed ones."""
+"""Tensor subclasses as plain tensors, or with the tensors that they are made of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+from ckptool.formats.pickles.local_parts import LOCAL_PARTS, local_parts
 from ckptool.formats.pickles.machine import name_of
 from ckptool.formats.pickles.trust import is_own
 from ckptool.records import replace
 from ckptool.tree.nodes import CONTAINERS, TENSORS, CompositeTensor, Opaque, TensorRef
 from ckptool.tree.walking import children
 
-UNINITIALIZED = "uninitialized"
-
-# Subclasses that hold the part of one process, and the attribute with that part.
-LOCAL_PARTS: Mapping[str, str] = {
-    "torch.distributed.tensor.DTensor": "_local_tensor",
-    "torch.distributed._tensor.api.DTensor": "_local_tensor",
-    "torch.distributed.tensor._api.DTensor": "_local_tensor",
-    "torch.distributed._shard.sharded_tensor.api.ShardedTensor": "",  # a list of shards
-}
 # Placements in which a process holds values. In a partial placement it holds summands of them.
 _PLACED = frozenset({"Replicate", "Shard", "_StridedShard"})
-
-
-def local_parts(tensor: CompositeTensor) -> tuple[TensorRef, ...]:
-    """Return the parts that this file holds of a tensor distributed among processes."""
-    name, wrapper = LOCAL_PARTS.get(tensor.layout), tensor.wrapper
-    if name is None or wrapper is None:
-        return ()
-    if name:
-        found = [wrapper.attributes.get(name)]
-    else:
-        shards = wrapper.state[0] if isinstance(wrapper.state, tuple) and wrapper.state else ()
-        listed = shards if isinstance(shards, (list, tuple)) else ()
-        found = [s.attributes.get("tensor") for s in listed if isinstance(s, Opaque)]
-    return tuple(part for part in found if isinstance(part, TensorRef))
 
 
 def _whole(tensor: CompositeTensor) -> TensorRef | CompositeTensor:

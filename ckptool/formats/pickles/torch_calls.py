@@ -10,9 +10,9 @@ from typing import Any
 
 from ckptool.dtypes import BY_NAME
 from ckptool.errors import DamagedError
+from ckptool.formats.pickles.local_parts import UNINITIALIZED
 from ckptool.formats.pickles.machine import name_of
 from ckptool.formats.pickles.python_calls import persistent_class, tensordict, torch_size
-from ckptool.formats.pickles.subclasses import UNINITIALIZED
 from ckptool.formats.pickles.tensor_views import (
     Call,
     dtype_of,

@@ -17,22 +17,13 @@ from ckptool.formats.pickles.calls import (
     FROM_TYPE,
     NESTED,
     NEWOBJ,
-    PLAIN_CALLS,
+    REFUSING,
+    RUNS_SOURCE,
     UNREAD,
     checked,
 )
-from ckptool.formats.pickles.effects import (
-    CHECKED,
-    class_in_class,
-    is_the_loaders,
-    is_value,
-    part_looked_up,
-    part_of,
-)
-from ckptool.formats.pickles.families import is_inert
-from ckptool.formats.pickles.grades import DATA
-from ckptool.formats.pickles.keys import refuse_equal_keys
 from ckptool.formats.pickles.machine import name_of
+from ckptool.formats.pickles.plain_names import PLAIN_CALLS
 from ckptool.formats.pickles.python_calls import (
     FILLED_LATER,
     FILLING_CALLS,
@@ -44,7 +35,6 @@ from ckptool.formats.pickles.python_calls import (
 from ckptool.formats.pickles.sentence import TensorSentence
 from ckptool.formats.pickles.states import States
 from ckptool.formats.pickles.storages import LocateStorage, Storages
-from ckptool.formats.pickles.subclasses import NO_SUBCLASS, as_subclass, of_subclass
 from ckptool.formats.pickles.tensor_views import Call, kind_of
 from ckptool.formats.pickles.torch_calls import (
     FAULTS,
@@ -52,9 +42,7 @@ from ckptool.formats.pickles.torch_calls import (
     is_object_state,
     keeps_values,
 )
-from ckptool.formats.pickles.trust import is_own
 from ckptool.formats.pickles.uses import NotingBuilder
-from ckptool.formats.pickles.vetted import FUNCTIONS, RUNS_SOURCE, VETTED, Called, Kind, Vetted
 from ckptool.tree.nodes import (
     PLAIN,
     ArrayRef,
@@ -66,13 +54,11 @@ from ckptool.tree.nodes import (
     StorageRef,
     TensorRef,
 )
-from ckptool.tree.walking import walk
 
 LoadNested = Callable[[Any], Any]  # the bytes of a nested torch.save -> its tree
 
 _SIZED = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
 _PLAIN_KEYS = PLAIN | {bytes}
-_HASHING = frozenset({Kind.PAIRS, Kind.KEYS, Kind.BASED})  # kinds of arguments that are hashed
 
 
 def _UNSEEN() -> None:  # noqa: N802
@@ -105,26 +91,26 @@ class TorchBuilder(NotingBuilder):
         """Return what the row of ``CALLS`` for ``func`` makes, or an inert object."""
         if not isinstance(func, GlobalRef):
             self.is_plain = False
-            inner = class_in_class(func)
+            inner = self.rules.class_in_class(func)
             return self.note_call(inner or func, args, of_data=inner is not None)
         known = self._by_id.get(id(func), _UNSEEN)
         if known is not None and known is not _UNSEEN:  # most calls: millions in a large file
             return self._checked(known, func, args)
-        if (looked_up := part_looked_up(func, args)) is not None:
+        is_plain = func.qualname in PLAIN_CALLS
+        if not is_plain and (looked_up := self.rules.part_looked_up(func, args)) is not None:
             self.looked_up.add(func)
             return looked_up
         if known is _UNSEEN:
             self.called.setdefault(func, [])
-            self.is_plain &= func.qualname in PLAIN_CALLS
+            self.is_plain &= is_plain
             known = self._by_id[id(func)] = self._find(func)
         if known is not None:
             return self._checked(known, func, args)
-        if is_value(func):
+        if self.rules.is_value(func):
             self.object_to(f"{func.qualname} is called, which is no function")
-        if func.qualname in CHECKED and not CHECKED[func.qualname](args):
+        if not self.rules.are_valid(func.qualname, args):
             self.object_to(f"{func.qualname} is given what it does not take")
-        row = VETTED.get(func.qualname)
-        if row is not None and not self._check_arguments(func, row, args):
+        if self.rules.is_vetted(func.qualname) and not self._check_arguments(func, args):
             return Opaque(func.qualname, args, called=True)
         return self.note_call(func, args, of_data=True)
 
@@ -135,57 +121,54 @@ class TorchBuilder(NotingBuilder):
         except CkptError:
             if func.qualname in UNREAD:
                 self.note_misuse(func, args)
-            elif func.qualname in VETTED:
-                self._check_arguments(func, VETTED[func.qualname], args)
+            elif self.rules.is_vetted(func.qualname):
+                self._check_arguments(func, args)
             raise
 
-    def _check_arguments(self, func: GlobalRef, row: Vetted, args: tuple[Any, ...]) -> bool:
+    def _check_arguments(self, func: GlobalRef, args: tuple[Any, ...]) -> bool:
         """Return whether arguments are of the kinds in a row; note the call if they are not."""
-        is_asked_later = row.rest is Kind.OBJECT or not _HASHING.isdisjoint(row.takes)
-        if is_asked_later and self.grammar.grades.worst(args) > DATA:
-            # A later key may be compared with these, and a date asks its time zone when it is
-            # hashed, whatever holds it: by then what they hold may be another.
-            fits = self.expect(func, partial(self.grammar.takes, row, args), args)
+        name, rules = func.qualname, self.rules
+        if rules.are_asked_later(name, args):
+            fits = self.expect(func, partial(rules.may_take, name, args), args)
         else:
-            fits = self.grammar.takes(row, args)
+            fits = rules.may_take(name, args)
             if not fits:
                 self.note_misuse(func, args)
-        for kind, arg in zip(row.takes, args, strict=False):
-            if isinstance(kind, frozenset) and isinstance(arg, GlobalRef):
-                self.placed.add(arg)
-                if isinstance(kind, Called):
-                    self.called.setdefault(arg, [])
+        for ref, is_called in rules.names_taken(name, args):
+            self.placed.add(ref)
+            if is_called:
+                self.called.setdefault(ref, [])
         return fits
 
     def new(self, cls: Any, args: tuple[Any, ...], kwargs: dict[Any, Any] | None) -> Any:
         """Return a plain container, as newer protocols make it, or an inert object."""
         self.is_plain = False
-        if isinstance(cls, GlobalRef) and (cls.qualname in FUNCTIONS or is_value(cls)):
+        rules = self.rules
+        if isinstance(cls, GlobalRef) and (rules.is_function(cls.qualname) or rules.is_value(cls)):
             self.object_to(f"{cls.qualname} is no class, and an object of it is made")
         known = self._plain(cls.qualname) if isinstance(cls, GlobalRef) else None
         name = name_of(cls)
         if isinstance(cls, GlobalRef):
-            is_named = name in VETTED or (is_own(name) and not is_inert(name))
-            what = cls if is_named else f"{name}.__new__"
-            self.expect(what, partial(self.grammar.is_made, name, args, kwargs), args)
+            what = cls if rules.may_act_when_made(name) else f"{name}.__new__"
+            self.expect(what, partial(rules.is_made, name, args, kwargs), args)
         if known is not None and not kwargs:
             return self._checked(known, cls, () if name in FILLED_LATER else args)
         if kwargs is None and isinstance(cls, GlobalRef):
             self.budget.count_inert()
             return super().new(cls, args, kwargs)
-        inner = class_in_class(cls) if kwargs is None else None
+        inner = rules.class_in_class(cls) if kwargs is None else None
         return self.note_call(inner or cls, args, kwargs, of_data=inner is not None)
 
     def build(self, obj: Any, state: Any) -> Any:
         """Set the state of an object and return the object; an array is complete only then."""
         self.is_plain &= type(obj) is NotedDict and type(state) is dict
-        self.grammar.grades.forget(obj)
+        self.forget(obj)
         if isinstance(obj, ArrayRef):
-            if not self.grammar.is_set_on_array(state):
+            if not self.rules.is_set_on_array(state):
                 self.note_misuse(f"{NDARRAY}.__setstate__", (state,))
             return checked(partial(self._metered, numpy_build, obj), NDARRAY, state_of(state))
-        if is_the_loaders(obj):  # the attributes of a class, or of a module's function
-            self.note_call(part_of(obj, "__dict__"), (state,))
+        if self.rules.is_the_loaders(obj):  # the attributes of a class, or of a module's function
+            self.note_call(self.rules.part_of(obj, "__dict__"), (state,))
         self._check_state(obj, state)
         if isinstance(obj, (TensorRef, CompositeTensor, StorageRef)):
             if not keeps_values(obj, state):
@@ -203,18 +186,18 @@ class TorchBuilder(NotingBuilder):
 
     def _check_state(self, obj: Any, state: Any) -> None:
         """Note a state that runs what the pickle prepared, when it is set or afterwards."""
-        name, grammar = name_of(obj), self.grammar
-        fits: Callable[[Any], bool] = grammar.is_data
+        name, rules = name_of(obj), self.rules
+        fits: Callable[[Any], bool] = rules.is_data
         if isinstance(obj, Opaque):
-            name, fits = obj.qualname, partial(grammar.is_set_on, obj)
+            name, fits = obj.qualname, partial(rules.is_set_on, obj)
             if obj.state is not None:  # which is asked for the __setstate__ of the second
-                is_asked = grammar.grade(obj.state) > DATA or is_own(name)
-                fits = (lambda _state: False) if is_asked else grammar.is_data
+                is_asked = not rules.is_data(obj.state) or rules.is_own(name)
+                fits = (lambda _state: False) if is_asked else rules.is_data
         elif isinstance(obj, (NotedDict, NotedList)):
-            name, fits = "collections.OrderedDict", partial(grammar.is_set, "argparse.Namespace")
+            name, fits = "collections.OrderedDict", partial(rules.is_set, "argparse.Namespace")
         elif isinstance(obj, (TensorRef, CompositeTensor)):
             cls = obj.subclass if isinstance(obj, TensorRef) else obj.layout
-            name, fits = cls or "torch.Tensor", partial(grammar.is_set_on_tensor, cls)
+            name, fits = cls or "torch.Tensor", partial(rules.is_set_on_tensor, cls)
         self.expect(f"{name}.__setstate__", partial(fits, state), (state,))
 
     def finish(self, tree: Any) -> None:
@@ -222,14 +205,13 @@ class TorchBuilder(NotingBuilder):
         self.look_again()
         self._states.finish()
         if self._has_object_keys:
-            for visit in walk(tree):
-                node = visit.node.items if isinstance(visit.node, Opaque) else visit.node
-                if isinstance(node, dict):
-                    refuse_equal_keys(node)
+            from ckptool.formats.pickles.keys import refuse_equal_keys_in  # noqa: PLC0415 - rare
+
+            refuse_equal_keys_in(tree)
 
     def set_items(self, target: dict[Any, Any], keys: list[Any], values: list[Any]) -> None:
         """Set items of a dict; remember whether any key is an object."""
-        self.grammar.grades.forget(target)
+        self.forget(target)
         self._states.keep(target)
         super().set_items(target, keys, values)
         kinds = set(map(type, keys))
@@ -240,13 +222,13 @@ class TorchBuilder(NotingBuilder):
 
     def add(self, target: set[Any], keys: list[Any]) -> None:
         """Add elements to a set, of which their classes compute the hashes."""
-        self.grammar.grades.forget(target)
+        self.forget(target)
         super().add(target, keys)
         self.hash_objects(keys)
 
     def append(self, target: list[Any], values: list[Any]) -> None:
         """Append elements to a list."""
-        self.grammar.grades.forget(target)
+        self.forget(target)
         super().append(target, values)
         if type(target) is NotedList:
             keep_last(target)
@@ -263,10 +245,10 @@ class TorchBuilder(NotingBuilder):
 
     def _note_filled(self, target: Any, method: str) -> None:
         self.is_plain = False
-        if is_the_loaders(target):
-            self.note_call(part_of(target, method), ())
+        if self.rules.is_the_loaders(target):
+            self.note_call(self.rules.part_of(target, method), ())
         self._check_filled(target, method)
-        self.grammar.grades.forget(target)
+        self.forget(target)
 
     def _check_filled(self, target: Any, method: str) -> None:
         """Note an object that a method of an own class fills, or one of which its state decides.
@@ -276,8 +258,8 @@ class TorchBuilder(NotingBuilder):
         """
         if not isinstance(target, Opaque):
             return
-        is_directed = target.state is not None and self.grammar.grade(target.state) > DATA
-        if is_own(target.qualname) or is_directed:
+        is_directed = target.state is not None and not self.rules.is_data(target.state)
+        if self.rules.is_own(target.qualname) or is_directed:
             self.note_misuse(f"{target.qualname}.{method}", (target,))
 
     def persistent(self, saved_id: Any) -> Any:
@@ -303,7 +285,7 @@ class TorchBuilder(NotingBuilder):
 
     def is_part_of_id(self, part: Any) -> bool:
         """Return whether a part of a persistent id is a plain value or a name."""
-        return type(part) in {str, int, bytes, GlobalRef} or self.grammar.grade(part) == DATA
+        return type(part) in {str, int, bytes, GlobalRef} or self.rules.is_data(part)
 
     def _find(self, func: GlobalRef) -> Call | None:
         qualname = func.qualname
@@ -314,8 +296,7 @@ class TorchBuilder(NotingBuilder):
             known = partial(self._objecting, FAULTS[qualname], known)
         if qualname in RUNS_SOURCE:
             known = partial(self._running, func, known)
-        row = VETTED[qualname]
-        return known if row.checks else partial(self._vetted, func, row, known)
+        return known if qualname in REFUSING else partial(self._vetted, func, known)
 
     def _own_calls(self) -> dict[str, Call | None]:
         return {
@@ -332,10 +313,10 @@ class TorchBuilder(NotingBuilder):
             self.note_misuse(name, (cls, *args))
         return self.new(cls, *args)
 
-    def _vetted(self, func: GlobalRef, row: Vetted, call: Call, *args: Any) -> Any:
+    def _vetted(self, func: GlobalRef, call: Call, *args: Any) -> Any:
         """Return ``call(*args)``; note arguments of other kinds than the row vets."""
         if args:
-            self._check_arguments(func, row, args)
+            self._check_arguments(func, args)
         return call(*args)
 
     def _objecting(self, fault: Callable[..., str | None], call: Call, *args: Any) -> Any:
@@ -377,22 +358,22 @@ class TorchBuilder(NotingBuilder):
         if type(args) is not tuple:  # what the function is called with is iterated
             self.note_misuse(name_of(func), (args,))
         made = self.call(func, args)
-        if not self.grammar.is_set_on_tensor(name_of(cls), state):
+        if not self.rules.is_set_on_tensor(name_of(cls), state):
             self.note_misuse(f"{name_of(cls)}.__setstate__", (state,))
-        if not is_object_state(state) and name_of(cls) in NO_SUBCLASS:
+        if not is_object_state(state) and not self.rules.is_subclass(name_of(cls)):
             self.object_to(f"a tensor is given attributes by {kind_of(state)}")
         if isinstance(made, TensorRef):
             check_attributes(state)
-            return of_subclass(made, name_of(cls), state, self._meter)
+            return self.rules.of_subclass(made, name_of(cls), state, self._meter)
         if isinstance(made, CompositeTensor):
             if made.wrapper is not None:
                 self.build(made.wrapper, state)
                 self._meter_parts(made.wrapper)
-            return as_subclass(made, cls)
+            return self.rules.as_subclass(made, cls)
         made = self.build(made, state)
         if isinstance(made, Opaque):
             self._meter_parts(made)
-        return as_subclass(made, cls)
+        return self.rules.as_subclass(made, cls)
 
     def _meter_parts(self, made: Opaque) -> None:
         """Meter the list of a subclass's parts: a million subclasses may share one state."""

@@ -30,14 +30,13 @@ from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from functools import lru_cache
 
 from ckptool.dtypes import BY_NAME, BY_STORAGE_CLASS
-from ckptool.formats.base import NamedGlobal
+from ckptool.formats.base import DANGEROUS, KNOWN, UNKNOWN, NamedGlobal
+from ckptool.formats.pickles.calls import RUNS_SOURCE
 from ckptool.formats.pickles.stateless import SETTINGS, stateless
 from ckptool.formats.pickles.tools import CLASSES_THAT_ACT, FUNCTIONS_THAT_ACT, MODULES_OF_TORCH
-from ckptool.formats.pickles.vetted import RUNS_SOURCE, VETTED
+from ckptool.formats.pickles.vetted import VETTED
 from ckptool.names import is_capital, says, whole
 from ckptool.tree.nodes import GlobalRef
-
-KNOWN, UNKNOWN, DANGEROUS = "known", "unknown", "dangerous"
 
 # Modules that run code, load code or reach the system, with everything in them. Packages that read
 # weights, and those that sklearn's files come from, bring the last ones along. Of the modules of
@@ -272,22 +271,12 @@ _KNOWN_FAMILIES = (
 )
 
 
-def trust_of(named: NamedGlobal) -> str:
+def trust_by_tables(named: NamedGlobal) -> str:
     """Return ``known``, ``unknown`` or ``dangerous``."""
     if named.looks_up:
         return UNKNOWN
     trusts = {_trust(ref, named) for ref in _readings(named.ref)}
     return next(trust for trust in (DANGEROUS, UNKNOWN, KNOWN) if trust in trusts)
-
-
-def is_put_off(named: NamedGlobal) -> bool:
-    """Return whether a pickle binds an unknown function or class to plain values, to be called."""
-    return named.is_put_off and not named.called and trust_of(named) == UNKNOWN
-
-
-def is_built_by_call(named: NamedGlobal) -> bool:
-    """Return whether a loader would call an unknown class to build objects of plain values."""
-    return named.called and trust_of(named) == UNKNOWN
 
 
 def _readings(ref: GlobalRef) -> tuple[GlobalRef, ...]:

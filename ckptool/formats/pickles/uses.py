@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ckptool.formats.pickles.effects import MAX_DATA, parts_of_data
-from ckptool.formats.pickles.grades import DATA, SCALARS
-from ckptool.formats.pickles.grammar import Grammar
+from ckptool.formats.pickles.budget import Looks
 from ckptool.formats.pickles.machine import Builder, name_of
-from ckptool.formats.pickles.put_off import calls_put_off, may_be_put_off
-from ckptool.formats.pickles.trust import is_own
-from ckptool.formats.pickles.vetted import FUNCTIONS
-from ckptool.tree.nodes import GlobalRef, Opaque, TensorRef
+from ckptool.formats.pickles.plain_names import PLAIN_CLASSES, beyond_plain
+from ckptool.tree.nodes import GlobalRef, Opaque
+
+if TYPE_CHECKING:
+    from ckptool.formats.pickles.rules import Rules
 
 _Expected = tuple[GlobalRef | str, Callable[[], bool], tuple[Any, ...]]
-_KEYS = SCALARS | {tuple, frozenset, TensorRef}  # of dicts; those of lists are not among them
+MAX_DATA = 1 << 10  # values in the arguments of one call
 MAX_USES = 3  # calls of one name that are kept to be shown
 MAX_LOOKED = 1 << 20  # values in arguments that are looked at, of all calls together
 
@@ -27,7 +26,8 @@ class NotingBuilder(Builder):
 
     def __init__(self) -> None:
         super().__init__()
-        self.grammar = Grammar()
+        self.looks = Looks()  # of all pickles of the file, where it has several
+        self._rules: Rules | None = None
         self.called: dict[GlobalRef, list[Opaque]] = {}  # function -> its inert calls
         self.given_more: set[GlobalRef] = set()  # names called with more than data
         self.misused: set[GlobalRef] = set()  # reached or given what their vetting does not cover
@@ -38,6 +38,20 @@ class NotingBuilder(Builder):
         self._filled: dict[int, tuple[Opaque, str]] = {}  # id of elements -> the object with them
         self._holders: list[Opaque] = []  # objects with arguments, items or elements
         self._expected: list[_Expected] = []  # uses that were sound when they were made
+
+    @property
+    def rules(self) -> Rules:
+        """The rules on what is not plain; they are made when they are first asked."""
+        if self._rules is None:
+            from ckptool.formats.pickles.rules import Rules  # noqa: PLC0415 - most files ask none
+
+            self._rules = Rules(self.looks)
+        return self._rules
+
+    def forget(self, value: Any) -> None:
+        """Forget what the rules know of a value that the pickle changes."""
+        if self._rules is not None:
+            self._rules.grades.forget(value)
 
     def note_call(
         self,
@@ -83,14 +97,17 @@ class NotingBuilder(Builder):
 
     def look_again(self) -> None:
         """Note misuses by containers that were filled after an object had been given them."""
-        for what, fits, given in self._expected if self.grammar.grades.have_changed else ():
+        if self._rules is None or not self._rules.grades.have_changed:
+            return
+        for what, fits, given in self._expected:
             if not fits():
                 self.note_misuse(what, given)
 
     def misplaced(self, names: Any) -> set[GlobalRef]:
         """Return the functions among the names of a pickle that it never calls, but mentions."""
         used = self.placed | self.called.keys()
-        return {ref for ref in names if ref.qualname in FUNCTIONS and ref not in used}
+        idle = {ref for ref in names if ref not in used and ref.qualname not in PLAIN_CLASSES}
+        return {ref for ref in idle if self.rules.is_function(ref.qualname)}
 
     def look_for_calls(self, names: Collection[GlobalRef], tree: Any = None) -> None:
         """Note calls that are put off; note a misuse where one is given more than plain values.
@@ -98,14 +115,14 @@ class NotingBuilder(Builder):
         Raises:
             DamagedError: there is too much to look at.
         """
-        if not any(map(may_be_put_off, names)):
+        if not any(self.rules.may_be_put_off(ref) for ref in beyond_plain(names)):
             return
         given = (values for _, _, values in self._expected)
         held = chain(given, self._holders, *self.called.values(), (tree,))
-        for ref, call, is_plain, is_called in calls_put_off(held, self.grammar.grades):
+        for ref, call, is_plain, is_called in self.rules.calls_put_off(held):
             if not is_plain:
                 self.misused.add(ref)
-            if not is_plain or (is_called and not is_own(ref.qualname)):
+            if not is_plain or (is_called and not self.rules.is_own(ref.qualname)):
                 self.put_off.setdefault(ref, []).append(call)
 
     def new(self, cls: Any, args: tuple[Any, ...], kwargs: dict[Any, Any] | None) -> Any:
@@ -156,9 +173,9 @@ class NotingBuilder(Builder):
         if obj is None:
             return
         is_kept = not (obj.args or obj.kwargs) and obj.state is None
-        if not is_kept or not _KEYS.issuperset(map(type, keys)):
+        if not is_kept or not self.rules.are_plain_keys(keys):
             what = f"{obj.qualname}.__setitem__"
-            self.expect(what, partial(self.grammar.can_be_read, values), (obj,))
+            self.expect(what, partial(self.rules.can_be_read, values), (obj,))
 
     def hash_objects(self, keys: list[Any]) -> None:
         """Note keys that are more than data, of which a dict or a set asks the hash.
@@ -166,8 +183,8 @@ class NotingBuilder(Builder):
         A later key with the same hash is compared with them, when what they hold may be another.
         """
         for key in keys:
-            if self.grammar.grade(key) > DATA:
-                self.expect(f"{name_of(key)}.__hash__", partial(self.grammar.is_key, key), ())
+            if not self.rules.is_data(key):
+                self.expect(f"{name_of(key)}.__hash__", partial(self.rules.is_key, key), ())
 
     def _is_data(self, args: tuple[Any, ...]) -> bool:
         """Return whether arguments are plain values, and containers and objects of only those.
@@ -179,7 +196,7 @@ class NotingBuilder(Builder):
         while waiting and len(waiting) < MAX_DATA and self.looked < MAX_LOOKED:
             self.looked += 1
             value = waiting.pop()
-            parts = parts_of_data(value)
+            parts = self.rules.parts_of_data(value)
             if parts is None:
                 return False
             self.looked += len(parts)

@@ -50,7 +50,6 @@ class Vetted(NamedTuple):
     why: str  # why it can call, ask or hash nothing that the pickle prepared
     takes: tuple[Takes, ...] = ()  # of its first arguments, in order
     rest: Kind = Kind.DATA  # of the arguments behind those
-    checks: bool = False  # our own function refuses everything but data
 
 
 DATA, HELD, OBJECT, PAIRS, ROW = Kind.DATA, Kind.HELD, Kind.OBJECT, Kind.PAIRS, Kind.ROW
@@ -60,10 +59,10 @@ CODE, BASED, NOTHING = Kind.CODE, Kind.BASED, Kind.NOTHING
 
 
 def _rows(
-    modules: str, names: str, why: str, *takes: Takes, rest: Kind = Kind.DATA, checks: bool = False
+    modules: str, names: str, why: str, *takes: Takes, rest: Kind = Kind.DATA
 ) -> dict[str, Vetted]:
     """Return one row for each of ``names`` in each of ``modules``."""
-    row = Vetted(why, takes, rest, checks)
+    row = Vetted(why, takes, rest)
     return {f"{module}.{name}": row for module in modules.split() for name in names.split()}
 
 
@@ -108,7 +107,7 @@ VETTED: Mapping[str, Vetted] = {
     **_rows(BUILTINS, "bytes bytearray complex int float str bool range unicode long xrange slice "
             "object", _VALUE),
     **_rows("builtins", "NoneType", _VALUE),
-    **_rows("_codecs", "encode", "encodes text", checks=True),
+    **_rows("_codecs", "encode", "encodes text"),
     **_rows("pathlib pathlib._local", "Path PosixPath WindowsPath PurePosixPath PureWindowsPath",
             "joins text, and does not look for the file"),
     **_rows("numpy", "bool_ float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 "
@@ -166,7 +165,7 @@ VETTED: Mapping[str, Vetted] = {
     **_rows("numpy.random._pickle", "__bit_generator_ctor", "calls the class", _BIT_GENERATORS),
     # ----------------------------------------------------------------------------------- torch
     **_rows("torch._utils", "_rebuild_tensor _rebuild_tensor_v2 _rebuild_tensor_v3", _REBUILDS,
-            *(DATA,) * 5, HELD, checks=True),
+            *(DATA,) * 5, HELD),
     **_rows("torch._utils", "_rebuild_qtensor", _REBUILDS, *(DATA,) * 6, HELD),
     **_rows("torch._utils", "_rebuild_parameter", "is data.detach(); hooks are kept",
             TENSOR, DATA, HELD),
@@ -268,12 +267,6 @@ PLAIN_OBJECTS = frozenset({
     *(name for name in PLAIN_DATA if not name.endswith(TEXTS)),
     "torch.device", "torch.Generator", "torch._C.Generator", "torch._dynamo.decorators._DimRange",
     "numpy.scalar",
-})  # fmt: skip
-
-# Functions that run source code from the file: a module around a class.
-RUNS_SOURCE = frozenset({
-    "torch_utils.persistence._reconstruct_persistent_obj",
-    "torch.fx.graph_module.reduce_graph_module",
 })  # fmt: skip
 
 # Functions of the table that are no classes.

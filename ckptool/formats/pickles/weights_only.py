@@ -18,7 +18,6 @@ from keyword import iskeyword
 from struct import Struct
 from typing import Any
 
-from ckptool.formats.base import Checkpoint
 from ckptool.records import NamedTuple, record
 from ckptool.tree.nodes import GlobalRef
 
@@ -59,8 +58,6 @@ ALLOWED = frozenset({
 })  # fmt: skip
 
 BLOCKED = frozenset({"sys", "os", "posix", "nt"})  # modules: refused even if the user allows them
-PROTO = 0x80  # the opcode; the version follows
-LAST_PROTOCOL = 3  # the loader does not know the frames of protocol 4
 
 
 def as_torch_reads(ref: GlobalRef) -> str:
@@ -69,13 +66,6 @@ def as_torch_reads(ref: GlobalRef) -> str:
     if (module, name) in NAME_MAPPING:
         module, name = NAME_MAPPING[module, name]
     return f"{IMPORT_MAPPING.get(module, module)}.{name}"
-
-
-def pickle_protocol(checkpoint: Checkpoint) -> int:
-    """Return the protocol of the object's pickle; 0 for 0 and 1, which it does not state."""
-    pickle = checkpoint.pickles[0]  # the pickles of the older container have one protocol
-    first = pickle.read(pickle.begin, 2)
-    return first[1] if first[0] == PROTO else 0
 
 
 def refused(refs: Iterable[GlobalRef]) -> list[str]:

@@ -17,7 +17,7 @@ from math import prod
 from typing import Any, TypeGuard
 
 from ckptool.errors import DamagedError, UnsupportedError
-from ckptool.formats.pickles.subclasses import LOCAL_PARTS
+from ckptool.formats.pickles.local_parts import LOCAL_PARTS
 from ckptool.formats.ranked.assembly import Box
 from ckptool.records import NamedTuple
 from ckptool.tree.geometry import are_sizes

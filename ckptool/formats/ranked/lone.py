@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import islice
 
 from ckptool.formats.base import Checkpoint, Note
-from ckptool.formats.pickles.subclasses import LOCAL_PARTS
+from ckptool.formats.pickles.local_parts import LOCAL_PARTS
 from ckptool.formats.ranked.ranks import FILE, MODEL_WORLD, MODULE, world_by_name
 from ckptool.names import marker_in
 from ckptool.records import replace
