@@ -63,6 +63,7 @@ class Marker(NamedTuple):
     kind: str
 
 
+_SEPARATORS = str.maketrans(dict.fromkeys("_.-/^$", " "))  # the most frequent
 _RUNS = regex(r"[^\W\d_]+|\d+")  # runs of letters or of digits
 _HUMPS = regex(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z]+")  # words in camel case
 
@@ -82,8 +83,10 @@ def tokens(text: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1 << 14)
 def _tokens(text: str) -> tuple[str, ...]:
-    if text.islower() and text.replace("_", "").isalpha():  # as most are
-        return (*filter(None, text.split("_")),)
+    if text.isascii() and text == text.lower():  # as most are: no pattern has to be compiled
+        parts = text.translate(_SEPARATORS).split()
+        if all(part.isalpha() or part.isdigit() for part in parts):
+            return (*parts,)
     humps = (hump for run in _RUNS.findall(text) for hump in _HUMPS.findall(run))
     return tuple(hump.lower() for hump in humps)
 
@@ -228,6 +231,8 @@ def unmarked(text: str) -> str:
     """Return ``text`` without its keywords: ``actor`` of ``actor_target`` or ``actor-EMA``."""
     if text in COMPONENTS:
         return text.removesuffix("_k") + "_q"
+    if text.isascii() and text.replace("_", "").isalnum():  # as most are
+        return "_".join(part for part in text.split("_") if part and part.lower() not in KINDS)
     kept = [part for part in re.split(r"([^A-Za-z0-9]+)", text) if part.lower() not in KINDS]
     return re.sub(r"([_\-. ])[_\-. ]+", r"\1", "".join(kept)).strip("_-. ")
 

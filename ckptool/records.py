@@ -48,6 +48,9 @@ class _Field:
         return made(**more) if self.default is _REQUIRED else made(default=self.default, **more)
 
 
+_PLAIN = _Field(_REQUIRED, None, None, compare=True)  # of most fields: the name alone
+
+
 def field(
     *,
     default: Any = _REQUIRED,
@@ -106,7 +109,7 @@ def names_of(cls: Any) -> tuple[str, ...]:
 def _made(cls: Any, *, frozen: bool, slots: bool, eq: bool) -> Any:
     own = dict(cls.__dict__)
     hints = own.get("__annotations__", {})
-    fields = {name: _declared(own.pop(name, _REQUIRED)) for name in hints}
+    fields = {name: _declared(own.pop(name, _PLAIN)) for name in hints}
     fields = {**fields, **getattr(cls.__base__, "__record__", {}), **fields}
     methods: dict[str, Any] = {
         "__match_args__": (*fields,), "__record__": fields, "__repr__": _repr,

@@ -15,7 +15,6 @@ from ckptool.commands.listing import Listing, fits, list_tensors
 from ckptool.commands.operands import as_operand, open_part
 from ckptool.contents.alignment import Alignment
 from ckptool.contents.dangers import trust_findings
-from ckptool.contents.globs import meant
 from ckptool.contents.optimizers import is_stateless, model_parameters, read_optimizers
 from ckptool.contents.optimizers import kind_of as kind_of_optimizer
 from ckptool.contents.safe_loading import safe_load
@@ -198,6 +197,8 @@ def refuse_unused(
             whole = inspect_file(first, Listing(every=True), layouts=layouts)
             names = [entry.address for entry in whole.entries or ()]
             if not any(fits(glob, name) for name in names):
+                from ckptool.contents.globs import meant  # noqa: PLC0415 - for a refusal alone
+
                 raise UsageError(f"--match {glob!r} fits no tensor", hint=meant(glob, names))
 
 

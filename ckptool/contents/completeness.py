@@ -35,7 +35,6 @@ from ckptool.formats.pickles.local_parts import LOCAL_PARTS
 from ckptool.records import NamedTuple
 from ckptool.regex import regex
 from ckptool.tree.describing import as_key
-from ckptool.tree.modules import NOT_PERSISTENT, has_known_names
 from ckptool.tree.nodes import (
     ArrayRef,
     CompositeTensor,
@@ -272,6 +271,8 @@ def _add_module(
     Its class may add to the state dict by code that is not run here. Quantized layers add their
     packed weights so. Other attributes are in no state dict.
     """
+    from ckptool.tree.modules import NOT_PERSISTENT, has_known_names  # noqa: PLC0415 - for these
+
     stack: list[tuple[str, Tree]] = [("", table.node)]
     seen: set[int] = set()
     while stack:

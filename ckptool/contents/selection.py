@@ -13,7 +13,6 @@ from typing import TypeVar
 
 from ckptool.contents.completeness import unlisted
 from ckptool.contents.finder import tensors_in
-from ckptool.contents.globs import typable
 from ckptool.contents.inventory import Inventory, Leaf, Table, join_tables
 from ckptool.contents.unplain import refuse_incomplete
 from ckptool.errors import AddressError, UsageError
@@ -195,6 +194,8 @@ def _nearly(tree: Tree, keys: tuple[str, ...], text: str) -> str | None:
         try:
             (name,), inside = resolve(tree, (key,))
         except KeyError:
+            from ckptool.contents.globs import typable  # noqa: PLC0415 - only when mistyped
+
             names = typable(str(name) for name, _ in children(tree))
             close = get_close_matches(key, names, n=1)
             if close:

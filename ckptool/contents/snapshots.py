@@ -55,8 +55,8 @@ KIMG, GRANULARITY = 1000, 1024  # images; networks are saved after a multiple of
 
 
 def _in_network(name: str, parts: dict[Any, Tree], _reader: TensorReader) -> Found:
-    named = NETWORK.fullmatch(name)
-    if named and "ema" in parts:
+    named = NETWORK.fullmatch(name) if "ema" in parts else None
+    if named:
         thousands = int(named[1])
         images = (thousands * KIMG + KIMG - 1) // GRANULARITY * GRANULARITY
         is_exact = images // KIMG == thousands
@@ -68,8 +68,9 @@ PREFIX = "ema_model."
 
 
 def _in_track(name: str, parts: dict[Any, Tree], _reader: TensorReader) -> Found:
-    named = TRACK.fullmatch(name)
-    if named and "step" in parts and any(str(key).startswith(PREFIX) for key in parts):
+    is_track = "step" in parts and any(str(key).startswith(PREFIX) for key in parts)
+    named = TRACK.fullmatch(name) if is_track else None
+    if named:
         yield SnapshotReport(f"{PREFIX}*", float(named[2]), None, int(named[1]))
 
 

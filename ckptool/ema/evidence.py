@@ -13,6 +13,7 @@ import math
 from array import array
 from collections.abc import Sequence
 from functools import cached_property
+from operator import mul, sub
 from struct import pack, unpack
 
 from ckptool.formats.base import TensorReader
@@ -156,6 +157,6 @@ def _in_type(dtype: str, numbers: Sequence[float]) -> Sequence[float]:
 
 def _squares(mine: Sequence[float], yours: Sequence[float]) -> tuple[float, float]:
     """Return the squared distance and the squared norm of the first, over their common length."""
-    pairs = list(zip(mine, yours, strict=False))
+    off = list(map(sub, yours, mine))
     # Products overflow to infinity; a power raises an error.
-    return sum((b - a) * (b - a) for a, b in pairs), sum(a * a for a, _ in pairs)
+    return sum(map(mul, off, off)), sum(map(mul, mine, mine[: len(off)]))

@@ -83,6 +83,8 @@ def ordered(table: Table) -> list[tuple[str, Leaf]] | None:
 
 def _numbered(entries: Mapping[str, Leaf]) -> list[tuple[int, str]] | None:
     """Return (number, name) of ``w_0, w_1, …``; None if a stem differs or a number is missing."""
+    if not all(name.rstrip()[-1:].isdecimal() for name in entries):  # as of most
+        return None
     matches = [NUMBERED.match(name) for name in entries]
     found = [match for match in matches if match]
     if len(found) != len(entries) or len(found) < MIN_NUMBERED:

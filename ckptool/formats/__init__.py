@@ -18,7 +18,6 @@ from ckptool.errors import CkptError, UnknownFormatError, about
 from ckptool.formats.base import Checkpoint, FileFormat, FolderFormat, Format
 from ckptool.formats.ranked.lone import with_note_on_rank
 from ckptool.formats.readings import with_other_readings
-from ckptool.formats.safetensors_file import SafetensorsFile
 from ckptool.formats.torch_zip import TORCHSCRIPT, TorchZip
 from ckptool.records import NamedTuple
 from ckptool.regex import regex
@@ -109,14 +108,17 @@ def _opened(file: Source, formats: Iterable[FileFormat]) -> tuple[FileFormat, Ch
     raise refusal or not_a_checkpoint(head)
 
 
-# The two that nearly all files have. The modules of all others are imported when neither takes a
+# The one that nearly all files have. The modules of the others are imported when it does not take a
 # file: together they cost a tenth of the time in which a small file is inspected.
-USUAL: tuple[FileFormat, ...] = (TorchZip(), SafetensorsFile())
+USUAL = TorchZip()
 
 
 def _members() -> Iterator[FileFormat]:
     """Yield the formats of one file with one checkpoint; the vaguest come last."""
-    yield from USUAL
+    yield USUAL
+    from ckptool.formats.safetensors_file import SAFETENSORS  # noqa: PLC0415 - see above
+
+    yield SAFETENSORS
     from ckptool.formats import others  # noqa: PLC0415 - see above
 
     yield from others.FILES

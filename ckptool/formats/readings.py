@@ -22,14 +22,13 @@ from contextlib import suppress
 
 from ckptool.errors import CkptError, DamagedError, UnknownFormatError
 from ckptool.formats.base import DANGEROUS, Checkpoint, FileFormat, Note
-from ckptool.formats.compressed import compression
 from ckptool.formats.nested import pickles_of
 from ckptool.formats.other_records import OtherRecords
 from ckptool.formats.other_zips import refuse_checkpoints
 from ckptool.formats.pickles.plain_names import trust_of
 from ckptool.formats.pickles.reader import SHORT, Pickles
-from ckptool.formats.safetensors_file import SafetensorsFile, read_header
 from ckptool.formats.tar_members import is_tar
+from ckptool.formats.texts import is_header
 from ckptool.formats.torch_records import TorchRecords
 from ckptool.formats.zips.directory import find_end
 from ckptool.formats.zips.records import ZipArchive, is_zip
@@ -55,7 +54,7 @@ def with_other_readings(checkpoint: Checkpoint, file: Source, kind: FileFormat) 
             "torch files take it for",
             hint=NO_ACCIDENT,
         )
-    packed = None if is_zip(head) or kind.begins_as_pickle else compression(head)
+    packed = None if is_zip(head) or kind.begins_as_pickle else _compression(head)
     if packed is not None:
         raise DamagedError(
             f"two files in one: it begins as {kind.name} and as a {packed} stream, which "
@@ -81,10 +80,16 @@ def with_other_readings(checkpoint: Checkpoint, file: Source, kind: FileFormat) 
     )
 
 
+def _compression(head: bytes) -> str | None:
+    from ckptool.formats.compressed import compression  # noqa: PLC0415 - torch zips are none
+
+    return compression(head)
+
+
 def _as_another(file: Source, head: bytes, kind: FileFormat, pickles: Pickles) -> Iterator[Note]:
     """Yield notes on other readings from the first byte on."""
     if is_zip(head):
-        if SafetensorsFile().matches(head) and _is_safetensors(file):
+        if is_header(head) and _is_safetensors(file):
             yield _note("safetensors", "by its suffix loaders could see another file")
     elif not kind.begins_as_pickle and _names_as_pickle(file, pickles):
         yield _note("a pickle from its first byte", "other readers would run it")
@@ -122,6 +127,8 @@ def _note(what: str, why: str) -> Note:
 
 
 def _is_safetensors(file: Source) -> bool:
+    from ckptool.formats.safetensors_file import read_header  # noqa: PLC0415 - zips begin as none
+
     try:
         read_header(file)
     except CkptError:

@@ -41,7 +41,7 @@ from ckptool.errors import DamagedError, UnsupportedError
 from ckptool.formats.base import Checkpoint, FileFormat, TensorReader, are_too_many
 from ckptool.formats.provenance import KEY
 from ckptool.formats.ranked.sharding_info import as_parts
-from ckptool.formats.texts import json_object, without_repeats
+from ckptool.formats.texts import is_header, json_object, without_repeats
 from ckptool.records import NamedTuple
 from ckptool.sources.base import ByteSpan, Source
 from ckptool.tree.geometry import contiguous_strides
@@ -70,11 +70,8 @@ class SafetensorsFile(FileFormat):
     is_exclusive = is_patchable = True
 
     def matches(self, head: bytes) -> bool:
-        """Return whether a ``{`` follows a header length below 2^48.
-
-        Text has no zero bytes there, and no disk holds a longer header.
-        """
-        return head[6:9] == b"\0\0{"
+        """Return whether a header may follow its length."""
+        return is_header(head)
 
     def open(self, file: Source) -> Checkpoint:
         """Return the checkpoint that a header describes; nothing else is read."""
@@ -89,6 +86,9 @@ class SafetensorsFile(FileFormat):
             reader=TensorReader(file),
             metadata=dict(header.metadata),
         )
+
+
+SAFETENSORS = SafetensorsFile()
 
 
 def noted_ties(metadata: Mapping[str, str], names: Collection[str]) -> list[tuple[str, str]]:

@@ -21,6 +21,14 @@ LINE = regex(r"(?P<name>[A-Za-z_][\w.\- ]*): *(?P<value>.*)")
 WORDS = {"true": True, "false": False, "null": None, "~": None}
 
 
+def is_header(head: bytes) -> bool:
+    """Return whether a file begins as safetensors: with a length below 2^48, and a ``{``.
+
+    Text has no zero bytes there, and no disk holds a longer header.
+    """
+    return head[6:9] == b"\0\0{"
+
+
 def load_json(text: str | bytes, **hooks: Any) -> Any:
     """Return what ``json.loads`` makes of a text, unless that would take gigabytes.
 

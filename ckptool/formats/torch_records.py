@@ -245,9 +245,10 @@ class TorchRecords:
         record = self.get("version")
         if record is None:
             return "the record version is missing"
-        digits = VERSION.match(self._short(record, MAX_WORD))
-        if digits is None or not MIN_VERSION <= int(digits[1]) <= MAX_VERSION:
-            shown = digits[1].decode() if digits else "no number"
+        said = self._short(record, MAX_WORD).strip()
+        digits = said if said.isdigit() else _digits(said)  # digits alone, as torch writes it
+        if not digits or not MIN_VERSION <= int(digits) <= MAX_VERSION:
+            shown = digits.decode() or "no number"
             return (
                 f"the record version says {shown:.20}; torch reads {MIN_VERSION} to {MAX_VERSION}"
             )
@@ -255,7 +256,8 @@ class TorchRecords:
 
     def _alignment(self) -> str | None:
         record = self.get(".storage_alignment")
-        if record is None or NUMBER.fullmatch(self._short(record, MAX_WORD)):
+        said = b"0" if record is None else self._short(record, MAX_WORD)
+        if said.isdigit() or NUMBER.fullmatch(said):  # digits alone, as torch writes it
             return None
         return "the record .storage_alignment holds no number"
 
@@ -308,6 +310,12 @@ class TorchRecords:
             blob = self._unpacked(record)
             return ByteSpan(blob if nbytes else Memory(b""), 0, nbytes)
         return self.archive.span(record, nbytes)
+
+
+def _digits(said: bytes) -> bytes:
+    """Return the digits that a text begins with, as C reads a number; empty if it has none."""
+    found = VERSION.match(said)
+    return found[1] if found else b""
 
 
 def _can_be_text(data: bytes) -> bool:

@@ -23,7 +23,11 @@ def fits(pattern: str, address: str) -> bool:
     """Return whether a key path in text matches a pattern."""
     if pattern.count("/") != address.count("/"):
         return False
-    return all(map(fnmatchcase, address.split("/"), pattern.split("/")))
+    return all(map(_fits, address.split("/"), pattern.split("/")))
+
+
+def _fits(key: str, part: str) -> bool:
+    return key == part if WILD.isdisjoint(part) else fnmatchcase(key, part)
 
 
 def _under(node: Tree, part: str) -> list[Tree]:

@@ -9,7 +9,6 @@ from typing import Any
 from ckptool.errors import DamagedError
 from ckptool.records import NamedTuple
 from ckptool.tree.describing import as_key
-from ckptool.tree.modules import module_state_dict
 from ckptool.tree.nodes import (
     CONTAINERS,
     MAX_DEPTH,
@@ -75,6 +74,8 @@ def _is_leaf(values: Collection[Tree]) -> bool:
 
 def _children_of_object(node: Opaque) -> list[tuple[Key, Tree]]:
     if node.is_module:
+        from ckptool.tree.modules import module_state_dict  # noqa: PLC0415 - few files hold any
+
         return list(module_state_dict(node).items())
     items = _keyed(node.items or {})  # two of them may be written alike, as 1 and "1" are
     taken = {key for key, _ in items}

@@ -58,7 +58,7 @@ from ckptool.tree.nodes import GlobalRef, NotedDict, StorageRef, TensorRef, plai
 _GET = rb"(?:h.|j....)"  # BINGET, LONG_BINGET
 _PUT = rb"r(....)"  # LONG_BINPUT: all memo entries but the first 256
 _INT = rb"(?:K.|M..|J....)"  # BININT1, BININT2, BININT
-_ROW = rb"(?:" + _INT + rb"{1,3}[\x85-\x87]|\(" + _INT + rb"{4,32}t)"  # TUPLE1 to TUPLE3, TUPLE
+_ROW = rb"\(?" + _INT + rb"{1,32}[\x85-\x87t]"  # TUPLE1 to TUPLE3; TUPLE has a MARK, see _row
 # A text ends where its length says. The pattern cannot know; it ends it where an item could go on.
 _KEY = rb"(?:X(.\0\0\0[ -~\x80-\xff]{0,255}?)" + _PUT + rb"|(" + _GET + rb"|" + _INT + rb"))?"
 _TENSOR = (
@@ -71,11 +71,7 @@ _TENSOR = (
 _ITEM = regex(rb"(u?)" + _KEY + rb"(?:" + _TENSOR + rb"|}" + _PUT + rb"\()", re.DOTALL)
 HOOKS = "collections.OrderedDict"
 _REBUILD = TORCH_CALLS["torch._utils._rebuild_tensor_v2"]
-_INTS = regex(_INT, re.DOTALL)
-_NAMED = regex(rb"(" + _GET + rb")\(\((" + _GET + rb")(" + _GET + rb")X(.)", re.DOTALL)
-_COUNTED = regex(rb"(" + _GET + rb")?(" + _INT + rb")t", re.DOTALL)
-_VIEWED = regex(rb"Q(" + _INT + rb")(.*)", re.DOTALL)
-_SCALAR = b"))"
+_BYTES = {**dict.fromkeys(b"hKX", 2), ord("M"): 3, **dict.fromkeys(b"jJ", 5)}  # of an instruction
 _BINGET, _LONG_BINGET, _NEWTRUE = b"hj\x88"
 _GETS = b"hj"
 _LENGTHS = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
@@ -117,29 +113,32 @@ class _Wordings(dict[tuple[bytes, ...], _Wording]):
 
     def __missing__(self, spelled: tuple[bytes, ...]) -> _Wording:
         named, device, counted, viewed, strides, flagged = spelled
-        function, kind, cls, length = _parts(_NAMED, named)
-        placed, count = _parts(_COUNTED, counted)
-        offset, sizes = _parts(_VIEWED, viewed)
+        function, _, _, kind, cls, length = _instructions(named)
+        *placed, count, _ = _instructions(counted)
+        _, offset, *sizes = _instructions(viewed)
         if bool(device) is bool(placed) or (device and device[0] != len(device) - 4):
             raise _UnusualError
-        shape, steps = _row(sizes), _row(strides or _SCALAR)
+        shape, steps = _row(sizes), _row(_instructions(strides or b"))"))
         if len(shape) != len(steps):
             raise _UnusualError
         check_countable(shape, steps)
         self[spelled] = made = _Wording(
             _number(function), _number(kind), _number(cls),
-            device[4:].decode() if device else _number(placed), _number(flagged[1:-2]),
-            length[0], _number(count), _number(offset), shape, steps, extent(shape, steps),
+            device[4:].decode() if device else _number(*placed), _number(flagged[1:-2]),
+            length[1], _number(count), _number(offset), shape, steps, extent(shape, steps),
             (0,) * len(shape), flagged[0] == _NEWTRUE,
         )  # fmt: skip
         return made
 
 
-def _parts(pattern: re.Pattern[bytes], spelled: bytes) -> tuple[bytes, ...]:
-    """Return the groups of a pattern that fits, since it is a part of the one that has found it."""
-    found: Any = pattern.fullmatch(spelled)
-    groups: tuple[bytes, ...] = found.groups(b"")
-    return groups
+def _instructions(spelled: bytes) -> list[bytes]:
+    """Return the instructions in a part of a sentence; of a text's length only the low byte."""
+    found = []
+    while spelled:
+        size = _BYTES.get(spelled[0], 1)
+        found.append(spelled[:size])
+        spelled = spelled[size:]
+    return found
 
 
 def _number(spelled: bytes) -> int:
@@ -147,12 +146,16 @@ def _number(spelled: bytes) -> int:
     return int.from_bytes(spelled[1:], "little", signed=spelled[:1] == b"J")
 
 
-def _row(spelled: bytes) -> tuple[int, ...]:
-    if spelled == _SCALAR:
+def _row(instructions: list[bytes]) -> tuple[int, ...]:
+    """Return the tuple that the instructions make, of sizes or strides."""
+    *spelled, end = instructions
+    if end == b")":
         return ()
-    sizes = tuple(map(_number, _INTS.findall(spelled.removeprefix(b"("))))
-    taken = _LENGTHS.get(spelled[-1:], len(sizes))  # a shorter tuple leaves integers on the stack
-    if taken != len(sizes) or min(sizes, default=0) < 0:
+    is_marked = spelled[0] == b"("
+    sizes = tuple(map(_number, spelled[is_marked:]))
+    # A shorter tuple leaves integers on the stack.
+    is_whole = end == b"t" if is_marked else _LENGTHS.get(end) == len(sizes)
+    if not is_whole or min(sizes, default=0) < 0:
         raise _UnusualError
     return sizes
 
