@@ -37,7 +37,6 @@ from ckptool.formats.pickles.asked import (
     is_asked_of_modules,
     is_special,
 )
-from ckptool.formats.pickles.budget import Looks
 from ckptool.formats.pickles.families import (
     is_guest_of_torch,
     is_inert,
@@ -111,8 +110,8 @@ _HOOKS = regex(r"_\w*_hooks(_with_kwargs|_always_called)?|qconfig")
 class Grammar:
     """The rules on the uses of the values of one pickle."""
 
-    def __init__(self, looks: Looks | None = None) -> None:
-        self.grades = Grades(looks)
+    def __init__(self, grades: Grades | None = None) -> None:
+        self.grades = grades or Grades()
         self.grade = self.grades.of
 
     # ------------------------------------------------------------------------------ arguments

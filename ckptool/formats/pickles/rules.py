@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from ckptool.formats.pickles.budget import Looks
 from ckptool.formats.pickles.effects import (
     CHECKED,
     class_in_class,
@@ -20,7 +21,7 @@ from ckptool.formats.pickles.effects import (
     parts_of_data,
 )
 from ckptool.formats.pickles.families import is_inert
-from ckptool.formats.pickles.grades import DATA, SCALARS
+from ckptool.formats.pickles.grades import DATA, SCALARS, Grades
 from ckptool.formats.pickles.grammar import Grammar
 from ckptool.formats.pickles.put_off import PutOff, calls_put_off, may_be_put_off
 from ckptool.formats.pickles.subclasses import NO_SUBCLASS, as_subclass, of_subclass
@@ -34,6 +35,9 @@ _KEYS = SCALARS | {tuple, frozenset, TensorRef}  # of dicts; those of lists are 
 
 class Rules(Grammar):
     """The rules on the names, calls and values of one pickle."""
+
+    def __init__(self, looks: Looks) -> None:
+        super().__init__(Grades(looks))
 
     is_own = staticmethod(is_own)
     is_value = staticmethod(is_value)
