@@ -167,9 +167,8 @@ class TorchBuilder(NotingBuilder):
             if not self.rules.is_set_on_array(state):
                 self.note_misuse(f"{NDARRAY}.__setstate__", (state,))
             return checked(partial(self._metered, numpy_build, obj), NDARRAY, state_of(state))
-        if self.rules.is_the_loaders(obj):  # the attributes of a class, or of a module's function
-            self.note_call(self.rules.part_of(obj, "__dict__"), (state,))
-        self._check_state(obj, state)
+        if not self._states.is_metadata(obj, state):
+            self._check_state(obj, state)
         if isinstance(obj, (TensorRef, CompositeTensor, StorageRef)):
             if not keeps_values(obj, state):
                 self.object_to("a state is set on a tensor that no tensor can have")
@@ -187,6 +186,8 @@ class TorchBuilder(NotingBuilder):
     def _check_state(self, obj: Any, state: Any) -> None:
         """Note a state that runs what the pickle prepared, when it is set or afterwards."""
         name, rules = name_of(obj), self.rules
+        if rules.is_the_loaders(obj):  # the attributes of a class, or of a module's function
+            self.note_call(rules.part_of(obj, "__dict__"), (state,))
         fits: Callable[[Any], bool] = rules.is_data
         if isinstance(obj, Opaque):
             name, fits = obj.qualname, partial(rules.is_set_on, obj)
@@ -202,6 +203,8 @@ class TorchBuilder(NotingBuilder):
 
     def finish(self, tree: Any) -> None:
         """Refuse dicts with keys that a loader may take for one, now that they are complete."""
+        for obj, state in self._states.changed_metadata():
+            self._check_state(obj, state)
         self.look_again()
         self._states.finish()
         if self._has_object_keys:
