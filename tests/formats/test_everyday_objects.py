@@ -9,6 +9,7 @@ import datetime as dt
 import statistics
 import string
 import textwrap
+import time
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -133,6 +134,7 @@ EVERYDAY = {
     "Python's objects of data": lambda: [
         collections.ChainMap({"a": 1}), collections.UserString("a"), string.Template("a"),
         calendar.Calendar(), statistics.NormalDist(), textwrap.TextWrapper(),
+        time.gmtime(0),
     ],
     "quantized network": lambda: torch.ao.quantization.quantize_dynamic(
         nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2)), {nn.Linear, nn.LSTM}

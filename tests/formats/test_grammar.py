@@ -413,6 +413,7 @@ TAKEN = {
     "datetime.timezone": (call("datetime.timedelta", ONE), X),
     "datetime.datetime": (*(number(n) for n in (2026, 1, 1, 1, 1, 1, 1)), NONE, FALSE),
     "datetime.time": (*(number(n) for n in (1, 1, 1, 1)), NONE),
+    "time.struct_time": (row(*[ONE] * 9), fields(tm_zone=X, tm_gmtoff=ONE)),
     "zoneinfo.ZoneInfo": (text("UTC"),),
     "array.array": (text("f"), listed(ONE)),
     "array._array_reconstructor": (name("array.array"), text("f"), number(14), data(bytes(4))),

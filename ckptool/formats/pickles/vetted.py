@@ -119,6 +119,7 @@ VETTED: Mapping[str, Vetted] = {
     **_rows("datetime", "timedelta date timezone", _VALUE),
     **_rows("datetime", "datetime time", "keeps its time zone, which is asked when it is hashed",
             rest=OBJECT),
+    **_rows("time", "struct_time", _VALUE),
     **_rows("zoneinfo", "ZoneInfo ZoneInfo._unpickle", "reads the time zone of a name"),
     **_rows("ipaddress", "IPv4Address IPv4Network IPv4Interface IPv6Address IPv6Network "
             "IPv6Interface", _VALUE),
@@ -261,8 +262,10 @@ PLAIN_DATA = frozenset({
 })  # fmt: skip
 
 # Objects of own classes that may be in the arguments of a call of plain values: none is text, which
-# the pickle could compute (``str(b"+AC8-tmp", "utf-7")`` is a path), and none can be called.
-TEXTS = (".str", ".unicode", ".bytes", ".bytearray", ".str_", ".bytes_", ".TorchVersion")
+# the pickle could compute (``str(b"+AC8-tmp", "utf-7")`` is a path), or a row, and none is called.
+TEXTS = (
+    ".str", ".unicode", ".bytes", ".bytearray", ".str_", ".bytes_", ".TorchVersion", ".struct_time",
+)  # fmt: skip
 PLAIN_OBJECTS = frozenset({
     *(name for name in PLAIN_DATA if not name.endswith(TEXTS)),
     "torch.device", "torch.Generator", "torch._C.Generator", "torch._dynamo.decorators._DimRange",
