@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import pytest
 
-from ckptool.formats.base import NamedGlobal
+from ckptool.formats.base import DANGEROUS, NamedGlobal
 from ckptool.formats.pickles.acting import DROPPED, MADE, REVIEWED, acts_when_made
 from ckptool.formats.pickles.families import is_inert
-from ckptool.formats.pickles.trust import BROUGHT_ALONG, DANGEROUS, trust_of
+from ckptool.formats.pickles.plain_names import trust_of
+from ckptool.formats.pickles.trust import BROUGHT_ALONG
 from ckptool.formats.pickles.vetted import VETTED
 from ckptool.tree.nodes import GlobalRef
 from helpers.own_classes import classes, derived, with_method
