@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import gc
 import time
 from typing import ClassVar
@@ -115,14 +116,26 @@ def test_a_hundred_thousand_tensors_take_under_a_second(writer):
     assert spent < 5.0  # not a benchmark: only what grows faster than the names fails here
 
 
+def calls_to_locate(content) -> int:
+    """The calls of functions that locating makes: the same number on every machine."""
+    checkpoint = in_memory(content)
+    profile = cProfile.Profile()
+    profile.runcall(locate_ema, checkpoint)
+    return sum(entry.callcount for entry in profile.getstats())
+
+
 @pytest.mark.slow
 def test_a_hundred_thousand_tensors_in_one_table_take_little_more():
-    """The parts of a table are aligned to tell them apart, and not again to take one."""
-    both = {f"model.{name}": tensor for name, tensor in LARGE.items()}
-    both |= {f"model_ema.{name.replace('.', '_')}": tensor for name, tensor in LARGE.items()}
-    location, spent = located({"state_dict": both})
+    """The parts of a table are aligned to tell them apart, and not again to take one.
+
+    They take 2.1 times the calls of two tables; if they were aligned once more it would be 2.9.
+    """
+    average = {name.replace(".", "_"): tensor for name, tensor in LARGE.items()}
+    both = {**under("model.", LARGE), **under("model_ema.", average)}
+    location, _ = located({"state_dict": both})
     assert location.status == "found"
-    assert spent < 2.5
+    apart = calls_to_locate({"model": LARGE, "ema": average})
+    assert calls_to_locate({"state_dict": both}) < 2.5 * apart
 
 
 @pytest.mark.slow
