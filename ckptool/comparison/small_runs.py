@@ -18,8 +18,11 @@ from ckptool.tensors.windows import SMALL, read_each
 
 
 def is_small(job: Job) -> bool:
-    """Return whether both tensors are a few bytes in one place that is near."""
-    return not job.is_bytewise and all(
+    """Return whether both tensors are a few bytes in one place that is near.
+
+    Each is one run: it is measured as a whole or equal, and a norm of one side is never asked.
+    """
+    return not (job.is_bytewise or job.is_one_sided) and all(
         values.nbytes <= SMALL
         and values.spans is not None
         and len(values.spans) == 1

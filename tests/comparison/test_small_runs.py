@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptool.commands.diff import diff
-from ckptool.comparison import engine
+from ckptool.comparison import arrays, devices, engine, small_runs
 from ckptool.comparison.digests import tensor_digest, tensor_digests
 from ckptool.comparison.engine import Engine
 from ckptool.comparison.leaves import TensorLeaf
@@ -25,6 +25,7 @@ from ckptool.formats.base import TensorReader
 from ckptool.sources.base import ByteSpan
 from ckptool.sources.local import LocalFile
 from ckptool.sources.memory import Memory
+from ckptool.tensors import windows
 from ckptool.tree.geometry import contiguous_strides
 from ckptool.tree.nodes import Chunk, TensorRef
 from helpers.thinned import examples
@@ -146,3 +147,10 @@ def test_two_parts_of_a_file_are_read_of_one(tmp_path):
         with pytest.raises(CkptError):
             Side(f"{tmp_path / 'c.pt'}#c", beside=one)
     assert not diff(f"{tmp_path / 'c.pt'}#a", f"{tmp_path / 'c.pt'}#b").equal
+
+
+def test_small_tensors_are_one_run():
+    """So that they are read whole, and those with equal bytes have no part to be measured."""
+    assert min(arrays.BLOCK, devices.STAGED // 8) >= windows.SMALL
+    (side,) = stored(bytes(12), [("float32", (3,), "little", False)], [0])
+    assert not small_runs.is_small(Job(side, side, Tolerance()))
